@@ -1,0 +1,1 @@
+"""What the operator and its containers have agreed on: stages, parameters, requests, results, digests, store keys."""

@@ -1,0 +1,167 @@
+"""Digests and store keys.
+
+A digest covers all that can change a stage's output and nothing else, chained through the stages before it:
+
+    prepare (request) = H(base, dataset, maxLength, seed)                      names, pins and options
+    prepared          = H(resolved, dataset without places, maxLength, seed)   content: where prepare's manifest lies
+    train             = H(trainer version, resolved base and training data, how rows become tokens, method, lora, training)
+    merge             = H(train, merge.base)
+    quantize          = H(merge or train, merge.base, formats, outlierThreshold)
+    evaluate          = H(quantize, evaluation data, options)
+    publish           = H(evaluate, gates, the model's name)
+
+Labels, resources, node selection, retry limits, deadlines and checkpoint intervals are in no digest: changing them
+re-runs nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune_contract.request import Resolved
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+
+# Raised when a change of the code changes what a stage makes from the same request.
+STAGE_VERSIONS: Mapping[Stage, int] = dict.fromkeys(Stage, 1)
+
+MANIFEST = "manifest.json"
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces, in UTF-8: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def prepare_digest(parameters: Parameters) -> str:
+    """Digest of a request to prepare: it changes when the names, pins or options in the spec change."""
+    return _stage_digest(
+        Stage.PREPARE,
+        baseModel=_dump(parameters.base_model),
+        dataset=_dump(parameters.dataset),
+        maxLength=parameters.training.max_length,
+        seed=parameters.training.seed,
+    )
+
+
+def prepared_digest(parameters: Parameters, resolved: Resolved) -> str:
+    """Digest of what prepare makes: it changes when the content behind the names changes."""
+    return _stage_digest(
+        Stage.PREPARE,
+        resolved=_dump(resolved),
+        rows=_row_options(parameters),
+        maxLength=parameters.training.max_length,
+        seed=parameters.training.seed,
+    )
+
+
+def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict[Stage, str]:
+    """Digests of the stages after prepare. Without merge.keep there is no merge stage and no entry for it."""
+    training = _dump(parameters.training)
+    del training["checkpoint"]
+    if parameters.training.max_steps is not None:
+        del training["epochs"]
+    rows = _row_options(parameters)
+    del rows["fields"]["expectedKeyword"]
+    train = _stage_digest(
+        Stage.TRAIN,
+        base=resolved.base,
+        data=resolved.train,
+        rows=rows,
+        method=parameters.method,
+        lora=_dump(parameters.lora),
+        training=training,
+    )
+    merge = _stage_digest(Stage.MERGE, train=train, base=parameters.merge.base)
+    keep = parameters.merge.keep
+    quantize = _stage_digest(
+        Stage.QUANTIZE,
+        source=merge if keep else train,
+        base=parameters.merge.base,
+        formats=sorted(parameters.quantization.formats),
+        outlierThreshold=parameters.quantization.outlier_threshold,
+    )
+    evaluate = _stage_digest(Stage.EVALUATE, quantize=quantize, **_evaluation_inputs(parameters, resolved))
+    publish = _stage_digest(
+        Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name
+    )
+    digests = {
+        Stage.TRAIN: train,
+        Stage.MERGE: merge,
+        Stage.QUANTIZE: quantize,
+        Stage.EVALUATE: evaluate,
+        Stage.PUBLISH: publish,
+    }
+    if not keep:
+        del digests[Stage.MERGE]
+    return digests
+
+
+def base_scores_digest(parameters: Parameters, resolved: Resolved) -> str:
+    """Digest of the base model's scores, which runs over one base and one set of evaluation rows share."""
+    return sha256_of({"stage": "base-scores", "base": resolved.base, **_evaluation_inputs(parameters, resolved)})
+
+
+def stage_key(stage: Stage, digest: str) -> str:
+    """Folder of a stage's output in the store."""
+    return f"stages/{stage}/{digest}"
+
+
+def manifest_key(stage: Stage, digest: str) -> str:
+    """Key of a stage's manifest."""
+    return f"{stage_key(stage, digest)}/{MANIFEST}"
+
+
+def checkpoints_key(train_digest: str) -> str:
+    """Folder of a training's checkpoints: step-<n>/ below it."""
+    return f"checkpoints/{train_digest}"
+
+
+def base_scores_key(digest: str) -> str:
+    """Key of the base model's scores."""
+    return f"scores/base/{digest}.json"
+
+
+def version_key(name: str, digest: str) -> str:
+    """Key of one published or refused version of a model."""
+    return f"models/{name}/versions/{digest}.json"
+
+
+def pointer_key(name: str) -> str:
+    """Key of the pointer that edge devices follow."""
+    return f"models/{name}/latest.json"
+
+
+def _stage_digest(stage: Stage, **inputs: Any) -> str:
+    return sha256_of({"stage": stage, "version": STAGE_VERSIONS[stage], **inputs})
+
+
+def _dump(model: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = model.model_dump(mode="json", exclude_none=True)
+    return dumped
+
+
+def _row_options(parameters: Parameters) -> dict[str, Any]:
+    """How rows are read and turned into tokens, without where they lie."""
+    rows = _dump(parameters.dataset)
+    for place in ("train", "eval"):
+        rows.pop(place, None)
+    if parameters.dataset.eval is not None:
+        del rows["evalSplitPercent"]
+    return rows
+
+
+def _evaluation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:
+    return {
+        "data": resolved.eval or {"train": resolved.train, "seed": parameters.training.seed},
+        "rows": _row_options(parameters),
+        "maxLength": parameters.training.max_length,
+        "maxExamples": parameters.evaluation.max_examples,
+        "maxNewTokens": parameters.evaluation.max_new_tokens,
+    }

@@ -1,0 +1,275 @@
+"""Requests and results: what one stage is asked to do, and what it says when it ends."""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from edgetune_contract.model import Model
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import ExitCode, Stage
+
+CONTRACT_VERSION = 1
+# The kubelet keeps the last 4,096 bytes of a termination message: a longer JSON text would arrive broken.
+MAX_RESULT_BYTES = 4096
+_MAX_FAILURE_MESSAGE_BYTES = 2048
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ChecksumMode(StrEnum):
+    """When the S3 client adds checksums of its own to requests."""
+
+    WHEN_SUPPORTED = "WhenSupported"
+    WHEN_REQUIRED = "WhenRequired"
+
+
+class StoreLocation(Model):
+    """Where artifacts live, for one namespace."""
+
+    uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
+    """s3://bucket/prefix/namespace, or file:///folder/namespace in a local run."""
+
+    endpoint: str | None = None
+    """URL of the S3 service; None is the client's default."""
+
+    region: str | None = None
+    """S3 region; None is the client's default."""
+
+    path_style: bool = False
+    """Address buckets by path instead of by host name."""
+
+    checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
+    """When the S3 client adds checksums of its own to requests."""
+
+
+class Resolved(Model):
+    """What the names in the spec stood for when prepare looked: content digests, ready to be pinned in the spec."""
+
+    base: Digest
+    """SHA-256 of the base model's file list."""
+
+    train: Digest
+    """SHA-256 of the training data's content."""
+
+    eval: Digest | None = None
+    """SHA-256 of the evaluation data's content; None when it is split off the training data."""
+
+
+class Request(Model):
+    """All that one stage needs to know; nothing is left to look up in the cluster."""
+
+    contract_version: Literal[1] = CONTRACT_VERSION
+    namespace: str
+    name: str
+    """Name of the LoraFineTune: the model's name in the store."""
+
+    stage: Stage
+    digest: Digest
+    """The digest that this stage's manifest will carry. For prepare it names the request; its manifest goes by content."""
+
+    store: StoreLocation
+    parameters: Parameters
+    resolved: Resolved | None = None
+    """None for prepare, which finds it out."""
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Request from its JSON text.
+
+        Raises:
+            pydantic.ValidationError: the text is not a request of this contract's version.
+        """
+        return cls.model_validate_json(text)
+
+    def encode(self) -> str:
+        """JSON text, without fields that are None."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class Artifact(Model):
+    """One thing that a stage made: a folder in the store."""
+
+    name: str
+    """adapter, merged, or edge- and the format."""
+
+    uri: str
+    bytes: int
+    """Size of all files together."""
+
+    sha256: Digest
+    """SHA-256 of the canonical JSON of its file list: path, bytes and SHA-256 of each."""
+
+
+class ModelScores(Model):
+    """How one model did on the evaluation rows."""
+
+    keyword_accuracy: float | None = None
+    """Share of expected keywords that the answers hold, case-insensitive, 0 to 1; None when no row names one."""
+
+    exact_match: float | None = None
+    """Share of answers equal to the reference after stripping white space, 0 to 1; None without prompts (format Text)."""
+
+    loss: float | None = None
+    """Mean cross-entropy over the completion tokens of all rows, in nats."""
+
+
+class Scores(Model):
+    """Scores of all four models on the same rows. A model's score is its keyword accuracy, else its exact match."""
+
+    base: float | None = None
+    """Score of the base model, 0 to 1."""
+
+    tuned: float | None = None
+    """Score of the base with the adapter, as training saw it, 0 to 1."""
+
+    merged: float | None = None
+    """Score of the merged model, 0 to 1; absent with merge.keep false."""
+
+    edge: float | None = None
+    """Score of the edge model, 0 to 1."""
+
+    improvement: float | None = None
+    """Tuned minus base, in percentage points."""
+
+    drop: float | None = None
+    """Tuned minus edge, 0 to 1: what merging and INT8 cost."""
+
+    examples: int = 0
+    """Evaluation rows that were scored."""
+
+    details: dict[str, ModelScores] = {}
+    """By model: keyword accuracy, exact match and loss."""
+
+
+class Publication(Model):
+    """The end of a run: a new version that the pointer names, or the gates' refusal."""
+
+    published: bool
+    version: Digest
+    refusals: tuple[str, ...] = ()
+    """One sentence a gate that did not hold, with the figure and the limit."""
+
+    pointer: str | None = None
+    """URI of latest.json, when published."""
+
+
+class Failure(Model):
+    """Why a stage did not finish."""
+
+    exit_code: int
+    reason: str
+    message: str
+    """What happened, where, and what to do."""
+
+    step: int | None = None
+    """Optimizer step of the newest checkpoint in the store, when training was stopped."""
+
+
+class Result(Model):
+    """What a stage says when it ends: the container's termination message, and the head of its manifest."""
+
+    stage: Stage
+    digest: Digest
+    cached: bool = False
+    """The manifest was there already; nothing was done again."""
+
+    seconds: float = 0.0
+    """Time that the stage took when its work was done."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    metrics: dict[str, float] = {}
+    """Figures by camelCase name with its unit, such as baseBytes, steps, loss, tokensPerSecond."""
+
+    facts: dict[str, str] = {}
+    """Short texts worth keeping, such as precision and library versions."""
+
+    warnings: tuple[str, ...] = ()
+    resolved: Resolved | None = None
+    """prepare only."""
+
+    done: "tuple[Result, ...]" = ()
+    """prepare only: results of later stages whose manifests are in the store already."""
+
+    scores: Scores | None = None
+    """evaluate only."""
+
+    publication: Publication | None = None
+    """publish only."""
+
+    failure: Failure | None = None
+    """Set when the stage did not finish."""
+
+    @classmethod
+    def failed(cls, stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None) -> Self:
+        """Result of a stage that did not finish; a long message is cut in the middle."""
+        failure = Failure(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
+        return cls(stage=stage, digest=digest, failure=failure)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Result from its JSON text.
+
+        Raises:
+            pydantic.ValidationError: the text is not a result.
+        """
+        return cls.model_validate_json(text)
+
+    def encode(self) -> bytes:
+        """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
+
+        What does not fit is left out in this order: results of later stages (each costs one short run that finds its
+        manifest), facts, warnings from the last on (replaced by their number). The manifest holds all of it.
+
+        Raises:
+            ValueError: the rest is still too long.
+        """
+        for result in (self, self.model_copy(update={"done": ()}), self.model_copy(update={"done": (), "facts": {}})):
+            encoded = result._to_json()
+            if len(encoded) <= MAX_RESULT_BYTES:
+                return encoded
+        for kept in range(len(self.warnings) - 1, -1, -1):
+            note = f"{len(self.warnings) - kept} more warnings are in the manifest"
+            shorter = self.model_copy(update={"done": (), "facts": {}, "warnings": (*self.warnings[:kept], note)})
+            encoded = shorter._to_json()
+            if len(encoded) <= MAX_RESULT_BYTES:
+                return encoded
+        raise ValueError(f"the result of {self.stage} has {len(encoded)} bytes, more than {MAX_RESULT_BYTES}")
+
+    def _to_json(self) -> bytes:
+        return self.model_dump_json(exclude_defaults=True, exclude_none=True).encode()
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the stage was stopped by SIGTERM and can go on."""
+        return self.failure is not None and self.failure.exit_code == ExitCode.INTERRUPTED
+
+
+class FileEntry(Model):
+    """One file of an artifact."""
+
+    path: str
+    """Path below the manifest's folder, with / between names."""
+
+    bytes: int
+    sha256: Digest
+
+
+class Manifest(Model):
+    """A finished stage: its result and the files that belong to it. Written last; it exists = the stage is done."""
+
+    result: Result
+    files: tuple[FileEntry, ...] = ()
+    created_at: str
+    """RFC 3339, UTC."""
+
+    versions: dict[str, str] = {}
+    """Versions of the libraries that made it."""
+
+
+def _cut(message: str) -> str:
+    encoded = message.encode()
+    if len(encoded) <= _MAX_FAILURE_MESSAGE_BYTES:
+        return message
+    half = (_MAX_FAILURE_MESSAGE_BYTES - 8) // 2
+    return encoded[:half].decode(errors="ignore") + " … " + encoded[-half:].decode(errors="ignore")

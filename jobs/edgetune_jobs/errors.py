@@ -1,0 +1,62 @@
+"""How a stage ends when it does not finish.
+
+    StageError
+    ├── InvalidInput        10  the request or the data is invalid
+    ├── AccessDenied        11  access denied, or licence not accepted
+    ├── OutOfGpuMemory      12  the next attempt halves the micro-batch
+    ├── TrainingDiverged    13  loss not finite
+    ├── TransientFault      14  network, store, disk: another attempt may succeed
+    └── Interrupted         75  stopped by SIGTERM; the checkpoint is in the store
+
+A message says what happened, where, and what to do.
+"""
+
+from typing import ClassVar
+
+from edgetune_contract.stages import ExitCode
+
+
+class StageError(Exception):
+    """A stage cannot finish; the subclass decides the exit code."""
+
+    exit_code: ClassVar[ExitCode]
+
+
+class InvalidInput(StageError):
+    """The request or the data is invalid: another attempt would end the same way."""
+
+    exit_code = ExitCode.INVALID
+
+
+class AccessDenied(StageError):
+    """The store or the hub refuses these credentials."""
+
+    exit_code = ExitCode.DENIED
+
+
+class OutOfGpuMemory(StageError):
+    """The micro-batch does not fit into GPU memory."""
+
+    exit_code = ExitCode.OUT_OF_GPU_MEMORY
+
+
+class TrainingDiverged(StageError):
+    """The loss is not finite."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class TransientFault(StageError):
+    """Network, store or disk: another attempt may succeed."""
+
+    exit_code = ExitCode.TRANSIENT
+
+
+class Interrupted(StageError):
+    """Stopped by SIGTERM. `step` is the optimizer step of the newest checkpoint in the store, None without one."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step

@@ -1,0 +1,122 @@
+"""What a stage body gets and gives: a function from folders to a folder that knows neither S3 nor Kubernetes."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
+from edgetune_contract.stages import Stage
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is."""
+
+    def update(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Report `done` of `total` units (steps, rows, bytes, tensors) and current figures such as loss."""
+        ...
+
+    def say(self, message: str) -> None:
+        """Report what begins now, in a few words."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Training checkpoints in the store."""
+
+    def save(self, step: int, folder: Path) -> None:
+        """Upload a checkpoint folder; its manifest comes last, then all but the newest few are removed."""
+        ...
+
+    def restore_latest(self, folder: Path) -> int | None:
+        """Download the newest complete checkpoint into `folder`; its step, or None when there is none."""
+        ...
+
+    def read_micro_batch_size(self) -> int | None:
+        """The micro-batch size that an attempt which ran out of GPU memory left for the next one."""
+        ...
+
+    def write_micro_batch_size(self, size: int) -> None:
+        """Leave a smaller micro-batch size for the next attempt."""
+        ...
+
+
+class Source(Protocol):
+    """Files that a user names in the spec: a base model or a data set."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[FileEntry]:
+        """Files below the URI, sorted by path. For an object store the sha256 may stand for the store's own checksum."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the file list."""
+        ...
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        """A local folder that holds these files."""
+        ...
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes of a file from `start` on."""
+        ...
+
+
+class Publisher(Protocol):
+    """Versions and the pointer of one model in the store."""
+
+    def read_stage(self, stage: Stage) -> Manifest:
+        """Manifest of a finished stage of this run."""
+        ...
+
+    def publish(self, version: Mapping[str, object], publication: Publication) -> Publication:
+        """Write the version; move the pointer by conditional put if `publication.published`. Returns it with the pointer."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage's work order."""
+
+    request: Request
+    inputs: Mapping[str, Path]
+    """Folders by name: base, prepared, adapter, merged, edge-bnb-int8, base-scores (when known already)."""
+
+    output: Path
+    """Empty folder; each artifact is a subfolder of it."""
+
+    scratch: Path
+    """Empty folder that is thrown away."""
+
+    progress: Progress
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set when SIGTERM arrived."""
+
+    checkpoints: Checkpoints | None = None
+    """train only."""
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    """prepare only: base, train, and eval if the spec names one."""
+
+    publisher: Publisher | None = None
+    """publish only."""
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a stage body made."""
+
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    """Artifact name to the subfolder of `output` that holds it."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    resolved: Resolved | None = None
+    scores: Scores | None = None
+    publication: Publication | None = None
