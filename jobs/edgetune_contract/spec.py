@@ -128,7 +128,8 @@ TARGET_MODULE_PRESETS: dict[str, tuple[str, ...]] = {
 }
 
 TargetModulePreset = Literal["Minimal", "Standard", "Aggressive", "AllLinear"]
-ModuleName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.]+$")]
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
+_MAX_MODULE_NAMES = 64
 
 # A structural schema has no union of a string and a list. A node without a type may carry value validations, so the two
 # branches say: one of the presets; or a list (each keyword of the second branch refuses one of the other JSON types).
@@ -139,7 +140,7 @@ _TARGET_MODULES_SCHEMA = {
         {"enum": list(TARGET_MODULE_PRESETS)},
         {
             "minItems": 1,
-            "maxItems": 64,
+            "maxItems": _MAX_MODULE_NAMES,
             "maxLength": 0,
             "minLength": 1,
             "minimum": 1,
@@ -150,6 +151,19 @@ _TARGET_MODULES_SCHEMA = {
         },
     ],
 }
+
+
+def _check_target_modules(value: Any) -> Any:
+    if isinstance(value, str) and value in TARGET_MODULE_PRESETS:
+        return value
+    names = value if isinstance(value, list | tuple) else ()
+    well_formed = all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names)
+    if not well_formed or not 1 <= len(names) <= _MAX_MODULE_NAMES:
+        raise ValueError(
+            f"must be {', '.join(TARGET_MODULE_PRESETS)}, or a list of 1 to {_MAX_MODULE_NAMES} module names "
+            f"such as [q_proj, v_proj], is {value!r}"
+        )
+    return tuple(names)
 
 
 class LoraSpec(Model):
@@ -165,7 +179,8 @@ class LoraSpec(Model):
     """Probability of dropping an input of the adapter while training, 0 to below 1."""
 
     target_modules: Annotated[
-        TargetModulePreset | Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=64)],
+        TargetModulePreset | tuple[str, ...],
+        BeforeValidator(_check_target_modules),
         WithJsonSchema(_TARGET_MODULES_SCHEMA),
     ] = "Standard"
     """Minimal (q, v), Standard (q, k, v, o), Aggressive (Standard and gate, up, down), AllLinear, or a list of module names."""

@@ -1,0 +1,413 @@
+"""The LoraFineTune object: spec and status. The CRD, the field reference and every check of a spec come from here."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from edgetune_contract.model import Model
+from edgetune_contract.request import Artifact, Resolved, Scores
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+
+LIST_MAP = "x-kubernetes-list-map-keys"
+LIST_TYPE = "x-kubernetes-list-type"
+MAX_HISTORY = 10
+
+ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+Text = Annotated[str, Field(max_length=32_768)]
+Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+
+
+class LoraFineTuneSpec(Parameters):
+    """What the user asks for."""
+
+    profile: ProfileName = "default"
+    """Profile of the platform team: images, resources, node selection, bucket, credentials, queue."""
+
+    suspend: bool = False
+    """Stop the running stage (training writes a checkpoint first) and keep all that is finished."""
+
+    retry_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """Failed attempts of one stage before the run has failed; preemptions do not count."""
+
+    active_deadline_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
+    """Longest time of one stage, in seconds."""
+
+    @property
+    def parameters(self) -> Parameters:
+        """The part of the spec that reaches the stages."""
+        return Parameters.model_construct(**{name: getattr(self, name) for name in Parameters.model_fields})
+
+
+class Phase(StrEnum):
+    """Where the object is, in one word for people. Programs read conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    MERGING = "Merging"
+    QUANTIZING = "Quantizing"
+    EVALUATING = "Evaluating"
+    PUBLISHING = "Publishing"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    REFUSED = "Refused"
+    FAILED = "Failed"
+
+
+class StageState(StrEnum):
+    """State of one stage of the current run."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SKIPPED = "Skipped"
+
+
+class StageStatus(Model):
+    """One stage of the current run."""
+
+    name: Stage
+    """The stage."""
+
+    state: StageState = StageState.PENDING
+    """Pending, Running, Succeeded, Failed, or Skipped (merge, with merge.keep false)."""
+
+    digest: Annotated[str, Field(max_length=64)] = ""
+    """SHA-256 over all that can change the stage's output; empty until it is known."""
+
+    job: Annotated[str, Field(max_length=253)] = ""
+    """Name of the stage's Job."""
+
+    attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Attempts that were started, without those that a disruption ended."""
+
+    preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Attempts that were stopped from outside and went on later."""
+
+    started_at: Timestamp | None = None
+    """When the stage started (RFC 3339)."""
+
+    finished_at: Timestamp | None = None
+    """When the stage ended (RFC 3339)."""
+
+    seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Time from start to end, in seconds."""
+
+    cached: bool = False
+    """The output was in the store already."""
+
+    reason: Annotated[str, Field(max_length=128)] = ""
+    """CamelCase reason for the state."""
+
+    message: Text = ""
+    """What happened and what to do, for people."""
+
+    metrics: dict[Annotated[str, Field(max_length=64)], float] = {}
+    """The stage's figures, such as steps, loss, tokensPerSecond, trainableParameters."""
+
+    warnings: tuple[Text, ...] = ()
+    """What the stage found worth a second look."""
+
+
+class ProgressStatus(Model):
+    """How far the running stage is."""
+
+    stage: Stage
+    """The running stage."""
+
+    step: Annotated[int, Field(ge=0, le=1_000_000_000_000)]
+    """Units done."""
+
+    total_steps: Annotated[int, Field(ge=0, le=1_000_000_000_000)]
+    """Units in all."""
+
+    unit: Annotated[str, Field(max_length=32)] = "steps"
+    """What is counted."""
+
+    percent: Annotated[int, Field(ge=0, le=100)]
+    """Share done, in percent."""
+
+    loss: float | None = None
+    """Training loss of the last steps, in nats per completion token."""
+
+    tokens_per_second: float | None = None
+    """Training tokens a second."""
+
+    eta_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Expected time to the end of the stage, in seconds."""
+
+
+class Sizes(Model):
+    """Sizes of what the run read and made, in bytes."""
+
+    base_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Files of the base model."""
+
+    adapter_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Files of the adapter."""
+
+    merged_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Files of the merged model; absent with merge.keep false."""
+
+    edge_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Files of the edge model."""
+
+    ratio: Annotated[float, Field(ge=0)] | None = None
+    """Edge over base."""
+
+
+class ArtifactStatus(Artifact):
+    """One thing that the run made, in the store."""
+
+    stage: Stage
+    """The stage that made it."""
+
+
+class PublicationStatus(Model):
+    """Outcome of the gates."""
+
+    published: bool
+    """Whether the pointer names this version."""
+
+    version: Annotated[str, Field(max_length=64)]
+    """Digest of the version."""
+
+    pointer: Annotated[str, Field(max_length=2048)] | None = None
+    """URI of latest.json, which edge devices follow."""
+
+    refusals: tuple[Text, ...] = ()
+    """One sentence a gate that did not hold, with the figure and the limit."""
+
+
+class Condition(Model):
+    """A condition as Kubernetes knows it."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published."""
+
+    status: Literal["True", "False", "Unknown"]
+    """True, False or Unknown."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    """CamelCase reason."""
+
+    message: Text = ""
+    """What it means and what to do, for people."""
+
+    last_transition_time: Timestamp
+    """When the status last changed (RFC 3339)."""
+
+    observed_generation: Annotated[int, Field(ge=0)] = 0
+    """Generation of the spec that this condition speaks of."""
+
+
+class HistoryEntry(Model):
+    """One finished run."""
+
+    generation: Annotated[int, Field(ge=0)]
+    """Generation of the spec."""
+
+    outcome: Annotated[str, Field(max_length=128)]
+    """Phase at the end and, if it failed, the reason."""
+
+    started_at: Timestamp | None = None
+    """When the run started (RFC 3339)."""
+
+    finished_at: Timestamp | None = None
+    """When the run ended (RFC 3339)."""
+
+    scores: Scores | None = None
+    """Scores of the run."""
+
+    sizes: Sizes | None = None
+    """Sizes of the run, in bytes."""
+
+
+class Display(Model):
+    """Figures in a person's units, for the columns of `kubectl get`."""
+
+    progress: Annotated[str, Field(max_length=64)] = ""
+    """Progress of the running stage."""
+
+    base: Annotated[str, Field(max_length=16)] = ""
+    """Score of the base model."""
+
+    tuned: Annotated[str, Field(max_length=16)] = ""
+    """Score of the tuned model."""
+
+    edge: Annotated[str, Field(max_length=16)] = ""
+    """Score of the edge model."""
+
+    adapter_size: Annotated[str, Field(max_length=16)] = ""
+    """Size of the adapter."""
+
+    edge_size: Annotated[str, Field(max_length=16)] = ""
+    """Size of the edge model."""
+
+
+class LoraFineTuneStatus(Model):
+    """What became of it. Written by the operator only; a view of the facts in the store."""
+
+    observed_generation: Annotated[int, Field(ge=-1)] = -1
+    """Generation of the spec that this status speaks of; -1 before the first pass."""
+
+    phase: Phase = Phase.PENDING
+    """Where the object is, in one word for people. Programs read conditions."""
+
+    conditions: Annotated[
+        tuple[Condition, ...], Field(max_length=16, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["type"]})
+    ] = ()
+    """Ready, Reconciling and Stalled as kstatus reads them, and one a stage."""
+
+    started_at: Timestamp | None = None
+    """When the current run started (RFC 3339)."""
+
+    finished_at: Timestamp | None = None
+    """When the current run ended (RFC 3339)."""
+
+    last_handled_retry: Annotated[str, Field(max_length=256)] = ""
+    """Value of the annotation edgetune.dev/retry-requested that was answered last."""
+
+    resolved: Resolved | None = None
+    """Content digests of base and data, ready to be pinned in the spec."""
+
+    progress: ProgressStatus | None = None
+    """How far the running stage is."""
+
+    stages: Annotated[
+        tuple[StageStatus, ...], Field(max_length=16, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["name"]})
+    ] = ()
+    """One row a stage."""
+
+    sizes: Sizes | None = None
+    """Sizes of what the run read and made, in bytes."""
+
+    scores: Scores | None = None
+    """Scores of all four models on the same rows."""
+
+    artifacts: Annotated[
+        tuple[ArtifactStatus, ...], Field(max_length=32, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["name"]})
+    ] = ()
+    """What the run made, in the store."""
+
+    publication: PublicationStatus | None = None
+    """Outcome of the gates."""
+
+    warnings: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    """What the stages found worth a second look."""
+
+    history: Annotated[tuple[HistoryEntry, ...], Field(max_length=MAX_HISTORY)] = ()
+    """The last finished runs, newest first."""
+
+    display: Display | None = None
+    """Figures in a person's units, for the columns of `kubectl get`."""
+
+
+class Problem(Model):
+    """One thing that is wrong with an object."""
+
+    path: str
+    """Field path such as spec.lora.rank."""
+
+    message: str
+    """What is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class InvalidSpec(ValueError):
+    """A spec that the models refuse, with every problem and its path."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def parse_spec(spec: Any) -> LoraFineTuneSpec:
+    """Spec from plain JSON values.
+
+    Raises:
+        InvalidSpec: with every problem and its path.
+    """
+    if not isinstance(spec, dict):
+        raise InvalidSpec((Problem(path="spec", message="must be an object"),))
+    try:
+        return LoraFineTuneSpec.model_validate(spec)
+    except ValidationError as error:
+        raise InvalidSpec(_problems(error)) from None
+
+
+def check_object(document: Any) -> tuple[Problem, ...]:
+    """Every problem of an object as a user wrote it: apiVersion, kind, metadata.name and spec."""
+    if not isinstance(document, dict):
+        return (Problem(path="(document)", message=f"must be a {names.KIND} object"),)
+    problems = [
+        Problem(path=key, message=f"must be {wanted}, is {document.get(key)!r}")
+        for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND))
+        if document.get(key) != wanted
+    ]
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("name"):
+        problems.append(Problem(path="metadata.name", message="is required"))
+    problems += [
+        Problem(path=key, message="unknown field")
+        for key in document
+        if key not in ("apiVersion", "kind", "metadata", "spec", "status")
+    ]
+    try:
+        parse_spec(document.get("spec"))
+    except InvalidSpec as error:
+        problems += error.problems
+    return tuple(problems)
+
+
+def _problems(error: ValidationError) -> tuple[Problem, ...]:
+    items = error.errors(include_url=False)
+    # A list whose items are all wrong is also reported as too short: the items say it better.
+    items = [
+        item
+        for item in items
+        if item["type"] != "too_short" or not any(_is_inside(other["loc"], item["loc"]) for other in items)
+    ]
+    return tuple(Problem(path=_path(item["loc"]), message=_message(item)) for item in items)
+
+
+def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _message(item: ErrorDetails) -> str:
+    if item["type"] == "missing":
+        return "is required"
+    if item["type"] == "extra_forbidden":
+        return "unknown field"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{item['input']!r} has not the form that is expected here. {_description(item['loc'])}".strip()
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" or isinstance(item["input"], dict):
+        return message
+    return f"{message[0].lower()}{message[1:]}, is {item['input']!r}"
+
+
+def _description(location: tuple[int | str, ...]) -> str:
+    """Description of the field at a location, empty where there is none."""
+    model: Any = LoraFineTuneSpec
+    description = ""
+    for part in location:
+        fields = getattr(model, "model_fields", {})
+        field = next((field for name, field in fields.items() if part in (name, field.alias)), None)
+        if field is None:
+            break
+        description = field.description or ""
+        model = next((kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "rules")), None)
+    return description

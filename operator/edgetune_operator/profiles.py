@@ -1,0 +1,129 @@
+"""Profiles: what the platform team offers by name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from edgetune_contract.model import Model
+from edgetune_contract.request import ChecksumMode, StoreLocation
+from edgetune_contract.stages import Stage
+
+Quantities = dict[str, str | int]
+
+
+class Resources(Model):
+    """Kubernetes resources of one container."""
+
+    requests: Quantities = {}
+    limits: Quantities = {}
+
+
+class Image(Model):
+    """The container image of the stages."""
+
+    reference: str = "ghcr.io/edgetune/jobs:0.1.0"
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Names of image pull Secrets in the object's namespace."""
+
+
+class ProfileStore(Model):
+    """Bucket and prefix below which each namespace has its folder."""
+
+    uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
+    """s3://bucket/prefix, or file:///folder in a local run."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
+    credentials_secret: str | None = None
+    """Secret of the object's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None is the pod's identity."""
+
+    def for_namespace(self, namespace: str) -> StoreLocation:
+        """Where the artifacts of one namespace live: nothing is shared across namespaces."""
+        return StoreLocation(
+            uri=f"{self.uri.rstrip('/')}/{namespace}",
+            endpoint=self.endpoint,
+            region=self.region,
+            path_style=self.path_style,
+            checksums=self.checksums,
+        )
+
+
+_LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
+_WEIGHTS = Resources(requests={"cpu": "2", "memory": "8Gi"}, limits={"memory": "32Gi"})
+DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
+    Stage.PREPARE: _LIGHT,
+    # The only stage that asks for a GPU: the GPU goes back as soon as training ends.
+    Stage.TRAIN: Resources(
+        requests={"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": 1}, limits={"memory": "32Gi", "nvidia.com/gpu": 1}
+    ),
+    Stage.MERGE: _WEIGHTS,
+    Stage.QUANTIZE: _WEIGHTS,
+    Stage.EVALUATE: _WEIGHTS,
+    Stage.PUBLISH: _LIGHT,
+}
+
+
+class Profile(Model):
+    """One profile: images, resources per stage, node selection, bucket, credentials, queue."""
+
+    store: ProfileStore
+    image: Image = Image()
+    resources: dict[Stage, Resources] = {}
+    """Resources by stage; a stage that is not named keeps its default."""
+
+    work_volume_size: str = "64Gi"
+    """Size limit of the emptyDir that holds a stage's work and cache folders."""
+
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+    affinity: dict[str, Any] | None = None
+    runtime_class_name: str | None = None
+    priority_class_name: str | None = None
+    service_account_name: str | None = None
+    queue: str | None = None
+    """Kueue LocalQueue: becomes the label kueue.x-k8s.io/queue-name."""
+
+    termination_grace_period_seconds: int = 120
+    """Time that a stopped training has for its checkpoint, in seconds."""
+
+    ttl_seconds_after_finished: int = 3600
+    """How long finished Jobs stay, in seconds. Status and store keep what matters."""
+
+    allow_file_uris: bool = False
+    """Whether base and data may be file:// (local runs only: a Pod has no such files)."""
+
+    def resources_for(self, stage: Stage) -> Resources:
+        """Resources of a stage's container."""
+        return self.resources.get(stage, DEFAULT_RESOURCES[stage])
+
+
+class InvalidProfiles(ValueError):
+    """A profiles file that cannot be used."""
+
+
+class _ProfilesFile(Model):
+    profiles: dict[str, Profile]
+
+
+def load_profiles(path: Path) -> dict[str, Profile]:
+    """Profiles by name from a YAML file with one key, `profiles`.
+
+    Raises:
+        InvalidProfiles: the file cannot be read, is not YAML, or has wrong fields; each with its path.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _ProfilesFile.model_validate(document).profiles
+    except OSError as error:
+        raise InvalidProfiles(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidProfiles(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InvalidProfiles(f"{path}: {found}") from None
