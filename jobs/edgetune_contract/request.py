@@ -9,7 +9,7 @@ from edgetune_contract.model import Model
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import ExitCode, Stage
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message: a longer JSON text would arrive broken.
 MAX_RESULT_BYTES = 4096
 _MAX_FAILURE_MESSAGE_BYTES = 2048

@@ -1,0 +1,191 @@
+"""Observe: from Kubernetes objects as plain dicts to the values that plan decides on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgetune_contract.request import Result
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator import names
+from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus
+
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+
+
+@dataclass(frozen=True)
+class PodObservation:
+    """One attempt of a stage."""
+
+    name: str
+    phase: str
+    exit_code: int | None
+    """Exit code of the stage's container; None while it has not ended."""
+
+    reason: str
+    """The kubelet's word for how the container ended or what it waits for, such as OOMKilled or ImagePullBackOff."""
+
+    message: str
+    """Termination message; for a container that waits, the kubelet's sentence."""
+
+    disrupted: bool
+    """Whether the Pod was ended from outside: evicted, preempted, or its node is gone."""
+
+    @property
+    def result(self) -> Result | None:
+        """What the stage said when it ended; None if it said nothing that can be read."""
+        try:
+            return Result.decode(self.message)
+        except ValidationError:
+            return None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the attempt was stopped from outside and does not count."""
+        return self.disrupted or self.exit_code == ExitCode.INTERRUPTED
+
+
+class JobState(StrEnum):
+    """Where a Job is."""
+
+    LIVE = "Live"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class JobObservation:
+    """One Job of the object, with its Pods."""
+
+    name: str
+    stage: Stage
+    digest: str
+    retry: str
+    """Retry token that was current when the Job was made."""
+
+    state: JobState
+    deleting: bool
+    reason: str
+    """Reason of the Failed condition, such as BackoffLimitExceeded, PodFailurePolicy or DeadlineExceeded."""
+
+    message: str
+    attempts: int
+    """Pods that were started and count, by the Job controller."""
+
+    started_at: str | None
+    finished_at: str | None
+    pods: tuple[PodObservation, ...]
+    """Oldest first."""
+
+    @property
+    def result(self) -> Result | None:
+        """Result of the attempt that finished the stage."""
+        results = (pod.result for pod in reversed(self.pods) if pod.exit_code == ExitCode.DONE)
+        return next((result for result in results if result is not None and result.failure is None), None)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that one pass knows."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    retry_requested: str
+    previous: LoraFineTuneStatus
+    jobs: tuple[JobObservation, ...]
+    progress: ProgressStatus | None
+
+
+def observe(
+    document: Mapping[str, Any],
+    jobs: Sequence[Mapping[str, Any]],
+    pods: Sequence[Mapping[str, Any]],
+    progress: ProgressStatus | None,
+) -> Snapshot:
+    """Snapshot from the object, its Jobs, their Pods, and the running stage's own figures."""
+    metadata = document["metadata"]
+    annotations = metadata.get("annotations") or {}
+    return Snapshot(
+        namespace=metadata.get("namespace", "default"),
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        generation=metadata.get("generation", 1),
+        retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, ""),
+        previous=_previous_status(document.get("status")),
+        jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_age) if _is_ours(job, metadata.get("uid", ""))),
+        progress=progress,
+    )
+
+
+def _previous_status(status: Any) -> LoraFineTuneStatus:
+    try:
+        return LoraFineTuneStatus.model_validate(status or {})
+    except ValidationError:
+        # Status is a view: one that another version wrote is made anew, and every stage finds its manifest.
+        return LoraFineTuneStatus()
+
+
+def _is_ours(job: Mapping[str, Any], uid: str) -> bool:
+    owners = job["metadata"].get("ownerReferences") or []
+    stage = (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
+    return stage in set(Stage) and any(owner.get("controller") and owner.get("uid") == uid for owner in owners)
+
+
+def _age(item: Mapping[str, Any]) -> tuple[str, str]:
+    metadata = item["metadata"]
+    return metadata.get("creationTimestamp") or "", metadata["name"]
+
+
+def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObservation:
+    metadata, status = job["metadata"], job.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
+    end = conditions.get("Failed") or conditions.get("Complete")
+    state = JobState.LIVE
+    if end is not None:
+        state = JobState.FAILED if end["type"] == "Failed" else JobState.COMPLETE
+    own_pods = [p for p in pods if (p["metadata"].get("labels") or {}).get(JOB_NAME_LABEL) == metadata["name"]]
+    return JobObservation(
+        name=metadata["name"],
+        stage=Stage(metadata["labels"][names.STAGE_LABEL]),
+        digest=annotations.get(names.DIGEST_ANNOTATION, ""),
+        retry=annotations.get(names.RETRY_ANNOTATION, ""),
+        state=state,
+        deleting=metadata.get("deletionTimestamp") is not None,
+        reason=(end or {}).get("reason") or "",
+        message=(end or {}).get("message") or "",
+        attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
+        started_at=status.get("startTime"),
+        finished_at=status.get("completionTime") or (end or {}).get("lastTransitionTime"),
+        pods=tuple(_pod(pod) for pod in sorted(own_pods, key=_age)),
+    )
+
+
+def _pod(pod: Mapping[str, Any]) -> PodObservation:
+    status = pod.get("status") or {}
+    containers = status.get("containerStatuses") or []
+    state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
+    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
+    told = ended or waiting
+    return PodObservation(
+        name=pod["metadata"]["name"],
+        phase=status.get("phase", "Pending"),
+        exit_code=ended.get("exitCode"),
+        reason=told.get("reason") or status.get("reason") or "",
+        message=told.get("message") or "",
+        disrupted=any(
+            c.get("type") == "DisruptionTarget" and c.get("status") == "True" for c in status.get("conditions") or []
+        ),
+    )
+
+
+def seconds_between(start: str | None, end: str | None) -> float | None:
+    """Seconds between two RFC 3339 times; None if one is missing."""
+    if start is None or end is None:
+        return None
+    return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)

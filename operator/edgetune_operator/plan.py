@@ -1,0 +1,218 @@
+"""Plan: the whole state machine, in one function of values.
+
+        spec, profile, snapshot
+                 │
+        refused? ├── InvalidSpec, ProfileNotFound ────────────────► Stalled
+                 │
+           rows: │  what earlier passes recorded, by digest
+                 ▼
+          ┌─► first stage that is not done ──none──► gates held? ──► Published
+          │      │                                       └──no─────► Refused
+          │      ├── failed ─────────────────────────────────────► Failed
+          │      ├── suspend ── delete its Job ──────────────────► Suspended
+          │      ├── no Job ─── create it ───────────────────────► Running
+          │      └── Job ended: record its result by digest
+          └────────────┘
+
+Completion is what a row says, never what a Job's existence says: Jobs may be deleted at any time.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from edgetune_contract.request import Request, Resolved, Scores
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import (
+    ArtifactStatus,
+    InvalidSpec,
+    LoraFineTuneSpec,
+    ProgressStatus,
+    PublicationStatus,
+    StageState,
+    StageStatus,
+)
+from edgetune_operator.observe import JobState, Snapshot
+from edgetune_operator.profiles import Profile
+from edgetune_operator.run import Run
+
+
+class Outcome(StrEnum):
+    """What stands after a pass."""
+
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    PUBLISHED = "Published"
+    REFUSED = "Refused"
+    FAILED = "Failed"
+    STALLED = "Stalled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens until somebody changes something."""
+        return self not in (Outcome.RUNNING, Outcome.SUSPENDED)
+
+
+@dataclass(frozen=True)
+class CreateJob:
+    """Create the Job of a stage."""
+
+    request: Request
+    retry: str
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """Delete a Job and its Pods; a running stage gets SIGTERM first."""
+
+    name: str
+    reason: str
+
+
+Action = CreateJob | DeleteJob
+
+
+@dataclass(frozen=True)
+class View:
+    """What the status will say."""
+
+    outcome: Outcome
+    reason: str
+    message: str
+    stage: Stage | None
+    """The first stage that is not done."""
+
+    rows: tuple[StageStatus, ...]
+    resolved: Resolved | None
+    artifacts: tuple[ArtifactStatus, ...]
+    scores: Scores | None
+    publication: PublicationStatus | None
+    progress: ProgressStatus | None
+    handled_retry: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, and what to say."""
+
+    actions: tuple[Action, ...]
+    view: View
+
+
+def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot: Snapshot, now: datetime) -> Plan:
+    """Decide what one pass does.
+
+    Args:
+        spec: the parsed spec, or why it cannot be parsed.
+        profile: the profile that the spec names; None if there is none of that name.
+        snapshot: what was observed.
+        now: the pass's one clock, with a time zone.
+    """
+    if isinstance(spec, InvalidSpec):
+        return _stalled(snapshot, "InvalidSpec", str(spec))
+    if profile is None:
+        return _stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
+    if not profile.allow_file_uris and (paths := _file_uris(spec)):
+        return _stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
+
+    run = Run.begin(spec, snapshot)
+    run.record_ended_jobs(now)
+    stage = run.next_stage()
+    if stage is None:
+        return Plan((), _view(run, snapshot, *_judge_gates(run)))
+    row = run.rows[stage]
+    if row.state is StageState.FAILED:
+        view = _view(run, snapshot, Outcome.FAILED, row.reason, f"{stage}: {row.message}", stage)
+        return Plan(_deletions(run, snapshot, keep=None), view)
+    if spec.suspend:
+        message = f"spec.suspend is true; {stage} goes on when it is set to false"
+        view = _view(run, snapshot, Outcome.SUSPENDED, "Suspended", message, stage)
+        return Plan(_deletions(run, snapshot, keep=None), view)
+    actions: tuple[Action, ...] = _deletions(run, snapshot, keep=run.job_name(stage))
+    going_away = actions or any(job.deleting for job in snapshot.jobs)
+    if run.job_of(stage) is None and not going_away:
+        actions = (CreateJob(run.request(stage, profile), snapshot.retry_requested),)
+        run.start(stage)
+    return Plan(actions, _view(run, snapshot, Outcome.RUNNING, *_running_reason(run.rows[stage]), stage))
+
+
+def _profile_not_found(spec: LoraFineTuneSpec) -> str:
+    return f"spec.profile: there is no profile {spec.profile!r}; ask the platform team for the names of the profiles"
+
+
+def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
+    uris = {"spec.baseModel.uri": spec.base_model.uri, "spec.dataset.train.uri": spec.dataset.train.uri}
+    if spec.dataset.eval is not None:
+        uris["spec.dataset.eval.uri"] = spec.dataset.eval.uri
+    return [path for path, uri in uris.items() if uri.startswith("file://")]
+
+
+def _deletions(run: Run, snapshot: Snapshot, keep: str | None) -> tuple[DeleteJob, ...]:
+    """Jobs that must go: live ones that are not `keep`, and an ended one whose name a stage needs again."""
+    recorded = {row.job for row in run.rows.values() if row.state is StageState.SUCCEEDED}
+    deletions = []
+    for job in snapshot.jobs:
+        if job.deleting:
+            continue
+        if job.state is JobState.LIVE and job.name != keep and job.name not in recorded:
+            deletions.append(DeleteJob(job.name, "it is not part of the current run"))
+        elif job.name == keep and not run.answers(job):
+            deletions.append(DeleteJob(job.name, "the stage runs again"))
+    return tuple(deletions)
+
+
+def _view(
+    run: Run, snapshot: Snapshot, outcome: Outcome, reason: str, message: str, stage: Stage | None = None
+) -> View:
+    """What the status will say: only what the rows that are done stand for."""
+    done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
+    progress = snapshot.progress
+    running = outcome is Outcome.RUNNING and progress is not None and progress.stage is stage
+    return View(
+        outcome=outcome,
+        reason=reason,
+        message=message,
+        stage=stage,
+        rows=tuple(run.rows[name] for name in Stage),
+        resolved=run.resolved,
+        artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
+        scores=run.scores if Stage.EVALUATE in done else None,
+        publication=run.publication if Stage.PUBLISH in done else None,
+        progress=progress if running else None,
+        handled_retry=snapshot.retry_requested,
+    )
+
+
+def _judge_gates(run: Run) -> tuple[Outcome, str, str]:
+    publication = run.publication
+    if publication is None:
+        return Outcome.FAILED, "ResultLost", "publish ended without saying whether the gates held; ask for a retry"
+    if publication.published:
+        return Outcome.PUBLISHED, "Published", f"{publication.pointer} names version {publication.version[:12]}"
+    return Outcome.REFUSED, "GatesRefused", "; ".join(publication.refusals)
+
+
+def _running_reason(row: StageStatus) -> tuple[str, str]:
+    if row.state is StageState.PENDING:
+        return "Pending", f"{row.name}: waits until an older Job of this object is gone"
+    return row.reason or "Running", f"{row.name}: {row.message or 'running'}"
+
+
+def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
+    """Nothing can be planned: keep what earlier passes recorded."""
+    previous = snapshot.previous
+    recorded = {row.name: row for row in previous.stages}
+    view = View(
+        outcome=Outcome.STALLED,
+        reason=reason,
+        message=message,
+        stage=None,
+        rows=tuple(recorded.get(stage, StageStatus(name=stage)) for stage in Stage),
+        resolved=previous.resolved,
+        artifacts=previous.artifacts,
+        scores=previous.scores,
+        publication=previous.publication,
+        progress=None,
+        handled_retry=previous.last_handled_retry,
+    )
+    return Plan((), view)

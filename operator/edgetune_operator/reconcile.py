@@ -1,0 +1,98 @@
+"""Reconcile: one pass over one object. Observe, plan, render, act, report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from edgetune_operator.api import InvalidSpec, LoraFineTuneSpec, ProgressStatus, parse_spec
+from edgetune_operator.observe import observe
+from edgetune_operator.plan import CreateJob, Plan, plan
+from edgetune_operator.profiles import Profile
+from edgetune_operator.render import render_job
+from edgetune_operator.status import project
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which object."""
+
+    namespace: str
+    name: str
+
+
+class Cluster(Protocol):
+    """What a pass needs of a cluster: Kubernetes, or this machine."""
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        """The LoraFineTune, or None if it is gone."""
+        ...
+
+    async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Jobs that belong to the object."""
+        ...
+
+    async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Pods of the object's Jobs, also those that have ended."""
+        ...
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        """How far the running stage is, if it says so."""
+        ...
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        """Create a Job; one of the same name that is ours already is no error."""
+        ...
+
+    async def delete_job(self, namespace: str, name: str) -> None:
+        """Delete a Job and its Pods, with their grace period; one that is gone already is no error."""
+        ...
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """Replace the object's status."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass did."""
+
+    plan: Plan
+    wrote_status: bool
+
+
+async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], now: datetime) -> Pass | None:
+    """One pass: at most one Job created, at most one status write, last. None if the object is gone.
+
+    Errors of the cluster come out as they are; the caller tries again later, and nothing was written about
+    what did not happen.
+    """
+    document = await cluster.read_object(key)
+    if document is None or document["metadata"].get("deletionTimestamp"):
+        return None
+    owner = document["metadata"]
+    jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
+    snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
+    spec = _parse(document.get("spec"))
+    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
+    decided = plan(spec, profile, snapshot, now)
+    for action in decided.actions:
+        if isinstance(action, CreateJob):
+            # Only a spec and profile that were found ever lead to a Job.
+            if isinstance(spec, InvalidSpec) or profile is None:
+                raise TypeError("a Job was planned without a spec and a profile")
+            await cluster.create_job(render_job(owner, spec, profile, action.request, action.retry))
+        else:
+            await cluster.delete_job(key.namespace, action.name)
+    status = project(decided.view, snapshot, now)
+    changed = status != (document.get("status") or {})
+    if changed:
+        await cluster.write_status(owner, status)
+    return Pass(decided, changed)
+
+
+def _parse(spec: Any) -> LoraFineTuneSpec | InvalidSpec:
+    try:
+        return parse_spec(spec)
+    except InvalidSpec as error:
+        return error

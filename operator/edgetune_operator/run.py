@@ -1,0 +1,216 @@
+"""The rows of one run: what earlier passes recorded, brought up to date with the Jobs that a pass observed."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.request import Request, Resolved, Result
+from edgetune_contract.stages import Stage, reason_for
+from edgetune_operator import names
+from edgetune_operator.api import ArtifactStatus, LoraFineTuneSpec, PublicationStatus, StageState, StageStatus
+from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between
+from edgetune_operator.profiles import Profile
+
+# Stays in the row until the stage is done, so that a message that never arrives is noticed the second time.
+_RESULT_LOST = "ResultLost"
+_DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
+
+
+class Run:
+    """The rows of the current run while one pass brings them up to date."""
+
+    def __init__(self, spec: LoraFineTuneSpec, snapshot: Snapshot) -> None:
+        previous = snapshot.previous
+        self._spec = spec
+        self._snapshot = snapshot
+        self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
+        self.rows |= {row.name: row for row in previous.stages}
+        self.resolved = previous.resolved
+        self.scores = previous.scores
+        self.artifacts = previous.artifacts
+        self.publication = previous.publication
+        self._reset: set[Stage] = set()
+
+    @classmethod
+    def begin(cls, spec: LoraFineTuneSpec, snapshot: Snapshot) -> "Run":
+        """Rows of earlier passes that still stand: those whose digest the spec did not change."""
+        run = cls(spec, snapshot)
+        digest = prepare_digest(spec.parameters)
+        if run.rows[Stage.PREPARE].digest != digest:
+            run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
+        run._answer_retry()
+        if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
+            run._rekey(run.resolved)
+        return run
+
+    def _answer_retry(self) -> None:
+        """A new retry token, or a new generation, makes failed stages pending; a token also checks the inputs again."""
+        snapshot = self._snapshot
+        live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
+        asked = snapshot.retry_requested != snapshot.previous.last_handled_retry and (
+            not live or any(job.retry == snapshot.retry_requested for job in live)
+        )
+        edited = snapshot.generation != snapshot.previous.observed_generation
+        for stage, row in self.rows.items():
+            if (asked and stage is Stage.PREPARE) or ((asked or edited) and row.state is StageState.FAILED):
+                self.rows[stage] = StageStatus(name=stage, digest=row.digest)
+                self._reset.add(stage)
+
+    def _rekey(self, resolved: Resolved) -> None:
+        """Give the stages after prepare their digests; a row of another digest starts anew."""
+        digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
+        for stage in list(Stage)[1:]:
+            digest = digests.get(stage, "")
+            if not digest:
+                self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason="MergeNotKept")
+            elif self.rows[stage].digest != digest:
+                self.rows[stage] = StageStatus(name=stage, digest=digest)
+
+    def record_ended_jobs(self, now: datetime) -> None:
+        """Bring the first rows that are not done up to date with their Jobs."""
+        while (stage := self.next_stage()) is not None:
+            job = self.job_of(stage)
+            if job is None:
+                if self.rows[stage].state is StageState.RUNNING:
+                    self._update(stage, state=StageState.PENDING)
+                return
+            self._record(stage, job, now)
+            if self.rows[stage].state is not StageState.SUCCEEDED:
+                return
+
+    def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
+        finished_at = job.finished_at or now.isoformat(timespec="seconds")
+        ended = {"finished_at": finished_at, "seconds": seconds_between(job.started_at, finished_at)}
+        self._update(
+            stage,
+            job=job.name,
+            attempts=max(job.attempts - _interruptions(job), 0),
+            preemptions=max(self.rows[stage].preemptions, _interruptions(job)),
+            started_at=job.started_at,
+        )
+        result = job.result
+        if result is not None and (stage is Stage.PREPARE or result.digest == self.rows[stage].digest):
+            self._succeed(stage, result, **ended)
+        elif job.state is JobState.FAILED:
+            reason, message = _failure(job, self._spec)
+            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+        elif job.state is JobState.COMPLETE:
+            self._result_lost(stage, ended)
+        else:
+            reason, message = _waiting(job)
+            if self.rows[stage].reason == _RESULT_LOST:
+                reason = _RESULT_LOST
+            self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+
+    def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
+        """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
+        message = "the stage ended without a readable result; running it again finds what it wrote"
+        if self.rows[stage].reason == _RESULT_LOST:
+            self._update(stage, state=StageState.FAILED, reason=_RESULT_LOST, message=message, **ended)
+        else:
+            self._update(stage, state=StageState.PENDING, reason=_RESULT_LOST, message=message)
+            self._reset.add(stage)
+
+    def _succeed(self, stage: Stage, result: Result, **ended: object) -> None:
+        self._update(
+            stage,
+            state=StageState.SUCCEEDED,
+            cached=result.cached,
+            reason="Cached" if result.cached else "Succeeded",
+            message="",
+            metrics=result.metrics,
+            warnings=result.warnings,
+            **ended,
+        )
+        self._take_outputs(result)
+        if stage is Stage.PREPARE and result.resolved is not None:
+            self.resolved = result.resolved
+            self._rekey(result.resolved)
+            for later in result.done:
+                row = self.rows[later.stage]
+                if row.state is not StageState.SUCCEEDED and row.digest == later.digest:
+                    self._succeed(later.stage, later.model_copy(update={"cached": True}), seconds=0.0)
+
+    def _take_outputs(self, result: Result) -> None:
+        made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
+        self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + made
+        if result.scores is not None:
+            self.scores = result.scores
+        if result.publication is not None:
+            self.publication = PublicationStatus.model_validate(result.publication.model_dump())
+
+    def _update(self, stage: Stage, **changes: object) -> None:
+        self.rows[stage] = self.rows[stage].model_copy(update=changes)
+
+    def next_stage(self) -> Stage | None:
+        """The first stage that is not done."""
+        return next((stage for stage in Stage if self.rows[stage].state not in _DONE), None)
+
+    def start(self, stage: Stage) -> None:
+        """Mark a stage as running, with the Job that is about to be created."""
+        reason = _RESULT_LOST if self.rows[stage].reason == _RESULT_LOST else "JobCreated"
+        self._update(stage, state=StageState.RUNNING, job=self.job_name(stage), reason=reason)
+
+    def job_name(self, stage: Stage) -> str:
+        """Name of the stage's Job."""
+        return names.job_name(self._snapshot.name, stage, self.rows[stage].digest)
+
+    def job_of(self, stage: Stage) -> JobObservation | None:
+        """The Job that answers for a stage."""
+        name = self.job_name(stage)
+        return next((job for job in self._snapshot.jobs if job.name == name and self.answers(job)), None)
+
+    def answers(self, job: JobObservation) -> bool:
+        """Whether a Job speaks for its stage as it stands now; one that ended before the stage was reset does not."""
+        if job.deleting:
+            return False
+        return job.state is JobState.LIVE or job.stage not in self._reset or self._is_of_new_retry(job)
+
+    def _is_of_new_retry(self, job: JobObservation) -> bool:
+        """Whether an earlier pass made the Job for this very token, and could not write its status."""
+        snapshot = self._snapshot
+        return (
+            snapshot.retry_requested != snapshot.previous.last_handled_retry and job.retry == snapshot.retry_requested
+        )
+
+    def request(self, stage: Stage, profile: Profile) -> Request:
+        """The complete request of a stage."""
+        return Request(
+            namespace=self._snapshot.namespace,
+            name=self._snapshot.name,
+            stage=stage,
+            digest=self.rows[stage].digest,
+            store=profile.store.for_namespace(self._snapshot.namespace),
+            parameters=self._spec.parameters,
+            resolved=None if stage is Stage.PREPARE else self.resolved,
+        )
+
+
+def _interruptions(job: JobObservation) -> int:
+    return sum(pod.interrupted for pod in job.pods)
+
+
+def _failure(job: JobObservation, spec: LoraFineTuneSpec) -> tuple[str, str]:
+    """Why a Job failed, in the words of the last attempt that said something."""
+    if job.reason == "DeadlineExceeded":
+        limit = spec.active_deadline_seconds
+        return "DeadlineExceeded", f"not done after {limit} seconds; raise spec.activeDeadlineSeconds or ask for less"
+    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) and not pod.disrupted]
+    if not ended:
+        return job.reason or "JobFailed", job.message or "the Job failed and left no Pod that says why"
+    last = ended[-1]
+    result = last.result
+    attempts = f" (attempt {job.attempts}, spec.retryLimit is {spec.retry_limit})" if job.attempts > 1 else ""
+    if result is not None and result.failure is not None:
+        return result.failure.reason, result.failure.message + attempts
+    if last.reason == "OOMKilled":
+        return "OutOfMemory", f"the container was killed at its memory limit; raise it in the profile{attempts}"
+    said = f": {last.message}" if last.message else ""
+    return reason_for(last.exit_code or 0), f"exit code {last.exit_code}{said}{attempts}"
+
+
+def _waiting(job: JobObservation) -> tuple[str, str]:
+    """What a live Job's newest Pod waits for, if it waits."""
+    if job.pods and job.pods[-1].phase == "Pending" and job.pods[-1].reason:
+        return job.pods[-1].reason, job.pods[-1].message
+    return "JobRunning", ""

@@ -1,0 +1,191 @@
+"""Status: from what plan decided to the object's status. A view of the facts; conditions follow kstatus."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import (
+    MAX_HISTORY,
+    Condition,
+    Display,
+    HistoryEntry,
+    LoraFineTuneStatus,
+    Phase,
+    Sizes,
+    StageState,
+    StageStatus,
+)
+from edgetune_operator.observe import Snapshot
+from edgetune_operator.plan import Outcome, View
+
+STAGE_CONDITIONS: Mapping[Stage, str] = {
+    Stage.PREPARE: "Prepared",
+    Stage.TRAIN: "Trained",
+    Stage.MERGE: "Merged",
+    Stage.QUANTIZE: "Quantized",
+    Stage.EVALUATE: "Evaluated",
+    Stage.PUBLISH: "Published",
+}
+_STAGE_PHASES: Mapping[Stage, Phase] = {
+    Stage.PREPARE: Phase.PREPARING,
+    Stage.TRAIN: Phase.TRAINING,
+    Stage.MERGE: Phase.MERGING,
+    Stage.QUANTIZE: Phase.QUANTIZING,
+    Stage.EVALUATE: Phase.EVALUATING,
+    Stage.PUBLISH: Phase.PUBLISHING,
+}
+_END_PHASES: Mapping[Outcome, Phase] = {
+    Outcome.SUSPENDED: Phase.SUSPENDED,
+    Outcome.PUBLISHED: Phase.SUCCEEDED,
+    Outcome.REFUSED: Phase.REFUSED,
+    Outcome.FAILED: Phase.FAILED,
+    Outcome.STALLED: Phase.FAILED,
+}
+_STALLED = (Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
+_Truth = Literal["True", "False", "Unknown"]
+
+
+def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
+    """The whole status as plain JSON values; equal to the previous one if nothing changed.
+
+    Args:
+        view: what plan decided to say.
+        snapshot: the previous status and the object's generation.
+        now: the pass's one clock, with a time zone.
+    """
+    previous, time = snapshot.previous, _timestamp(now)
+    sizes = _sizes(view)
+    finished_at = (previous.finished_at or time) if view.outcome.is_final else None
+    restarted = previous.finished_at is not None and finished_at is None
+    started_at = time if restarted or previous.started_at is None else previous.started_at
+    status = LoraFineTuneStatus(
+        observed_generation=snapshot.generation,
+        phase=_phase(view),
+        conditions=_conditions(view, snapshot, time),
+        started_at=started_at,
+        finished_at=finished_at,
+        last_handled_retry=view.handled_retry,
+        resolved=view.resolved,
+        progress=view.progress,
+        stages=view.rows,
+        sizes=sizes,
+        scores=view.scores,
+        artifacts=view.artifacts,
+        publication=view.publication,
+        warnings=tuple(warning for row in view.rows for warning in row.warnings),
+        history=previous.history,
+        display=_display(view, sizes),
+    )
+    if finished_at is not None and previous.finished_at is None and view.outcome is not Outcome.STALLED:
+        status = status.model_copy(update={"history": (_entry(status, view), *previous.history)[:MAX_HISTORY]})
+    return dump(status)
+
+
+def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
+    """Plain JSON values of a status, without what is unset."""
+    dumped: dict[str, Any] = status.model_dump(mode="json", exclude_none=True)
+    return {key: value for key, value in dumped.items() if value not in ([], {}, "")}
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _phase(view: View) -> Phase:
+    if view.outcome in _END_PHASES:
+        return _END_PHASES[view.outcome]
+    return _STAGE_PHASES[view.stage] if view.stage else Phase.PENDING
+
+
+def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
+    truths: list[tuple[str, _Truth, str, str]] = []
+    ready: _Truth = "True" if view.outcome is Outcome.PUBLISHED else "False"
+    truths.append(("Ready", ready, view.reason, view.message))
+    if view.outcome is Outcome.RUNNING:
+        truths.append(("Reconciling", "True", view.reason, view.message))
+    if view.outcome in _STALLED:
+        truths.append(("Stalled", "True", view.reason, view.message))
+    truths += [_stage_condition(row, view) for row in view.rows]
+    before = {condition.type: condition for condition in snapshot.previous.conditions}
+    conditions = []
+    for kind, truth, reason, message in truths:
+        same = kind in before and before[kind].status == truth
+        conditions.append(
+            Condition(
+                type=kind,
+                status=truth,
+                reason=reason,
+                message=message,
+                last_transition_time=before[kind].last_transition_time if same else time,
+                observed_generation=snapshot.generation,
+            )
+        )
+    return tuple(conditions)
+
+
+def _stage_condition(row: StageStatus, view: View) -> tuple[str, _Truth, str, str]:
+    kind = STAGE_CONDITIONS[row.name]
+    refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
+    if row.state is StageState.SUCCEEDED and refused:
+        return kind, "False", view.reason, view.message
+    truth: _Truth = "True" if row.state is StageState.SUCCEEDED else "False"
+    return kind, truth, row.reason or row.state.value, row.message
+
+
+def _sizes(view: View) -> Sizes | None:
+    bytes_of = {artifact.name.split("-", maxsplit=1)[0]: artifact.bytes for artifact in reversed(view.artifacts)}
+    prepared = next((row for row in view.rows if row.name is Stage.PREPARE), None)
+    base = prepared.metrics.get("baseBytes") if prepared else None
+    edge = bytes_of.get("edge")
+    if base is None:
+        return None
+    return Sizes(
+        base_bytes=int(base),
+        adapter_bytes=bytes_of.get("adapter"),
+        merged_bytes=bytes_of.get("merged"),
+        edge_bytes=edge,
+        ratio=round(edge / base, 4) if edge is not None and base else None,
+    )
+
+
+def _entry(status: LoraFineTuneStatus, view: View) -> HistoryEntry:
+    outcome = status.phase.value if view.outcome is Outcome.PUBLISHED else f"{status.phase}: {view.reason}"
+    return HistoryEntry(
+        generation=max(status.observed_generation, 0),
+        outcome=outcome,
+        started_at=status.started_at,
+        finished_at=status.finished_at,
+        scores=status.scores.model_copy(update={"details": {}}) if status.scores else None,
+        sizes=status.sizes,
+    )
+
+
+def _display(view: View, sizes: Sizes | None) -> Display:
+    progress = view.progress
+    scores = view.scores
+    return Display(
+        progress=f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)" if progress else "",
+        base=format_share(scores.base) if scores else "",
+        tuned=format_share(scores.tuned) if scores else "",
+        edge=format_share(scores.edge) if scores else "",
+        adapter_size=format_bytes(sizes.adapter_bytes) if sizes else "",
+        edge_size=format_bytes(sizes.edge_bytes) if sizes else "",
+    )
+
+
+def format_share(share: float | None) -> str:
+    """A score of 0 to 1 in percent, empty if unknown."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def format_bytes(count: int | None) -> str:
+    """Bytes in a person's units (powers of ten), empty if unknown."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
