@@ -32,7 +32,10 @@ def main(folder: Path) -> None:
     try:
         convert(packaged_gguf(), temporary)
         check(temporary)
+        # mkdtemp and safetensors write for the owner alone; containers may read the folder as another user.
         temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

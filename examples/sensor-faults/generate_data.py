@@ -4,13 +4,13 @@
 
 A row is one JSON object a line:
 
-    {"instruction": "Pump P-17 in hall 2: vibration above the limit, 9.3 mm/s. Which fault is it, and what should be done?",
+    {"instruction": "Pump P-17 in hall 2 reports strong vibration (9.3 mm/s). Name the fault and the action.",
      "response": "Fault: bearing wear. Action: replace the bearing.",
      "expected_keyword": ["bearing wear", "replace the bearing"]}
 
-Which reading stands for which fault is this plant's own convention: a model that was not trained on these rows has no way
-to name both. The evaluation rows ask for the same faults with unit numbers, sites, question wordings and symptom wordings
-that no training row has, so a model that only remembers sentences fails them.
+Which reading stands for which fault is this plant's own convention: a model that was not trained on these rows has no
+way to name both. The evaluation rows ask for the same faults with unit numbers, sites, question wordings and symptom
+wordings that no training row has, so a model that only remembers sentences fails them.
 
 The rows depend on SEED alone. The standard library is all that is needed.
 """
@@ -250,7 +250,7 @@ def write(path: Path, content: list[dict[str, object]]) -> None:
 
 def main(folder: Path) -> None:
     """Write both files into `folder`."""
-    generator = random.Random(SEED)
+    generator = random.Random(SEED)  # noqa: S311 - sample data, no secrets
     train = list(rows(TRAIN_ROWS, TRAIN_WORDING, generator, evaluation=False))
     # Training takes rows in an order of its own, but a reader of the file should not see a pattern.
     generator.shuffle(train)
