@@ -1,0 +1,48 @@
+"""How torch and the Hugging Face libraries are brought up in a stage: threads, no network, one line where they log many."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CHATTY_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
+
+
+def prepare_libraries() -> None:
+    """Set the process up for torch. Call it first in a stage, before anything imports torch; calling it again is harmless.
+
+    Threads follow OMP_NUM_THREADS, else the CPUs that this process may use. Without OMP_WAIT_POLICY=PASSIVE, OpenMP
+    threads that wait keep spinning on cores that a container has to share, which makes training several times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # bitsandbytes warns once a layer and forward pass; the others repeat what the stages report in their own words.
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import torch
+    from datasets.utils.logging import disable_progress_bar as disable_datasets_progress_bar
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_datasets_progress_bar()
+    # trl and peft still read the old name of what transformers calls activation checkpointing since 5.22.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # Paging moves optimizer state between GPU and host memory: on a CPU there is nothing to page, and nothing is lost.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, cut to the container's CPU limit; at least 1."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_CPU_MAX.read_text().split()
+    except (OSError, ValueError):  # no cgroup v2 here: affinity is all there is to know
+        return cpus
+    if quota == "max":
+        return cpus
+    return max(1, min(cpus, int(quota) // int(period)))

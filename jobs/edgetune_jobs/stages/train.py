@@ -1,0 +1,194 @@
+"""train: an adapter, by QLoRA or LoRA on the prepared rows, resumed from the newest checkpoint in the store."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgetune_contract.spec import Method, Parameters, Precision
+from edgetune_jobs import models, training
+from edgetune_jobs.adapters import RECORD, TrainingRecord, save_adapter, write_json
+from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
+from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgetune_jobs.training_loop import AdapterTrainer, StepWatch
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What the request, the hardware and earlier attempts make of this attempt."""
+
+    parameters: Parameters
+    device: "torch.device"
+    precision: Precision
+    micro_batch_size: int
+
+    @property
+    def accumulation(self) -> int:
+        return self.parameters.training.batch_size // self.micro_batch_size
+
+
+def run(context: StageContext) -> StageOutput:
+    """Train an adapter on inputs base and prepared; artifact `adapter`.
+
+    Raises:
+        InvalidInput: the base, the target modules or the precision do not fit.
+        TrainingDiverged: loss or gradient is not finite.
+        OutOfGpuMemory: the micro-batch does not fit; a smaller one is left for the next attempt.
+        Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
+    """
+    setup = _set_up(context)
+    import torch
+
+    try:
+        trainer, watch, count = _build(context, setup)
+        resumed_from = _train(context, trainer)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(setup, context.checkpoints) from error
+    return _save(context, setup, trainer, watch, count, resumed_from)
+
+
+def _set_up(context: StageContext) -> _Setup:
+    parameters = context.request.parameters
+    device = models.choose_device()
+    left = context.checkpoints.read_micro_batch_size() if context.checkpoints else None
+    return _Setup(
+        parameters=parameters,
+        device=device,
+        precision=models.resolve_precision(parameters.training.precision, device),
+        micro_batch_size=training.usable_micro_batch_size(parameters.training, left),
+    )
+
+
+def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepWatch, training.ParameterCount]":
+    from edgetune_jobs.training_loop import AdapterTrainer, StepWatch
+
+    parameters, dtype = setup.parameters, models.dtype_of(setup.precision)
+    tokenizer = models.load_tokenizer(context.inputs["base"])
+    rows = training.training_rows(context.inputs["prepared"], parameters.training)
+    context.progress.say(f"loading the base model for {parameters.method}")
+    load = models.load_quantized_base if parameters.method is Method.QLORA else models.load_base
+    model = load(context.inputs["base"], dtype, setup.device)
+    targets = training.find_targets(model, parameters.lora)
+    watch = StepWatch(context.progress, context.stop, scaled_gradients=setup.precision is Precision.FP16)
+    trainer = AdapterTrainer(
+        model=model,
+        args=training.sft_config(
+            parameters.training,
+            setup.precision,
+            setup.micro_batch_size,
+            on_gpu=setup.device.type == "cuda",
+            folder=context.scratch / "checkpoints",
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=training.lora_config(parameters.lora, targets),
+        callbacks=[watch],
+        base=parameters.base_model,
+        checkpoints=context.checkpoints,
+    )
+    training.set_adapter_dtype(trainer.model, setup.precision)
+    return trainer, watch, training.check_trainable(trainer.model, targets, parameters.lora)
+
+
+def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
+    """Train to the end; the step of the checkpoint that this attempt began with."""
+    folder = context.scratch / "resume"
+    folder.mkdir()
+    step = context.checkpoints.restore_latest(folder) if context.checkpoints else None
+    if context.stop.is_set():
+        raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
+    context.progress.say("training" if step is None else f"training on from the checkpoint of step {step}")
+    trainer.train(resume_from_checkpoint=None if step is None else str(folder))
+    reached, total = trainer.state.global_step, trainer.state.max_steps
+    if reached < total:
+        raise Interrupted(
+            f"stopped by SIGTERM after step {reached} of {total}; its checkpoint is in the store, and the next attempt "
+            "goes on from there",
+            reached if context.checkpoints else None,
+        )
+    return step
+
+
+def _save(
+    context: StageContext,
+    setup: _Setup,
+    trainer: "AdapterTrainer",
+    watch: "StepWatch",
+    count: training.ParameterCount,
+    resumed_from: int | None,
+) -> StageOutput:
+    from edgetune_jobs.training_loop import LOSS_WINDOW, losses
+
+    parameters, state = setup.parameters, trainer.state
+    step_losses = losses(state.log_history)
+    last = step_losses[-LOSS_WINDOW:]
+    record = TrainingRecord(
+        method=parameters.method,
+        precision=setup.precision,
+        base_dtype=str(models.dtype_of(setup.precision)).removeprefix("torch."),
+        base=parameters.base_model,
+        steps=state.global_step,
+        epochs=state.epoch or 0.0,
+        loss=sum(last) / len(last),
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
+        seed=parameters.training.seed,
+    )
+    folder = context.output / "adapter"
+    save_adapter(trainer.model, folder, parameters.base_model)
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    metrics = {
+        "steps": record.steps,
+        "epochs": record.epochs,
+        "loss": record.loss,
+        "firstLoss": step_losses[0],
+        "tokensPerSecond": watch.tokens / watch.seconds if watch.seconds else 0.0,
+        "trainSeconds": watch.seconds,
+        "trainableParameters": count.trainable,
+        "totalParameters": count.total,
+        "trainableShare": count.share,
+        "peakMemoryBytes": models.peak_memory_bytes(setup.device),
+    }
+    return StageOutput({"adapter": "adapter"}, metrics, _facts(setup, resumed_from))
+
+
+def _facts(setup: _Setup, resumed_from: int | None) -> dict[str, str]:
+    training_spec = setup.parameters.training
+    facts = {
+        "device": models.describe_device(setup.device),
+        "precision": setup.precision.value,
+        "optimizer": training_spec.optimizer,
+        "microBatchSize": f"{setup.micro_batch_size} x {setup.accumulation} accumulated",
+    }
+    if training_spec.optimizer.startswith("paged_") and setup.device.type == "cpu":
+        facts["optimizer"] += " (on a CPU there is nothing to page)"
+    if setup.micro_batch_size < training_spec.micro_batch_size:
+        facts["microBatchSize"] += (
+            f", instead of {training_spec.micro_batch_size}: an earlier attempt ran out of memory"
+        )
+    if resumed_from is not None:
+        facts["resumedFromStep"] = str(resumed_from)
+    return facts
+
+
+def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> OutOfGpuMemory:
+    training_spec = setup.parameters.training
+    size = setup.micro_batch_size
+    smaller = training.next_micro_batch_size(training_spec.batch_size, size)
+    where = (
+        f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
+    )
+    if smaller is None or checkpoints is None:
+        advice = ["lower training.maxLength"]
+        if not training_spec.gradient_checkpointing:
+            advice.append("set training.gradientCheckpointing: true")
+        if setup.parameters.method is Method.LORA:
+            advice.append("use method: QLoRA")
+        return OutOfGpuMemory(f"{where}: {', '.join(advice)}, or use a profile with a larger GPU")
+    checkpoints.write_micro_batch_size(smaller)
+    return OutOfGpuMemory(
+        f"{where}: the next attempt takes {smaller} and accumulates {training_spec.batch_size // smaller} of them, which "
+        f"leaves batchSize {training_spec.batch_size} as it is"
+    )

@@ -1,0 +1,91 @@
+"""Work orders for stage bodies, with folders for a store: what the runtime gives a stage in earnest."""
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.request import Request, StoreLocation
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.stage import Checkpoints, StageContext
+
+
+@dataclass
+class RecordedProgress:
+    """Keeps what a stage reports, and calls `on_update` with the units done."""
+
+    updates: list[dict[str, Any]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    on_update: Callable[[int], None] | None = None
+
+    def update(self, done: int, total: int, unit: str, **figures: float) -> None:
+        self.updates.append({"done": done, "total": total, "unit": unit, **figures})
+        if self.on_update is not None:
+            self.on_update(done)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@dataclass
+class FolderCheckpoints:
+    """Training checkpoints in a folder: step-<n>/ each."""
+
+    root: Path
+    micro_batch_size: int | None = None
+
+    def save(self, step: int, folder: Path) -> None:
+        shutil.copytree(folder, self.root / f"step-{step}")
+
+    def restore_latest(self, folder: Path) -> int | None:
+        steps = self.steps()
+        if not steps:
+            return None
+        shutil.copytree(self.root / f"step-{steps[-1]}", folder, dirs_exist_ok=True)
+        return steps[-1]
+
+    def read_micro_batch_size(self) -> int | None:
+        return self.micro_batch_size
+
+    def write_micro_batch_size(self, size: int) -> None:
+        self.micro_batch_size = size
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, ascending."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.root.glob("step-*"))
+
+
+def stage_context(
+    stage: Stage,
+    parameters: Parameters,
+    folder: Path,
+    inputs: Mapping[str, Path],
+    *,
+    progress: RecordedProgress | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: threading.Event | None = None,
+) -> StageContext:
+    """A work order whose output and scratch folders are new folders in `folder`."""
+    output, scratch = folder / "output", folder / "scratch"
+    output.mkdir(parents=True)
+    scratch.mkdir()
+    request = Request(
+        namespace="default",
+        name="test",
+        stage=stage,
+        digest="0" * 64,
+        store=StoreLocation(uri=f"file://{folder}/store"),
+        parameters=parameters,
+    )
+    return StageContext(
+        request=request,
+        inputs=inputs,
+        output=output,
+        scratch=scratch,
+        progress=progress or RecordedProgress(),
+        stop=stop or threading.Event(),
+        checkpoints=checkpoints,
+    )
