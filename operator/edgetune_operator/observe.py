@@ -116,15 +116,16 @@ def observe(
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 1),
         retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, ""),
-        previous=_previous_status(document.get("status")),
+        previous=read_status(document),
         jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_age) if _is_ours(job, metadata.get("uid", ""))),
         progress=progress,
     )
 
 
-def _previous_status(status: Any) -> LoraFineTuneStatus:
+def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
+    """Status that an object carries; an empty one if it has none or one that cannot be read."""
     try:
-        return LoraFineTuneStatus.model_validate(status or {})
+        return LoraFineTuneStatus.model_validate(document.get("status") or {})
     except ValidationError:
         # Status is a view: one that another version wrote is made anew, and every stage finds its manifest.
         return LoraFineTuneStatus()

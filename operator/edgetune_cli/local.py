@@ -1,0 +1,199 @@
+"""A cluster of one machine: the same protocol as Kubernetes, objects in a folder, Jobs as child processes."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from edgetune_cli.processes import ProcessJob, timestamp
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.api import ProgressStatus
+from edgetune_operator.profiles import Profile, ProfileStore
+from edgetune_operator.reconcile import Key
+
+
+class ObjectBusy(Exception):
+    """Another run works on the same object."""
+
+
+class ObjectFolder:
+    """LoraFineTunes of local runs: one YAML file each, with the status that a cluster would show."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, key: Key) -> Path:
+        """File of one object."""
+        return self._root / key.namespace / f"{key.name}.yaml"
+
+    def read(self, key: Key) -> dict[str, Any] | None:
+        """The object, or None if there was no run of it yet."""
+        try:
+            document = yaml.safe_load(self.path(key).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return document if isinstance(document, dict) else None
+
+    def write(self, key: Key, document: Mapping[str, Any]) -> None:
+        """Replace the object in one step."""
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            yaml.safe_dump(dict(document), file, sort_keys=False, allow_unicode=True)
+        Path(file.name).replace(path)
+
+    def apply(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
+        """What the API server does when somebody applies the object: a changed spec is a new generation.
+
+        Args:
+            key: namespace and name.
+            spec: the whole spec, defaults filled in.
+            retry: retry token; applying by hand asks for a look at the inputs and another try.
+        """
+        document = self.read(key) or {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {
+                "name": key.name,
+                "namespace": key.namespace,
+                "uid": str(uuid.uuid4()),
+                "creationTimestamp": timestamp(),
+                "generation": 0,
+            },
+        }
+        if document.get("spec") != spec:
+            document["metadata"]["generation"] += 1
+            document["spec"] = dict(spec)
+        document["metadata"]["annotations"] = {names.RETRY_REQUESTED_ANNOTATION: retry}
+        self.write(key, document)
+        return document
+
+
+class LocalCluster:
+    """Satisfies `reconcile.Cluster`. One object at a time; holds the object's lock while it is open."""
+
+    def __init__(self, folder: Path, key: Key) -> None:
+        self._folder = folder
+        self._key = key
+        self._jobs: dict[str, ProcessJob] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._progress: ProgressStatus | None = None
+        self._lock = -1
+        self.objects = ObjectFolder(folder / "objects")
+        self.changed = asyncio.Event()
+        self.said = ""
+
+    async def __aenter__(self) -> Self:
+        path = self.objects.path(self._key).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._lock)
+            raise ObjectBusy(
+                f"{self._key.namespace}/{self._key.name}: another run (process {holder}) works on this object in "
+                f"{self._folder}; wait for it, stop it, or use another --workdir"
+            ) from None
+        os.truncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.stop()
+        os.close(self._lock)
+
+    def log_path(self, job: str) -> Path:
+        """Log of a Job's attempts."""
+        return self._folder / "logs" / self._key.namespace / f"{job}.log"
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        return self.objects.read(key)
+
+    async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - one object only
+        return [job.to_dict() for job in self._jobs.values()]
+
+    async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - one object only
+        return [pod for job in self._jobs.values() for pod in job.pods]
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - one object only
+        return self._progress
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        name = job["metadata"]["name"]
+        if name in self._jobs:
+            return
+        log = self.log_path(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        manifest = {**job, "metadata": {**job["metadata"], "creationTimestamp": timestamp()}}
+        self._progress, self.said = None, ""
+        process_job = ProcessJob(
+            manifest=manifest,
+            folder=self._folder / "work" / self._key.namespace / name,
+            log=log,
+            on_line=self._take_line,
+            on_change=self.changed.set,
+            inherited=(self._lock,),
+        )
+        self._jobs[name] = process_job
+        self._tasks[name] = asyncio.create_task(process_job.run())
+
+    async def delete_job(self, namespace: str, name: str) -> None:  # noqa: ARG002 - one object only
+        job, task = self._jobs.get(name), self._tasks.get(name)
+        if job is None or task is None:
+            return
+        await job.stop()
+        await task
+        del self._jobs[name], self._tasks[name]
+        shutil.rmtree(job.folder, ignore_errors=True)
+        self.changed.set()
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        key = Key(owner["namespace"], owner["name"])
+        document = self.objects.read(key)
+        if document is not None:
+            self.objects.write(key, {**document, "status": dict(status)})
+
+    async def stop(self) -> None:
+        """Stop what runs, with its grace period: a training writes its checkpoint first."""
+        await asyncio.gather(*(job.stop() for job in self._jobs.values()))
+        for task in self._tasks.values():
+            await task
+
+    def _take_line(self, line: dict[str, Any]) -> None:
+        if isinstance(line.get("say"), str):
+            self.said = line["say"]
+        if isinstance(line.get("progress"), dict):
+            self._progress = _progress(line["progress"])
+        self.changed.set()
+
+
+def _progress(line: Mapping[str, Any]) -> ProgressStatus:
+    done, total = int(line["done"]), int(line["total"])
+    figures = line.get("figures") or {}
+    return ProgressStatus(
+        stage=Stage(line["stage"]),
+        step=done,
+        total_steps=total,
+        unit=line["unit"],
+        percent=min(100 * done // total, 100) if total else 0,
+        loss=figures.get("loss"),
+        tokens_per_second=figures.get("tokensPerSecond"),
+        eta_seconds=figures.get("etaSeconds"),
+    )
+
+
+def local_profile(folder: Path) -> Profile:
+    """Profile of a run without a cluster: the store is a folder."""
+    return Profile(store=ProfileStore(uri=(folder / "store").as_uri()), allow_file_uris=True)

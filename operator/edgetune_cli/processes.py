@@ -1,0 +1,232 @@
+"""Jobs as child processes: what the Job controller and the kubelet do for a Pod, done for a process of this machine."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.request import MAX_RESULT_BYTES
+from edgetune_operator.observe import JOB_NAME_LABEL
+
+_FALLBACK_LOG_BYTES = 2048
+_LOG_LINE_LIMIT = 2**20
+_PR_SET_PDEATHSIG = 1
+_BACKOFF_SECONDS = 1.0
+_BACKOFF_LIMIT_SECONDS = 60.0
+
+
+def timestamp() -> str:
+    """Now, as RFC 3339 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class ProcessJob:
+    """One Job and its attempts.
+
+    Attributes:
+        manifest: the Job as it was rendered.
+        folder: place for the work folders of its attempts.
+        log: file that gets the standard error of all attempts.
+        on_line: called with each JSON object that a stage prints on standard output.
+        on_change: called whenever the Job's or a Pod's status changed.
+        inherited: file descriptors that the attempts keep open (the lock of the object).
+    """
+
+    manifest: Mapping[str, Any]
+    folder: Path
+    log: Path
+    on_line: Callable[[dict[str, Any]], None]
+    on_change: Callable[[], None]
+    inherited: tuple[int, ...] = ()
+    status: dict[str, Any] = field(default_factory=dict)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    stopping: bool = False
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the Job."""
+        return str(self.manifest["metadata"]["name"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The Job as Kubernetes would show it."""
+        return {**self.manifest, "status": dict(self.status)}
+
+    async def run(self) -> None:
+        """Run attempts until the Job is complete, has failed, or is stopped."""
+        spec = self.manifest["spec"]
+        self.status = {"startTime": timestamp(), "active": 1}
+        try:
+            await asyncio.wait_for(self._run_attempts(spec), timeout=spec.get("activeDeadlineSeconds"))
+        except TimeoutError:
+            await self.stop()
+            self._end("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+
+    async def _run_attempts(self, spec: Mapping[str, Any]) -> None:
+        attempt = 0
+        while not self.stopping:
+            attempt += 1
+            exit_code = await self._run_attempt(attempt)
+            if exit_code == 0:
+                self._end("Complete", "CompletionsReached", "")
+                return
+            action = _matching_action(spec, exit_code)
+            if action == "FailJob":
+                self._count_failure()
+                self._end("Failed", "PodFailurePolicy", f"exit code {exit_code}")
+                return
+            if action != "Ignore":
+                self._count_failure()
+            if self.status.get("failed", 0) > spec["backoffLimit"]:
+                self._end("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+                return
+            if not self.stopping:
+                self.on_change()
+                await asyncio.sleep(min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _BACKOFF_LIMIT_SECONDS))
+
+    def _count_failure(self) -> None:
+        self.status["failed"] = self.status.get("failed", 0) + 1
+
+    def _end(self, kind: str, reason: str, message: str) -> None:
+        time = timestamp()
+        self.status.pop("active", None)
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time}
+        self.status["conditions"] = [condition]
+        if kind == "Complete":
+            self.status |= {"succeeded": 1, "completionTime": time}
+        self.on_change()
+
+    async def _run_attempt(self, attempt: int) -> int:
+        folder = self.folder / str(attempt)
+        shutil.rmtree(folder, ignore_errors=True)
+        work = folder / "work"
+        work.mkdir(parents=True)
+        termination_log = folder / "termination-log"
+        environment = self._environment(work, termination_log)
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                env=environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LOG_LINE_LIMIT,
+                start_new_session=True,  # Ctrl-C in the terminal reaches the command line only, which then stops us
+                preexec_fn=_stop_with_parent,
+                pass_fds=self.inherited,
+            )
+        pod = self._new_pod(attempt)
+        self.on_change()
+        await self._read_lines(self._process)
+        returned = await self._process.wait()
+        exit_code = returned if returned >= 0 else 128 - returned
+        self._end_pod(pod, exit_code, termination_log)
+        shutil.rmtree(folder, ignore_errors=True)
+        return exit_code
+
+    def _command(self) -> list[str]:
+        command = list(self._container()["command"])
+        return [sys.executable if command[0] == "python" else command[0], *command[1:]]
+
+    def _container(self) -> Mapping[str, Any]:
+        container: Mapping[str, Any] = self.manifest["spec"]["template"]["spec"]["containers"][0]
+        return container
+
+    def _environment(self, work: Path, termination_log: Path) -> dict[str, str]:
+        """The container's variables, with its mounts at places of this machine."""
+        container = self._container()
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        environment = dict(os.environ)
+        for variable in container["env"]:
+            name, value = variable["name"], variable["value"]
+            # The user's own home holds the credentials that a Secret would bring.
+            if name == "HOME" or value in {path for volume, path in mounts.items() if volume != "work"}:
+                continue
+            environment[name] = str(work) if value == mounts["work"] else value
+        # What a progress bar of a library prints would only fill the log.
+        return environment | {
+            "EDGETUNE_TERMINATION_LOG": str(termination_log),
+            "EDGETUNE_METRICS_PORT": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+        async for line in process.stdout:
+            with contextlib.suppress(json.JSONDecodeError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    self.on_line(value)
+
+    def _new_pod(self, attempt: int) -> dict[str, Any]:
+        pod = {
+            "metadata": {
+                "name": f"{self.name}-{attempt}",
+                "labels": {JOB_NAME_LABEL: self.name},
+                "creationTimestamp": timestamp(),
+            },
+            "status": {
+                "phase": "Running",
+                "containerStatuses": [{"name": self._container()["name"], "state": {"running": {}}}],
+            },
+        }
+        self.pods.append(pod)
+        return pod
+
+    def _end_pod(self, pod: dict[str, Any], exit_code: int, termination_log: Path) -> None:
+        ended = {
+            "exitCode": exit_code,
+            "reason": "Completed" if exit_code == 0 else "Error",
+            "message": self._termination_message(exit_code, termination_log),
+            "finishedAt": timestamp(),
+        }
+        pod["status"]["phase"] = "Succeeded" if exit_code == 0 else "Failed"
+        pod["status"]["containerStatuses"][0]["state"] = {"terminated": ended}
+        self.on_change()
+
+    def _termination_message(self, exit_code: int, termination_log: Path) -> str:
+        said = termination_log.read_bytes()[-MAX_RESULT_BYTES:] if termination_log.exists() else b""
+        if not said and exit_code != 0 and self.log.exists():
+            said = self.log.read_bytes()[-_FALLBACK_LOG_BYTES:]
+        return said.decode(errors="replace")
+
+    async def stop(self) -> None:
+        """SIGTERM, the Job's grace period, then SIGKILL; returns when the process has ended."""
+        self.stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        grace = self.manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), timeout=grace)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _stop_with_parent() -> None:
+    """In the child: if the command line is killed, the stage is stopped (and writes its checkpoint) as well."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _matching_action(spec: Mapping[str, Any], exit_code: int) -> str:
+    """Action of the first rule of the Job's podFailurePolicy that matches; Count if none does."""
+    for rule in spec["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes")
+        if codes is not None and exit_code in codes["values"]:
+            return str(rule["action"])
+    return "Count"

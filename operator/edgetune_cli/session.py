@@ -1,0 +1,113 @@
+"""One local run: apply the object, pass over it until its outcome stands, stop cleanly when asked to."""
+
+import asyncio
+import contextlib
+import signal
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgetune_cli.local import LocalCluster
+from edgetune_cli.show import ProgressView
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import LoraFineTuneStatus, parse_spec
+from edgetune_operator.observe import read_status
+from edgetune_operator.plan import CreateJob, Outcome, View
+from edgetune_operator.profiles import Profile
+from edgetune_operator.reconcile import Key, run_once
+
+_TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a local run ended."""
+
+    outcome: Outcome
+    message: str
+    status: LoraFineTuneStatus
+    ran: frozenset[Stage]
+    """Stages whose Jobs this run created."""
+
+    stopped: bool
+    """Whether a signal ended it."""
+
+    log: Path | None
+    """Log of the stage that failed."""
+
+
+async def run_object(
+    document: Mapping[str, Any], folder: Path, profiles: Mapping[str, Profile], progress: ProgressView
+) -> Ended:
+    """Run a LoraFineTune on this machine until it is published, refused, failed, suspended or stopped.
+
+    Raises:
+        ObjectBusy: another run works on the same object in the same folder.
+    """
+    key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
+    # The API server would persist the defaults: so does this.
+    spec = parse_spec(document["spec"]).model_dump(mode="json", exclude_none=True)
+    async with LocalCluster(folder, key) as cluster:
+        # Running by hand asks for a look at the inputs and for another try of what failed.
+        cluster.objects.apply(key, spec, retry=str(uuid.uuid4()))
+        with _stop_on_signals() as stop:
+            return await _follow(cluster, key, profiles, progress, stop)
+
+
+async def _follow(
+    cluster: LocalCluster, key: Key, profiles: Mapping[str, Profile], progress: ProgressView, stop: asyncio.Event
+) -> Ended:
+    ran: set[Stage] = set()
+    while True:
+        if stop.is_set():
+            await cluster.stop()
+        cluster.changed.clear()
+        done = await run_once(cluster, key, profiles, datetime.now(UTC))
+        if done is None:
+            raise FileNotFoundError(f"{cluster.objects.path(key)} was removed while the run went on")
+        view = done.plan.view
+        ran |= {action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)}
+        progress.update(view, cluster.said)
+        if view.outcome is not Outcome.RUNNING or stop.is_set():
+            return await _ended(cluster, key, view, ran, stopped=stop.is_set())
+        if not done.plan.actions:
+            await _first_of(cluster.changed, stop)
+
+
+async def _ended(cluster: LocalCluster, key: Key, view: View, ran: set[Stage], stopped: bool) -> Ended:
+    document = await cluster.read_object(key) or {}
+    row = next((row for row in view.rows if row.name is view.stage), None)
+    return Ended(
+        outcome=view.outcome,
+        message=view.message,
+        status=read_status(document),
+        ran=frozenset(ran),
+        stopped=stopped and view.outcome is Outcome.RUNNING,
+        log=cluster.log_path(row.job) if row is not None and row.job else None,
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[asyncio.Event]:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,238 @@
+"""Statuses for people: tables of stages, sizes and scores, and progress while a run goes on."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.plan import Outcome, View
+from edgetune_operator.status import format_bytes, format_share
+
+_PLAIN_INTERVAL_SECONDS = 10.0
+_MODELS = ("base", "tuned", "merged", "edge")
+_STAGE_OUTPUTS: Mapping[Stage, str] = {
+    Stage.PREPARE: "prepared",
+    Stage.TRAIN: "adapter",
+    Stage.MERGE: "merged",
+    Stage.QUANTIZE: "edge",
+}
+
+
+class ProgressView:
+    """One bar a stage on a terminal; elsewhere a plain line when a stage starts or ends, and every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._plain = not console.is_terminal
+        self._stage: Stage | None = None
+        self._last_line = 0.0
+        self._last_text = ""
+        self._bar: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> "ProgressView":
+        if not self._plain:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._plain:
+            self._progress.stop()
+
+    def update(self, view: View, said: str) -> None:
+        """Show where the run is now."""
+        running = view.stage if view.outcome is Outcome.RUNNING else None
+        if running is not self._stage:
+            self._end_stage(view)
+            self._stage = running
+            if running is not None:
+                self._start_stage(running)
+        if running is not None:
+            self._show(running, view, said)
+
+    def _start_stage(self, stage: Stage) -> None:
+        if self._plain:
+            self._console.print(f"{stage}: started", highlight=False)
+            self._last_line = time.monotonic()
+        else:
+            self._bar = self._progress.add_task(stage.value, total=None, text="")
+
+    def _end_stage(self, view: View) -> None:
+        if self._stage is None:
+            return
+        row = next(row for row in view.rows if row.name is self._stage)
+        text = f"{row.state.value.lower()}{' (was in the store already)' if row.cached else ''}"
+        if self._plain:
+            seconds = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
+            self._console.print(f"{self._stage}: {text}{seconds}", highlight=False)
+        elif self._bar is not None:
+            self._progress.update(self._bar, total=1, completed=1, text=text)
+            self._progress.stop_task(self._bar)
+
+    def _show(self, stage: Stage, view: View, said: str) -> None:
+        text = _progress_text(view) or said or view.message.removeprefix(f"{stage}: ")
+        if self._plain:
+            due = time.monotonic() - self._last_line >= _PLAIN_INTERVAL_SECONDS
+            if due and text != self._last_text:
+                self._console.print(f"{stage}: {text}", highlight=False)
+                self._last_line, self._last_text = time.monotonic(), text
+        elif self._bar is not None:
+            progress = view.progress
+            total, done = (progress.total_steps, progress.step) if progress else (None, 0)
+            self._progress.update(self._bar, total=total, completed=done, text=text)
+
+
+def _progress_text(view: View) -> str:
+    progress = view.progress
+    if progress is None:
+        return ""
+    parts = [f"{progress.step}/{progress.total_steps} {progress.unit}"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"{progress.eta_seconds:.0f} s left")
+    return ", ".join(parts)
+
+
+def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> None:
+    """The tables at the end of a run.
+
+    Args:
+        console: where to print.
+        status: the object's status.
+        ran: stages that this run did; the others were done before.
+    """
+    console.print(_stage_table(status, ran))
+    if status.scores is not None:
+        console.print(_score_table(status))
+        console.print(_score_sentence(status), highlight=False)
+    for warning in status.warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False)
+    _show_answers(console, status)
+
+
+def _table(title: str, first: str, *figures: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _stage_table(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> Table:
+    table = _table("\nStages", "step", "output", "size", "seconds")
+    table.columns[1].justify = "left"
+    table.add_column("what happened")
+    for row in status.stages:
+        output = next(
+            (
+                a
+                for a in status.artifacts
+                if a.stage is row.name and a.name.startswith(_STAGE_OUTPUTS.get(a.stage, "-"))
+            ),
+            None,
+        )
+        table.add_row(
+            row.name.value,
+            output.name if output else "",
+            format_bytes(output.bytes) if output else "",
+            f"{row.seconds:.1f}" if row.seconds is not None and row.name in ran else "",
+            _what_happened(row, status, ran),
+        )
+    return table
+
+
+def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> str:
+    if row.state is StageState.FAILED:
+        return f"failed: {row.reason}"
+    if row.state is not StageState.SUCCEEDED:
+        return row.state.value.lower()
+    if row.cached or row.name not in ran:
+        return "checked, nothing changed" if row.name is Stage.PREPARE and row.name in ran else "done before"
+    metrics = row.metrics
+    if row.name is Stage.PREPARE and "trainExamples" in metrics:
+        return f"{metrics['trainExamples']:,.0f} rows to train on, {metrics.get('evalExamples', 0):,.0f} to evaluate on"
+    if row.name is Stage.TRAIN and "steps" in metrics:
+        share = f", {metrics['trainableShare']:.2f} % of the parameters" if "trainableShare" in metrics else ""
+        return f"{metrics['steps']:.0f} steps, loss {metrics.get('loss', float('nan')):.3f}{share}"
+    if row.name is Stage.EVALUATE and status.scores is not None:
+        return f"{status.scores.examples} rows by each model"
+    if row.name is Stage.PUBLISH and status.publication is not None:
+        return "published" if status.publication.published else "refused by the gates"
+    return "done"
+
+
+def _score_table(status: LoraFineTuneStatus) -> Table:
+    scores, sizes = status.scores, status.sizes
+    table = _table("\nScores", "model", "size", "keyword accuracy", "exact match", "loss")
+    for model in _MODELS:
+        details = scores.details.get(model) if scores else None
+        if details is None:
+            continue
+        table.add_row(
+            model,
+            format_bytes(getattr(sizes, f"{'adapter' if model == 'tuned' else model}_bytes")) if sizes else "",
+            format_share(details.keyword_accuracy) or "-",
+            format_share(details.exact_match) or "-",
+            f"{details.loss:.3f}" if details.loss is not None else "-",
+        )
+    return table
+
+
+def _score_sentence(status: LoraFineTuneStatus) -> str:
+    scores, sizes = status.scores, status.sizes
+    parts = []
+    if scores and scores.improvement is not None:
+        parts.append(f"Training gained {scores.improvement:+.1f} points")
+    if scores and scores.drop is not None:
+        parts.append(f"merging and INT8 cost {100 * scores.drop:+.1f} points")
+    if sizes and sizes.ratio is not None:
+        parts.append(f"the edge model has {sizes.ratio:.0%} of the base's size")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:
+    """One held-out question with the answers of base and edge, if the evaluation lies on this machine."""
+    artifact = next((a for a in status.artifacts if a.name == "evaluation" and a.uri.startswith("file://")), None)
+    answers = _read_answers(local_path(artifact.uri) / "answers.jsonl") if artifact else None
+    if answers is None:
+        return
+    console.print("\nA held-out question, answered by", style="bold")
+    console.print(f"  [dim]prompt[/]  {_one_line(answers['prompt'])}", highlight=False)
+    for model in ("base", "edge"):
+        console.print(f"  [dim]{model:6}[/]  {_one_line(answers.get(model, ''))}", highlight=False)
+
+
+def _read_answers(path: Path) -> dict[str, Any] | None:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines))
+    except (OSError, StopIteration, json.JSONDecodeError):
+        return None
+    return first if isinstance(first, dict) and "prompt" in first else None
+
+
+def _one_line(text: str) -> str:
+    # Square brackets would be read as markup.
+    return " ".join(text.split()).replace("[", r"\[")
+
+
+def local_path(uri: str) -> Path:
+    """Path of a file:// URI."""
+    return Path(unquote(urlparse(uri).path))
