@@ -1,0 +1,77 @@
+"""Objects as users write them, and what is said when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from edgetune_cli.documents import UnusableFile, load_object
+
+VALID = """
+apiVersion: edgetune.dev/v1alpha1
+kind: LoraFineTune
+metadata: {name: sensor-faults}
+spec:
+  baseModel: {uri: ./base}
+  dataset: {train: {uri: ./data/train.jsonl}}
+"""
+
+
+def problems_of(tmp_path: Path, text: str | bytes) -> str:
+    file = tmp_path / "object.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UnusableFile) as raised:
+        load_object(file)
+    return str(raised.value).replace(str(tmp_path), "")
+
+
+def test_relative_paths_become_file_uris_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "object.yaml"
+    file.write_text(VALID)
+    spec = load_object(file)["spec"]
+    assert spec["baseModel"]["uri"] == f"file://{tmp_path}/base"
+    assert spec["dataset"]["train"]["uri"] == f"file://{tmp_path}/data/train.jsonl"
+
+
+def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
+    text = VALID.replace("kind: LoraFineTune", "kind: LoraFinetune") + "  lora: {rank: 0, alfa: 3}\n  retryLimit: -1\n"
+    assert problems_of(tmp_path, text).splitlines() == [
+        "/object.yaml: kind: must be LoraFineTune, is 'LoraFinetune'",
+        "/object.yaml: spec.lora.rank: input should be greater than or equal to 1, is 0",
+        "/object.yaml: spec.lora.alfa: unknown field",
+        "/object.yaml: spec.retryLimit: input should be greater than or equal to 0, is -1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "/object.yaml: holds 0 objects; this command takes one"),
+        (VALID + "---" + VALID, "/object.yaml: holds 2 objects; this command takes one"),
+        ("[1, 2]", "/object.yaml: (document): must be a LoraFineTune object"),
+        ("just text", "/object.yaml: (document): must be a LoraFineTune object"),
+        (b"name: \xff", "/object.yaml: is not UTF-8 at byte 6"),
+        (VALID.replace("metadata: {name: sensor-faults}", "metadata: {}"), "/object.yaml: metadata.name: is required"),
+    ],
+)
+def test_a_file_without_one_object_says_so(tmp_path: Path, text: str | bytes, message: str) -> None:
+    assert problems_of(tmp_path, text) == message
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: b: c", "\t- x", "a: !!python/object:os.system x", "a: 2026-99-99", "[" * 5000]
+)
+def test_broken_yaml_is_one_line_and_never_a_traceback(tmp_path: Path, text: str) -> None:
+    message = problems_of(tmp_path, text)
+    assert message.startswith("/object.yaml: is not valid YAML: ")
+    assert "\n" not in message
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    message = problems_of(tmp_path, VALID + "  retryLimit: 1\n  retryLimit: 2\n")
+    assert "key 'retryLimit' stands twice" in message
+    assert "line 9" in message
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UnusableFile, match="No such file or directory"):
+        load_object(tmp_path / "missing.yaml")

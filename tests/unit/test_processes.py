@@ -1,0 +1,142 @@
+"""Child processes must end the way the Job controller ends Pods."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgetune_cli.processes as processes
+from edgetune_operator.observe import JobState, observe
+from support.process_jobs import process_job
+
+SAY_READY = 'print(\'{"say": "ready"}\', flush=True)'
+
+
+@pytest.fixture(autouse=True)
+def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_BACKOFF_SECONDS", 0.01)
+
+
+def run(job: processes.ProcessJob) -> Any:
+    """Run a Job to its end and observe it as a pass would."""
+    asyncio.run(job.run())
+    return observation(job)
+
+
+def failing_once(marker: Path, exit_code: int) -> str:
+    return (
+        f"import pathlib; marker = pathlib.Path({str(marker)!r}); tried = marker.exists(); marker.touch()\n"
+        f"raise SystemExit(0 if tried else {exit_code})"
+    )
+
+
+def observation(job: processes.ProcessJob) -> Any:
+    document = {
+        "metadata": {"name": "sensor-faults", "namespace": "team-a", "uid": "8b2c3f5e-0000-4000-8000-000000000001"}
+    }
+    return observe(document, [job.to_dict()], job.pods, None).jobs[0]
+
+
+def test_exit_0_completes_the_job_and_the_termination_message_arrives(tmp_path: Path) -> None:
+    script = "import os; open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w').write('all done')"
+    job = run(process_job(script, tmp_path))
+    assert job.state is JobState.COMPLETE
+    assert [(pod.exit_code, pod.message) for pod in job.pods] == [(0, "all done")]
+
+
+def test_only_the_last_4096_bytes_of_a_termination_message_arrive(tmp_path: Path) -> None:
+    script = "import os; open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w').write('x' * 5000 + 'end')"
+    job = run(process_job(script, tmp_path))
+    assert len(job.pods[0].message) == 4096
+    assert job.pods[0].message.endswith("xend")
+
+
+@pytest.mark.parametrize("exit_code", [10, 11, 13])
+def test_an_exit_code_that_no_other_attempt_can_change_fails_the_job_at_once(tmp_path: Path, exit_code: int) -> None:
+    job = run(process_job(f"raise SystemExit({exit_code})", tmp_path))
+    assert (job.state, job.reason) == (JobState.FAILED, "PodFailurePolicy")
+    assert [pod.exit_code for pod in job.pods] == [exit_code]
+
+
+@pytest.mark.parametrize("exit_code", [1, 12, 14])
+def test_other_failures_are_tried_again_up_to_the_retry_limit(tmp_path: Path, exit_code: int) -> None:
+    job = run(process_job(f"raise SystemExit({exit_code})", tmp_path, retryLimit=2))
+    assert (job.state, job.reason) == (JobState.FAILED, "BackoffLimitExceeded")
+    assert [pod.exit_code for pod in job.pods] == [exit_code] * 3
+
+
+def test_a_passing_fault_is_followed_by_an_attempt_that_succeeds(tmp_path: Path) -> None:
+    marker = tmp_path / "tried"
+    script = failing_once(marker, 14)
+    job = run(process_job(script, tmp_path))
+    assert job.state is JobState.COMPLETE
+    assert [pod.exit_code for pod in job.pods] == [14, 0]
+
+
+def test_an_interrupted_attempt_runs_again_and_does_not_count(tmp_path: Path) -> None:
+    marker = tmp_path / "tried"
+    script = failing_once(marker, 75)
+    job = run(process_job(script, tmp_path, retryLimit=0))
+    assert job.state is JobState.COMPLETE
+    assert [pod.interrupted for pod in job.pods] == [True, False]
+
+
+def test_a_killed_process_counts_as_exit_code_137_with_the_last_log_lines(tmp_path: Path) -> None:
+    script = "import os, sys; print('about to die', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    job = run(process_job(script, tmp_path, retryLimit=0))
+    assert job.pods[0].exit_code == 137
+    assert "about to die" in job.pods[0].message
+
+
+def test_a_stage_past_its_deadline_is_stopped_and_the_job_fails_with_deadline_exceeded(tmp_path: Path) -> None:
+    job = process_job("import time; time.sleep(60)", tmp_path)
+    job.manifest["spec"]["activeDeadlineSeconds"] = 0.5
+    ended = run(job)
+    assert (ended.state, ended.reason) == (JobState.FAILED, "DeadlineExceeded")
+
+
+def test_stop_sends_sigterm_and_waits_for_the_stage_to_end_by_itself(tmp_path: Path) -> None:
+    script = (
+        f"import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n{SAY_READY}\ntime.sleep(60)"
+    )
+    ready = asyncio.Event()
+    job = process_job(script, tmp_path, on_line=lambda _: ready.set())
+
+    async def stop_when_ready() -> None:
+        task = asyncio.create_task(job.run())
+        await asyncio.wait_for(ready.wait(), timeout=30)
+        await job.stop()
+        await asyncio.wait_for(task, timeout=30)
+
+    asyncio.run(stop_when_ready())
+    assert [pod.exit_code for pod in observation(job).pods] == [75]
+    assert observation(job).state is JobState.LIVE
+
+
+def test_stop_kills_a_stage_that_ignores_sigterm_after_the_grace_period(tmp_path: Path) -> None:
+    script = f"import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{SAY_READY}\ntime.sleep(60)"
+    ready = asyncio.Event()
+    job = process_job(script, tmp_path, on_line=lambda _: ready.set())
+    job.manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 0.2
+
+    async def stop_when_ready() -> None:
+        task = asyncio.create_task(job.run())
+        await asyncio.wait_for(ready.wait(), timeout=30)
+        await job.stop()
+        await asyncio.wait_for(task, timeout=30)
+
+    asyncio.run(stop_when_ready())
+    assert [pod.exit_code for pod in observation(job).pods] == [137]
+
+
+def test_lines_that_are_not_json_objects_are_passed_over(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    run(process_job("print('hello'); print('3'); print('{\"say\": \"hi\"}')", tmp_path, on_line=lines.append))
+    assert lines == [{"say": "hi"}]
+
+
+def test_the_work_folder_of_an_attempt_is_gone_afterwards(tmp_path: Path) -> None:
+    script = "import os, pathlib; (pathlib.Path(os.environ['EDGETUNE_WORK_DIR']) / 'big').write_text('x')"
+    run(process_job(script, tmp_path))
+    assert not list((tmp_path / "work").iterdir())
