@@ -3,6 +3,7 @@
 Weights come from safetensors only; nothing is fetched, no code of a model folder is run.
 """
 
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -121,13 +122,13 @@ def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.devic
     return model
 
 
-def load_edge(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Edge model as it was saved, in eval mode.
+def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
+    """Merged or edge model in the number formats in which it is stored, in eval mode.
 
     Raises:
         InvalidInput: the folder does not hold a model that loads from safetensors.
     """
-    return _load(folder, device)
+    return _load(folder, device, dtype="auto")
 
 
 def as_trained_weights(model: "PreTrainedModel") -> int:
@@ -176,6 +177,15 @@ def peak_memory_bytes(device: "torch.device") -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> None:
+    """Give the memory of models that nothing refers to any more back, on the GPU too."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def describe_device(device: "torch.device") -> str:

@@ -1,0 +1,181 @@
+"""evaluate: base, tuned, merged and edge model on the same held-out rows, one model in memory at a time."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from edgetune_contract.request import ModelScores
+from edgetune_contract.spec import MergeBase, Precision, RowFormat
+from edgetune_jobs import inference, merging, models, scoring
+from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.stage import StageContext, StageOutput
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+ARTIFACT = "evaluation"
+BASE_SCORES = "base-scores"
+_SCORES_FILE = "scores.json"
+_EDGE = "edge-bnb-int8"
+_BATCH_SIZE = 32
+_KEPT_ANSWERS = 16
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Held-out rows, in their order in eval.parquet."""
+
+    prompts: Sequence[str]
+    prompt_ids: Sequence[Sequence[int]]
+    completion_ids: Sequence[Sequence[int]]
+    references: Sequence[scoring.ReferenceAnswer]
+    is_text: bool
+    """Whole texts without prompts: there is nothing to answer, only a loss."""
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+
+@dataclass
+class _Evaluation:
+    """Scores, first answers and seconds of each model so far, and the count that progress shows."""
+
+    context: StageContext
+    rows: _Rows
+    models_to_score: int
+    scores: dict[str, ModelScores] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rows_done: int = 0
+
+    def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
+        """Load a model, score it on all rows, and let go of it."""
+        began = monotonic()
+        self.context.progress.say(f"scoring the {name} model")
+        tokenizer = models.load_tokenizer(tokenizer_folder)
+        model = load()
+        rows, answers = self.rows, None
+        if not rows.is_text:
+            answers = inference.greedy_answers(
+                model,
+                tokenizer,
+                rows.prompt_ids,
+                max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
+                batch_size=_BATCH_SIZE,
+                on_rows=self._advance,
+            )
+            self.answers[name] = answers[:_KEPT_ANSWERS]
+        loss = inference.mean_loss(
+            model,
+            rows.prompt_ids,
+            rows.completion_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=_BATCH_SIZE,
+            on_rows=self._advance,
+        )
+        self.scores[name] = scoring.score_model(answers, rows.references, loss)
+        self.seconds[name] = monotonic() - began
+        del model
+        models.free_memory()
+
+    def _advance(self, rows: int) -> None:
+        self.rows_done += rows
+        passes = self.models_to_score * (1 if self.rows.is_text else 2)
+        self.context.progress.update(self.rows_done, passes * len(self.rows), "rows")
+        if self.context.stop.is_set():
+            raise Interrupted("stopped by SIGTERM while scoring; scoring begins anew in the next attempt")
+
+
+def run(context: StageContext) -> StageOutput:
+    """Score base, adapter, merged (if kept) and edge-bnb-int8 on the first rows of input prepared; artifact `evaluation`.
+
+    The base's scores are taken from input base-scores if it is there, and else left in output/base-scores.
+
+    Raises:
+        InvalidInput: a model does not load, or there is no row.
+        Interrupted: `context.stop` was set.
+    """
+    device = models.choose_device()
+    rows = _read_rows(context)
+    known = _read_base_scores(context)
+    kept = context.inputs.get("merged")
+    evaluation = _Evaluation(context, rows, models_to_score=2 + (known is None) + (kept is not None))
+    base, adapter = context.inputs["base"], context.inputs["adapter"]
+    if known is None:
+        dtype = models.dtype_of(models.resolve_precision(Precision.AUTO, device))
+        evaluation.score("base", base, lambda: models.load_base(base, dtype, device))
+        _write_base_scores(context.output / BASE_SCORES, evaluation.scores["base"])
+    else:
+        evaluation.scores["base"] = known
+    evaluation.score("tuned", base, lambda: merging.load_tuned(base, adapter, MergeBase.AS_TRAINED, device))
+    for name, folder in (("merged", kept), ("edge", context.inputs[_EDGE])):
+        if folder is not None:
+            evaluation.score(name, folder, _loader(folder, device))
+    _write_answers(context.output / ARTIFACT, evaluation)
+    return _report(evaluation, device)
+
+
+def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
+    return lambda: models.load_stored(folder, device)
+
+
+def _read_rows(context: StageContext) -> _Rows:
+    import pyarrow.parquet
+
+    parameters = context.request.parameters
+    table = pyarrow.parquet.read_table(context.inputs["prepared"] / "eval.parquet")
+    columns = table.slice(0, parameters.evaluation.max_examples).to_pydict()
+    if not columns["response"]:
+        raise InvalidInput("dataset.eval: there is no row to evaluate on")
+    references = [
+        scoring.ReferenceAnswer(response, tuple(keywords or ()))
+        for response, keywords in zip(columns["response"], columns["keywords"], strict=True)
+    ]
+    return _Rows(
+        prompts=columns["prompt"],
+        prompt_ids=columns["prompt_ids"],
+        completion_ids=columns["completion_ids"],
+        references=references,
+        is_text=parameters.dataset.format is RowFormat.TEXT,
+    )
+
+
+def _read_base_scores(context: StageContext) -> ModelScores | None:
+    folder = context.inputs.get(BASE_SCORES)
+    if folder is None or not (folder / _SCORES_FILE).is_file():
+        return None
+    try:
+        return ModelScores.model_validate_json((folder / _SCORES_FILE).read_bytes())
+    except ValidationError:  # written by another version: scoring the base again costs a minute, failing costs the run
+        return None
+
+
+def _write_base_scores(folder: Path, scores: ModelScores) -> None:
+    folder.mkdir()
+    (folder / _SCORES_FILE).write_text(scores.model_dump_json() + "\n", encoding="utf-8")
+
+
+def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
+    """answers.jsonl: the first rows with the answer of each model that was asked in this run."""
+    folder.mkdir()
+    rows = evaluation.rows
+    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for row in range(0 if rows.is_text else min(len(rows), _KEPT_ANSWERS)):
+            line = {"row": row, "prompt": rows.prompts[row], "reference": rows.references[row].response}
+            line |= {name: answers[row] for name, answers in evaluation.answers.items()}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _report(evaluation: _Evaluation, device: "torch.device") -> StageOutput:
+    known = evaluation.scores
+    scores = scoring.compare(known["base"], known["tuned"], known.get("merged"), known["edge"], len(evaluation.rows))
+    metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
+    metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": models.peak_memory_bytes(device)}
+    facts = {"device": models.describe_device(device), "decoding": "greedy"}
+    return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, scores=scores)
