@@ -1,0 +1,147 @@
+"""Progress of a stage: JSON lines on stdout, and Prometheus metrics while training."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from pydantic.alias_generators import to_camel
+
+from edgetune_contract.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+_LINES_PER_SECOND = 4
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a stage is: `done` of `total` units, and current figures by camelCase name."""
+
+    done: int
+    total: int
+    unit: str
+    figures: Mapping[str, float]
+
+
+class Listener(Protocol):
+    """Who wants to know of each step, also of those that make no line."""
+
+    def observe(self, snapshot: Snapshot) -> None: ...
+
+
+class LineProgress:
+    """One JSON object a line, flushed: {"progress": {…}} a few times a second, {"say": "…"} at once.
+
+    The last snapshot is always written: at the end, before anything is said, and on `close`. Safe for several threads.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        stream: TextIO,
+        listener: Listener | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stage = stage
+        self._stream = stream
+        self._listener = listener
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: Snapshot | None = None
+        self._next_line_at = -math.inf
+
+    def update(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """Report `done` of `total` units and current figures; what is not finite is left out of the line."""
+        snapshot = Snapshot(done, total, unit, {to_camel(name): float(value) for name, value in figures.items()})
+        if self._listener is not None:
+            self._listener.observe(snapshot)
+        with self._lock:
+            self._waiting = snapshot
+            if done >= total or self._clock() >= self._next_line_at:
+                self._write_waiting()
+
+    def say(self, message: str) -> None:
+        """Report what begins now, in a few words."""
+        with self._lock:
+            self._write_waiting()
+            self._write({"say": message})
+
+    def close(self) -> None:
+        """Write the last snapshot, if it was held back."""
+        with self._lock:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if self._waiting is None:
+            return
+        snapshot, self._waiting = self._waiting, None
+        self._next_line_at = self._clock() + 1 / _LINES_PER_SECOND
+        figures = {name: value for name, value in snapshot.figures.items() if math.isfinite(value)}
+        self._write(
+            {
+                "progress": {
+                    "stage": self._stage.value,
+                    "done": snapshot.done,
+                    "total": snapshot.total,
+                    "unit": snapshot.unit,
+                    "figures": figures,
+                }
+            }
+        )
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+class TrainingMetrics:
+    """Prometheus metrics of a training, served over HTTP until the process ends.
+
+    Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second and
+    edgetune_train_learning_rate, with the labels namespace and name; a figure that was never reported is absent.
+    """
+
+    _FIGURES: Mapping[str, tuple[str, str]] = {
+        "loss": ("edgetune_train_loss", "Training loss of the last logged step, in nats per token."),
+        "tokensPerSecond": ("edgetune_train_tokens_per_second", "Tokens trained on per second."),
+        "learningRate": ("edgetune_train_learning_rate", "Learning rate of the last step."),
+    }
+
+    def __init__(self, namespace: str, name: str) -> None:
+        from prometheus_client import CollectorRegistry, Gauge
+
+        self._labels = {"namespace": namespace, "name": name}
+        self._registry = CollectorRegistry()
+
+        def gauge(metric: str, text: str) -> Gauge:
+            return Gauge(metric, text, labelnames=tuple(self._labels), registry=self._registry)
+
+        self._step = gauge("edgetune_train_step", "Optimizer steps done.")
+        self._total = gauge("edgetune_train_total_steps", "Optimizer steps in all.")
+        self._figures = {figure: gauge(*described) for figure, described in self._FIGURES.items()}
+
+    def observe(self, snapshot: Snapshot) -> None:
+        """Take over a snapshot; only those that count optimizer steps have step metrics."""
+        if snapshot.unit == "steps":
+            self._step.labels(**self._labels).set(snapshot.done)
+            self._total.labels(**self._labels).set(snapshot.total)
+        for figure, gauge in self._figures.items():
+            if figure in snapshot.figures:
+                gauge.labels(**self._labels).set(snapshot.figures[figure])
+
+    def serve(self, port: int) -> None:
+        """Serve the metrics on a port of all addresses, from a thread that ends with the process.
+
+        A port that is taken is logged: a training does not end because nobody can watch it.
+        """
+        from prometheus_client import start_http_server
+
+        try:
+            start_http_server(port, registry=self._registry)
+        except OSError as error:
+            logger.warning("no metrics: port %d cannot be served: %s", port, error)

@@ -1,0 +1,280 @@
+"""One S3 bucket: small objects, streams in both directions, verified; errors speak of bucket and key."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
+from edgetune_jobs.files import CHUNK_BYTES, Fingerprint, HashingReader, disk_errors
+from edgetune_jobs.s3_client import s3_errors, status_of
+from edgetune_jobs.store import Conflict, Content, DamagedObject
+
+PART_BYTES = 64 * 2**20
+_CONCURRENCY = 4
+_DOWNLOAD_ATTEMPTS = 5
+_FIRST_PAUSE_SECONDS = 0.25
+_CONFLICT_STATUSES = (409, 412)
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """An object of a bucket."""
+
+    key: str
+    bytes: int
+    etag: str
+    has_sha256: bool
+    """Whether the service keeps a SHA-256 of it; of a multipart object it may be that of its parts."""
+
+    sha256: str | None = None
+    """The service's SHA-256 of the whole content, in hexadecimal; None in listings and when there is none."""
+
+
+class S3Bucket:
+    """Requests to one bucket through a boto3 client. Safe for several threads.
+
+    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientFault as a Store does.
+    """
+
+    def __init__(self, client: Any, name: str, part_bytes: int = PART_BYTES) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        self._client = client
+        self._name = name
+        self._transfer = TransferConfig(
+            multipart_threshold=part_bytes,
+            multipart_chunksize=part_bytes,
+            max_concurrency=_CONCURRENCY,
+            # The CRT client cannot resolve the custom endpoints of S3-compatible services.
+            preferred_transfer_client="classic",
+        )
+        # Bounds the memory of an upload: parts that wait for a connection are held in memory.
+        self._transfer.max_in_memory_upload_chunks = _CONCURRENCY
+
+    def uri(self, key: str) -> str:
+        """URI of a key."""
+        return f"s3://{self._name}/{key}"
+
+    def read(self, key: str) -> Content | None:
+        """A small object as a whole; None when there is none."""
+        from botocore.exceptions import ClientError
+
+        with s3_errors(self.uri(key)):
+            try:
+                response = self._client.get_object(Bucket=self._name, Key=key)
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "NoSuchKey":
+                    return None
+                raise
+            return Content(response["Body"].read(), response["ETag"])
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        """Write a small object; its etag.
+
+        Raises:
+            Conflict: the condition does not hold.
+        """
+        from botocore.exceptions import ClientError
+
+        conditions = {"IfNoneMatch": "*"} if if_none_match else {}
+        if if_match is not None:
+            conditions["IfMatch"] = if_match
+        with s3_errors(self.uri(key)):
+            try:
+                response = self._client.put_object(Bucket=self._name, Key=key, Body=data, **conditions)
+            except ClientError as error:
+                vanished = if_match is not None and error.response["Error"]["Code"] == "NoSuchKey"
+                if conditions and (vanished or status_of(error) in _CONFLICT_STATUSES):
+                    raise Conflict(f"{self.uri(key)} was written by another writer") from error
+                raise
+        return str(response["ETag"])
+
+    def list(self, prefix: str) -> Iterator[RemoteObject]:
+        """Objects whose keys begin with a prefix, sorted by key."""
+        with s3_errors(self.uri(prefix)):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=prefix)
+            for found in (found for page in pages for found in page.get("Contents", ())):
+                has_sha256 = "SHA256" in found.get("ChecksumAlgorithm", ())
+                yield RemoteObject(found["Key"], found["Size"], found["ETag"], has_sha256)
+
+    def head(self, key: str) -> RemoteObject | None:
+        """Size, etag and SHA-256 of an object; None when there is none."""
+        from botocore.exceptions import ClientError
+
+        with s3_errors(self.uri(key)):
+            try:
+                response = self._client.head_object(Bucket=self._name, Key=key, ChecksumMode="ENABLED")
+            except ClientError as error:
+                # A missing bucket answers the same, without a body to tell them apart: a listing knows.
+                if status_of(error) == 404:
+                    next(self.list(key), None)
+                    return None
+                raise
+        sha256 = _full_object_sha256(response)
+        return RemoteObject(key, response["ContentLength"], response["ETag"], sha256 is not None, sha256)
+
+    def read_range(self, key: str, start: int, length: int, etag: str) -> bytes:
+        """Up to `length` bytes from `start` on, of the content that `etag` names.
+
+        Raises:
+            InvalidInput: the object has other content by now.
+        """
+        from botocore.exceptions import ClientError
+
+        if length <= 0:
+            return b""
+        with s3_errors(self.uri(key)):
+            try:
+                response = self._client.get_object(
+                    Bucket=self._name, Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=etag
+                )
+            except ClientError as error:
+                if status_of(error) == 416:
+                    return b""
+                self._refuse_changed(error, key)
+                raise
+            return bytes(response["Body"].read())
+
+    def upload_file(self, path: Path, key: str) -> Fingerprint:
+        """Stream a file in parts, hashed on the way; a multipart upload that fails or is interrupted is aborted."""
+        with s3_errors(self.uri(key)), path.open("rb") as file:
+            reader = HashingReader(file)
+            self._client.upload_fileobj(reader, self._name, key, Config=self._transfer)
+        return reader.fingerprint
+
+    def download_file(
+        self,
+        key: str,
+        path: Path,
+        expected: Fingerprint | None = None,
+        etag: str | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Fingerprint:
+        """Stream an object into a file. A body that is cut is continued where it ended, a bounded number of times.
+
+        Args:
+            expected: what the content must be.
+            etag: the content that must still be there.
+            cancelled: ends the download when set.
+
+        Raises:
+            DamagedObject: the object is missing or is not the expected content.
+            InvalidInput: the object has other content than `etag` names by now.
+        """
+        cancelled = cancelled or threading.Event()
+        with disk_errors(path, expected.bytes if expected else 0):
+            for attempt in range(_DOWNLOAD_ATTEMPTS):
+                found = self._download_whole(key, path, etag, cancelled)
+                if expected is None or found == expected:
+                    return found
+                # Once more: what was changed on the way arrives whole the next time.
+                cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempt)
+        raise DamagedObject(
+            f"{self.uri(key)} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256} arrived "
+            f"{_DOWNLOAD_ATTEMPTS} times, where the manifest names {_describe(expected)}"
+        )
+
+    def delete(self, key: str) -> None:
+        """Delete an object; nothing happens when there is none."""
+        with s3_errors(self.uri(key)):
+            self._client.delete_object(Bucket=self._name, Key=key)
+
+    def list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Key and upload ID of each multipart upload that is neither complete nor aborted."""
+        with s3_errors(self.uri(prefix)):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._name, Prefix=prefix)
+            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+                yield upload["Key"], upload["UploadId"]
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Abort a multipart upload; nothing happens when it has ended by itself."""
+        from botocore.exceptions import ClientError
+
+        with s3_errors(self.uri(key)):
+            try:
+                self._client.abort_multipart_upload(Bucket=self._name, Key=key, UploadId=upload_id)
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "NoSuchUpload":
+                    raise
+
+    def _download_whole(self, key: str, path: Path, etag: str | None, cancelled: threading.Event) -> Fingerprint:
+        with path.open("wb") as file:
+            body = _Body(file, etag)
+            for attempt in range(_DOWNLOAD_ATTEMPTS):
+                try:
+                    self._continue_download(key, body, cancelled)
+                    return Fingerprint(body.bytes, body.hasher.hexdigest())
+                except DamagedObject:
+                    raise
+                except TransientFault as fault:
+                    cause = fault
+                    cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempt)
+        raise TransientFault(
+            f"the download of {self.uri(key)} broke off {_DOWNLOAD_ATTEMPTS} times, "
+            f"the last time after {body.bytes:,} bytes: {cause}"
+        ) from cause
+
+    def _continue_download(self, key: str, body: "_Body", cancelled: threading.Event) -> None:
+        from botocore.exceptions import ClientError
+
+        conditions = {"IfMatch": body.etag} if body.etag else {}
+        if body.bytes:
+            conditions["Range"] = f"bytes={body.bytes}-"
+        with s3_errors(self.uri(key)):
+            try:
+                response = self._client.get_object(Bucket=self._name, Key=key, **conditions)
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "NoSuchKey":
+                    raise DamagedObject(f"{self.uri(key)} is missing") from error
+                self._refuse_changed(error, key)
+                raise
+            if body.bytes and "ContentRange" not in response:
+                body.restart()
+            body.etag = response["ETag"]
+            for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
+                if cancelled.is_set():
+                    raise Interrupted(f"the download of {self.uri(key)} was cancelled")
+                body.append(chunk)
+
+    def _refuse_changed(self, error: Any, key: str) -> None:
+        if status_of(error) in _CONFLICT_STATUSES:
+            raise InvalidInput(
+                f"{self.uri(key)} was changed while it was read; try again when nobody writes to it"
+            ) from error
+
+
+class _Body:
+    """What has arrived of the object that `etag` names."""
+
+    def __init__(self, file: BinaryIO, etag: str | None) -> None:
+        self._file = file
+        self.etag = etag
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what has arrived."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.hasher = hashlib.sha256()
+        self.bytes = 0
+
+    def append(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self.hasher.update(chunk)
+        self.bytes += len(chunk)
+
+
+def _full_object_sha256(response: Any) -> str | None:
+    """The service's SHA-256 in hexadecimal. That of a multipart object covers the sums of its parts: it is no use."""
+    checksum = response.get("ChecksumSHA256")
+    if checksum is None or response.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT" or "-" in checksum:
+        return None
+    return base64.b64decode(checksum).hex()
+
+
+def _describe(expected: Fingerprint | None) -> str:
+    return "nothing" if expected is None else f"{expected.bytes:,} bytes with SHA-256 {expected.sha256}"

@@ -1,0 +1,175 @@
+"""The S3 client: how it is set up, and what its errors mean to the person who can mend them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.request import ChecksumMode, StoreLocation
+from edgetune_jobs.errors import AccessDenied, InvalidInput, StageError, TransientFault
+
+_CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_REQUIRED: "when_required"}
+_CONNECT_TIMEOUT_SECONDS = 10
+_READ_TIMEOUT_SECONDS = 60
+_REQUEST_ATTEMPTS = 5
+
+_RIGHTS: Mapping[str, str] = {
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+    "GetObject": "s3:GetObject",
+    "HeadObject": "s3:GetObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListObjectsV2": "s3:ListBucket",
+    "PutObject": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+}
+_BAD_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+_PASSING = frozenset(
+    {
+        "BadDigest",
+        "IncompleteBody",
+        "InternalError",
+        "NoSuchUpload",  # aborted by another attempt that finished the same stage
+        "RequestTimeout",
+        "RequestTimeTooSkewed",
+        "ServiceUnavailable",
+        "SlowDown",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An access key; None in place of it means the client's default chain, such as the pod's identity."""
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path | None) -> "Credentials | None":
+        """Credentials from the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if there, AWS_SESSION_TOKEN.
+
+        Raises:
+            AccessDenied: one of the first two is missing or empty.
+        """
+        if folder is None:
+            return None
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        access_key_id, secret_access_key, session_token = (read_secret(folder, name) for name in names)
+        if access_key_id is None and secret_access_key is None:
+            return None
+        if access_key_id is None or secret_access_key is None:
+            missing = names[0] if access_key_id is None else names[1]
+            raise AccessDenied(f"the S3 credentials in {folder} lack {missing}: add this key to the profile's Secret")
+        return cls(access_key_id, secret_access_key, session_token)
+
+
+def read_secret(folder: Path, name: str) -> str | None:
+    """A secret from a mounted file, without white space around it; None when the file is missing or empty."""
+    path = folder / name
+    return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
+
+
+def create_client(location: StoreLocation, credentials: Credentials | None, attempts: int = _REQUEST_ATTEMPTS) -> Any:
+    """A boto3 S3 client. Requests that fail in passing are sent up to `attempts` times, with growing pauses."""
+    import boto3
+    from botocore.config import Config
+
+    checksums = _CHECKSUMS[location.checksums]
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if location.path_style else "auto"},
+        request_checksum_calculation=checksums,
+        response_checksum_validation=checksums,
+        retries={"mode": "standard", "max_attempts": attempts},
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
+    )
+    with s3_errors(location.uri):
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=location.endpoint,
+            region_name=location.region,
+            aws_access_key_id=credentials.access_key_id if credentials else None,
+            aws_secret_access_key=credentials.secret_access_key if credentials else None,
+            aws_session_token=credentials.session_token if credentials else None,
+            config=config,
+        )
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Bucket and key of an s3:// URI; the key is without a / at its ends."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key.strip("/")
+
+
+@contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """Turns what boto3 raises into a StageError that names `uri`."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _translate_response(error, uri) from error
+    except (BotoCoreError, Boto3Error, ValueError) as error:
+        raise _translate_client_error(error, uri) from error
+
+
+def status_of(error: Any) -> int:
+    """HTTP status of a botocore ClientError; 0 when there was none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _translate_response(error: Any, uri: str) -> StageError:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = status_of(error)
+    said = f"the store answered {status} {code}"
+    if code in _BAD_CREDENTIALS:
+        return AccessDenied(f"{said} for {uri}: it does not accept the access key; renew it in the profile's Secret")
+    if status >= 500 or status in (408, 429) or code in _PASSING:
+        return TransientFault(
+            f"{said} to {error.operation_name} of {uri}, and so did the attempts after it; try again later"
+        )
+    if status in (401, 403):
+        right = _RIGHTS.get(error.operation_name, error.operation_name)
+        return AccessDenied(f"{said}: these credentials lack {right} on {uri}; grant it to them")
+    if code == "NoSuchBucket":
+        return InvalidInput(f"the bucket of {uri} does not exist; create it, or mend the name")
+    if status in (301, 307, 400) and code in ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"):
+        return InvalidInput(f"{said} for {uri}: the bucket is in another region; set the profile's region")
+    message = error.response.get("Error", {}).get("Message", "")
+    return InvalidInput(f"{said} to {error.operation_name} of {uri}: {message}".removesuffix(": "))
+
+
+def _translate_client_error(error: Exception, uri: str) -> StageError:
+    from botocore import exceptions
+
+    no_credentials = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.TokenRetrievalError,
+    )
+    cause = error.__cause__ or error
+    if isinstance(error, no_credentials):
+        return AccessDenied(
+            f"no credentials for {uri}: {error}; name a Secret in the profile, or give the pod an identity"
+        )
+    if isinstance(error, (exceptions.ParamValidationError, exceptions.NoRegionError, ValueError)):
+        return InvalidInput(f"{uri} cannot be asked for: {error}")
+    return TransientFault(f"the store cannot be reached for {uri}: {cause}")

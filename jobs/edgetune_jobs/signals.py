@@ -1,0 +1,63 @@
+"""SIGTERM and SIGINT: they end a stage at once, except where it ends by itself or must not be torn apart."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from edgetune_jobs.errors import Interrupted
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by the first signal. No Exception, so that nothing but the runtime catches it."""
+
+
+class StopSignals:
+    """Handlers of SIGTERM and SIGINT. Only the first signal counts; those after it change nothing."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        """Set when a signal has arrived."""
+
+        self._arrived = False
+        self._raises = True
+        self._wake_up, self._signalled = os.pipe()
+
+    def install(self) -> None:
+        """Take the signals over, for the rest of the process."""
+        # A handler must not take locks that the main thread may hold just now, as Event.set does: a thread sets it.
+        threading.Thread(target=self._set_event, name="stop-signal", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While inside, a signal only sets the event: for what ends by itself, or must not be torn apart."""
+        self._raises = False
+        try:
+            yield
+        finally:
+            self._raises = True
+
+    def check(self) -> None:
+        """End the stage if a signal has arrived.
+
+        Raises:
+            Interrupted: a signal has arrived.
+        """
+        if self._arrived:
+            raise Interrupted("stopped by a signal before the stage was done; the next attempt starts it again")
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        if self._arrived:
+            return
+        self._arrived = True
+        os.write(self._signalled, b"\0")
+        if self._raises:
+            raise Stopped
+
+    def _set_event(self) -> None:
+        os.read(self._wake_up, 1)
+        self.event.set()
