@@ -53,7 +53,7 @@ class Resolved(Model):
     """SHA-256 of the training data's content."""
 
     eval: Digest | None = None
-    """SHA-256 of the evaluation data's content; None when it is split off the training data."""
+    """SHA-256 of the evaluation data's content; absent when it is split off the training data."""
 
 
 class Request(Model):
@@ -94,8 +94,10 @@ class Artifact(Model):
     """adapter, merged, or edge- and the format."""
 
     uri: str
+    """Folder in the store: s3://bucket/key, or file:///path in a local run."""
+
     bytes: int
-    """Size of all files together."""
+    """Size of all files together, in bytes."""
 
     sha256: Digest
     """SHA-256 of the canonical JSON of its file list: path, bytes and SHA-256 of each."""
@@ -105,10 +107,10 @@ class ModelScores(Model):
     """How one model did on the evaluation rows."""
 
     keyword_accuracy: float | None = None
-    """Share of expected keywords that the answers hold, case-insensitive, 0 to 1; None when no row names one."""
+    """Share of expected keywords that the answers hold, case-insensitive, 0 to 1; absent when no row names one."""
 
     exact_match: float | None = None
-    """Share of answers equal to the reference after stripping white space, 0 to 1; None without prompts (format Text)."""
+    """Share of answers equal to the reference after stripping white space, 0 to 1; absent without prompts (format Text)."""
 
     loss: float | None = None
     """Mean cross-entropy over the completion tokens of all rows, in nats."""

@@ -133,9 +133,11 @@ _MAX_MODULE_NAMES = 64
 
 # A structural schema has no union of a string and a list. A node without a type may carry value validations, so the two
 # branches say: one of the presets; or a list (each keyword of the second branch refuses one of the other JSON types).
+# `items` speaks of a list only.
 _TARGET_MODULES_SCHEMA = {
     "x-kubernetes-preserve-unknown-fields": True,
     "default": "Standard",
+    "items": {"type": "string", "pattern": f"^{_MODULE_NAME.pattern}$"},
     "anyOf": [
         {"enum": list(TARGET_MODULE_PRESETS)},
         {

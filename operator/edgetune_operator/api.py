@@ -1,5 +1,6 @@
 """The LoraFineTune object: spec and status. The CRD, the field reference and every check of a spec come from here."""
 
+import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal, get_args
 
@@ -337,10 +338,21 @@ def parse_spec(spec: Any) -> LoraFineTuneSpec:
     """
     if not isinstance(spec, dict):
         raise InvalidSpec((Problem(path="spec", message="must be an object"),))
+    text = json.dumps(_as_served(spec), default=str)
     try:
-        return LoraFineTuneSpec.model_validate(spec)
+        # Strict, and from JSON: the API server takes no text for a number either.
+        return LoraFineTuneSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidSpec(_problems(error)) from None
+
+
+def _as_served(value: Any) -> Any:
+    """The value as the API server keeps it: fields that are null count as missing, and 16.0 is the integer 16."""
+    if isinstance(value, dict):
+        return {name: _as_served(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_as_served(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_object(document: Any) -> tuple[Problem, ...]:
