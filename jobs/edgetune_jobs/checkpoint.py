@@ -16,7 +16,7 @@ from pathlib import Path
 from edgetune_contract.digest import MANIFEST, checkpoints_key
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import Fingerprint, checked_relative, require_free_space
 from edgetune_jobs.store import Conflict, DamagedObject, FileList, Store, read_model, upload_folder, uri_of, write_model
 
@@ -82,12 +82,11 @@ class StoreCheckpoints:
         write_model(self._store, self._micro_batch_size_key, _MicroBatchSize(micro_batch_size=size))
 
     def delete_all(self) -> None:
-        """Delete all that belongs to this training: it is finished."""
-        self._store.delete_tree(self._folder)
-
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint that has a manifest."""
-        return next(iter(self._complete_steps()), None)
+        """Delete all that belongs to this training: it is finished. What cannot be deleted is logged."""
+        try:
+            self._store.delete_tree(self._folder)
+        except (AccessDenied, TransientFault) as error:
+            logger.warning("checkpoints are left at %s: %s", uri_of(self._store, self._folder), error)
 
     @property
     def _micro_batch_size_key(self) -> str:
@@ -102,7 +101,7 @@ class StoreCheckpoints:
         return sorted((int(match[1]) for key in keys if (match := _STEP_MANIFEST.fullmatch(key))), reverse=True)
 
     def _delete(self, step: int) -> None:
-        """Delete a checkpoint, its manifest first, and only the files that it names: others may be a writer's at work."""
+        """Delete a checkpoint, its manifest first, and only the files that it names: others may be a writer's."""
         key = self._step_key(step)
         try:
             manifest = read_model(self._store, f"{key}/{MANIFEST}", FileList)

@@ -7,8 +7,7 @@ from typing import Any
 
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
-from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.sources import FolderSource, SourceKind, check_pin
 from edgetune_jobs.stage import Source
 from edgetune_jobs.store import Store
 
@@ -70,10 +69,6 @@ class Access:
             from edgetune_jobs.s3_source import S3Source
 
             return S3Source(uri, field, kind, self.s3_client, target)
-        if not self.location.uri.startswith("file://"):
-            raise InvalidInput(
-                f"{field}.uri: {uri} is a path of a local run; in a cluster, put the files into S3 and give s3://bucket/key"
-            )
         return FolderSource(uri, field, kind)
 
 
@@ -83,8 +78,6 @@ def open_sources(access: Access, request: Request, folder: Path) -> dict[str, So
     Raises:
         InvalidInput: nothing at a URI, or content that is not the pinned one.
     """
-    from edgetune_jobs.sources import check_pin
-
     parameters = request.parameters
     base = access.open_base(parameters.base_model, folder / "base")
     if not parameters.base_model.uri.startswith("hf://"):

@@ -54,10 +54,15 @@ class LineProgress:
         self._lock = threading.Lock()
         self._waiting: Snapshot | None = None
         self._next_line_at = -math.inf
+        self._first: tuple[str, int, float] | None = None
 
     def update(self, done: int, total: int, unit: str, **figures: float) -> None:
-        """Report `done` of `total` units and current figures; what is not finite is left out of the line."""
-        snapshot = Snapshot(done, total, unit, {to_camel(name): float(value) for name, value in figures.items()})
+        """Report `done` of `total` units and current figures; what is not finite is left out of the line.
+
+        The seconds that are left are added as etaSeconds.
+        """
+        named = {to_camel(name): float(value) for name, value in figures.items()}
+        snapshot = Snapshot(done, total, unit, self._eta(done, total, unit) | named)
         if self._listener is not None:
             self._listener.observe(snapshot)
         with self._lock:
@@ -75,6 +80,16 @@ class LineProgress:
         """Write the last snapshot, if it was held back."""
         with self._lock:
             self._write_waiting()
+
+    def _eta(self, done: int, total: int, unit: str) -> dict[str, float]:
+        """Seconds left at the pace since the first report in this unit; nothing before there is a pace."""
+        now = self._clock()
+        if self._first is None or self._first[0] != unit or done < self._first[1]:
+            self._first = (unit, done, now)
+        _, first_done, first_at = self._first
+        if done == first_done:
+            return {}
+        return {"etaSeconds": (total - done) * (now - first_at) / (done - first_done)}
 
     def _write_waiting(self) -> None:
         if self._waiting is None:

@@ -22,7 +22,7 @@ class StopSignals:
         """Set when a signal has arrived."""
 
         self._arrived = False
-        self._raises = True
+        self._raises = False
         self._wake_up, self._signalled = os.pipe()
 
     def install(self) -> None:
@@ -33,8 +33,22 @@ class StopSignals:
             signal.signal(number, self._handle)
 
     @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """While inside, the first signal raises Stopped in the main thread. Outside it only sets the event.
+
+        Raises:
+            Interrupted: a signal has arrived before.
+        """
+        self._raises = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raises = False
+
+    @contextmanager
     def deferred(self) -> Iterator[None]:
-        """While inside, a signal only sets the event: for what ends by itself, or must not be torn apart."""
+        """Within `immediate`: a part that ends by itself, or must not be torn apart. A signal only sets the event."""
         self._raises = False
         try:
             yield

@@ -1,0 +1,49 @@
+"""`python -m edgetune_jobs`: run the stage that EDGETUNE_REQUEST asks for."""
+
+import argparse
+import logging
+import os
+import sys
+
+_ENVIRONMENT = """environment:
+  EDGETUNE_REQUEST          the request, as JSON
+  EDGETUNE_WORK_DIR         folder for everything temporary (/work)
+  EDGETUNE_TERMINATION_LOG  file that gets the result, as JSON (/dev/termination-log)
+  EDGETUNE_CREDENTIALS_DIR  folder with files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN
+  EDGETUNE_METRICS_PORT     port for Prometheus while training, 0 for none (8080)
+
+exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
+14 a passing fault, 75 stopped by a signal, other: a bug
+"""
+
+
+def main() -> int:
+    """Run one stage; its exit code. Progress goes to stdout as JSON lines, everything else to stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgetune_jobs",
+        description="Run one stage of a fine-tuning, as its environment asks.",
+        epilog=_ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("edgetune_jobs").setLevel(logging.INFO)
+    # What libraries print would break the JSON lines: stdout is ours alone, theirs is stderr.
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    from edgetune_jobs.runtime import run_stage
+
+    exit_code = run_stage(os.environ, stream)
+    stream.close()
+    return exit_code
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The result is told: neither a transfer that hangs in a thread nor a library's exit handler may change it.
+    os._exit(code)

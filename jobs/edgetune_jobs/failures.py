@@ -1,0 +1,57 @@
+"""What ended a stage, in the contract's words: exit code, reason, and a message to the person who can mend it."""
+
+import tempfile
+import traceback
+from pathlib import Path
+
+from edgetune_contract.request import Request, Result
+from edgetune_contract.stages import ExitCode, Stage, reason_for
+from edgetune_jobs.errors import Interrupted, StageError
+from edgetune_jobs.files import disk_full, is_disk_full
+from edgetune_jobs.signals import Stopped
+
+BUG = 1
+_TRACEBACK_LINES = 12
+_UNKNOWN_DIGEST = "0" * 64
+
+
+def failed_result(request: Request | None, error: BaseException) -> Result:
+    """Result of a stage that ended with an error; without a request, of a stage that is not known."""
+    exit_code, message, step = _judge(error)
+    stage, digest = (request.stage, request.digest) if request else (Stage.PREPARE, _UNKNOWN_DIGEST)
+    return Result.failed(stage, digest, exit_code, reason_for(exit_code), message, step)
+
+
+def exit_code_of(result: Result) -> int:
+    """Exit code of the process that ends with this result."""
+    return ExitCode.DONE if result.failure is None else result.failure.exit_code
+
+
+def _judge(error: BaseException) -> tuple[int, str, int | None]:
+    if isinstance(error, StageError):
+        return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
+    if isinstance(error, Stopped):
+        return (
+            ExitCode.INTERRUPTED,
+            "stopped by a signal before the stage was done; the next attempt starts it again",
+            None,
+        )
+    if isinstance(error, OSError) and is_disk_full(error):
+        return ExitCode.TRANSIENT, str(disk_full(Path(error.filename or tempfile.gettempdir()))), None
+    if isinstance(error, MemoryError):
+        return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
+    if _is_out_of_gpu_memory(error):
+        message = (
+            f"out of GPU memory: {error}; lower training.microBatchSize or training.maxLength, or use a larger GPU"
+        )
+        return ExitCode.OUT_OF_GPU_MEMORY, message, None
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
+
+
+def _is_out_of_gpu_memory(error: BaseException) -> bool:
+    """By name, so that light stages need not import torch."""
+    return any(
+        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(error).mro()
+    )

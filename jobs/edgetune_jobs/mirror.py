@@ -1,0 +1,55 @@
+"""Copies of models from the Hugging Face hub in the store, so that the stages after prepare need no hub.
+
+sources/<digest>/<attempt>/…files…      sources/<digest>/manifest.json, written last
+"""
+
+import secrets
+from pathlib import Path
+
+from edgetune_contract.digest import MANIFEST
+from edgetune_contract.request import FileEntry
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.sources import SourceKind
+from edgetune_jobs.stage import Progress, Source
+from edgetune_jobs.store import Conflict, FileList, Store, files_below, read_model, uri_of, write_model
+
+
+def mirror_model(store: Store, source: Source, progress: Progress) -> None:
+    """Copy a model's files into the store, unless they are there already."""
+    folder = _folder(source.digest)
+    if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
+        return
+    paths = [entry.path for entry in source.files if SourceKind.MODEL.counts(entry.path)]
+    attempt = secrets.token_hex(8)
+    entries = []
+    for number, path in enumerate(paths, start=1):
+        progress.update(number - 1, len(paths), "files")
+        progress.say(f"copying {path} of {source.uri} into the store")
+        sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
+        entries.append(FileEntry(path=f"{attempt}/{path}", bytes=sent.bytes, sha256=sent.sha256))
+    progress.update(len(paths), len(paths), "files")
+    try:
+        write_model(store, f"{folder}/{MANIFEST}", FileList(files=tuple(entries)), if_none_match=True)
+    except Conflict:  # another run has copied the same model meanwhile
+        store.delete_tree(f"{folder}/{attempt}")
+
+
+def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
+    """A local folder with the files of a model that prepare copied into the store.
+
+    Raises:
+        InvalidInput: there is no copy.
+        DamagedObject: a file is not what it was.
+    """
+    folder = _folder(base_digest)
+    mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
+    if mirrored is None or not mirrored.files:
+        raise InvalidInput(
+            f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; ask for a retry"
+        )
+    attempt = mirrored.files[0].path.partition("/")[0]
+    return store.fetch_folder(f"{folder}/{attempt}", files_below(mirrored.files, attempt), target)
+
+
+def _folder(base_digest: str) -> str:
+    return f"sources/{base_digest}"

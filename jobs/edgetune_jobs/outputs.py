@@ -1,0 +1,128 @@
+"""How a finished stage becomes a fact: its files first, under a folder of this attempt, then one manifest.
+
+    stages/<stage>/<digest>/<attempt>/<artifact>/…files…
+    stages/<stage>/<digest>/manifest.json                    by conditional put: of several attempts, one wins
+
+Whoever loses takes the winner's manifest for its own result. Whoever wins removes what dead attempts have left.
+"""
+
+import logging
+import platform
+import secrets
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+from edgetune_contract.digest import MANIFEST, manifest_key, stage_key
+from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import AccessDenied, TransientFault
+from edgetune_jobs.files import file_list_digest
+from edgetune_jobs.inputs import read_manifest
+from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.store import Conflict, Store, files_below, upload_folder, uri_of, write_model
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = (
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "edgetune",
+    "numpy",
+    "peft",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+)
+
+
+class Attempt:
+    """One attempt's output in the store, apart from that of all other attempts."""
+
+    def __init__(self, store: Store, stage: Stage, stage_digest: str) -> None:
+        self._store = store
+        self._stage = stage
+        self._digest = stage_digest
+        self._folder = stage_key(stage, stage_digest)
+        self._name = secrets.token_hex(8)
+
+    def upload(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
+        """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder."""
+        artifacts: list[Artifact] = []
+        files: list[FileEntry] = []
+        for name, subfolder in output.artifacts.items():
+            key = f"{self._folder}/{self._name}/{name}"
+            uploaded = upload_folder(self._store, folder / subfolder, key, relative_to=self._folder)
+            files += uploaded
+            entries = files_below(uploaded, f"{self._name}/{name}")
+            if not entries:
+                raise FileNotFoundError(f"the stage's artifact {name} has no files in {folder / subfolder}")
+            artifacts.append(
+                Artifact(
+                    name=name,
+                    uri=uri_of(self._store, key),
+                    bytes=sum(entry.bytes for entry in entries),
+                    sha256=file_list_digest(entries),
+                )
+            )
+        return tuple(artifacts), tuple(files)
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest, unless another attempt was first; the manifest that stands.
+
+        Raises:
+            TransientFault: it is not known whether the manifest was written. The attempt's files are left in place.
+        """
+        try:
+            write_model(self._store, manifest_key(self._stage, self._digest), manifest, if_none_match=True)
+        except Conflict:
+            return self._standing(manifest)
+        except TransientFault:
+            if read_manifest(self._store, self._stage, self._digest) != manifest:
+                raise
+        return manifest
+
+    def clean_up(self, won: bool) -> None:
+        """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
+        try:
+            if won:
+                keep = (f"{self._folder}/{MANIFEST}", f"{self._folder}/{self._name}")
+                self._store.delete_tree(self._folder, keep)
+            else:
+                self._store.delete_tree(f"{self._folder}/{self._name}")
+        except (AccessDenied, TransientFault) as error:
+            place = uri_of(self._store, self._folder)
+            logger.warning("files of unfinished attempts are left below %s: %s", place, error)
+
+    def _standing(self, manifest: Manifest) -> Manifest:
+        """The manifest that made the put fail. It can be our own: a request whose answer was lost is sent again."""
+        standing = read_manifest(self._store, self._stage, self._digest)
+        if standing is None:
+            raise TransientFault(f"the manifest of {self._stage} was in the store and is gone again; try again")
+        if standing != manifest:
+            logger.info("another attempt has finished %s; its result is taken", self._stage)
+        return standing
+
+
+def probe(store: Store) -> None:
+    """Write, list and delete a small object, so that a store that refuses is noticed before the work, not after it.
+
+    Raises:
+        AccessDenied: a right is missing.
+    """
+    folder = f"probe/{secrets.token_hex(8)}"
+    store.put(f"{folder}/probe.txt", b"written by a stage before it begins; safe to delete")
+    store.delete_tree(folder)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a stage's output, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

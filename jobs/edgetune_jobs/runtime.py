@@ -1,0 +1,98 @@
+"""A stage's process: from its environment to its termination message and exit code."""
+
+import importlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from edgetune_contract.request import Request, Result
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.failures import BUG, exit_code_of, failed_result
+from edgetune_jobs.settings import Settings, prepare_process, termination_log
+from edgetune_jobs.signals import StopSignals
+from edgetune_jobs.stage_run import StageBody, StageRun
+
+logger = logging.getLogger(__name__)
+
+
+def load_stage_body(stage: Stage) -> StageBody:
+    """The function `run` of the stage's module; no other stage's module is imported."""
+    body: StageBody = importlib.import_module(f"edgetune_jobs.stages.{stage}").run
+    return body
+
+
+def run_stage(
+    environment: Mapping[str, str], stream: TextIO, load_body: Callable[[Stage], StageBody] = load_stage_body
+) -> int:
+    """Run the stage that the environment asks for, and leave its result in the termination log.
+
+    Args:
+        environment: see Settings.
+        stream: progress goes to it as JSON lines.
+        load_body: gives the function that does the stage's work.
+
+    Returns:
+        The exit code of the contract.
+    """
+    signals = StopSignals()
+    signals.install()
+    request: Request | None = None
+    try:
+        with signals.immediate():
+            settings = Settings.from_environment(environment)
+            request = _decode(settings.request)
+            result = _run_in_folder(request, settings, signals, stream, load_body)
+    except BaseException as error:
+        result = failed_result(request, error)
+        is_bug = exit_code_of(result) == BUG
+        logger.error("%s", error if is_bug or result.failure is None else result.failure.message, exc_info=is_bug)
+    _write_termination_message(termination_log(environment), result)
+    return exit_code_of(result)
+
+
+def _decode(text: str) -> Request:
+    if not text:
+        raise InvalidInput("EDGETUNE_REQUEST is not set: it holds the stage's request as JSON")
+    try:
+        return Request.decode(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
+        raise InvalidInput(f"EDGETUNE_REQUEST is not a request that this image understands: {problems}") from error
+
+
+def _run_in_folder(
+    request: Request,
+    settings: Settings,
+    signals: StopSignals,
+    stream: TextIO,
+    load_body: Callable[[Stage], StageBody],
+) -> Result:
+    """Run in a new folder below the work folder, which is removed in the end."""
+    try:
+        settings.work_folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{request.stage}-", dir=settings.work_folder))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        message = (
+            f"EDGETUNE_WORK_DIR {settings.work_folder} cannot be written: {error.strerror}; give a writable folder"
+        )
+        raise InvalidInput(message) from error
+    try:
+        asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
+        prepare_process(folder, online=asks_hub)
+        return StageRun(request, settings, signals, stream, load_body, folder).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_termination_message(path: Path, result: Result) -> None:
+    try:
+        path.write_bytes(result.encode())
+    except OSError as error:
+        # The exit code stands; without a message the operator runs the stage once more, which finds the manifest.
+        logger.error("the result cannot be written to %s: %s", path, error.strerror)
