@@ -1,0 +1,339 @@
+"""A base model as its files describe it: configuration, tokenizer files, tensors. Nothing of it is loaded or run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgetune_contract.request import FileEntry
+from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.json_rows import BrokenJson, parse_json
+from edgetune_jobs.safetensors_header import Tensor, read_header
+from edgetune_jobs.stage import Source
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+OUTPUT_HEAD = "lm_head"
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# Each of these holds a whole vocabulary; the others add to it.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (
+    *_VOCABULARIES,
+    _TOKENIZER_CONFIG,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_MAX_JSON_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer within the model's repeated blocks."""
+
+    name: str
+    """Such as model.layers.0.self_attn.q_proj."""
+
+    weights: int
+    features: int
+    """Inputs plus outputs: an adapter of rank r on this layer has r times as many parameters."""
+
+    @property
+    def short_name(self) -> str:
+        """Such as q_proj."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a base model without loading it."""
+
+    folder: Path
+    """Local folder with configuration and tokenizer, without weights."""
+
+    config: Mapping[str, Any]
+    architecture: str
+    bytes: int
+    """Size of the files that a run uses."""
+
+    tensors: Mapping[str, Tensor]
+    """The tensors that from_pretrained reads, by name."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has; a tied output head counts once."""
+        return sum(tensor.numbers for name, tensor in self.tensors.items() if not self._is_tied(name))
+
+    @property
+    def linear_layers(self) -> tuple[LinearLayer, ...]:
+        """Linear layers of the blocks, in the order of their names: those that can have an adapter.
+
+        They are told by their tensors: two dimensions, and a block's number in the name, which embeddings and the
+        output head do not have. Experts are left out: the libraries fuse them into tensors that take no adapter.
+        """
+        return tuple(
+            LinearLayer(name.removesuffix(".weight"), tensor.numbers, sum(tensor.shape))
+            for name, tensor in sorted(self.tensors.items())
+            if _is_linear(name, tensor)
+        )
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model was made for, in tokens, if the configuration says so."""
+        return _first_int(self.config, "max_position_embeddings", "n_positions")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream; 0 if the configuration does not say."""
+        return _first_int(self.config, "hidden_size", "n_embd") or 0
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks; 0 if the configuration does not say."""
+        return _first_int(self.config, "num_hidden_layers", "n_layer") or 0
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding: token ids lie below it."""
+        return _first_int(self.config, "vocab_size")
+
+    def _is_tied(self, name: str) -> bool:
+        return bool(self.config.get("tie_word_embeddings")) and name == f"{OUTPUT_HEAD}.weight"
+
+
+def inspect_base(source: Source) -> BaseModel:
+    """Look at a base model: small files are fetched, of the weights only the headers are read.
+
+    Raises:
+        InvalidInput: it is not a causal language model in safetensors, or holds code, or is quantized already, or a
+            file of it is broken.
+    """
+    files = {entry.path: entry for entry in source.files}
+    if CONFIG not in files:
+        raise InvalidInput(
+            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {_some(files)}): name the folder that "
+            "save_pretrained wrote"
+        )
+    shards = _weight_files(source, files)
+    small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in files]
+    folder = source.fetch(small)
+    config = _read_config(folder, CONFIG, files)
+    architecture = _check_config(config)
+    _check_tokenizer(source, folder, files)
+    tensors = _read_tensors(source, files, shards)
+    _check_weights(tensors)
+    index = [WEIGHTS_INDEX] if shards != [WEIGHTS] else []
+    return BaseModel(
+        folder=folder,
+        config=config,
+        architecture=architecture,
+        bytes=sum(files[name].bytes for name in {*small, *shards, *index}),
+        tensors=tensors,
+    )
+
+
+def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:
+    """The linear layers that get an adapter: those whose name is, or ends in, one of the target modules.
+
+    Raises:
+        InvalidInput: a target module is no linear layer of the base.
+    """
+    layers = base.linear_layers
+    requested = lora.target_modules
+    if requested == "AllLinear":
+        targets: Sequence[str] = sorted({layer.short_name for layer in layers})
+    elif isinstance(requested, str):
+        targets = TARGET_MODULE_PRESETS[requested]
+    else:
+        targets = requested
+    unknown = [target for target in targets if not any(_is_meant(layer, target) for layer in layers)]
+    if unknown or not targets:
+        there = ", ".join(sorted({layer.short_name for layer in layers})) or "none"
+        what = f"no linear layer {', '.join(unknown)}" if unknown else "no linear layer at all"
+        preset = f" ({requested} is {', '.join(targets)})" if isinstance(requested, str) else ""
+        raise InvalidInput(
+            f"spec.lora.targetModules: the base ({base.architecture}) has {what}{preset}; "
+            f"its linear layers are: {there}. Name some of these, or AllLinear"
+        )
+    return tuple(layer for layer in layers if any(_is_meant(layer, target) for target in targets))
+
+
+def _is_meant(layer: LinearLayer, target: str) -> bool:
+    return layer.name == target or layer.name.endswith(f".{target}")
+
+
+def _is_linear(name: str, tensor: Tensor) -> bool:
+    parts = name.split(".")
+    return (
+        parts[-1] == "weight"
+        and len(tensor.shape) == 2
+        and any(part.isdigit() for part in parts)
+        and "experts" not in parts
+        and "embed" not in parts[-2]
+    )
+
+
+def _weight_files(source: Source, files: Mapping[str, FileEntry]) -> list[str]:
+    """The safetensors files that from_pretrained reads.
+
+    Raises:
+        InvalidInput: there are none.
+    """
+    if WEIGHTS in files:
+        return [WEIGHTS]
+    if WEIGHTS_INDEX in files:
+        return sorted(set(_weight_map(source, files).values()))
+    if "adapter_model.safetensors" in files:
+        raise InvalidInput(
+            f"spec.baseModel.uri: {source.uri} is a LoRA adapter, not a base model: merge it into its base first"
+        )
+    pickles = [name for name in files if PurePosixPath(name).suffix in _PICKLES]
+    if pickles:
+        raise InvalidInput(
+            f"spec.baseModel.uri: {source.uri} has its weights as pickles only ({_some(pickles)}), which are never "
+            "loaded because a pickle can run code. Convert them where you trust the files: "
+            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
+        )
+    raise InvalidInput(
+        f"spec.baseModel.uri: {source.uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: {_some(files)}): weights "
+        "have to be safetensors under these names, as save_pretrained writes them"
+    )
+
+
+def _weight_map(source: Source, files: Mapping[str, FileEntry]) -> dict[str, str]:
+    """Which file holds which tensor, by the index.
+
+    Raises:
+        InvalidInput: the index is broken or names files that are not there.
+    """
+    index = _read_config(source.fetch([WEIGHTS_INDEX]), WEIGHTS_INDEX, files)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidInput(f"spec.baseModel: {WEIGHTS_INDEX} has no weight_map; save or copy the model again")
+    missing = sorted({str(file) for file in weight_map.values() if not isinstance(file, str) or file not in files})
+    if missing:
+        raise InvalidInput(
+            f"spec.baseModel: {WEIGHTS_INDEX} names {len(missing)} files that are not there ({_some(missing)}): "
+            "copy the missing shards"
+        )
+    odd = sorted(file for file in set(weight_map.values()) if "/" in file or not file.endswith(".safetensors"))
+    if odd:
+        raise InvalidInput(f"spec.baseModel: {WEIGHTS_INDEX} names files that are no safetensors shards: {_some(odd)}")
+    return weight_map
+
+
+def _read_tensors(source: Source, files: Mapping[str, FileEntry], shards: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of all shards.
+
+    Raises:
+        InvalidInput: a header is broken, a tensor is in two shards, or one that the index names is in neither.
+    """
+    tensors: dict[str, Tensor] = {}
+    home: dict[str, str] = {}
+    for shard in shards:
+        for name, tensor in read_header(partial(source.read_range, shard), files[shard].bytes, shard).items():
+            if name in home:
+                raise InvalidInput(f"spec.baseModel: tensor {name!r} is in both {home[name]} and {shard}")
+            home[name] = shard
+            tensors[name] = tensor
+    if list(shards) != [WEIGHTS]:
+        for name, shard in _weight_map(source, files).items():
+            if home.get(name) != shard:
+                raise InvalidInput(
+                    f"spec.baseModel: {WEIGHTS_INDEX} says that tensor {name[:128]!r} is in {shard}, but it is not; "
+                    "save or copy the model again"
+                )
+    return tensors
+
+
+def _check_config(config: Mapping[str, Any]) -> str:
+    """The architecture's class name.
+
+    Raises:
+        InvalidInput: the model needs its own code, is quantized already, or is no causal language model.
+    """
+    _refuse_code(config, CONFIG)
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise InvalidInput(
+            f"spec.baseModel: {CONFIG} has a quantization_config: the base is quantized already. "
+            "Name the model in 16 or 32 bits; QLoRA quantizes it by itself"
+        )
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise InvalidInput(f"spec.baseModel: {CONFIG} names no architectures: save the model with save_pretrained")
+    if not architectures[0].endswith(_CAUSAL_LM):
+        raise InvalidInput(
+            f"spec.baseModel: {CONFIG} names the architecture {architectures[0][:128]!r}; only causal language models "
+            "(…ForCausalLM, …LMHeadModel) can be fine-tuned"
+        )
+    if not isinstance(config.get("model_type"), str):
+        raise InvalidInput(f"spec.baseModel: {CONFIG} names no model_type: save the model with save_pretrained")
+    return architectures[0]
+
+
+def _check_tokenizer(source: Source, folder: Path, files: Mapping[str, FileEntry]) -> None:
+    if not any(name in files for name in _VOCABULARIES):
+        raise InvalidInput(
+            f"spec.baseModel.uri: {source.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
+            "save it beside the model with tokenizer.save_pretrained"
+        )
+    if _TOKENIZER_CONFIG in files:
+        _refuse_code(_read_config(folder, _TOKENIZER_CONFIG, files), _TOKENIZER_CONFIG)
+
+
+def _check_weights(tensors: Mapping[str, Tensor]) -> None:
+    packed = sorted(
+        name for name, tensor in tensors.items() if _is_linear(name, tensor) and tensor.dtype not in _FLOATS
+    )
+    if packed:
+        raise InvalidInput(
+            f"spec.baseModel: {len(packed)} weights are {tensors[packed[0]].dtype} (first: {packed[0]}), so the base "
+            "is quantized already: name the model in 16 or 32 bits"
+        )
+
+
+def _refuse_code(config: Mapping[str, Any], file: str) -> None:
+    if config.get("auto_map"):
+        raise InvalidInput(
+            f"spec.baseModel: {file} has an auto_map: the model wants to run Python code of its own, which is refused "
+            "(trust_remote_code is never used). Name a model that the transformers library knows"
+        )
+
+
+def _read_config(folder: Path, name: str, files: Mapping[str, FileEntry]) -> dict[str, Any]:
+    """A JSON object of the base's folder.
+
+    Raises:
+        InvalidInput: it is anything else.
+    """
+    if files[name].bytes > _MAX_JSON_BYTES:
+        raise InvalidInput(f"spec.baseModel: {name} has {files[name].bytes:,} bytes, too many for a configuration")
+    try:
+        value = parse_json((folder / name).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"spec.baseModel: {name} is not UTF-8; save or copy the model again") from error
+    except BrokenJson as error:
+        place = "" if error.line is None else f" (line {error.line}, column {error.column})"
+        raise InvalidInput(f"spec.baseModel: {name} is {error.reason}{place}; save or copy the model again") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"spec.baseModel: {name} is not a JSON object; save or copy the model again")
+    return value
+
+
+def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if type(config.get(name)) is int), None)
+
+
+def _some(names: Sequence[str] | Mapping[str, object], most: int = 6) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "") or "nothing"

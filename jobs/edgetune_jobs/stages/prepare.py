@@ -1,0 +1,205 @@
+"""prepare: base and data are inspected and counted; every row becomes tokens, or the run ends with its reason."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgetune_contract.request import Resolved
+from edgetune_contract.spec import Parameters, RowFormat
+from edgetune_jobs import dataset_checks, models
+from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.data import DataSet, read_data_set
+from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.examples import Example, RowParser
+from edgetune_jobs.memory import estimate_training
+from edgetune_jobs.preparation_report import Preparation, TokenCount, cut_warning
+from edgetune_jobs.prepared_data import RowWriter, open_eval, open_train, write_report
+from edgetune_jobs.problems import Problems
+from edgetune_jobs.rows import BadRow
+from edgetune_jobs.splits import hold_out
+from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.templates import renderer_for
+from edgetune_jobs.tokenization import Encoder
+
+ARTIFACT = "prepared"
+_TRAIN_FIELD = "spec.dataset.train"
+_EVAL_FIELD = "spec.dataset.eval"
+_ROWS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Examples of both sides, in the order in which they are written."""
+
+    train: Sequence[Example]
+    evaluation: Sequence[Example]
+    evaluation_field: str
+    """The field of the spec that names the evaluation rows: spec.dataset.train when they are split off."""
+
+    warnings: Sequence[str]
+
+
+def run(context: StageContext) -> StageOutput:
+    """Prepare the sources base, train and, if the spec names one, eval; artifact `prepared`.
+
+    Raises:
+        InvalidInput: the base cannot be fine-tuned as asked, or rows cannot be used: one message names all of them.
+        Interrupted: `context.stop` was set.
+    """
+    parameters = context.request.parameters
+    context.progress.say("inspecting the base model")
+    base = inspect_base(context.sources["base"])
+    targets = targeted_layers(base, parameters.lora)
+    context.progress.say("reading the data")
+    problems = Problems()
+    train_set, eval_set = _read(context, problems)
+    tokenizer = models.load_tokenizer(base.folder)
+    encoder = Encoder(tokenizer, renderer_for(parameters.dataset, tokenizer), parameters.training.max_length)
+    tokenizing = _Tokenizing(context, encoder, problems)
+    if problems.total:
+        # Rows that are too long belong into the same report.
+        tokenizing.judge(train_set, eval_set)
+        problems.raise_if_any()
+    rows = _divide(parameters, train_set, eval_set)
+    train, evaluation = tokenizing.write(rows)
+    problems.raise_if_any()
+    _check_fit(base, parameters, train, evaluation)
+    preparation = Preparation(
+        parameters=parameters,
+        base=base,
+        targets=targets,
+        train=train,
+        evaluation=evaluation,
+        memory=estimate_training(base, targets, parameters, train.longest_kept),
+        warnings=(*rows.warnings, *cut_warning(train, parameters.training.max_length)),
+    )
+    write_report(tokenizing.folder, preparation.report())
+    shutil.move(tokenizing.folder, context.output / ARTIFACT)
+    return StageOutput(
+        artifacts={ARTIFACT: ARTIFACT},
+        metrics=preparation.metrics(),
+        facts={"architecture": base.architecture},
+        warnings=preparation.warnings,
+        resolved=_resolved(context),
+    )
+
+
+def _read(context: StageContext, problems: Problems) -> tuple[DataSet, DataSet | None]:
+    dataset = context.request.parameters.dataset
+    train = read_data_set(context.sources["train"], _TRAIN_FIELD, dataset, problems, context.stop)
+    if dataset.eval is None:
+        return train, None
+    return train, read_data_set(context.sources["eval"], _EVAL_FIELD, dataset, problems, context.stop)
+
+
+def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
+    """Both sides' examples, with what is to be said about them.
+
+    Raises:
+        InvalidInput: no evaluation rows can be split off.
+    """
+    dataset = parameters.dataset
+    train: Sequence[Example] = train_set.examples
+    about_eval: list[str] = []
+    if eval_set is None:
+        train, evaluation = hold_out(train_set.examples, dataset.eval_split_percent, parameters.training.seed)
+    else:
+        evaluation = eval_set.examples
+        about_eval = [
+            *eval_set.warnings,
+            *dataset_checks.repeated_rows(eval_set),
+            *dataset_checks.leaked_rows(train, evaluation),
+        ]
+    named = eval_set or train_set
+    if dataset.format is not RowFormat.TEXT:
+        about_eval += dataset_checks.keyword_coverage(named, evaluation, RowParser(dataset))
+    warnings = (
+        *dataset_checks.size_advice(len(train)),
+        *train_set.warnings,
+        *dataset_checks.repeated_rows(train_set),
+        *about_eval,
+    )
+    return _Rows(train, evaluation, named.spec_field, warnings)
+
+
+class _Tokenizing:
+    """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the problems."""
+
+    def __init__(self, context: StageContext, encoder: Encoder, problems: Problems) -> None:
+        self.folder = context.scratch / ARTIFACT
+        self._context = context
+        self._encoder = encoder
+        self._problems = problems
+        self._done = 0
+        self._total = 0
+
+    def judge(self, *data_sets: DataSet | None) -> None:
+        """Look for rows that cannot become tokens; nothing is written."""
+        present = [data_set for data_set in data_sets if data_set is not None]
+        self._begin(sum(len(data_set.examples) for data_set in present))
+        for data_set in present:
+            self._encode(data_set.examples, data_set.spec_field, None)
+
+    def write(self, rows: _Rows) -> tuple[TokenCount, TokenCount]:
+        """Write train.parquet and eval.parquet into `folder`; what came of both."""
+        self.folder.mkdir()
+        self._begin(len(rows.train) + len(rows.evaluation))
+        with open_train(self.folder) as writer:
+            train = self._encode(rows.train, _TRAIN_FIELD, writer)
+        with open_eval(self.folder) as writer:
+            evaluation = self._encode(rows.evaluation, rows.evaluation_field, writer)
+        return train, evaluation
+
+    def _begin(self, total: int) -> None:
+        self._done, self._total = 0, total
+        self._context.progress.say("tokenizing")
+
+    def _encode(self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None) -> TokenCount:
+        count = TokenCount()
+        for begin in range(0, len(examples), _ROWS_AT_A_TIME):
+            if self._context.stop.is_set():
+                raise Interrupted("stopped while rows were tokenized; nothing was written, another attempt starts anew")
+            batch = examples[begin : begin + _ROWS_AT_A_TIME]
+            usable = []
+            for encoded in self._encoder.encode(batch):
+                if isinstance(encoded, BadRow):
+                    self._problems.add(spec_field, encoded)
+                else:
+                    usable.append(encoded)
+                    count.add(encoded)
+            if writer is not None:
+                writer.write(usable)
+            self._done += len(batch)
+            self._context.progress.update(self._done, self._total, "rows")
+        return count
+
+
+def _check_fit(base: BaseModel, parameters: Parameters, *counts: TokenCount) -> None:
+    """Check that the base takes these tokens.
+
+    Raises:
+        InvalidInput: ids beyond its embedding, or sequences beyond its positions.
+    """
+    largest = max(count.largest_id for count in counts)
+    if base.vocabulary is not None and largest >= base.vocabulary:
+        raise InvalidInput(
+            f"spec.baseModel: its tokenizer makes token {largest}, but its embedding has {base.vocabulary:,} rows: "
+            "tokenizer and weights are not of the same model"
+        )
+    training = parameters.training
+    longest = training.max_length if training.packing else max(count.longest_kept for count in counts)
+    if base.max_positions is not None and longest > base.max_positions:
+        what = "packed sequences" if training.packing else "the longest example"
+        raise InvalidInput(
+            f"spec.training.maxLength: {what} would have {longest:,} tokens, and the base was made for at most "
+            f"{base.max_positions:,}: set maxLength to {base.max_positions} or less"
+        )
+
+
+def _resolved(context: StageContext) -> Resolved:
+    sources = context.sources
+    return Resolved(
+        base=sources["base"].digest,
+        train=sources["train"].digest,
+        eval=sources["eval"].digest if context.request.parameters.dataset.eval is not None else None,
+    )

@@ -1,0 +1,44 @@
+"""How long examples are, in tokens."""
+
+import math
+from array import array
+from dataclasses import dataclass, field
+
+_SMALLEST_BUCKET = 32
+
+
+@dataclass
+class TokenLengths:
+    """Lengths of examples before cutting, and how many were cut."""
+
+    lengths: "array[int]" = field(default_factory=lambda: array("L"))
+    truncated: int = 0
+
+    def add(self, length: int, *, is_truncated: bool) -> None:
+        """Count one example."""
+        self.lengths.append(length)
+        self.truncated += is_truncated
+
+    @property
+    def truncated_share(self) -> float:
+        """Share of examples that were cut, 0 to 1."""
+        return self.truncated / len(self.lengths) if self.lengths else 0.0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example; 0 without examples."""
+        return max(self.lengths, default=0)
+
+    def percentiles(self, *percents: int) -> dict[str, int]:
+        """Nearest-rank percentiles by name, such as p50."""
+        ordered = sorted(self.lengths)
+        ranks = {percent: max(0, math.ceil(len(ordered) * percent / 100) - 1) for percent in percents}
+        return {f"p{percent}": ordered[rank] if ordered else 0 for percent, rank in ranks.items()}
+
+    def histogram(self) -> list[dict[str, int]]:
+        """Number of examples of up to 32, 64, 128 … tokens that are longer than the bucket before."""
+        counts: dict[int, int] = {}
+        for length in self.lengths:
+            bound = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+            counts[bound] = counts.get(bound, 0) + 1
+        return [{"upTo": bound, "examples": counts[bound]} for bound in sorted(counts)]
