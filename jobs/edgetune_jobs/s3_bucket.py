@@ -15,7 +15,7 @@ from edgetune_jobs.store import Conflict, Content, DamagedObject
 
 PART_BYTES = 64 * 2**20
 _CONCURRENCY = 4
-_DOWNLOAD_ATTEMPTS = 5
+_DOWNLOAD_ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
 _CONFLICT_STATUSES = (409, 412)
 
@@ -166,17 +166,20 @@ class S3Bucket:
             InvalidInput: the object has other content than `etag` names by now.
         """
         cancelled = cancelled or threading.Event()
-        with disk_errors(path, expected.bytes if expected else 0):
-            for attempt in range(_DOWNLOAD_ATTEMPTS):
-                found = self._download_whole(key, path, etag, cancelled)
-                if expected is None or found == expected:
-                    return found
-                # Once more: what was changed on the way arrives whole the next time.
-                cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempt)
-        raise DamagedObject(
-            f"{self.uri(key)} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256} arrived "
-            f"{_DOWNLOAD_ATTEMPTS} times, where the manifest names {_describe(expected)}"
-        )
+        with disk_errors(path, expected.bytes if expected else 0), path.open("wb") as file:
+            body = _Body(file, etag)
+            attempts = 0
+            while True:
+                problem = self._continue_download(key, body, expected, cancelled)
+                if problem is None:
+                    return body.fingerprint
+                attempts += 1
+                if attempts == _DOWNLOAD_ATTEMPTS:
+                    raise problem
+                # What was changed on the way may arrive as it is the next time; what was cut is continued.
+                if body.is_whole:
+                    body.restart()
+                cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempts)
 
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens when there is none."""
@@ -201,40 +204,40 @@ class S3Bucket:
                 if error.response["Error"]["Code"] != "NoSuchUpload":
                     raise
 
-    def _download_whole(self, key: str, path: Path, etag: str | None, cancelled: threading.Event) -> Fingerprint:
-        with path.open("wb") as file:
-            body = _Body(file, etag)
-            for attempt in range(_DOWNLOAD_ATTEMPTS):
-                try:
-                    self._continue_download(key, body, cancelled)
-                    return Fingerprint(body.bytes, body.hasher.hexdigest())
-                except DamagedObject:
-                    raise
-                except TransientFault as fault:
-                    cause = fault
-                    cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempt)
-        raise TransientFault(
-            f"the download of {self.uri(key)} broke off {_DOWNLOAD_ATTEMPTS} times, "
-            f"the last time after {body.bytes:,} bytes: {cause}"
-        ) from cause
+    def _continue_download(
+        self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event
+    ) -> TransientFault | None:
+        """Receive what has not arrived yet; what is wrong if another request may mend it, None when all is well."""
+        try:
+            self._receive(key, body, expected, cancelled)
+        except DamagedObject:
+            raise
+        except TransientFault as fault:
+            if not body.is_whole:
+                message = f"the download of {self.uri(key)} broke off after {body.fingerprint.bytes:,} bytes: {fault}"
+                return TransientFault(message)
+            # All of it arrived, and the service's checksum says that it was changed.
+            return DamagedObject(f"{self.uri(key)} is damaged: {_describe(body.fingerprint)} arrived: {fault}")
+        if expected is None or body.fingerprint == expected:
+            return None
+        return _damaged(self.uri(key), body.fingerprint, expected)
 
-    def _continue_download(self, key: str, body: "_Body", cancelled: threading.Event) -> None:
+    def _receive(self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event) -> None:
         from botocore.exceptions import ClientError
 
-        conditions = {"IfMatch": body.etag} if body.etag else {}
-        if body.bytes:
-            conditions["Range"] = f"bytes={body.bytes}-"
         with s3_errors(self.uri(key)):
             try:
-                response = self._client.get_object(Bucket=self._name, Key=key, **conditions)
+                response = self._client.get_object(Bucket=self._name, Key=key, **body.conditions)
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     raise DamagedObject(f"{self.uri(key)} is missing") from error
                 self._refuse_changed(error, key)
                 raise
-            if body.bytes and "ContentRange" not in response:
-                body.restart()
-            body.etag = response["ETag"]
+            body.begin(response)
+            if expected is not None and body.total != expected.bytes:
+                raise DamagedObject(
+                    f"{self.uri(key)} is damaged: it has {body.total:,} bytes, where {_describe(expected)} were written"
+                )
             for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
                 if cancelled.is_set():
                     raise Interrupted(f"the download of {self.uri(key)} was cancelled")
@@ -248,24 +251,53 @@ class S3Bucket:
 
 
 class _Body:
-    """What has arrived of the object that `etag` names."""
+    """What has arrived of an object, and how to ask for the rest of the same content."""
 
     def __init__(self, file: BinaryIO, etag: str | None) -> None:
         self._file = file
-        self.etag = etag
+        self._etag = etag
+        self.total = -1
+        """Bytes of the whole object; -1 until the service has said it."""
+
         self.restart()
 
     def restart(self) -> None:
         """Forget what has arrived."""
         self._file.seek(0)
         self._file.truncate()
-        self.hasher = hashlib.sha256()
-        self.bytes = 0
+        self._hasher = hashlib.sha256()
+        self._bytes = 0
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Arguments of the next request."""
+        conditions = {"IfMatch": self._etag} if self._etag else {}
+        if self._bytes:
+            conditions["Range"] = f"bytes={self._bytes}-"
+        return conditions
+
+    def begin(self, response: Any) -> None:
+        """Take over an answer's header."""
+        if self._bytes and "ContentRange" not in response:
+            self.restart()  # the service does not know ranges: it sends all of it again
+        self._etag = response["ETag"]
+        self.total = self._bytes + response["ContentLength"]
 
     def append(self, chunk: bytes) -> None:
+        """Take over the next bytes."""
         self._file.write(chunk)
-        self.hasher.update(chunk)
-        self.bytes += len(chunk)
+        self._hasher.update(chunk)
+        self._bytes += len(chunk)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether as many bytes have arrived as there are."""
+        return self._bytes == self.total
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of what has arrived."""
+        return Fingerprint(self._bytes, self._hasher.hexdigest())
 
 
 def _full_object_sha256(response: Any) -> str | None:
@@ -276,5 +308,9 @@ def _full_object_sha256(response: Any) -> str | None:
     return base64.b64decode(checksum).hex()
 
 
-def _describe(expected: Fingerprint | None) -> str:
-    return "nothing" if expected is None else f"{expected.bytes:,} bytes with SHA-256 {expected.sha256}"
+def _damaged(uri: str, found: Fingerprint, expected: Fingerprint) -> DamagedObject:
+    return DamagedObject(f"{uri} is damaged: {_describe(found)} arrived, where {_describe(expected)} were written")
+
+
+def _describe(content: Fingerprint) -> str:
+    return f"{content.bytes:,} bytes with SHA-256 {content.sha256}"

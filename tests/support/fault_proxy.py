@@ -1,0 +1,147 @@
+"""A proxy before a real HTTP server that does to chosen requests what networks and services do at times."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+_CONNECTION_HEADERS = frozenset(("connection", "expect", "keep-alive", "transfer-encoding"))
+
+
+@dataclass
+class Fault:
+    """What happens to the requests that match: all given effects, in the order of the fields."""
+
+    method: str
+    path_part: str
+    """Part of the path and query string."""
+
+    times: int = 1_000_000
+    """How many of the matching requests it happens to."""
+
+    after: int = 0
+    """How many matching requests are let through before."""
+
+    before_forwarding: Callable[[], None] | None = None
+    """Called when the request has arrived."""
+
+    status: int | None = None
+    """Answer this without asking the server."""
+
+    forwarded: bool = True
+    """False: the connection is closed without asking the server."""
+
+    after_forwarding: Callable[[], None] | None = None
+    """Called when the server has answered and the client does not know yet."""
+
+    loses_answer: bool = False
+    """The server does what it is asked, but the connection is closed before its answer."""
+
+    cut_after: int | None = None
+    """The answer's body ends after this many bytes, short of what its header says."""
+
+    flip_byte: int | None = None
+    """This byte of the answer's body is changed."""
+
+    seen: int = field(default=0, init=False)
+
+    def takes(self, method: str, path: str) -> bool:
+        """Whether it happens to this request; counts it."""
+        if method != self.method or self.path_part not in path:
+            return False
+        self.seen += 1
+        return self.after < self.seen <= self.after + self.times
+
+
+@dataclass
+class FaultProxy:
+    """A running proxy. Faults may be added and cleared at any time; the first one that matches takes a request."""
+
+    endpoint: str
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Method and path of each request, in the order of arrival."""
+
+
+@contextmanager
+def running_proxy(target: str) -> Iterator[FaultProxy]:
+    """A proxy before the server at the URL `target`, on a free port, until the block ends."""
+    host = urlsplit(target).netloc
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_request(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with lock:
+                proxy.requests.append((self.command, self.path))
+                fault = next((fault for fault in proxy.faults if fault.takes(self.command, self.path)), None)
+            if fault is None:
+                self._answer(*self._forward(body))
+            else:
+                self._fail(fault, body)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request  # noqa: N815 - names of the base class
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def _fail(self, fault: Fault, body: bytes) -> None:
+            if fault.before_forwarding is not None:
+                fault.before_forwarding()
+            if fault.status is not None:
+                self._answer(fault.status, [("Content-Length", "0")], b"")
+                return
+            answer = self._forward(body) if fault.forwarded else None
+            if fault.after_forwarding is not None:
+                fault.after_forwarding()
+            if answer is None or fault.loses_answer:
+                self.close_connection = True
+                return
+            status, headers, content = answer
+            if fault.flip_byte is not None:
+                position = fault.flip_byte
+                content = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+            if fault.cut_after is not None:
+                content = content[: fault.cut_after]
+                self.close_connection = True
+            self._answer(status, headers, content)
+
+        def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            connection = HTTPConnection(host, timeout=60)
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _CONNECTION_HEADERS}
+            connection.request(self.command, self.path, body=body, headers=headers)
+            response = connection.getresponse()
+            content = response.read()
+            connection.close()
+            kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _CONNECTION_HEADERS]
+            return response.status, kept, content
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+            try:
+                self.send_response_only(status)
+                for name, value in headers:
+                    self.send_header(name, value)
+                if not any(name.lower() == "content-length" for name, _ in headers):
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True  # the client was killed
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

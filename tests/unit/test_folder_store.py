@@ -1,0 +1,159 @@
+"""The store in a local folder: whole files or none, in place, several processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.request import FileEntry
+from edgetune_jobs.errors import AccessDenied, TransientFault
+from edgetune_jobs.folder_store import LocalFolderStore, path_of_uri
+
+RACER = """
+import sys
+from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.store import Conflict
+store, me = LocalFolderStore(sys.argv[1]), sys.argv[2].encode()
+sys.stdin.readline()
+for number in range(20):
+    try:
+        store.put(f"race/{number}.json", me, if_none_match=True)
+        print(number)
+    except Conflict:
+        pass
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalFolderStore:
+    return LocalFolderStore((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user cannot write: root is stopped by a mount only."""
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    if os.geteuid() != 0:
+        yield folder
+        return
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode != 0:
+        pytest.skip(f"root can write everywhere, and nothing can be mounted here: {mount.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_fetched_folder_is_the_stores_own(store: LocalFolderStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    sent = store.upload_file(tmp_path / "file", "a/b/file")
+    entry = FileEntry(path="file", bytes=sent.bytes, sha256=sent.sha256)
+
+    fetched = store.fetch_folder("a/b", [entry], tmp_path / "target")
+
+    assert fetched == tmp_path / "store" / "a" / "b"
+    assert not (tmp_path / "target").exists()
+
+
+def test_several_processes_share_one_folder_and_each_key_has_one_winner(store: LocalFolderStore) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, store.uri, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = {str(number): racer.communicate(timeout=60)[0].split() for number, racer in enumerate(racers)}
+
+    assert sorted(int(number) for numbers in won.values() for number in numbers) == list(range(20))
+    for me, numbers in won.items():
+        for number in numbers:
+            content = store.read(f"race/{number}.json")
+            assert content is not None
+            assert content.data == me.encode()
+
+
+def test_a_full_disk_is_a_passing_fault_with_free_and_needed_bytes_and_leaves_nothing(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    store = LocalFolderStore(small_disk.as_uri())
+    (tmp_path / "large").write_bytes(bytes(2 * 2**20))
+
+    with pytest.raises(TransientFault, match=r"the disk is full: [\d,]+ bytes are free at .*, 2,097,152 are needed"):
+        store.upload_file(tmp_path / "large", "stages/merge/model.safetensors")
+
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+
+
+def test_a_download_to_a_full_disk_is_a_passing_fault(
+    store: LocalFolderStore, small_disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "large").write_bytes(bytes(2 * 2**20))
+    sent = store.upload_file(tmp_path / "large", "large")
+
+    with pytest.raises(TransientFault, match="the disk is full"):
+        store.download_file("large", small_disk / "large", sent)
+
+
+def test_a_folder_without_the_right_to_write_is_denied(read_only_folder: Path) -> None:
+    store = LocalFolderStore(read_only_folder.as_uri())
+
+    with pytest.raises(AccessDenied, match=f"cannot write {store.uri}/a: "):
+        store.put("a", b"")
+
+
+def test_an_interrupted_write_leaves_no_file_behind(
+    store: LocalFolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.upload_file(tmp_path / "file", "a/file")
+
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_files_that_a_killed_writer_left_are_not_listed_and_go_with_their_folder(
+    store: LocalFolderStore, tmp_path: Path
+) -> None:
+    store.put("a/kept/file", b"")
+    left = tmp_path / "store" / "a" / "dead" / ".0123456789abcdef.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+
+    assert [found.key for found in store.list("a")] == ["a/kept/file"]
+    store.delete_tree("a", keep=("a/kept",))
+
+    assert not left.parent.exists()
+
+
+def test_a_uri_with_escapes_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
+    path = tmp_path / "with space & ümlaut"
+
+    assert path_of_uri(path.as_uri()) == path
+    assert path_of_uri(f"file://{path}") == path
