@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
+from pydantic_core import to_json
 
 from edgetune_contract.model import Model
 from edgetune_contract.spec import Parameters
@@ -270,8 +271,12 @@ class Manifest(Model):
 
 
 def _cut(message: str) -> str:
-    encoded = message.encode()
-    if len(encoded) <= _MAX_FAILURE_MESSAGE_BYTES:
-        return message
-    half = (_MAX_FAILURE_MESSAGE_BYTES - 8) // 2
-    return encoded[:half].decode(errors="ignore") + " … " + encoded[-half:].decode(errors="ignore")
+    """The message as JSON can carry it, with its middle left out if it takes more than the limit there."""
+    # A file name that is not UTF-8 comes as lone surrogates, which JSON has not.
+    message = message.encode(errors="replace").decode()
+    cut, kept = message, min(len(message), _MAX_FAILURE_MESSAGE_BYTES)
+    while len(to_json(cut)) > _MAX_FAILURE_MESSAGE_BYTES:
+        half = kept // 2
+        cut = f"{message[:half]} … {message[len(message) - half :]}"
+        kept = kept * 9 // 10
+    return cut

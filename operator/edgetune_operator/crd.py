@@ -97,7 +97,8 @@ class _Rewriter:
             }
         if "items" in node:
             rewritten["items"] = self.rewrite(node["items"], f"{path}[]", inside)
-            rewritten.setdefault(_LIST_TYPE, "atomic")
+            if node.get("type") == "array":
+                rewritten.setdefault(_LIST_TYPE, "atomic")
         # Beside properties, it says that unknown fields are errors: the API server's own rule.
         if "additionalProperties" in node and "properties" not in node:
             rewritten["additionalProperties"] = self._values(node["additionalProperties"], path, inside)

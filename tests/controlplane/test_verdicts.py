@@ -1,0 +1,61 @@
+"""The CRD before a real API server: it is accepted, gives the model's verdicts, and fills in the model's defaults."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_operator import names
+from edgetune_operator.api import LoraFineTuneSpec, parse_spec
+from support.apiserver import ApiServer
+from support.builders import lora_fine_tune
+from support.verdicts import VERDICTS, Verdict
+
+OBJECTS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
+DRY_RUN = f"{OBJECTS}?dryRun=All&fieldValidation=Strict"
+
+
+def submitted(document: dict[str, Any]) -> dict[str, Any]:
+    """The object as a person submits it."""
+    return document | {"metadata": {"name": document["metadata"]["name"], "namespace": "default"}}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS, ids=[verdict.case for verdict in VERDICTS])
+def test_the_api_server_gives_the_models_verdict(apiserver: ApiServer, verdict: Verdict) -> None:
+    reply = apiserver.request("POST", DRY_RUN, submitted(verdict.object))
+
+    assert reply.accepted is verdict.legal, reply.message
+    if not verdict.legal:
+        assert verdict.path in reply.message
+
+
+def test_the_smallest_object_comes_back_with_every_default_of_the_model(apiserver: ApiServer) -> None:
+    reply = apiserver.request("POST", DRY_RUN, submitted(lora_fine_tune().build()))
+
+    expected = parse_spec(lora_fine_tune().build()["spec"])
+    assert LoraFineTuneSpec.model_validate(reply.body["spec"]) == expected
+    assert reply.body["spec"] == expected.model_dump(mode="json", exclude_none=True)
+
+
+def test_a_given_part_of_a_group_keeps_the_defaults_of_the_rest(apiserver: ApiServer) -> None:
+    document = lora_fine_tune().with_spec("training.checkpoint.keep", 5).build()
+
+    training = apiserver.request("POST", DRY_RUN, submitted(document)).body["spec"]["training"]
+
+    assert training["checkpoint"] == {"everySteps": 100, "keep": 5}
+    assert training["optimizer"] == "paged_adamw_8bit"
+
+
+def test_a_new_object_is_not_read_as_current(apiserver: ApiServer) -> None:
+    reply = apiserver.request("POST", DRY_RUN, submitted(lora_fine_tune().build()))
+
+    assert reply.body["status"] == {"observedGeneration": -1}
+
+
+def test_an_object_without_spec_is_refused(apiserver: ApiServer) -> None:
+    document = submitted(lora_fine_tune().build())
+    del document["spec"]
+
+    reply = apiserver.request("POST", DRY_RUN, document)
+
+    assert not reply.accepted
+    assert "spec: Required value" in reply.message

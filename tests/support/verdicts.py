@@ -1,0 +1,226 @@
+"""Legal and illegal objects, each with what the model says. A real API server must give the same verdicts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from support.builders import ObjectBuilder, lora_fine_tune
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SHA256 = "ab" * 32
+REMOVED = object()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One object: the smallest legal one with some fields of its spec changed."""
+
+    case: str
+    changes: dict[str, Any]
+    problem: str = ""
+    """Path and message that the model gives; empty for a legal object."""
+
+    @property
+    def legal(self) -> bool:
+        return not self.problem
+
+    @property
+    def path(self) -> str:
+        """Path of the field that is wrong."""
+        return self.problem.split(": ", maxsplit=1)[0]
+
+    @property
+    def object(self) -> dict[str, Any]:
+        """The object."""
+        builder: ObjectBuilder = lora_fine_tune()
+        for path, value in self.changes.items():
+            builder = builder.without_spec(path) if value is REMOVED else builder.with_spec(path, value)
+        return builder.build()
+
+
+LEGAL = (
+    Verdict("the smallest object", {}),
+    Verdict("a bucket without a prefix", {"baseModel.uri": "s3://models"}),
+    Verdict("a model from the hub with its commit", {"baseModel": {"uri": "hf://org/model", "revision": COMMIT}}),
+    Verdict("a model of this machine", {"baseModel.uri": "file:///models/base"}),
+    Verdict("a model pinned by content", {"baseModel.revision": SHA256}),
+    Verdict("a commit for a model in a bucket", {"baseModel.revision": COMMIT}),
+    Verdict("data pinned by content", {"dataset.train.revision": SHA256}),
+    Verdict("evaluation data", {"dataset.eval": {"uri": "file:///data/eval.parquet"}}),
+    Verdict("a null where nothing is needed", {"dataset.eval": None, "training.maxSteps": None}),
+    Verdict("a null where a default stands in", {"lora.rank": None, "training": None}),
+    Verdict("the chat template", {"dataset.template": "ChatTemplate"}),
+    Verdict("another template", {"dataset.template": "Q: {instruction}\nA:"}),
+    Verdict("format Text", {"dataset.format": "Text", "dataset.fields.text": "body"}),
+    Verdict("a preset of modules", {"lora.targetModules": "AllLinear"}),
+    Verdict("a list of modules", {"lora.targetModules": ["q_proj", "model.layers.0.mlp.up_proj"]}),
+    Verdict("64 modules", {"lora.targetModules": [f"layer_{index}" for index in range(64)]}),
+    Verdict("the smallest rank", {"lora.rank": 1}),
+    Verdict("the largest rank", {"lora.rank": 512}),
+    Verdict("an integer written as a number", {"lora.rank": 16.0}),
+    Verdict("no dropout", {"lora.dropout": 0}),
+    Verdict("a part of an epoch", {"training.epochs": 0.5}),
+    Verdict("steps in place of epochs", {"training.maxSteps": 100}),
+    Verdict("one example at a time", {"training.batchSize": 1, "training.microBatchSize": 1}),
+    Verdict("the largest seed", {"training.seed": 4_294_967_295}),
+    Verdict("merge left out", {"merge.keep": False}),
+    Verdict("no outliers", {"quantization.outlierThreshold": 0}),
+    Verdict(
+        "all gates", {"evaluation.gates": {"minScore": 0.8, "maxDrop": 0.02, "minImprovement": -5, "maxEdgeBytes": 1}}
+    ),
+    Verdict("a quantity with a binary suffix", {"evaluation.gates.maxEdgeBytes": "8Gi"}),
+    Verdict("a quantity with a decimal suffix", {"evaluation.gates.maxEdgeBytes": "500M"}),
+    Verdict("a quantity as text", {"evaluation.gates.maxEdgeBytes": "8589934592"}),
+    Verdict("another profile", {"profile": "a100-spot"}),
+    Verdict("suspended", {"suspend": True}),
+    Verdict("no second attempt", {"retryLimit": 0}),
+)
+
+_QUANTITY = "spec.evaluation.gates.maxEdgeBytes"
+_NO_MODULES = (
+    "spec.lora.targetModules: must be Minimal, Standard, Aggressive, AllLinear, or a list of 1 to 64 module names "
+    "such as [q_proj, v_proj], is "
+)
+_WRONG_FORM = "has not the form that is expected here."
+
+ILLEGAL = (
+    Verdict("no base model", {"baseModel": REMOVED}, "spec.baseModel: is required"),
+    Verdict("a base model of null", {"baseModel": None}, "spec.baseModel: is required"),
+    Verdict("no address of the base model", {"baseModel": {}}, "spec.baseModel.uri: is required"),
+    Verdict("no data set", {"dataset": REMOVED}, "spec.dataset: is required"),
+    Verdict("no training data", {"dataset": {}}, "spec.dataset.train: is required"),
+    Verdict("evaluation data without an address", {"dataset.eval": {}}, "spec.dataset.eval.uri: is required"),
+    Verdict(
+        "an address of another kind",
+        {"baseModel.uri": "https://models/x"},
+        f"spec.baseModel.uri: 'https://models/x' {_WRONG_FORM} Where the model lies: s3://bucket/prefix, "
+        "hf://organization/name, or in a local run file:///path.",
+    ),
+    Verdict("an empty address", {"baseModel.uri": ""}, f"spec.baseModel.uri: '' {_WRONG_FORM}"),
+    Verdict(
+        "a bucket in capitals", {"baseModel.uri": "s3://Models/x"}, f"spec.baseModel.uri: 's3://Models/x' {_WRONG_FORM}"
+    ),
+    Verdict(
+        "a hub model without an organization", {"baseModel.uri": "hf://model"}, "spec.baseModel.uri: 'hf://model' has"
+    ),
+    Verdict("a file of another host", {"baseModel.uri": "file://host/x"}, "spec.baseModel.uri: 'file://host/x' has"),
+    Verdict(
+        "an address with a space", {"baseModel.uri": "s3://models/a b"}, "spec.baseModel.uri: 's3://models/a b' has"
+    ),
+    Verdict(
+        "an address that is too long",
+        {"baseModel.uri": "s3://models/" + "x" * 1024},
+        "spec.baseModel.uri: string should have at most 1024 characters",
+    ),
+    Verdict("data from the hub", {"dataset.train.uri": "hf://org/data"}, "spec.dataset.train.uri: 'hf://org/data' has"),
+    Verdict("half a digest", {"dataset.train.revision": "abc"}, "spec.dataset.train.revision: 'abc' has"),
+    Verdict("a branch as revision", {"baseModel.revision": "main"}, "spec.baseModel.revision: 'main' has"),
+    Verdict(
+        "a hub model without its commit",
+        {"baseModel.uri": "hf://org/model"},
+        "spec.baseModel: a model from hf:// needs revision: the 40-digit hexadecimal commit",
+    ),
+    Verdict(
+        "a hub model with a digest for a commit",
+        {"baseModel": {"uri": "hf://org/model", "revision": SHA256}},
+        "spec.baseModel: a model from hf:// needs revision: the 40-digit hexadecimal commit",
+    ),
+    Verdict(
+        "a template without the instruction",
+        {"dataset.template": "Answer:"},
+        "spec.dataset: template must contain {instruction}, or be ChatTemplate",
+    ),
+    Verdict(
+        "an empty template", {"dataset.template": ""}, "spec.dataset.template: string should have at least 1 character"
+    ),
+    Verdict(
+        "a batch that is no multiple",
+        {"training.batchSize": 6},
+        "spec.training: batchSize must be a multiple of microBatchSize",
+    ),
+    Verdict(
+        "a micro-batch larger than the batch",
+        {"training.microBatchSize": 32},
+        "spec.training: batchSize must be a multiple of microBatchSize",
+    ),
+    Verdict(
+        "a micro-batch of nothing", {"training.microBatchSize": 0}, "spec.training.microBatchSize: input should be"
+    ),
+    Verdict("an unknown format", {"dataset.format": "Alpaca"}, "spec.dataset.format: input should be 'Instruction'"),
+    Verdict("an unknown method", {"method": "qlora"}, "spec.method: input should be 'QLoRA' or 'LoRA', is 'qlora'"),
+    Verdict("an unknown optimizer", {"training.optimizer": "sgd"}, "spec.training.optimizer: input should be"),
+    Verdict(
+        "an unknown scheduler", {"training.scheduler": "step"}, "spec.training.scheduler: input should be 'cosine'"
+    ),
+    Verdict("an unknown precision", {"training.precision": "bf16"}, "spec.training.precision: input should be 'Auto'"),
+    Verdict(
+        "an unknown merge base", {"merge.base": "NF4"}, "spec.merge.base: input should be 'AsTrained' or 'Original'"
+    ),
+    Verdict(
+        "an unknown edge format", {"quantization.formats": ["Gguf"]}, "spec.quantization.formats[0]: input should be"
+    ),
+    Verdict(
+        "no edge format", {"quantization.formats": []}, "spec.quantization.formats: tuple should have at least 1 item"
+    ),
+    Verdict(
+        "an edge format twice",
+        {"quantization.formats": ["BitsAndBytesInt8", "BitsAndBytesInt8"]},
+        "spec.quantization.formats: tuple should have at most 1 item",
+    ),
+    Verdict("a rank of nothing", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
+    Verdict("a rank beyond the bound", {"lora.rank": 513}, "spec.lora.rank: input should be less than or equal to 512"),
+    Verdict("a rank as text", {"lora.rank": "16"}, "spec.lora.rank: input should be a valid integer, is '16'"),
+    Verdict("half a rank", {"lora.rank": 1.5}, "spec.lora.rank: input should be a valid integer, is 1.5"),
+    Verdict("a truth as text", {"lora.rsLora": "true"}, "spec.lora.rsLora: input should be a valid boolean, is 'true'"),
+    Verdict("a number as truth", {"suspend": 1}, "spec.suspend: input should be a valid boolean, is 1"),
+    Verdict("a text as object", {"lora": "big"}, "spec.lora: input should be an object, is 'big'"),
+    Verdict("all inputs dropped", {"lora.dropout": 1}, "spec.lora.dropout: input should be less than 1, is 1"),
+    Verdict("no epochs", {"training.epochs": 0}, "spec.training.epochs: input should be greater than 0, is 0"),
+    Verdict("no steps", {"training.maxSteps": 0}, "spec.training.maxSteps: input should be greater than or equal to 1"),
+    Verdict("no learning", {"training.learningRate": 0}, "spec.training.learningRate: input should be greater than 0"),
+    Verdict(
+        "all steps are warm-up", {"training.warmupRatio": 1}, "spec.training.warmupRatio: input should be less than 1"
+    ),
+    Verdict("examples too short", {"training.maxLength": 7}, "spec.training.maxLength: input should be greater than"),
+    Verdict(
+        "a seed below zero", {"training.seed": -1}, "spec.training.seed: input should be greater than or equal to 0"
+    ),
+    Verdict("no checkpoint stays", {"training.checkpoint.keep": 0}, "spec.training.checkpoint.keep: input should be"),
+    Verdict(
+        "all rows held out", {"dataset.evalSplitPercent": 100}, "spec.dataset.evalSplitPercent: input should be less"
+    ),
+    Verdict("a nameless column", {"dataset.fields.response": ""}, "spec.dataset.fields.response: string should have"),
+    Verdict("an unknown preset", {"lora.targetModules": "standard"}, f"{_NO_MODULES}'standard'"),
+    Verdict("no modules", {"lora.targetModules": []}, f"{_NO_MODULES}[]"),
+    Verdict("65 modules", {"lora.targetModules": ["x"] * 65}, f"{_NO_MODULES}['x', 'x'"),
+    Verdict("a module with a space", {"lora.targetModules": ["q proj"]}, f"{_NO_MODULES}['q proj']"),
+    Verdict("a module without a name", {"lora.targetModules": [""]}, f"{_NO_MODULES}['']"),
+    Verdict("a number as module", {"lora.targetModules": [1]}, f"{_NO_MODULES}[1]"),
+    Verdict("an object as module", {"lora.targetModules": [{"a": 1}]}, f"{_NO_MODULES}[{{'a': 1}}]"),
+    Verdict("modules as an object", {"lora.targetModules": {"a": 1}}, f"{_NO_MODULES}{{'a': 1}}"),
+    Verdict("modules as an empty object", {"lora.targetModules": {}}, f"{_NO_MODULES}{{}}"),
+    Verdict("modules as a number", {"lora.targetModules": 5}, f"{_NO_MODULES}5"),
+    Verdict("modules as a fraction", {"lora.targetModules": 0.5}, f"{_NO_MODULES}0.5"),
+    Verdict("modules as a truth", {"lora.targetModules": True}, f"{_NO_MODULES}True"),
+    Verdict(
+        "a score in percent", {"evaluation.gates.minScore": 80}, "spec.evaluation.gates.minScore: input should be less"
+    ),
+    Verdict("a drop below zero", {"evaluation.gates.maxDrop": -0.1}, "spec.evaluation.gates.maxDrop: input should be"),
+    Verdict("a quantity in GiB", {"evaluation.gates.maxEdgeBytes": "8GiB"}, f"{_QUANTITY}: '8GiB' has not the form"),
+    Verdict("a fraction of a quantity", {"evaluation.gates.maxEdgeBytes": "1.5Gi"}, f"{_QUANTITY}: '1.5Gi' has not"),
+    Verdict("a quantity below zero", {"evaluation.gates.maxEdgeBytes": -1}, f"{_QUANTITY}: '-1' has not the form"),
+    Verdict("half a byte", {"evaluation.gates.maxEdgeBytes": 0.5}, f"{_QUANTITY}: input should be a valid string"),
+    Verdict(
+        "a truth as quantity", {"evaluation.gates.maxEdgeBytes": True}, f"{_QUANTITY}: input should be a valid string"
+    ),
+    Verdict("no examples", {"evaluation.maxExamples": 0}, "spec.evaluation.maxExamples: input should be greater than"),
+    Verdict(
+        "a profile in capitals", {"profile": "A100"}, "spec.profile: 'A100' has not the form that is expected here."
+    ),
+    Verdict("no profile", {"profile": ""}, "spec.profile: string should have at least 1 character"),
+    Verdict("attempts below zero", {"retryLimit": -1}, "spec.retryLimit: input should be greater than or equal to 0"),
+    Verdict("a deadline under a minute", {"activeDeadlineSeconds": 59}, "spec.activeDeadlineSeconds: input should be"),
+    Verdict("an unknown field", {"image": "evil:1"}, "spec.image: unknown field"),
+    Verdict("an unknown field further down", {"training.batch": 16}, "spec.training.batch: unknown field"),
+    Verdict("a name as Python writes it", {"training.batch_size": 16}, "spec.training.batch_size: unknown field"),
+)
+VERDICTS = LEGAL + ILLEGAL

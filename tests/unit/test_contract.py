@@ -1,0 +1,189 @@
+"""Requests, results and exit codes: what operator and containers say to each other."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from edgetune_contract.request import (
+    MAX_RESULT_BYTES,
+    Artifact,
+    ModelScores,
+    Publication,
+    Request,
+    Resolved,
+    Result,
+    Scores,
+    StoreLocation,
+)
+from edgetune_contract.spec import parse_bytes
+from edgetune_contract.stages import ExitCode, Stage, reason_for
+from edgetune_operator.api import parse_spec
+from support.builders import lora_fine_tune
+
+DIGEST = "d" * 64
+LATER = tuple(Result(stage=stage, digest=DIGEST, metrics={"seconds": 1.5}) for stage in list(Stage)[1:])
+
+
+def test_the_stages_run_in_the_designs_order() -> None:
+    assert [stage.value for stage in Stage] == ["prepare", "train", "merge", "quantize", "evaluate", "publish"]
+    assert Stage.PREPARE.upstream is None
+    assert Stage.PUBLISH.upstream is Stage.EVALUATE
+
+
+def test_exit_codes_say_what_the_job_controller_does() -> None:
+    assert [code for code in ExitCode if code.fails_job] == [ExitCode.INVALID, ExitCode.DENIED, ExitCode.DIVERGED]
+    assert [code for code in ExitCode if code.is_ignored] == [ExitCode.INTERRUPTED]
+    assert {int(code) for code in ExitCode} == {0, 10, 11, 12, 13, 14, 75}
+
+
+def test_an_exit_code_outside_the_contract_is_a_bug() -> None:
+    assert reason_for(10) == "InvalidInput"
+    assert reason_for(137) == "InternalError"
+
+
+def test_a_request_reads_back_as_it_was() -> None:
+    spec = parse_spec(
+        lora_fine_tune().with_spec("evaluation.gates", {"minScore": 0.8, "maxEdgeBytes": 5}).build()["spec"]
+    )
+    request = Request(
+        namespace="team-a",
+        name="sensor-faults",
+        stage=Stage.TRAIN,
+        digest=DIGEST,
+        store=StoreLocation(uri="s3://bucket/prefix/team-a", endpoint="http://minio:9000", path_style=True),
+        parameters=spec.parameters,
+        resolved=Resolved(base="a" * 64, train="b" * 64),
+    )
+
+    assert Request.decode(request.encode()) == request
+
+
+def test_a_request_of_another_contract_version_is_refused() -> None:
+    with pytest.raises(ValidationError, match="contractVersion"):
+        Request.decode(json.dumps({"contractVersion": 2}))
+
+
+def test_a_result_that_fits_is_written_whole() -> None:
+    result = Result(
+        stage=Stage.EVALUATE,
+        digest=DIGEST,
+        seconds=12.5,
+        artifacts=(Artifact(name="adapter", uri="s3://b/k", bytes=5, sha256=DIGEST),),
+        metrics={"rows": 64.0},
+        facts={"precision": "BF16"},
+        warnings=("few rows",),
+        scores=Scores(base=0.1, tuned=0.9, edge=0.88, drop=0.02, details={"base": ModelScores(loss=2.0)}),
+        publication=Publication(published=True, version=DIGEST, pointer="s3://b/latest.json"),
+    )
+
+    assert Result.decode(result.encode().decode()) == result
+
+
+def test_results_of_later_stages_are_left_out_first() -> None:
+    facts = {f"fact{index}": "x" * 40 for index in range(70)}
+    result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
+
+    sent = Result.decode(result.encode().decode())
+
+    assert sent == result.model_copy(update={"done": ()})
+
+
+def test_facts_are_left_out_next() -> None:
+    facts = {f"fact{index}": "x" * 40 for index in range(90)}
+    result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
+
+    sent = Result.decode(result.encode().decode())
+
+    assert sent == result.model_copy(update={"done": (), "facts": {}})
+
+
+def test_warnings_are_left_out_from_the_last_on_and_counted() -> None:
+    warnings = tuple(f"warning {index}: {'x' * 200}" for index in range(40))
+    result = Result(stage=Stage.PREPARE, digest=DIGEST, warnings=warnings, metrics={"rows": 600.0})
+
+    sent = Result.decode(result.encode().decode())
+
+    kept = len(sent.warnings) - 1
+    assert 10 < kept < 40
+    assert sent.warnings == (*warnings[:kept], f"{40 - kept} more warnings are in the manifest")
+    assert sent.metrics == result.metrics
+
+
+def test_what_cannot_be_left_out_and_does_not_fit_is_an_error() -> None:
+    result = Result(stage=Stage.TRAIN, digest=DIGEST, metrics={f"figure{index}": 1.0 for index in range(400)})
+
+    with pytest.raises(ValueError, match=r"the result of train has \d+ bytes, more than 4096"):
+        result.encode()
+
+
+def test_a_long_failure_keeps_its_beginning_and_its_end() -> None:
+    result = Result.failed(Stage.TRAIN, DIGEST, 1, "InternalError", "first line\n" + "x" * 9000 + "\nlast line")
+
+    assert result.failure is not None
+    assert result.failure.message.startswith("first line\nxxx")
+    assert result.failure.message.endswith("xxx\nlast line")
+    assert " … " in result.failure.message
+
+
+def test_a_file_name_that_is_not_utf8_can_be_told() -> None:
+    result = Result.failed(Stage.PREPARE, DIGEST, 10, "InvalidInput", "bad file: caf\udce9.jsonl")
+
+    assert Result.decode(result.encode().decode()).failure is not None
+    assert result.failure is not None
+    assert result.failure.message == "bad file: caf?.jsonl"
+
+
+@given(message=st.text() | st.text(st.characters(categories=["Cc", "Cs", "So"])), repeats=st.integers(1, 3000))
+def test_every_failure_fits_and_reads_back(message: str, repeats: int) -> None:
+    result = Result.failed(Stage.TRAIN, DIGEST, 1, "InternalError", message * repeats, step=120)
+
+    encoded = result.encode()
+
+    assert len(encoded) <= MAX_RESULT_BYTES
+    assert Result.decode(encoded.decode()) == result
+
+
+results = st.builds(
+    Result,
+    stage=st.sampled_from(Stage),
+    digest=st.just(DIGEST),
+    cached=st.booleans(),
+    seconds=st.floats(0, 1e6),
+    metrics=st.dictionaries(st.text(max_size=20), st.floats(allow_nan=False, allow_infinity=False), max_size=10),
+    facts=st.dictionaries(st.text(max_size=20), st.text(max_size=400), max_size=20),
+    warnings=st.lists(st.text(max_size=600), max_size=40).map(tuple),
+    done=st.just(LATER) | st.just(()),
+)
+
+
+@given(result=results)
+def test_every_result_fits_and_keeps_its_figures(result: Result) -> None:
+    encoded = result.encode()
+
+    sent = Result.decode(encoded.decode())
+    assert len(encoded) <= MAX_RESULT_BYTES
+    assert (sent.stage, sent.digest, sent.metrics) == (result.stage, result.digest, result.metrics)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"),
+    [("0", 0), ("17", 17), ("500M", 500_000_000), ("8Gi", 8 * 2**30), ("1Ki", 1024), ("2k", 2000), ("1Ti", 2**40)],
+)
+def test_quantities_are_bytes_as_in_kubernetes(quantity: str, expected: int) -> None:
+    assert parse_bytes(quantity) == expected
+
+
+@pytest.mark.parametrize("quantity", ["", "8GiB", "1.5Gi", "-1", "Gi", "8 Gi", "1E"])
+def test_a_quantity_of_another_form_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is not a number of bytes: use a whole number, or one with Ki"):
+        parse_bytes(quantity)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[]", '{"stage": "train"}', "Traceback (most recent call last):"])
+def test_a_text_that_is_no_result_is_refused(text: Any) -> None:
+    with pytest.raises(ValidationError):
+        Result.decode(text)
