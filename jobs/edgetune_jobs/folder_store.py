@@ -61,8 +61,10 @@ class LocalFolderStore:
 
     def list(self, folder: str) -> Iterator[StoredObject]:
         with _access_errors(f"list {self._uri}/{folder}"):
-            files = (path for path in self._path(folder).rglob("*") if path.is_file() and not _is_internal(path))
-            paths = sorted(files, key=Path.as_posix)
+            paths = sorted(
+                (path for _, files in _walk(self._path(folder)) for path in files if not _is_internal(path)),
+                key=Path.as_posix,
+            )
         for path in paths:
             with suppress(FileNotFoundError):
                 yield StoredObject(path.relative_to(self._root).as_posix(), path.stat().st_size)
@@ -110,15 +112,13 @@ class LocalFolderStore:
 
     def delete_tree(self, folder: str, keep: Sequence[str] = ()) -> None:
         kept = [self._path(key) for key in keep]
-        top = self._path(folder)
         with _access_errors(f"delete {self._uri}/{folder}"):
-            for parent, _, names in os.walk(top, topdown=False):
-                for name in names:
-                    path = Path(parent, name)
+            for parent, files in _walk(self._path(folder)):
+                for path in files:
                     if not any(path.is_relative_to(key) for key in kept):
                         path.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty, or another process was faster
-                    Path(parent).rmdir()
+                    parent.rmdir()
 
     def _path(self, key: str) -> Path:
         return self._root / checked_relative(key)
@@ -164,6 +164,20 @@ class LocalFolderStore:
 
 def _etag_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders below `top` and `top` itself, the deepest first, each with its files.
+
+    Folders that other processes remove meanwhile are passed over.
+    """
+
+    def raise_unless_gone(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    for folder, _, names in os.walk(top, topdown=False, onerror=raise_unless_gone):
+        yield Path(folder), [Path(folder, name) for name in names]
 
 
 def _is_internal(path: Path) -> bool:

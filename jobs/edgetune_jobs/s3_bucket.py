@@ -179,7 +179,7 @@ class S3Bucket:
                 # What was changed on the way may arrive as it is the next time; what was cut is continued.
                 if body.is_whole:
                     body.restart()
-                cancelled.wait(_FIRST_PAUSE_SECONDS * 2**attempts)
+                cancelled.wait(_FIRST_PAUSE_SECONDS * 2 ** (attempts - 1))
 
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens when there is none."""

@@ -77,7 +77,11 @@ def running_proxy(target: str) -> Iterator[FaultProxy]:
         protocol_version = "HTTP/1.1"
 
         def handle_request(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:  # the client was killed
+                self.close_connection = True
+                return
             with lock:
                 proxy.requests.append((self.command, self.path))
                 fault = next((fault for fault in proxy.faults if fault.takes(self.command, self.path)), None)

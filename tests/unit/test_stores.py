@@ -167,7 +167,7 @@ def test_a_damaged_file_is_not_handed_out(store: Store, tmp_path: Path, damage: 
 def test_a_missing_file_is_reported_with_its_uri(store: Store, tmp_path: Path) -> None:
     entry = FileEntry(path="gone.bin", bytes=1, sha256="0" * 64)
 
-    with pytest.raises(DamagedObject, match=f"{store.uri}/folder/gone.bin is missing"):
+    with pytest.raises(DamagedObject, match=rf"{store.uri}/folder/gone\.bin is missing"):
         store.fetch_folder("folder", [entry], tmp_path / "target")
     with pytest.raises(DamagedObject, match="gone.bin is missing"):
         store.download_file("folder/gone.bin", tmp_path / "back", Fingerprint(1, "0" * 64))
