@@ -4,6 +4,14 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from edgetune_jobs.signals import StopSignals
+
+if TYPE_CHECKING:
+    from edgetune_contract.stages import Stage
+    from edgetune_jobs.stage_run import StageBody
 
 _ENVIRONMENT = """environment:
   EDGETUNE_REQUEST          the request, as JSON
@@ -17,8 +25,8 @@ exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13
 """
 
 
-def main() -> int:
-    """Run one stage; its exit code. Progress goes to stdout as JSON lines, everything else to stderr."""
+def main() -> NoReturn:
+    """Run the stage that the environment asks for, and end the process with its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m edgetune_jobs",
         description="Run one stage of a fine-tuning, as its environment asks.",
@@ -26,24 +34,32 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    run_process()
+
+
+def run_process(load_body: "Callable[[Stage], StageBody] | None" = None) -> NoReturn:
+    """Run a stage with bodies from `load_body`, by default the stages' own, and end the process with its exit code.
+
+    Progress goes to stdout as JSON lines, everything else to stderr.
+    """
+    # First of all: to a container's first process, a signal without a handler does nothing.
+    signals = StopSignals()
+    signals.install()
+    log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=log_format)
     logging.getLogger("edgetune_jobs").setLevel(logging.INFO)
     # What libraries print would break the JSON lines: stdout is ours alone, theirs is stderr.
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    from edgetune_jobs.runtime import run_stage
+    from edgetune_jobs.runtime import load_stage_body, run_stage
 
-    exit_code = run_stage(os.environ, stream)
-    stream.close()
-    return exit_code
-
-
-if __name__ == "__main__":
-    code = main()
+    exit_code = run_stage(os.environ, signals, stream, load_body or load_stage_body)
     sys.stdout.flush()
     sys.stderr.flush()
     # The result is told: neither a transfer that hangs in a thread nor a library's exit handler may change it.
-    os._exit(code)
+    os._exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

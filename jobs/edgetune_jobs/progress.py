@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -110,8 +111,9 @@ class LineProgress:
         )
 
     def _write(self, line: Mapping[str, object]) -> None:
-        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        with suppress(BrokenPipeError):  # nobody listens any more: no reason to stop working
+            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._stream.flush()
 
 
 class TrainingMetrics:

@@ -28,20 +28,22 @@ def load_stage_body(stage: Stage) -> StageBody:
 
 
 def run_stage(
-    environment: Mapping[str, str], stream: TextIO, load_body: Callable[[Stage], StageBody] = load_stage_body
+    environment: Mapping[str, str],
+    signals: StopSignals,
+    stream: TextIO,
+    load_body: Callable[[Stage], StageBody] = load_stage_body,
 ) -> int:
     """Run the stage that the environment asks for, and leave its result in the termination log.
 
     Args:
         environment: see Settings.
+        signals: what ends the stage before its time; installed.
         stream: progress goes to it as JSON lines.
         load_body: gives the function that does the stage's work.
 
     Returns:
         The exit code of the contract.
     """
-    signals = StopSignals()
-    signals.install()
     request: Request | None = None
     try:
         with signals.immediate():

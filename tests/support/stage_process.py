@@ -1,0 +1,156 @@
+"""A stage's process around a body that a test chooses: the runtime is the real one, what it carries weighs little.
+
+    python stage_process.py      environment: see edgetune_jobs.settings, and EDGETUNE_TEST_BEHAVIOUR
+
+Bodies check that they get the inputs that were agreed, and make artifacts whose content depends on these inputs.
+publish is the real stage.
+"""
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgetune_contract.request import ModelScores, Scores
+from edgetune_contract.stages import Stage
+from edgetune_jobs import runtime
+from edgetune_jobs.__main__ import run_process
+from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
+from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.stage_run import StageBody
+
+BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
+ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
+INPUTS = {
+    Stage.PREPARE: [],
+    Stage.TRAIN: ["base", "prepared"],
+    Stage.MERGE: ["adapter", "base"],
+    Stage.QUANTIZE: ["adapter", "merged"],
+    Stage.EVALUATE: ["adapter", "base", "edge-bnb-int8", "merged", "prepared"],
+}
+ARTIFACTS = {
+    Stage.PREPARE: "prepared",
+    Stage.TRAIN: "adapter",
+    Stage.MERGE: "merged",
+    Stage.QUANTIZE: "edge-bnb-int8",
+    Stage.EVALUATE: "evaluation",
+}
+SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, improvement=80.0, drop=0.01, examples=10)
+
+
+def work(context: StageContext) -> StageOutput:
+    """Make an artifact out of the inputs."""
+    stage = context.request.stage
+    known = [name for name in sorted(context.inputs) if name != "base-scores"]
+    if known != INPUTS[stage]:
+        raise AssertionError(f"{stage} got the inputs {known}, agreed are {INPUTS[stage]}")
+    hasher = hashlib.sha256(stage.encode())
+    for name, folder in sorted(context.inputs.items()):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            hasher.update(f"{name}/{path.relative_to(folder)}".encode() + path.read_bytes())
+    artifact = ARTIFACTS[stage]
+    (context.output / artifact / "deep").mkdir(parents=True)
+    (context.output / artifact / "weights.safetensors").write_bytes(bytes(int(os.environ.get(ARTIFACT_BYTES, "10"))))
+    (context.output / artifact / "deep" / "origin.txt").write_text(hasher.hexdigest())
+    if stage is Stage.EVALUATE:
+        (context.output / "base-scores").mkdir()
+        scores = ModelScores(keyword_accuracy=0.1).model_dump_json()
+        (context.output / "base-scores" / "scores.json").write_text(scores)
+    return StageOutput(
+        artifacts={artifact: artifact},
+        metrics={"rows": 3},
+        facts={"inputs": " ".join(sorted(context.inputs))},
+        warnings=["few rows"],
+        scores=SCORES if stage is Stage.EVALUATE else None,
+    )
+
+
+def hang(context: StageContext) -> StageOutput:
+    """Say so, and wait for the end."""
+    context.progress.say("hanging")
+    while True:
+        time.sleep(0.05)
+
+
+def train_until_stopped(context: StageContext) -> StageOutput:
+    """Save a checkpoint after each step; end like train does when it is stopped."""
+    checkpoints = context.checkpoints
+    if checkpoints is None:
+        raise AssertionError("train got no checkpoints")
+    resumed = checkpoints.restore_latest(context.scratch / "resume") or 0
+    for step in range(resumed + 1, resumed + 1000):
+        folder = context.scratch / f"step-{step}"
+        folder.mkdir()
+        (folder / "state.txt").write_text(str(step))
+        checkpoints.save(step, folder)
+        context.progress.update(step, 1000, "steps", loss=1.0 / step)
+        if context.stop.wait(0.05):
+            raise Interrupted(f"stopped after step {step}", step)
+    raise AssertionError("nobody stopped the training")
+
+
+def swallow_the_signal(context: StageContext) -> StageOutput:
+    """Finish the work as if there had been no signal."""
+    context.progress.say("hanging")
+    context.stop.wait(30)
+    return work(context)
+
+
+def fail(error: Callable[[], BaseException]) -> StageBody:
+    """A body that ends with an error."""
+
+    def body(_: StageContext) -> StageOutput:
+        raise error()
+
+    return body
+
+
+def torch_out_of_memory() -> BaseException:
+    """An error with the name and module of torch's."""
+    return type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})(
+        "CUDA out of memory. Tried to allocate 2 GiB"
+    )
+
+
+def too_long(context: StageContext) -> StageOutput:
+    """Make more artifacts than a termination message can name."""
+    names = {f"artifact-{number:03d}": f"artifact-{number:03d}" for number in range(40)}
+    for name in names:
+        (context.output / name).mkdir()
+        (context.output / name / "file").write_bytes(b"")
+    return StageOutput(artifacts=names)
+
+
+def prints(context: StageContext) -> StageOutput:
+    """Write to stdout as libraries do."""
+    print("a library's banner")
+    os.system("echo a child of a library")  # noqa: S605
+    return work(context)
+
+
+BEHAVIOURS: dict[str, StageBody] = {
+    "work": work,
+    "hang": hang,
+    "train_until_stopped": train_until_stopped,
+    "swallow_the_signal": swallow_the_signal,
+    "too_long": too_long,
+    "prints": prints,
+    "bug": fail(lambda: KeyError("no such 'layer' \x07 in \"the\" model")),
+    "memory": fail(lambda: MemoryError()),
+    "disk": fail(lambda: OSError(errno.ENOSPC, "No space left on device", str(Path.cwd()))),
+    "gpu_memory": fail(torch_out_of_memory),
+    "gpu_memory_of_the_stage": fail(lambda: OutOfGpuMemory("it does not fit")),
+}
+
+
+def load_body(stage: Stage) -> StageBody:
+    """The body that the environment names; publish is the real one."""
+    if stage is Stage.PUBLISH:
+        return runtime.load_stage_body(stage)
+    return BEHAVIOURS[os.environ.get(BEHAVIOUR, "work")]
+
+
+if __name__ == "__main__":
+    run_process(load_body)

@@ -1,0 +1,158 @@
+"""Runs stages as processes, one after the other, as the operator would have them run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.request import Request, Resolved, Result, StoreLocation
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+
+STAGE_PROCESS = Path(__file__).with_name("stage_process.py")
+_LIMIT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stage's process that has ended."""
+
+    exit_code: int
+    message: bytes
+    """The termination message."""
+
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> Result:
+        return Result.decode(self.message.decode())
+
+    @property
+    def failure(self) -> str:
+        """The failure's message; fails when there was none."""
+        if self.result.failure is None:
+            raise AssertionError(f"the stage did not fail: {self.message!r}")
+        return self.result.failure.message
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The JSON lines of stdout."""
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+@dataclass
+class RunningStage:
+    """A stage's process that runs."""
+
+    process: "subprocess.Popen[str]"
+    termination_log: Path
+    said: list[str] = field(default_factory=list)
+
+    def wait_for(self, text: str) -> None:
+        """Read stdout up to the line that holds a text."""
+        stdout = self.process.stdout
+        if stdout is None:
+            raise AssertionError("the process has no stdout")
+        for line in stdout:
+            self.said.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"the process ended without saying {text!r}: {self.wait()}")
+
+    def wait(self) -> Ended:
+        """The process's end."""
+        stdout, stderr = self.process.communicate(timeout=_LIMIT_SECONDS)
+        message = self.termination_log.read_bytes() if self.termination_log.exists() else b""
+        return Ended(self.process.returncode, message, "".join(self.said) + stdout, stderr)
+
+
+@dataclass
+class StageRuns:
+    """One run: a spec, a store and a folder for what its processes need."""
+
+    folder: Path
+    store: StoreLocation
+    parameters: Parameters
+    credentials_folder: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    resolved: Resolved | None = None
+    name: str = "sensor-faults"
+    _started: int = 0
+
+    def request(self, stage: Stage, **changes: Any) -> Request:
+        """The request for a stage; prepare must have run before the others."""
+        if stage is Stage.PREPARE:
+            digest, resolved = prepare_digest(self.parameters), None
+        else:
+            if self.resolved is None:
+                raise AssertionError("prepare has not run")
+            digest, resolved = stage_digests(self.parameters, self.resolved, self.name)[stage], self.resolved
+        request = Request(
+            namespace="team-a",
+            name=self.name,
+            stage=stage,
+            digest=digest,
+            store=self.store,
+            parameters=self.parameters,
+            resolved=resolved,
+        )
+        return request.model_copy(update=changes)
+
+    def start(self, stage: Stage, request: str | None = None, **environment: str) -> RunningStage:
+        """Start a stage's process."""
+        self._started += 1
+        log = self.folder / f"termination-{self._started}.json"
+        variables = {
+            **os.environ,
+            "EDGETUNE_REQUEST": self.request(stage).encode() if request is None else request,
+            "EDGETUNE_WORK_DIR": str(self.folder / "work"),
+            "EDGETUNE_TERMINATION_LOG": str(log),
+            "EDGETUNE_METRICS_PORT": "0",
+            "PYTHONWARNINGS": "error",
+            **self.environment,
+            **environment,
+        }
+        if self.credentials_folder is not None:
+            variables["EDGETUNE_CREDENTIALS_DIR"] = str(self.credentials_folder)
+        process = subprocess.Popen(
+            [sys.executable, str(STAGE_PROCESS)],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return RunningStage(process, log)
+
+    def run(self, stage: Stage, **environment: str) -> Ended:
+        """Run a stage to its end. What prepare resolves is remembered for the stages after it."""
+        ended = self.start(stage, **environment).wait()
+        if stage is Stage.PREPARE and ended.exit_code == 0:
+            self.resolved = ended.result.resolved
+        return ended
+
+    def run_up_to(self, last: Stage) -> None:
+        """Run all stages up to and with `last`; all must be done."""
+        for stage in list(Stage)[: list(Stage).index(last) + 1]:
+            ended = self.run(stage)
+            if ended.exit_code != 0:
+                raise AssertionError(f"{stage} ended with {ended.exit_code}: {ended.message!r}\n{ended.stderr}")
+
+    def leftovers(self) -> list[Path]:
+        """What processes that have ended left in the work folder."""
+        work = self.folder / "work"
+        return sorted(work.iterdir()) if work.exists() else []
+
+
+def wait_until(condition: Any, what: str, limit_seconds: float = 30) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {limit_seconds} s: {what}")
+        time.sleep(0.02)

@@ -1,0 +1,384 @@
+"""The runtime around a stage's body, as processes: against a local folder, the whole run and everything that ends it."""
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.digest import manifest_key, pointer_key, version_key
+from edgetune_contract.request import MAX_RESULT_BYTES, Manifest, StoreLocation
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.inputs import digests_of_run
+from edgetune_jobs.store import read_model
+from support.stage_runs import Ended, StageRuns
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> StageRuns:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    return StageRuns(
+        folder=tmp_path,
+        store=StoreLocation(uri=(tmp_path / "store" / "team-a").as_uri()),
+        parameters=parameters(tmp_path),
+    )
+
+
+def parameters(folder: Path, **fields: object) -> Parameters:
+    return Parameters.model_validate(
+        {
+            "baseModel": {"uri": (folder / "base").as_uri()},
+            "dataset": {"train": {"uri": (folder / "train.jsonl").as_uri()}},
+            **fields,
+        }
+    )
+
+
+def store_of(runs: StageRuns) -> LocalFolderStore:
+    return LocalFolderStore(runs.store.uri)
+
+
+def manifest_of(runs: StageRuns, stage: Stage) -> Manifest | None:
+    resolved = runs.resolved
+    assert resolved is not None
+    request = runs.request(stage)
+    return read_model(store_of(runs), manifest_key(stage, digests_of_run(request, resolved)[stage]), Manifest)
+
+
+def keys(runs: StageRuns, folder: str) -> list[str]:
+    return [found.key for found in store_of(runs).list(folder)]
+
+
+def failed(ended: Ended, exit_code: int, reason: str) -> str:
+    """The failure's message, after the exit code and the reason were compared."""
+    assert ended.exit_code == exit_code, ended.stderr
+    assert ended.result.failure is not None
+    assert (ended.result.failure.exit_code, ended.result.failure.reason) == (exit_code, reason)
+    return ended.result.failure.message
+
+
+@pytest.mark.slow
+def test_all_stages_run_one_after_the_other_and_publish(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PUBLISH)
+
+    manifests = {stage: manifest_of(runs, stage) for stage in Stage}
+    for stage, manifest in manifests.items():
+        assert manifest is not None, f"{stage} has no manifest"
+        assert manifest.result.seconds > 0
+        assert manifest.versions["torch"]
+        for entry in manifest.files:
+            content = store_of(runs).read(f"stages/{stage}/{manifest.result.digest}/{entry.path}")
+            assert content is not None
+            assert hashlib.sha256(content.data).hexdigest() == entry.sha256
+    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+    publish = manifests[Stage.PUBLISH]
+    assert pointer is not None
+    assert publish is not None
+    document = json.loads(pointer.data)
+    assert document["version"] == publish.result.digest
+    assert document["scores"]["edge"] == 0.89
+    assert document["edge"]["artifact"]["name"] == "edge-bnb-int8"
+    assert [entry["path"] for entry in document["edge"]["files"]] == ["deep/origin.txt", "weights.safetensors"]
+    assert set(document["provenance"]["stages"]) == {stage.value for stage in Stage} - {"publish"}
+    assert publish.result.publication is not None
+    assert publish.result.publication.pointer == f"{runs.store.uri}/models/sensor-faults/latest.json"
+    assert keys(runs, "probe") == []
+    assert runs.leftovers() == []
+
+
+def test_the_second_run_answers_from_the_manifest_without_doing_anything(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.TRAIN)
+
+    prepare, train = runs.run(Stage.PREPARE), runs.run(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="bug")
+
+    assert (prepare.exit_code, train.exit_code) == (0, 0)
+    assert prepare.result.cached
+    assert train.result.cached
+    assert train.result.warnings == ("few rows",)
+
+
+def test_prepare_answers_with_what_it_resolved_and_its_content_digest(runs: StageRuns) -> None:
+    prepare = runs.run(Stage.PREPARE)
+
+    assert prepare.result.resolved is not None
+    assert prepare.result.resolved.train == hashlib.sha256((runs.folder / "train.jsonl").read_bytes()).hexdigest()
+    assert prepare.result.digest == digests_of_run(runs.request(Stage.TRAIN), prepare.result.resolved)[Stage.PREPARE]
+    assert prepare.result.digest != runs.request(Stage.PREPARE).digest
+
+
+def test_prepare_reports_which_later_stages_are_done(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.MERGE)
+
+    prepare = runs.run(Stage.PREPARE)
+
+    done = prepare.result.done
+    assert [each.stage for each in done] == [Stage.TRAIN, Stage.MERGE]
+    assert all(each.cached for each in done)
+    assert done[0].artifacts[0].name == "adapter"
+
+
+def test_new_data_behind_the_same_name_is_prepared_anew(runs: StageRuns) -> None:
+    first = runs.run(Stage.PREPARE)
+    (runs.folder / "train.jsonl").write_text('{"instruction": "new", "response": "rows"}\n')
+
+    second = runs.run(Stage.PREPARE)
+
+    assert second.exit_code == 0
+    assert not second.result.cached
+    assert second.result.digest != first.result.digest
+
+
+def test_data_that_does_not_match_its_pin_is_invalid(runs: StageRuns) -> None:
+    pinned = {"train": {"uri": (runs.folder / "train.jsonl").as_uri(), "revision": "0" * 64}}
+    runs.parameters = parameters(runs.folder, dataset=pinned)
+
+    message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
+
+    found = hashlib.sha256((runs.folder / "train.jsonl").read_bytes()).hexdigest()
+    assert message.startswith(f"spec.dataset.train.revision is {'0' * 64}, but the content of file:///")
+    assert found in message
+
+
+def test_a_base_that_does_not_exist_is_named_with_its_field(runs: StageRuns) -> None:
+    runs.parameters = parameters(runs.folder, baseModel={"uri": "file:///nowhere/at/all"})
+
+    message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
+
+    assert message == "spec.baseModel.uri: file:///nowhere/at/all does not exist"
+
+
+def test_a_base_that_changed_after_prepare_is_refused(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PREPARE)
+    (runs.folder / "base" / "model.safetensors").write_bytes(b"other weights")
+
+    message = failed(runs.run(Stage.TRAIN), 10, "InvalidInput")
+
+    assert "has changed since it was prepared" in message
+    assert "pin it by spec.baseModel.revision, or ask for a retry" in message
+
+
+def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PREPARE)
+
+    message = failed(runs.run(Stage.MERGE), 10, "InvalidInput")
+
+    assert message.startswith(f"{runs.store.uri}/stages/train/")
+    assert message.endswith("/manifest.json is missing: run the stage train again")
+
+
+def test_a_damaged_input_is_not_worked_on(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.TRAIN)
+    manifest = manifest_of(runs, Stage.TRAIN)
+    assert manifest is not None
+    store_of(runs).put(f"stages/train/{manifest.result.digest}/{manifest.files[-1].path}", b"0123456789")
+
+    message = failed(runs.run(Stage.MERGE), 14, "TransientFault")
+
+    assert "adapter/weights.safetensors is damaged: 10 bytes with SHA-256" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "EDGETUNE_REQUEST is not set"),
+        ("{", "EDGETUNE_REQUEST is not a request that this image understands: : Invalid JSON"),
+        ('{"contractVersion": 2}', "contractVersion: Input should be 1"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_invalid(runs: StageRuns, text: str, problem: str) -> None:
+    message = failed(runs.start(Stage.PREPARE, request=text).wait(), 10, "InvalidInput")
+
+    assert problem in message
+
+
+def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns) -> None:
+    request = runs.request(Stage.PREPARE, digest="0" * 64)
+
+    message = failed(runs.start(Stage.PREPARE, request=request.encode()).wait(), 10, "InvalidInput")
+
+    assert "the operator and this image are of different versions" in message
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "exit_code", "reason", "part"),
+    [
+        ("memory", 14, "TransientFault", "ran out of memory; give it more"),
+        ("disk", 14, "TransientFault", "the disk is full: "),
+        ("gpu_memory", 12, "OutOfGpuMemory", "out of GPU memory: CUDA out of memory. Tried to allocate 2 GiB; lower"),
+        ("gpu_memory_of_the_stage", 12, "OutOfGpuMemory", "it does not fit"),
+        ("bug", 1, "InternalError", "KeyError: "),
+        ("too_long", 1, "InternalError", "more than 4096"),
+    ],
+)
+def test_what_ends_a_body_is_told_in_the_words_of_the_contract(
+    runs: StageRuns, behaviour: str, exit_code: int, reason: str, part: str
+) -> None:
+    ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR=behaviour)
+
+    assert part in failed(ended, exit_code, reason)
+    assert len(ended.message) <= MAX_RESULT_BYTES
+    assert ("Traceback" in ended.stderr) == (exit_code == 1), "a traceback is for bugs"
+    assert keys(runs, "stages") == []
+    assert runs.leftovers() == []
+
+
+def test_what_libraries_print_does_not_break_the_lines_of_stdout(runs: StageRuns) -> None:
+    ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="prints")
+
+    assert ended.exit_code == 0
+    assert {"say": "storing the result"} in ended.lines
+    assert "a library's banner" in ended.stderr
+    assert "a child of a library" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_stage_at_once_with_75_and_nothing_in_the_store(runs: StageRuns, number: int) -> None:
+    stage = runs.start(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="hang")
+    stage.wait_for("hanging")
+    stage.process.send_signal(number)
+
+    failed(stage.wait(), 75, "Interrupted")
+    assert keys(runs, "stages") == []
+    assert runs.leftovers() == []
+
+
+def test_a_second_and_third_signal_change_nothing(runs: StageRuns) -> None:
+    stage = runs.start(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="hang")
+    stage.wait_for("hanging")
+    for _ in range(3):
+        stage.process.send_signal(signal.SIGTERM)
+
+    failed(stage.wait(), 75, "Interrupted")
+
+
+def test_a_training_that_is_stopped_tells_its_step_and_goes_on_from_there(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PREPARE)
+    first = runs.start(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="train_until_stopped")
+    first.wait_for('"done": 1,')
+    first.process.send_signal(signal.SIGTERM)
+    first.process.send_signal(signal.SIGTERM)
+    stopped = first.wait()
+    failed(stopped, 75, "Interrupted")
+    assert stopped.result.failure is not None
+    step = stopped.result.failure.step
+    assert step is not None
+
+    second = runs.start(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="train_until_stopped")
+    second.wait_for('"progress"')
+    second.process.kill()
+    second.wait()
+
+    assert json.loads(second.said[-1])["progress"]["done"] == step + 1
+    assert runs.run(Stage.TRAIN).exit_code == 0
+    assert keys(runs, "checkpoints") == []
+
+
+def test_a_body_that_ignores_the_signal_does_not_end_with_0(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PREPARE)
+    stage = runs.start(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="swallow_the_signal")
+    stage.wait_for("hanging")
+    stage.process.send_signal(signal.SIGTERM)
+
+    failed(stage.wait(), 75, "Interrupted")
+    assert manifest_of(runs, Stage.TRAIN) is None
+
+
+def test_a_stage_that_was_killed_leaves_no_manifest_and_the_next_one_completes(runs: StageRuns) -> None:
+    stage = runs.start(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="hang")
+    stage.wait_for("hanging")
+    stage.process.kill()
+    killed = stage.wait()
+
+    assert (killed.exit_code, killed.message) == (-signal.SIGKILL, b"")
+    assert runs.run(Stage.PREPARE).exit_code == 0
+
+
+@pytest.mark.slow
+def test_two_runtimes_at_once_end_with_one_manifest_that_verifies(runs: StageRuns) -> None:
+    stages = [runs.start(Stage.PREPARE, EDGETUNE_TEST_ARTIFACT_BYTES="3000000") for _ in range(3)]
+    ends = [stage.wait() for stage in stages]
+
+    assert [ended.exit_code for ended in ends] == [0, 0, 0]
+    assert len({ended.result.artifacts[0].uri for ended in ends}) == 1
+    assert sum(not ended.result.cached for ended in ends) == 1
+    runs.resolved = ends[0].result.resolved
+    manifest = manifest_of(runs, Stage.PREPARE)
+    assert manifest is not None
+    folder = f"stages/prepare/{manifest.result.digest}"
+    store_of(runs).fetch_folder(folder, manifest.files, runs.folder / "unused")
+    assert set(keys(runs, folder)) == {f"{folder}/manifest.json"} | {
+        f"{folder}/{entry.path}" for entry in manifest.files
+    }
+
+
+def test_the_base_is_scored_once_for_runs_that_differ_in_training_only(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.EVALUATE)
+    runs.parameters = parameters(runs.folder, training={"learningRate": 0.001})
+    runs.run_up_to(Stage.EVALUATE)
+
+    manifest = manifest_of(runs, Stage.EVALUATE)
+
+    assert manifest is not None
+    assert manifest.result.facts["inputs"] == "adapter base base-scores edge-bnb-int8 merged prepared"
+    assert len(keys(runs, "scores/base")) == 1
+
+
+@pytest.mark.slow
+def test_gates_that_do_not_hold_refuse_and_leave_the_old_pointer(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PUBLISH)
+    before = store_of(runs).read(pointer_key("sensor-faults"))
+    runs.parameters = parameters(runs.folder, evaluation={"gates": {"minScore": 0.95}})
+
+    publish = runs.run(Stage.PUBLISH)
+
+    assert publish.exit_code == 0
+    assert publish.result.publication is not None
+    assert publish.result.publication.refusals == ("minScore: the edge model scores 0.890; the limit is 0.950",)
+    assert store_of(runs).read(pointer_key("sensor-faults")) == before
+    version = store_of(runs).read(version_key("sensor-faults", publish.result.digest))
+    assert version is not None
+    assert json.loads(version.data)["published"] is False
+
+
+@pytest.mark.slow
+def test_going_back_to_an_earlier_spec_moves_the_pointer_back(runs: StageRuns) -> None:
+    first_parameters = runs.parameters
+    runs.run_up_to(Stage.PUBLISH)
+    first = runs.run(Stage.PUBLISH).result.digest
+    runs.parameters = parameters(runs.folder, evaluation={"gates": {"minScore": 0.5}})
+    second = runs.run(Stage.PUBLISH).result.digest
+    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+    assert pointer is not None
+    assert json.loads(pointer.data)["version"] == second
+
+    runs.parameters = first_parameters
+    done = runs.run(Stage.PREPARE).result.done
+    again = runs.run(Stage.PUBLISH)
+
+    assert Stage.PUBLISH not in [each.stage for each in done], "publish has to run once more"
+    assert again.result.cached
+    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+    assert pointer is not None
+    assert json.loads(pointer.data)["version"] == first
+
+
+def test_a_work_folder_that_cannot_be_made_is_named(runs: StageRuns) -> None:
+    (runs.folder / "work").write_text("a file, not a folder")
+
+    message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
+
+    assert message.startswith(f"EDGETUNE_WORK_DIR {runs.folder / 'work'} cannot be written")
+
+
+def test_a_termination_log_that_cannot_be_written_does_not_change_the_exit_code(runs: StageRuns) -> None:
+    ended = runs.run(Stage.PREPARE, EDGETUNE_TERMINATION_LOG="/nowhere/log")
+
+    assert (ended.exit_code, ended.message) == (0, b"")
+    assert "the result cannot be written to /nowhere/log" in ended.stderr
