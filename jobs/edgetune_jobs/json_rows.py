@@ -144,7 +144,7 @@ def _parse_line(place: Place, line: bytes | None) -> RawRow | BadRow | None:
     if place.number == 1:
         line = line.removeprefix(_BOM)
     try:
-        text = line.decode("utf-8")
+        text = line.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError as error:
         return BadRow(place, not_utf8(line[error.start], f"at position {error.start + 1} of the line"))
     if not text.strip():

@@ -3,14 +3,16 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs import dataset_checks, models
 from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.data import DataSet, read_data_set
-from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.examples import Example, RowParser
+from edgetune_jobs.libraries import prepare_libraries
 from edgetune_jobs.memory import estimate_training
 from edgetune_jobs.preparation_report import Preparation, TokenCount, cut_warning
 from edgetune_jobs.prepared_data import RowWriter, open_eval, open_train, write_report
@@ -21,10 +23,14 @@ from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.templates import renderer_for
 from edgetune_jobs.tokenization import Encoder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ARTIFACT = "prepared"
 _TRAIN_FIELD = "spec.dataset.train"
 _EVAL_FIELD = "spec.dataset.eval"
 _ROWS_AT_A_TIME = 256
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def run(context: StageContext) -> StageOutput:
     context.progress.say("reading the data")
     problems = Problems()
     train_set, eval_set = _read(context, problems)
-    tokenizer = models.load_tokenizer(base.folder)
+    tokenizer = _load_tokenizer(base)
     encoder = Encoder(tokenizer, renderer_for(parameters.dataset, tokenizer), parameters.training.max_length)
     tokenizing = _Tokenizing(context, encoder, problems)
     if problems.total:
@@ -82,6 +88,28 @@ def run(context: StageContext) -> StageOutput:
         warnings=preparation.warnings,
         resolved=_resolved(context),
     )
+
+
+def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
+    """The base's tokenizer; the configuration is read by the library besides, so that training finds no fault in it.
+
+    Raises:
+        InvalidInput: the library does not take the tokenizer's or the model's configuration.
+    """
+    prepare_libraries()
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        return models.load_tokenizer(base.folder)
+    except StageError:
+        raise
+    except Exception as error:  # broken files make the libraries raise all kinds, even bare Exceptions
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        raise InvalidInput(
+            f"spec.baseModel: transformers cannot load its configuration or tokenizer: {reason}; "
+            "save or copy the model again, or name one that this version of transformers knows"
+        ) from error
 
 
 def _read(context: StageContext, problems: Problems) -> tuple[DataSet, DataSet | None]:

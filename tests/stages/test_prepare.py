@@ -1,0 +1,302 @@
+"""prepare, from sources to the folder that train and evaluate read."""
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_contract.request import Result
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.stages import prepare
+from support.base_folder import llama_shapes, make_base, write_safetensors
+from support.data_rows import instruction_rows, jsonl, write_file
+from support.stage_context import RecordedProgress, stage_context
+from support.tiny_tokenizer import CHAT_TEMPLATE
+
+
+@dataclasses.dataclass
+class Workplace:
+    """A base and data in a folder, and the stage run on them."""
+
+    folder: Path
+    runs: int = 0
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    progress: RecordedProgress = dataclasses.field(default_factory=RecordedProgress)
+
+    def context(self, **spec: Any) -> StageContext:
+        self.runs += 1
+        dataset = {"train": {"uri": f"file://{self.folder}/train.jsonl"}, **spec.pop("dataset", {})}
+        parameters = Parameters.model_validate(
+            {
+                "baseModel": {"uri": f"file://{self.folder}/base"},
+                "dataset": dataset,
+                "training": {"maxLength": 256, **spec.pop("training", {})},
+                **spec,
+            }
+        )
+        sources = {
+            "base": FolderSource(parameters.base_model.uri, "spec.baseModel", SourceKind.MODEL),
+            "train": FolderSource(parameters.dataset.train.uri, "spec.dataset.train", SourceKind.DATA),
+        }
+        if parameters.dataset.eval is not None:
+            sources["eval"] = FolderSource(parameters.dataset.eval.uri, "spec.dataset.eval", SourceKind.DATA)
+        context = stage_context(
+            Stage.PREPARE, parameters, self.folder / f"run-{self.runs}", {}, stop=self.stop, progress=self.progress
+        )
+        return dataclasses.replace(context, sources=sources)
+
+    def run(self, **spec: Any) -> tuple[StageOutput, Path]:
+        context = self.context(**spec)
+        output = prepare.run(context)
+        return output, context.output / output.artifacts["prepared"]
+
+    def refusal(self, **spec: Any) -> str:
+        context = self.context(**spec)
+        with pytest.raises(InvalidInput) as caught:
+            prepare.run(context)
+        assert list(context.output.iterdir()) == []
+        return str(caught.value)
+
+    def write(self, name: str, rows: list[dict[str, object]]) -> dict[str, dict[str, str]]:
+        """A data file, and the entry of spec.dataset that names it."""
+        write_file(self.folder / name, jsonl(rows))
+        return {name.removesuffix(".jsonl"): {"uri": f"file://{self.folder}/{name}"}}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    make_base(tmp_path / "base", chat_template=CHAT_TEMPLATE)
+    place = Workplace(tmp_path)
+    place.write("train.jsonl", instruction_rows(300))
+    return place
+
+
+def table(folder: Path, name: str) -> list[dict[str, Any]]:
+    from pyarrow import parquet
+
+    return list(parquet.read_table(folder / name).to_pylist())
+
+
+def test_rows_become_tokens_in_the_agreed_format(workplace: Workplace) -> None:
+    from pyarrow import parquet
+    from transformers import AutoTokenizer
+
+    output, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(20, begin=500)))
+    assert sorted(path.name for path in folder.iterdir()) == ["eval.parquet", "report.json", "train.parquet"]
+    types = {
+        field.name: str(field.type)
+        for name in ("train", "eval")
+        for field in parquet.read_schema(folder / f"{name}.parquet")
+    }
+    assert types == {
+        "input_ids": "list<element: int32>",
+        "completion_mask": "list<element: int8>",
+        "prompt": "string",
+        "prompt_ids": "list<element: int32>",
+        "completion_ids": "list<element: int32>",
+        "response": "string",
+        "keywords": "list<element: string>",
+    }
+    tokenizer = AutoTokenizer.from_pretrained(workplace.folder / "base")
+    train, evaluation = table(folder, "train.parquet"), table(folder, "eval.parquet")
+    assert (len(train), len(evaluation)) == (300, 20)
+    assert tokenizer.decode(train[7]["input_ids"]) == (
+        "### Instruction:\nPump P-07 reports strong vibration. Name the fault.\n\n### Response:\n"
+        "Fault: bearing wear 7.<|im_end|>"
+    )
+    assert evaluation[0]["response"] == "Fault: bearing wear 500."
+    assert evaluation[0]["keywords"] == ["bearing wear 500"]
+    assert tokenizer.decode(evaluation[0]["prompt_ids"]) == evaluation[0]["prompt"]
+    assert tokenizer.decode(evaluation[0]["completion_ids"]) == "Fault: bearing wear 500.<|im_end|>"
+    assert output.resolved is not None
+    assert output.resolved.eval is not None
+
+
+def test_figures_warnings_and_digests_are_reported(workplace: Workplace) -> None:
+    context = workplace.context(lora={"rank": 4, "targetModules": "Minimal"}, dataset={"evalSplitPercent": 10})
+    output = prepare.run(context)
+    metrics = output.metrics
+    assert (metrics["trainExamples"], metrics["evalExamples"], metrics["truncatedShare"]) == (270, 30, 0)
+    assert metrics["expectedTrainableParameters"] == 4 * 2 * (16 + 12)
+    assert metrics["baseParameters"] == 400 * 8 + 8 + 2 * (8 + 64 + 32 + 32 + 64 + 3 * 128)
+    assert metrics["tokensP50"] <= metrics["tokensP90"] <= metrics["tokensP99"] <= metrics["tokensMax"] < 256
+    assert metrics["estimatedTrainingBytes"] > metrics["baseParameters"]
+    assert list(output.warnings) == ["270 training examples: style adaptation usually needs 500 to 1,000"]
+    assert output.resolved is not None
+    assert output.resolved.base == context.sources["base"].digest
+    assert output.resolved.train == context.sources["train"].digest
+    assert output.resolved.eval is None
+    report = json.loads((context.output / "prepared" / "report.json").read_text())
+    assert report["split"] == {"percent": 10, "seed": 42}
+    assert sum(bucket["examples"] for bucket in report["train"]["histogram"]) == 270
+    assert report["estimatedTrainingBytes"]["total"] == metrics["estimatedTrainingBytes"]
+    Result(
+        stage=Stage.PREPARE,
+        digest="0" * 64,
+        metrics=dict(metrics),
+        facts=dict(output.facts),
+        warnings=tuple(output.warnings),
+        resolved=output.resolved,
+    ).encode()
+
+
+def test_the_same_content_gives_the_same_bytes_wherever_it_lies(workplace: Workplace) -> None:
+    _, first = workplace.run()
+    (workplace.folder / "train.jsonl").rename(workplace.folder / "elsewhere.jsonl")
+    _, second = workplace.run(dataset={"train": {"uri": f"file://{workplace.folder}/elsewhere.jsonl"}})
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_another_seed_holds_out_other_rows(workplace: Workplace) -> None:
+    _, first = workplace.run()
+    _, second = workplace.run(training={"seed": 7})
+    held_out = [{row["response"] for row in table(folder, "eval.parquet")} for folder in (first, second)]
+    assert len(held_out[0]) == len(held_out[1]) == 30
+    assert held_out[0] != held_out[1]
+
+
+@pytest.mark.parametrize("row_format", ["Chat", "Text", "ChatTemplate"])
+def test_every_format_is_prepared(workplace: Workplace, row_format: str) -> None:
+    if row_format == "ChatTemplate":
+        dataset: dict[str, Any] = {"template": "ChatTemplate"}
+    elif row_format == "Chat":
+        turns = [
+            [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": "answer"}]
+            for number in range(30)
+        ]
+        dataset = {"format": "Chat", **workplace.write("train.jsonl", [{"messages": messages} for messages in turns])}
+    else:
+        rows: list[dict[str, object]] = [{"text": f"log line {number}"} for number in range(30)]
+        dataset = {"format": "Text", **workplace.write("train.jsonl", rows)}
+    _, folder = workplace.run(dataset=dataset)
+    train, evaluation = table(folder, "train.parquet"), table(folder, "eval.parquet")
+    if row_format == "Text":
+        assert all(set(row["completion_mask"]) == {1} for row in train)
+        assert all((row["prompt"], row["prompt_ids"]) == ("", []) for row in evaluation)
+    else:
+        assert all(set(row["completion_mask"]) == {0, 1} for row in train)
+        assert all(row["prompt"].endswith("<|im_start|>assistant\n") for row in evaluation)
+
+
+def test_all_rows_that_cannot_be_used_are_named_in_one_message(workplace: Workplace) -> None:
+    good = instruction_rows(3)
+    workplace.write("train.jsonl", [*good, {"instruction": "x"}, {"instruction": "y " * 400, "response": "z"}])
+    evaluation = workplace.write("eval.jsonl", [*instruction_rows(1, 9), {"instruction": 5, "response": "b"}])
+    assert workplace.refusal(dataset=evaluation).split("\n") == [
+        "the data has 3 rows or files that cannot be used; none is left out silently, so mend or remove them:",
+        "spec.dataset.train: train.jsonl line 4: has no field 'response' (found: 'instruction'); "
+        "name the field in spec.dataset.fields.response",
+        "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a text",
+        "spec.dataset.train: train.jsonl line 5: has a prompt of 810 tokens, and spec.training.maxLength is 256: "
+        "nothing of the response would be left; raise maxLength, or shorten the prompt",
+    ]
+
+
+def test_rows_too_long_are_cut_and_their_share_is_reported(workplace: Workplace) -> None:
+    long: dict[str, object] = {"instruction": "x", "response": "bearing wear " * 300}
+    workplace.write("train.jsonl", [*instruction_rows(9), long])
+    output, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(2, begin=90)))
+    assert max(len(row["input_ids"]) for row in table(folder, "train.parquet")) == 256
+    assert output.metrics["truncatedShare"] == 0.1
+    assert any(
+        warning.startswith("1 of 10 training examples (10.0%) are longer than maxLength 256 and are cut")
+        for warning in output.warnings
+    )
+
+
+def test_prompts_beyond_the_limit_alone_are_refused(workplace: Workplace) -> None:
+    assert "spec.training.maxLength is 16: nothing of the response would be left" in workplace.refusal(
+        training={"maxLength": 16}
+    )
+
+
+def test_leaks_and_repeats_are_warnings(workplace: Workplace) -> None:
+    workplace.write("train.jsonl", [*instruction_rows(20), *instruction_rows(2)])
+    output, _ = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(5)))
+    assert (
+        "spec.dataset.train: 2 rows repeat an earlier one (the first: train.jsonl line 21 is train.jsonl line 1 again)"
+        in output.warnings
+    )
+    assert any(
+        warning.startswith("5 of 5 evaluation rows also occur in the training data") for warning in output.warnings
+    )
+
+
+def _no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "Nonsense"}}')
+
+
+def _nonsense_tokenizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = [["there", "is no such token"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _other_weights(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+
+
+def _short_context(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
+
+
+def _odd_configuration(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
+
+
+def _unknown_model(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "nobody-knows"}))
+
+
+def _no_queries(folder: Path) -> None:
+    shapes = {name: shape for name, shape in llama_shapes().items() if "q_proj" not in name}
+    write_safetensors(folder / "model.safetensors", shapes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_no_tokenizer, "the tokenizer does not load"),
+        (_nonsense_tokenizer, "spec.baseModel: transformers cannot load its configuration or tokenizer: "),
+        (_odd_configuration, "The hidden size (8) is not a multiple of the number of attention heads (3)"),
+        (_unknown_model, "`nobody-knows`"),
+        (_other_weights, "but its embedding has 100 rows: tokenizer and weights are not of the same model"),
+        (_short_context, "and the base was made for at most 20: set maxLength to 20 or less"),
+        (_no_queries, "spec.lora.targetModules: the base (LlamaForCausalLM) has no linear layer q_proj"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(workplace: Workplace, damage: Callable[[Path], None], reason: str) -> None:
+    damage(workplace.folder / "base")
+    assert reason in workplace.refusal()
+
+
+def test_progress_counts_all_rows(workplace: Workplace) -> None:
+    workplace.run()
+    assert workplace.progress.updates[-1] == {"done": 300, "total": 300, "unit": "rows"}
+    assert workplace.progress.said == ["inspecting the base model", "reading the data", "tokenizing"]
+
+
+@pytest.mark.parametrize("moment", ["before", "while tokenizing"])
+def test_a_stop_ends_the_stage_and_leaves_nothing(workplace: Workplace, moment: str) -> None:
+    workplace.write("train.jsonl", instruction_rows(600))
+    if moment == "before":
+        workplace.stop.set()
+    workplace.progress.on_update = lambda _: workplace.stop.set()
+    context = workplace.context()
+    with pytest.raises(Interrupted):
+        prepare.run(context)
+    assert list(context.output.iterdir()) == []
+    assert len(workplace.progress.updates) == (0 if moment == "before" else 1)

@@ -1,0 +1,152 @@
+"""What makes a row an example, and what is said of a row that is none."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_jobs.examples import Example, Message, RowParser
+from edgetune_jobs.rows import BadRow, Place, RawRow, Unit
+from support.data_rows import dataset_spec
+
+PLACE = Place("rows.jsonl", Unit.LINE, 7)
+
+
+def parse(value: object, **options: Any) -> Example | BadRow:
+    return RowParser(dataset_spec(**options)).parse(RawRow(PLACE, value))
+
+
+def reason(value: object, **options: Any) -> str:
+    bad = parse(value, **options)
+    assert isinstance(bad, BadRow), bad
+    assert bad.place == PLACE
+    return bad.reason
+
+
+def usable(value: object, **options: Any) -> Example:
+    example = parse(value, **options)
+    assert isinstance(example, Example), example
+    return example
+
+
+def turn(role: object, content: object = "x") -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def test_extra_fields_are_ignored_and_texts_are_kept_as_they_are() -> None:
+    example = usable({"id": 3, "instruction": " a\n", "response": "\tb ", "more": [None]})
+    assert example == Example(PLACE, (Message("user", " a\n"),), "\tb ", ())
+
+
+def test_fields_go_by_the_names_in_the_spec() -> None:
+    fields = {"instruction": "frage", "response": "antwort", "expectedKeyword": "stichwort"}
+    example = usable({"frage": "a", "antwort": "b", "stichwort": ["c"]}, fields=fields)
+    assert (example.prompt[0].content, example.response, example.keywords) == ("a", "b", ("c",))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"instructions": "a", "response": "b"},
+            "has no field 'instruction' (found: 'instructions', 'response'); did you mean 'instructions'? "
+            "then set spec.dataset.fields.instruction: 'instructions'",
+        ),
+        (
+            {"instruction": "a", "Response": "b"},
+            "has no field 'response' (found: 'instruction', 'Response'); did you mean 'Response'? "
+            "then set spec.dataset.fields.response: 'Response'",
+        ),
+        (
+            {"instruction": "a", "output": "b"},
+            "has no field 'response' (found: 'instruction', 'output'); did you mean 'output'? "
+            "then set spec.dataset.fields.response: 'output'",
+        ),
+        (
+            {"qwertz": "a"},
+            "has no field 'instruction' (found: 'qwertz'); name the field in spec.dataset.fields.instruction",
+        ),
+        ({}, "has no field 'instruction' (found: none); name the field in spec.dataset.fields.instruction"),
+        ({"instruction": None, "response": "b"}, "'instruction' is empty"),
+        ({"instruction": "a", "response": " \n"}, "'response' is empty"),
+        ({"instruction": 5, "response": "b"}, "'instruction' is a number, not a text"),
+        ({"instruction": "a", "response": ["b"]}, "'response' is a list, not a text"),
+        ({"instruction": "a", "response": True}, "'response' is a boolean, not a text"),
+        ({"instruction": "a", "response": {"b": 1}}, "'response' is an object, not a text"),
+        ({"instruction": "a", "response": b"b"}, "'response' is of type bytes, not a text"),
+        ({"instruction": "a\x00", "response": "b"}, "'instruction' has a NUL character in it"),
+        (
+            {"instruction": "a", "response": "\ud83d"},
+            "'response' has half a surrogate pair in it, which is no character",
+        ),
+        ({"instruction": "a", "response": "b", "expected_keyword": ""}, "'expected_keyword' is empty"),
+        ({"instruction": "a", "response": "b", "expected_keyword": ["c", " "]}, "expected_keyword[1] is empty"),
+        (
+            {"instruction": "a", "response": "b", "expected_keyword": [["c"]]},
+            "expected_keyword[0] is a list, not a text",
+        ),
+        ({"instruction": "a", "response": "b", "expected_keyword": 5}, "'expected_keyword' is a number, not a text"),
+        ("a", "is a text, not an object with named fields"),
+        (None, "is null, not an object with named fields"),
+    ],
+)
+def test_a_row_that_cannot_be_used_says_why(row: object, expected: str) -> None:
+    assert reason(row) == expected
+
+
+@pytest.mark.parametrize(("value", "keywords"), [(None, ()), ("c", ("c",)), (["c", "d"], ("c", "d")), ([], ())])
+def test_keywords_are_one_or_a_list_or_absent(value: object, keywords: tuple[str, ...]) -> None:
+    assert usable({"instruction": "a", "response": "b", "expected_keyword": value}).keywords == keywords
+
+
+def test_the_last_assistant_message_of_a_chat_is_the_response() -> None:
+    messages = [turn("system"), turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")]
+    example = usable({"messages": messages, "expected_keyword": "d"}, format="Chat")
+    assert [message.role for message in example.prompt] == ["system", "user", "assistant", "user"]
+    assert (example.response, example.keywords) == ("d", ("d",))
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ("hello", "'messages' is a text, not a list of messages with role and content"),
+        ([], "'messages' has no assistant message, so there is nothing to learn"),
+        ([turn("user")], "'messages' has no assistant message, so there is nothing to learn"),
+        (
+            [turn("user"), turn("assistant"), turn("user")],
+            "'messages' ends with a user message; the last one has to be the assistant's answer",
+        ),
+        ([turn("assistant")], "'messages' has no user message before the assistant's first"),
+        (
+            [turn("user"), turn("system"), turn("assistant")],
+            "'messages' has a system message that is not the first message",
+        ),
+        ([turn("human"), turn("assistant")], "messages[0] has role 'human'; roles are system, user, assistant"),
+        ([turn(1), turn("assistant")], "messages[0] has a role that is a number; roles are system, user, assistant"),
+        ([turn([]), turn("assistant")], "messages[0] has a role that is a list; roles are system, user, assistant"),
+        ([turn("user", None), turn("assistant")], "messages[0].content is empty"),
+        ([turn("user"), turn("assistant", "")], "messages[1].content is empty"),
+        ([turn("user", [{"type": "text"}]), turn("assistant")], "messages[0].content is a list, not a text"),
+        (["hello"], "messages[0] is a text, not an object with role and content"),
+        ([{"role": "user"}], "messages[0] has no role and content"),
+        (
+            [{"from": "human", "value": "a"}],
+            "messages[0] has no role and content; its from and value have to be named role and content",
+        ),
+    ],
+)
+def test_a_chat_that_cannot_be_used_says_why(messages: object, expected: str) -> None:
+    assert reason({"messages": messages}, format="Chat") == expected
+
+
+def test_a_text_row_has_no_prompt() -> None:
+    example = usable({"text": "all of it"}, format="Text")
+    assert (example.prompt, example.response) == ((), "all of it")
+    assert "did you mean 'content'?" in reason({"content": "a"}, format="Text")
+
+
+def test_misspelled_keywords_are_noticed_only_if_the_right_name_is_absent() -> None:
+    parser = RowParser(dataset_spec())
+    assert parser.lookalike_of_keyword(["instruction", "expected_keywords"]) == "expected_keywords"
+    assert parser.lookalike_of_keyword(["keyword", "response"]) == "keyword"
+    assert parser.lookalike_of_keyword(["expected_keyword", "keyword"]) is None
+    assert parser.lookalike_of_keyword(["instruction", "note"]) is None

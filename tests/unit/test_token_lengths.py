@@ -1,0 +1,40 @@
+"""Lengths of examples: percentiles, buckets, shares."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune_jobs.token_lengths import TokenLengths
+
+
+def lengths_of(*lengths: int, longest: int = 10**9) -> TokenLengths:
+    counted = TokenLengths()
+    for length in lengths:
+        counted.add(length, is_truncated=length > longest)
+    return counted
+
+
+def test_percentiles_are_by_nearest_rank() -> None:
+    assert lengths_of(*range(1, 101)).percentiles(50, 90, 99) == {"p50": 50, "p90": 90, "p99": 99}
+    assert lengths_of(7).percentiles(50, 99) == {"p50": 7, "p99": 7}
+    assert lengths_of().percentiles(50) == {"p50": 0}
+
+
+def test_the_share_of_examples_that_were_cut() -> None:
+    assert lengths_of(5, 10, 11, 20, longest=10).truncated_share == 0.5
+    assert (lengths_of().truncated_share, lengths_of().longest) == (0.0, 0)
+
+
+def test_buckets_double_from_32_and_leave_out_empty_ones() -> None:
+    assert lengths_of(1, 32, 33, 64, 65, 1000).histogram() == [
+        {"upTo": 32, "examples": 2},
+        {"upTo": 64, "examples": 2},
+        {"upTo": 128, "examples": 1},
+        {"upTo": 1024, "examples": 1},
+    ]
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=1))
+def test_every_example_is_in_one_bucket_that_holds_it(lengths: list[int]) -> None:
+    histogram = lengths_of(*lengths).histogram()
+    assert sum(bucket["examples"] for bucket in histogram) == len(lengths)
+    assert max(lengths) <= histogram[-1]["upTo"] < 2 * max(32, max(lengths))

@@ -1,0 +1,206 @@
+"""Prompts have the same tokens in training, in evaluation and when people ask; learned are the answer and EOS."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.examples import Example, Message
+from edgetune_jobs.prompts import PromptFormat
+from edgetune_jobs.rows import BadRow, Place, Unit
+from edgetune_jobs.templates import renderer_for
+from edgetune_jobs.tokenization import Encoded, Encoder
+from support.data_rows import dataset_spec
+from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
+
+PLACE = Place("rows.jsonl", Unit.LINE, 3)
+EOS = "<|im_end|>"
+
+
+def instruction(question: str, answer: str) -> Example:
+    return Example(PLACE, (Message("user", question),), answer)
+
+
+def encode(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> Encoded | BadRow:
+    encoder = Encoder(tokenizer, renderer_for(dataset_spec(**options), tokenizer), max_length)
+    return encoder.encode([example])[0]
+
+
+def encoded(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> Encoded:
+    result = encode(example, tokenizer, max_length, **options)
+    assert isinstance(result, Encoded), result
+    assert len(result.input_ids) == len(result.completion_mask) <= max_length
+    return result
+
+
+def learned(result: Encoded, tokenizer: Any) -> str:
+    """The text of the tokens that are learned."""
+    pairs = zip(result.input_ids, result.completion_mask, strict=True)
+    return str(tokenizer.decode([token for token, mask in pairs if mask]))
+
+
+def test_only_the_response_and_one_eos_are_learned() -> None:
+    tokenizer = make_tokenizer()
+    result = encoded(instruction("What is wrong?", "Fault: bearing wear."), tokenizer)
+    assert result.prompt == "### Instruction:\nWhat is wrong?\n\n### Response:\n"
+    assert tokenizer.decode(result.input_ids) == f"{result.prompt}Fault: bearing wear.{EOS}"
+    assert learned(result, tokenizer) == f"Fault: bearing wear.{EOS}"
+    assert not result.is_truncated
+
+
+@pytest.mark.parametrize("response", [f"a{EOS}", f"a{EOS}\n", f"a{EOS} "])
+def test_eos_is_not_put_twice(response: str) -> None:
+    tokenizer = make_tokenizer()
+    assert learned(encoded(instruction("x", response), tokenizer), tokenizer) == f"a{EOS}"
+
+
+def test_eos_in_the_midst_of_a_response_does_not_end_it() -> None:
+    tokenizer = make_tokenizer()
+    assert learned(encoded(instruction("x", f"a{EOS}b"), tokenizer), tokenizer) == f"a{EOS}b{EOS}"
+
+
+@pytest.mark.parametrize("adds_eos", [False, True])
+def test_bos_comes_first_if_and_only_if_the_tokenizer_puts_it_there(adds_eos: bool) -> None:
+    plain, with_bos = make_tokenizer(adds_eos=adds_eos), make_tokenizer(adds_bos=True, adds_eos=adds_eos)
+    example = instruction("x", "y")
+    without = encoded(example, plain)
+    result = encoded(example, with_bos)
+    assert result.prompt_ids == [with_bos.bos_token_id, *without.prompt_ids]
+    assert result.completion_ids == without.completion_ids
+    assert result.completion_ids.count(plain.eos_token_id) == 1
+    assert result.completion_mask[0] == 0
+
+
+def test_with_a_chat_template_the_template_brings_bos_itself() -> None:
+    tokenizer = make_tokenizer(adds_bos=True, chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
+    result = encoded(instruction("x", "y"), tokenizer, template="ChatTemplate")
+    assert result.input_ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_chat_template_wraps_instruction_rows() -> None:
+    tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
+    result = encoded(instruction("x", "y"), tokenizer, template="ChatTemplate")
+    assert result.prompt == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert learned(result, tokenizer) == f"y{EOS}"
+
+
+def test_all_answers_of_a_conversation_are_learned_and_the_last_is_the_completion() -> None:
+    tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
+    turns = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    result = encoded(Example(PLACE, turns, "d"), tokenizer, format="Chat")
+    assert learned(result, tokenizer) == f"b{EOS}\nd{EOS}"
+    assert tokenizer.decode(result.completion_ids) == f"d{EOS}"
+    assert tokenizer.decode(result.prompt_ids) == result.prompt
+    assert result.prompt.endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_that_rewrites_earlier_answers_learns_only_the_last() -> None:
+    rewriting = CHAT_TEMPLATE.replace(
+        "{{ message['content'] }}",
+        "{% if message['role'] == 'assistant' and not loop.last %}…{% else %}{{ message['content'] }}{% endif %}",
+    )
+    tokenizer = make_tokenizer(chat_template=rewriting)
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    result = encoded(Example(PLACE, turns, "d"), tokenizer, format="Chat")
+    assert learned(result, tokenizer) == f"d{EOS}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages | length }}", "renders the prompt differently when the answer follows"),
+        ("{{ raise_exception('no such role') }}", "the base's chat template refuses it: no such role"),
+        ("{{ messages[0].content + 1 }}", "the base's chat template fails on it: "),
+        ("{{ messages.nothing.more }}", "the base's chat template refuses it: "),
+        ("{% for", "the base's chat template refuses it: "),
+        ("{{ '' }}", "renders the prompt differently when the answer follows"),
+    ],
+)
+def test_a_chat_template_that_does_not_take_a_row_makes_it_a_problem(template: str, reason: str) -> None:
+    tokenizer = make_tokenizer(chat_template=template)
+    result = encode(instruction("x", "y"), tokenizer, template="ChatTemplate")
+    assert isinstance(result, BadRow)
+    assert result.place == PLACE
+    assert reason in result.reason
+
+
+@pytest.mark.parametrize("options", [{"template": "ChatTemplate"}, {"format": "Chat"}])
+def test_without_a_chat_template_the_field_is_named(options: dict[str, str]) -> None:
+    field, value = next(iter(options.items()))
+    with pytest.raises(InvalidInput, match=f"spec.dataset.{field}: {value} needs a chat template") as caught:
+        renderer_for(dataset_spec(**options), make_tokenizer())
+    assert "name an instruction-tuned base" in str(caught.value)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_the_whole_text_is_learned_in_the_format_text(adds_bos: bool) -> None:
+    tokenizer = make_tokenizer(adds_bos=adds_bos)
+    result = encoded(Example(PLACE, (), "all of it"), tokenizer, format="Text")
+    assert (result.prompt, result.prompt_ids) == ("", [])
+    assert set(result.completion_mask) == {1}
+    assert tokenizer.decode(result.completion_ids) == "<s>" * adds_bos + f"all of it{EOS}"
+
+
+def test_braces_in_instruction_and_template_stay_as_they_are() -> None:
+    tokenizer = make_tokenizer()
+    result = encoded(instruction("{response} {0} {instruction}", "y"), tokenizer, template="{a} {instruction} }{")
+    assert result.prompt == "{a} {response} {0} {instruction} }{"
+
+
+def test_a_template_that_ends_in_a_space_keeps_the_prompt_as_it_is_asked() -> None:
+    """Tokenized as a whole, the space would become part of the answer's first token."""
+    tokenizer = make_tokenizer()
+    template = "Q: {instruction} A: "
+    result = encoded(instruction("x", "bearing"), tokenizer, template=template)
+    assert result.prompt_ids == tokenizer("Q: x A: ")["input_ids"]
+    assert result.prompt_ids + result.completion_ids[:-1] != tokenizer("Q: x A: bearing")["input_ids"]
+
+
+def test_an_example_is_cut_at_the_longest_length_and_loses_its_eos() -> None:
+    tokenizer = make_tokenizer()
+    whole = encoded(instruction("x", "bearing wear " * 20), tokenizer)
+    cut = encoded(instruction("x", "bearing wear " * 20), tokenizer, max_length=len(whole.prompt_ids) + 3)
+    assert cut.is_truncated
+    assert cut.full_length == len(whole.input_ids)
+    assert cut.completion_ids == whole.completion_ids[:3]
+
+
+def test_a_prompt_that_leaves_no_room_is_a_problem_that_names_the_limit() -> None:
+    tokenizer = make_tokenizer()
+    length = len(encoded(instruction("x", "y"), tokenizer).prompt_ids)
+    assert len(encoded(instruction("x", "y"), tokenizer, max_length=length + 1).completion_ids) == 1
+    result = encode(instruction("x", "y"), tokenizer, max_length=length)
+    assert result == BadRow(
+        PLACE,
+        f"has a prompt of {length} tokens, and spec.training.maxLength is {length}: nothing of the response would be "
+        "left; raise maxLength, or shorten the prompt",
+    )
+
+
+def _prompt_ids(tokenizer: Any, question: str, **options: Any) -> Sequence[int]:
+    return PromptFormat.of(dataset_spec(**options)).token_ids(tokenizer, question)
+
+
+@settings(deadline=None, max_examples=60)
+@given(question=st.text(min_size=1, max_size=30), answer=st.text(min_size=1, max_size=30), adds_bos=st.booleans())
+@pytest.mark.parametrize(
+    "template", ["### Instruction:\n{instruction}\n\n### Response:\n", "{instruction} ", "ChatTemplate"]
+)
+def test_the_prompt_has_the_tokens_that_people_will_ask_with(
+    template: str, question: str, answer: str, adds_bos: bool
+) -> None:
+    tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template=CHAT_TEMPLATE)
+    result = encoded(instruction(question, answer), tokenizer, template=template)
+    assert result.prompt_ids == _prompt_ids(tokenizer, question, template=template)
+    assert result.completion_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_batch_gives_what_single_rows_give() -> None:
+    tokenizer = make_tokenizer()
+    examples = [instruction(f"question {number}", "answer " * number) for number in range(1, 20)]
+    encoder = Encoder(tokenizer, renderer_for(dataset_spec(), tokenizer), 64)
+    assert encoder.encode(examples) == [encoder.encode([example])[0] for example in examples]
+    assert encoder.encode([]) == []
