@@ -149,7 +149,7 @@ class LocalCluster:
         self._jobs[name] = process_job
         self._tasks[name] = asyncio.create_task(process_job.run())
 
-    async def delete_job(self, namespace: str, name: str) -> None:  # noqa: ARG002 - one object only
+    async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - one object only
         job, task = self._jobs.get(name), self._tasks.get(name)
         if job is None or task is None:
             return

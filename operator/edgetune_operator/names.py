@@ -15,6 +15,8 @@ SHORT_NAME = "lft"
 # On Jobs and their Pods.
 STAGE_LABEL = f"{GROUP}/stage"
 OWNER_LABEL = f"{GROUP}/name"
+# Names are used again after a deletion; this tells whose Job it is.
+UID_LABEL = f"{GROUP}/uid"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "edgetune"
 DIGEST_ANNOTATION = f"{GROUP}/digest"

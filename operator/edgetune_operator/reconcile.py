@@ -7,10 +7,26 @@ from typing import Any, Protocol
 
 from edgetune_operator.api import InvalidSpec, LoraFineTuneSpec, ProgressStatus, parse_spec
 from edgetune_operator.observe import observe
-from edgetune_operator.plan import CreateJob, Plan, plan
+from edgetune_operator.plan import DeleteJob, Plan, plan, stalled
 from edgetune_operator.profiles import Profile
 from edgetune_operator.render import render_job
 from edgetune_operator.status import project
+
+
+class Conflict(Exception):
+    """The object changed since it was read; the pass that the change asks for sees it."""
+
+
+class JobRefused(Exception):
+    """The cluster does not take a Job, for a reason that lies outside the object and may pass.
+
+    Attributes:
+        reason: CamelCase reason for the Stalled condition.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -41,15 +57,23 @@ class Cluster(Protocol):
         ...
 
     async def create_job(self, job: Mapping[str, Any]) -> None:
-        """Create a Job; one of the same name that is ours already is no error."""
+        """Create a Job; one of the same name that is ours already is no error.
+
+        Raises:
+            JobRefused: quota, admission or a foreign Job of the same name stands in the way.
+        """
         ...
 
-    async def delete_job(self, namespace: str, name: str) -> None:
-        """Delete a Job and its Pods, with their grace period; one that is gone already is no error."""
+    async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
+        """Delete a Job of the object and its Pods, with their grace period; one that is gone already is no error."""
         ...
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
-        """Replace the object's status."""
+        """Replace the object's status.
+
+        Raises:
+            Conflict: the object changed since it was read.
+        """
         ...
 
 
@@ -76,19 +100,31 @@ async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], 
     spec = _parse(document.get("spec"))
     profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     decided = plan(spec, profile, snapshot, now)
-    for action in decided.actions:
-        if isinstance(action, CreateJob):
-            # Only a spec and profile that were found ever lead to a Job.
-            if isinstance(spec, InvalidSpec) or profile is None:
-                raise TypeError("a Job was planned without a spec and a profile")
-            await cluster.create_job(render_job(owner, spec, profile, action.request, action.retry))
-        else:
-            await cluster.delete_job(key.namespace, action.name)
+    try:
+        await _act(cluster, owner, spec, profile, decided)
+    except JobRefused as error:
+        decided = stalled(snapshot, error.reason, str(error))
     status = project(decided.view, snapshot, now)
     changed = status != (document.get("status") or {})
     if changed:
         await cluster.write_status(owner, status)
     return Pass(decided, changed)
+
+
+async def _act(
+    cluster: Cluster,
+    owner: Mapping[str, Any],
+    spec: LoraFineTuneSpec | InvalidSpec,
+    profile: Profile | None,
+    decided: Plan,
+) -> None:
+    for action in decided.actions:
+        if isinstance(action, DeleteJob):
+            await cluster.delete_job(owner, action.name)
+        elif isinstance(spec, LoraFineTuneSpec) and profile is not None:
+            await cluster.create_job(render_job(owner, spec, profile, action.request, action.retry))
+        else:
+            raise TypeError("a Job was planned without a spec and a profile")
 
 
 def _parse(spec: Any) -> LoraFineTuneSpec | InvalidSpec:

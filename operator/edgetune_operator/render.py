@@ -43,6 +43,7 @@ def render_job(
     labels = {
         names.STAGE_LABEL: request.stage.value,
         names.OWNER_LABEL: names.label_value(request.name),
+        names.UID_LABEL: owner["uid"],
         names.MANAGED_BY_LABEL: names.MANAGER,
     }
     queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}

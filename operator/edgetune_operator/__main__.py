@@ -1,0 +1,37 @@
+"""`python -m edgetune_operator`: the operator process."""
+
+import logging
+import sys
+
+import kopf
+
+from edgetune_operator.handlers import Watcher
+from edgetune_operator.profiles import InvalidProfiles, load_profiles
+from edgetune_operator.settings import parse_settings
+
+
+def main() -> None:
+    """Run the operator until it is stopped."""
+    settings = parse_settings()
+    try:
+        profiles = load_profiles(settings.profiles)
+    except InvalidProfiles as error:
+        sys.exit(f"edgetune: {error}")
+    kopf.configure(
+        verbose=settings.verbose, log_format=kopf.LogFormat.JSON if settings.log_json else kopf.LogFormat.FULL
+    )
+    for chatty in ("kopf.objects", "kopf.activities", "aiohttp.access"):
+        logging.getLogger(chatty).setLevel(logging.DEBUG if settings.verbose else logging.WARNING)
+    registry = kopf.OperatorRegistry()
+    Watcher(settings, profiles).register(registry)
+    kopf.run(
+        registry=registry,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the watches have told so far: the objects, and of their Jobs and Pods what a pass looks at.
+
+Jobs and Pods are kept without their specs. A Pod that has ended stays until its Job is gone: evicted and preempted Pods
+disappear within a second of their end, and only the watch sees how they ended.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune_operator import names
+from edgetune_operator.observe import JOB_NAME_LABEL
+from edgetune_operator.reconcile import Key
+
+_JOB_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "ownerReferences",
+    "resourceVersion",
+)
+_POD_CONDITIONS = ("DisruptionTarget", "PodScheduled")
+_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, JOB_NAME_LABEL)
+_WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION)
+
+
+class Cache:
+    """Latest state of objects, Jobs and Pods. Own writes go in at once, so that a pass never sees less than it did."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Key, dict[str, Any]] = {}
+        self._jobs: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        self._pods: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        self._keys: dict[str, Key] = {}
+        """Keys by the object's UID."""
+
+    def put_object(self, body: Mapping[str, Any]) -> Key:
+        """Take in an object, unless a newer state of it is here already."""
+        key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+        known = self.objects.get(key)
+        if known is None or known["metadata"]["uid"] != body["metadata"]["uid"] or _version(body) >= _version(known):
+            self.objects[key] = _without_managed_fields(body)
+            self._keys[body["metadata"]["uid"]] = key
+        return key
+
+    def remove_object(self, body: Mapping[str, Any]) -> None:
+        """Forget a deleted object; one of the same name that was created since stays."""
+        uid = body["metadata"]["uid"]
+        key = self._keys.pop(uid, None)
+        if key is not None and self.objects.get(key, {}).get("metadata", {}).get("uid") == uid:
+            del self.objects[key]
+        self._jobs.pop(uid, None)
+        self._pods.pop(uid, None)
+
+    def put_job(self, body: Mapping[str, Any]) -> Key | None:
+        """Take in a Job; the key of the object that it belongs to."""
+        uid = _owner_uid(body, names.KIND)
+        if uid is None:
+            return None
+        metadata = body["metadata"]
+        known = self._jobs[uid].get(metadata["name"])
+        if known is None or known["metadata"]["uid"] != metadata["uid"] or _version(body) >= _version(known):
+            self._jobs[uid][metadata["name"]] = _trimmed_job(body)
+        return self._keys.get(uid)
+
+    def remove_job(self, body: Mapping[str, Any]) -> Key | None:
+        """Forget a deleted Job and its Pods."""
+        uid = _owner_uid(body, names.KIND)
+        if uid is None:
+            return None
+        metadata = body["metadata"]
+        known = self._jobs[uid].get(metadata["name"])
+        if known is not None and known["metadata"]["uid"] == metadata["uid"]:
+            del self._jobs[uid][metadata["name"]]
+            pods = self._pods[uid]
+            for name in [n for n, pod in pods.items() if _owner_uid(pod, "Job") == metadata["uid"]]:
+                del pods[name]
+        return self._keys.get(uid)
+
+    def mark_job_deleting(self, uid: str, name: str, time: str) -> None:
+        """Note that the deletion of an object's Job was accepted; the watch confirms it later."""
+        job = self._jobs[uid].get(name)
+        if job is not None:
+            job["metadata"].setdefault("deletionTimestamp", time)
+
+    def put_pod(self, body: Mapping[str, Any]) -> Key | None:
+        """Take in a Pod; the key of the object whose Job it belongs to."""
+        uid = _uid_of_pod(body)
+        if uid is None:
+            return None
+        self._pods[uid][body["metadata"]["name"]] = _trimmed_pod(body)
+        return self._keys.get(uid)
+
+    def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
+        """A Pod is gone: one whose end is known stays as long as its Job, another is forgotten."""
+        uid = _uid_of_pod(body)
+        if uid is None:
+            return None
+        name = body["metadata"]["name"]
+        pod = _trimmed_pod(body)
+        if any("terminated" in container["state"] for container in pod["status"]["containerStatuses"]):
+            self._pods[uid][name] = pod
+        else:
+            self._pods[uid].pop(name, None)
+        return self._keys.get(uid)
+
+    def jobs_of(self, uid: str) -> list[dict[str, Any]]:
+        """Jobs of an object."""
+        return list(self._jobs.get(uid, {}).values())
+
+    def pods_of(self, uid: str) -> list[dict[str, Any]]:
+        """Pods of an object's Jobs, also ended ones that are gone."""
+        return list(self._pods.get(uid, {}).values())
+
+
+def _uid_of_pod(body: Mapping[str, Any]) -> str | None:
+    uid: str | None = (body["metadata"].get("labels") or {}).get(names.UID_LABEL)
+    return uid
+
+
+def _version(body: Mapping[str, Any]) -> int:
+    return int(body["metadata"].get("resourceVersion") or 0)
+
+
+def _owner_uid(body: Mapping[str, Any], kind: str) -> str | None:
+    owners = body["metadata"].get("ownerReferences") or []
+    return next((owner["uid"] for owner in owners if owner.get("controller") and owner["kind"] == kind), None)
+
+
+def _without_managed_fields(body: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    annotations = metadata.get("annotations") or {}
+    # What kubectl keeps for itself is as large as the object.
+    metadata["annotations"] = {
+        key: value for key, value in annotations.items() if key != "kubectl.kubernetes.io/last-applied-configuration"
+    }
+    return {**body, "metadata": metadata}
+
+
+def _picked(values: Mapping[str, Any] | None, wanted: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in (values or {}).items() if key in wanted}
+
+
+def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = body["metadata"]
+    status = body.get("status") or {}
+    kept = ("startTime", "completionTime", "active", "failed", "succeeded", "conditions")
+    return {
+        "metadata": {
+            **_picked(metadata, _JOB_METADATA),
+            "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
+            "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
+        },
+        "spec": _picked(body.get("spec"), ("suspend",)),
+        "status": _picked(status, kept),
+    }
+
+
+def _trimmed_pod(body: Mapping[str, Any]) -> dict[str, Any]:
+    metadata, status = body["metadata"], body.get("status") or {}
+    return {
+        "metadata": {
+            **_picked(metadata, ("name", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")),
+            "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
+        },
+        "status": {
+            **_picked(status, ("phase", "reason", "message", "podIP")),
+            "conditions": [c for c in status.get("conditions") or [] if c.get("type") in _POD_CONDITIONS],
+            "containerStatuses": [
+                {"name": container["name"], "state": container.get("state") or {}}
+                for container in status.get("containerStatuses") or []
+            ],
+        },
+    }

@@ -1,0 +1,161 @@
+"""The Kubernetes cluster: reads come from the watch cache, writes go to the API server as plain dicts."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from edgetune_operator import names
+from edgetune_operator.api import ProgressStatus
+from edgetune_operator.cache import Cache
+from edgetune_operator.events import EventDraft
+from edgetune_operator.progress import read_metrics, running_train_pod
+from edgetune_operator.reconcile import Conflict, JobRefused, Key
+from edgetune_operator.telemetry import API_WRITES
+
+_TIMEOUT_SECONDS = 30
+_CONNECTIONS = 64
+_JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
+_OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
+_EVENTS = "/api/v1/namespaces/{namespace}/events"
+_CONFLICT = 409
+_NOT_FOUND = 404
+_INVALID = 422
+# 403 is what quota and Pod Security answer; admission webhooks and policies also answer 400 and 422.
+_REFUSALS = (400, 403, _INVALID)
+
+
+@contextlib.asynccontextmanager
+async def connect(cache: Cache) -> AsyncIterator["KubernetesCluster"]:
+    """A cluster from the Pod's service account, or from the user's kubeconfig outside of a cluster."""
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    async with client.ApiClient(configuration) as api:
+        yield KubernetesCluster(api, cache)
+
+
+class KubernetesCluster:
+    """Satisfies `reconcile.Cluster`."""
+
+    def __init__(self, api: client.ApiClient, cache: Cache) -> None:
+        self._api = api
+        self._cache = cache
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        return self._cache.objects.get(key)
+
+    async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self._cache.jobs_of(owner["uid"])
+
+    async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self._cache.pods_of(owner["uid"])
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        pod = running_train_pod(self._cache.pods_of(owner["uid"]))
+        return await read_metrics(pod["status"]["podIP"]) if pod is not None else None
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        path = _JOBS.format(namespace=job["metadata"]["namespace"])
+        try:
+            created = await self._call("POST", path, body=job)
+        except ApiException as error:
+            if error.status == _CONFLICT:
+                created = await self._existing_job(job, path)
+            elif error.status in _REFUSALS:
+                raise JobRefused("JobRefused", f"the cluster refuses the Job: {_message(error)}") from None
+            else:
+                raise
+        self._cache.put_job(created)
+
+    async def _existing_job(self, job: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """The Job of this name: created by a pass whose answer was lost, or taken by somebody else."""
+        metadata = job["metadata"]
+        existing = await self._call("GET", f"{path}/{metadata['name']}")
+        owners = existing["metadata"].get("ownerReferences") or []
+        if any(owner.get("uid") == metadata["ownerReferences"][0]["uid"] for owner in owners):
+            return existing
+        raise JobRefused(
+            "JobNameTaken",
+            f"a Job {metadata['name']} exists in namespace {metadata['namespace']} and does not belong to this object; "
+            "delete it, or give this object another name",
+        )
+
+    async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
+        path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
+        try:
+            await self._call("DELETE", path, body={"propagationPolicy": "Foreground"})
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+        self._cache.mark_job_deleting(owner["uid"], name, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}/status"
+        body = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        try:
+            written = await self._call("PATCH", path, body=body, content_type="application/json-patch+json")
+        except ApiException as error:
+            if error.status == _NOT_FOUND:
+                return
+            if error.status in (_CONFLICT, _INVALID) and "resourceVersion" in str(error.body):
+                raise Conflict(f"{owner['namespace']}/{owner['name']} changed meanwhile") from None
+            raise
+        self._cache.put_object(written)
+
+    async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
+        """Tell what happened in an Event of the object. Events are an echo: one that is refused is not sent again."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "metadata": {"generateName": f"{owner['name'][:40]}-", "namespace": owner["namespace"]},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": owner["name"],
+                "namespace": owner["namespace"],
+                "uid": owner["uid"],
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "source": {"component": names.MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        with contextlib.suppress(ApiException):
+            await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
+
+    async def _call(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> dict[str, Any]:
+        if method != "GET":
+            API_WRITES.labels(verb=method.lower(), resource=path.split("/namespaces/")[1].split("/")[1]).inc()
+        answer: dict[str, Any] = await self._api.call_api(
+            path,
+            method,
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            response_types_map=dict.fromkeys((200, 201, 202), "object"),
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _request_timeout=_TIMEOUT_SECONDS,
+        )
+        return answer
+
+
+def _message(error: ApiException) -> str:
+    """The API server's sentence."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(error.body)["message"])
+    return str(error.reason)

@@ -1,0 +1,144 @@
+"""The controller: workers that take keys from the queue and make one pass each."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from edgetune_contract.stages import Stage
+from edgetune_operator import telemetry
+from edgetune_operator.api import LoraFineTuneStatus, StageState
+from edgetune_operator.cache import Cache
+from edgetune_operator.events import EventDraft, transitions
+from edgetune_operator.observe import read_status
+from edgetune_operator.plan import Outcome, View
+from edgetune_operator.profiles import Profile
+from edgetune_operator.reconcile import Cluster, Conflict, Key, Pass, run_once
+from edgetune_operator.workqueue import WorkQueue
+
+_CONFLICT_SECONDS = 1.0
+# What only the cluster can judge may pass without anything that the watches see.
+_STALLED_SECONDS = 60.0
+
+logger = logging.getLogger("edgetune")
+
+
+class EventCluster(Cluster, Protocol):
+    """A cluster that also takes Events."""
+
+    async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
+        """Post an Event of the object."""
+        ...
+
+
+class Controller:
+    """Passes over objects, at most one at a time for each."""
+
+    def __init__(
+        self,
+        cluster: EventCluster,
+        cache: Cache,
+        queue: WorkQueue[Key],
+        profiles: Mapping[str, Profile],
+        poll_seconds: float,
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._queue = queue
+        self._profiles = profiles
+        self._poll_seconds = poll_seconds
+        self._started: dict[Key, float] = {}
+
+    def oldest_pass_seconds(self) -> float:
+        """Age of the oldest pass that goes on now; 0 if none does."""
+        return max((time.monotonic() - started for started in self._started.values()), default=0.0)
+
+    async def work(self) -> None:
+        """Make passes until cancelled."""
+        while True:
+            key, waited = await self._queue.get()
+            telemetry.QUEUE_SECONDS.observe(waited)
+            telemetry.QUEUE_DEPTH.set(len(self._queue))
+            self._started[key] = time.monotonic()
+            try:
+                await self._pass(key)
+            finally:
+                telemetry.PASS_SECONDS.observe(time.monotonic() - self._started.pop(key))
+                self._queue.done(key)
+
+    async def _pass(self, key: Key) -> None:
+        document = self._cache.objects.get(key)
+        before = read_status(document) if document is not None else LoraFineTuneStatus()
+        try:
+            made = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
+        except Conflict:
+            # The watch brings the change, and with it the next pass; the delay covers a change that it brought already.
+            self._queue.add_after(key, _CONFLICT_SECONDS)
+            telemetry.PASSES.labels(result="conflict").inc()
+            return
+        except Exception as error:
+            seconds = self._queue.retry(key)
+            telemetry.PASSES.labels(result="error").inc()
+            logger.warning(
+                "pass failed, again in %.1f s: %s", seconds, error, extra=_bound(key), exc_info=_is_bug(error)
+            )
+            return
+        self._queue.forget(key)
+        telemetry.PASSES.labels(result="changed" if made is not None and made.wrote_status else "unchanged").inc()
+        if made is None or document is None:
+            return
+        if made.wrote_status:
+            await self._report(key, document["metadata"], before)
+        if _is_training(made):
+            self._queue.add_after(key, self._poll_seconds)
+        if made.plan.view.outcome is Outcome.STALLED:
+            self._queue.add_after(key, _STALLED_SECONDS)
+
+    async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
+        after = read_status(self._cache.objects.get(key) or {})
+        _count_ended_stages(before, after)
+        for event in transitions(before, after):
+            logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
+            await self._cluster.post_event(owner, event)
+
+    def count_phases(self) -> None:
+        """Bring the gauge of objects by phase up to date."""
+        phases = Counter((body.get("status") or {}).get("phase", "Pending") for body in self._cache.objects.values())
+        telemetry.OBJECTS.clear()
+        for phase, count in phases.items():
+            telemetry.OBJECTS.labels(phase=phase).set(count)
+
+
+def _bound(key: Key, **values: str) -> dict[str, str]:
+    return {"namespace": key.namespace, "object": key.name, **values}
+
+
+def _is_bug(error: Exception) -> bool:
+    return isinstance(error, TypeError | KeyError | AttributeError | AssertionError | IndexError)
+
+
+def _is_training(made: Pass) -> bool:
+    view: View = made.plan.view
+    return view.outcome is Outcome.RUNNING and view.stage is Stage.TRAIN and not made.plan.actions
+
+
+def _count_ended_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:
+    known = {row.name: row for row in before.stages}
+    for row in after.stages:
+        was = known.get(row.name)
+        interrupted = row.preemptions - (was.preemptions if was is not None else 0)
+        if interrupted > 0:
+            telemetry.PREEMPTIONS.labels(stage=row.name).inc(interrupted)
+        ended = row.state in (StageState.SUCCEEDED, StageState.FAILED)
+        if not ended or (was is not None and was.state is row.state and was.digest == row.digest):
+            continue
+        telemetry.STAGES.labels(stage=row.name, state=row.state, cached=str(row.cached).lower()).inc()
+        telemetry.STAGE_ATTEMPTS.labels(stage=row.name).inc(row.attempts)
+        if row.seconds is not None:
+            telemetry.STAGE_SECONDS.labels(stage=row.name).observe(row.seconds)
+            if row.name is Stage.TRAIN and not row.cached:
+                telemetry.GPU_SECONDS.inc(row.seconds)
+        made = sum(artifact.bytes for artifact in after.artifacts if artifact.stage is row.name)
+        telemetry.ARTIFACT_BYTES.labels(stage=row.name).inc(made)

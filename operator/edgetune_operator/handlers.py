@@ -1,0 +1,120 @@
+"""What Kopf watches: objects, their Jobs, their Pods. Each event updates the cache and wakes the object's pass."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+from prometheus_client import start_http_server
+
+from edgetune_operator import names
+from edgetune_operator.cache import Cache
+from edgetune_operator.cluster import connect
+from edgetune_operator.controller import Controller
+from edgetune_operator.profiles import Profile
+from edgetune_operator.reconcile import Key
+from edgetune_operator.settings import Settings
+from edgetune_operator.workqueue import WorkQueue
+
+_PHASE_COUNT_SECONDS = 10.0
+_SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
+
+
+class Watcher:
+    """Registers the handlers and runs the controller for as long as Kopf runs."""
+
+    def __init__(self, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+        self._settings = settings
+        self._profiles = profiles
+        self._cache = Cache()
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._controller: Controller | None = None
+        self._resources = contextlib.AsyncExitStack()
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Register all handlers."""
+        owned = {names.MANAGED_BY_LABEL: names.MANAGER}
+        kopf.on.login(registry=registry)(_log_in)
+        kopf.on.startup(registry=registry)(self.start)
+        kopf.on.cleanup(registry=registry)(self.stop)
+        kopf.on.probe(registry=registry, id="oldestPassSeconds")(self.probe)
+        kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry, id="object")(self.on_object)
+        kopf.on.event("batch", "v1", "jobs", labels=owned, registry=registry, id="job")(self.on_job)
+        kopf.on.event("", "v1", "pods", labels=owned, registry=registry, id="pod")(self.on_pod)
+
+    async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
+        """Connect and start the workers."""
+        _configure(settings)
+        cluster = await self._resources.enter_async_context(connect(self._cache))
+        self._controller = Controller(cluster, self._cache, self._queue, self._profiles, self._settings.poll_seconds)
+        server, thread = start_http_server(self._settings.metrics_port)
+        self._resources.callback(thread.join)
+        self._resources.callback(server.server_close)
+        self._resources.callback(server.shutdown)
+        background = [self._queue.run_delays(), self._count_phases()]
+        for work in (*background, *(self._controller.work() for _ in range(self._settings.workers))):
+            self._resources.push_async_callback(_cancel, asyncio.create_task(work))
+
+    async def stop(self, **_: Any) -> None:
+        """Stop the workers: a pass that goes on is cut off, and made again by the next operator."""
+        await self._resources.aclose()
+
+    def probe(self, **_: Any) -> float:
+        """Age of the oldest pass, for /healthz.
+
+        Raises:
+            RuntimeError: a pass hangs.
+        """
+        seconds = self._controller.oldest_pass_seconds() if self._controller is not None else 0.0
+        if seconds > self._settings.max_pass_age_seconds:
+            raise RuntimeError(f"a pass has been going on for {seconds:.0f} s")
+        return seconds
+
+    async def on_object(self, event: Mapping[str, Any], **_: Any) -> None:
+        """An object was seen, changed or deleted."""
+        if event["type"] == "DELETED":
+            self._cache.remove_object(event["object"])
+        else:
+            self._queue.add(self._cache.put_object(event["object"]))
+
+    async def on_job(self, event: Mapping[str, Any], **_: Any) -> None:
+        """A Job of ours was seen, changed or deleted."""
+        deleted = event["type"] == "DELETED"
+        self._wake(self._cache.remove_job(event["object"]) if deleted else self._cache.put_job(event["object"]))
+
+    async def on_pod(self, event: Mapping[str, Any], **_: Any) -> None:
+        """A Pod of ours was seen, changed or deleted."""
+        deleted = event["type"] == "DELETED"
+        self._wake(self._cache.remove_pod(event["object"]) if deleted else self._cache.put_pod(event["object"]))
+
+    def _wake(self, key: Key | None) -> None:
+        if key is not None:
+            self._queue.add(key)
+
+    async def _count_phases(self) -> None:
+        while self._controller is not None:
+            self._controller.count_phases()
+            await asyncio.sleep(_PHASE_COUNT_SECONDS)
+
+
+def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
+    # Our own Events come from transitions of the status.
+    settings.posting.enabled = False
+    settings.persistence.finalizer = f"{names.GROUP}/finalizer"
+    # Kopf's default of 60 s would park an object after one error of its own.
+    settings.execution.default_backoff = 1
+    settings.networking.request_timeout = 30
+    # Foreign Jobs and Pods never reach this process.
+    settings.watching.label_selectors["batch", "v1", "jobs"] = _SELECTOR
+    settings.watching.label_selectors["", "v1", "pods"] = _SELECTOR

@@ -1,0 +1,116 @@
+"""A queue of keys as client-go has it: deduplicating, with delays and backoff, one worker a key at a time."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+_FIRST_BACKOFF_SECONDS = 0.5
+_LAST_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(order=True)
+class _Due(Generic[K]):
+    time: float
+    order: int
+    key: K = field(compare=False)
+
+
+class WorkQueue(Generic[K]):
+    """Keys that wait for a pass.
+
+    A key that is added again while it waits stays once; one that is added while it is worked on is handed out again
+    after `done`. So a key is never worked on twice at a time, and no change goes unseen.
+    """
+
+    def __init__(self) -> None:
+        self._ready: asyncio.Queue[K] = asyncio.Queue()
+        self._waiting: dict[K, float] = {}
+        """Keys in the queue, with the time when they were first wanted."""
+
+        self._active: set[K] = set()
+        self._again: set[K] = set()
+        self._failures: dict[K, int] = {}
+        self._delayed: list[_Due[K]] = []
+        self._due: dict[K, float] = {}
+        self._wake = asyncio.Event()
+        self._orders = itertools.count()
+
+    def __len__(self) -> int:
+        """Keys that wait now, without those that are due later."""
+        return len(self._waiting) + len(self._again)
+
+    def add(self, key: K) -> None:
+        """Ask for a pass as soon as possible."""
+        if key in self._active:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting[key] = self._now()
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Ask for a pass later; an earlier one that is due already stays."""
+        due = self._now() + seconds
+        if key in self._due and self._due[key] <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._delayed, _Due(due, next(self._orders), key))
+        self._wake.set()
+
+    def retry(self, key: K) -> float:
+        """Ask for another pass after a failure; seconds until then, twice as many after each failure in a row."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        seconds = min(_FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 16), _LAST_BACKOFF_SECONDS)
+        self.add_after(key, seconds)
+        return seconds
+
+    def forget(self, key: K) -> None:
+        """A pass succeeded: the next failure starts with the shortest backoff."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> tuple[K, float]:
+        """The next key and the seconds that it waited; `done` must follow."""
+        key = await self._ready.get()
+        waited = self._now() - self._waiting.pop(key)
+        self._active.add(key)
+        return key, waited
+
+    def done(self, key: K) -> None:
+        """The pass over a key has ended."""
+        self._active.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    async def run_delays(self) -> None:
+        """Move keys whose time has come into the queue, until cancelled."""
+        while True:
+            self._wake.clear()
+            timeout = self._move_due()
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    def _move_due(self) -> float | None:
+        """Move what is due; seconds until the next key is, None if none waits."""
+        while self._delayed:
+            first = self._delayed[0]
+            if self._due.get(first.key) != first.time:
+                heapq.heappop(self._delayed)  # an earlier time took its place
+            elif first.time <= self._now():
+                heapq.heappop(self._delayed)
+                del self._due[first.key]
+                self.add(first.key)
+            else:
+                return first.time - self._now()
+        return None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
