@@ -79,8 +79,8 @@ def mean_loss(
 def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> Any:
     """Generation settings for plain greedy decoding, with every end token of model and tokenizer.
 
-    The model's own settings, such as a temperature or a penalty for repetitions, are put aside: scores of base and tuned
-    model must come from the same rule.
+    The model's own settings, such as a temperature or a penalty for repetitions, are put aside: all models are to be
+    scored by the same rule.
     """
     from transformers import GenerationConfig
 

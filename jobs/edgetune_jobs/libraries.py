@@ -1,4 +1,4 @@
-"""How torch and the Hugging Face libraries are brought up in a stage: threads, no network, one line where they log many."""
+"""How torch and the Hugging Face libraries are brought up in a stage: threads, no network, no chatter."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ _CHATTY_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", 
 
 
 def prepare_libraries() -> None:
-    """Set the process up for torch. Call it first in a stage, before anything imports torch; calling it again is harmless.
+    """Set the process up for torch. Call it before anything imports torch; calling it again is harmless.
 
     Threads follow OMP_NUM_THREADS, else the CPUs that this process may use. Without OMP_WAIT_POLICY=PASSIVE, OpenMP
     threads that wait keep spinning on cores that a container has to share, which makes training several times slower.

@@ -53,9 +53,9 @@ def resolve_precision(requested: Precision, device: "torch.device") -> Precision
             return Precision.BF16
         return Precision.FP16 if device.type == "cuda" else Precision.FP32
     if requested is Precision.FP16 and device.type == "cpu":
-        raise InvalidInput("training.precision: FP16 needs a GPU, and there is none: use Auto, BF16 or FP32")
+        raise InvalidInput("spec.training.precision: FP16 needs a GPU, and there is none: use Auto, BF16 or FP32")
     if requested is Precision.BF16 and device.type == "cuda" and not has_bf16:
-        raise InvalidInput("training.precision: this GPU has no bfloat16 arithmetic: use Auto, FP16 or FP32")
+        raise InvalidInput("spec.training.precision: this GPU has no bfloat16 arithmetic: use Auto, FP16 or FP32")
     return requested
 
 
@@ -78,10 +78,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"baseModel: the tokenizer does not load: {_first_line(error)}") from error
+        raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise InvalidInput(
-            "baseModel: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
+            "spec.baseModel: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
             "set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token is None:

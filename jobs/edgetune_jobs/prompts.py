@@ -1,4 +1,4 @@
-"""edgetune.json of a merged or edge model: how a prompt was wrapped in training, so that it is wrapped the same way again."""
+"""edgetune.json of a model folder: how prompts were wrapped in training, so that they are again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,4 +53,6 @@ class PromptFormat(Model):
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
             return list(encoded["input_ids"])
         text = prompt if self.format is RowFormat.TEXT else self.template.replace("{instruction}", prompt)
-        return list(tokenizer(text)["input_ids"])
+        ids = list(tokenizer(text)["input_ids"])
+        # Some tokenizers end every text with EOS; the model has yet to answer.
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

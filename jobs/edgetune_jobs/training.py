@@ -31,7 +31,7 @@ class Targets:
     """Names of the layers in the base, such as model.layers.0.self_attn.q_proj."""
 
     features: int
-    """Sum over these layers of inputs plus outputs: the adapter has rank × features parameters."""
+    """Sum over these layers of inputs plus outputs: the adapter has rank * features parameters."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ParameterCount:
 
 
 def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
-    """Linear layers that lora.targetModules asks for, found before the adapter is put in.
+    """Linear layers that spec.lora.targetModules asks for, found before the adapter is put in.
 
     Raises:
         InvalidInput: a name matches no module, the output head, or something that is no linear layer.
@@ -85,27 +85,26 @@ def check_trainable(model: "torch.nn.Module", targets: Targets, lora: LoraSpec) 
     """Count of a model with its adapter, which must be what the request asks for.
 
     Raises:
-        InvalidInput: not rank × Σ(inputs + outputs) parameters are trainable.
+        InvalidInput: not rank * sum(inputs + outputs) parameters are trainable.
     """
     count = count_parameters(model)
     expected = lora.rank * targets.features
     if count.trainable != expected:
         raise InvalidInput(
-            f"lora: {count.trainable:,} parameters would be trained, but rank {lora.rank} on {len(targets.layers)} layers "
-            f"of targetModules makes {expected:,}: name the layers in lora.targetModules one by one"
+            f"spec.lora: {count.trainable:,} parameters would be trained, but rank {lora.rank} on "
+            f"{len(targets.layers)} layers of targetModules makes {expected:,}: name the layers one by one in "
+            "spec.lora.targetModules"
         )
     return count
 
 
-def set_adapter_dtype(model: "torch.nn.Module", precision: Precision) -> None:
-    """Hold the adapter in float32.
+def hold_adapter_in_float32(model: "torch.nn.Module") -> None:
+    """Turn the trainable parameters into float32, in place; arithmetic stays in the training's precision (autocast).
 
-    trl holds the adapter of a 4-bit base in bfloat16, where an update of less than 1/256 of a weight is lost, so that
-    learning ends early; the arithmetic stays in the training's precision (autocast).
+    trl holds the adapter of a 4-bit base in bfloat16, where an update of less than 1/512 of a weight is rounded away.
     """
     import torch
 
-    del precision
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
@@ -193,7 +192,7 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
         prepared / "train.parquet", columns=["input_ids", "completion_mask"]
     ).combine_chunks()
     if table.num_rows == 0:
-        raise InvalidInput("dataset.train: there is no row to train on")
+        raise InvalidInput("spec.dataset.train: there is no row to train on")
     ids, mask = (table[name].chunk(0) for name in ("input_ids", "completion_mask"))
     learned = pyarrow.compute.equal(mask.flatten(), 1)
     labels = pyarrow.compute.if_else(learned, ids.flatten(), pyarrow.scalar(IGNORED_LABEL, ids.type.value_type))
@@ -222,7 +221,7 @@ def usable_micro_batch_size(training: TrainingSpec, left_by_earlier_attempt: int
 
 
 def _names_of_all(linears: Mapping[str, Any], modules: Iterable[str]) -> tuple[str, ...]:
-    """The last parts of all linear layers' names, or the whole names where a last part would match something else too."""
+    """The last parts of all linear layers' names, or the whole names if a last part would match something else too."""
     short = tuple(sorted({name.rsplit(".", 1)[-1] for name in linears}))
     matched = set().union(*(_matching(name, modules) for name in short))
     return short if matched == set(linears) else tuple(linears)
@@ -237,17 +236,17 @@ def _check_matches(matches: Mapping[str, set[str]], linears: Mapping[str, Any], 
     for target, names in matches.items():
         if not names:
             raise InvalidInput(
-                f"lora.targetModules: the base has no module named {target}; its linear layers are named "
+                f"spec.lora.targetModules: the base has no module named {target}; its linear layers are named "
                 f"{_listing({name.rsplit('.', 1)[-1] for name in linears})}"
             )
         if head_name in names:
             raise InvalidInput(
-                f"lora.targetModules: {target} is the output head, which cannot carry an adapter: leave it out"
+                f"spec.lora.targetModules: {target} is the output head, which cannot carry an adapter: leave it out"
             )
         unsuitable = sorted(names - set(linears))
         if unsuitable:
             raise InvalidInput(
-                f"lora.targetModules: {target} matches {unsuitable[0]}, which is no linear layer; the linear layers are "
+                f"spec.lora.targetModules: {target} matches {unsuitable[0]}, which is no linear layer; those are "
                 f"named {_listing({name.rsplit('.', 1)[-1] for name in linears})}"
             )
 

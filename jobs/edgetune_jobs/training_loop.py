@@ -117,7 +117,7 @@ class StepWatch(TrainerCallback):
             cause = (
                 "the base model's weights or the first rows are not sound, or learningRate is far too high"
                 if state.global_step == 1
-                else "lower training.learningRate, raise warmupRatio, or lower maxGradNorm"
+                else "lower spec.training.learningRate, raise warmupRatio, or lower maxGradNorm"
             )
             raise TrainingDiverged(
                 f"the {name} is {value} at step {state.global_step} of {state.max_steps} "

@@ -1,4 +1,4 @@
-"""Sensor faults in a few words: a corpus for pre-training, and instructions whose answers the corpus does not give away.
+"""Sensor faults in a few words: a corpus for pre-training, and instructions whose answers it does not give away.
 
 The corpus has all words of the task, but neither the instruction format nor which symptom means which fault: a model
 pre-trained on it writes plausible log lines and cannot answer.
@@ -82,9 +82,7 @@ def write_prepared(
     }
     pyarrow.parquet.write_table(pyarrow.table(train), folder / "train.parquet")
     evaluation = {
-        "prompt": pyarrow.array(
-            [TEMPLATE.format(instruction=example.instruction) for example in held_out], pyarrow.string()
-        ),
+        "prompt": pyarrow.array([TEMPLATE.format(instruction=e.instruction) for e in held_out], pyarrow.string()),
         "prompt_ids": pyarrow.array([_prompt_ids(tokenizer, e) for e in held_out], pyarrow.list_(pyarrow.int32())),
         "completion_ids": pyarrow.array(
             [_completion_ids(tokenizer, e) for e in held_out], pyarrow.list_(pyarrow.int32())

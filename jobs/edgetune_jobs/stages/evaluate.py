@@ -93,7 +93,7 @@ class _Evaluation:
 
 
 def run(context: StageContext) -> StageOutput:
-    """Score base, adapter, merged (if kept) and edge-bnb-int8 on the first rows of input prepared; artifact `evaluation`.
+    """Score base, adapter, merged (if kept) and edge-bnb-int8 on the rows of input prepared; artifact `evaluation`.
 
     The base's scores are taken from input base-scores if it is there, and else left in output/base-scores.
 
@@ -113,12 +113,18 @@ def run(context: StageContext) -> StageOutput:
         _write_base_scores(context.output / BASE_SCORES, evaluation.scores["base"])
     else:
         evaluation.scores["base"] = known
-    evaluation.score("tuned", base, lambda: merging.load_tuned(base, adapter, MergeBase.AS_TRAINED, device))
+    evaluation.score("tuned", base, lambda: _load_tuned(base, adapter, device))
     for name, folder in (("merged", kept), ("edge", context.inputs[_EDGE])):
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / ARTIFACT, evaluation)
     return _report(evaluation, device)
+
+
+def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":
+    """Base as training saw it, with its adapter beside it in the base's number format, as in training."""
+    tuned = merging.load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
+    return tuned.to(tuned.dtype)
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
@@ -132,7 +138,7 @@ def _read_rows(context: StageContext) -> _Rows:
     table = pyarrow.parquet.read_table(context.inputs["prepared"] / "eval.parquet")
     columns = table.slice(0, parameters.evaluation.max_examples).to_pydict()
     if not columns["response"]:
-        raise InvalidInput("dataset.eval: there is no row to evaluate on")
+        raise InvalidInput("spec.dataset.eval: there is no row to evaluate on")
     references = [
         scoring.ReferenceAnswer(response, tuple(keywords or ()))
         for response, keywords in zip(columns["response"], columns["keywords"], strict=True)

@@ -59,14 +59,14 @@ def _check_range(model: "PreTrainedModel") -> int:
         if not largest <= _FLOAT16_MAX:
             raise InvalidInput(
                 f"{name}.weight holds {largest:g}, beyond the largest float16 ({_FLOAT16_MAX:g}), from which LLM.int8 "
-                "starts: train with a lower training.learningRate or lora.alpha"
+                "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
             )
         count += 1
     return count
 
 
 def _quantize(model: "PreTrainedModel", outlier_threshold: float, device: "torch.device") -> "PreTrainedModel":
-    """The model with its linear layers in INT8, made from the weights in memory as from_pretrained makes it from files."""
+    """The model with its linear layers in INT8, made of the weights in memory as from_pretrained does it with files."""
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {

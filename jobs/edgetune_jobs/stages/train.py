@@ -88,7 +88,7 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
         base=parameters.base_model,
         checkpoints=context.checkpoints,
     )
-    training.set_adapter_dtype(trainer.model, setup.precision)
+    training.hold_adapter_in_float32(trainer.model)
     return trainer, watch, training.check_trainable(trainer.model, targets, parameters.lora)
 
 
@@ -181,14 +181,14 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> OutOfGpuMe
         f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
     )
     if smaller is None or checkpoints is None:
-        advice = ["lower training.maxLength"]
+        advice = ["lower spec.training.maxLength"]
         if not training_spec.gradient_checkpointing:
-            advice.append("set training.gradientCheckpointing: true")
+            advice.append("set spec.training.gradientCheckpointing: true")
         if setup.parameters.method is Method.LORA:
             advice.append("use method: QLoRA")
         return OutOfGpuMemory(f"{where}: {', '.join(advice)}, or use a profile with a larger GPU")
     checkpoints.write_micro_batch_size(smaller)
     return OutOfGpuMemory(
-        f"{where}: the next attempt takes {smaller} and accumulates {training_spec.batch_size // smaller} of them, which "
-        f"leaves batchSize {training_spec.batch_size} as it is"
+        f"{where}: the next attempt takes {smaller} and accumulates {training_spec.batch_size // smaller} of them, so "
+        f"that batchSize stays {training_spec.batch_size}"
     )
