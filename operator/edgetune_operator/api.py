@@ -16,9 +16,12 @@ from edgetune_operator import names
 LIST_MAP = "x-kubernetes-list-map-keys"
 LIST_TYPE = "x-kubernetes-list-type"
 MAX_HISTORY = 10
+MAX_WARNINGS = 64
+MAX_RETRY_TOKEN = 256
+MAX_TEXT = 32_768
 
 ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
-Text = Annotated[str, Field(max_length=32_768)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 
 
@@ -271,7 +274,7 @@ class LoraFineTuneStatus(Model):
     finished_at: Timestamp | None = None
     """When the current run ended (RFC 3339)."""
 
-    last_handled_retry: Annotated[str, Field(max_length=256)] = ""
+    last_handled_retry: Annotated[str, Field(max_length=MAX_RETRY_TOKEN)] = ""
     """Value of the annotation edgetune.dev/retry-requested that was answered last."""
 
     resolved: Resolved | None = None
@@ -299,7 +302,7 @@ class LoraFineTuneStatus(Model):
     publication: PublicationStatus | None = None
     """Outcome of the gates."""
 
-    warnings: Annotated[tuple[Text, ...], Field(max_length=64)] = ()
+    warnings: Annotated[tuple[Text, ...], Field(max_length=MAX_WARNINGS)] = ()
     """What the stages found worth a second look."""
 
     history: Annotated[tuple[HistoryEntry, ...], Field(max_length=MAX_HISTORY)] = ()

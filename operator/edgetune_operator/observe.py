@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
-from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus
+from edgetune_operator.api import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
 
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
@@ -26,10 +26,10 @@ class PodObservation:
     """Exit code of the stage's container; None while it has not ended."""
 
     reason: str
-    """The kubelet's word for how the container ended or what it waits for, such as OOMKilled or ImagePullBackOff."""
+    """The cluster's word for how the container ended or what it waits for: OOMKilled, ImagePullBackOff, Unschedulable."""
 
     message: str
-    """Termination message; for a container that waits, the kubelet's sentence."""
+    """Termination message; for a container that waits, the cluster's sentence."""
 
     disrupted: bool
     """Whether the Pod was ended from outside: evicted, preempted, or its node is gone."""
@@ -73,7 +73,7 @@ class JobObservation:
 
     message: str
     attempts: int
-    """Pods that were started and count, by the Job controller."""
+    """Pods that were started and count, by the Job controller: it leaves out those that its failure policy ignores."""
 
     started_at: str | None
     finished_at: str | None
@@ -100,6 +100,11 @@ class Snapshot:
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
 
+    @property
+    def new_retry(self) -> str:
+        """A retry token that is not answered yet; empty if there is none. A token that was taken away asks nothing."""
+        return "" if self.retry_requested == self.previous.last_handled_retry else self.retry_requested
+
 
 def observe(
     document: Mapping[str, Any],
@@ -115,7 +120,7 @@ def observe(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 1),
-        retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, ""),
+        retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, "")[:MAX_RETRY_TOKEN],
         previous=read_status(document),
         jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_age) if _is_ours(job, metadata.get("uid", ""))),
         progress=progress,
@@ -171,18 +176,22 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
     status = pod.get("status") or {}
     containers = status.get("containerStatuses") or []
     state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
+    conditions = {(c.get("type"), c.get("status")): c for c in status.get("conditions") or []}
     ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    told = ended or waiting
+    told = ended or waiting or conditions.get(("PodScheduled", "False"), {})
     return PodObservation(
         name=pod["metadata"]["name"],
         phase=status.get("phase", "Pending"),
         exit_code=ended.get("exitCode"),
         reason=told.get("reason") or status.get("reason") or "",
         message=told.get("message") or "",
-        disrupted=any(
-            c.get("type") == "DisruptionTarget" and c.get("status") == "True" for c in status.get("conditions") or []
-        ),
+        disrupted=("DisruptionTarget", "True") in conditions,
     )
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment as Kubernetes writes it: RFC 3339, to the second."""
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def seconds_between(start: str | None, end: str | None) -> float | None:

@@ -109,11 +109,11 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         now: the pass's one clock, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
-        return _stalled(snapshot, "InvalidSpec", str(spec))
+        return stalled(snapshot, "InvalidSpec", str(spec))
     if profile is None:
-        return _stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
+        return stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
-        return _stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
+        return stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
 
     run = Run.begin(spec, snapshot)
     run.record_ended_jobs(now)
@@ -148,7 +148,10 @@ def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
 
 
 def _deletions(run: Run, snapshot: Snapshot, keep: str | None) -> tuple[DeleteJob, ...]:
-    """Jobs that must go: live ones that are not `keep`, and an ended one whose name a stage needs again."""
+    """Jobs that must go: live ones that are not `keep`, and ended ones of stages that run again.
+
+    The latter go in this very pass: the next one would take them for the end of the stage's new attempt.
+    """
     recorded = {row.job for row in run.rows.values() if row.state is StageState.SUCCEEDED}
     deletions = []
     for job in snapshot.jobs:
@@ -156,7 +159,7 @@ def _deletions(run: Run, snapshot: Snapshot, keep: str | None) -> tuple[DeleteJo
             continue
         if job.state is JobState.LIVE and job.name != keep and job.name not in recorded:
             deletions.append(DeleteJob(job.name, "it is not part of the current run"))
-        elif job.name == keep and not run.answers(job):
+        elif job.name == run.job_name(job.stage) and not run.answers(job):
             deletions.append(DeleteJob(job.name, "the stage runs again"))
     return tuple(deletions)
 
@@ -179,7 +182,7 @@ def _view(
         scores=run.scores if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=progress if running else None,
-        handled_retry=snapshot.retry_requested,
+        handled_retry=snapshot.new_retry or snapshot.previous.last_handled_retry,
     )
 
 
@@ -198,8 +201,8 @@ def _running_reason(row: StageStatus) -> tuple[str, str]:
     return row.reason or "Running", f"{row.name}: {row.message or 'running'}"
 
 
-def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
-    """Nothing can be planned: keep what earlier passes recorded."""
+def stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
+    """Nothing can be done until somebody changes something: keep what earlier passes recorded."""
     previous = snapshot.previous
     recorded = {row.name: row for row in previous.stages}
     view = View(

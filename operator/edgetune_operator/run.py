@@ -8,7 +8,7 @@ from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage, reason_for
 from edgetune_operator import names
 from edgetune_operator.api import ArtifactStatus, LoraFineTuneSpec, PublicationStatus, StageState, StageStatus
-from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between
+from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
 
 # Stays in the row until the stage is done, so that a message that never arrives is noticed the second time.
@@ -47,9 +47,7 @@ class Run:
         """A new retry token, or a new generation, makes failed stages pending; a token also checks the inputs again."""
         snapshot = self._snapshot
         live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
-        asked = snapshot.retry_requested != snapshot.previous.last_handled_retry and (
-            not live or any(job.retry == snapshot.retry_requested for job in live)
-        )
+        asked = snapshot.new_retry and (not live or any(job.retry == snapshot.new_retry for job in live))
         edited = snapshot.generation != snapshot.previous.observed_generation
         for stage, row in self.rows.items():
             if (asked and stage is Stage.PREPARE) or ((asked or edited) and row.state is StageState.FAILED):
@@ -65,6 +63,9 @@ class Run:
                 self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason="MergeNotKept")
             elif self.rows[stage].digest != digest:
                 self.rows[stage] = StageStatus(name=stage, digest=digest)
+                if stage is Stage.PUBLISH:
+                    # The pointer may have moved on since an earlier Job published this very version.
+                    self._reset.add(stage)
 
     def record_ended_jobs(self, now: datetime) -> None:
         """Bring the first rows that are not done up to date with their Jobs."""
@@ -79,17 +80,17 @@ class Run:
                 return
 
     def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
-        finished_at = job.finished_at or now.isoformat(timespec="seconds")
+        finished_at = job.finished_at or timestamp(now)
         ended = {"finished_at": finished_at, "seconds": seconds_between(job.started_at, finished_at)}
         self._update(
             stage,
             job=job.name,
-            attempts=max(job.attempts - _interruptions(job), 0),
+            attempts=job.attempts,
             preemptions=max(self.rows[stage].preemptions, _interruptions(job)),
             started_at=job.started_at,
         )
         result = job.result
-        if result is not None and (stage is Stage.PREPARE or result.digest == self.rows[stage].digest):
+        if result is not None and self._is_whole(stage, result):
             self._succeed(stage, result, **ended)
         elif job.state is JobState.FAILED:
             reason, message = _failure(job, self._spec)
@@ -101,6 +102,13 @@ class Run:
             if self.rows[stage].reason == _RESULT_LOST:
                 reason = _RESULT_LOST
             self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+
+    def _is_whole(self, stage: Stage, result: Result) -> bool:
+        """Whether a result is the stage's own, with what the stages after it and the status need of it."""
+        owed = {Stage.PREPARE: result.resolved, Stage.EVALUATE: result.scores, Stage.PUBLISH: result.publication}
+        # prepare's manifest goes by content, its row by the names in the spec.
+        same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
+        return same and result.stage is stage and owed.get(stage, result) is not None
 
     def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
         """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
@@ -127,8 +135,7 @@ class Run:
             self.resolved = result.resolved
             self._rekey(result.resolved)
             for later in result.done:
-                row = self.rows[later.stage]
-                if row.state is not StageState.SUCCEEDED and row.digest == later.digest:
+                if self.rows[later.stage].state not in _DONE and self._is_whole(later.stage, later):
                     self._succeed(later.stage, later.model_copy(update={"cached": True}), seconds=0.0)
 
     def _take_outputs(self, result: Result) -> None:
@@ -168,10 +175,7 @@ class Run:
 
     def _is_of_new_retry(self, job: JobObservation) -> bool:
         """Whether an earlier pass made the Job for this very token, and could not write its status."""
-        snapshot = self._snapshot
-        return (
-            snapshot.retry_requested != snapshot.previous.last_handled_retry and job.retry == snapshot.retry_requested
-        )
+        return bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
 
     def request(self, stage: Stage, profile: Profile) -> Request:
         """The complete request of a stage."""

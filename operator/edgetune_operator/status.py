@@ -7,6 +7,8 @@ from typing import Any, Literal
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import (
     MAX_HISTORY,
+    MAX_TEXT,
+    MAX_WARNINGS,
     Condition,
     Display,
     HistoryEntry,
@@ -16,7 +18,7 @@ from edgetune_operator.api import (
     StageState,
     StageStatus,
 )
-from edgetune_operator.observe import Snapshot
+from edgetune_operator.observe import Snapshot, timestamp
 from edgetune_operator.plan import Outcome, View
 
 STAGE_CONDITIONS: Mapping[Stage, str] = {
@@ -54,7 +56,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         snapshot: the previous status and the object's generation.
         now: the pass's one clock, with a time zone.
     """
-    previous, time = snapshot.previous, _timestamp(now)
+    previous, time = snapshot.previous, timestamp(now)
     sizes = _sizes(view)
     finished_at = (previous.finished_at or time) if view.outcome.is_final else None
     restarted = previous.finished_at is not None and finished_at is None
@@ -73,7 +75,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         scores=view.scores,
         artifacts=view.artifacts,
         publication=view.publication,
-        warnings=tuple(warning for row in view.rows for warning in row.warnings),
+        warnings=tuple(warning for row in view.rows for warning in row.warnings)[:MAX_WARNINGS],
         history=previous.history,
         display=_display(view, sizes),
     )
@@ -86,10 +88,6 @@ def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
     """Plain JSON values of a status, without what is unset."""
     dumped: dict[str, Any] = status.model_dump(mode="json", exclude_none=True)
     return {key: value for key, value in dumped.items() if value not in ([], {}, "")}
-
-
-def _timestamp(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _phase(view: View) -> Phase:
@@ -116,7 +114,8 @@ def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, .
                 type=kind,
                 status=truth,
                 reason=reason,
-                message=message,
+                # A spec with hundreds of problems makes a message that the API server would not take.
+                message=message[:MAX_TEXT],
                 last_transition_time=before[kind].last_transition_time if same else time,
                 observed_generation=snapshot.generation,
             )

@@ -12,7 +12,7 @@ from support.builders import lora_fine_tune
 from support.verdicts import ILLEGAL, LEGAL, Verdict
 
 
-def _named(verdicts: tuple[Verdict, ...]) -> Any:
+def _named(verdicts: tuple[Verdict, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("verdict", verdicts, ids=[verdict.case for verdict in verdicts])
 
 

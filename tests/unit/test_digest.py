@@ -102,7 +102,7 @@ def digests(builder: ObjectBuilder, resolved: Resolved = RESOLVED, name: str = "
         "request": prepare_digest(parameters),
         "prepared": prepared_digest(parameters, resolved),
         "base-scores": base_scores_digest(parameters, resolved),
-        **stage_digests(parameters, resolved, name),
+        **{stage.value: digest for stage, digest in stage_digests(parameters, resolved, name).items()},
     }
 
 

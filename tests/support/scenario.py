@@ -1,0 +1,295 @@
+"""One object, a cluster in memory, and a simulated Job controller: passes are the real `run_once`.
+
+    scenario = Scenario(lora_fine_tune())
+    scenario.reconcile()          # creates prepare's Job
+    scenario.finish()             # its container ends well
+    scenario.reconcile()          # records the result, creates train's Job
+
+Stages are simulated by what they say: results by digest, a store that knows which digests are done.
+"""
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from edgetune_contract.digest import prepared_digest, sha256_of, stage_digests
+from edgetune_contract.request import Artifact, Publication, Request, Resolved, Result, Scores
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus, StageStatus
+from edgetune_operator.observe import JOB_NAME_LABEL
+from edgetune_operator.plan import CreateJob, DeleteJob
+from edgetune_operator.profiles import Profile, ProfileStore
+from edgetune_operator.reconcile import Key, Pass, run_once
+from support.builders import JobBuilder, ObjectBuilder, PodBuilder
+
+PROFILE = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))
+START = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
+TICK = timedelta(seconds=10)
+_ARTIFACTS = {Stage.PREPARE: "prepared", Stage.TRAIN: "adapter", Stage.MERGE: "merged", Stage.QUANTIZE: "edge-bnb-int8"}
+
+
+class MemoryCluster:
+    """The part of a cluster that a pass needs, as plain dicts."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.progress: ProgressStatus | None = None
+        self.now = START
+        self.created: list[dict[str, Any]] = []
+        self.status_writes = 0
+        self._pods_started = 0
+        self.deletes_slowly = False
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        """The object; None for any other key."""
+        same = (key.namespace, key.name) == (self.document["metadata"]["namespace"], self.document["metadata"]["name"])
+        return copy.deepcopy(self.document) if same else None
+
+    async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - holds one owner's
+        """Every Job."""
+        return copy.deepcopy(list(self.jobs.values()))
+
+    async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - holds one owner's
+        """Every Pod."""
+        return copy.deepcopy(list(self.pods.values()))
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - as above
+        """What the test set."""
+        return self.progress
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        """Take the Job and start its Pod; a name that is taken is no error."""
+        name = job["metadata"]["name"]
+        if name in self.jobs:
+            return
+        made = copy.deepcopy(dict(job))
+        made["metadata"]["creationTimestamp"] = self.timestamp()
+        self.jobs[name] = made
+        self.created.append(made)
+        self.start_pod(name)
+
+    async def delete_job(self, namespace: str, name: str) -> None:  # noqa: ARG002 - there is one namespace
+        """Remove a Job and its Pods, or mark it as going away."""
+        if name in self.jobs and self.deletes_slowly:
+            self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()
+        else:
+            self.remove_job(name)
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:  # noqa: ARG002 - as above
+        """Keep the status; it must be one that the models take."""
+        LoraFineTuneStatus.model_validate(status)
+        self.document["status"] = copy.deepcopy(dict(status))
+        self.status_writes += 1
+
+    def timestamp(self) -> str:
+        """Now as the API server writes it."""
+        return self.now.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def start_pod(self, job: str) -> None:
+        """The Job controller starts an attempt."""
+        self._pods_started += 1
+        name = f"{job}-{self._pods_started}"
+        self.pods[name] = PodBuilder(job, name, self.timestamp()).running().build()
+        self.jobs[job].setdefault("status", {"startTime": self.timestamp()})["active"] = 1
+
+    def pods_of(self, job: str) -> list[str]:
+        """Names of a Job's Pods, oldest first."""
+        return [name for name, pod in self.pods.items() if pod["metadata"]["labels"][JOB_NAME_LABEL] == job]
+
+    def remove_job(self, name: str) -> None:
+        """The Job and its Pods are gone."""
+        for pod in self.pods_of(name):
+            del self.pods[pod]
+        self.jobs.pop(name, None)
+
+    def remove_ended_jobs(self) -> None:
+        """The time to live of Jobs that have ended is over."""
+        for name in [name for name, job in self.jobs.items() if job["status"].get("conditions")]:
+            self.remove_job(name)
+
+    def live_jobs(self) -> list[str]:
+        """Names of Jobs that have not ended, and are not going away."""
+        return [
+            name
+            for name, job in self.jobs.items()
+            if not job["status"].get("conditions") and not job["metadata"].get("deletionTimestamp")
+        ]
+
+
+class Scenario:
+    """One object and all that happens to it."""
+
+    def __init__(self, builder: ObjectBuilder, profile: Profile | None = PROFILE) -> None:
+        self.cluster = MemoryCluster(builder.build())
+        self.profiles = {} if profile is None else {"default": profile}
+        self.manifests: dict[str, Result] = {}
+        self.pointer = ""
+        self.data = "first version of the data"
+        self.gates_hold = True
+        self.reports_later_stages = True
+
+    def reconcile(self) -> Pass:
+        """One pass, ten seconds after the one before."""
+        self.cluster.now += TICK
+        metadata = self.cluster.document["metadata"]
+        key = Key(metadata["namespace"], metadata["name"])
+        done = asyncio.run(run_once(self.cluster, key, self.profiles, self.cluster.now))
+        if done is None:
+            raise AssertionError("the object is gone")
+        return done
+
+    def change(self, builder: ObjectBuilder) -> None:
+        """A person edits the object; the status stays."""
+        status = self.cluster.document.get("status")
+        self.cluster.document = (builder if status is None else builder.with_status(status)).build()
+
+    @property
+    def builder(self) -> ObjectBuilder:
+        """The object as it is now, to be edited."""
+        return ObjectBuilder(self.cluster.document)
+
+    @property
+    def live_job(self) -> str:
+        """Name of the one live Job."""
+        (name,) = self.cluster.live_jobs()
+        return name
+
+    @property
+    def request(self) -> Request:
+        """Request of the live Job."""
+        return request_of(self.cluster.jobs[self.live_job])
+
+    @property
+    def status(self) -> LoraFineTuneStatus:
+        """Status of the object."""
+        return LoraFineTuneStatus.model_validate(self.cluster.document.get("status", {}))
+
+    def row(self, stage: Stage) -> StageStatus:
+        """A stage's row in the status."""
+        return next(row for row in self.status.stages if row.name is stage)
+
+    def condition(self, kind: str) -> tuple[str, str, str] | None:
+        """Status, reason and message of a condition; None if it is absent."""
+        return next(
+            ((found.status, found.reason, found.message) for found in self.status.conditions if found.type == kind),
+            None,
+        )
+
+    def finish(self, result: Result | None = None) -> None:
+        """The live Job's container ends well."""
+        result = result or self.simulated_result(self.request)
+        self.end_pod(lambda pod: pod.succeeded(result))
+        self.end_job(lambda job: job.complete(self.cluster.timestamp()))
+
+    def finish_all(self) -> Pass:
+        """Every stage ends well, one after the other; the last pass."""
+        done = self.reconcile()
+        while self.cluster.live_jobs():
+            self.finish()
+            done = self.reconcile()
+        return done
+
+    def advance_to(self, stage: Stage) -> None:
+        """Let every stage before `stage` end well; its Job is live afterwards."""
+        self.reconcile()
+        while self.request.stage is not stage:
+            self.finish()
+            self.reconcile()
+
+    def fail(self, exit_code: int, message: str, reason: str = "BackoffLimitExceeded", attempts: int = 1) -> None:
+        """The live Job's container ends with a failure, and the Job with it."""
+        request = self.request
+        self.end_pod(lambda pod: pod.failed(request.stage, request.digest, exit_code, message))
+        self.end_job(lambda job: job.failed(reason, attempts=attempts, at=self.cluster.timestamp()))
+
+    def end_pod(self, ending: Any) -> None:
+        """The newest Pod of the live Job ends in some way of PodBuilder."""
+        job = self.live_job
+        name = self.cluster.pods_of(job)[-1]
+        created = self.cluster.pods[name]["metadata"]["creationTimestamp"]
+        self.cluster.pods[name] = ending(PodBuilder(job, name, created)).build()
+
+    def end_job(self, ending: Any, name: str = "") -> None:
+        """The live Job, or the one of that name, ends in some way of JobBuilder."""
+        job = self.cluster.jobs[name or self.live_job]
+        request = request_of(job)
+        builder = JobBuilder(request.stage, request.digest, created=job["metadata"]["creationTimestamp"])
+        job["status"] = ending(builder).status
+
+    def evict(self) -> None:
+        """The live Job's Pod is evicted and gone; the Job controller starts another."""
+        job = self.live_job
+        del self.cluster.pods[self.cluster.pods_of(job)[-1]]
+        self.cluster.start_pod(job)
+
+    def simulated_result(self, request: Request) -> Result:
+        """What the stage says; from the store if its manifest is there."""
+        if request.stage is Stage.PREPARE:
+            return self._prepared(request)
+        if self._is_done(request.digest):
+            return self.manifests[request.digest].model_copy(update={"cached": True})
+        self.manifests[request.digest] = made = self._made(request.stage, request.digest)
+        if made.publication is not None and made.publication.published:
+            self.pointer = request.digest
+        return made
+
+    def _is_done(self, digest: str) -> bool:
+        """Whether the store has the manifest; a publication counts only while the pointer names its version."""
+        publication = self.manifests[digest].publication if digest in self.manifests else None
+        return digest in self.manifests and (
+            publication is None or not publication.published or self.pointer == publication.version
+        )
+
+    def _prepared(self, request: Request) -> Result:
+        resolved = Resolved(base=sha256_of(request.parameters.base_model.uri), train=sha256_of(self.data))
+        digests = stage_digests(request.parameters, resolved, request.name)
+        done = tuple(self.manifests[digest] for digest in digests.values() if self._is_done(digest))
+        made = self._made(Stage.PREPARE, prepared_digest(request.parameters, resolved))
+        return made.model_copy(
+            update={
+                "resolved": resolved,
+                "metrics": {"baseBytes": 1000.0, "rows": 600.0},
+                "warnings": ("212 training examples: style adaptation usually needs 500 to 1,000",),
+                "done": done if self.reports_later_stages else (),
+            }
+        )
+
+    def _made(self, stage: Stage, digest: str) -> Result:
+        result = Result(stage=stage, digest=digest, seconds=5.0)
+        if stage in _ARTIFACTS:
+            uri = f"s3://artifacts/edgetune/team-a/stages/{stage}/{digest}/{_ARTIFACTS[stage]}"
+            artifact = Artifact(name=_ARTIFACTS[stage], uri=uri, bytes=500, sha256=sha256_of(uri))
+            result = result.model_copy(update={"artifacts": (artifact,)})
+        if stage is Stage.EVALUATE:
+            scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, improvement=90.0, drop=0.01, examples=64)
+            result = result.model_copy(update={"scores": scores})
+        if stage is Stage.PUBLISH:
+            result = result.model_copy(update={"publication": self._publication(digest)})
+        return result
+
+    def _publication(self, digest: str) -> Publication:
+        if self.gates_hold:
+            pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
+            return Publication(published=True, version=digest, pointer=pointer)
+        refusal = "maxDrop: the edge model is 0.03 below the tuned model, at most 0.02 is allowed"
+        return Publication(published=False, version=digest, refusals=(refusal,))
+
+
+def request_of(job: Mapping[str, Any]) -> Request:
+    """The request that a Job carries."""
+    environment = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    return Request.decode(environment["EDGETUNE_REQUEST"])
+
+
+def created(done: Pass) -> list[Stage]:
+    """Stages whose Job a pass created."""
+    return [action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)]
+
+
+def deleted(done: Pass) -> list[tuple[str, str]]:
+    """Names of the Jobs that a pass deleted, with the reason."""
+    return [(action.name, action.reason) for action in done.plan.actions if isinstance(action, DeleteJob)]

@@ -1,0 +1,309 @@
+"""What people change while a run goes on: edits, suspend and resume, retries."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import StageState
+from edgetune_operator.plan import Outcome
+from support.builders import lora_fine_tune
+from support.scenario import Scenario, created, deleted
+
+NOT_PART = "it is not part of the current run"
+RUNS_AGAIN = "the stage runs again"
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    """The smallest object, before its first pass."""
+    return Scenario(lora_fine_tune())
+
+
+def run_again(scenario: Scenario) -> list[Stage]:
+    """Stages whose Jobs are created from now on until the end."""
+    ran = created(scenario.reconcile())
+    while scenario.cluster.live_jobs():
+        scenario.finish()
+        ran += created(scenario.reconcile())
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("dataset.template", "ChatTemplate", list(Stage)),
+        ("lora.rank", 8, [Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]),
+        ("merge.base", "Original", [Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]),
+        ("merge.keep", False, [Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]),
+        ("quantization.outlierThreshold", 5.0, [Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]),
+        ("evaluation.maxNewTokens", 64, [Stage.EVALUATE, Stage.PUBLISH]),
+        ("evaluation.gates.minScore", 0.5, [Stage.PUBLISH]),
+        ("retryLimit", 9, []),
+        ("activeDeadlineSeconds", 600, []),
+        ("training.checkpoint.keep", 9, []),
+    ],
+)
+def test_an_edit_runs_only_the_stages_again_that_it_can_change(
+    scenario: Scenario, path: str, value: Any, expected: list[Stage]
+) -> None:
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.edited(path, value))
+
+    assert run_again(scenario) == expected
+    assert scenario.status.phase == "Succeeded"
+    assert scenario.status.observed_generation == 2
+
+
+def test_an_edit_that_changes_the_running_stage_deletes_its_job_and_creates_nothing_in_that_pass(
+    scenario: Scenario,
+) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    stale = scenario.live_job
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+
+    first = scenario.reconcile()
+    waiting = scenario.condition("Reconciling")
+    second = scenario.reconcile()
+
+    assert (deleted(first), created(first)) == ([(stale, NOT_PART)], [])
+    assert waiting == ("True", "Pending", "train: waits until an older Job of this object is gone")
+    assert (deleted(second), created(second)) == ([], [Stage.TRAIN])
+    assert scenario.live_job != stale
+
+
+def test_nothing_is_created_while_the_old_job_takes_its_time_to_go(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.cluster.deletes_slowly = True
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+
+    passes = [scenario.reconcile() for _ in range(3)]
+
+    assert [len(deleted(each)) for each in passes] == [1, 0, 0]
+    assert [created(each) for each in passes] == [[], [], []]
+
+
+def test_an_edit_that_leaves_the_running_stage_alone_keeps_its_job(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    job = scenario.live_job
+
+    scenario.change(scenario.builder.edited("evaluation.maxExamples", 10))
+    done = scenario.reconcile()
+
+    assert done.plan.actions == ()
+    assert scenario.live_job == job
+
+
+@pytest.mark.parametrize("jobs_are_gone", [False, True])
+def test_an_edit_that_is_taken_back_publishes_what_was_made_before(scenario: Scenario, jobs_are_gone: bool) -> None:
+    scenario.finish_all()
+    version = scenario.pointer
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    run_again(scenario)
+    if jobs_are_gone:
+        scenario.cluster.remove_ended_jobs()
+
+    scenario.change(scenario.builder.edited("lora.rank", 16))
+    scenario.reconcile()
+    run_again(scenario)
+
+    assert scenario.row(Stage.TRAIN).cached is jobs_are_gone
+    assert scenario.pointer == version
+    assert scenario.status.publication is not None
+    assert scenario.status.publication.version == version
+
+
+def test_results_of_an_older_spec_are_not_shown_as_those_of_the_new_one(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.reconcile()
+
+    assert [artifact.name for artifact in scenario.status.artifacts] == ["prepared"]
+    assert scenario.status.scores is None
+    assert scenario.status.publication is None
+    assert scenario.status.sizes is not None
+    assert scenario.status.sizes.edge_bytes is None
+
+
+def test_suspending_deletes_the_running_job_and_keeps_what_is_finished(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    job = scenario.live_job
+    scenario.change(scenario.builder.edited("suspend", True))
+
+    first, second = scenario.reconcile(), scenario.reconcile()
+
+    message = "spec.suspend is true; train goes on when it is set to false"
+    assert deleted(first) == [(job, NOT_PART)]
+    assert second.plan.actions == ()
+    assert scenario.status.phase == "Suspended"
+    assert scenario.condition("Ready") == ("False", "Suspended", message)
+    assert scenario.condition("Reconciling") is None
+    assert scenario.condition("Stalled") is None
+    assert scenario.row(Stage.PREPARE).state is StageState.SUCCEEDED
+
+
+def test_resuming_creates_the_same_job_again(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    job = scenario.live_job
+    scenario.change(scenario.builder.edited("suspend", True))
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.edited("suspend", False))
+    done = scenario.reconcile()
+
+    assert created(done) == [Stage.TRAIN]
+    assert scenario.live_job == job
+
+
+def test_an_object_that_is_born_suspended_runs_nothing() -> None:
+    scenario = Scenario(lora_fine_tune().with_spec("suspend", True))
+
+    assert scenario.reconcile().plan.actions == ()
+    assert scenario.status.phase == "Suspended"
+
+
+def test_suspending_what_is_done_changes_nothing(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.edited("suspend", True))
+    scenario.reconcile()
+
+    assert scenario.status.phase == "Succeeded"
+
+
+def test_a_retry_after_a_failure_looks_at_the_inputs_again_and_runs_the_failed_stage(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite at step 7", reason="PodFailurePolicy")
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    first = scenario.reconcile()
+    ran = run_again(scenario)
+
+    assert sorted(reason for _, reason in deleted(first)) == [RUNS_AGAIN, RUNS_AGAIN]
+    assert scenario.status.last_handled_retry == "again"
+    assert ran == list(Stage)
+    assert scenario.status.phase == "Succeeded"
+
+
+def test_a_retry_works_when_the_failed_job_is_gone_already(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.DENIED, "access denied")
+    scenario.reconcile()
+    scenario.cluster.remove_job(scenario.row(Stage.PREPARE).job)
+
+    scenario.change(scenario.builder.with_retry_requested("again"))
+
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+def test_a_retry_of_what_is_done_looks_at_the_inputs_and_runs_nothing_else(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.with_retry_requested("look"))
+
+    assert run_again(scenario) == []
+    assert run_again(scenario) == [Stage.PREPARE]
+    assert scenario.status.phase == "Succeeded"
+
+
+def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenario) -> None:
+    scenario.finish_all()
+    before = scenario.status.resolved
+    scenario.data = "second version of the data"
+
+    scenario.change(scenario.builder.with_retry_requested("new data"))
+    scenario.reconcile()
+
+    assert run_again(scenario) == list(Stage)
+    assert scenario.status.resolved != before
+
+
+def test_a_retry_while_a_stage_runs_is_answered_and_disturbs_nothing(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    done = scenario.reconcile()
+
+    assert done.plan.actions == ()
+    assert scenario.status.last_handled_retry == "impatient"
+
+
+def test_a_retry_is_answered_once(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.INVALID, "bad data")
+    scenario.change(scenario.builder.with_retry_requested("once"))
+    run_again(scenario)
+    run_again(scenario)
+
+    assert scenario.status.phase == "Succeeded"
+    assert run_again(scenario) == []
+
+
+def test_taking_the_annotation_away_asks_for_nothing(scenario: Scenario) -> None:
+    scenario.change(scenario.builder.with_retry_requested("first"))
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.with_metadata(annotations={}))
+
+    assert run_again(scenario) == []
+    assert scenario.status.last_handled_retry == "first"
+
+
+def test_a_retry_whose_answer_could_not_be_written_is_not_run_twice(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.TRANSIENT, "the store did not answer")
+    scenario.reconcile()
+    unanswered = scenario.cluster.document["status"]
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    scenario.reconcile()
+    scenario.reconcile()
+    scenario.finish()
+    scenario.cluster.document["status"] = unanswered
+
+    done = scenario.reconcile()
+
+    assert created(done) == [Stage.TRAIN]
+    assert deleted(done) == []
+
+
+def test_a_retry_while_suspended_is_there_when_the_run_goes_on(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite")
+    scenario.reconcile()
+    scenario.change(scenario.builder.edited("suspend", True).with_retry_requested("later"))
+    scenario.reconcile()
+    scenario.reconcile()
+    suspended = scenario.status.phase
+
+    scenario.change(scenario.builder.edited("suspend", False))
+
+    assert suspended == "Suspended"
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+    scenario.finish()
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_a_token_that_is_longer_than_the_status_can_hold_is_answered_too(scenario: Scenario) -> None:
+    scenario.change(scenario.builder.with_retry_requested("x" * 5000))
+
+    scenario.finish_all()
+
+    assert scenario.status.last_handled_retry == "x" * 256
+    assert run_again(scenario) == []
+
+
+def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
+    failed = scenario.reconcile().plan.view.outcome
+
+    scenario.change(scenario.builder.edited("retryLimit", 10))
+    scenario.reconcile()
+    done = scenario.reconcile()
+
+    assert failed is Outcome.FAILED
+    assert created(done) == [Stage.TRAIN]
+    assert scenario.cluster.jobs[scenario.live_job]["spec"]["backoffLimit"] == 10

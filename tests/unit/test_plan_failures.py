@@ -1,0 +1,258 @@
+"""How stages end when they do not finish, and what the object says then."""
+
+import pytest
+
+from edgetune_contract.request import Result
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import StageState
+from edgetune_operator.plan import Outcome
+from support.builders import lora_fine_tune
+from support.scenario import Scenario, created, deleted
+
+LOST = "the stage ended without a readable result; running it again finds what it wrote"
+
+
+@pytest.fixture
+def training() -> Scenario:
+    """An object whose training runs."""
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(Stage.TRAIN)
+    return scenario
+
+
+def lose_result(scenario: Scenario, message: str = "") -> None:
+    """The live Job ends well, but what it said does not arrive."""
+    scenario.end_pod(lambda pod: pod.ended(0, message))
+    scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if code is not ExitCode.DONE])
+def test_a_stage_that_gives_up_fails_the_run_in_its_own_words(training: Scenario, code: ExitCode) -> None:
+    training.fail(code, "line 7 of train.jsonl is not JSON; mend it")
+
+    done = training.reconcile()
+
+    said = "train: line 7 of train.jsonl is not JSON; mend it"
+    assert done.plan.view.outcome is Outcome.FAILED
+    assert done.plan.actions == ()
+    assert training.status.phase == "Failed"
+    assert training.condition("Stalled") == ("True", code.reason, said)
+    assert training.condition("Ready") == ("False", code.reason, said)
+    assert training.condition("Trained") == ("False", code.reason, "line 7 of train.jsonl is not JSON; mend it")
+    assert training.row(Stage.TRAIN).state is StageState.FAILED
+    assert training.row(Stage.MERGE).state is StageState.PENDING
+    assert training.reconcile().wrote_status is False
+
+
+def test_a_failure_after_several_attempts_names_their_number_and_the_limit(training: Scenario) -> None:
+    training.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
+
+    training.reconcile()
+
+    message = "the store did not answer (attempt 4, spec.retryLimit is 3)"
+    assert training.row(Stage.TRAIN).message == message
+    assert training.row(Stage.TRAIN).attempts == 4
+
+
+def test_a_crash_shows_the_end_of_its_log(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.ended(1, "Traceback (most recent call last):\nKeyError: 'x'"))
+    training.end_job(lambda job: job.failed("BackoffLimitExceeded"))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.reason, row.message) == (
+        "InternalError",
+        "exit code 1: Traceback (most recent call last):\nKeyError: 'x'",
+    )
+
+
+def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.ended(137, reason="OOMKilled"))
+    training.end_job(lambda job: job.failed("BackoffLimitExceeded", attempts=4))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert row.reason == "OutOfMemory"
+    assert row.message == (
+        "the container was killed at its memory limit; raise it in the profile (attempt 4, spec.retryLimit is 3)"
+    )
+
+
+def test_a_stage_that_takes_too_long_names_the_deadline(training: Scenario) -> None:
+    training.end_job(lambda job: job.failed("DeadlineExceeded", "Job was active longer than specified deadline"))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert row.reason == "DeadlineExceeded"
+    assert row.message == "not done after 86400 seconds; raise spec.activeDeadlineSeconds or ask for less"
+
+
+def test_a_failed_job_whose_pods_are_gone_speaks_in_the_job_controllers_words(training: Scenario) -> None:
+    training.cluster.pods.clear()
+    training.end_job(lambda job: job.failed("BackoffLimitExceeded", "Job has reached the specified backoff limit"))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.reason, row.message) == ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+
+
+def test_a_failed_job_that_says_nothing_at_all_still_has_a_reason(training: Scenario) -> None:
+    training.cluster.pods.clear()
+    training.end_job(lambda job: job.failed(""))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.reason, row.message) == ("JobFailed", "the Job failed and left no Pod that says why")
+
+
+def test_an_attempt_that_fails_while_others_follow_leaves_the_stage_running(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, training.request.digest, 12, "out of GPU memory"))
+
+    done = training.reconcile()
+
+    assert done.plan.view.outcome is Outcome.RUNNING
+    assert done.plan.actions == ()
+
+
+def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: Scenario) -> None:
+    message = 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"'
+    training.end_pod(lambda pod: pod.waiting("ImagePullBackOff", message))
+
+    training.reconcile()
+
+    assert training.condition("Reconciling") == ("True", "ImagePullBackOff", f"train: {message}")
+    assert training.status.phase == "Training"
+
+
+def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words(training: Scenario) -> None:
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    training.end_pod(lambda pod: pod.unschedulable(message))
+
+    training.reconcile()
+
+    assert training.condition("Reconciling") == ("True", "Unschedulable", f"train: {message}")
+
+
+def test_an_eviction_is_counted_as_preemption_and_not_as_attempt(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.ended(143).disrupted())
+    training.cluster.start_pod(training.live_job)
+
+    done = training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
+    assert done.plan.actions == ()
+
+
+def test_a_stage_that_stopped_by_itself_goes_on_without_counting(training: Scenario) -> None:
+    digest = training.request.digest
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "stopped at step 40"))
+    training.cluster.start_pod(training.live_job)
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
+
+
+def test_what_a_disrupted_pod_said_is_not_why_the_job_failed(training: Scenario) -> None:
+    digest = training.request.digest
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.TRANSIENT, "the store did not answer"))
+    training.cluster.start_pod(training.live_job)
+    training.end_pod(lambda pod: pod.ended(137, "killed").disrupted())
+    training.end_job(lambda job: job.failed("BackoffLimitExceeded"))
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).reason == "TransientFault"
+
+
+def test_a_pod_that_was_evicted_and_is_gone_leaves_the_stage_running(training: Scenario) -> None:
+    training.evict()
+
+    done = training.reconcile()
+
+    assert done.plan.actions == ()
+    assert training.row(Stage.TRAIN).state is StageState.RUNNING
+
+
+def test_a_job_that_was_removed_after_its_result_was_recorded_is_not_missed(training: Scenario) -> None:
+    training.finish()
+    training.reconcile()
+    training.cluster.remove_ended_jobs()
+
+    done = training.reconcile()
+
+    assert done.plan.actions == ()
+    assert training.row(Stage.TRAIN).state is StageState.SUCCEEDED
+
+
+def test_a_job_that_was_removed_before_its_result_was_recorded_runs_again_and_finds_its_manifest(
+    training: Scenario,
+) -> None:
+    training.finish()
+    training.cluster.remove_ended_jobs()
+
+    again = training.reconcile()
+    training.finish()
+    training.reconcile()
+
+    assert created(again) == [Stage.TRAIN]
+    assert training.row(Stage.TRAIN).reason == "Cached"
+
+
+@pytest.mark.parametrize("message", ["", "{", "Killed", '{"stage": "train"}'])
+def test_a_result_that_is_lost_once_costs_one_short_run(training: Scenario, message: str) -> None:
+    job = training.live_job
+    training.simulated_result(training.request)
+    lose_result(training, message)
+
+    first, lost = training.reconcile(), training.row(Stage.TRAIN)
+    second = training.reconcile()
+    training.finish()
+    training.reconcile()
+
+    assert (deleted(first), created(first)) == ([(job, "the stage runs again")], [])
+    assert (lost.state, lost.reason, lost.message) == (StageState.PENDING, "ResultLost", LOST)
+    assert created(second) == [Stage.TRAIN]
+    assert training.row(Stage.TRAIN).reason == "Cached"
+
+
+def test_a_result_that_is_lost_twice_fails_the_run(training: Scenario) -> None:
+    lose_result(training)
+    training.reconcile()
+    training.reconcile()
+    training.reconcile()
+    lose_result(training)
+
+    done = training.reconcile()
+
+    assert done.plan.view.outcome is Outcome.FAILED
+    assert training.condition("Stalled") == ("True", "ResultLost", f"train: {LOST}")
+
+
+def test_a_result_of_another_digest_is_as_good_as_lost(training: Scenario) -> None:
+    training.finish(Result(stage=Stage.TRAIN, digest="e" * 64))
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).reason == "ResultLost"
+
+
+@pytest.mark.parametrize(
+    ("stage", "owed"), [(Stage.PREPARE, "resolved"), (Stage.EVALUATE, "scores"), (Stage.PUBLISH, "publication")]
+)
+def test_a_result_without_what_its_stage_owes_is_as_good_as_lost(stage: Stage, owed: str) -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(stage)
+    result = scenario.simulated_result(scenario.request)
+
+    scenario.finish(result.model_copy(update={owed: None}))
+    scenario.reconcile()
+
+    assert scenario.row(stage).reason == "ResultLost"

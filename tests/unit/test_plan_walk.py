@@ -1,0 +1,247 @@
+"""Random walks: whatever people, Pods and the Job controller do, in whatever order, a run stays sound and comes to an end."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import LoraFineTuneStatus, StageState
+from edgetune_operator.plan import Outcome
+from edgetune_operator.reconcile import Pass
+from edgetune_operator.reference import REASONS
+from edgetune_operator.status import dump
+from support.builders import lora_fine_tune
+from support.scenario import MemoryCluster, Scenario, created, request_of
+
+EDITS: tuple[tuple[str, Any], ...] = (
+    ("lora.rank", 8),
+    ("lora.rank", 16),
+    ("dataset.template", "ChatTemplate"),
+    ("merge.keep", False),
+    ("merge.keep", True),
+    ("evaluation.gates.minScore", 0.5),
+    ("evaluation.maxExamples", 10),
+    ("training.checkpoint.keep", 4),
+    ("retryLimit", 5),
+    ("suspend", True),
+    ("suspend", False),
+    ("lora.rank", 0),
+)
+FAILURES = tuple(code for code in ExitCode if code is not ExitCode.DONE)
+
+
+class ClusterIsAway(Exception):
+    """The API server did not answer."""
+
+
+class Walk(RuleBasedStateMachine):
+    """One object, its Jobs and Pods, and everybody who touches them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scenario = Scenario(lora_fine_tune())
+        self.tokens = 0
+
+    @property
+    def cluster(self) -> MemoryCluster:
+        return self.scenario.cluster
+
+    def running(self) -> list[str]:
+        """Jobs with a Pod that runs, also those that are going away."""
+        return [
+            name
+            for name in self.cluster.jobs
+            if any(self.cluster.pods[pod]["status"]["phase"] == "Running" for pod in self.cluster.pods_of(name))
+        ]
+
+    def reconcile(self) -> Pass:
+        """One pass, with what must hold for each."""
+        before = self.scenario.status
+        done = self.scenario.reconcile()
+        succeeded = {row.digest for row in before.stages if row.state is StageState.SUCCEEDED}
+        asked = [action.request for action in done.plan.actions if hasattr(action, "request")]
+        assert not [each for each in asked if each.stage is not Stage.PREPARE and each.digest in succeeded]
+        assert len(created(done)) <= 1
+        assert not created(done) or len(done.plan.actions) == 1
+        known = {code.reason for code in ExitCode} | set(REASONS) | {"InternalError", "PodFailurePolicy"}
+        assert done.plan.view.reason in known
+        return done
+
+    def settle(self) -> Pass:
+        """Passes until nothing is left to do now; then one more does nothing and writes nothing."""
+        self.finish_deletions()
+        while self.reconcile().plan.actions:
+            self.finish_deletions()
+        again = self.reconcile()
+        assert (again.plan.actions, again.wrote_status) == ((), False)
+        return again
+
+    @rule()
+    def a_pass(self) -> None:
+        self.reconcile()
+
+    @rule()
+    def passes_until_nothing_is_left_to_do(self) -> None:
+        self.settle()
+
+    @rule(lost=st.sampled_from(["create_job", "delete_job", "write_status"]), after=st.booleans())
+    def a_pass_that_the_cluster_cuts_short(self, lost: str, after: bool) -> None:
+        whole = getattr(self.cluster, lost)
+
+        async def fails(*arguments: Any) -> None:
+            if after:
+                await whole(*arguments)
+            raise ClusterIsAway
+
+        setattr(self.cluster, lost, fails)
+        try:
+            self.reconcile()
+        except ClusterIsAway:
+            pass
+        finally:
+            delattr(self.cluster, lost)
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_stage_ends_well(self) -> None:
+        self.scenario.finish()
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_container_ends_well_and_the_job_later(self) -> None:
+        result = self.scenario.simulated_result(self.scenario.request)
+        self.scenario.end_pod(lambda pod: pod.succeeded(result))
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_result_is_lost(self) -> None:
+        self.scenario.simulated_result(self.scenario.request)
+        self.scenario.end_pod(lambda pod: pod.ended(0))
+        self.scenario.end_job(lambda job: job.complete(self.cluster.timestamp()))
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule(code=st.sampled_from(FAILURES))
+    def the_stage_fails(self, code: ExitCode) -> None:
+        self.scenario.fail(code, "it did not work")
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_pod_is_evicted(self) -> None:
+        self.scenario.evict()
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def somebody_deletes_the_job(self) -> None:
+        self.cluster.remove_job(self.scenario.live_job)
+
+    def has_running_pod(self) -> bool:
+        """Whether there is one live Job with a Pod that runs."""
+        live = self.cluster.live_jobs()
+        return len(live) == 1 and live == [name for name in self.running() if name in live]
+
+    @rule()
+    def the_job_controller_catches_up(self) -> None:
+        for name in self.cluster.live_jobs():
+            phases = [self.cluster.pods[pod]["status"]["phase"] for pod in self.cluster.pods_of(name)]
+            if phases[-1:] == ["Succeeded"]:
+                self.scenario.end_job(lambda job: job.complete(self.cluster.timestamp()), name)
+
+    @rule()
+    def ended_jobs_outlive_their_time(self) -> None:
+        self.cluster.remove_ended_jobs()
+
+    @rule(slowly=st.booleans())
+    def deletions_take_time(self, slowly: bool) -> None:
+        self.cluster.deletes_slowly = slowly
+
+    @rule()
+    def finish_deletions(self) -> None:
+        for name in [name for name, job in self.cluster.jobs.items() if job["metadata"].get("deletionTimestamp")]:
+            self.cluster.remove_job(name)
+
+    @rule(edit=st.sampled_from(EDITS))
+    def a_person_edits_the_spec(self, edit: tuple[str, Any]) -> None:
+        self.scenario.change(self.scenario.builder.edited(*edit))
+
+    @rule()
+    def a_person_asks_for_a_retry(self) -> None:
+        self.tokens += 1
+        self.scenario.change(self.scenario.builder.with_retry_requested(f"token-{self.tokens}"))
+
+    @rule()
+    def a_person_removes_the_annotation(self) -> None:
+        self.scenario.change(self.scenario.builder.with_metadata(annotations={}))
+
+    @rule(version=st.integers(0, 2))
+    def the_data_changes(self, version: int) -> None:
+        self.scenario.data = f"version {version} of the data"
+
+    @rule(hold=st.booleans())
+    def the_gates_hold_or_not(self, hold: bool) -> None:
+        self.scenario.gates_hold = hold
+
+    @rule(reports=st.booleans())
+    def prepare_reports_later_stages_or_not(self, reports: bool) -> None:
+        self.scenario.reports_later_stages = reports
+
+    @invariant()
+    def never_do_two_stages_run_at_once(self) -> None:
+        assert len(self.running()) <= 1
+
+    @invariant()
+    def the_status_is_one_that_the_models_take_and_give_back(self) -> None:
+        status = self.cluster.document.get("status")
+        if status is not None:
+            assert dump(LoraFineTuneStatus.model_validate(status)) == status
+
+    @invariant()
+    def conditions_follow_kstatus(self) -> None:
+        status = self.scenario.status
+        truths = {condition.type: condition.status for condition in status.conditions}
+        assert truths.get("Reconciling", "True") == "True"
+        assert truths.get("Stalled", "True") == "True"
+        assert not {"Reconciling", "Stalled"} <= truths.keys()
+        if truths.get("Ready") == "True":
+            assert status.observed_generation >= 1
+            assert not {"Reconciling", "Stalled"} & truths.keys()
+
+    def teardown(self) -> None:
+        """When the stages end well from now on, the run comes to an end; a retry then always succeeds."""
+        self.scenario.change(self.scenario.builder.edited("suspend", False).edited("lora.rank", 32))
+        self.cluster.deletes_slowly = False
+        assert self.run_to_the_end().is_final
+        self.a_person_asks_for_a_retry()
+        wanted = Outcome.PUBLISHED, Outcome.REFUSED
+        assert self.run_to_the_end() in wanted
+        last = self.scenario.status
+        assert last.publication is not None
+        assert not last.publication.published or last.publication.version == self.scenario.pointer
+        assert last.last_handled_retry == f"token-{self.tokens}"
+        assert all(row.state in (StageState.SUCCEEDED, StageState.SKIPPED) for row in last.stages)
+
+    def run_to_the_end(self) -> Outcome:
+        """Let every stage end well until nothing runs."""
+        for _ in range(40):
+            done = self.settle()
+            if done.plan.view.outcome.is_final:
+                assert not self.running()
+                return done.plan.view.outcome
+            if self.has_running_pod():
+                self.scenario.finish()
+            self.the_job_controller_catches_up()
+        raise AssertionError(f"no end: {done.plan.view.reason}: {done.plan.view.message}")
+
+
+Walk.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestWalk = pytest.mark.timeout(300)(Walk.TestCase)
+
+
+def test_the_request_of_a_job_is_the_one_that_was_planned() -> None:
+    scenario = Scenario(lora_fine_tune())
+
+    planned = scenario.reconcile().plan.actions[0]
+
+    assert request_of(scenario.cluster.created[0]) == planned.request
