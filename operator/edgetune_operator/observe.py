@@ -26,7 +26,7 @@ class PodObservation:
     """Exit code of the stage's container; None while it has not ended."""
 
     reason: str
-    """The cluster's word for how the container ended or what it waits for: OOMKilled, ImagePullBackOff, Unschedulable."""
+    """The cluster's word for how the container ended or what it waits for, such as OOMKilled or Unschedulable."""
 
     message: str
     """Termination message; for a container that waits, the cluster's sentence."""

@@ -72,7 +72,7 @@ class MemoryCluster:
         self.created.append(made)
         self.start_pod(name)
 
-    async def delete_job(self, namespace: str, name: str) -> None:  # noqa: ARG002 - there is one namespace
+    async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - as above
         """Remove a Job and its Pods, or mark it as going away."""
         if name in self.jobs and self.deletes_slowly:
             self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()

@@ -1,4 +1,4 @@
-"""Random walks: whatever people, Pods and the Job controller do, in whatever order, a run stays sound and comes to an end."""
+"""Random walks: whatever people, Pods and the Job controller do, in whatever order, a run stays sound and ends."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState
-from edgetune_operator.plan import Outcome
+from edgetune_operator.plan import CreateJob, Outcome
 from edgetune_operator.reconcile import Pass
 from edgetune_operator.reference import REASONS
 from edgetune_operator.status import dump
@@ -62,7 +62,7 @@ class Walk(RuleBasedStateMachine):
         before = self.scenario.status
         done = self.scenario.reconcile()
         succeeded = {row.digest for row in before.stages if row.state is StageState.SUCCEEDED}
-        asked = [action.request for action in done.plan.actions if hasattr(action, "request")]
+        asked = [action.request for action in done.plan.actions if isinstance(action, CreateJob)]
         assert not [each for each in asked if each.stage is not Stage.PREPARE and each.digest in succeeded]
         assert len(created(done)) <= 1
         assert not created(done) or len(done.plan.actions) == 1
@@ -242,6 +242,7 @@ TestWalk = pytest.mark.timeout(300)(Walk.TestCase)
 def test_the_request_of_a_job_is_the_one_that_was_planned() -> None:
     scenario = Scenario(lora_fine_tune())
 
-    planned = scenario.reconcile().plan.actions[0]
+    (planned,) = scenario.reconcile().plan.actions
 
+    assert isinstance(planned, CreateJob)
     assert request_of(scenario.cluster.created[0]) == planned.request
