@@ -95,13 +95,13 @@ class ChatRenderer:
         whole = self._apply(messages)
         answers = [index for index, message in enumerate(messages) if message.role == ASSISTANT]
         bounds = [self._bounds(messages, index) for index in answers]
-        if not _is_prefix(bounds[-1][0], whole) or not whole[len(bounds[-1][0]) :].strip():
+        if not whole.startswith(bounds[-1][0]) or not whole[len(bounds[-1][0]) :].strip():
             raise CannotRender(
                 "the chat template renders the prompt differently when the answer follows, so the answer cannot be "
                 "told apart: use a template as text, or another base"
             )
         bounds[-1] = bounds[-1][0], whole
-        if not all(_is_prefix(text, whole) for pair in bounds for text in pair):
+        if not all(whole.startswith(text) for pair in bounds for text in pair):
             bounds = bounds[-1:]
         return _spans(whole, [(len(before), len(after)) for before, after in bounds])
 
@@ -119,10 +119,6 @@ class ChatRenderer:
             raise CannotRender(f"the base's chat template refuses it: {error}") from error
         except (TypeError, ValueError, KeyError, IndexError) as error:  # an expression of the template failed
             raise CannotRender(f"the base's chat template fails on it: {error}") from error
-
-
-def _is_prefix(text: str, whole: str) -> bool:
-    return whole.startswith(text)
 
 
 def _spans(whole: str, learned: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
