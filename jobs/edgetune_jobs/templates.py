@@ -117,7 +117,7 @@ class ChatRenderer:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_prompt))
         except TemplateError as error:
             raise CannotRender(f"the base's chat template refuses it: {error}") from error
-        except (TypeError, ValueError, KeyError, IndexError) as error:  # an expression of the template failed
+        except Exception as error:  # a template is a program: its expressions may fail in any way
             raise CannotRender(f"the base's chat template fails on it: {error}") from error
 
 

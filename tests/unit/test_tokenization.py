@@ -114,6 +114,7 @@ def test_a_template_that_rewrites_earlier_answers_learns_only_the_last() -> None
         ("{{ messages | length }}", "renders the prompt differently when the answer follows"),
         ("{{ raise_exception('no such role') }}", "the base's chat template refuses it: no such role"),
         ("{{ messages[0].content + 1 }}", "the base's chat template fails on it: "),
+        ("{{ 1 / 0 }}", "the base's chat template fails on it: division by zero"),
         ("{{ messages.nothing.more }}", "the base's chat template refuses it: "),
         ("{% for", "the base's chat template refuses it: "),
         ("{{ '' }}", "renders the prompt differently when the answer follows"),
