@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from edgetune_operator import names
+from edgetune_operator.chart import CRD_PATH, VALUES_SCHEMA_PATH, values_schema
 from edgetune_operator.crd import custom_resource_definition
 from edgetune_operator.reference import reference
 
@@ -31,8 +32,12 @@ def to_yaml(document: Mapping[str, Any]) -> str:
 
 def generated_files() -> dict[str, str]:
     """Text by path below the repository's root."""
+    crd = to_yaml(custom_resource_definition())
     return {
-        f"crds/{names.PLURAL}.{names.GROUP}.yaml": to_yaml(custom_resource_definition()),
+        f"crds/{names.PLURAL}.{names.GROUP}.yaml": crd,
+        # Helm reads no files outside of the chart.
+        CRD_PATH: crd,
+        VALUES_SCHEMA_PATH: values_schema(Path()),
         "docs/reference.md": f"<!-- {GENERATED_NOTE} -->\n{reference()}",
     }
 

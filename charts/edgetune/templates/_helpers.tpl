@@ -1,0 +1,107 @@
+{{- define "edgetune.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- /* Prefix of all names: the release's name, with the chart's where that says more. */ -}}
+{{- define "edgetune.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "edgetune.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "edgetune.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "edgetune.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "edgetune.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "edgetune.labels" -}}
+{{ include "edgetune.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "edgetune.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "edgetune.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- /* Reference of an image; takes a dict of image (repository, tag, digest) and version (the tag where none is given). */ -}}
+{{- define "edgetune.imageReference" -}}
+{{- if .image.digest }}
+{{- printf "%s@%s" .image.repository .image.digest }}
+{{- else }}
+{{- printf "%s:%s" .image.repository (default .version .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- define "edgetune.operatorImage" -}}
+{{- include "edgetune.imageReference" (dict "image" .Values.image "version" .Chart.AppVersion) }}
+{{- end }}
+
+{{- /* The profiles file. JSON is YAML, and unlike toYaml it never writes 1000000 as 1e+06. */ -}}
+{{- define "edgetune.profiles" -}}
+{{- $reference := include "edgetune.imageReference" (dict "image" .Values.jobsImage "version" .Chart.AppVersion) }}
+{{- $profiles := dict }}
+{{- range $name, $profile := .Values.profiles }}
+{{- $_ := set $profiles $name (mustMergeOverwrite (dict "image" (dict "reference" $reference)) $profile) }}
+{{- end }}
+{{- dict "profiles" $profiles | mustToPrettyJson }}
+{{- end }}
+
+{{- define "edgetune.restrictedPod" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "edgetune.restrictedContainer" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /* What the operator does in the namespaces that it watches, and nothing else. */ -}}
+{{- define "edgetune.rules" -}}
+- apiGroups: [edgetune.dev]
+  resources: [lorafinetunes]
+  verbs: [list, watch]
+- apiGroups: [edgetune.dev]
+  resources: [lorafinetunes/status]
+  verbs: [patch]
+{{- if .Values.rbac.ownerReferencesPermissionEnforcement }}
+- apiGroups: [edgetune.dev]
+  resources: [lorafinetunes/finalizers]
+  verbs: [update]
+{{- end }}
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [create, delete, get, list, watch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}
+
+{{- /* Namespace selector for the namespaces that the operator watches. */ -}}
+{{- define "edgetune.watchedNamespaceSelector" -}}
+{{- if .Values.watchNamespaces -}}
+matchExpressions:
+  - key: kubernetes.io/metadata.name
+    operator: In
+    values: {{ toJson .Values.watchNamespaces }}
+{{- else -}}
+{}
+{{- end }}
+{{- end }}
