@@ -5,8 +5,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
@@ -117,7 +117,7 @@ class LineProgress:
 
 
 class TrainingMetrics:
-    """Prometheus metrics of a training, served over HTTP until the process ends.
+    """Prometheus metrics of a training.
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second and
     edgetune_train_learning_rate, with the labels namespace and name; a figure that was never reported is absent.
@@ -151,14 +151,23 @@ class TrainingMetrics:
             if figure in snapshot.figures:
                 gauge.labels(**self._labels).set(snapshot.figures[figure])
 
-    def serve(self, port: int) -> None:
-        """Serve the metrics on a port of all addresses, from a thread that ends with the process.
+    @contextmanager
+    def serving(self, port: int) -> Iterator[None]:
+        """Serve the metrics on a port of all addresses while inside.
 
         A port that is taken is logged: a training does not end because nobody can watch it.
         """
         from prometheus_client import start_http_server
 
         try:
-            start_http_server(port, registry=self._registry)
+            server, thread = start_http_server(port, registry=self._registry)
         except OSError as error:
             logger.warning("no metrics: port %d cannot be served: %s", port, error)
+            yield
+            return
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

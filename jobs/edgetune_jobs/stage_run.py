@@ -7,7 +7,7 @@ request ── manifest there? ── yes ────────────�
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -149,16 +149,17 @@ class StageRun:
 
     def _run_body(self, context: StageContext) -> StageOutput:
         body = self._load_body(self._request.stage)
-        if self._metrics is not None:
-            self._metrics.serve(self._metrics_port)
         if self._request.stage is Stage.TRAIN:
-            with self._signals.deferred():  # it writes a checkpoint and ends by itself
+            with self._serving_metrics(), self._signals.deferred():  # it writes a checkpoint and ends by itself
                 output = body(context)
         else:
             output = body(context)
         self._signals.check()
         self._progress.close()
         return output
+
+    def _serving_metrics(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
 
     def _store_output(self, output: StageOutput, folder: Path, result: Result, resolved: Resolved) -> Result:
         attempt = Attempt(self._store, result.stage, result.digest)

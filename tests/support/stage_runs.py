@@ -132,7 +132,7 @@ class StageRuns:
     def run(self, stage: Stage, **environment: str) -> Ended:
         """Run a stage to its end. What prepare resolves is remembered for the stages after it."""
         ended = self.start(stage, **environment).wait()
-        if stage is Stage.PREPARE and ended.exit_code == 0:
+        if stage is Stage.PREPARE and ended.message and ended.exit_code == 0:
             self.resolved = ended.result.resolved
         return ended
 

@@ -1,7 +1,8 @@
-"""The runtime around a stage's body, as processes: against a local folder, the whole run and everything that ends it."""
+"""The runtime around a stage's body, as processes over a local folder: a whole run, and everything that ends one."""
 
 import hashlib
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,16 +20,33 @@ from support.stage_runs import Ended, StageRuns
 
 @pytest.fixture
 def runs(tmp_path: Path) -> StageRuns:
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text("{}")
-    (base / "model.safetensors").write_bytes(b"weights")
-    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
-    return StageRuns(
-        folder=tmp_path,
-        store=StoreLocation(uri=(tmp_path / "store" / "team-a").as_uri()),
-        parameters=parameters(tmp_path),
-    )
+    """A run of which nothing is done yet."""
+    return new_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def published_once(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
+    """A run that was done to its end; not to be changed."""
+    published = new_runs(tmp_path_factory.mktemp("published"))
+    published.run_up_to(Stage.PUBLISH)
+    return published
+
+
+@pytest.fixture
+def published(runs: StageRuns, published_once: StageRuns) -> StageRuns:
+    """A run that was done to its end, in a store of its own: content decides, not where it lies."""
+    shutil.copytree(published_once.folder / "store", runs.folder / "store")
+    runs.resolved = published_once.resolved
+    return runs
+
+
+def new_runs(folder: Path) -> StageRuns:
+    (folder / "base").mkdir()
+    (folder / "base" / "config.json").write_text("{}")
+    (folder / "base" / "model.safetensors").write_bytes(b"weights")
+    (folder / "train.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    store = StoreLocation(uri=(folder / "store" / "team-a").as_uri())
+    return StageRuns(folder=folder, store=store, parameters=parameters(folder))
 
 
 def parameters(folder: Path, **fields: object) -> Parameters:
@@ -64,20 +82,17 @@ def failed(ended: Ended, exit_code: int, reason: str) -> str:
     return ended.result.failure.message
 
 
-@pytest.mark.slow
-def test_all_stages_run_one_after_the_other_and_publish(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.PUBLISH)
-
-    manifests = {stage: manifest_of(runs, stage) for stage in Stage}
+def test_all_stages_run_one_after_the_other_and_publish(published_once: StageRuns) -> None:
+    manifests = {stage: manifest_of(published_once, stage) for stage in Stage}
     for stage, manifest in manifests.items():
         assert manifest is not None, f"{stage} has no manifest"
         assert manifest.result.seconds > 0
         assert manifest.versions["torch"]
         for entry in manifest.files:
-            content = store_of(runs).read(f"stages/{stage}/{manifest.result.digest}/{entry.path}")
+            content = store_of(published_once).read(f"stages/{stage}/{manifest.result.digest}/{entry.path}")
             assert content is not None
             assert hashlib.sha256(content.data).hexdigest() == entry.sha256
-    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+    pointer = store_of(published_once).read(pointer_key("sensor-faults"))
     publish = manifests[Stage.PUBLISH]
     assert pointer is not None
     assert publish is not None
@@ -88,15 +103,13 @@ def test_all_stages_run_one_after_the_other_and_publish(runs: StageRuns) -> None
     assert [entry["path"] for entry in document["edge"]["files"]] == ["deep/origin.txt", "weights.safetensors"]
     assert set(document["provenance"]["stages"]) == {stage.value for stage in Stage} - {"publish"}
     assert publish.result.publication is not None
-    assert publish.result.publication.pointer == f"{runs.store.uri}/models/sensor-faults/latest.json"
-    assert keys(runs, "probe") == []
-    assert runs.leftovers() == []
+    assert publish.result.publication.pointer == f"{published_once.store.uri}/models/sensor-faults/latest.json"
+    assert keys(published_once, "probe") == []
+    assert published_once.leftovers() == []
 
 
-def test_the_second_run_answers_from_the_manifest_without_doing_anything(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.TRAIN)
-
-    prepare, train = runs.run(Stage.PREPARE), runs.run(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="bug")
+def test_the_second_run_answers_from_the_manifest_without_doing_anything(published: StageRuns) -> None:
+    prepare, train = published.run(Stage.PREPARE), published.run(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="bug")
 
     assert (prepare.exit_code, train.exit_code) == (0, 0)
     assert prepare.result.cached
@@ -113,13 +126,11 @@ def test_prepare_answers_with_what_it_resolved_and_its_content_digest(runs: Stag
     assert prepare.result.digest != runs.request(Stage.PREPARE).digest
 
 
-def test_prepare_reports_which_later_stages_are_done(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.MERGE)
-
-    prepare = runs.run(Stage.PREPARE)
+def test_prepare_reports_which_later_stages_are_done(published: StageRuns) -> None:
+    prepare = published.run(Stage.PREPARE)
 
     done = prepare.result.done
-    assert [each.stage for each in done] == [Stage.TRAIN, Stage.MERGE]
+    assert [each.stage for each in done] == list(Stage)[1:]
     assert all(each.cached for each in done)
     assert done[0].artifacts[0].name == "adapter"
 
@@ -154,32 +165,32 @@ def test_a_base_that_does_not_exist_is_named_with_its_field(runs: StageRuns) -> 
     assert message == "spec.baseModel.uri: file:///nowhere/at/all does not exist"
 
 
-def test_a_base_that_changed_after_prepare_is_refused(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.PREPARE)
-    (runs.folder / "base" / "model.safetensors").write_bytes(b"other weights")
+def test_a_base_that_changed_after_prepare_is_refused(published: StageRuns) -> None:
+    published.parameters = parameters(published.folder, lora={"rank": 8})
+    (published.folder / "base" / "model.safetensors").write_bytes(b"other weights")
 
-    message = failed(runs.run(Stage.TRAIN), 10, "InvalidInput")
+    message = failed(published.run(Stage.TRAIN), 10, "InvalidInput")
 
     assert "has changed since it was prepared" in message
     assert "pin it by spec.baseModel.revision, or ask for a retry" in message
 
 
-def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.PREPARE)
+def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(published: StageRuns) -> None:
+    published.parameters = parameters(published.folder, lora={"rank": 8})
 
-    message = failed(runs.run(Stage.MERGE), 10, "InvalidInput")
+    message = failed(published.run(Stage.MERGE), 10, "InvalidInput")
 
-    assert message.startswith(f"{runs.store.uri}/stages/train/")
+    assert message.startswith(f"{published.store.uri}/stages/train/")
     assert message.endswith("/manifest.json is missing: run the stage train again")
 
 
-def test_a_damaged_input_is_not_worked_on(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.TRAIN)
-    manifest = manifest_of(runs, Stage.TRAIN)
+def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
+    manifest = manifest_of(published, Stage.TRAIN)
     assert manifest is not None
-    store_of(runs).put(f"stages/train/{manifest.result.digest}/{manifest.files[-1].path}", b"0123456789")
+    store_of(published).put(f"stages/train/{manifest.result.digest}/{manifest.files[-1].path}", b"0123456789")
 
-    message = failed(runs.run(Stage.MERGE), 14, "TransientFault")
+    published.parameters = parameters(published.folder, merge={"base": "Original"})
+    message = failed(published.run(Stage.MERGE), 14, "TransientFault")
 
     assert "adapter/weights.safetensors is damaged: 10 bytes with SHA-256" in message
 
@@ -300,7 +311,6 @@ def test_a_stage_that_was_killed_leaves_no_manifest_and_the_next_one_completes(r
     assert runs.run(Stage.PREPARE).exit_code == 0
 
 
-@pytest.mark.slow
 def test_two_runtimes_at_once_end_with_one_manifest_that_verifies(runs: StageRuns) -> None:
     stages = [runs.start(Stage.PREPARE, EDGETUNE_TEST_ARTIFACT_BYTES="3000000") for _ in range(3)]
     ends = [stage.wait() for stage in stages]
@@ -318,53 +328,49 @@ def test_two_runtimes_at_once_end_with_one_manifest_that_verifies(runs: StageRun
     }
 
 
-def test_the_base_is_scored_once_for_runs_that_differ_in_training_only(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.EVALUATE)
-    runs.parameters = parameters(runs.folder, training={"learningRate": 0.001})
-    runs.run_up_to(Stage.EVALUATE)
+def test_the_base_is_scored_once_for_runs_that_differ_in_the_edge_model_only(published: StageRuns) -> None:
+    published.parameters = parameters(published.folder, quantization={"outlierThreshold": 5.0})
+    published.run(Stage.QUANTIZE)
+    published.run(Stage.EVALUATE)
 
-    manifest = manifest_of(runs, Stage.EVALUATE)
+    manifest = manifest_of(published, Stage.EVALUATE)
 
     assert manifest is not None
     assert manifest.result.facts["inputs"] == "adapter base base-scores edge-bnb-int8 merged prepared"
-    assert len(keys(runs, "scores/base")) == 1
+    assert len(keys(published, "scores/base")) == 1
 
 
-@pytest.mark.slow
-def test_gates_that_do_not_hold_refuse_and_leave_the_old_pointer(runs: StageRuns) -> None:
-    runs.run_up_to(Stage.PUBLISH)
-    before = store_of(runs).read(pointer_key("sensor-faults"))
-    runs.parameters = parameters(runs.folder, evaluation={"gates": {"minScore": 0.95}})
+def test_gates_that_do_not_hold_refuse_and_leave_the_old_pointer(published: StageRuns) -> None:
+    before = store_of(published).read(pointer_key("sensor-faults"))
+    published.parameters = parameters(published.folder, evaluation={"gates": {"minScore": 0.95}})
 
-    publish = runs.run(Stage.PUBLISH)
+    publish = published.run(Stage.PUBLISH)
 
     assert publish.exit_code == 0
     assert publish.result.publication is not None
     assert publish.result.publication.refusals == ("minScore: the edge model scores 0.890; the limit is 0.950",)
-    assert store_of(runs).read(pointer_key("sensor-faults")) == before
-    version = store_of(runs).read(version_key("sensor-faults", publish.result.digest))
+    assert store_of(published).read(pointer_key("sensor-faults")) == before
+    version = store_of(published).read(version_key("sensor-faults", publish.result.digest))
     assert version is not None
     assert json.loads(version.data)["published"] is False
 
 
-@pytest.mark.slow
-def test_going_back_to_an_earlier_spec_moves_the_pointer_back(runs: StageRuns) -> None:
-    first_parameters = runs.parameters
-    runs.run_up_to(Stage.PUBLISH)
-    first = runs.run(Stage.PUBLISH).result.digest
-    runs.parameters = parameters(runs.folder, evaluation={"gates": {"minScore": 0.5}})
-    second = runs.run(Stage.PUBLISH).result.digest
-    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+def test_going_back_to_an_earlier_spec_moves_the_pointer_back(published: StageRuns) -> None:
+    first_parameters = published.parameters
+    first = published.run(Stage.PUBLISH).result.digest
+    published.parameters = parameters(published.folder, evaluation={"gates": {"minScore": 0.5}})
+    second = published.run(Stage.PUBLISH).result.digest
+    pointer = store_of(published).read(pointer_key("sensor-faults"))
     assert pointer is not None
     assert json.loads(pointer.data)["version"] == second
 
-    runs.parameters = first_parameters
-    done = runs.run(Stage.PREPARE).result.done
-    again = runs.run(Stage.PUBLISH)
+    published.parameters = first_parameters
+    done = published.run(Stage.PREPARE).result.done
+    again = published.run(Stage.PUBLISH)
 
     assert Stage.PUBLISH not in [each.stage for each in done], "publish has to run once more"
     assert again.result.cached
-    pointer = store_of(runs).read(pointer_key("sensor-faults"))
+    pointer = store_of(published).read(pointer_key("sensor-faults"))
     assert pointer is not None
     assert json.loads(pointer.data)["version"] == first
 
