@@ -24,6 +24,8 @@ REASONS: Mapping[str, str] = {
     "GatesRefused": "A gate did not hold; the message gives figure and limit. The old pointer stays.",
     "InvalidSpec": "The spec is invalid; the message gives every problem with its path.",
     "ProfileNotFound": "There is no profile of the name in spec.profile.",
+    "JobRefused": "The cluster refuses the stage's Job, such as by a quota; the message says why. It is tried again.",
+    "JobNameTaken": "A Job of the name that the stage's Job needs belongs to somebody else.",
     "Suspended": "spec.suspend is true; all that is finished is kept.",
     "Pending": "The stage waits until an older Job of the object is gone.",
     "JobCreated": "The stage's Job was created in this pass.",
@@ -33,6 +35,7 @@ REASONS: Mapping[str, str] = {
     "MergeNotKept": "merge.keep is false: quantize merges on the fly.",
     "ResultLost": "The stage ended without a readable result: it runs once more, then it has failed.",
     "DeadlineExceeded": "The stage took longer than spec.activeDeadlineSeconds.",
+    "JobFailed": "The Job failed and left nothing that says why.",
     "OutOfMemory": "The container was killed at its memory limit, which the profile sets.",
 }
 

@@ -137,7 +137,8 @@ def _container(profile: Profile, request: Request) -> dict[str, Any]:
 def _environment(profile: Profile, request: Request) -> list[dict[str, str]]:
     fetches_from_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
     values = {
-        "EDGETUNE_REQUEST": request.encode(),
+        # The kubelet expands $(NAME) and $$ in values: a template may hold them.
+        "EDGETUNE_REQUEST": request.encode().replace("$", "\\u0024"),
         "EDGETUNE_WORK_DIR": WORK_DIR,
         # The root file system is read-only: whatever a library writes goes to the work folder.
         "HOME": WORK_DIR,

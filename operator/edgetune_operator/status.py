@@ -184,7 +184,8 @@ def format_bytes(count: int | None) -> str:
         return ""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        if round(value) < 1000:
+            digits = 0 if unit == "B" or round(value, 1) >= 100 else 1
+            return f"{value:.{digits}f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"

@@ -8,6 +8,7 @@ from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec, parse_spec
 from support.apiserver import ApiServer
 from support.builders import lora_fine_tune
+from support.scenario import Scenario
 from support.verdicts import VERDICTS, Verdict
 
 OBJECTS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
@@ -59,3 +60,27 @@ def test_an_object_without_spec_is_refused(apiserver: ApiServer) -> None:
 
     assert not reply.accepted
     assert "spec: Required value" in reply.message
+
+
+def test_a_status_comes_back_as_it_was_written(apiserver: ApiServer) -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.finish_all()
+    document = submitted(lora_fine_tune().build())
+    created = apiserver.request("POST", OBJECTS, document)
+    path = f"{OBJECTS}/{document['metadata']['name']}"
+    try:
+        status = scenario.cluster.document["status"]
+        written = apiserver.request("PUT", f"{path}/status?fieldValidation=Strict", created.body | {"status": status})
+        assert written.accepted, written.message
+
+        # A difference would make every pass write again.
+        assert apiserver.request("GET", path).body["status"] == status
+    finally:
+        apiserver.request("DELETE", path)
+
+
+def test_people_see_the_columns_of_the_design(apiserver: ApiServer) -> None:
+    table = apiserver.request("GET", OBJECTS, accept="application/json;as=Table;g=meta.k8s.io;v=v1").body
+
+    columns = [column["name"] for column in table["columnDefinitions"]]
+    assert columns == ["Name", "Phase", "Progress", "Base", "Tuned", "Edge", "Adapter", "Edge-size", "Age"]

@@ -53,13 +53,15 @@ class ApiServer:
     url: str
     certificate: Path
 
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, accept: str = "application/json"
+    ) -> Reply:
         """Send one request; a refusal is a reply, not an exception."""
         request = urllib.request.Request(  # noqa: S310 - the URL is this server's own
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {_TOKEN}", "Content-Type": "application/json"},
+            headers={"Authorization": f"Bearer {_TOKEN}", "Content-Type": "application/json", "Accept": accept},
         )
         context = ssl.create_default_context(cafile=str(self.certificate))
         try:

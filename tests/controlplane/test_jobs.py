@@ -1,0 +1,66 @@
+"""Rendered Jobs before a real API server: it takes them whole, and Pod Security `restricted` admits their Pods."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.profiles import Profile
+from edgetune_operator.render import render_job
+from support.apiserver import ApiServer
+from support.builders import NAMESPACE, lora_fine_tune
+from support.golden import FULL, PROFILES, request_for, spec_of
+
+DRY_RUN = "dryRun=All&fieldValidation=Strict"
+
+
+@pytest.fixture(scope="module")
+def restricted_namespace(apiserver: ApiServer) -> str:
+    """A namespace that enforces Pod Security `restricted`, with what the full profile refers to."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        ("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}}),
+        (f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": "default"}}),
+        (f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": FULL.service_account_name}}),
+        ("/apis/node.k8s.io/v1/runtimeclasses", {"metadata": {"name": FULL.runtime_class_name}, "handler": "nvidia"}),
+        ("/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": FULL.priority_class_name}, "value": 1}),
+    ]
+    for path, body in wanted:
+        reply = apiserver.request("POST", path, body)
+        assert reply.accepted, reply.message
+    return NAMESPACE
+
+
+def rendered(stage: Stage, profile: Profile) -> dict[str, Any]:
+    """Job of a stage of the smallest object."""
+    builder = lora_fine_tune()
+    return render_job(builder.build()["metadata"], spec_of(builder), profile, request_for(stage, profile), retry="")
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_the_api_server_takes_the_job_and_admits_its_pod(
+    apiserver: ApiServer, restricted_namespace: str, profile: Profile, stage: Stage
+) -> None:
+    job = rendered(stage, profile)
+    template = job["spec"]["template"]
+    pod = {"metadata": template["metadata"] | {"name": "attempt"}, "spec": template["spec"]}
+
+    taken = apiserver.request("POST", f"/apis/batch/v1/namespaces/{restricted_namespace}/jobs?{DRY_RUN}", job)
+    admitted = apiserver.request("POST", f"/api/v1/namespaces/{restricted_namespace}/pods?{DRY_RUN}", pod)
+
+    assert taken.accepted, taken.message
+    assert taken.body["spec"]["podFailurePolicy"] == job["spec"]["podFailurePolicy"]
+    assert admitted.accepted, admitted.message
+
+
+def test_that_namespace_refuses_a_pod_that_may_be_root(apiserver: ApiServer, restricted_namespace: str) -> None:
+    spec = rendered(Stage.TRAIN, FULL)["spec"]["template"]["spec"]
+    spec["securityContext"]["runAsNonRoot"] = False
+
+    reply = apiserver.request(
+        "POST", f"/api/v1/namespaces/{restricted_namespace}/pods?{DRY_RUN}", {"metadata": {"name": "x"}, "spec": spec}
+    )
+
+    assert not reply.accepted
+    assert 'violates PodSecurity "restricted:latest"' in reply.message

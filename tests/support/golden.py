@@ -1,0 +1,89 @@
+"""Golden Job manifests: what the cluster gets for each stage, to be read by people and compared by a test.
+
+`PYTHONPATH=tests python -m support.golden` writes them, with --check it compares.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.request import ChecksumMode, Request, Resolved
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import LoraFineTuneSpec, parse_spec
+from edgetune_operator.generate import run, to_yaml
+from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.render import render_job
+from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
+
+FOLDER = "tests/unit/golden"
+RESOLVED = Resolved(base="a" * 64, train="b" * 64)
+DEFAULT = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))
+FULL = Profile(
+    store=ProfileStore(
+        uri="s3://artifacts/edgetune/",
+        endpoint="https://s3.example.internal",
+        region="eu-central-1",
+        path_style=True,
+        checksums=ChecksumMode.WHEN_REQUIRED,
+        credentials_secret="edgetune-s3",
+    ),
+    image=Image(
+        reference="registry.example.internal/edgetune/jobs:0.1.0", pull_policy="Always", pull_secrets=("pull",)
+    ),
+    resources={
+        Stage.TRAIN: Resources(
+            requests={"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": 2},
+            limits={"memory": "128Gi", "nvidia.com/gpu": 2},
+        )
+    },
+    work_volume_size="200Gi",
+    node_selector={"gpu.example.internal/model": "a100"},
+    tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
+    affinity={"nodeAffinity": {}},
+    runtime_class_name="nvidia",
+    priority_class_name="batch-low",
+    service_account_name="edgetune-jobs",
+    queue="team-a",
+    termination_grace_period_seconds=300,
+    ttl_seconds_after_finished=600,
+)
+PROFILES: Mapping[str, Profile] = {"default": DEFAULT, "full": FULL}
+
+
+def request_for(stage: Stage, profile: Profile, builder: ObjectBuilder | None = None) -> Request:
+    """Request of a stage of the smallest object, or of another."""
+    builder = builder or lora_fine_tune()
+    parameters = spec_of(builder).parameters
+    name = builder.document["metadata"]["name"]
+    digests = {Stage.PREPARE: prepare_digest(parameters), **stage_digests(parameters, RESOLVED, name)}
+    return Request(
+        namespace=NAMESPACE,
+        name=name,
+        stage=stage,
+        digest=digests[stage],
+        store=profile.store.for_namespace(NAMESPACE),
+        parameters=parameters,
+        resolved=None if stage is Stage.PREPARE else RESOLVED,
+    )
+
+
+def spec_of(builder: ObjectBuilder) -> LoraFineTuneSpec:
+    """The parsed spec."""
+    return parse_spec(builder.build()["spec"])
+
+
+def golden_files() -> dict[str, str]:
+    """Text by path below the repository's root."""
+    builder = lora_fine_tune()
+    owner = builder.build()["metadata"]
+    return {
+        f"{FOLDER}/{name}-{stage}.yaml": to_yaml(
+            render_job(owner, spec_of(builder), profile, request_for(stage, profile), retry="token-1")
+        )
+        for name, profile in PROFILES.items()
+        for stage in Stage
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run(golden_files(), sys.argv[1:]))

@@ -1,0 +1,59 @@
+"""Names of Jobs and label values: legal for any object's name, and different for different inputs."""
+
+import hashlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.names import job_name, label_value
+
+DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+# What Kubernetes takes as an object's name: DNS labels with dots between them, 253 characters in all.
+object_names = st.lists(
+    st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True), min_size=1, max_size=4
+).map(lambda parts: ".".join(parts)[:253].rstrip(".-"))
+digests = st.binary(max_size=8).map(lambda content: hashlib.sha256(content).hexdigest())
+
+
+@given(name=object_names, stage=st.sampled_from(Stage), digest=digests)
+def test_a_jobs_name_is_a_dns_label_of_at_most_63_characters(name: str, stage: Stage, digest: str) -> None:
+    found = job_name(name, stage, digest)
+
+    assert len(found) <= 63
+    assert DNS_LABEL.fullmatch(found)
+
+
+@given(
+    one=st.tuples(object_names, st.sampled_from(Stage), digests),
+    other=st.tuples(object_names, st.sampled_from(Stage), digests),
+)
+def test_different_inputs_give_different_jobs(one: tuple[str, Stage, str], other: tuple[str, Stage, str]) -> None:
+    assert (job_name(*one) == job_name(*other)) is (one == other)
+
+
+@given(name=object_names)
+def test_an_objects_name_becomes_a_legal_label_value(name: str) -> None:
+    assert len(label_value(name)) <= 63
+    assert LABEL_VALUE.fullmatch(label_value(name))
+
+
+@given(one=object_names, other=object_names)
+def test_different_objects_have_different_label_values(one: str, other: str) -> None:
+    assert (label_value(one) == label_value(other)) is (one == other)
+
+
+def test_a_short_name_stays_as_it_is() -> None:
+    assert job_name("sensor-faults", Stage.TRAIN, "d" * 64) == "sensor-faults-train-dddddddddd"
+    assert label_value("sensor-faults") == "sensor-faults"
+
+
+@pytest.mark.parametrize("pair", [("a.b", "a-b"), ("x" * 44, "x" * 45), ("x" * 43 + "-a", "x" * 43 + "-b")])
+def test_names_that_would_be_cut_to_the_same_are_told_apart(pair: tuple[str, str]) -> None:
+    one, other = (job_name(name, Stage.QUANTIZE, "d" * 64) for name in pair)
+
+    assert one != other
+    assert len(one) <= 63

@@ -1,0 +1,216 @@
+"""Job manifests: golden files, Pod Security, exit codes, and the request's way through the environment."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune_contract.request import Request
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator import names
+from edgetune_operator.generate import differences
+from edgetune_operator.profiles import Profile
+from edgetune_operator.render import pod_failure_rules, render_job
+from support.apiserver import REPOSITORY
+from support.builders import UID, ObjectBuilder, lora_fine_tune
+from support.golden import DEFAULT, FULL, PROFILES, golden_files, request_for, spec_of
+from support.scenario import request_of
+
+GPU = "nvidia.com/gpu"
+
+
+def job(stage: Stage, profile: Profile = DEFAULT, builder: ObjectBuilder | None = None) -> dict[str, Any]:
+    """Manifest of a stage of the smallest object, or of another."""
+    builder = builder or lora_fine_tune()
+    request = request_for(stage, profile, builder)
+    return render_job(builder.build()["metadata"], spec_of(builder), profile, request, retry="")
+
+
+def pod_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The Pod's spec."""
+    pod: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The one container."""
+    (container,) = pod_of(manifest)["containers"]
+    return dict(container)
+
+
+def environment_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The container's environment as the kubelet makes it."""
+    environment: dict[str, str] = {}
+    for variable in container_of(manifest)["env"]:
+        environment[variable["name"]] = expanded(variable["value"], environment)
+    return environment
+
+
+def expanded(value: str, known: Mapping[str, str]) -> str:
+    """The kubelet's expansion: $$ is $, $(NAME) a variable that is known, anything else stays."""
+
+    def replacement(match: re.Match[str]) -> str:
+        return "$" if match[0] == "$$" else known.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", replacement, value)
+
+
+def violations(pod: Mapping[str, Any]) -> list[str]:
+    """What the Pod Security Standard `restricted` would not admit, by its own words."""
+    found = [field for field in ("hostNetwork", "hostPID", "hostIPC", "initContainers") if pod.get(field)]
+    allowed = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    found += [f"volume {volume['name']}" for volume in pod["volumes"] if not (set(volume) - {"name"}) <= allowed]
+    context = pod["securityContext"]
+    if context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+        found.append("seccompProfile")
+    if context.get("runAsNonRoot") is not True or context.get("runAsUser") == 0:
+        found.append("runAsNonRoot")
+    for container in pod["containers"]:
+        own = container["securityContext"]
+        if own.get("allowPrivilegeEscalation") is not False or own.get("privileged"):
+            found.append("allowPrivilegeEscalation")
+        if own["capabilities"].get("drop") != ["ALL"] or set(own["capabilities"].get("add", ())) - {"NET_BIND_SERVICE"}:
+            found.append("capabilities")
+        found += [f"hostPort {port['hostPort']}" for port in container.get("ports", ()) if port.get("hostPort")]
+    return found
+
+
+def test_the_golden_manifests_are_up_to_date() -> None:
+    assert differences(REPOSITORY, golden_files()) == ""
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_pods_satisfy_pod_security_restricted(stage: Stage, profile: Profile) -> None:
+    assert violations(pod_of(job(stage, profile))) == []
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_pods_have_no_token_and_a_root_that_cannot_be_written(stage: Stage) -> None:
+    manifest = job(stage, FULL)
+
+    assert pod_of(manifest)["automountServiceAccountToken"] is False
+    assert container_of(manifest)["securityContext"]["readOnlyRootFilesystem"] is True
+    assert [mount["name"] for mount in container_of(manifest)["volumeMounts"] if not mount.get("readOnly")] == ["work"]
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_train_alone_asks_for_a_gpu_and_serves_metrics(profile: Profile) -> None:
+    containers = {stage: container_of(job(stage, profile)) for stage in Stage}
+
+    assert [stage for stage, each in containers.items() if GPU in each["resources"].get("limits", {})] == [Stage.TRAIN]
+    assert [stage for stage, each in containers.items() if "ports" in each] == [Stage.TRAIN]
+
+
+def test_the_failure_policy_says_for_each_exit_code_what_the_contract_says() -> None:
+    disruption, *rules = pod_failure_rules()
+
+    actions = {
+        code: next((rule["action"] for rule in rules if code in rule["onExitCodes"]["values"]), "Count")
+        for code in (*ExitCode, 1, 137)
+    }
+
+    assert disruption == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert actions == {
+        ExitCode.DONE: "Count",
+        ExitCode.INVALID: "FailJob",
+        ExitCode.DENIED: "FailJob",
+        ExitCode.OUT_OF_GPU_MEMORY: "Count",
+        ExitCode.DIVERGED: "FailJob",
+        ExitCode.TRANSIENT: "Count",
+        ExitCode.INTERRUPTED: "Ignore",
+        1: "Count",
+        137: "Count",
+    }
+    assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container_of(job(Stage.TRAIN))["name"]}
+    # Kubernetes refuses a rule that names 0.
+    assert not any(0 in rule["onExitCodes"]["values"] for rule in rules)
+
+
+def test_the_users_limits_are_the_jobs() -> None:
+    builder = lora_fine_tune().with_spec("retryLimit", 7).with_spec("activeDeadlineSeconds", 600)
+
+    spec = job(Stage.TRAIN, builder=builder)["spec"]
+
+    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (7, 600)
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert "suspend" not in spec
+
+
+def test_the_job_goes_with_its_object() -> None:
+    (owner,) = job(Stage.TRAIN)["metadata"]["ownerReferences"]
+
+    assert owner == {
+        "apiVersion": "edgetune.dev/v1alpha1",
+        "kind": "LoraFineTune",
+        "name": "sensor-faults",
+        "uid": UID,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
+    builder = lora_fine_tune().with_metadata(
+        labels={"app.kubernetes.io/instance": "argo", "team": "a"}, annotations={"argocd/tracking": "x"}
+    )
+
+    manifest = job(Stage.TRAIN, FULL, builder)
+
+    own = {names.STAGE_LABEL, names.OWNER_LABEL, names.UID_LABEL, names.MANAGED_BY_LABEL}
+    assert manifest["metadata"]["labels"].keys() == own | {"kueue.x-k8s.io/queue-name"}
+    assert manifest["spec"]["template"]["metadata"] == {
+        "labels": {key: manifest["metadata"]["labels"][key] for key in manifest["metadata"]["labels"] if key in own}
+    }
+    assert manifest["metadata"]["annotations"].keys() == {names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION}
+
+
+def test_nothing_of_a_profile_is_left_in_a_job_that_does_not_ask_for_it() -> None:
+    pod = pod_of(job(Stage.TRAIN))
+
+    optional = {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "priorityClassName", "imagePullSecrets"}
+    assert not optional & pod.keys()
+    assert [volume["name"] for volume in pod["volumes"]] == ["work"]
+
+
+def test_credentials_are_files_and_no_variables() -> None:
+    manifest = job(Stage.TRAIN, FULL)
+
+    environment = environment_of(manifest)
+    assert environment["EDGETUNE_CREDENTIALS_DIR"] == "/var/run/secrets/edgetune/s3"
+    assert not any("AWS" in name for name in environment)
+    assert not any("valueFrom" in variable for variable in container_of(manifest)["env"])
+
+
+def test_only_prepare_of_a_hub_model_may_ask_the_hub() -> None:
+    hub = lora_fine_tune().with_spec("baseModel", {"uri": "hf://org/model", "revision": "a" * 40})
+
+    offline = {stage: environment_of(job(stage, builder=hub))["HF_HUB_OFFLINE"] for stage in Stage}
+
+    assert [stage for stage, value in offline.items() if value == "0"] == [Stage.PREPARE]
+    assert environment_of(job(Stage.PREPARE))["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_the_request_reads_back_from_the_environment(stage: Stage) -> None:
+    assert request_of(job(stage, FULL)) == request_for(stage, FULL)
+
+
+@given(text=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]) | st.sampled_from('$()\\"\n'), max_size=60))
+def test_any_template_reaches_the_stage_as_it_was_written(text: str) -> None:
+    builder = lora_fine_tune().with_spec("dataset.template", f"$(HOME) $$ {text} {{instruction}}")
+    request = request_for(Stage.TRAIN, DEFAULT, builder)
+
+    assert Request.decode(environment_of(job(Stage.TRAIN, builder=builder))["EDGETUNE_REQUEST"]) == request
