@@ -76,16 +76,11 @@ class StepWatch(TrainerCallback):
         self._started = time.monotonic()
         self._recent.append((self._started, 0.0))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        if self._stop.is_set():
-            control.should_save = True
-            control.should_training_stop = True
-
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
@@ -106,6 +101,9 @@ class StepWatch(TrainerCallback):
             learningRate=logs["learning_rate"],
             tokensPerSecond=(last_tokens - first_tokens) / max(last_time - first_time, 1e-9),
         )
+        if self._stop.is_set():
+            control.should_save = True
+            control.should_training_stop = True
 
     def _check_finite(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
         watched = ("loss",) if self._scaled_gradients else ("loss", "grad_norm")

@@ -53,6 +53,10 @@ class FolderCheckpoints:
     def write_micro_batch_size(self, size: int) -> None:
         self.micro_batch_size = size
 
+    def remove(self, step: int) -> None:
+        """Lose a checkpoint."""
+        shutil.rmtree(self.root / f"step-{step}")
+
     def steps(self) -> list[int]:
         """Steps of the checkpoints, ascending."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.root.glob("step-*"))

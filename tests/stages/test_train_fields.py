@@ -1,0 +1,328 @@
+"""Every field of spec.training and spec.lora takes effect, seen in what a short run reports and makes."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgetune_jobs.errors import InvalidInput
+from support import tiny_data
+from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
+
+ROWS = 24  # of the fixture few_rows
+
+Runner = Callable[..., TrainingRun]
+
+
+@pytest.fixture
+def run(tmp_path: Path, random_base: Path, few_rows: Path) -> Runner:
+    """Trains on the random base with the spec's sections overlaid; each call is a run of its own."""
+    count = 0
+
+    def runner(prepared: Path = few_rows, **sections: Any) -> TrainingRun:
+        nonlocal count
+        count += 1
+        return train(tmp_path / f"run-{count}", tiny_parameters(**sections), random_base, prepared)
+
+    return runner
+
+
+def _same(first: TrainingRun, second: TrainingRun) -> bool:
+    ours, theirs = first.weights(), second.weights()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _optimizer_state(run: TrainingRun) -> dict[str, Any]:
+    newest = run.checkpoints.root / f"step-{run.checkpoints.steps()[-1]}"
+    return dict(torch.load(newest / "optimizer.pt", weights_only=True))
+
+
+def test_epochs_give_the_number_of_steps(run: Runner) -> None:
+    result = run(training={"maxSteps": None, "epochs": 1.5, "batchSize": 8})
+
+    assert result.output.metrics["steps"] == math.ceil(1.5 * ROWS / 8)
+    assert result.output.metrics["epochs"] == pytest.approx(5 / 3)
+
+
+def test_max_steps_take_the_place_of_epochs(run: Runner) -> None:
+    result = run(training={"maxSteps": 2, "epochs": 100})
+
+    assert [update["done"] for update in result.progress.updates] == [1, 2]
+    assert {update["total"] for update in result.progress.updates} == {2}
+
+
+def test_accumulated_micro_batches_make_the_same_step_as_one_batch(run: Runner) -> None:
+    whole = run(training={"batchSize": 8, "microBatchSize": 8})
+    accumulated = run(training={"batchSize": 8, "microBatchSize": 2})
+
+    assert accumulated.output.facts["microBatchSize"] == "2 x 4 accumulated"
+    assert accumulated.figures("loss") == pytest.approx(whole.figures("loss"), rel=1e-3)
+    for name, weight in whole.weights().items():
+        difference = (accumulated.weights()[name] - weight).abs().max()
+        assert difference < 2e-3, f"{name} differs by {difference}, more than rounding explains"
+
+
+def test_another_batch_size_sees_another_number_of_rows(run: Runner) -> None:
+    small = run(training={"maxSteps": None, "epochs": 1, "batchSize": 4})
+    large = run(training={"maxSteps": None, "epochs": 1, "batchSize": 12})
+
+    assert (small.output.metrics["steps"], large.output.metrics["steps"]) == (ROWS / 4, ROWS / 12)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("linear", [0, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
+        ("cosine_with_restarts", [0, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
+        ("polynomial", [0, 1, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", [0, 1, 1, 1, 1]),
+        ("constant", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_learning_rate_warmup_and_scheduler_shape_the_rate_of_each_step(
+    run: Runner, scheduler: str, expected: list[float]
+) -> None:
+    result = run(training={"maxSteps": 5, "learningRate": 0.004, "warmupRatio": 0.2, "scheduler": scheduler})
+
+    rates = [rate / 0.004 for rate in result.figures("learningRate")]
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_warmup_the_first_step_has_the_whole_rate(run: Runner) -> None:
+    result = run(training={"maxSteps": 2, "warmupRatio": 0, "scheduler": "linear"})
+
+    assert result.figures("learningRate") == pytest.approx([0.005, 0.0025])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "state"),
+    [
+        ("adamw_torch", {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}),
+        ("adamw_torch_fused", {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}),
+        ("adafactor", {"exp_avg_sq_row": torch.float32, "exp_avg_sq_col": torch.float32}),
+        ("paged_adamw_32bit", {"state1": torch.float32, "state2": torch.float32}),
+        ("adamw_8bit", {"state1": torch.uint8, "state2": torch.uint8}),
+        ("paged_adamw_8bit", {"state1": torch.uint8, "state2": torch.uint8}),
+    ],
+)
+def test_the_optimizer_is_the_one_asked_for(run: Runner, optimizer: str, state: dict[str, torch.dtype]) -> None:
+    # bitsandbytes keeps tensors below 4,096 numbers in 32 bits: rank 32 makes them larger.
+    result = run(lora={"rank": 32}, training={"maxSteps": 2, "optimizer": optimizer})
+
+    kept = dict(_optimizer_state(result)["state"][0])
+    kept |= kept.pop("__bnb_optimizer_quant_state__", {})
+    assert {name: kept[name].dtype for name in state} == state
+    assert result.output.facts["optimizer"].startswith(optimizer)
+    assert all(math.isfinite(loss) for loss in result.figures("loss"))
+
+
+def test_weight_decay_reaches_the_optimizer_and_the_weights(run: Runner) -> None:
+    plain = run(training={"weightDecay": 0})
+    decayed = run(training={"weightDecay": 0.5})
+
+    assert {group["weight_decay"] for group in _optimizer_state(plain)["param_groups"]} == {0.0}
+    assert 0.5 in {group["weight_decay"] for group in _optimizer_state(decayed)["param_groups"]}
+    assert not _same(plain, decayed)
+
+
+def test_the_gradient_norm_is_clipped(run: Runner) -> None:
+    # A norm far below Adam's epsilon leaves nearly nothing of an update.
+    clipped = run(training={"warmupRatio": 0, "maxGradNorm": 1e-12})
+    free = run(training={"warmupRatio": 0, "maxGradNorm": 0})
+
+    largest = {
+        name: max(w.abs().max() for key, w in result.weights().items() if "lora_B" in key).item()
+        for name, result in (("clipped", clipped), ("free", free))
+    }
+    assert largest["clipped"] < 1e-4 < 1e-3 < largest["free"], largest
+
+
+def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaModel
+
+    plain = run()
+    flags: list[bool] = []
+    forward = LlamaModel.forward
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        flags.append(self.layers[0].gradient_checkpointing)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", watched)
+    recomputed = run(training={"gradientCheckpointing": True})
+
+    assert flags
+    assert all(flags), "the layers were told to recompute"
+    assert recomputed.figures("loss") == pytest.approx(plain.figures("loss"), rel=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("BF16", "bfloat16"), ("FP32", "float32")])
+def test_precision_sets_the_number_format_of_base_and_arithmetic(run: Runner, precision: str, dtype: str) -> None:
+    from edgetune_jobs.adapters import read_record
+
+    result = run(method="LoRA", training={"precision": precision})
+
+    record = read_record(result.adapter)
+    assert (record.precision, record.base_dtype) == (precision, dtype)
+    assert result.output.facts["precision"] == precision
+    assert {weight.dtype for weight in result.weights().values()} == {torch.float32}
+
+
+def test_lower_precision_gives_another_loss(run: Runner) -> None:
+    assert run(training={"precision": "BF16"}).figures("loss") != run().figures("loss")
+
+
+def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 needs a GPU"):
+        run(training={"precision": "FP16"})
+
+
+def test_packing_joins_examples_which_do_not_see_each_other(run: Runner, tmp_path: Path, random_base: Path) -> None:
+    """All four rows fit into one sequence; before the first update its loss is theirs only if none sees another."""
+    from edgetune_jobs.models import load_tokenizer
+
+    prepared = tiny_data.write_prepared(
+        tmp_path / "four", load_tokenizer(random_base), tiny_data.training_examples(4), tiny_data.held_out_examples(1)
+    )
+    apart = run(prepared, method="LoRA", training={"maxSteps": 1, "batchSize": 4})
+    packed = run(
+        prepared,
+        method="LoRA",
+        training={"maxSteps": 1, "batchSize": 1, "microBatchSize": 1, "packing": True, "maxLength": 512},
+    )
+
+    assert packed.output.metrics["epochs"] == 1, "one sequence holds all rows"
+    assert packed.output.metrics["firstLoss"] == pytest.approx(apart.output.metrics["firstLoss"], rel=1e-4)
+
+
+def test_max_length_bounds_packed_sequences(run: Runner) -> None:
+    shorter = run(training={"maxSteps": None, "epochs": 1, "batchSize": 1, "microBatchSize": 1, "packing": True})
+    longer = run(
+        training={
+            "maxSteps": None, "epochs": 1, "batchSize": 1, "microBatchSize": 1, "packing": True, "maxLength": 512,
+        }
+    )  # fmt: skip
+
+    assert longer.output.metrics["steps"] < shorter.output.metrics["steps"] < ROWS
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(run: Runner) -> None:
+    first, second, other = run(lora={"dropout": 0.1}), run(lora={"dropout": 0.1}), run(training={"seed": 7})
+
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training.json"):
+        assert (first.adapter / name).read_bytes() == (second.adapter / name).read_bytes(), name
+    assert not _same(first, other)
+
+
+def test_checkpoints_are_made_every_so_many_steps_and_at_the_end(run: Runner) -> None:
+    assert run(training={"maxSteps": 5, "checkpoint": {"everySteps": 2}}).checkpoints.steps() == [2, 4, 5]
+
+
+def test_qlora_trains_on_the_rounded_base_and_lora_on_the_stored_one(run: Runner) -> None:
+    qlora, lora = run(method="QLoRA"), run(method="LoRA")
+
+    assert qlora.output.metrics["firstLoss"] != lora.output.metrics["firstLoss"]
+    assert qlora.output.metrics["firstLoss"] == pytest.approx(lora.output.metrics["firstLoss"], rel=0.1)
+
+
+def test_dropout_changes_the_training(run: Runner) -> None:
+    assert not _same(run(), run(lora={"dropout": 0.5}))
+
+
+@pytest.mark.parametrize(("rs_lora", "scale"), [(False, 64 / 4), (True, 64 / math.sqrt(4))])
+def test_rank_alpha_and_rslora_set_shape_and_scale_of_the_adapter(
+    run: Runner, random_base: Path, rs_lora: bool, scale: float
+) -> None:
+    from edgetune_contract.spec import MergeBase
+    from edgetune_jobs.merging import load_tuned
+    from edgetune_jobs.models import choose_device
+
+    result = run(method="LoRA", lora={"rank": 4, "alpha": 64, "rsLora": rs_lora, "targetModules": ["q_proj"]})
+
+    assert all(4 in weight.shape for weight in result.weights().values())
+    tuned = load_tuned(random_base, result.adapter, MergeBase.AS_TRAINED, choose_device())
+    scales = {module.scaling["default"] for name, module in tuned.named_modules() if name.endswith("q_proj")}
+    assert scales == {scale}
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "expected"),
+    [
+        ("Minimal", {"q_proj", "v_proj"}),
+        ("Standard", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("Aggressive", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        ("AllLinear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        (["down_proj", "self_attn.q_proj"], {"down_proj", "q_proj"}),
+    ],
+)
+def test_target_modules_get_an_adapter_and_no_others(run: Runner, target_modules: Any, expected: set[str]) -> None:
+    result = run(method="LoRA", lora={"targetModules": target_modules}, training={"maxSteps": 1})
+
+    names = {name.split(".lora_")[0] for name in result.weights()}
+    assert {name.rsplit(".", 1)[-1] for name in names} == expected
+    assert len(names) == 2 * len(expected), "in each of the two layers"
+
+
+@pytest.mark.parametrize("method", ["QLoRA", "LoRA"])
+def test_parameters_are_counted_as_numbers_not_as_packed_bytes(run: Runner, random_base: Path, method: str) -> None:
+    from safetensors import safe_open
+
+    result = run(method=method, training={"maxSteps": 1})
+
+    with safe_open(random_base / "model.safetensors", "pt") as weights:
+        base = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    adapter = sum(weight.numel() for weight in result.weights().values())
+    metrics = result.output.metrics
+    assert (metrics["trainableParameters"], metrics["totalParameters"]) == (adapter, base + adapter)
+    assert metrics["trainableShare"] == pytest.approx(100 * adapter / (base + adapter))
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "message"),
+    [
+        (["q_proj", "c_attn"], "no module named c_attn; its linear layers are named down_proj, gate_proj, k_proj"),
+        (["q_proj", "lm_head"], "lm_head is the output head"),
+        (["mlp"], r"mlp matches model\.layers\.0\.mlp, which is no linear layer"),
+        (["embed_tokens"], "embed_tokens matches model.embed_tokens, which is no linear layer"),
+    ],
+)
+def test_target_modules_that_cannot_carry_an_adapter_are_refused(
+    run: Runner, target_modules: list[str], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=rf"spec\.lora\.targetModules: .*{message}"):
+        run(lora={"targetModules": target_modules})
+
+
+def test_the_adapter_is_portable_and_comes_without_model_card_and_pickles(run: Runner, tmp_path: Path) -> None:
+    import json
+
+    result = run()
+
+    assert sorted(path.name for path in result.adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training.json",
+    ]
+    config = json.loads((result.adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == BASE_URI
+    assert config["target_modules"] == sorted(config["target_modules"]), "the order of a set would change the bytes"
+    assert str(tmp_path) not in (result.adapter / "adapter_config.json").read_text()
+
+
+def test_progress_and_metrics_tell_loss_rate_and_speed(run: Runner) -> None:
+    result = run(training={"maxSteps": 12})
+
+    losses = result.figures("loss")
+    metrics = result.output.metrics
+    assert metrics["firstLoss"] == losses[0]
+    assert metrics["loss"] == pytest.approx(sum(losses[-10:]) / 10)
+    assert all(speed > 0 for speed in result.figures("tokensPerSecond"))
+    assert metrics["tokensPerSecond"] > 0
+    assert metrics["trainSeconds"] > 0
+    assert metrics["peakMemoryBytes"] > 100e6

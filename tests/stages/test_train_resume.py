@@ -1,0 +1,139 @@
+"""Training that is stopped and goes on: nothing is lost, and the adapter is the one of an uninterrupted run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetune_contract.spec import Parameters
+from edgetune_jobs.errors import Interrupted
+from edgetune_jobs.stages import train as stage
+from support.stage_context import FolderCheckpoints
+from support.tiny_runs import TrainingRun, new_run, tiny_parameters, train
+
+STEPS = 6
+
+
+def _parameters(method: str, optimizer: str, precision: str) -> Parameters:
+    """Six steps over an epoch's end, with dropout, so that random numbers and data order count."""
+    return tiny_parameters(
+        method=method,
+        lora={"dropout": 0.1, "rank": 32},
+        training={
+            "maxSteps": STEPS,
+            "batchSize": 8,
+            "microBatchSize": 4,
+            "optimizer": optimizer,
+            "precision": precision,
+            "checkpoint": {"everySteps": 2},
+        },
+    )
+
+
+def _stop_after(run: TrainingRun, step: int) -> None:
+    run.progress.on_update = lambda done: run.context.stop.set() if done >= step else None
+
+
+def _assert_equal(resumed: TrainingRun, uninterrupted: TrainingRun) -> None:
+    ours, theirs = resumed.weights(), uninterrupted.weights()
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, f"{len(different)} of {len(ours)} tensors differ, such as {different[0]}"
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "precision", "stopped_after"),
+    [
+        ("QLoRA", "adamw_torch", "BF16", 1),
+        ("QLoRA", "paged_adamw_8bit", "BF16", 3),  # the first step of the second epoch is the fourth
+        ("LoRA", "adafactor", "FP32", 5),
+    ],
+)
+def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_adapter_bit_for_bit(
+    tmp_path: Path, random_base: Path, few_rows: Path, method: str, optimizer: str, precision: str, stopped_after: int
+) -> None:
+    parameters = _parameters(method, optimizer, precision)
+    uninterrupted = train(tmp_path / "whole", parameters, random_base, few_rows)
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    first = new_run(tmp_path / "first", parameters, random_base, few_rows, checkpoints=checkpoints)
+    _stop_after(first, stopped_after)
+
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stopped_after} of {STEPS}") as interruption:
+        stage.run(first.context)
+    resumed = train(tmp_path / "second", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert interruption.value.step == stopped_after, "no finished step is lost"
+    assert [update["done"] for update in resumed.progress.updates] == list(range(stopped_after + 1, STEPS + 1))
+    assert resumed.figures("learningRate") == uninterrupted.figures("learningRate")[stopped_after:]
+    assert resumed.figures("loss") == uninterrupted.figures("loss")[stopped_after:]
+    assert resumed.output.facts["resumedFromStep"] == str(stopped_after)
+    for name in ("loss", "firstLoss", "steps", "epochs"):
+        assert resumed.output.metrics[name] == uninterrupted.output.metrics[name], name
+    _assert_equal(resumed, uninterrupted)
+    assert (resumed.adapter / "training.json").read_bytes() == (uninterrupted.adapter / "training.json").read_bytes()
+
+
+def test_a_run_that_was_killed_goes_on_from_the_newest_checkpoint_and_ends_at_the_same_adapter(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    parameters = _parameters("QLoRA", "adamw_torch", "BF16")
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    uninterrupted = train(tmp_path / "whole", parameters, random_base, few_rows, checkpoints=checkpoints)
+    assert checkpoints.steps() == [2, 4, 6]
+    for step in (4, 6):
+        checkpoints.remove(step)
+
+    resumed = train(tmp_path / "again", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert resumed.output.facts["resumedFromStep"] == "2"
+    _assert_equal(resumed, uninterrupted)
+
+
+def test_a_run_that_was_killed_after_its_last_step_only_saves(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    parameters = _parameters("QLoRA", "adamw_torch", "BF16")
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    uninterrupted = train(tmp_path / "whole", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    resumed = train(tmp_path / "again", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert not resumed.progress.updates, "no step is trained twice"
+    assert resumed.output.metrics["steps"] == STEPS
+    _assert_equal(resumed, uninterrupted)
+
+
+def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, random_base: Path, few_rows: Path) -> None:
+    run = new_run(tmp_path / "run", _parameters("LoRA", "adamw_torch", "FP32"), random_base, few_rows)
+    run.context.stop.set()
+
+    with pytest.raises(Interrupted, match="before the first step") as interruption:
+        stage.run(run.context)
+
+    assert interruption.value.step is None, "there is no checkpoint to go on from"
+    assert not list(run.context.output.iterdir())
+
+
+def test_a_stop_in_the_last_step_lets_the_finished_run_end_well(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    run = new_run(tmp_path / "run", _parameters("LoRA", "adamw_torch", "FP32"), random_base, few_rows)
+    _stop_after(run, STEPS)
+
+    assert stage.run(run.context).metrics["steps"] == STEPS
+
+
+def test_a_checkpoint_holds_what_resuming_needs_and_no_pickled_arguments(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    run = train(tmp_path / "run", _parameters("LoRA", "adamw_torch", "FP32"), random_base, few_rows)
+
+    assert sorted(path.name for path in (run.checkpoints.root / "step-4").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "trainer_state.json",
+    ]
+    assert not any(run.context.scratch.glob("checkpoints/*")), "what is in the store is not kept on disk besides"

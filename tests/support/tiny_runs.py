@@ -1,0 +1,93 @@
+"""Short runs of the stages on a tiny model: their parameters, and the fixtures' folders as inputs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.stage import StageContext, StageOutput
+from support.stage_context import FolderCheckpoints, RecordedProgress, stage_context
+
+BASE_URI = "s3://models/tiny"
+
+
+def tiny_parameters(**sections: Any) -> Parameters:
+    """Parameters of a run of 3 steps in float32 without dropout; `sections` overlay the spec's, by JSON name."""
+    spec: dict[str, Any] = {
+        "baseModel": {"uri": BASE_URI},
+        "dataset": {"train": {"uri": "s3://datasets/tiny.jsonl"}},
+        "lora": {"targetModules": "AllLinear", "dropout": 0.0},
+        "training": {
+            "maxSteps": 3,
+            "batchSize": 4,
+            "microBatchSize": 4,
+            "learningRate": 0.005,
+            "maxLength": 128,
+            "optimizer": "adamw_torch",
+            "gradientCheckpointing": False,
+            "precision": "FP32",
+        },
+        "evaluation": {"maxNewTokens": 24},
+    }
+    for name, section in sections.items():
+        spec[name] = {**spec.get(name, {}), **section} if isinstance(section, dict) else section
+    training = spec["training"]
+    spec["training"] = {key: value for key, value in training.items() if value is not None}
+    return Parameters.model_validate(spec)
+
+
+@dataclass
+class TrainingRun:
+    """One attempt to train: what it was given, what it reported, what it made."""
+
+    context: StageContext
+    progress: RecordedProgress
+    checkpoints: FolderCheckpoints
+    output: StageOutput = field(default_factory=StageOutput)
+
+    @property
+    def adapter(self) -> Path:
+        return self.context.output / "adapter"
+
+    def figures(self, name: str) -> list[float]:
+        """A figure of each step that was reported, such as loss."""
+        return [update[name] for update in self.progress.updates]
+
+    def weights(self) -> dict[str, Any]:
+        """The adapter's tensors."""
+        from safetensors.torch import load_file
+
+        return dict(load_file(self.adapter / "adapter_model.safetensors"))
+
+
+def new_run(
+    folder: Path,
+    parameters: Parameters,
+    base: Path,
+    prepared: Path,
+    *,
+    checkpoints: FolderCheckpoints | None = None,
+) -> TrainingRun:
+    """An attempt to train in a new folder, not begun; checkpoints go into that folder unless they are given."""
+    progress = RecordedProgress()
+    kept = checkpoints or FolderCheckpoints(folder / "checkpoints")
+    inputs = {"base": base, "prepared": prepared}
+    context = stage_context(Stage.TRAIN, parameters, folder, inputs, progress=progress, checkpoints=kept)
+    return TrainingRun(context, progress, kept)
+
+
+def train(
+    folder: Path,
+    parameters: Parameters,
+    base: Path,
+    prepared: Path,
+    *,
+    checkpoints: FolderCheckpoints | None = None,
+) -> TrainingRun:
+    """Train to the end in a new folder."""
+    from edgetune_jobs.stages import train as stage
+
+    run = new_run(folder, parameters, base, prepared, checkpoints=checkpoints)
+    run.output = stage.run(run.context)
+    return run
