@@ -1,0 +1,102 @@
+"""What the layout promises and import-linter cannot say."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.stages import Stage
+from support.apiserver import REPOSITORY
+
+PACKAGES = {
+    "edgetune_contract": REPOSITORY / "jobs" / "edgetune_contract",
+    "edgetune_jobs": REPOSITORY / "jobs" / "edgetune_jobs",
+    "edgetune_operator": REPOSITORY / "operator" / "edgetune_operator",
+    "edgetune_cli": REPOSITORY / "operator" / "edgetune_cli",
+}
+HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
+LIGHT = ("edgetune_jobs.__main__", "edgetune_jobs.runtime", "edgetune_cli.__main__", "edgetune_operator.reconcile")
+STAGES = tuple(f"edgetune_jobs.stages.{path.stem}" for path in (PACKAGES["edgetune_jobs"] / "stages").glob("[a-z]*.py"))
+PURE = ("api", "events", "names", "observe", "plan", "render", "run", "status")
+
+
+def calls(path: Path) -> Iterator[str]:
+    """Names of the attributes that a file calls."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            yield node.func.attr
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level packages that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def run_python(code: str) -> str:
+    """Output of a fresh interpreter in the repository's root."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(
+        command, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=120
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize("folder", ["operator", "jobs"])
+def test_the_folders_of_the_packages_are_no_packages(folder: str) -> None:
+    assert not (REPOSITORY / folder / "__init__.py").exists()
+
+
+def test_the_standard_librarys_operator_is_not_shadowed() -> None:
+    assert Path(run_python("import operator; print(operator.__file__)")).parent == Path(subprocess.__file__).parent
+
+
+def test_the_contract_imports_pydantic_and_the_standard_library_only() -> None:
+    allowed = {"edgetune_contract", "pydantic", "pydantic_core"} | set(sys.stdlib_module_names)
+
+    found = {name for path in PACKAGES["edgetune_contract"].glob("*.py") for name in imported(path)}
+
+    assert found - allowed == set()
+
+
+@pytest.mark.parametrize("module", [*LIGHT, *STAGES])
+def test_a_module_is_imported_without_the_heavy_libraries(module: str) -> None:
+    loaded = run_python(f"import sys, {module}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))")
+
+    assert loaded == ""
+
+
+def test_every_stage_has_its_module() -> None:
+    assert {name.rpartition(".")[2] for name in STAGES} == {stage.value for stage in Stage}
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_decisions_ask_no_clock(module: str) -> None:
+    path = PACKAGES["edgetune_operator"] / f"{module}.py"
+
+    assert set(calls(path)) & {"now", "utcnow", "today", "monotonic"} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_reads_pickles_or_runs_code_of_a_model(package: str) -> None:
+    for path in PACKAGES[package].rglob("*.py"):
+        assert not set(imported(path)) & {"pickle", "cloudpickle", "dill", "joblib"}, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_found_where_the_layout_says(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).parent == PACKAGES[package]

@@ -1,0 +1,90 @@
+"""Profiles: reading the platform team's file, and what a profile gives each stage."""
+
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.request import ChecksumMode
+from edgetune_contract.stages import Stage
+from edgetune_operator.profiles import (
+    DEFAULT_RESOURCES,
+    InvalidProfiles,
+    Profile,
+    ProfileStore,
+    Resources,
+    load_profiles,
+)
+
+
+def write(folder: Path, text: str) -> Path:
+    """A profiles file."""
+    path = folder / "profiles.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_profile_of_a_bucket_alone_is_complete(tmp_path: Path) -> None:
+    profiles = load_profiles(write(tmp_path, "profiles: {default: {store: {uri: 's3://artifacts/edgetune'}}}"))
+
+    assert profiles == {"default": Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))}
+
+
+def test_names_are_written_as_in_kubernetes(tmp_path: Path) -> None:
+    text = """
+profiles:
+  a100:
+    store: {uri: s3://b, pathStyle: true, checksums: WhenRequired, credentialsSecret: s3}
+    resources: {train: {limits: {nvidia.com/gpu: 4}}}
+    nodeSelector: {gpu: a100}
+"""
+    profile = load_profiles(write(tmp_path, text))["a100"]
+
+    assert profile.store.checksums is ChecksumMode.WHEN_REQUIRED
+    assert profile.resources_for(Stage.TRAIN) == Resources(limits={"nvidia.com/gpu": 4})
+    assert profile.resources_for(Stage.MERGE) == DEFAULT_RESOURCES[Stage.MERGE]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("profiles: {default: {}}", "profiles.default.store: Field required"),
+        ("profiles: {default: {store: {uri: 'gs://b'}}}", "profiles.default.store.uri: String should match pattern"),
+        (
+            "profiles: {default: {store: {uri: 's3://b'}, gpu: 1}}",
+            "profiles.default.gpu: Extra inputs are not permitted",
+        ),
+        ("profiles: {default: {store: {uri: 's3://b'}, resources: {test: {}}}}", "profiles.default.resources.test"),
+        ("profiles: [", "not YAML: while parsing"),
+        ("", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_the_path(tmp_path: Path, text: str, problem: str) -> None:
+    path = write(tmp_path, text)
+
+    with pytest.raises(InvalidProfiles) as refused:
+        load_profiles(path)
+
+    assert str(refused.value).startswith(f"{path}: ")
+    assert problem in str(refused.value)
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidProfiles, match=r"none\.yaml: No such file or directory"):
+        load_profiles(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("profiles: é".encode("latin-1"))
+
+    with pytest.raises(InvalidProfiles, match=r"latin\.yaml: not YAML"):
+        load_profiles(path)
+
+
+def test_each_namespace_has_its_own_part_of_the_bucket() -> None:
+    store = ProfileStore(uri="s3://artifacts/edgetune/", endpoint="http://minio:9000", region="eu", path_style=True)
+
+    location = store.for_namespace("team-a")
+
+    assert location.uri == "s3://artifacts/edgetune/team-a"
+    assert (location.endpoint, location.region, location.path_style) == ("http://minio:9000", "eu", True)
