@@ -1,0 +1,323 @@
+"""train, merge, quantize and evaluate one after the other on a tiny model that really learns the task."""
+
+import json
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgetune_contract.request import ModelScores, Scores
+from edgetune_contract.spec import MergeBase, Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs import merging, models
+from edgetune_jobs.errors import Interrupted
+from edgetune_jobs.generate import generate, stream
+from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.stages import evaluate, merge, quantize
+from support.stage_context import RecordedProgress, stage_context
+from support.tiny_runs import TrainingRun, tiny_parameters, train
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+QUESTION = "Sensor log: turbine 91, dock, low flow, value 3.1. Diagnose."
+ANSWER = "Fault: clogged filter. Action: clean filter."
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All that the stages made, and what each reported."""
+
+    parameters: Parameters
+    base: Path
+    prepared: Path
+    training: TrainingRun
+    merged: Path
+    merge_output: StageOutput
+    edge: Path
+    quantize_output: StageOutput
+    evaluation: Path
+    evaluate_output: StageOutput
+
+    @property
+    def adapter(self) -> Path:
+        return self.training.adapter
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Inputs of evaluate."""
+        return {
+            "base": self.base,
+            "prepared": self.prepared,
+            "adapter": self.adapter,
+            "merged": self.merged,
+            "edge-bnb-int8": self.edge,
+        }
+
+    @property
+    def scores(self) -> Scores:
+        assert self.evaluate_output.scores is not None
+        return self.evaluate_output.scores
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, many_rows: Path) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    parameters = tiny_parameters(
+        training={
+            "maxSteps": 200,
+            "batchSize": 16,
+            "microBatchSize": 16,
+            "warmupRatio": 0.05,
+            "precision": "Auto",
+            "maxLength": 256,
+        }
+    )
+    training = train(folder / "train", parameters, tiny_base, many_rows)
+    merging_context = stage_context(
+        Stage.MERGE, parameters, folder / "merge", {"base": tiny_base, "adapter": training.adapter}
+    )
+    merge_output = merge.run(merging_context)
+    merged = merging_context.output / "merged"
+    quantizing_context = stage_context(
+        Stage.QUANTIZE, parameters, folder / "quantize", {"merged": merged, "adapter": training.adapter}
+    )
+    quantize_output = quantize.run(quantizing_context)
+    edge = quantizing_context.output / "edge-bnb-int8"
+    inputs = {
+        "base": tiny_base,
+        "prepared": many_rows,
+        "adapter": training.adapter,
+        "merged": merged,
+        "edge-bnb-int8": edge,
+    }
+    evaluating_context = stage_context(Stage.EVALUATE, parameters, folder / "evaluate", inputs)
+    evaluate_output = evaluate.run(evaluating_context)
+    return Chain(
+        parameters=parameters,
+        base=tiny_base,
+        prepared=many_rows,
+        training=training,
+        merged=merged,
+        merge_output=merge_output,
+        edge=edge,
+        quantize_output=quantize_output,
+        evaluation=evaluating_context.output,
+        evaluate_output=evaluate_output,
+    )
+
+
+def _logits(model: torch.nn.Module) -> torch.Tensor:
+    ids = torch.tensor([[5, 99, 300, 41, 7, 650, 12, 4]])
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.float()  # type: ignore[no-any-return]
+
+
+def test_the_edge_model_knows_what_the_base_does_not(chain: Chain) -> None:
+    scores = chain.scores
+    assert scores.base is not None
+    assert scores.tuned is not None
+    assert scores.merged is not None
+    assert scores.edge is not None
+
+    assert scores.base < 0.20
+    assert scores.tuned > 0.85
+    assert scores.merged >= scores.tuned - 0.02
+    assert scores.edge >= scores.tuned - 0.02
+    assert scores.improvement == pytest.approx(100 * (scores.tuned - scores.base))
+    assert scores.drop == pytest.approx(scores.tuned - scores.edge)
+    assert scores.examples == 64
+    assert set(scores.details) == {"base", "tuned", "merged", "edge"}
+
+
+def test_the_loss_of_each_model_is_reported_and_falls_by_training(chain: Chain) -> None:
+    losses = {name: scores.loss for name, scores in chain.scores.details.items()}
+    assert all(loss is not None and math.isfinite(loss) for loss in losses.values())
+
+    assert losses["tuned"] < 0.2 * losses["base"]  # type: ignore[operator]
+    assert losses["merged"] == pytest.approx(losses["tuned"], abs=0.02)
+    assert losses["edge"] == pytest.approx(losses["tuned"], abs=0.05)
+
+
+def test_the_merged_model_computes_what_training_saw(chain: Chain) -> None:
+    merged = _logits(models.load_stored(chain.merged, CPU))
+    tuned = _logits(merging.load_tuned(chain.base, chain.adapter, MergeBase.AS_TRAINED, CPU))
+    original = _logits(merging.merge(chain.base, chain.adapter, MergeBase.ORIGINAL, CPU))
+
+    from_tuned, from_original = (merged - tuned).abs().mean(), (merged - original).abs().mean()
+    assert from_tuned < 0.1 * from_original, "the base that training did not see is much further away"
+
+
+def test_the_merged_base_has_the_very_values_that_qlora_unpacks(chain: Chain) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed = dict(models.load_quantized_base(chain.base, torch.bfloat16, CPU).named_modules())
+    plain = models.load_base(chain.base, torch.bfloat16, CPU)
+
+    count = models.as_trained_weights(plain)
+
+    layers = list(models.quantizable_linears(plain))
+    assert count == len(layers) == 14
+    for name, layer in layers:
+        weight = packed[name].weight
+        assert torch.equal(layer.weight, dequantize_4bit(weight.data, weight.quant_state)), name
+
+
+def test_the_edge_model_is_the_same_with_and_without_a_stored_merged_model(chain: Chain, tmp_path: Path) -> None:
+    context = stage_context(Stage.QUANTIZE, chain.parameters, tmp_path, {"base": chain.base, "adapter": chain.adapter})
+    quantize.run(context)
+
+    on_the_fly = context.output / "edge-bnb-int8"
+    names = sorted(path.name for path in chain.edge.iterdir())
+    assert names == sorted(path.name for path in on_the_fly.iterdir())
+    assert all((chain.edge / name).read_bytes() == (on_the_fly / name).read_bytes() for name in names)
+
+
+def test_the_edge_model_loads_without_edgetune_and_in_int8(chain: Chain) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    first, second = (AutoModelForCausalLM.from_pretrained(chain.edge) for _ in range(2))
+    weights = load_file(chain.edge / "model.safetensors")
+
+    assert torch.equal(_logits(first), _logits(second))
+    quantized = [name for name, weight in weights.items() if weight.dtype is torch.int8]
+    assert len(quantized) == chain.quantize_output.metrics["quantizedLayers"] == 14
+    assert AutoTokenizer.from_pretrained(chain.edge)("pump")["input_ids"]
+    assert first.config.quantization_config.llm_int8_threshold == 6.0
+
+
+def test_quantizing_keeps_each_weight_within_half_a_step(chain: Chain) -> None:
+    from safetensors.torch import load_file
+
+    merged, edge = (load_file(folder / "model.safetensors") for folder in (chain.merged, chain.edge))
+    for name in (name for name, weight in edge.items() if weight.dtype is torch.int8):
+        scale = edge[name.replace(".weight", ".SCB")].unsqueeze(1) / 127
+        # Half a step, and the rounding of the scale's float16 source.
+        assert ((edge[name] * scale - merged[name].float()).abs() <= 0.502 * scale + 1e-6).all(), name
+
+
+def test_model_folders_carry_tokenizer_and_prompt_format_and_nothing_of_pickle(chain: Chain) -> None:
+    for folder in (chain.merged, chain.edge):
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "config.json",
+            "edgetune.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ]
+        assert (folder / "tokenizer.json").read_bytes() == (chain.base / "tokenizer.json").read_bytes()
+        assert json.loads((folder / "edgetune.json").read_text())["format"] == "Instruction"
+        assert str(chain.base) not in (folder / "config.json").read_text(), "no path of the machine that made it"
+
+
+def test_sizes_are_reported_in_bytes(chain: Chain) -> None:
+    def size(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.iterdir())
+
+    merge_metrics, quantize_metrics = chain.merge_output.metrics, chain.quantize_output.metrics
+    assert merge_metrics["baseBytes"] == size(chain.base)
+    assert merge_metrics["adapterBytes"] == size(chain.adapter)
+    assert merge_metrics["mergedBytes"] == size(chain.merged)
+    assert quantize_metrics["edgeBytes"] == size(chain.edge) < size(chain.merged)
+
+
+def test_the_first_answers_of_all_models_are_kept_side_by_side(chain: Chain) -> None:
+    lines = [json.loads(line) for line in (chain.evaluation / "evaluation/answers.jsonl").read_text().splitlines()]
+
+    assert [line["row"] for line in lines] == list(range(16))
+    assert set(lines[0]) == {"row", "prompt", "reference", "base", "tuned", "merged", "edge"}
+    right = sum(line["edge"] == line["reference"] for line in lines)
+    assert right >= 12, "rows and answers belong together although they are answered by length"
+
+
+def test_known_scores_of_the_base_are_not_computed_again(chain: Chain, tmp_path: Path) -> None:
+    progress = RecordedProgress()
+    inputs = {**chain.inputs, "base-scores": chain.evaluation / "base-scores"}
+    context = stage_context(Stage.EVALUATE, chain.parameters, tmp_path, inputs, progress=progress)
+
+    output = evaluate.run(context)
+
+    assert output.scores == chain.scores
+    assert progress.said == [f"scoring the {name} model" for name in ("tuned", "merged", "edge")]
+    assert not (context.output / "base-scores").exists()
+    last = progress.updates[-1]
+    assert last["done"] == last["total"]
+
+
+def test_the_scores_of_the_base_are_left_for_others(chain: Chain) -> None:
+    kept = ModelScores.model_validate_json((chain.evaluation / "base-scores/scores.json").read_bytes())
+
+    assert kept == chain.scores.details["base"]
+
+
+def test_without_a_kept_merged_model_the_others_are_scored_on_the_first_rows(chain: Chain, tmp_path: Path) -> None:
+    parameters = tiny_parameters(evaluation={"maxExamples": 10}, merge={"keep": False})
+    inputs = {name: folder for name, folder in chain.inputs.items() if name != "merged"}
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path, inputs)
+
+    scores = evaluate.run(context).scores
+
+    assert scores is not None
+    assert scores.merged is None
+    assert scores.examples == 10
+    assert set(scores.details) == {"base", "tuned", "edge"}
+
+
+def test_texts_without_prompts_are_scored_by_loss_alone(chain: Chain, tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(chain.prepared / "eval.parquet").slice(0, 6).to_pydict()
+    table["completion_ids"] = [p + c for p, c in zip(table["prompt_ids"], table["completion_ids"], strict=True)]
+    table["prompt"], table["prompt_ids"] = [""] * 6, [[]] * 6
+    (tmp_path / "texts").mkdir()
+    types = {"prompt_ids": pyarrow.list_(pyarrow.int32()), "completion_ids": pyarrow.list_(pyarrow.int32())}
+    columns = {name: pyarrow.array(values, types.get(name)) for name, values in table.items()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "texts/eval.parquet")
+    parameters = tiny_parameters(dataset={"format": "Text"})
+    inputs = {**chain.inputs, "prepared": tmp_path / "texts"}
+
+    output = evaluate.run(stage_context(Stage.EVALUATE, parameters, tmp_path / "run", inputs))
+
+    assert output.scores is not None
+    assert output.scores.edge is None
+    assert output.scores.details["tuned"].exact_match is None
+    assert output.scores.details["tuned"].loss is not None
+
+
+def test_a_stop_while_scoring_ends_at_the_next_batch(chain: Chain, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    context = stage_context(Stage.EVALUATE, chain.parameters, tmp_path, chain.inputs, stop=stop)
+
+    with pytest.raises(Interrupted):
+        evaluate.run(context)
+
+
+@pytest.mark.parametrize("stage", [merge, quantize])
+def test_a_stop_keeps_merge_and_quantize_from_writing(chain: Chain, tmp_path: Path, stage: object) -> None:
+    stop = threading.Event()
+    stop.set()
+    context = stage_context(
+        Stage.MERGE, chain.parameters, tmp_path, {"base": chain.base, "adapter": chain.adapter}, stop=stop
+    )
+
+    with pytest.raises(Interrupted):
+        stage.run(context)  # type: ignore[attr-defined]
+    assert not list(context.output.iterdir())
+
+
+def test_people_get_answers_from_the_edge_model(chain: Chain) -> None:
+    assert generate(chain.edge, QUESTION, 40) == ANSWER
+    pieces = list(stream(chain.edge, QUESTION, 40))
+    assert len(pieces) > 1, "the answer comes in pieces"
+    assert "".join(pieces) == ANSWER
+
+
+def test_an_answer_is_cut_at_the_longest_length(chain: Chain) -> None:
+    assert 0 < len(generate(chain.edge, QUESTION, 2)) < len(ANSWER)

@@ -1,0 +1,135 @@
+"""How training ends when it cannot go on: diverged, or out of GPU memory."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgetune_jobs.errors import InvalidInput, OutOfGpuMemory, TrainingDiverged
+from edgetune_jobs.stages import train as stage
+from support.stage_context import FolderCheckpoints
+from support.tiny_runs import new_run, tiny_parameters, train
+
+
+def _with_infinite_weight(base: Path, folder: Path) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("inf")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_its_step_and_saves_nothing(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    base = _with_infinite_weight(random_base, tmp_path / "broken")
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), base, few_rows)
+
+    with pytest.raises(TrainingDiverged, match=r"the loss is (nan|inf) at step 1 of 3 .* are not sound"):
+        stage.run(run.context)
+
+    assert run.checkpoints.steps() == []
+    assert not list(run.context.output.iterdir())
+
+
+def test_a_gradient_that_is_not_finite_ends_training_with_its_step(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    step = SFTTrainer.training_step
+
+    def overflowing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step == 1:
+            next(p for p in self.model.parameters() if p.requires_grad).grad[0, 0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "training_step", overflowing)
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), random_base, few_rows)
+
+    with pytest.raises(TrainingDiverged, match=r"gradient's norm is (nan|inf) at step 2 of 3 .*lower spec\.training"):
+        stage.run(run.context)
+
+
+def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int) -> None:
+    """A GPU whose memory does not hold `too_many` examples at once; there is none on the machines that test."""
+    from trl import SFTTrainer
+
+    step = SFTTrainer.training_step
+
+    def limited(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if inputs["input_ids"].shape[0] >= too_many:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", limited)
+
+
+def test_out_of_memory_halves_the_micro_batch_until_it_fits(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _out_of_memory_at(monkeypatch, 3)
+    parameters = tiny_parameters(method="LoRA", training={"batchSize": 12, "microBatchSize": 12})
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+
+    for attempt, (size, smaller) in enumerate([(12, 6), (6, 3), (3, 1)]):
+        run = new_run(tmp_path / f"run-{attempt}", parameters, random_base, few_rows, checkpoints=checkpoints)
+        with pytest.raises(OutOfGpuMemory, match=rf"of {size} examples of up to 128 tokens: .* takes {smaller} and"):
+            stage.run(run.context)
+        assert checkpoints.micro_batch_size == smaller
+    result = train(tmp_path / "last", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert result.output.facts["microBatchSize"].startswith("1 x 12 accumulated, instead of 12: an earlier attempt")
+
+
+def test_out_of_memory_with_one_example_says_what_to_change(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _out_of_memory_at(monkeypatch, 1)
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1})
+    run = new_run(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    with pytest.raises(
+        OutOfGpuMemory,
+        match=r"lower spec\.training\.maxLength, set spec\.training\.gradientCheckpointing: true, use method: QLoRA",
+    ):
+        stage.run(run.context)
+
+    assert checkpoints.micro_batch_size is None
+
+
+def test_a_trainable_count_that_differs_from_the_request_is_refused(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a library would that trains a bias besides."""
+    from edgetune_jobs import training
+
+    def with_bias(*args: Any) -> Any:
+        config = lora_config(*args)
+        config.modules_to_save = ["norm"]
+        return config
+
+    lora_config = training.lora_config
+    monkeypatch.setattr(training, "lora_config", with_bias)
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), random_base, few_rows)
+
+    with pytest.raises(
+        InvalidInput, match=r"parameters would be trained, but rank 16 on 14 layers of targetModules makes"
+    ):
+        stage.run(run.context)
+
+
+def test_prepared_data_without_rows_is_refused(tmp_path: Path, random_base: Path) -> None:
+    from edgetune_jobs.models import load_tokenizer
+    from support import tiny_data
+
+    empty = tiny_data.write_prepared(tmp_path / "empty", load_tokenizer(random_base), [], [])
+
+    with pytest.raises(InvalidInput, match=r"spec\.dataset\.train: there is no row"):
+        stage.run(new_run(tmp_path / "run", tiny_parameters(), random_base, empty).context)
