@@ -1,9 +1,11 @@
 """The generated parts of the Helm chart: the CRD that it installs, and the profiles' part of its values' schema."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetune_contract.stages import Stage
 from edgetune_operator.profiles import Profile
 
 CRD_PATH = "charts/edgetune/files/crd.yaml"
@@ -17,16 +19,28 @@ def values_schema(root: Path) -> str:
 
 
 def profile_definitions() -> dict[str, Any]:
-    """JSON Schemas of a profile and of what it is made of, by name; a profile that `load_profiles` takes is valid."""
+    """JSON Schemas of a profile and of what it is made of, by name."""
     profile = Profile.model_json_schema()
     definitions = profile.pop("$defs") | {"Profile": profile}
-    return {name: _without_titles(definition) for name, definition in sorted(definitions.items())}
+    stage_names = definitions.pop(Stage.__name__)["enum"]
+    return {name: _rewritten(definition, stage_names) for name, definition in sorted(definitions.items())}
 
 
-def _without_titles(node: Any) -> Any:
-    """A schema without pydantic's titles, which repeat the names."""
+def _rewritten(node: Any, stage_names: Sequence[str]) -> Any:
+    """A schema without pydantic's titles, which repeat the names, and with the stages as properties.
+
+    Helm reports a name that propertyNames refuses with a path of something else.
+    """
     if isinstance(node, list):
-        return [_without_titles(item) for item in node]
+        return [_rewritten(item, stage_names) for item in node]
     if not isinstance(node, dict):
         return node
-    return {key: _without_titles(value) for key, value in node.items() if key != "title" or not isinstance(value, str)}
+    schema = {key: _rewritten(value, stage_names) for key, value in node.items() if not _is_title(key, value)}
+    if schema.pop("propertyNames", None) is not None:
+        schema["properties"] = dict.fromkeys(stage_names, schema["additionalProperties"])
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _is_title(key: str, value: Any) -> bool:
+    return key == "title" and isinstance(value, str)

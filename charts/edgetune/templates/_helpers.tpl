@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- include "edgetune.imageReference" (dict "image" .Values.image "version" .Chart.AppVersion) }}
 {{- end }}
 
-{{- /* The profiles file. JSON is YAML, and unlike toYaml it never writes 1000000 as 1e+06. */ -}}
+{{- /* The profiles file. JSON is YAML, and keeps 1000000 as it is: YAML has 1e+06 in some versions of Helm, which reads as text. */ -}}
 {{- define "edgetune.profiles" -}}
 {{- $reference := include "edgetune.imageReference" (dict "image" .Values.jobsImage "version" .Chart.AppVersion) }}
 {{- $profiles := dict }}

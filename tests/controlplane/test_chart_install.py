@@ -1,0 +1,257 @@
+"""The chart before a real API server: what it takes, what a person reads, and what the operator may do as installed."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgetune_contract.digest import prepare_digest
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.api import parse_spec
+from support.apiserver import BINARIES_VARIABLE, ApiServer
+from support.builders import lora_fine_tune
+from support.chart import (
+    ALL_SWITCHES,
+    CHART,
+    PROFILE,
+    RELEASE,
+    RELEASE_NAMESPACE,
+    Manifest,
+    Values,
+    find_helm,
+    helm,
+    one,
+    parse,
+    pod_specs,
+    render,
+)
+
+pytestmark = pytest.mark.skipif(
+    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH: the chart is not installed"
+)
+
+NAMESPACE = "chart-users"
+WITHOUT_CRD: Values = {"crd": {"install": False}, "profiles": {"default": PROFILE}}
+# Kinds of the Prometheus Operator, which this API server does not serve.
+FOREIGN_KINDS = ("ServiceMonitor", "PodMonitor")
+PATHS = {
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
+    "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+    "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
+    "Service": "/api/v1/namespaces/{namespace}/services",
+    "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+}
+OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"
+JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The administrator's kubeconfig, with the release's and some users' namespaces, all of them `restricted`."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in (RELEASE_NAMESPACE, NAMESPACE, "chart-a", "chart-b"):
+        reply = apiserver.request("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+        assert reply.accepted, reply.message
+        accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
+        assert apiserver.request("POST", accounts, {"metadata": {"name": "default"}}).accepted
+    path = tmp_path_factory.mktemp("chart") / "kubeconfig"
+    apiserver.write_kubeconfig(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(kubeconfig: Path) -> Iterator[list[Manifest]]:
+    """Manifests of the release, for all namespaces. No node runs its Pod; the CRD is the API server's own."""
+    target = ("-n", RELEASE_NAMESPACE, f"--kubeconfig={kubeconfig}")
+    helm("install", RELEASE, str(CHART), *target, values=WITHOUT_CRD)
+    yield list(parse(helm("get", "manifest", RELEASE, *target)))
+    helm("uninstall", RELEASE, *target)
+
+
+def notes(kubeconfig: Path, values: Values) -> str:
+    """What a person reads after an install."""
+    target = ("-n", RELEASE_NAMESPACE, f"--kubeconfig={kubeconfig}", "--dry-run=client")
+    return helm("install", "notes", str(CHART), *target, values={**WITHOUT_CRD, **values}).partition("NOTES:\n")[2]
+
+
+def submit(apiserver: ApiServer, manifest: Manifest) -> str:
+    """The API server's complaint about a manifest; empty if it takes it."""
+    path = PATHS[manifest["kind"]].format(namespace=manifest["metadata"].get("namespace"))
+    reply = apiserver.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", manifest)
+    return "" if reply.accepted else reply.message
+
+
+@pytest.mark.usefixtures("kubeconfig")
+@pytest.mark.parametrize(
+    "values",
+    [
+        WITHOUT_CRD,
+        {**WITHOUT_CRD, **ALL_SWITCHES, "priorityClassName": "system-cluster-critical"},
+        {**WITHOUT_CRD, "watchNamespaces": ["chart-a", "chart-b"]},
+    ],
+    ids=["default", "all switches", "namespaced"],
+)
+def test_the_api_server_takes_every_manifest(apiserver: ApiServer, values: Values) -> None:
+    stages = {"stages": {"enabled": True, "namespaces": ["chart-a"], "prometheus": {"enabled": True}}}
+    manifests = render({**values, "crd": {"install": False}, "networkPolicy": {"enabled": True, **stages}})
+
+    known = [manifest for manifest in manifests if manifest["kind"] not in FOREIGN_KINDS]
+    complaints = {f"{each['kind']} {each['metadata']['name']}": submit(apiserver, each) for each in known}
+    assert {what: complaint for what, complaint in complaints.items() if complaint} == {}
+
+
+def test_pod_security_restricted_admits_every_pod(apiserver: ApiServer, installed: list[Manifest]) -> None:
+    health_test = one(render(WITHOUT_CRD), "Pod", f"{RELEASE}-test")
+    for what, spec in pod_specs([*installed, health_test]).items():
+        pod = {"kind": "Pod", "metadata": {"name": "attempt", "namespace": RELEASE_NAMESPACE}, "spec": spec}
+
+        assert submit(apiserver, pod) == "", what
+
+
+def test_the_installed_crd_is_served_as_rendered(apiserver: ApiServer) -> None:
+    crd = one(render({}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
+    served = apiserver.request("GET", path).body
+    crd["metadata"]["resourceVersion"] = served["metadata"]["resourceVersion"]
+
+    reply = apiserver.request("PUT", f"{path}?dryRun=All&fieldValidation=Strict", crd)
+
+    assert reply.accepted, reply.message
+    assert reply.body["spec"] == served["spec"]
+
+
+def test_notes_ask_for_a_profile_where_there_is_none(kubeconfig: Path) -> None:
+    told = notes(kubeconfig, {"profiles": {}})
+
+    assert "every LoraFineTune waits with the reason ProfileNotFound" in told
+    assert "--set profiles.default.store.uri=" in told
+
+
+def test_notes_tell_the_next_commands_for_these_values(apiserver: ApiServer, kubeconfig: Path) -> None:
+    told = notes(kubeconfig, {"profiles": {"a100": PROFILE}, "watchNamespaces": [NAMESPACE]})
+
+    assert f"kubectl create secret generic edgetune-s3 -n {NAMESPACE}" in told
+    assert f"helm test notes -n {RELEASE_NAMESPACE}" in told
+    example = yaml.safe_load(told.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0])
+    assert example["spec"]["profile"] == "a100"
+    reply = apiserver.request("POST", f"{OBJECTS}?dryRun=All&fieldValidation=Strict", example)
+    assert reply.accepted, reply.message
+
+
+@dataclass(frozen=True)
+class RunningOperator:
+    """The operator under test."""
+
+    apiserver: ApiServer
+    log: Path
+
+    def waits_for(self, what: str, found: Callable[[], bool]) -> None:
+        """Wait until something is found."""
+        deadline = time.monotonic() + 60
+        while not found():
+            assert time.monotonic() < deadline, f"no {what}; the operator's log:\n{self.log.read_text('utf-8')}"
+            time.sleep(0.1)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Status of an object."""
+        return self.apiserver.request("GET", f"{OBJECTS}/{name}").body.get("status") or {}
+
+    def ready_reason(self, name: str) -> str:
+        """Reason of an object's condition Ready."""
+        conditions = self.status(name).get("conditions") or []
+        return next((condition["reason"] for condition in conditions if condition["type"] == "Ready"), "")
+
+    def events(self) -> set[str]:
+        """Reasons of all Events."""
+        return {event["reason"] for event in self.apiserver.request("GET", EVENTS).body["items"]}
+
+
+@pytest.fixture
+def operator(apiserver: ApiServer, kubeconfig: Path, installed: list[Manifest]) -> Iterator[RunningOperator]:
+    """The operator as its Deployment runs it: its service account, arguments and profiles, but free ports."""
+    deployment = one(installed, "Deployment")["spec"]["template"]["spec"]
+    container = deployment["containers"][0]
+    profiles, log = kubeconfig.with_name("profiles.yaml"), kubeconfig.with_name("operator.log")
+    profiles.write_text(one(installed, "ConfigMap", f"{RELEASE}-profiles")["data"]["profiles.yaml"], encoding="utf-8")
+    ports = [f"--{use}-port={port}" for use, port in zip(("health", "metrics"), free_ports(2), strict=True)]
+    command = [sys.executable, *container["command"][1:], *container["args"], f"--profiles={profiles}", *ports]
+    account = service_account_kubeconfig(apiserver, kubeconfig, deployment["serviceAccountName"])
+    environment = {**os.environ, "KUBECONFIG": str(account)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield RunningOperator(apiserver, log)
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def service_account_kubeconfig(apiserver: ApiServer, kubeconfig: Path, account: str) -> Path:
+    """A kubeconfig of a service account of the release's namespace."""
+    path = f"/api/v1/namespaces/{RELEASE_NAMESPACE}/serviceaccounts/{account}/token"
+    reply = apiserver.request("POST", path, {"spec": {"expirationSeconds": 3600}})
+    config = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
+    config["users"][0]["user"] = {"token": reply.body["status"]["token"]}
+    own = kubeconfig.with_name(account)
+    own.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return own
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def prepare_job(name: str) -> str:
+    """Name of the first Job of the smallest object under another name."""
+    spec = parse_spec(lora_fine_tune().build()["spec"])
+    return names.job_name(name, Stage.PREPARE, prepare_digest(spec.parameters))
+
+
+def create(apiserver: ApiServer, name: str) -> None:
+    """Create the smallest object under another name."""
+    reply = apiserver.request("POST", OBJECTS, lora_fine_tune().build() | {"metadata": {"name": name}})
+    assert reply.accepted, reply.message
+
+
+def test_the_installed_rights_are_enough_for_the_operator(apiserver: ApiServer, operator: RunningOperator) -> None:
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other:1"}]}}
+    foreign = {"metadata": {"name": prepare_job("taken")}, "spec": {"template": template}}
+    assert apiserver.request("POST", JOBS, foreign).accepted
+
+    create(apiserver, "first")
+    create(apiserver, "taken")
+
+    operator.waits_for("status", lambda: operator.status("first").get("phase") == "Preparing")
+    operator.waits_for("Event", lambda: "PrepareStarted" in operator.events())
+    operator.waits_for("look at the foreign Job", lambda: operator.ready_reason("taken") == "JobNameTaken")
+
+    current = apiserver.request("GET", f"{OBJECTS}/first").body
+    current["spec"]["suspend"] = True
+    assert apiserver.request("PUT", f"{OBJECTS}/first", current).accepted
+    job = f"{JOBS}/{prepare_job('first')}"
+    operator.waits_for("deletion", lambda: "deletionTimestamp" in apiserver.request("GET", job).body["metadata"])
+    operator.waits_for("rest", lambda: operator.status("first").get("phase") == "Suspended")
+
+    log = operator.log.read_text(encoding="utf-8")
+    assert "orbidden" not in log
+    assert '"severity": "error"' not in log

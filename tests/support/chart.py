@@ -1,0 +1,130 @@
+"""The Helm chart as a person uses it: through `helm`, with values on the command line.
+
+`PYTHONPATH=tests python -m support.chart` writes the golden manifests of the default install, with --check it compares.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgetune_operator.generate import run
+from support.apiserver import BINARIES_VARIABLE, REPOSITORY
+
+CHART = REPOSITORY / "charts" / "edgetune"
+RELEASE = "edgetune"
+RELEASE_NAMESPACE = "edgetune-system"
+GOLDEN = "tests/unit/golden/chart-default.yaml"
+# A helm that was built without a version of its own takes the cluster for 1.20.
+KUBERNETES_VERSION = "1.35.0"
+
+Values = Mapping[str, Any]
+Manifest = dict[str, Any]
+
+PROFILE: Values = {"store": {"uri": "s3://artifacts/edgetune", "credentialsSecret": "edgetune-s3"}}
+ALL_SWITCHES: Values = {
+    "profiles": {"default": PROFILE},
+    "imagePullSecrets": ["pull"],
+    "priorityClassName": "platform",
+    "nodeSelector": {"node": "platform"},
+    "tolerations": [{"key": "platform", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "podLabels": {"team": "platform"},
+    "podAnnotations": {"team": "platform"},
+    "operator": {"verbose": True},
+    "rbac": {"ownerReferencesPermissionEnforcement": True},
+    "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
+    "networkPolicy": {
+        "enabled": True,
+        "apiServerCidrs": ["10.0.0.1/32"],
+        "stages": {"enabled": True, "namespaces": ["team-a"], "prometheus": {"enabled": True}},
+    },
+}
+
+
+class Refused(Exception):
+    """Helm refuses the values; with what it says."""
+
+
+def find_helm() -> Path | None:
+    """The helm binary: from $EDGETUNE_KUBE_BIN, .cache/bin or PATH; None if there is none."""
+    folders = [Path(os.environ[BINARIES_VARIABLE])] if BINARIES_VARIABLE in os.environ else []
+    for folder in (*folders, REPOSITORY / ".cache" / "bin"):
+        if (folder / "helm").is_file():
+            return folder / "helm"
+    found = shutil.which("helm")
+    return Path(found) if found is not None else None
+
+
+def helm(*arguments: str, values: Values | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """Output of a helm command.
+
+    Raises:
+        Refused: helm ends with an error.
+    """
+    binary = find_helm()
+    if binary is None:
+        raise FileNotFoundError(f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH")
+    done = subprocess.run(
+        # Helm reads values as YAML, which JSON is.
+        [str(binary), *arguments, *(("--values", "-") if values is not None else ())],
+        input=json.dumps(values),
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Refused(done.stderr + done.stdout)
+    return done.stdout
+
+
+def render(values: Values) -> list[Manifest]:
+    """All manifests of an install, the test's Pod among them."""
+    return list(parse(rendered_text(values)))
+
+
+def rendered_text(values: Values, *arguments: str) -> str:
+    """The same as helm writes it."""
+    version = ("--kube-version", KUBERNETES_VERSION)
+    return helm("template", RELEASE, str(CHART), "-n", RELEASE_NAMESPACE, *version, *arguments, values=values)
+
+
+def parse(text: str) -> Iterator[Manifest]:
+    """Manifests of a stream of YAML documents."""
+    return (document for document in yaml.safe_load_all(text) if document is not None)
+
+
+def one(manifests: Iterable[Manifest], kind: str, name: str = RELEASE) -> Manifest:
+    """The manifest of a kind and name."""
+    found = [each for each in manifests if each["kind"] == kind and each["metadata"]["name"] == name]
+    assert len(found) == 1, f"{len(found)} manifests {kind} {name}"
+    return found[0]
+
+
+def pod_specs(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
+    """Specs of all Pods that the chart makes, by what makes them."""
+    specs = {}
+    for manifest in manifests:
+        if manifest["kind"] == "Pod":
+            specs[f"Pod {manifest['metadata']['name']}"] = manifest["spec"]
+        elif "template" in (manifest.get("spec") or {}):
+            specs[f"{manifest['kind']} {manifest['metadata']['name']}"] = manifest["spec"]["template"]["spec"]
+    return specs
+
+
+def golden_files() -> dict[str, str]:
+    """The default install but for the CRD, which is compared with its generated file; text by path below the root."""
+    documents = rendered_text({"profiles": {"default": PROFILE}}, "--set", "crd.install=false")
+    return {GOLDEN: documents}
+
+
+if __name__ == "__main__":
+    sys.exit(run(golden_files(), sys.argv[1:]))

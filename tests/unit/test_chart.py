@@ -1,0 +1,380 @@
+"""The Helm chart: what it renders, what it refuses, what it tells."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgetune_contract.stages import Stage
+from edgetune_operator import names, telemetry
+from edgetune_operator.chart import CRD_PATH, VALUES_SCHEMA_PATH, profile_definitions
+from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.generate import differences
+from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources, load_profiles
+from edgetune_operator.render import METRICS_PORT, RESTRICTED_CONTAINER, RESTRICTED_POD
+from edgetune_operator.settings import Settings, parse_settings
+from support.apiserver import BINARIES_VARIABLE, REPOSITORY
+from support.chart import (
+    ALL_SWITCHES,
+    CHART,
+    KUBERNETES_VERSION,
+    PROFILE,
+    RELEASE,
+    RELEASE_NAMESPACE,
+    Manifest,
+    Refused,
+    Values,
+    find_helm,
+    golden_files,
+    helm,
+    one,
+    pod_specs,
+    render,
+)
+
+pytestmark = pytest.mark.skipif(
+    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH: the chart is not tested"
+)
+
+NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}
+INSTALLS: dict[str, Values] = {
+    "default": {},
+    "all switches": ALL_SWITCHES,
+    "namespaced": NAMESPACED,
+    "namespaced with all switches": {**ALL_SWITCHES, **NAMESPACED},
+    "without CRD": {"crd": {"install": False}},
+    "without RBAC": {"rbac": {"create": False, "aggregateToUserRoles": False}, "serviceAccount": {"create": False}},
+    "network policy of the operator alone": {"networkPolicy": {"enabled": True}},
+    "other names": {"fullnameOverride": "tuner", "serviceAccount": {"name": "robot"}},
+}
+RULES = {
+    ("edgetune.dev", "lorafinetunes"): {"list", "watch"},
+    ("edgetune.dev", "lorafinetunes/status"): {"patch"},
+    ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
+    ("", "pods"): {"list", "watch"},
+    ("", "events"): {"create"},
+}
+CLUSTER_RULES = RULES | {("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"}}
+each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)
+
+
+def rules(role: Manifest) -> dict[tuple[str, str], set[str]]:
+    """Verbs by group and resource."""
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+def operator_container(manifests: list[Manifest]) -> dict[str, Any]:
+    """The operator's container."""
+    containers: list[dict[str, Any]] = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert len(containers) == 1
+    return containers[0]
+
+
+def operator_settings(manifests: list[Manifest]) -> Settings:
+    """What the operator makes of the command line that the chart gives it."""
+    return parse_settings(operator_container(manifests)["args"])
+
+
+def mounted_profiles(values: Values, folder: Path) -> dict[str, Profile]:
+    """What the operator reads from the file that the chart mounts."""
+    path = folder / "profiles.yaml"
+    path.write_text(one(render(values), "ConfigMap", "edgetune-profiles")["data"]["profiles.yaml"], encoding="utf-8")
+    return load_profiles(path)
+
+
+@each_install
+def test_helm_finds_nothing_wrong(values: Values) -> None:
+    answer = helm("lint", str(CHART), "--strict", "--kube-version", KUBERNETES_VERSION, values=values)
+
+    assert "0 chart(s) failed" in answer
+
+
+def test_the_default_install_is_the_golden_one() -> None:
+    assert differences(REPOSITORY, golden_files()) == "", "if it is meant: PYTHONPATH=tests python -m support.chart"
+
+
+def test_the_chart_carries_the_generated_crd() -> None:
+    chart_file = REPOSITORY / CRD_PATH
+    generated = REPOSITORY / "crds" / f"{names.PLURAL}.{names.GROUP}.yaml"
+
+    assert chart_file.read_text(encoding="utf-8") == generated.read_text(encoding="utf-8"), "run `make generate`"
+
+
+def test_the_installed_crd_is_the_operators_and_stays_after_an_uninstall() -> None:
+    crd = one(render({}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
+
+    metadata = crd.pop("metadata")
+    expected = custom_resource_definition()
+    del expected["metadata"]
+    assert crd == expected
+    assert metadata["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_crd_can_be_left_out_or_go_with_the_release() -> None:
+    without = render({"crd": {"install": False}})
+    going = one(render({"crd": {"keep": False}}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
+
+    assert "CustomResourceDefinition" not in {manifest["kind"] for manifest in without}
+    assert "helm.sh/resource-policy" not in going["metadata"]["annotations"]
+
+
+def test_the_schema_of_profiles_is_the_operators_model() -> None:
+    schema = json.loads((REPOSITORY / VALUES_SCHEMA_PATH).read_text(encoding="utf-8"))
+
+    assert schema["$defs"] == profile_definitions(), "run `make generate`"
+
+
+def test_every_value_has_its_schema_and_its_comment() -> None:
+    text = (CHART / "values.yaml").read_text(encoding="utf-8")
+    schema = json.loads((REPOSITORY / VALUES_SCHEMA_PATH).read_text(encoding="utf-8"))
+    values = yaml.safe_load(text)
+
+    def assert_known(values: dict[str, Any], schema: dict[str, Any]) -> None:
+        assert set(values) == set(schema["properties"]) - {"global"}
+        assert schema["additionalProperties"] is False
+        for name, value in values.items():
+            child = schema["properties"][name]
+            if isinstance(value, dict) and "properties" in child and name != "resources":
+                assert_known(value, child)
+
+    assert_known(values, schema)
+    assert text.count("# -- ") >= len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"profile": {}}, "additional properties 'profile' not allowed"),
+        ({"crd": {"instal": True}}, "at '/crd': additional properties 'instal' not allowed"),
+        ({"crd": {"install": "no"}}, "at '/crd/install': got string, want boolean"),
+        ({"watchNamespaces": "team-a"}, "at '/watchNamespaces': got string, want array"),
+        ({"watchNamespaces": ["team_a"]}, "at '/watchNamespaces/0': 'team_a' does not match pattern"),
+        ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),
+        ({"operator": {"workers": 0}}, "at '/operator/workers': minimum: got 0, want 1"),
+        ({"operator": {"logFormat": "xml"}}, "at '/operator/logFormat': value must be one of 'json', 'text'"),
+        ({"profiles": {"Big GPU": PROFILE}}, "at '/profiles': additional properties 'Big GPU' not allowed"),
+        ({"profiles": {"default": {}}}, "at '/profiles/default': missing property 'store'"),
+        (
+            {"profiles": {"default": {"store": {"uri": "bucket"}}}},
+            "at '/profiles/default/store/uri': 'bucket'",
+        ),
+        (
+            {"profiles": {"default": {**PROFILE, "resources": {"tune": {}}}}},
+            "at '/profiles/default/resources': additional properties 'tune' not allowed",
+        ),
+        ({"profiles": {"default": {**PROFILE, "command": ["sh"]}}}, "additional properties 'command' not allowed"),
+        ({"networkPolicy": {"apiServerPorts": []}}, "at '/networkPolicy/apiServerPorts': minItems: got 0, want 1"),
+        ({"networkPolicy": {"stages": {"enabled": True}}}, "name the namespaces of users in networkPolicy.stages"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(values: Values, complaint: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        render(values)
+
+    assert complaint in str(refusal.value)
+
+
+def test_a_cluster_that_is_too_old_is_refused() -> None:
+    with pytest.raises(Refused, match=r"chart requires kubeVersion: >=1\.31"):
+        helm("template", RELEASE, str(CHART), "--kube-version", "1.30.0")
+
+
+@each_install
+def test_every_pod_is_restricted(values: Values) -> None:
+    specs = pod_specs(render(values))
+
+    assert len(specs) == 2, "the operator and the test"
+    for what, spec in specs.items():
+        assert spec["securityContext"] == RESTRICTED_POD, what
+        assert [c["securityContext"] for c in spec["containers"]] == [RESTRICTED_CONTAINER], what
+        assert all("limits" in c["resources"] and "requests" in c["resources"] for c in spec["containers"]), what
+        assert {key for volume in spec.get("volumes", []) for key in volume} <= {"name", "configMap", "emptyDir"}, what
+
+
+@each_install
+def test_only_the_operator_gets_a_token(values: Values) -> None:
+    manifests = render(values)
+
+    tokens = {what: spec["automountServiceAccountToken"] for what, spec in pod_specs(manifests).items()}
+    assert [what for what, token in tokens.items() if token] == [what for what in tokens if what.startswith("Deploy")]
+    accounts = [manifest for manifest in manifests if manifest["kind"] == "ServiceAccount"]
+    assert all(account["automountServiceAccountToken"] is False for account in accounts)
+
+
+@each_install
+def test_no_image_floats(values: Values) -> None:
+    images = [container["image"] for spec in pod_specs(render(values)).values() for container in spec["containers"]]
+
+    assert images == ["ghcr.io/edgetune/operator:0.1.0"] * 2
+
+
+def test_every_image_can_be_taken_from_elsewhere(tmp_path: Path) -> None:
+    digest = f"sha256:{'0' * 64}"
+    values = {
+        "image": {"repository": "registry.example/operator", "tag": "ignored", "digest": digest},
+        "jobsImage": {"repository": "registry.example/jobs", "tag": "2"},
+        "profiles": {"default": PROFILE, "own": {**PROFILE, "image": {"reference": "registry.example/own:3"}}},
+    }
+
+    manifests = render(values)
+    profiles = mounted_profiles(values, tmp_path)
+
+    images = {container["image"] for spec in pod_specs(manifests).values() for container in spec["containers"]}
+    assert images == {f"registry.example/operator@{digest}"}
+    assert {name: profile.image.reference for name, profile in profiles.items()} == {
+        "default": "registry.example/jobs:2",
+        "own": "registry.example/own:3",
+    }
+
+
+def test_profiles_arrive_as_they_were_given(tmp_path: Path) -> None:
+    profile = Profile(
+        store=ProfileStore(uri="s3://artifacts/edgetune", endpoint="https://s3.example", path_style=True),
+        image=Image(pull_secrets=("pull",)),
+        resources={Stage.TRAIN: Resources(requests={"cpu": "8", "nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2})},
+        tolerations=({"key": "nvidia.com/gpu", "operator": "Exists"},),
+        affinity={"nodeAffinity": {}},
+        queue="gpu",
+        ttl_seconds_after_finished=10_000_000,
+    )
+    given = profile.model_dump(mode="json", exclude_none=True)
+
+    assert mounted_profiles({"profiles": {"gpu": given}}, tmp_path) == {"gpu": profile}
+
+
+def test_a_profile_without_image_gets_the_one_that_belongs_to_the_operator(tmp_path: Path) -> None:
+    assert mounted_profiles({"profiles": {"default": PROFILE}}, tmp_path)["default"].image == Image()
+
+
+def test_changed_profiles_restart_the_operator() -> None:
+    def template(values: Values) -> Any:
+        return one(render(values), "Deployment")["spec"]["template"]
+
+    other = {"profiles": {"default": {"store": {"uri": "s3://other"}}}}
+    assert template({"profiles": {"default": PROFILE}}) != template(other)
+    assert template(other) == template({**other, "crd": {"install": False}})
+
+
+def test_the_operator_understands_its_command_line() -> None:
+    manifests = render({})
+    container = operator_container(manifests)
+    settings = operator_settings(manifests)
+
+    assert container["command"] == ["python", "-m", "edgetune_operator"]
+    assert settings == parse_settings(["--profiles=/etc/edgetune/profiles.yaml"]), "the operator's own defaults"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = one(manifests, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": mounts[str(settings.profiles.parent)], "configMap": {"name": "edgetune-profiles"}} in volumes
+    assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
+        "health": settings.health_port,
+        "metrics": settings.metrics_port,
+    }
+
+
+def test_values_reach_the_operators_command_line() -> None:
+    values = {
+        "watchNamespaces": ["team-a", "team-b"],
+        "operator": {"workers": 4, "pollSeconds": 2.5, "maxPassAgeSeconds": 600, "logFormat": "text", "verbose": True},
+    }
+
+    settings = operator_settings(render(values))
+
+    assert settings.namespaces == ("team-a", "team-b")
+    assert (settings.workers, settings.poll_seconds, settings.max_pass_age_seconds) == (4, 2.5, 600)
+    assert (settings.log_json, settings.verbose) == (False, True)
+
+
+def test_one_operator_runs_at_a_time_and_is_probed() -> None:
+    deployment = one(render({}), "Deployment")
+    container = operator_container([deployment])
+
+    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+
+
+def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
+    manifests = render({})
+
+    assert rules(one(manifests, "ClusterRole")) == CLUSTER_RULES
+    assert one(manifests, "ClusterRoleBinding")["subjects"] == [
+        {"kind": "ServiceAccount", "name": "edgetune", "namespace": RELEASE_NAMESPACE}
+    ]
+    assert not {"Role", "RoleBinding"} & {manifest["kind"] for manifest in manifests}
+
+
+def test_an_operator_for_some_namespaces_has_no_rights_in_others() -> None:
+    manifests = render(NAMESPACED)
+
+    roles = [manifest for manifest in manifests if manifest["kind"] == "Role"]
+    bindings = [manifest for manifest in manifests if manifest["kind"] == "RoleBinding"]
+    assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
+    assert [binding["metadata"]["namespace"] for binding in bindings] == ["team-a", "team-b"]
+    assert all(rules(role) == RULES for role in roles)
+    assert "ClusterRoleBinding" not in {manifest["kind"] for manifest in manifests}
+
+
+def test_owner_references_can_be_allowed_where_the_cluster_enforces_them() -> None:
+    role = one(render({"rbac": {"ownerReferencesPermissionEnforcement": True}}), "ClusterRole")
+
+    assert rules(role) == CLUSTER_RULES | {("edgetune.dev", "lorafinetunes/finalizers"): {"update"}}
+
+
+def test_users_get_their_rights_through_the_clusters_own_roles() -> None:
+    manifests = render({})
+    edit, view = one(manifests, "ClusterRole", "edgetune-edit"), one(manifests, "ClusterRole", "edgetune-view")
+
+    assert rules(view) == {("edgetune.dev", "lorafinetunes"): {"get", "list", "watch"}}
+    assert rules(edit)["edgetune.dev", "lorafinetunes"] == {"create", "delete", "deletecollection", "patch", "update"}
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert [label for label in edit["metadata"]["labels"] if label.startswith(prefix)] == [
+        f"{prefix}edit",
+        f"{prefix}admin",
+    ]
+
+
+def test_monitors_find_the_operator_and_running_trainings() -> None:
+    manifests = render(ALL_SWITCHES)
+    service = one(manifests, "Service")
+    endpoints = one(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    trainings = one(manifests, "PodMonitor", "edgetune-train")["spec"]
+
+    assert [endpoint["port"] for endpoint in endpoints] == ["metrics"]
+    assert {port["name"]: port["targetPort"] for port in service["spec"]["ports"]}["metrics"] == "metrics"
+    assert trainings["selector"]["matchLabels"] == {names.MANAGED_BY_LABEL: names.MANAGER, names.STAGE_LABEL: "train"}
+    assert trainings["namespaceSelector"] == {"any": True}
+    assert trainings["podTargetLabels"] == [names.OWNER_LABEL]
+
+
+def test_network_policies_let_through_what_is_needed() -> None:
+    manifests = render(ALL_SWITCHES)
+    operator = one(manifests, "NetworkPolicy")["spec"]
+    stages = one(manifests, "NetworkPolicy", "edgetune-stages")
+    training = one(manifests, "NetworkPolicy", "edgetune-train")["spec"]
+
+    labels = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert operator["podSelector"]["matchLabels"].items() <= labels.items()
+    assert [port["port"] for rule in operator["egress"] for port in rule["ports"]] == [53, 53, 443, 6443, METRICS_PORT]
+    assert stages["metadata"]["namespace"] == "team-a"
+    assert stages["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in stages["spec"]
+    assert [port["port"] for rule in stages["spec"]["egress"] for port in rule["ports"]] == [53, 53, 443]
+    assert [port["port"] for rule in training["ingress"] for port in rule["ports"]] == [METRICS_PORT]
+    from_operator, from_prometheus = training["ingress"][0]["from"]
+    assert from_operator["podSelector"]["matchLabels"].items() <= labels.items()
+    assert from_prometheus == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def test_the_tests_metric_is_one_that_the_operator_serves() -> None:
+    script = one(render({}), "Pod", "edgetune-test")["spec"]["containers"][0]["args"][0]
+
+    compile(script, "helm test", "exec")
+    assert f'"{telemetry.QUEUE_DEPTH.describe()[0].name}"' in script
+    assert f"http://edgetune.{RELEASE_NAMESPACE}.svc" in script
