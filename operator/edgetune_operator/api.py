@@ -93,6 +93,9 @@ class StageStatus(Model):
     preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Attempts that were stopped from outside and went on later."""
 
+    interrupted_at: Timestamp | None = None
+    """When the last of those attempts ended (RFC 3339)."""
+
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""
 

@@ -32,7 +32,10 @@ class PodObservation:
     """Termination message; for a container that waits, the cluster's sentence."""
 
     disrupted: bool
-    """Whether the Pod was ended from outside: evicted, preempted, or its node is gone."""
+    """Whether the Pod is ended from outside: evicted, preempted, or its node is gone."""
+
+    finished_at: str | None
+    """When the container ended; None while it has not, or if its node never said."""
 
     @property
     def result(self) -> Result | None:
@@ -44,8 +47,9 @@ class PodObservation:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the attempt was stopped from outside and does not count."""
-        return self.disrupted or self.exit_code == ExitCode.INTERRUPTED
+        """Whether the attempt was stopped from outside, has ended, and does not count."""
+        ended = self.exit_code is not None or self.phase == "Failed"
+        return ended and (self.disrupted or self.exit_code == ExitCode.INTERRUPTED)
 
 
 class JobState(StrEnum):
@@ -186,6 +190,8 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         reason=told.get("reason") or status.get("reason") or "",
         message=told.get("message") or "",
         disrupted=("DisruptionTarget", "True") in conditions,
+        finished_at=ended.get("finishedAt")
+        or conditions.get(("DisruptionTarget", "True"), {}).get("lastTransitionTime"),
     )
 
 

@@ -41,6 +41,9 @@ class Outcome(StrEnum):
     """What stands after a pass."""
 
     RUNNING = "Running"
+    BLOCKED = "Blocked"
+    """A Pod waits for something that somebody has to mend; the Job lives and goes on by itself afterwards."""
+
     SUSPENDED = "Suspended"
     PUBLISHED = "Published"
     REFUSED = "Refused"
@@ -50,7 +53,21 @@ class Outcome(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether nothing more happens until somebody changes something."""
-        return self not in (Outcome.RUNNING, Outcome.SUSPENDED)
+        return self not in (Outcome.RUNNING, Outcome.BLOCKED, Outcome.SUSPENDED)
+
+
+# What the kubelet says of a container that no amount of waiting starts.
+_BLOCKING = frozenset(
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,9 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
     if run.job_of(stage) is None and not going_away:
         actions = (CreateJob(run.request(stage, profile), snapshot.retry_requested),)
         run.start(stage)
-    return Plan(actions, _view(run, snapshot, Outcome.RUNNING, *_running_reason(run.rows[stage]), stage))
+    reason, message = _running_reason(run.rows[stage])
+    outcome = Outcome.BLOCKED if reason in _BLOCKING else Outcome.RUNNING
+    return Plan(actions, _view(run, snapshot, outcome, reason, message, stage))
 
 
 def _profile_not_found(spec: LoraFineTuneSpec) -> str:

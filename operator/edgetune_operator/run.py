@@ -13,6 +13,8 @@ from edgetune_operator.profiles import Profile
 
 # Stays in the row until the stage is done, so that a message that never arrives is noticed the second time.
 _RESULT_LOST = "ResultLost"
+# The Job controller re-creates a Pod that exits 75 without limit.
+MAX_INTERRUPTIONS = 100
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
@@ -86,9 +88,9 @@ class Run:
             stage,
             job=job.name,
             attempts=job.attempts,
-            preemptions=max(self.rows[stage].preemptions, _interruptions(job)),
             started_at=job.started_at,
         )
+        self._count_interruptions(stage, job)
         result = job.result
         if result is not None and self._is_whole(stage, result):
             self._succeed(stage, result, **ended)
@@ -97,11 +99,23 @@ class Run:
             self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
         elif job.state is JobState.COMPLETE:
             self._result_lost(stage, ended)
+        elif self.rows[stage].preemptions > MAX_INTERRUPTIONS:
+            times = self.rows[stage].preemptions
+            message = f"stopped from outside {times} times; find out what stops it, then ask for a retry"
+            self._update(stage, state=StageState.FAILED, reason="InterruptedTooOften", message=message, **ended)
         else:
             reason, message = _waiting(job)
             if self.rows[stage].reason == _RESULT_LOST:
                 reason = _RESULT_LOST
             self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+
+    def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
+        """Count each interruption once, also over restarts of the operator: those later than the last one counted."""
+        row = self.rows[stage]
+        news = [pod for pod in job.pods if pod.interrupted and (pod.finished_at or "") > (row.interrupted_at or "")]
+        if news:
+            last = max(pod.finished_at or "" for pod in news)
+            self._update(stage, preemptions=row.preemptions + len(news), interrupted_at=last or None)
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own, with what the stages after it and the status need of it."""
@@ -190,10 +204,6 @@ class Run:
         )
 
 
-def _interruptions(job: JobObservation) -> int:
-    return sum(pod.interrupted for pod in job.pods)
-
-
 def _failure(job: JobObservation, spec: LoraFineTuneSpec) -> tuple[str, str]:
     """Why a Job failed, in the words of the last attempt that said something."""
     if job.reason == "DeadlineExceeded":
@@ -214,7 +224,16 @@ def _failure(job: JobObservation, spec: LoraFineTuneSpec) -> tuple[str, str]:
 
 
 def _waiting(job: JobObservation) -> tuple[str, str]:
-    """What a live Job's newest Pod waits for, if it waits."""
-    if job.pods and job.pods[-1].phase == "Pending" and job.pods[-1].reason:
-        return job.pods[-1].reason, job.pods[-1].message
-    return "JobRunning", ""
+    """What a live Job's newest Pod waits for, or what an interruption left behind."""
+    newest = job.pods[-1] if job.pods else None
+    if newest is not None and newest.phase == "Pending" and newest.reason:
+        return newest.reason, newest.message
+    interrupted = [pod for pod in job.pods if pod.interrupted]
+    if not interrupted:
+        return "JobRunning", ""
+    result = interrupted[-1].result
+    step = result.failure.step if result is not None and result.failure is not None else None
+    goes_on = (
+        f"goes on from the checkpoint of step {step}" if step is not None else "goes on from its newest checkpoint"
+    )
+    return "Interrupted", f"stopped from outside; {goes_on}"

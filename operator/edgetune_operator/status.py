@@ -44,7 +44,7 @@ _END_PHASES: Mapping[Outcome, Phase] = {
     Outcome.FAILED: Phase.FAILED,
     Outcome.STALLED: Phase.FAILED,
 }
-_STALLED = (Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
+_STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
 _Truth = Literal["True", "False", "Unknown"]
 
 

@@ -130,6 +130,7 @@ class PodBuilder:
     phase: str = "Pending"
     state: dict[str, Any] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
+    now: str = CREATED
 
     def running(self) -> Self:
         """The container runs."""
@@ -147,7 +148,7 @@ class PodBuilder:
     def ended(self, exit_code: int, message: str = "", reason: str = "") -> Self:
         """The container ended."""
         told = reason or ("Completed" if exit_code == 0 else "Error")
-        terminated = {"exitCode": exit_code, "message": message, "reason": told}
+        terminated = {"exitCode": exit_code, "message": message, "reason": told, "finishedAt": self.now}
         return replace(self, phase="Failed" if exit_code else "Succeeded", state={"terminated": terminated})
 
     def succeeded(self, result: Result) -> Self:

@@ -211,7 +211,7 @@ class Scenario:
         job = self.live_job
         name = self.cluster.pods_of(job)[-1]
         created = self.cluster.pods[name]["metadata"]["creationTimestamp"]
-        self.cluster.pods[name] = ending(PodBuilder(job, name, created)).build()
+        self.cluster.pods[name] = ending(PodBuilder(job, name, created, now=self.cluster.timestamp())).build()
 
     def end_job(self, ending: Any, name: str = "") -> None:
         """The live Job, or the one of that name, ends in some way of JobBuilder."""

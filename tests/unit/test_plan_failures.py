@@ -6,6 +6,7 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import StageState
 from edgetune_operator.plan import Outcome
+from edgetune_operator.run import MAX_INTERRUPTIONS
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
@@ -125,8 +126,21 @@ def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: 
 
     training.reconcile()
 
-    assert training.condition("Reconciling") == ("True", "ImagePullBackOff", f"train: {message}")
+    assert training.condition("Stalled") == ("True", "ImagePullBackOff", f"train: {message}")
+    assert training.condition("Reconciling") is None
     assert training.status.phase == "Training"
+
+
+def test_a_stage_that_was_blocked_goes_on_by_itself_when_the_cause_is_gone(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.waiting("CreateContainerConfigError", 'secret "edgetune-s3" not found'))
+    training.reconcile()
+    training.end_pod(lambda pod: pod.running())
+
+    done = training.reconcile()
+
+    assert done.plan.actions == ()
+    assert training.condition("Stalled") is None
+    assert training.condition("Reconciling") == ("True", "JobRunning", "train: running")
 
 
 def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words(training: Scenario) -> None:
@@ -158,6 +172,47 @@ def test_a_stage_that_stopped_by_itself_goes_on_without_counting(training: Scena
 
     row = training.row(Stage.TRAIN)
     assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
+
+
+def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(training: Scenario) -> None:
+    digest = training.request.digest
+    stopped = Result.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped", step=40)
+    training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED, stopped.encode().decode()).disrupted())
+    training.cluster.start_pod(training.live_job)
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.reason, row.message) == ("Interrupted", "stopped from outside; goes on from the checkpoint of step 40")
+
+
+def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_pod_is_forgotten(
+    training: Scenario,
+) -> None:
+    training.end_pod(lambda pod: pod.ended(143).disrupted())
+    first = training.cluster.pods_of(training.live_job)[-1]
+    training.cluster.start_pod(training.live_job)
+    training.reconcile()
+    training.reconcile()
+    assert training.row(Stage.TRAIN).preemptions == 1
+
+    del training.cluster.pods[first]
+    training.end_pod(lambda pod: pod.ended(143).disrupted())
+    training.cluster.start_pod(training.live_job)
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).preemptions == 2
+
+
+def test_a_stage_that_is_interrupted_again_and_again_fails(training: Scenario) -> None:
+    for _ in range(MAX_INTERRUPTIONS + 1):
+        training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED))
+        training.cluster.start_pod(training.live_job)
+        training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.state, row.reason) == (StageState.FAILED, "InterruptedTooOften")
+    assert row.message.startswith(f"stopped from outside {MAX_INTERRUPTIONS + 1} times")
 
 
 def test_what_a_disrupted_pod_said_is_not_why_the_job_failed(training: Scenario) -> None:
