@@ -1,5 +1,7 @@
 """What ended a stage, in the contract's words: exit code, reason, and a message to the person who can mend it."""
 
+import errno
+import os
 import tempfile
 import traceback
 from pathlib import Path
@@ -36,8 +38,9 @@ def _judge(error: BaseException) -> tuple[int, str, int | None]:
             "stopped by a signal before the stage was done; the next attempt starts it again",
             None,
         )
-    if isinstance(error, OSError) and is_disk_full(error):
-        return ExitCode.TRANSIENT, str(disk_full(Path(error.filename or tempfile.gettempdir()))), None
+    if _says_disk_full(error):
+        place = error.filename if isinstance(error, OSError) and error.filename else tempfile.gettempdir()
+        return ExitCode.TRANSIENT, str(disk_full(Path(place))), None
     if isinstance(error, MemoryError):
         return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
     if _is_out_of_gpu_memory(error):
@@ -47,6 +50,11 @@ def _judge(error: BaseException) -> tuple[int, str, int | None]:
         return ExitCode.OUT_OF_GPU_MEMORY, message, None
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
+
+
+def _says_disk_full(error: BaseException) -> bool:
+    """An OSError by its number; what libraries make of it, such as safetensors, by its text."""
+    return is_disk_full(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC) in str(error)
 
 
 def _is_out_of_gpu_memory(error: BaseException) -> bool:

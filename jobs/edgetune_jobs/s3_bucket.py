@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgetune_jobs.store import Conflict, Content, DamagedObject
 
 PART_BYTES = 64 * 2**20
 _CONCURRENCY = 4
-_DOWNLOAD_ATTEMPTS = 4
+_ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
 _CONFLICT_STATUSES = (409, 412)
 
@@ -65,12 +66,11 @@ class S3Bucket:
 
         with s3_errors(self.uri(key)):
             try:
-                response = self._client.get_object(Bucket=self._name, Key=key)
+                return self._get(Key=key)
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
                 raise
-            return Content(response["Body"].read(), response["ETag"])
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         """Write a small object; its etag.
@@ -84,13 +84,19 @@ class S3Bucket:
         if if_match is not None:
             conditions["IfMatch"] = if_match
         with s3_errors(self.uri(key)):
-            try:
-                response = self._client.put_object(Bucket=self._name, Key=key, Body=data, **conditions)
-            except ClientError as error:
-                vanished = if_match is not None and error.response["Error"]["Code"] == "NoSuchKey"
-                if conditions and (vanished or status_of(error) in _CONFLICT_STATUSES):
-                    raise Conflict(f"{self.uri(key)} was written by another writer") from error
-                raise
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    response = self._client.put_object(Bucket=self._name, Key=key, Body=data, **conditions)
+                    break
+                except ClientError as error:
+                    # 409: another conditional put is under way, and which of them wins is open.
+                    if conditions and status_of(error) == 409 and attempt < _ATTEMPTS:
+                        _pause(attempt)
+                        continue
+                    vanished = if_match is not None and error.response["Error"]["Code"] == "NoSuchKey"
+                    if conditions and (vanished or status_of(error) in _CONFLICT_STATUSES):
+                        raise Conflict(f"{self.uri(key)} was written by another writer") from error
+                    raise
         return str(response["ETag"])
 
     def list(self, prefix: str) -> Iterator[RemoteObject]:
@@ -129,15 +135,12 @@ class S3Bucket:
             return b""
         with s3_errors(self.uri(key)):
             try:
-                response = self._client.get_object(
-                    Bucket=self._name, Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=etag
-                )
+                return self._get(Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=etag).data
             except ClientError as error:
                 if status_of(error) == 416:
                     return b""
                 self._refuse_changed(error, key)
                 raise
-            return bytes(response["Body"].read())
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
         """Stream a file in parts, hashed on the way; a multipart upload that fails or is interrupted is aborted."""
@@ -174,12 +177,12 @@ class S3Bucket:
                 if problem is None:
                     return body.fingerprint
                 attempts += 1
-                if attempts == _DOWNLOAD_ATTEMPTS:
+                if attempts == _ATTEMPTS:
                     raise problem
                 # What was changed on the way may arrive as it is the next time; what was cut is continued.
                 if body.is_whole:
                     body.restart()
-                cancelled.wait(_FIRST_PAUSE_SECONDS * 2 ** (attempts - 1))
+                _pause(attempts)
 
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens when there is none."""
@@ -203,6 +206,21 @@ class S3Bucket:
             except ClientError as error:
                 if error.response["Error"]["Code"] != "NoSuchUpload":
                     raise
+
+    def _get(self, **arguments: str) -> Content:
+        """A small object or range. A body that is cut or changed is asked for again, a bounded number of times."""
+        from botocore.exceptions import BotoCoreError
+
+        attempt = 1
+        while True:
+            response = self._client.get_object(Bucket=self._name, **arguments)
+            try:
+                return Content(response["Body"].read(), response["ETag"])
+            except BotoCoreError:
+                if attempt == _ATTEMPTS:
+                    raise
+            _pause(attempt)
+            attempt += 1
 
     def _continue_download(
         self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event
@@ -298,6 +316,11 @@ class _Body:
     def fingerprint(self) -> Fingerprint:
         """Fingerprint of what has arrived."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
+
+
+def _pause(attempt: int) -> None:
+    """Wait before the next attempt, twice as long each time."""
+    time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
 
 
 def _full_object_sha256(response: Any) -> str | None:

@@ -1,5 +1,6 @@
 """What a user names in the spec, a base model or a data set: listed, told apart by content, and fetched."""
 
+import os
 from collections.abc import Sequence
 from enum import Enum
 from functools import cached_property
@@ -80,11 +81,14 @@ class FolderSource:
 
         Raises:
             InvalidInput: there is no such file or folder, or the folder has no files.
+            AccessDenied: the folder cannot be read.
         """
         self._uri = uri
         self._field = field
         self._kind = kind
         path = path_of_uri(uri)
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            raise AccessDenied(f"{field}.uri: {uri} cannot be listed; make it readable for this user")
         self._is_file = path.is_file()
         self._folder = path.parent if self._is_file else path
         self._paths = [path.name] if self._is_file else [name for name in list_files(path) if not is_hidden(name)]

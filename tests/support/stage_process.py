@@ -140,6 +140,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "bug": fail(lambda: KeyError("no such 'layer' \x07 in \"the\" model")),
     "memory": fail(lambda: MemoryError()),
     "disk": fail(lambda: OSError(errno.ENOSPC, "No space left on device", str(Path.cwd()))),
+    "disk_in_a_library": fail(lambda: RuntimeError('IoError: Os { code: 28, message: "No space left on device" }')),
     "gpu_memory": fail(torch_out_of_memory),
     "gpu_memory_of_the_stage": fail(lambda: OutOfGpuMemory("it does not fit")),
 }

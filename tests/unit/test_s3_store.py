@@ -112,6 +112,31 @@ def test_a_put_whose_answer_was_lost_reports_a_conflict_with_itself(store: S3Sto
     assert content.data == b"mine", "the writer can tell from the content that it was itself"
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault("GET", "a.json", times=2, cut_after=1), Fault("GET", "a.json", times=1, flip_byte=1)]
+)
+def test_a_small_object_that_arrives_cut_or_changed_is_read_again(
+    store: S3Store, s3_proxy: FaultProxy, fault: Fault
+) -> None:
+    store.put("a.json", b"0123456789")
+    s3_proxy.faults.append(fault)
+
+    content = store.read("a.json")
+
+    assert content is not None
+    assert content.data == b"0123456789"
+
+
+def test_a_conditional_put_that_meets_another_one_is_sent_again(store: S3Store, s3_proxy: FaultProxy) -> None:
+    s3_proxy.faults.append(Fault("PUT", "a.json", times=1, status=409))
+
+    store.put("a.json", b"mine", if_none_match=True)
+
+    content = store.read("a.json")
+    assert content is not None
+    assert content.data == b"mine"
+
+
 def test_a_service_that_cannot_be_reached_is_a_passing_fault(s3_prefix: str) -> None:
     location = StoreLocation(uri=f"s3://edgetune/{s3_prefix}", endpoint="http://127.0.0.1:1", region="us-east-1")
     store = S3Store(location.uri, create_client(location, Credentials("a", "b"), attempts=1))

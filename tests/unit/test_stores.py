@@ -169,7 +169,7 @@ def test_a_missing_file_is_reported_with_its_uri(store: Store, tmp_path: Path) -
 
     with pytest.raises(DamagedObject, match=rf"{store.uri}/folder/gone\.bin is missing"):
         store.fetch_folder("folder", [entry], tmp_path / "target")
-    with pytest.raises(DamagedObject, match="gone.bin is missing"):
+    with pytest.raises(DamagedObject, match=r"gone\.bin is missing"):
         store.download_file("folder/gone.bin", tmp_path / "back", Fingerprint(1, "0" * 64))
 
 

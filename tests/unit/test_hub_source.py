@@ -1,0 +1,143 @@
+"""Base models from a hub: mirrored into the store by prepare, so that all later stages work without it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.request import StoreLocation
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.folder_store import LocalFolderStore
+from support.fake_hub import FakeHub, running_hub
+from support.stage_runs import StageRuns
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    ".gitattributes": b"*.safetensors filter=lfs",
+    "README.md": b"a model",
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": b"weights" * 1000,
+    "pytorch_model.bin": b"a pickle",
+    "modeling_custom.py": b"import os",
+    "onnx/model.onnx": b"another format",
+    "tokenizer.json": b"{}",
+}
+MIRRORED = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with running_hub("acme/tiny", COMMIT, FILES) as hub:
+        yield hub
+
+
+@pytest.fixture
+def runs(hub: FakeHub, tmp_path: Path) -> StageRuns:
+    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    (tmp_path / "secret").mkdir()
+    parameters = {
+        "baseModel": {"uri": "hf://acme/tiny", "revision": COMMIT},
+        "dataset": {"train": {"uri": (tmp_path / "train.jsonl").as_uri()}},
+    }
+    return StageRuns(
+        folder=tmp_path,
+        store=StoreLocation(uri=(tmp_path / "store").as_uri()),
+        parameters=Parameters.model_validate(parameters),
+        credentials_folder=tmp_path / "secret",
+        # pytest's own warnings filter does not reach the process, and the hub's client is not ours to mend.
+        environment={"HF_ENDPOINT": hub.endpoint, "PYTHONWARNINGS": "default"},
+    )
+
+
+def test_prepare_mirrors_the_safe_files_and_train_needs_no_hub(runs: StageRuns, hub: FakeHub) -> None:
+    prepare = runs.run(Stage.PREPARE)
+    assert prepare.exit_code == 0, prepare.stderr
+    hub.error = (503, "")
+    train = runs.run(Stage.TRAIN)
+
+    assert train.exit_code == 0, train.stderr
+    assert sorted(set(hub.fetched)) == MIRRORED
+    assert prepare.result.resolved is not None
+    store = LocalFolderStore(runs.store.uri)
+    folder = f"sources/{prepare.result.resolved.base}"
+    mirrored = [found.key.split("/")[3] for found in store.list(folder) if not found.key.endswith("manifest.json")]
+    assert mirrored == MIRRORED
+
+
+def test_a_model_that_is_mirrored_already_is_not_fetched_again(runs: StageRuns, hub: FakeHub) -> None:
+    assert runs.run(Stage.PREPARE).exit_code == 0
+    hub.fetched.clear()
+    (runs.folder / "train.jsonl").write_text('{"instruction": "c", "response": "d"}\n')
+
+    again = runs.run(Stage.PREPARE)
+
+    assert (again.exit_code, again.result.cached) == (0, False)
+    assert hub.fetched == []
+
+
+def test_a_mirror_that_was_deleted_is_named(runs: StageRuns) -> None:
+    prepare = runs.run(Stage.PREPARE)
+    assert prepare.result.resolved is not None
+    LocalFolderStore(runs.store.uri).delete_tree("sources")
+
+    train = runs.run(Stage.TRAIN)
+
+    assert train.exit_code == 10
+    assert train.failure.startswith("spec.baseModel.uri: the copy of hf://acme/tiny at ")
+    assert train.failure.endswith("is missing; ask for a retry")
+
+
+def test_a_gated_model_needs_a_token_and_says_where_its_licence_is_accepted(runs: StageRuns, hub: FakeHub) -> None:
+    hub.needs_token = "hf_secret"
+
+    refused = runs.run(Stage.PREPARE)
+    (runs.folder / "secret" / "HF_TOKEN").write_text("hf_secret\n")
+    accepted = runs.run(Stage.PREPARE)
+
+    assert refused.exit_code == 11
+    assert f"the model is gated; accept its licence at {hub.endpoint}/acme/tiny" in refused.failure
+    assert "hf_secret" not in refused.stderr
+    assert accepted.exit_code == 0, accepted.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "part"),
+    [
+        ((401, "RepoNotFound"), 11, "the model does not exist, or it is private or needs its licence accepted at"),
+        ((403, ""), 11, "the hub answered 403"),
+        ((404, "RepoNotFound"), 10, "there is no such model, or no such file in it; see"),
+        ((404, "RevisionNotFound"), 10, "there is no such commit; see"),
+        ((500, ""), 14, "the hub answered 500"),
+    ],
+)
+def test_an_answer_of_the_hub_is_told_in_the_words_of_the_contract(
+    runs: StageRuns, hub: FakeHub, error: tuple[int, str], exit_code: int, part: str
+) -> None:
+    hub.error = error
+
+    ended = runs.run(Stage.PREPARE)
+
+    assert ended.exit_code == exit_code, ended.stderr
+    assert ended.failure.startswith(f"spec.baseModel: hf://acme/tiny at {COMMIT}: ")
+    assert part in ended.failure
+
+
+def test_a_hub_that_cannot_be_reached_is_a_passing_fault(runs: StageRuns) -> None:
+    runs.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
+
+    ended = runs.run(Stage.PREPARE)
+
+    assert ended.exit_code == 14, ended.stderr
+    assert "the hub cannot be reached" in ended.failure
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_is_not_what_the_hub_promised_is_not_mirrored(runs: StageRuns, hub: FakeHub, name: str) -> None:
+    hub.altered[name] = FILES[name][:-1] + b"!"
+
+    ended = runs.run(Stage.PREPARE)
+
+    assert ended.exit_code == 14, ended.stderr
+    assert f"{name} of hf://acme/tiny arrived damaged" in ended.failure
+    assert [found.key for found in LocalFolderStore(runs.store.uri).list("stages")] == []
