@@ -50,9 +50,10 @@ class LocalFolderStore:
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         def place(temporary: Path, path: Path) -> None:
             with self._locked():
-                if if_none_match and path.exists():
+                current = self._etag(key) if if_none_match or if_match is not None else None
+                if if_none_match and current is not None:
                     raise Conflict(f"{self._uri}/{key} is there already")
-                if if_match is not None and self._etag(key) != if_match:
+                if if_match is not None and current != if_match:
                     raise Conflict(f"{self._uri}/{key} was changed by another writer")
                 temporary.replace(path)
 

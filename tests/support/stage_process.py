@@ -74,6 +74,16 @@ def hang(context: StageContext) -> StageOutput:
         time.sleep(0.05)
 
 
+def hang_and_clean_up(context: StageContext) -> StageOutput:
+    """Wait for the end, and take half a second to clean up."""
+    try:
+        return hang(context)
+    finally:
+        context.progress.say("cleaning up")
+        time.sleep(0.5)
+        context.progress.say("cleaned up")
+
+
 def train_until_stopped(context: StageContext) -> StageOutput:
     """Save a checkpoint after each step; end like train does when it is stopped."""
     checkpoints = context.checkpoints
@@ -107,11 +117,11 @@ def fail(error: Callable[[], BaseException]) -> StageBody:
     return body
 
 
-def torch_out_of_memory() -> BaseException:
-    """An error with the name and module of torch's."""
-    return type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})(
-        "CUDA out of memory. Tried to allocate 2 GiB"
-    )
+class OutOfMemoryError(RuntimeError):
+    """What torch raises: known by its name and module, so that torch need not be imported."""
+
+
+OutOfMemoryError.__module__ = "torch"
 
 
 def too_long(context: StageContext) -> StageOutput:
@@ -133,6 +143,7 @@ def prints(context: StageContext) -> StageOutput:
 BEHAVIOURS: dict[str, StageBody] = {
     "work": work,
     "hang": hang,
+    "hang_and_clean_up": hang_and_clean_up,
     "train_until_stopped": train_until_stopped,
     "swallow_the_signal": swallow_the_signal,
     "too_long": too_long,
@@ -141,7 +152,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "memory": fail(lambda: MemoryError()),
     "disk": fail(lambda: OSError(errno.ENOSPC, "No space left on device", str(Path.cwd()))),
     "disk_in_a_library": fail(lambda: RuntimeError('IoError: Os { code: 28, message: "No space left on device" }')),
-    "gpu_memory": fail(torch_out_of_memory),
+    "gpu_memory": fail(lambda: OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
     "gpu_memory_of_the_stage": fail(lambda: OutOfGpuMemory("it does not fit")),
 }
 

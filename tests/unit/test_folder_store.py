@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, TransientFault
 from edgetune_jobs.folder_store import LocalFolderStore, path_of_uri
+from edgetune_jobs.store import Conflict
 
 RACER = """
 import sys
@@ -92,6 +95,42 @@ def test_several_processes_share_one_folder_and_each_key_has_one_winner(store: L
             content = store.read(f"race/{number}.json")
             assert content is not None
             assert content.data == me.encode()
+
+
+class MeetingStore(LocalFolderStore):
+    """Writers that have read the current state wait a moment for another one to read it too."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self._meeting = threading.Barrier(2)
+
+    def _etag(self, key: str) -> str | None:
+        etag = super()._etag(key)
+        with suppress(threading.BrokenBarrierError):
+            self._meeting.wait(timeout=0.3)
+        return etag
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_two_writers_that_would_read_the_same_state_are_kept_apart(tmp_path: Path, is_there: bool) -> None:
+    store = MeetingStore(tmp_path.as_uri())
+    etag = store.put("race.json", b"start") if is_there else None
+    winners: list[bytes] = []
+
+    def write(data: bytes) -> None:
+        with suppress(Conflict):
+            store.put("race.json", data, if_none_match=not is_there, if_match=etag)
+            winners.append(data)
+
+    threads = [threading.Thread(target=write, args=(data,)) for data in (b"one", b"two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    content = store.read("race.json")
+    assert content is not None
+    assert winners == [content.data]
 
 
 def test_a_full_disk_is_a_passing_fault_with_free_and_needed_bytes_and_leaves_nothing(

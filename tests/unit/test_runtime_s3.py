@@ -91,8 +91,17 @@ def signal_at(runs: StageRuns, s3_proxy: FaultProxy) -> Callable[[int, str, str,
             if number == signal.SIGKILL:
                 process.wait()
 
-        effects = {f"{when}_forwarding": send}
-        s3_proxy.faults.append(Fault(method, path_part, times=1, forwarded=when == "after", **effects))
+        before, after = (send, None) if when == "before" else (None, send)
+        s3_proxy.faults.append(
+            Fault(
+                method,
+                path_part,
+                times=1,
+                before_forwarding=before,
+                forwarded=when == "after" or number != signal.SIGKILL,
+                after_forwarding=after,
+            )
+        )
         size = LARGE if path_part in ("partNumber=2", "uploadId") else "10"
         started.append(runs.start(Stage.PREPARE, EDGETUNE_TEST_ARTIFACT_BYTES=size))
         return started[0]
