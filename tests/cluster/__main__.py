@@ -1,0 +1,84 @@
+"""`python -m cluster`: brings a Kubernetes with one real node up on this machine, and takes it down again."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster import binaries, images
+from cluster.folders import RunFolder, default_run_folder
+from cluster.lifecycle import Cluster
+from cluster.requirements import NotPossibleHere, ensure_node_possible
+
+# What test programs exit with when they cannot run at all.
+_NOT_POSSIBLE = 77
+
+
+def main() -> int:
+    """Run one command; its exit code."""
+    given = _parse()
+    run = RunFolder(given.folder.absolute()) if given.folder else default_run_folder()
+    cluster = Cluster(run, report=lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        ensure_node_possible()
+    except NotPossibleHere as reason:
+        print(f"cluster: {reason}", file=sys.stderr)
+        return _NOT_POSSIBLE
+    match given.command:
+        case "build":
+            binaries.build(binaries.OF_CLUSTER)
+            images.build_all()
+        case "up":
+            _up(cluster)
+        case "down":
+            cluster.down(keep_images=not given.purge)
+        case "exec":
+            return _execute(cluster, given.arguments)
+        case "run":
+            return _run(cluster, given.arguments)
+    return 0
+
+
+def _up(cluster: Cluster) -> None:
+    if cluster.is_up():
+        print("The cluster is up already.")
+    else:
+        cluster.up()
+    print(f"kubectl: {cluster.run.programs / 'kubectl'}")
+
+
+def _execute(cluster: Cluster, arguments: list[str]) -> int:
+    if not cluster.is_up():
+        print("cluster: it is not up; start it with `python -m cluster up`", file=sys.stderr)
+        return 1
+    environment = {**os.environ, "KUBECONFIG": str(cluster.run.kubeconfig), "EDGETUNE_CLUSTER": str(cluster.run.path)}
+    return subprocess.run([*cluster.network.prefix, *arguments], env=environment, check=False).returncode
+
+
+def _run(cluster: Cluster, arguments: list[str]) -> int:
+    cluster.up()
+    try:
+        return _execute(cluster, arguments)
+    finally:
+        cluster.down(keep_logs=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="the cluster's folder (default: cluster in the cache folder)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build programs and images into the cache")
+    commands.add_parser("up", help="build what is missing, and start the cluster")
+    down = commands.add_parser("down", help="stop the cluster; nothing of it stays but the images in the cache")
+    down.add_argument("--purge", action="store_true", help="remove the cluster's images, too")
+    for name, text in (
+        ("exec", "run a command in the cluster's network, with its kubeconfig"),
+        ("run", "start the cluster, run a command in its network, and stop the cluster"),
+    ):
+        commands.add_parser(name, help=text).add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

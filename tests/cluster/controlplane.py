@@ -1,0 +1,284 @@
+"""The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of one folder."""
+
+import json
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import binaries
+from cluster.certificates import KeyPair, issue, make_authority, make_signing_key
+from cluster.processes import Daemon
+
+SERVICE_NETWORK = "10.96.0.0/16"
+_FIRST_SERVICE = "10.96.0.1"
+POD_NETWORK = "10.244.0.0/16"
+ADMIN = "admin"
+# User names are those that the API server's own roles are bound to.
+_USERS = {
+    ADMIN: ("admin", "system:masters"),
+    "kube-controller-manager": ("system:kube-controller-manager", ""),
+    "kube-scheduler": ("system:kube-scheduler", ""),
+    "kube-proxy": ("system:kube-proxy", ""),
+    "kubelet": ("system:node:{node}", "system:nodes"),
+    "kwok": ("kwok", "system:masters"),
+}
+# Enough for Jobs to run to their end where nothing schedules and nothing runs.
+_LIGHT_CONTROLLERS = (
+    "garbage-collector-controller",
+    "job-controller",
+    "namespace-controller",
+    "serviceaccount-controller",
+    "serviceaccount-token-controller",
+    "ttl-after-finished-controller",
+)
+# A cold start takes 5 s on two idle cores.
+_START_LIMIT_SECONDS = 120
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "None", "nonResourceURLs": ["/readyz*", "/livez*", "/healthz*"]}, {"level": "Metadata"}],
+}
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Where the control plane listens."""
+
+    address: str
+    """Address under which others reach the API server; it listens on loopback besides."""
+
+    api_port: int = 6443
+    etcd_port: int = 2379
+    etcd_peer_port: int = 2380
+
+    @classmethod
+    def on_loopback(cls) -> "Listeners":
+        """Free ports of 127.0.0.1."""
+        return cls("127.0.0.1", *_free_ports(3))
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """The control plane whose files lie below `folder`."""
+
+    folder: Path
+    listeners: Listeners
+    prefix: Sequence[str] = ()
+    """What starts a process at its place, such as `nsenter --net=…`."""
+
+    node_name: str = "edge-node"
+
+    @property
+    def certificates(self) -> Path:
+        return self.folder / "certificates"
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the authority behind all of the cluster's certificates."""
+        return self.certificates / "ca.crt"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.folder / "logs" / "audit.log"
+
+    def kubeconfig(self, user: str = ADMIN) -> Path:
+        """Kubeconfig of a component, or of the administrator."""
+        return self.folder / ("kubeconfig" if user == ADMIN else f"{user}.kubeconfig")
+
+    def prepare(self) -> None:
+        """Write keys, certificates, tokens and kubeconfigs."""
+        self.certificates.mkdir(parents=True)
+        authority = make_authority(self.certificates, "ca")
+        names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")
+        addresses = dict.fromkeys((self.listeners.address, "127.0.0.1", _FIRST_SERVICE))
+        issue(
+            authority,
+            "apiserver",
+            "/CN=kube-apiserver",
+            [f"DNS:{name}" for name in names] + [f"IP:{address}" for address in addresses],
+        )
+        issue(authority, "kubelet-client", "/O=system:masters/CN=kube-apiserver")
+        issue(make_authority(self.certificates, "front-proxy-ca"), "front-proxy", "/CN=front-proxy-client")
+        make_signing_key(self.certificates, "service-account")
+        rows = []
+        for user, (name, group) in _USERS.items():
+            token = secrets.token_hex(16)
+            rows.append(f'{token},{name.format(node=self.node_name)},{user},"{group}"\n')
+            self._write_kubeconfig(user, token)
+        tokens = self.folder / "tokens.csv"
+        tokens.touch(mode=0o600)
+        tokens.write_text("".join(rows), encoding="utf-8")
+        (self.folder / "audit-policy.json").write_text(json.dumps(_AUDIT_POLICY), encoding="utf-8")
+
+    def start_api_server(self) -> None:
+        """Start etcd and the API server, and wait until it serves."""
+        self._start("etcd", self._etcd_arguments())
+        self._start("kube-apiserver", self._api_server_arguments())
+        self._daemon("kube-apiserver").wait_until(self.is_ready, _START_LIMIT_SECONDS)
+
+    def start_light_controllers(self) -> None:
+        """Start the controllers that Jobs need, with the client's rate limit out of the way."""
+        arguments = [f"--controllers={','.join(_LIGHT_CONTROLLERS)}", "--kube-api-qps=1000", "--kube-api-burst=2000"]
+        self._start_controllers([*arguments, "--secure-port=0"])
+
+    def start_controllers(self) -> None:
+        """Start all controllers and the scheduler."""
+        self._start_controllers(["--allocate-node-cidrs=true", f"--cluster-cidr={POD_NETWORK}"])
+        self.start_scheduler()
+
+    def start_scheduler(self) -> None:
+        """Start the scheduler."""
+        self._start(
+            "kube-scheduler",
+            [f"--kubeconfig={self.kubeconfig('kube-scheduler')}", "--leader-elect=false", "--secure-port=0"],
+        )
+
+    def start_kwok(self) -> None:
+        """Start kwok, which plays the kubelet of each node that has the annotation kwok.x-k8s.io/node."""
+        self._start(
+            "kwok",
+            [f"--kubeconfig={self.kubeconfig('kwok')}", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"],
+        )
+
+    def stop_controllers(self) -> None:
+        """Stop all that makes changes on its own."""
+        for name in ("kwok", "kube-controller-manager", "kube-scheduler"):
+            self._daemon(name).stop(limit_seconds=5)
+
+    def stop_api_server(self) -> None:
+        """Stop the API server, and then its etcd: without it, it would hang for a minute."""
+        self._daemon("kube-apiserver").stop(limit_seconds=10)
+        self._daemon("etcd").stop(limit_seconds=5)
+
+    def is_ready(self) -> bool:
+        """Whether the API server serves and has made its first namespace, the last thing that an object needs."""
+        return self.kubectl("get", "namespace", "default") is not None
+
+    def kubectl(self, *arguments: str) -> str | None:
+        """What kubectl prints as the administrator; None if it fails."""
+        command = [*self.prefix, str(binaries.binary("kubectl")), f"--kubeconfig={self.kubeconfig()}"]
+        done = subprocess.run(
+            [*command, "--request-timeout=10s", *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout if done.returncode == 0 else None
+
+    def _daemon(self, name: str) -> Daemon:
+        return Daemon(self.folder, name)
+
+    def _start(self, name: str, arguments: Sequence[str]) -> None:
+        self._daemon(name).start([*self.prefix, binaries.binary(name), *arguments])
+
+    def _start_controllers(self, arguments: Sequence[str]) -> None:
+        self._start(
+            "kube-controller-manager",
+            [
+                f"--kubeconfig={self.kubeconfig('kube-controller-manager')}",
+                f"--service-account-private-key-file={self._key_pair('service-account').key}",
+                f"--root-ca-file={self.authority}",
+                "--use-service-account-credentials=true",
+                "--leader-elect=false",
+                *arguments,
+            ],
+        )
+
+    def _key_pair(self, name: str) -> KeyPair:
+        return KeyPair(self.certificates / f"{name}.crt", self.certificates / f"{name}.key")
+
+    def _etcd_arguments(self) -> list[str]:
+        url = f"http://127.0.0.1:{self.listeners.etcd_port}"
+        return [
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={url}",
+            f"--advertise-client-urls={url}",
+            f"--listen-peer-urls=http://127.0.0.1:{self.listeners.etcd_peer_port}",
+            # Its data need not outlive a power cut.
+            "--unsafe-no-fsync",
+        ]
+
+    def _api_server_arguments(self) -> list[str]:
+        serving, kubelet, proxy = map(self._key_pair, ("apiserver", "kubelet-client", "front-proxy"))
+        on_loopback = self.listeners.address == "127.0.0.1"
+        return [
+            f"--etcd-servers=http://127.0.0.1:{self.listeners.etcd_port}",
+            f"--bind-address={'127.0.0.1' if on_loopback else '0.0.0.0'}",
+            f"--advertise-address={self.listeners.address}",
+            f"--secure-port={self.listeners.api_port}",
+            f"--tls-cert-file={serving.certificate}",
+            f"--tls-private-key-file={serving.key}",
+            f"--client-ca-file={self.authority}",
+            f"--token-auth-file={self.folder / 'tokens.csv'}",
+            "--authorization-mode=Node,RBAC",
+            "--enable-admission-plugins=NodeRestriction",
+            f"--service-cluster-ip-range={SERVICE_NETWORK}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self.certificates / 'service-account.pub'}",
+            f"--service-account-signing-key-file={self.certificates / 'service-account.key'}",
+            f"--kubelet-client-certificate={kubelet.certificate}",
+            f"--kubelet-client-key={kubelet.key}",
+            "--kubelet-preferred-address-types=InternalIP",
+            # Without a front proxy, an aggregated API that is away keeps every namespace from being deleted.
+            f"--requestheader-client-ca-file={self.certificates / 'front-proxy-ca.crt'}",
+            "--requestheader-allowed-names=front-proxy-client",
+            "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group",
+            "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={proxy.certificate}",
+            f"--proxy-client-key-file={proxy.key}",
+            f"--audit-policy-file={self.folder / 'audit-policy.json'}",
+            f"--audit-log-path={self.audit_log}",
+            "--allow-privileged=true",
+        ]
+
+    def _write_kubeconfig(self, user: str, token: str) -> None:
+        cluster = {
+            "server": f"https://{self.listeners.address}:{self.listeners.api_port}",
+            "certificate-authority": str(self.authority),
+        }
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "edgetune", "cluster": cluster}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": "edgetune", "context": {"cluster": "edgetune", "user": user}}],
+            "current-context": "edgetune",
+        }
+        path = self.kubeconfig(user)
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@contextmanager
+def running_control_plane(
+    folder: Path, *, controllers: bool = True, kwok: bool = False
+) -> Iterator[ControlPlane]:
+    """A control plane on free ports of loopback; it is gone afterwards, its logs stay.
+
+    Args:
+        controllers: whether Jobs, garbage collection, namespaces and service accounts work.
+        kwok: whether there are a scheduler and kwok, for nodes that tests create.
+    """
+    plane = ControlPlane(folder, Listeners.on_loopback())
+    with ExitStack() as stack:
+        plane.prepare()
+        stack.callback(plane.stop_api_server)
+        plane.start_api_server()
+        stack.callback(plane.stop_controllers)
+        if controllers:
+            plane.start_light_controllers()
+        if kwok:
+            plane.start_scheduler()
+            plane.start_kwok()
+        yield plane
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,71 @@
+"""Where the cluster keeps its files."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE_VARIABLE = "EDGETUNE_CACHE_DIR"
+# A socket's path may have 107 bytes.
+_LONGEST_FOLDER = 80
+
+
+def cache_folder() -> Path:
+    """Folder of what is made once and kept: $EDGETUNE_CACHE_DIR, else .cache of the repository."""
+    return Path(os.environ.get(CACHE_VARIABLE) or REPOSITORY / ".cache").absolute()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one cluster. All that the cluster makes outside of it has the cluster's name."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if len(str(self.path)) > _LONGEST_FOLDER:
+            raise ValueError(
+                f"{self.path}: the path is too long for the sockets in it; give one of {_LONGEST_FOLDER} characters"
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of the network namespace, of the CNI network and of the cgroup: two clusters never share one."""
+        return f"edgetune-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def programs(self) -> Path:
+        """Folder of kubectl and helm that talk to this cluster."""
+        return self.path / "bin"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.path / "kubeconfig"
+
+    @property
+    def audit_log(self) -> Path:
+        return self.logs / "audit.log"
+
+    @property
+    def containerd_socket(self) -> Path:
+        return self.path / "containerd.sock"
+
+    @property
+    def containerd_root(self) -> Path:
+        """Content and snapshots of images: kept when the cluster is taken down, so that the next one starts at once."""
+        return self.path / "containerd"
+
+    @property
+    def buckets(self) -> Path:
+        """Folder behind the S3 server: <bucket>/<key>."""
+        return self.path / "s3" / "data"
+
+
+def default_run_folder() -> RunFolder:
+    """The one cluster of this repository."""
+    return RunFolder(cache_folder() / "cluster")

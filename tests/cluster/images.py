@@ -1,0 +1,253 @@
+"""Images: built by buildah into the cache, layer by layer, and brought into a node's containerd without a registry."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+from cluster import binaries
+from cluster.folders import REPOSITORY, RunFolder, cache_folder
+from cluster.mounts import unmount_below
+
+PAUSE = "localhost/edgetune-pause:test"
+OPERATOR = "localhost/edgetune-operator:test"
+JOBS = "localhost/edgetune-jobs:test"
+BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
+# A change of what is in it is a change of its tag.
+_DEBIAN_RELEASE = "bookworm"
+_DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+_BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-1"
+_DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
+_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def build_all() -> tuple[str, ...]:
+    """Build the images that a cluster runs; layers whose inputs have not changed are taken from the cache.
+
+    Returns:
+        Names of the images.
+    """
+    with _store() as store:
+        base = os.environ.get(BASE_VARIABLE) or _ensure_base(store)
+        _build_pause(store)
+        for name, dockerfile in _DOCKERFILES.items():
+            with _timed(f"building {name}"):
+                store.build(name, "--file", REPOSITORY / dockerfile, *_build_arguments(base), REPOSITORY)
+        store.remove_dangling()
+        names = (PAUSE, *_DOCKERFILES)
+        with _timed("exporting the images"):
+            for name in names:
+                store.export(name)
+    Layout().prune()
+    return names
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The OCI layout in the cache: images as manifests and blobs, uncompressed."""
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder() / "images"
+
+    def blob(self, digest: str) -> Path:
+        return self.folder / "blobs" / digest.replace(":", "/")
+
+    def descriptor(self, name: str) -> dict[str, Any]:
+        """Descriptor of an image's manifest."""
+        found = [entry for entry in self._entries() if _name(entry) == name]
+        if len(found) != 1:
+            raise LookupError(f"{self.folder} has no image {name}")
+        return found[0]
+
+    def blobs(self, descriptor: Mapping[str, Any]) -> list[str]:
+        """Digests of all that an image consists of: its manifest, its configuration, its layers."""
+        manifest = json.loads(self.blob(descriptor["digest"]).read_bytes())
+        return [descriptor["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+
+    def prune(self) -> None:
+        """Remove blobs that no image has any more."""
+        kept = {self.blob(digest) for entry in self._entries() for digest in self.blobs(entry)}
+        for path in (self.folder / "blobs" / "sha256").iterdir():
+            if path not in kept:
+                path.unlink()
+
+    def _entries(self) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = json.loads((self.folder / "index.json").read_bytes())["manifests"]
+        return entries
+
+
+@dataclass(frozen=True)
+class ContainerImages:
+    """The images of one running containerd."""
+
+    run: RunFolder
+
+    def load(self, names: tuple[str, ...]) -> None:
+        """Bring images of the layout in. Of what containerd has already, nothing is read or written again."""
+        layout = Layout()
+        present = self._present()
+        for name in names:
+            descriptor = layout.descriptor(name)
+            if present.get(name) != descriptor["digest"]:
+                with _timed(f"loading {name}"):
+                    self._load(layout, name, descriptor)
+
+    def _present(self) -> dict[str, str]:
+        """Digests of manifests by image name."""
+        rows = self._ctr("images", "list").splitlines()[1:]
+        return {row.split()[0]: row.split()[2] for row in rows}
+
+    def _load(self, layout: Layout, name: str, descriptor: Mapping[str, Any]) -> None:
+        known = set(self._ctr("content", "list", "--quiet").split())
+        missing = [digest for digest in dict.fromkeys(layout.blobs(descriptor)) if digest not in known]
+        with subprocess.Popen([*self._command(), "images", "import", "-"], stdin=subprocess.PIPE) as process:
+            if process.stdin is None:
+                raise AssertionError("the process was started with a pipe")
+            with process.stdin:
+                _write_archive(process.stdin, layout, name, descriptor, missing)
+        if process.returncode != 0:
+            raise RuntimeError(f"ctr cannot import {name}")
+        self._share_blobs(layout, missing)
+
+    def _share_blobs(self, layout: Layout, digests: list[str]) -> None:
+        """Let layout and containerd have the same files: the layers are gigabytes."""
+        content = self.run.containerd_root / "io.containerd.content.v1.content" / "blobs"
+        for digest in digests:
+            copy, original = content / digest.replace(":", "/"), layout.blob(digest)
+            if copy.stat().st_dev == original.stat().st_dev:
+                link = original.with_name(f".{original.name}-{os.getpid()}")
+                link.hardlink_to(copy)
+                link.replace(original)
+
+    def _ctr(self, *arguments: str) -> str:
+        return subprocess.run([*self._command(), *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    def _command(self) -> list[str]:
+        return ["ctr", "--address", str(self.run.containerd_socket), "--namespace", "k8s.io"]
+
+
+def _write_archive(
+    stream: IO[bytes], layout: Layout, name: str, descriptor: Mapping[str, Any], digests: list[str]
+) -> None:
+    """An OCI archive of one image, with those of its blobs that are asked for."""
+    named = {**descriptor, "annotations": {"io.containerd.image.name": name}}
+    index = {"schemaVersion": 2, "manifests": [named]}
+    with tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20) as archive:
+        for path, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
+            data = json.dumps(content).encode()
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            archive.addfile(entry, BytesIO(data))
+        for digest in digests:
+            archive.add(layout.blob(digest), f"blobs/{digest.replace(':', '/')}")
+
+
+@dataclass(frozen=True)
+class _Store:
+    """buildah's store in the cache."""
+
+    folder: Path
+
+    def build(self, name: str, *arguments: str | Path) -> None:
+        # In a container there are neither the mounts nor the networks that other isolations need.
+        self._buildah("build", "--quiet", "--layers", "--isolation", "chroot", "--network", "host", "--tag", name, *arguments)
+
+    def export(self, name: str) -> None:
+        """Write an image to the layout; blobs that are there already are not written again."""
+        self._buildah("push", "--quiet", "--disable-compression", name, f"oci:{Layout().folder}:{name}")
+
+    def has(self, name: str) -> bool:
+        return subprocess.run([*self._command(), "inspect", name], check=False, capture_output=True).returncode == 0
+
+    def remove_dangling(self) -> None:
+        self._buildah("rmi", "--prune")
+
+    def _buildah(self, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            ["nice", *self._command(), *map(str, arguments)], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"buildah {arguments[0]} failed:\n{done.stdout.decode(errors='replace')[-4000:]}")
+
+    def _command(self) -> list[str]:
+        return ["buildah", "--root", str(self.folder / "storage"), "--runroot", str(self.folder / "run")]
+
+
+@contextmanager
+def _store() -> Iterator[_Store]:
+    store = _Store(cache_folder() / "buildah")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield store
+    finally:
+        unmount_below(store.folder)
+
+
+def _build_arguments(base: str) -> list[str]:
+    arguments = ["--build-arg", f"BASE_IMAGE={base}"]
+    # What signs the certificates that this machine sees is known to the machine, not to a base image.
+    if Path(_AUTHORITIES).exists():
+        arguments += ["--build-arg", f"SSL_CERT_FILE={_AUTHORITIES}", "--volume", f"{_AUTHORITIES}:{_AUTHORITIES}:ro"]
+    return arguments
+
+
+def _ensure_base(store: _Store) -> str:
+    """A base image with Python, made of Debian's packages: there is no registry to pull one from."""
+    if store.has(_BASE):
+        return _BASE
+    with _timed(f"building {_BASE}"), _scratch_folder() as folder:
+        root = folder / "root"
+        packages = f"--include={','.join(_DEBIAN_PACKAGES)}"
+        _run("nice", "debootstrap", "--variant=minbase", packages, _DEBIAN_RELEASE, str(root))
+        for leftover in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc"):
+            shutil.rmtree(root / leftover)
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY . /\n", encoding="utf-8")
+        store.build(_BASE, "--file", folder / "Dockerfile", root)
+    return _BASE
+
+
+def _build_pause(store: _Store) -> None:
+    with _scratch_folder() as folder:
+        shutil.copy(binaries.binary("pause"), folder / "pause")
+        lines = 'FROM scratch\nCOPY pause /pause\nUSER 65532:65532\nENTRYPOINT ["/pause"]\n'
+        (folder / "Dockerfile").write_text(lines, encoding="utf-8")
+        store.build(PAUSE, "--file", folder / "Dockerfile", folder)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder in the cache, where there is space and where device files work."""
+    with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            unmount_below(Path(folder))
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    print(what, file=sys.stderr, flush=True)
+    started = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _name(descriptor: Mapping[str, Any]) -> str:
+    return str(descriptor.get("annotations", {}).get("org.opencontainers.image.ref.name", ""))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout.decode(errors='replace')[-4000:]}")

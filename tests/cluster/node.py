@@ -1,0 +1,251 @@
+"""The node: containerd, kubelet and kube-proxy, with real containers."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import binaries
+from cluster.controlplane import POD_NETWORK, ControlPlane
+from cluster.folders import RunFolder
+from cluster.images import PAUSE
+from cluster.mounts import unmount_below
+from cluster.network import NODE_ADDRESS, Network
+from cluster.processes import Daemon, wait_for
+
+GPUS = 2
+_CONTAINERD_LIMIT_SECONDS = 30
+_READY_LIMIT_SECONDS = 120
+_TASKS_LIMIT_SECONDS = 30
+_POD_SUBNET = "10.244.0.0/24"
+_CGROUPS = Path("/sys/fs/cgroup")
+# Where CNI plugins keep the addresses that are in use, and what kubelet links for log collectors.
+_CNI_STATE = Path("/var/lib/cni")
+_CONTAINER_LOG_LINKS = Path("/var/log/containers")
+
+
+@dataclass(frozen=True)
+class Node:
+    """The node of one cluster."""
+
+    run: RunFolder
+    network: Network
+    plane: ControlPlane
+
+    def start_containerd(self) -> None:
+        """Start containerd and wait until it answers."""
+        configuration = self.run.path / "containerd.toml"
+        configuration.write_text(self._containerd_configuration(), encoding="utf-8")
+        networks = self.run.path / "cni"
+        networks.mkdir(exist_ok=True)
+        (networks / "10-edgetune.conflist").write_text(json.dumps(self._network_configuration()), encoding="utf-8")
+        containerd = Daemon(self.run.path, "containerd")
+        containerd.start([*self.network.prefix, "containerd", "--config", configuration])
+        containerd.wait_until(lambda: self._ctr("version") is not None, _CONTAINERD_LIMIT_SECONDS)
+
+    def start_kubelet(self) -> None:
+        """Start kubelet, wait until the node is ready, and have it offer GPUs."""
+        cgroup = self._make_cgroups()
+        configuration = self.run.path / "kubelet.json"
+        configuration.write_text(json.dumps(self._kubelet_configuration(cgroup)), encoding="utf-8")
+        kubelet = Daemon(self.run.path, "kubelet")
+        kubelet.start(
+            [
+                *self.network.prefix,
+                binaries.binary("kubelet"),
+                f"--config={configuration}",
+                f"--kubeconfig={self.plane.kubeconfig('kubelet')}",
+                f"--root-dir={self.run.path / 'kubelet'}",
+                f"--cert-dir={self.run.path / 'kubelet' / 'pki'}",
+                f"--hostname-override={self.plane.node_name}",
+                f"--node-ip={NODE_ADDRESS}",
+            ]
+        )
+        kubelet.wait_until(self.is_ready, _READY_LIMIT_SECONDS)
+        self.offer_gpus()
+
+    def start_kube_proxy(self) -> None:
+        """Start kube-proxy: service addresses work."""
+        Daemon(self.run.path, "kube-proxy").start(
+            [
+                *self.network.prefix,
+                binaries.binary("kube-proxy"),
+                f"--kubeconfig={self.plane.kubeconfig('kube-proxy')}",
+                f"--hostname-override={self.plane.node_name}",
+                f"--cluster-cidr={POD_NETWORK}",
+                "--proxy-mode=iptables",
+                # Limits of the whole machine are not the cluster's to change.
+                "--conntrack-max-per-core=0",
+                "--conntrack-min=0",
+            ]
+        )
+
+    def stop_kubelet(self) -> None:
+        """Stop kubelet. Containers go on; the node is lost to the cluster after its grace period of 40 s."""
+        Daemon(self.run.path, "kubelet").stop()
+
+    def is_ready(self) -> bool:
+        """Whether the node takes Pods."""
+        found = self.plane.kubectl("get", "node", self.plane.node_name, "-o", "json")
+        if found is None:
+            return False
+        node = json.loads(found)
+        conditions = {condition["type"]: condition["status"] for condition in node["status"].get("conditions", [])}
+        return conditions.get("Ready") == "True" and not node["spec"].get("taints")
+
+    def offer_gpus(self) -> None:
+        """Make the node offer GPUs that it does not have. A kubelet that starts takes such an offer back."""
+        offer = json.dumps({"status": {kind: {"nvidia.com/gpu": str(GPUS)} for kind in ("capacity", "allocatable")}})
+        patched = self.plane.kubectl("patch", "node", self.plane.node_name, "--subresource=status", "-p", offer)
+        if patched is None:
+            raise RuntimeError("the node's status cannot be patched to offer GPUs")
+
+    def stop(self) -> None:
+        """Delete all Pods, so that nothing of theirs stays behind, then stop kubelet, kube-proxy and containerd."""
+        if Daemon(self.run.path, "kubelet").pid is not None:
+            self.plane.kubectl("delete", "pods", "--all-namespaces", "--all", "--grace-period=1", "--wait=false")
+            wait_for(lambda: not self._ctr("tasks", "list", "-q") and not self._pod_networks(), _TASKS_LIMIT_SECONDS)
+        for name in ("kubelet", "kube-proxy"):
+            Daemon(self.run.path, name).stop(limit_seconds=5)
+        self._kill_tasks()
+
+    def stop_containerd(self) -> None:
+        """Stop containerd and remove what the node has left on the machine."""
+        Daemon(self.run.path, "containerd").stop(limit_seconds=10)
+        self._kill_shims()
+        unmount_below(self.run.path)
+        shutil.rmtree(_CNI_STATE / "networks" / self.run.name, ignore_errors=True)
+        for cached in (_CNI_STATE / "results").glob(f"{self.run.name}-*"):
+            cached.unlink()
+        for link in _CONTAINER_LOG_LINKS.glob("*.log"):
+            if link.is_symlink() and self.run.path in link.readlink().parents:
+                link.unlink()
+        for folder in (_CNI_STATE / "networks", _CNI_STATE / "results", _CNI_STATE, _CONTAINER_LOG_LINKS):
+            with contextlib.suppress(OSError):  # others use it, or it is not there
+                folder.rmdir()
+        self._remove_cgroups()
+
+    def _ctr(self, *arguments: str) -> str | None:
+        return _output(["ctr", "--address", str(self.run.containerd_socket), "--namespace", "k8s.io", *arguments])
+
+    def _pod_networks(self) -> list[Path]:
+        return list((self.run.path / "state" / "io.containerd.grpc.v1.cri" / "netns").glob("cni-*"))
+
+    def _kill_tasks(self) -> None:
+        """End containers that kubelet did not end: it was gone, or was not given the time."""
+        for task in (self._ctr("tasks", "list", "-q") or "").split():
+            self._ctr("tasks", "kill", "--signal", "SIGKILL", "--all", task)
+            wait_for(lambda task=task: self._ctr("tasks", "delete", task) is not None, 5)  # type: ignore[misc]
+        for container in (self._ctr("containers", "list", "-q") or "").split():
+            self._ctr("containers", "delete", container)
+
+    def _kill_shims(self) -> None:
+        """End shims whose containerd died before them; they are told by this cluster's socket in their command line."""
+        for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                words = command_line.read_bytes().split(b"\0")
+                if b"containerd-shim" in words[0] and str(self.run.containerd_socket).encode() in words:
+                    subprocess.run(["kill", "-KILL", command_line.parent.name], check=False, capture_output=True)
+
+    def _containerd_configuration(self) -> str:
+        cri = 'plugins."io.containerd.grpc.v1.cri"'
+        return f"""version = 2
+root = "{self.run.containerd_root}"
+state = "{self.run.path / "state"}"
+[grpc]
+  address = "{self.run.containerd_socket}"
+[{cri}]
+  sandbox_image = "{PAUSE}"
+  # Without the capability CAP_SYS_RESOURCE, no sandbox would start.
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+[{cri}.cni]
+  bin_dir = "/usr/lib/cni"
+  conf_dir = "{self.run.path / "cni"}"
+[{cri}.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"""
+
+    def _network_configuration(self) -> dict[str, object]:
+        ipam = {"type": "host-local", "ranges": [[{"subnet": _POD_SUBNET}]], "routes": [{"dst": "0.0.0.0/0"}]}
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+        return {"cniVersion": "0.4.0", "name": self.run.name, "plugins": [bridge, ports]}
+
+    def _kubelet_configuration(self, cgroup: str) -> dict[str, object]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(self.plane.authority)},
+            },
+            "authorization": {"mode": "Webhook"},
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": cgroup,
+            "enforceNodeAllocatable": ["pods"],
+            "clusterDomain": "cluster.local",
+            "resolvConf": "",
+            "containerRuntimeEndpoint": f"unix://{self.run.containerd_socket}",
+            "podLogsDir": str(self.run.logs / "pods"),
+            # The disk is the whole machine's: its other users must not drive Pods away.
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+                "nodefs.inodesFree": "1%",
+            },
+            "imageGCHighThresholdPercent": 100,
+            "nodeStatusUpdateFrequency": "5s",
+        }
+
+    def _make_cgroups(self) -> str:
+        """Make the cgroup of all Pods, /<name of the cluster>, in each hierarchy."""
+        for hierarchy in _hierarchies():
+            folder = hierarchy / self.run.name
+            folder.mkdir(exist_ok=True)
+            for setting in ("cpuset.cpus", "cpuset.mems"):  # a new cpuset has none
+                file = folder / setting
+                if file.exists() and not file.read_text().strip():
+                    file.write_text((hierarchy / setting).read_text())
+        return f"/{self.run.name}"
+
+    def _remove_cgroups(self) -> None:
+        for hierarchy in _hierarchies():
+            top = hierarchy / self.run.name
+            # A folder of this file system goes when the folders in it are gone; its files cannot be removed.
+            for folder in sorted((top, *top.rglob("*/")), key=lambda path: len(path.parts), reverse=True):
+                _remove_cgroup(folder)
+
+
+def _hierarchies() -> Iterator[Path]:
+    """The cgroup hierarchies of the machine: one for each controller in version 1, one in version 2."""
+    if (_CGROUPS / "cgroup.controllers").exists():
+        yield _CGROUPS
+        return
+    for folder in _CGROUPS.iterdir():
+        if not folder.is_symlink() and (folder / "cgroup.procs").exists():
+            yield folder
+
+
+def _remove_cgroup(folder: Path) -> None:
+    deadline = time.monotonic() + 5
+    while folder.is_dir():
+        try:
+            folder.rmdir()
+        except OSError:  # a process in it is about to end
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _output(command: list[str]) -> str | None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,65 @@
+"""What a machine must have for a real node."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+# Program and the Debian package that has it.
+_PROGRAMS = {
+    "containerd": "containerd",
+    "ctr": "containerd",
+    "runc": "runc",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "socat": "socat",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "openssl": "openssl",
+}
+_PLUGINS = ("/usr/lib/cni/bridge", "containernetworking-plugins")
+_INSTALL_LIMIT_SECONDS = 600
+
+
+class NotPossibleHere(Exception):
+    """This machine cannot run a node; the message says why, in one sentence."""
+
+
+def ensure_node_possible() -> None:
+    """Install the packages that are missing, where that can be done.
+
+    Raises:
+        NotPossibleHere: no Linux, no root, no namespaces, or no packages.
+    """
+    if not sys.platform.startswith("linux"):
+        raise NotPossibleHere("a real node needs Linux")
+    if os.geteuid() != 0:
+        raise NotPossibleHere("a real node needs root: it makes network namespaces, mounts and cgroups")
+    missing = _missing_packages()
+    if missing:
+        _install(missing)
+    if subprocess.run(["unshare", "--net", "--mount", "true"], check=False, capture_output=True).returncode != 0:
+        raise NotPossibleHere("a real node needs network and mount namespaces, which this machine does not allow")
+
+
+def _missing_packages() -> list[str]:
+    missing = {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
+    if not os.path.exists(_PLUGINS[0]):
+        missing.add(_PLUGINS[1])
+    return sorted(missing)
+
+
+def _install(packages: list[str]) -> None:
+    names = " ".join(packages)
+    if shutil.which("apt-get") is None:
+        raise NotPossibleHere(f"a real node needs {names}, and there is no apt-get to install them with")
+    print(f"installing {names}", file=sys.stderr, flush=True)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", *packages]):
+        done = subprocess.run(
+            command, env=environment, check=False, capture_output=True, text=True, timeout=_INSTALL_LIMIT_SECONDS
+        )
+    if done.returncode != 0 or _missing_packages():
+        raise NotPossibleHere(f"a real node needs {names}, and apt-get cannot install them: {done.stderr[-500:].strip()}")
