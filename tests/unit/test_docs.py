@@ -1,0 +1,106 @@
+"""The pages in docs/ say what the code says."""
+
+import re
+
+import pytest
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
+from edgetune_operator import telemetry
+from edgetune_operator.api import check_object
+from edgetune_operator.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
+from edgetune_operator.run import MAX_INTERRUPTIONS
+from support.apiserver import REPOSITORY
+
+OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """Text of a section of the operations page."""
+    return OPERATIONS.partition(f"## {title}\n")[2].partition("\n## ")[0]
+
+
+def named(row: str) -> set[str]:
+    """What a table's row names in code style."""
+    return set(re.findall(r"`([^`]+)`", row))
+
+
+def test_every_metric_of_the_operator_is_described_with_its_labels() -> None:
+    described = {name for row in section("Metrics").splitlines() if row.startswith("| `") for name in named(row)}
+    metrics = [each for each in vars(telemetry).values() if isinstance(each, MetricWrapperBase)]
+    served = set()
+    for metric in metrics:
+        family = metric.describe()[0]
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(metric._labelnames)
+        served.add(f"{name}{{{labels}}}" if labels else name)
+
+    assert served <= described
+    assert {name for name in described if name.startswith("edgetune_")} == served
+
+
+def test_every_reason_that_the_code_names_is_explained() -> None:
+    package = REPOSITORY / "operator" / "edgetune_operator"
+    code = "".join((package / name).read_text(encoding="utf-8") for name in ("plan.py", "run.py", "cluster.py"))
+    in_code = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+)"', code))
+    not_failures = {"BearerToken", "KubernetesCluster", "JobCreated", "JobRunning", "MergeNotKept"}  # or classes
+    by_exit_code = {code.reason for code in ExitCode if code is not ExitCode.DONE} | {INTERNAL_ERROR}
+
+    explained = {
+        name for row in section("Reasons, and what to do").splitlines() for name in named(row.partition(" | ")[0])
+    }
+    assert (in_code | by_exit_code) - not_failures <= explained
+    assert f"more than {MAX_INTERRUPTIONS} times" in OPERATIONS
+
+
+def test_every_field_of_a_profile_is_described_with_its_default() -> None:
+    rows = {name: row for row in OPERATIONS.splitlines() if row.startswith("| `") for name in named(row)}
+    paths = [
+        *(f"store.{field.alias}" for field in ProfileStore.model_fields.values()),
+        *(f"image.{field.alias}" for field in Image.model_fields.values()),
+        *(
+            str(field.alias)
+            for name, field in Profile.model_fields.items()
+            if name not in ("store", "image", "resources")
+        ),
+    ]
+
+    assert [path for path in paths if path not in rows] == []
+    for name in ("work_volume_size", "termination_grace_period_seconds", "ttl_seconds_after_finished"):
+        field = Profile.model_fields[name]
+        assert f"`{field.default}`" in rows[str(field.alias)]
+
+
+def test_the_default_resources_are_those_of_the_code() -> None:
+    rows = {name: row for row in OPERATIONS.splitlines() if row.startswith("| `") for name in named(row)}
+    for stage, resources in DEFAULT_RESOURCES.items():
+        _, _, requests, limits, _ = rows[stage].split("|")
+        assert all(str(quantity) in requests for quantity in resources.requests.values()), stage
+        assert str(resources.limits["memory"]) in limits, stage
+        assert ("nvidia.com/gpu" in requests) is ("nvidia.com/gpu" in resources.requests), stage
+
+
+def test_the_example_is_a_legal_object() -> None:
+    document = yaml.safe_load(OPERATIONS.partition("```yaml\n")[2].partition("```")[0])
+
+    assert check_object(document) == ()
+
+
+@pytest.mark.parametrize("package", ["edgetune_operator", "edgetune_contract"])
+def test_every_module_has_its_place_in_the_architecture(package: str) -> None:
+    folder = next(path for path in REPOSITORY.glob(f"*/{package}") if path.is_dir())
+    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py", "model.py", "spec.py"}
+
+    assert {name for name in modules if f"`{name}`" not in ARCHITECTURE and f"/{name}`" not in ARCHITECTURE} == set()
+
+
+def test_every_file_in_the_architecture_exists() -> None:
+    table = ARCHITECTURE.partition("## Where to find what")[2].partition("\n## ")[0]
+    for row in (row for row in table.splitlines() if row.startswith("| ") and "`" in row):
+        folder = REPOSITORY
+        for name in re.findall(r"`([^`]+)`", row):
+            path = REPOSITORY / name if "/" in name else folder / name
+            assert path.exists(), name
+            folder = path if path.is_dir() else path.parent
