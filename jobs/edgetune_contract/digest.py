@@ -4,14 +4,14 @@ A digest covers all that can change a stage's output and nothing else, chained t
 
     prepare (request) = H(base, dataset, maxLength, seed)                      names, pins and options
     prepared          = H(resolved, dataset without places, maxLength, seed)   content: where prepare's manifest lies
-    train             = H(trainer version, resolved base and training data, how rows become tokens, method, lora, training)
+    train             = H(resolved base and training data, how rows become tokens, method, lora, training)
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
     evaluate          = H(quantize, evaluation data, options)
     publish           = H(evaluate, gates, the model's name)
 
-Labels, resources, node selection, retry limits, deadlines and checkpoint intervals are in no digest: changing them
-re-runs nothing.
+Each also covers the version of its stage (`STAGE_VERSIONS`). Labels, resources, node selection, retry limits, deadlines
+and checkpoint intervals are in no digest: changing them re-runs nothing.
 """
 
 import hashlib
@@ -88,9 +88,7 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
         outlierThreshold=parameters.quantization.outlier_threshold,
     )
     evaluate = _stage_digest(Stage.EVALUATE, quantize=quantize, **_evaluation_inputs(parameters, resolved))
-    publish = _stage_digest(
-        Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name
-    )
+    publish = _stage_digest(Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name)
     digests = {
         Stage.TRAIN: train,
         Stage.MERGE: merge,

@@ -67,7 +67,8 @@ class Request(Model):
 
     stage: Stage
     digest: Digest
-    """The digest that this stage's manifest will carry. For prepare it names the request; its manifest goes by content."""
+    """The digest that this stage's manifest will carry. For prepare it names the request; its manifest goes by
+    content."""
 
     store: StoreLocation
     parameters: Parameters
@@ -111,7 +112,8 @@ class ModelScores(Model):
     """Share of expected keywords that the answers hold, case-insensitive, 0 to 1; absent when no row names one."""
 
     exact_match: float | None = None
-    """Share of answers equal to the reference after stripping white space, 0 to 1; absent without prompts (format Text)."""
+    """Share of answers equal to the reference after stripping white space, 0 to 1; absent without prompts (format
+    Text)."""
 
     loss: float | None = None
     """Mean cross-entropy over the completion tokens of all rows, in nats."""
@@ -204,7 +206,9 @@ class Result(Model):
     """Set when the stage did not finish."""
 
     @classmethod
-    def failed(cls, stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None) -> Self:
+    def failed(
+        cls, stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None
+    ) -> Self:
         """Result of a stage that did not finish; a long message is cut in the middle."""
         failure = Failure(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
         return cls(stage=stage, digest=digest, failure=failure)

@@ -14,6 +14,7 @@ from edgetune_contract.model import Model, Rule
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"
+DEFAULT_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
 _BUCKET_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S+)?"
 _FILE_URI = r"file:///\S.*"
 _COMMIT = r"[0-9a-f]{40}"
@@ -35,7 +36,8 @@ class BaseModelSpec(Model):
     """Where the model lies: s3://bucket/prefix, hf://organization/name, or in a local run file:///path."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_COMMIT}|{_SHA256})?$")] = ""
-    """Pin. For hf:// the 40-digit commit (required); else optional: the SHA-256 of the model's file list, as status.resolved.base shows it."""
+    """Pin. For hf:// the 40-digit commit (required); else optional: the SHA-256 of the model's file list, as
+    status.resolved.base shows it."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -50,7 +52,8 @@ class DataSource(Model):
     """Rows of one data set."""
 
     uri: Annotated[str, Field(max_length=URI_MAX_LENGTH, pattern=rf"^({_BUCKET_URI}|{_FILE_URI})$")]
-    """A .jsonl, .json, .csv or .parquet file, or a folder of such files: s3://bucket/key, or in a local run file:///path."""
+    """A .jsonl, .json, .csv or .parquet file, or a folder of such files: s3://bucket/key, or in a local run
+    file:///path."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_SHA256})?$")] = ""
     """Optional pin: the SHA-256 of the content, as status.resolved shows it. Data that does not match is invalid."""
@@ -101,8 +104,9 @@ class DatasetSpec(Model):
     fields: DatasetFields = DatasetFields()
     """Names of the columns that are read."""
 
-    template: Annotated[str, Field(min_length=1, max_length=8192)] = "### Instruction:\n{instruction}\n\n### Response:\n"
-    """Prompt of the format Instruction, with {instruction} in it, or ChatTemplate for the tokenizer's own chat template."""
+    template: Annotated[str, Field(min_length=1, max_length=8192)] = DEFAULT_TEMPLATE
+    """Prompt of the format Instruction, with {instruction} in it, or ChatTemplate for the tokenizer's own chat
+    template."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -185,7 +189,8 @@ class LoraSpec(Model):
         BeforeValidator(_check_target_modules),
         WithJsonSchema(_TARGET_MODULES_SCHEMA),
     ] = "Standard"
-    """Minimal (q, v), Standard (q, k, v, o), Aggressive (Standard and gate, up, down), AllLinear, or a list of module names."""
+    """Minimal (q, v), Standard (q, k, v, o), Aggressive (Standard and gate, up, down), AllLinear, or a list of module
+    names."""
 
     rs_lora: bool = False
     """Rank-stabilized scaling: alpha / sqrt(rank) instead of alpha / rank."""
@@ -241,7 +246,8 @@ class TrainingSpec(Model):
     """How the learning rate falls after the warm-up; the names are those of transformers."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 2048
-    """Longest example in tokens. Longer examples are cut; their share is reported, and those with nothing left to learn are named."""
+    """Longest example in tokens. Longer examples are cut; their share is reported, and those with nothing left to
+    learn are named."""
 
     optimizer: Optimizer = "paged_adamw_8bit"
     """Optimizer; the names are those of transformers."""
@@ -312,6 +318,7 @@ class QuantizationSpec(Model):
 
 
 _QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
+_SUFFIXES = "Ki, Mi, Gi, Ti, k, M, G or T"
 _UNITS = {
     None: 1,
     "k": 10**3,
@@ -333,7 +340,7 @@ def parse_bytes(quantity: str) -> int:
     """
     match = _QUANTITY.fullmatch(quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is not a number of bytes: use a whole number, or one with Ki, Mi, Gi, Ti, k, M, G, T")
+        raise ValueError(f"{quantity!r} is not a number of bytes: use a whole number, if need be with {_SUFFIXES}")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -345,7 +352,9 @@ ByteQuantity = Annotated[
     str,
     BeforeValidator(_number_as_text),
     Field(max_length=24, pattern=rf"^{_QUANTITY.pattern}$"),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 24, "pattern": rf"^{_QUANTITY.pattern}$", "minimum": 0}),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "maxLength": 24, "pattern": rf"^{_QUANTITY.pattern}$", "minimum": 0}
+    ),
 ]
 
 

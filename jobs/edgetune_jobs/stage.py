@@ -50,7 +50,8 @@ class Source(Protocol):
 
     @property
     def files(self) -> Sequence[FileEntry]:
-        """Files below the URI, sorted by path. For an object store the sha256 may stand for the store's own checksum."""
+        """Files below the URI, sorted by path. For an object store the sha256 may stand for the store's own checksum.
+        Files below the URI, sorted by path. For an object store the sha256 may stand for the store's own checksum."""
         ...
 
     @property
@@ -75,7 +76,8 @@ class Publisher(Protocol):
         ...
 
     def publish(self, version: Mapping[str, object], publication: Publication) -> Publication:
-        """Write the version; move the pointer by conditional put if `publication.published`. Returns it with the pointer."""
+        """Write the version; move the pointer by conditional put if `publication.published`. Returns it with the
+        pointer."""
         ...
 
 
