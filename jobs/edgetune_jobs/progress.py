@@ -119,13 +119,14 @@ class LineProgress:
 class TrainingMetrics:
     """Prometheus metrics of a training.
 
-    Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second and
-    edgetune_train_learning_rate, with the labels namespace and name; a figure that was never reported is absent.
+    Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
+    edgetune_train_eta_seconds and edgetune_train_learning_rate, with the labels namespace and name; a figure that was never reported is absent.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
         "loss": ("edgetune_train_loss", "Training loss of the last logged step, in nats per token."),
         "tokensPerSecond": ("edgetune_train_tokens_per_second", "Tokens trained on per second."),
+        "etaSeconds": ("edgetune_train_eta_seconds", "Expected time to the last step, in seconds."),
         "learningRate": ("edgetune_train_learning_rate", "Learning rate of the last step."),
     }
 

@@ -46,6 +46,8 @@ class Watcher:
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
         """Connect and start the workers."""
         _configure(settings)
+        # Looking for new namespaces and kinds takes rights over the whole cluster.
+        settings.scanning.disabled = bool(self._settings.namespaces)
         cluster = await self._resources.enter_async_context(connect(self._cache))
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles, self._settings.poll_seconds)
         server, thread = start_http_server(self._settings.metrics_port)

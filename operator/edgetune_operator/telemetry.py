@@ -15,4 +15,4 @@ STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Time of the stages that end
 STAGE_ATTEMPTS = Counter("edgetune_stage_attempts_total", "Attempts of the stages that ended.", ["stage"])
 PREEMPTIONS = Counter("edgetune_preemptions_total", "Attempts that were stopped from outside.", ["stage"])
 ARTIFACT_BYTES = Counter("edgetune_artifact_bytes_total", "Bytes of the artifacts that stages made.", ["stage"])
-GPU_SECONDS = Counter("edgetune_gpu_seconds_total", "Time of train stages times the GPUs that they asked for.")
+GPU_SECONDS = Counter("edgetune_gpu_seconds_total", "Time of the train stages that ended.")
