@@ -120,7 +120,8 @@ class TrainingMetrics:
     """Prometheus metrics of a training.
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
-    edgetune_train_eta_seconds and edgetune_train_learning_rate, with the labels namespace and name; a figure that was never reported is absent.
+    edgetune_train_eta_seconds and edgetune_train_learning_rate, with the labels namespace and name. A figure that was
+    never reported is absent.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
