@@ -216,7 +216,9 @@ def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:
     console.print("\nA held-out question, answered by", style="bold")
     console.print(f"  [dim]prompt[/]  {_one_line(answers['prompt'])}", highlight=False)
     for model in ("base", "edge"):
-        console.print(f"  [dim]{model:6}[/]  {_one_line(answers.get(model, ''))}", highlight=False)
+        # The base is scored once for several runs: only the first of them has its answers.
+        if answers.get(model):
+            console.print(f"  [dim]{model:6}[/]  {_one_line(answers[model])}", highlight=False)
 
 
 def _read_answers(path: Path) -> dict[str, Any] | None:
