@@ -17,7 +17,7 @@
 Completion is what a row says, never what a Job's existence says: Jobs may be deleted at any time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -126,11 +126,11 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         now: the pass's one clock, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
-        return stalled(snapshot, "InvalidSpec", str(spec))
+        return _stalled(snapshot, "InvalidSpec", str(spec))
     if profile is None:
-        return stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
+        return _stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
-        return stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
+        return _stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
 
     run = Run.begin(spec, snapshot)
     run.record_ended_jobs(now)
@@ -220,7 +220,15 @@ def _running_reason(row: StageStatus) -> tuple[str, str]:
     return row.reason or "Running", f"{row.name}: {row.message or 'running'}"
 
 
-def stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
+def refused(decided: Plan, reason: str, message: str) -> Plan:
+    """A plan whose Job the cluster did not take: what it recorded stands, and the stage waits."""
+    waits = {"state": StageState.PENDING, "job": "", "reason": reason}
+    view = decided.view
+    rows = tuple(row.model_copy(update=waits) if row.name is view.stage else row for row in view.rows)
+    return Plan((), replace(view, outcome=Outcome.STALLED, reason=reason, message=message, rows=rows, progress=None))
+
+
+def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
     """Nothing can be done until somebody changes something: keep what earlier passes recorded."""
     previous = snapshot.previous
     recorded = {row.name: row for row in previous.stages}

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from edgetune_operator.api import InvalidSpec, LoraFineTuneSpec, ProgressStatus, parse_spec
 from edgetune_operator.observe import observe
-from edgetune_operator.plan import DeleteJob, Plan, plan, stalled
+from edgetune_operator.plan import DeleteJob, Plan, plan, refused
 from edgetune_operator.profiles import Profile
 from edgetune_operator.render import render_job
 from edgetune_operator.status import project
@@ -103,7 +103,7 @@ async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], 
     try:
         await _act(cluster, owner, spec, profile, decided)
     except JobRefused as error:
-        decided = stalled(snapshot, error.reason, str(error))
+        decided = refused(decided, error.reason, str(error))
     status = project(decided.view, snapshot, now)
     changed = status != (document.get("status") or {})
     if changed:

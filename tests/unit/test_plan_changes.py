@@ -7,6 +7,7 @@ import pytest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import StageState
 from edgetune_operator.plan import Outcome
+from edgetune_operator.reconcile import JobRefused
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
@@ -142,6 +143,26 @@ def test_suspending_deletes_the_running_job_and_keeps_what_is_finished(scenario:
     assert scenario.condition("Reconciling") is None
     assert scenario.condition("Stalled") is None
     assert scenario.row(Stage.PREPARE).state is StageState.SUCCEEDED
+    assert scenario.row(Stage.TRAIN).state is StageState.PENDING
+
+
+def test_resuming_waits_until_the_suspended_job_is_gone(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    job = scenario.live_job
+    scenario.cluster.deletes_slowly = True
+    scenario.change(scenario.builder.edited("suspend", True))
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.edited("suspend", False))
+    waiting = scenario.reconcile()
+    state, condition = scenario.row(Stage.TRAIN).state, scenario.condition("Reconciling")
+    scenario.cluster.remove_job(job)
+    done = scenario.reconcile()
+
+    assert waiting.plan.actions == ()
+    assert state is StageState.PENDING
+    assert condition == ("True", "Pending", "train: waits until an older Job of this object is gone")
+    assert created(done) == [Stage.TRAIN]
 
 
 def test_resuming_creates_the_same_job_again(scenario: Scenario) -> None:
@@ -207,6 +228,8 @@ def test_a_retry_of_what_is_done_looks_at_the_inputs_and_runs_nothing_else(scena
     assert run_again(scenario) == []
     assert run_again(scenario) == [Stage.PREPARE]
     assert scenario.status.phase == "Succeeded"
+    made = [artifact.name for artifact in scenario.status.artifacts]
+    assert sorted(made) == ["adapter", "edge-bnb-int8", "merged", "prepared"]
 
 
 def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenario) -> None:
@@ -237,6 +260,7 @@ def test_a_retry_is_answered_once(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_retry_requested("once"))
     run_again(scenario)
     run_again(scenario)
+    scenario.cluster.remove_ended_jobs()
 
     assert scenario.status.phase == "Succeeded"
     assert run_again(scenario) == []
@@ -307,3 +331,27 @@ def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
     assert failed is Outcome.FAILED
     assert created(done) == [Stage.TRAIN]
     assert scenario.cluster.jobs[scenario.live_job]["spec"]["backoffLimit"] == 10
+
+
+def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
+    scenario.reconcile()
+    scenario.cluster.remove_ended_jobs()
+    scenario.change(scenario.builder.edited("retryLimit", 10))
+
+    async def refuses(job: Any) -> None:  # noqa: ARG001 - the signature is the cluster's
+        raise JobRefused("JobRefused", "exceeded quota: gpus")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scenario.cluster, "create_job", refuses)
+        scenario.reconcile()
+    stalled, row = scenario.condition("Stalled"), scenario.row(Stage.TRAIN)
+    done = scenario.reconcile()
+
+    assert stalled == ("True", "JobRefused", "exceeded quota: gpus")
+    assert (row.state, row.reason, row.job) == (StageState.PENDING, "JobRefused", "")
+    assert created(done) == [Stage.TRAIN]
+    assert scenario.condition("Stalled") is None

@@ -120,6 +120,15 @@ def test_an_attempt_that_fails_while_others_follow_leaves_the_stage_running(trai
     assert done.plan.actions == ()
 
 
+def test_the_result_of_a_container_that_was_killed_afterwards_is_not_taken(training: Scenario) -> None:
+    result = training.simulated_result(training.request)
+    training.end_pod(lambda pod: pod.ended(137, result.encode().decode()))
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).state is StageState.RUNNING
+
+
 def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: Scenario) -> None:
     message = 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"'
     training.end_pod(lambda pod: pod.waiting("ImagePullBackOff", message))

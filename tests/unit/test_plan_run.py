@@ -3,7 +3,7 @@
 import pytest
 
 from edgetune_contract.digest import prepare_digest, sha256_of
-from edgetune_contract.request import MAX_RESULT_BYTES
+from edgetune_contract.request import MAX_RESULT_BYTES, Result
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus, StageState, parse_spec
@@ -153,6 +153,16 @@ def test_stages_that_the_store_holds_already_are_not_run(scenario: Scenario) -> 
         "merged",
         "edge-bnb-int8",
     ]
+
+
+def test_a_report_of_another_digest_is_not_taken_for_a_stage_that_is_done(scenario: Scenario) -> None:
+    scenario.reconcile()
+    result = scenario.simulated_result(scenario.request)
+    other = Result(stage=Stage.TRAIN, digest="e" * 64)
+
+    scenario.finish(result.model_copy(update={"done": (other,)}))
+
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
 def test_a_stage_whose_report_did_not_fit_finds_its_manifest_in_a_short_run(scenario: Scenario) -> None:

@@ -1,5 +1,6 @@
 """Random walks: whatever people, Pods and the Job controller do, in whatever order, a run stays sound and ends."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edgetune_contract.stages import ExitCode, Stage
+from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState
 from edgetune_operator.plan import CreateJob, Outcome
-from edgetune_operator.reconcile import Pass
+from edgetune_operator.reconcile import JobRefused, Pass
 from edgetune_operator.reference import REASONS
 from edgetune_operator.status import dump
 from support.builders import lora_fine_tune
@@ -66,8 +67,8 @@ class Walk(RuleBasedStateMachine):
         assert not [each for each in asked if each.stage is not Stage.PREPARE and each.digest in succeeded]
         assert len(created(done)) <= 1
         assert not created(done) or len(done.plan.actions) == 1
-        known = {code.reason for code in ExitCode} | set(REASONS) | {"InternalError", "PodFailurePolicy"}
-        assert done.plan.view.reason in known
+        known = {code.reason for code in ExitCode} | set(REASONS) | {INTERNAL_ERROR, ""}
+        assert {done.plan.view.reason, *(row.reason for row in done.plan.view.rows)} <= known
         return done
 
     def settle(self) -> Pass:
@@ -96,13 +97,18 @@ class Walk(RuleBasedStateMachine):
                 await whole(*arguments)
             raise ClusterIsAway
 
-        setattr(self.cluster, lost, fails)
-        try:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ClusterIsAway):
+            patch.setattr(self.cluster, lost, fails)
             self.reconcile()
-        except ClusterIsAway:
-            pass
-        finally:
-            delattr(self.cluster, lost)
+
+    @rule()
+    def a_pass_whose_job_is_refused(self) -> None:
+        async def refuses(job: Any) -> None:  # noqa: ARG001 - the signature is the cluster's
+            raise JobRefused("JobRefused", "exceeded quota: gpus")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.cluster, "create_job", refuses)
+            self.scenario.reconcile()
 
     @precondition(lambda self: self.has_running_pod())
     @rule()
@@ -196,6 +202,10 @@ class Walk(RuleBasedStateMachine):
         status = self.cluster.document.get("status")
         if status is not None:
             assert dump(LoraFineTuneStatus.model_validate(status)) == status
+            # The API server refuses a list whose keys are there twice.
+            for field, key in (("conditions", "type"), ("stages", "name"), ("artifacts", "name")):
+                keys = [item[key] for item in status.get(field, [])]
+                assert len(keys) == len(set(keys))
 
     @invariant()
     def conditions_follow_kstatus(self) -> None:
@@ -209,12 +219,14 @@ class Walk(RuleBasedStateMachine):
             assert not {"Reconciling", "Stalled"} & truths.keys()
 
     def teardown(self) -> None:
-        """When the stages end well from now on, the run comes to an end; a retry then always succeeds."""
-        self.scenario.change(self.scenario.builder.edited("suspend", False).edited("lora.rank", 32))
-        self.cluster.deletes_slowly = False
-        assert self.run_to_the_end().is_final
-        self.a_person_asks_for_a_retry()
+        """The stages end well from now on: the run comes to an end, after an edit to a good one, also after a retry."""
         wanted = Outcome.PUBLISHED, Outcome.REFUSED
+        self.cluster.deletes_slowly = False
+        self.scenario.change(self.scenario.builder.edited("suspend", False).edited("lora.rank", 32))
+        assert self.run_to_the_end().is_final
+        self.scenario.change(self.scenario.builder.edited("retryLimit", 7))
+        assert self.run_to_the_end() in wanted
+        self.a_person_asks_for_a_retry()
         assert self.run_to_the_end() in wanted
         last = self.scenario.status
         assert last.publication is not None
