@@ -94,9 +94,7 @@ def _build(name: str, path: Path) -> None:
         flags = f"-s -w -X k8s.io/component-base/version.gitVersion={_kubernetes_version()}"
         command = ["build", "-trimpath", "-ldflags", flags, "-o", str(draft / name), _OF_MODULE[name]]
     # The machine stays of use to others meanwhile.
-    subprocess.run(
-        ["nice", _go(), *command], check=True, cwd=_MODULE, env=environment, timeout=_BUILD_LIMIT_SECONDS
-    )
+    subprocess.run(["nice", _go(), *command], check=True, cwd=_MODULE, env=environment, timeout=_BUILD_LIMIT_SECONDS)
     (draft / name).rename(path)
     draft.rmdir()
 

@@ -142,7 +142,10 @@ class ControlPlane:
         """Start kwok, which plays the kubelet of each node that has the annotation kwok.x-k8s.io/node."""
         self._start(
             "kwok",
-            [f"--kubeconfig={self.kubeconfig('kwok')}", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"],
+            [
+                f"--kubeconfig={self.kubeconfig('kwok')}",
+                "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            ],
         )
 
     def stop_controllers(self) -> None:
@@ -253,9 +256,7 @@ class ControlPlane:
 
 
 @contextmanager
-def running_control_plane(
-    folder: Path, *, controllers: bool = True, kwok: bool = False
-) -> Iterator[ControlPlane]:
+def running_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = False) -> Iterator[ControlPlane]:
     """A control plane on free ports of loopback; it is gone afterwards, its logs stay.
 
     Args:

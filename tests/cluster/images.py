@@ -161,11 +161,15 @@ class _Store:
 
     def build(self, name: str, *arguments: str | Path) -> None:
         # In a container there are neither the mounts nor the networks that other isolations need.
-        self._buildah("build", "--quiet", "--layers", "--isolation", "chroot", "--network", "host", "--tag", name, *arguments)
+        self._buildah(
+            "build", "--quiet", "--layers", "--isolation", "chroot", "--network", "host", "--tag", name, *arguments
+        )
 
     def export(self, name: str) -> None:
         """Write an image to the layout; blobs that are there already are not written again."""
-        self._buildah("push", "--quiet", "--disable-compression", name, f"oci:{Layout().folder}:{name}")
+        # skopeo, because buildah would compress the layers, which takes minutes, and would write all of them each time.
+        source = f"containers-storage:[overlay@{self._storage}+{self._run}]{name}"
+        _run("nice", "skopeo", "copy", "--dest-oci-accept-uncompressed-layers", source, f"oci:{Layout().folder}:{name}")
 
     def has(self, name: str) -> bool:
         return subprocess.run([*self._command(), "inspect", name], check=False, capture_output=True).returncode == 0
@@ -174,14 +178,18 @@ class _Store:
         self._buildah("rmi", "--prune")
 
     def _buildah(self, *arguments: str | Path) -> None:
-        done = subprocess.run(
-            ["nice", *self._command(), *map(str, arguments)], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"buildah {arguments[0]} failed:\n{done.stdout.decode(errors='replace')[-4000:]}")
+        _run("nice", *self._command(), *map(str, arguments))
 
     def _command(self) -> list[str]:
-        return ["buildah", "--root", str(self.folder / "storage"), "--runroot", str(self.folder / "run")]
+        return ["buildah", "--root", str(self._storage), "--runroot", str(self._run)]
+
+    @property
+    def _storage(self) -> Path:
+        return self.folder / "storage"
+
+    @property
+    def _run(self) -> Path:
+        return self.folder / "run"
 
 
 @contextmanager

@@ -99,6 +99,6 @@ class Cluster:
             wrapper = self.run.programs / name
             prefix = " ".join(self.network.prefix)
             wrapper.write_text(
-                f"#!/bin/sh\nKUBECONFIG={self.run.kubeconfig} exec {prefix} {programs[name]} \"$@\"\n", encoding="utf-8"
+                f'#!/bin/sh\nKUBECONFIG={self.run.kubeconfig} exec {prefix} {programs[name]} "$@"\n', encoding="utf-8"
             )
             wrapper.chmod(0o755)

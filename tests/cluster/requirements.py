@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 # Program and the Debian package that has it.
 _PROGRAMS = {
@@ -11,6 +12,7 @@ _PROGRAMS = {
     "ctr": "containerd",
     "runc": "runc",
     "buildah": "buildah",
+    "skopeo": "skopeo",
     "debootstrap": "debootstrap",
     "iptables": "iptables",
     "conntrack": "conntrack",
@@ -19,7 +21,7 @@ _PROGRAMS = {
     "nsenter": "util-linux",
     "openssl": "openssl",
 }
-_PLUGINS = ("/usr/lib/cni/bridge", "containernetworking-plugins")
+_PLUGIN, _PLUGINS_PACKAGE = Path("/usr/lib/cni/bridge"), "containernetworking-plugins"
 _INSTALL_LIMIT_SECONDS = 600
 
 
@@ -46,8 +48,8 @@ def ensure_node_possible() -> None:
 
 def _missing_packages() -> list[str]:
     missing = {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
-    if not os.path.exists(_PLUGINS[0]):
-        missing.add(_PLUGINS[1])
+    if not _PLUGIN.exists():
+        missing.add(_PLUGINS_PACKAGE)
     return sorted(missing)
 
 
@@ -62,4 +64,6 @@ def _install(packages: list[str]) -> None:
             command, env=environment, check=False, capture_output=True, text=True, timeout=_INSTALL_LIMIT_SECONDS
         )
     if done.returncode != 0 or _missing_packages():
-        raise NotPossibleHere(f"a real node needs {names}, and apt-get cannot install them: {done.stderr[-500:].strip()}")
+        raise NotPossibleHere(
+            f"a real node needs {names}, and apt-get cannot install them: {done.stderr[-500:].strip()}"
+        )

@@ -1,0 +1,241 @@
+"""A client for tests: plain requests to whatever cluster a kubeconfig names, and what tests do to its Pods."""
+
+import base64
+import json
+import os
+import ssl
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Document = dict[str, Any]
+
+_FIELD_MANAGER = "edgetune-tests"
+_REQUEST_LIMIT_SECONDS = 30
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the API server answered."""
+
+    code: int
+    body: Document
+
+    @property
+    def accepted(self) -> bool:
+        return self.code < 300
+
+    @property
+    def message(self) -> str:
+        """The server's sentence when it refused."""
+        return str(self.body.get("message", ""))
+
+
+class Refused(AssertionError):
+    """The API server refused what a test takes for granted."""
+
+
+@dataclass
+class Kube:
+    """The API server as one user sees it."""
+
+    url: str
+    context: ssl.SSLContext
+    headers: Mapping[str, str] = field(default_factory=dict)
+    _plurals: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @classmethod
+    def from_kubeconfig(cls, path: Path) -> "Kube":
+        """The cluster and the user of a kubeconfig's current context: a token, or a client's certificate."""
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        context = _named(config["contexts"], config["current-context"])["context"]
+        cluster = _named(config["clusters"], context["cluster"])["cluster"]
+        user = _named(config["users"], context["user"])["user"]
+        with tempfile.TemporaryDirectory() as folder:
+            trusted = ssl.create_default_context(cafile=_file(cluster, "certificate-authority", Path(folder)))
+            if "token" not in user:
+                files = (_file(user, kind, Path(folder)) for kind in ("client-certificate", "client-key"))
+                trusted.load_cert_chain(*files)
+        headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
+        return cls(cluster["server"], trusted, headers)
+
+    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Reply:
+        """Send one request; a refusal is a reply, not an exception."""
+        request = urllib.request.Request(  # noqa: S310 - the URL is the cluster's own
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={**self.headers, "Content-Type": content_type, "Accept": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(  # noqa: S310
+                request, timeout=_REQUEST_LIMIT_SECONDS, context=self.context
+            ) as answer:
+                return Reply(answer.status, _document(answer.read()))
+        except urllib.error.HTTPError as error:
+            with error:
+                return Reply(error.code, _document(error.read()))
+
+    def apply(self, manifest: Mapping[str, Any]) -> Document:
+        """Create or change an object, as `kubectl apply --server-side` does."""
+        metadata = manifest["metadata"]
+        path = self.path(manifest["apiVersion"], manifest["kind"], metadata.get("namespace"), metadata["name"])
+        query = f"?fieldManager={_FIELD_MANAGER}&force=true"
+        return self._accepted("PATCH", path + query, manifest, "application/apply-patch+yaml")
+
+    def get(self, api_version: str, kind: str, namespace: str | None, name: str) -> Document | None:
+        """An object; None if there is none."""
+        path = self.path(api_version, kind, namespace, name)
+        reply = self.request("GET", path)
+        if reply.code == 404:
+            return None
+        return self._checked(reply, "GET", path).body
+
+    def list(self, api_version: str, kind: str, namespace: str | None = None, selector: str = "") -> list[Document]:
+        """Objects of a namespace, or of all, that match a label selector."""
+        path = self.path(api_version, kind, namespace)
+        if selector:
+            path += f"?labelSelector={urllib.parse.quote(selector)}"
+        items: list[Document] = self._accepted("GET", path)["items"]
+        return items
+
+    def merge(
+        self, api_version: str, kind: str, namespace: str | None, name: str, patch: Mapping[str, Any]
+    ) -> Document:
+        """Change some fields of an object."""
+        path = self.path(api_version, kind, namespace, name)
+        return self._accepted("PATCH", path, patch, "application/merge-patch+json")
+
+    def delete(self, api_version: str, kind: str, namespace: str | None, name: str) -> None:
+        """Delete an object; one that is not there is deleted."""
+        path = self.path(api_version, kind, namespace, name)
+        reply = self.request("DELETE", path, {"propagationPolicy": "Background"})
+        if reply.code != 404:
+            self._checked(reply, "DELETE", path)
+
+    def logs(self, namespace: str, pod: str) -> str:
+        """What the containers of a Pod have printed."""
+        reply = self.request("GET", f"{self.path('v1', 'Pod', namespace, pod)}/log")
+        # A log is plain text, which stands where a refusal's sentence would.
+        return reply.message
+
+    def evict(self, namespace: str, pod: str, grace_seconds: int | None = None) -> None:
+        """Evict a Pod by the Eviction API, as `kubectl drain` does."""
+        eviction: Document = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": namespace},
+        }
+        if grace_seconds is not None:
+            eviction["deleteOptions"] = {"gracePeriodSeconds": grace_seconds}
+        self._accepted("POST", f"{self.path('v1', 'Pod', namespace, pod)}/eviction", eviction)
+
+    def set_status(
+        self, api_version: str, kind: str, namespace: str | None, name: str, status: Mapping[str, Any]
+    ) -> Document:
+        """Play the component that writes an object's status, such as the kubelet of a Pod."""
+        path = f"{self.path(api_version, kind, namespace, name)}/status"
+        return self._accepted("PATCH", path, {"status": status}, "application/merge-patch+json")
+
+    def wait(
+        self,
+        api_version: str,
+        kind: str,
+        namespace: str | None,
+        name: str,
+        condition: Callable[[Document], bool],
+        what: str,
+        limit_seconds: float = 60,
+    ) -> Document:
+        """Wait until an object is there and a condition holds for it.
+
+        Raises:
+            TimeoutError: it does not within the limit; with the object's status as it is then.
+        """
+        deadline = time.monotonic() + limit_seconds
+        while True:
+            found = self.get(api_version, kind, namespace, name)
+            if found is not None and condition(found):
+                return found
+            if time.monotonic() > deadline:
+                seen = "there is none" if found is None else json.dumps(found.get("status"), indent=1)
+                raise TimeoutError(f"{kind} {name}: not within {limit_seconds:.0f} s: {what}; status: {seen}")
+            time.sleep(_POLL_SECONDS)
+
+    def path(self, api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:
+        """Path of an object, or of all objects of a kind."""
+        prefix = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
+        if (api_version, kind) not in self._plurals:
+            for resource in self._accepted("GET", prefix)["resources"]:
+                if "/" not in resource["name"]:
+                    self._plurals[api_version, resource["kind"]] = resource["name"]
+        parts = [prefix, *(("namespaces", namespace) if namespace else ()), self._plurals[api_version, kind]]
+        return "/".join([*parts, *((name,) if name else ())])
+
+    def _accepted(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Document:
+        return self._checked(self.request(method, path, body, content_type), method, path).body
+
+    @staticmethod
+    def _checked(reply: Reply, method: str, path: str) -> Reply:
+        if not reply.accepted:
+            raise Refused(f"{method} {path}: {reply.code} {reply.message}")
+        return reply
+
+
+def pod_ended(exit_code: int, message: str = "", reason: str = "", *, container: str = "stage") -> Document:
+    """Status of a Pod whose container has ended, for `Kube.set_status`."""
+    terminated = {
+        "exitCode": exit_code,
+        "message": message,
+        "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+        "startedAt": "2026-01-01T00:00:00Z",
+        "finishedAt": "2026-01-01T00:01:00Z",
+    }
+    state = {"name": container, "image": "", "imageID": "", "ready": False, "restartCount": 0}
+    return {
+        "phase": "Succeeded" if exit_code == 0 else "Failed",
+        "containerStatuses": [{**state, "state": {"terminated": terminated}}],
+    }
+
+
+def audit_events(path: Path) -> list[Document]:
+    """The API server's audit log: one event for each request that it answered."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def condition(document: Mapping[str, Any], kind: str) -> Document | None:
+    """A condition in an object's status."""
+    conditions: list[Document] = (document.get("status") or {}).get("conditions") or []
+    return next((each for each in conditions if each["type"] == kind), None)
+
+
+def _named(entries: list[Document], name: str) -> Document:
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def _file(entry: Mapping[str, Any], kind: str, folder: Path) -> str:
+    """A file that a kubeconfig names, or holds."""
+    if kind in entry:
+        return str(entry[kind])
+    path = folder / kind
+    path.write_bytes(base64.b64decode(entry[f"{kind}-data"]))
+    return os.fspath(path)
+
+
+def _document(content: bytes) -> Document:
+    try:
+        body: Document = json.loads(content)
+    except json.JSONDecodeError:
+        # Logs, and answers for a path that is not served, are plain text.
+        return {"message": content.decode(errors="replace")}
+    return body if isinstance(body, dict) else {"message": content.decode(errors="replace")}
