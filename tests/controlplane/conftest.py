@@ -13,7 +13,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves LoraFineTunes."""
     binaries = find_binaries()
     if binaries is None:
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or .cache/bin")
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the API server is not asked")
     with running_apiserver(binaries, tmp_path_factory.mktemp("apiserver")) as server:
         server.install_crd(custom_resource_definition())
         yield server

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.binaries import find
+
 REPOSITORY = Path(__file__).parents[2]
 BINARIES_VARIABLE = "EDGETUNE_KUBE_BIN"
 BINARIES = ("etcd", "kube-apiserver")
@@ -22,11 +24,18 @@ _START_LIMIT_SECONDS = 120
 _TOKEN = "test-admin"
 
 
-def find_binaries() -> Path | None:
-    """Folder that holds etcd and kube-apiserver: $EDGETUNE_KUBE_BIN, or .cache/bin; None if neither does."""
-    folders = [Path(os.environ[BINARIES_VARIABLE])] if BINARIES_VARIABLE in os.environ else []
-    folders.append(REPOSITORY / ".cache" / "bin")
-    return next((folder for folder in folders if all((folder / name).is_file() for name in BINARIES)), None)
+def find_program(name: str) -> Path | None:
+    """A program of the control plane: in $EDGETUNE_KUBE_BIN, or of the pinned version in the cache."""
+    if BINARIES_VARIABLE in os.environ:
+        path = Path(os.environ[BINARIES_VARIABLE]) / name
+        return path if path.is_file() else None
+    return find(name)
+
+
+def find_binaries() -> dict[str, Path] | None:
+    """etcd and kube-apiserver by name; None if one of them is missing."""
+    found = {name: path for name in BINARIES if (path := find_program(name)) is not None}
+    return found if len(found) == len(BINARIES) else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class ApiServer:
 
 
 @contextmanager
-def running_apiserver(binaries: Path, folder: Path) -> Iterator[ApiServer]:
+def running_apiserver(binaries: Mapping[str, Path], folder: Path) -> Iterator[ApiServer]:
     """Start etcd and kube-apiserver below `folder`; both are gone afterwards.
 
     Raises:
@@ -125,7 +134,7 @@ def running_apiserver(binaries: Path, folder: Path) -> Iterator[ApiServer]:
     tokens.write_text(f'{_TOKEN},admin,admin,"system:masters"\n', encoding="utf-8")
     etcd_url = f"http://127.0.0.1:{etcd_port}"
     etcd = [
-        str(binaries / "etcd"),
+        str(binaries["etcd"]),
         f"--data-dir={folder / 'etcd'}",
         f"--listen-client-urls={etcd_url}",
         f"--advertise-client-urls={etcd_url}",
@@ -133,7 +142,7 @@ def running_apiserver(binaries: Path, folder: Path) -> Iterator[ApiServer]:
         "--unsafe-no-fsync",
     ]
     apiserver = [
-        str(binaries / "kube-apiserver"),
+        str(binaries["kube-apiserver"]),
         f"--etcd-servers={etcd_url}",
         f"--cert-dir={folder / 'certificates'}",
         "--bind-address=127.0.0.1",
