@@ -1,11 +1,12 @@
 # Every target sets up what it needs. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
+CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
 # Spinning OpenMP threads lose five times their work on shared cores.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test check generate bench format clean
+.PHONY: help demo test e2e cluster cluster-down check generate bench format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +41,17 @@ demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize
 
 test: .venv/dev ## Set up, then run all tests (at most 15 minutes on two cores)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# 77 says that this machine cannot run a node: not a failure of what is tested.
+e2e: .venv/dev ## Run the chart and the images on a Kubernetes with a real node (Linux, root; 30 minutes the first time)
+	@$(CLUSTER) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
+
+cluster: .venv/dev examples/sensor-faults/base ## Leave such a cluster up, with the chart and the demo's data in it, to play with
+	@$(CLUSTER) up
+	@$(CLUSTER) exec $(BIN)/python -m cluster.playground
+
+cluster-down: .venv/dev ## Take that cluster down again
+	@$(CLUSTER) down
 
 check: .venv/dev ## Format, lint, types, imports, generated files
 	@$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cluster.binaries import find
 from edgetune_operator.generate import run
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 
@@ -53,12 +54,8 @@ class Refused(Exception):
 
 
 def find_helm() -> Path | None:
-    """The helm binary: from $EDGETUNE_KUBE_BIN, .cache/bin or PATH; None if there is none."""
-    folders = [Path(os.environ[BINARIES_VARIABLE])] if BINARIES_VARIABLE in os.environ else []
-    for folder in (*folders, REPOSITORY / ".cache" / "bin"):
-        if (folder / "helm").is_file():
-            return folder / "helm"
-    found = shutil.which("helm")
+    """The helm binary: from $EDGETUNE_KUBE_BIN, the cache or PATH; None if there is none."""
+    found = find("helm") or shutil.which("helm")
     return Path(found) if found is not None else None
 
 
