@@ -6,7 +6,7 @@ Weights come from safetensors only; nothing is fetched, no code of a model folde
 import gc
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +210,7 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with both shapes
             **options,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -217,14 +218,23 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
             f"the model in {folder.name} does not load: {_first_line(error)} "
             "(needed: config.json of a causal language model, and its weights as safetensors)"
         ) from error
-    # transformers fills what is missing with random numbers and says so in a log line only.
-    wrong = sorted(loading["missing_keys"]) or sorted(str(key) for key in loading["mismatched_keys"])
-    if wrong:
-        raise InvalidInput(
-            f"the model in {folder.name} is incomplete: {len(wrong)} weights that config.json asks for are missing or "
-            f"have another shape, the first is {wrong[0]}"
-        )
+    _check_complete(folder, loading)
     return model.eval()
+
+
+def _check_complete(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers, saying so in a log line only."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InvalidInput(
+            f"the model in {folder.name} is incomplete: {len(missing)} weights that config.json asks for are missing, "
+            f"the first is {missing[0]}"
+        )
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        raise InvalidInput(
+            f"the model in {folder.name} does not fit its config.json: {name} is stored as {list(stored)}, and "
+            f"config.json asks for {list(expected)}"
+        )
 
 
 def _keep_training_layout(model: "PreTrainedModel") -> None:

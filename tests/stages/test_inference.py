@@ -1,0 +1,86 @@
+"""Batched answers and losses are those of one row at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgetune_jobs import inference, models
+
+PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301]]
+COMPLETIONS = [[10, 1], [11, 12, 13, 1], [14], [15, 16, 1]]
+
+
+@pytest.fixture
+def model(random_base: Path) -> Any:
+    return models.load_base(random_base, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
+def tokenizer(random_base: Path) -> Any:
+    return models.load_tokenizer(random_base)
+
+
+def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
+    with torch.no_grad():
+        log_probabilities = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+    first = len(prompt)
+    return -sum(
+        log_probabilities[position - 1, token].item() for position, token in enumerate(completion, first) if position
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_mean_loss_is_over_completion_tokens_whatever_the_batch(model: Any, batch_size: int) -> None:
+    expected = sum(map(_loss_sum, [model] * 4, PROMPTS, COMPLETIONS)) / sum(map(len, COMPLETIONS))
+
+    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=batch_size)
+
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_without_prompt_leave_out_their_first_token(model: Any) -> None:
+    expected = sum(_loss_sum(model, [], completion) for completion in COMPLETIONS) / sum(
+        len(c) - 1 for c in COMPLETIONS
+    )
+
+    loss = inference.mean_loss(model, [[]] * 4, COMPLETIONS, pad_token_id=2, batch_size=4)
+
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_to_predict_is_no_loss(model: Any) -> None:
+    assert inference.mean_loss(model, [[]], [[4]], pad_token_id=2, batch_size=1) is None
+
+
+def test_answers_are_in_row_order_and_equal_in_any_batch(model: Any, tokenizer: Any) -> None:
+    sizes: list[int] = []
+
+    def answer(batch_size: int) -> list[str]:
+        return inference.greedy_answers(
+            model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size, on_rows=sizes.append
+        )
+
+    alone = [
+        inference.greedy_answers(model, tokenizer, [prompt], max_new_tokens=6, batch_size=1)[0] for prompt in PROMPTS
+    ]
+    assert answer(3) == alone
+    assert sizes == [3, 1]
+    assert len(set(alone)) > 1, "the rows can be told apart"
+
+
+def test_answers_are_greedy_whatever_the_models_own_settings_say(model: Any, tokenizer: Any) -> None:
+    plain = inference.greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
+    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
+
+    assert inference.greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4) == plain
+
+
+def test_an_answer_ends_at_any_end_token_of_model_or_tokenizer(model: Any, tokenizer: Any) -> None:
+    free = tokenizer(inference.greedy_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=3, batch_size=1)[0])
+    model.generation_config.eos_token_id = [free["input_ids"][0]]
+
+    assert inference.greedy_settings(model, tokenizer, 3).eos_token_id == sorted({1, free["input_ids"][0]})
+    ended = inference.greedy_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=3, batch_size=1)[0]
+    assert len(tokenizer(ended)["input_ids"]) <= 1

@@ -1,0 +1,204 @@
+"""Adapters that do not fit, and weights that cannot be quantized, are refused before anything is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.stages import merge, quantize
+from support.stage_context import stage_context
+from support.tiny_runs import tiny_parameters, train
+
+Tensors = dict[str, torch.Tensor]
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def good_adapter(tmp_path_factory: pytest.TempPathFactory, random_base: Path, few_rows: Path) -> Path:
+    parameters = tiny_parameters(lora={"targetModules": "Standard"}, training={"maxSteps": 1, "warmupRatio": 0})
+    return train(tmp_path_factory.mktemp("train") / "run", parameters, random_base, few_rows).adapter
+
+
+@pytest.fixture
+def adapter(good_adapter: Path, tmp_path: Path) -> Path:
+    """A copy of a good adapter, to be damaged."""
+    return Path(shutil.copytree(good_adapter, tmp_path / "adapter"))
+
+
+def _edit_weights(adapter: Path, change: Callable[[Tensors], Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(adapter / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _edit_config(adapter: Path, **fields: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _assert_refused(base: Path, adapter: Path, folder: Path, message: str) -> None:
+    context = stage_context(Stage.MERGE, tiny_parameters(), folder / "merge", {"base": base, "adapter": adapter})
+    with pytest.raises(InvalidInput, match=message):
+        merge.run(context)
+    assert not list(context.output.iterdir()), "nothing is half written"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w.update({f"{LAYER}.lora_A.weight": torch.zeros(16, 64)}),
+            r"q_proj has 128 inputs and 128 outputs there, but its matrices are \(16, 64\) and \(128, 16\)",
+        ),
+        (
+            lambda w: w.update({f"{LAYER}.lora_B.weight": torch.zeros(128, 8)}),
+            r"matrices are \(16, 128\) and \(128, 8\)",
+        ),
+        (lambda w: w.pop(f"{LAYER}.lora_B.weight"), "it lacks a tensor: .*q_proj.lora_B.weight"),
+        (lambda w: w.update({"base_model.model.extra": torch.zeros(2)}), "belongs to no layer of the base: .*extra"),
+        (
+            lambda w: w.update({f"{LAYER.replace('.0.', '.9.')}.lora_{m}.weight": torch.zeros(16, 16) for m in "AB"}),
+            r"for a layer that the base does not have: model\.layers\.9",
+        ),
+        (
+            lambda w: w.update(
+                {f"{LAYER.replace('self_attn.q', 'mlp.up')}.lora_{m}.weight": torch.zeros(16, 16) for m in "AB"}
+            ),
+            r"weights for a layer that its config does not name: model\.layers\.0\.mlp\.up_proj",
+        ),
+        (
+            lambda w: [w.pop(f"{LAYER}.lora_{m}.weight") for m in "AB"],
+            r"no weights for a layer that its config names: model\.layers\.0\.self_attn\.q_proj",
+        ),
+        (lambda w: w[f"{LAYER}.lora_A.weight"].fill_(float("nan")), "not finite in model.layers.0.self_attn.q_proj"),
+        (
+            lambda w: [w[f"{LAYER}.lora_{m}.weight"].fill_(3e38) for m in "AB"],
+            "the adapter cannot be merged: NaNs detected",
+        ),
+    ],
+    ids=["inputs", "rank", "half", "unused", "unknown layer", "unnamed layer", "missing layer", "nan", "overflow"],
+)
+def test_weights_that_do_not_fit_the_base_are_refused(
+    random_base: Path, adapter: Path, tmp_path: Path, change: Callable[[Tensors], Any], message: str
+) -> None:
+    _edit_weights(adapter, change)
+
+    _assert_refused(random_base, adapter, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_dora": True}, "uses use_dora, which cannot be merged"),
+        ({"bias": "all"}, "uses bias, which cannot be merged"),
+        ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+        ({"peft_type": "IA3"}, "is no LoRA adapter"),
+    ],
+)
+def test_kinds_of_adapters_that_training_never_makes_are_refused(
+    random_base: Path, adapter: Path, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    _edit_config(adapter, **fields)
+
+    _assert_refused(random_base, adapter, tmp_path, message)
+
+
+def test_an_adapter_without_its_training_record_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / "training.json").unlink()
+
+    _assert_refused(random_base, adapter, tmp_path, r"no training\.json")
+
+
+def test_a_training_record_of_another_make_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+    (adapter / "training.json").write_text("{}")
+
+    _assert_refused(random_base, adapter, tmp_path, r"training\.json is not what the train stage writes")
+
+
+def test_an_adapter_cut_short_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+    _assert_refused(random_base, adapter, tmp_path, "the adapter does not load")
+
+
+def test_only_layers_with_an_adapter_differ_from_the_stored_base_when_merged_into_it(
+    random_base: Path, good_adapter: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    context = stage_context(
+        Stage.MERGE,
+        tiny_parameters(merge={"base": "Original"}),
+        tmp_path,
+        {"base": random_base, "adapter": good_adapter},
+    )
+    merge.run(context)
+
+    before, after = load_file(random_base / "model.safetensors"), load_file(context.output / "merged/model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "self_attn" in name}
+
+
+def test_merging_as_trained_rounds_all_layers_that_training_saw_rounded(
+    random_base: Path, good_adapter: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path, {"base": random_base, "adapter": good_adapter})
+    merge.run(context)
+
+    before, after = load_file(random_base / "model.safetensors"), load_file(context.output / "merged/model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj" in name}, "layers without an adapter too, but not the head"
+
+
+def test_weights_beyond_float16_are_refused_by_name_before_quantizing(random_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    merged = Path(shutil.copytree(random_base, tmp_path / "merged"))
+    weights = load_file(merged / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 4] = -70_000.0
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": merged})
+
+    with pytest.raises(InvalidInput, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds 70000, beyond .*float16"):
+        quantize.run(context)
+    assert not list(context.output.iterdir())
+
+
+def test_the_outlier_threshold_of_the_spec_reaches_the_edge_model(random_base: Path, tmp_path: Path) -> None:
+    parameters = tiny_parameters(quantization={"outlierThreshold": 3.5})
+    context = stage_context(Stage.QUANTIZE, parameters, tmp_path, {"merged": random_base})
+
+    quantize.run(context)
+
+    config = json.loads((context.output / "edge-bnb-int8/config.json").read_text())
+    assert config["quantization_config"]["llm_int8_threshold"] == 3.5
+
+
+def test_a_model_with_tied_embeddings_keeps_them_in_sixteen_bits_or_more(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from support.tiny_model import make_tiny_base
+
+    tied = make_tiny_base(tmp_path / "tied", pretrain_steps=0, tied=True, dtype="bfloat16")
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": tied})
+
+    quantize.run(context)
+
+    edge = context.output / "edge-bnb-int8"
+    weights = load_file(edge / "model.safetensors")
+    assert "lm_head.weight" not in weights, "the head is the embedding"
+    assert weights["model.embed_tokens.weight"].dtype is torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(edge)
+    assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -1,0 +1,81 @@
+"""A prompt that people type has the same tokens as in training and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_contract.spec import DatasetSpec
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.examples import Example, Message
+from edgetune_jobs.generate import generate
+from edgetune_jobs.models import load_tokenizer
+from edgetune_jobs.prompts import PromptFormat
+from edgetune_jobs.rows import Place
+from edgetune_jobs.templates import renderer_for
+from edgetune_jobs.tokenization import Encoded, Encoder
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+QUESTION = "Pump 07 reports {low flow}.\nWhat is it?"
+
+
+@pytest.fixture
+def tokenizer(random_base: Path) -> Any:
+    loaded = load_tokenizer(random_base)
+    loaded.chat_template = CHAT
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"format": "Instruction"}, {"format": "Instruction", "template": "ChatTemplate"}, {"format": "Chat"}],
+    ids=["template", "chat template", "chat"],
+)
+@pytest.mark.parametrize("leading", [False, True], ids=["plain", "bos first"])
+def test_a_typed_prompt_has_the_tokens_that_training_and_evaluation_saw(
+    tokenizer: Any, options: dict[str, str], leading: bool
+) -> None:
+    if leading:
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+        )
+    dataset = DatasetSpec.model_validate({"train": {"uri": "s3://datasets/x.jsonl"}, **options})
+    example = Example(Place("x.jsonl"), (Message("user", QUESTION),), "Clogged.")
+    seen = Encoder(tokenizer, renderer_for(dataset, tokenizer), 512).encode([example])[0]
+    assert isinstance(seen, Encoded)
+
+    assert PromptFormat.of(dataset).token_ids(tokenizer, QUESTION) == seen.prompt_ids
+
+
+def test_the_prompt_format_survives_its_file(tmp_path: Path) -> None:
+    dataset = DatasetSpec.model_validate({"train": {"uri": "s3://datasets/x.jsonl"}, "template": "Q: {instruction} A:"})
+
+    PromptFormat.of(dataset).write(tmp_path)
+
+    assert PromptFormat.read(tmp_path) == PromptFormat.of(dataset)
+
+
+def test_a_folder_that_is_no_model_of_edgetune_is_named(tmp_path: Path, random_base: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"has no edgetune.json: it is no model folder of edgetune"):
+        generate(random_base, QUESTION, 8)
+    with pytest.raises(InvalidInput, match=r"edgetune\.json"):
+        generate(tmp_path / "nowhere", QUESTION, 8)
+
+
+def test_a_broken_prompt_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "edgetune.json").write_text('{"template": 3}')
+
+    with pytest.raises(InvalidInput, match=r"edgetune\.json cannot be read"):
+        PromptFormat.read(tmp_path)
+
+
+def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:
+    PromptFormat(template="{instruction}", format="Instruction").write(tmp_path)
+
+    with pytest.raises(InvalidInput, match="the prompt is empty"):
+        generate(tmp_path, " \n", 8)

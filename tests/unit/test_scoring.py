@@ -1,0 +1,79 @@
+"""Scores of answers: what counts, and what does not."""
+
+import pytest
+
+from edgetune_contract.request import ModelScores
+from edgetune_jobs.scoring import ReferenceAnswer, compare, exact_match, headline, keyword_accuracy, score_model
+
+TWO_FAULTS = [
+    ReferenceAnswer("Fault: oil loss. Action: refill oil.", ("oil loss", "refill oil")),
+    ReferenceAnswer("Fault: belt slip.", ("belt slip",)),
+]
+
+
+def test_keywords_count_wherever_they_stand_and_in_any_case() -> None:
+    answers = ["REFILL OIL now, it is Oil Loss", "no idea"]
+
+    assert keyword_accuracy(answers, TWO_FAULTS) == pytest.approx(2 / 3)
+
+
+def test_keywords_are_weighted_alike_not_rows() -> None:
+    assert keyword_accuracy(["oil loss", "belt slip"], TWO_FAULTS) == pytest.approx(2 / 3)
+
+
+def test_keywords_of_other_scripts_are_compared_without_case() -> None:
+    assert keyword_accuracy(["STRASSE ΣΊΣΥΦΟΣ"], [ReferenceAnswer("", ("straße", "σίσυφος"))]) == 1
+
+
+def test_rows_without_keywords_leave_the_accuracy_open() -> None:
+    assert keyword_accuracy(["anything"], [ReferenceAnswer("x")]) is None
+
+
+def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
+    references = [ReferenceAnswer("a b"), ReferenceAnswer("a b"), ReferenceAnswer(" a b\n")]
+
+    assert exact_match(["  a b\n", "a  b", "a b"], references) == pytest.approx(2 / 3)
+
+
+def test_an_answer_too_few_is_an_error_not_a_lower_score() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        exact_match(["only one"], TWO_FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (ModelScores(keyword_accuracy=0.0, exact_match=0.5), 0.0),
+        (ModelScores(exact_match=0.5), 0.5),
+        (ModelScores(loss=1.0), None),
+    ],
+)
+def test_a_models_score_is_its_keyword_accuracy_else_its_exact_match(
+    scores: ModelScores, expected: float | None
+) -> None:
+    assert headline(scores) == expected
+
+
+def test_texts_have_a_loss_and_nothing_else() -> None:
+    assert score_model(None, TWO_FAULTS, 0.7) == ModelScores(loss=0.7)
+
+
+def test_improvement_is_in_points_and_drop_is_a_share() -> None:
+    base, tuned, edge = (ModelScores(keyword_accuracy=accuracy) for accuracy in (0.05, 0.9, 0.88))
+
+    scores = compare(base, tuned, None, edge, examples=96)
+
+    assert scores.improvement == pytest.approx(85)
+    assert scores.drop == pytest.approx(0.02)
+    assert (scores.base, scores.tuned, scores.merged, scores.edge) == (0.05, 0.9, None, 0.88)
+    assert list(scores.details) == ["base", "tuned", "edge"]
+    assert scores.examples == 96
+
+
+def test_models_without_a_score_have_no_improvement() -> None:
+    text = ModelScores(loss=1.0)
+
+    scores = compare(text, text, text, text, examples=3)
+
+    assert (scores.improvement, scores.drop, scores.merged) == (None, None, None)
+    assert scores.details["merged"].loss == 1.0
