@@ -59,9 +59,11 @@ check: .venv/dev ## Format, lint, types, imports, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m edgetune_operator.generate --check
+	@PYTHONPATH=tests $(BIN)/python -m support.golden --check
 
 generate: .venv/dev ## Make the CRD, the field reference and the golden manifests from the models
 	@$(BIN)/python -m edgetune_operator.generate
+	@PYTHONPATH=tests $(BIN)/python -m support.golden
 
 bench: .venv/dev ## Measure what the wrapper costs, and merge and quantize against a file copy
 	@$(BIN)/python tests/bench/bench_train_overhead.py

@@ -21,6 +21,7 @@ PARAMETERS = 134_515_008
 def main(folder: Path) -> None:
     """Write the base model to `folder`; does nothing when it is there already."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"
     if (folder / "config.json").is_file():
         print(f"{folder} is there already")
         return
@@ -58,6 +59,9 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write model, tokenizer and chat template of a GGUF file to `folder`, weights dequantized to BF16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
     place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(**place)

@@ -16,11 +16,11 @@ from edgetune_cli.local import ObjectBusy, ObjectFolder, local_profile
 from edgetune_cli.preview import preview
 from edgetune_cli.session import Ended, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
-from edgetune_operator.api import parse_spec
 from edgetune_operator.observe import read_status
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import InvalidProfiles, Profile, load_profiles
 from edgetune_operator.reconcile import Key
+from edgetune_operator.spec_check import parse_spec
 
 
 class ExitStatus(IntEnum):
@@ -118,9 +118,8 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
 ) -> None:
     """Talk to an edge model: wraps the prompt as in training and answers greedily."""
-    from edgetune_jobs.generate import stream
-
     from edgetune_jobs.errors import StageError
+    from edgetune_jobs.generate import stream
 
     folder = local_path(model) if model.startswith("file://") else Path(model)
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from edgetune_operator.api import Problem, check_object
+from edgetune_operator.spec_check import Problem, check_object
 
 _URI_FIELDS = (("baseModel",), ("dataset", "train"), ("dataset", "eval"))
 

@@ -25,7 +25,6 @@ from edgetune_contract.request import Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import (
     ArtifactStatus,
-    InvalidSpec,
     LoraFineTuneSpec,
     ProgressStatus,
     PublicationStatus,
@@ -35,6 +34,7 @@ from edgetune_operator.api import (
 from edgetune_operator.observe import JobState, Snapshot
 from edgetune_operator.profiles import Profile
 from edgetune_operator.run import Run
+from edgetune_operator.spec_check import InvalidSpec
 
 
 class Outcome(StrEnum):

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from edgetune_operator.api import InvalidSpec, LoraFineTuneSpec, ProgressStatus, parse_spec
+from edgetune_operator.api import LoraFineTuneSpec, ProgressStatus
 from edgetune_operator.observe import observe
 from edgetune_operator.plan import DeleteJob, Plan, plan, refused
 from edgetune_operator.profiles import Profile
 from edgetune_operator.render import render_job
+from edgetune_operator.spec_check import InvalidSpec, parse_spec
 from edgetune_operator.status import project
 
 

@@ -21,7 +21,7 @@ from edgetune_contract.request import (
 )
 from edgetune_contract.spec import parse_bytes
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_operator.api import parse_spec
+from edgetune_operator.spec_check import parse_spec
 from support.builders import lora_fine_tune
 
 DIGEST = "d" * 64

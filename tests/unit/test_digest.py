@@ -24,8 +24,9 @@ from edgetune_contract.digest import (
 )
 from edgetune_contract.request import Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneSpec, parse_spec
+from edgetune_operator.api import LoraFineTuneSpec
 from edgetune_operator.crd import structural_schema
+from edgetune_operator.spec_check import parse_spec
 from support.builders import ObjectBuilder, lora_fine_tune
 
 RESOLVED = Resolved(base="a" * 64, train="b" * 64)

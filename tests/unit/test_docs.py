@@ -8,9 +8,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
 from edgetune_operator import telemetry
-from edgetune_operator.api import check_object
 from edgetune_operator.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
 from edgetune_operator.run import MAX_INTERRUPTIONS
+from edgetune_operator.spec_check import check_object
 from support.apiserver import REPOSITORY
 
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
