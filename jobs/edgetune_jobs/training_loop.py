@@ -70,7 +70,7 @@ class StepWatch(TrainerCallback):
         self.tokens = 0.0
         """Tokens that this attempt has trained on, padding left out."""
         self.seconds = 0.0
-        """Time from the first step's begin to the newest step's end in this attempt."""
+        """Time that this attempt has trained, checkpoints included."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self._started = time.monotonic()
@@ -90,7 +90,7 @@ class StepWatch(TrainerCallback):
         # The state goes into every checkpoint: with all steps in it, it would grow without end.
         del state.log_history[1:-LOSS_WINDOW]
         now = time.monotonic()
-        self.tokens, self.seconds = logs["num_tokens"], now - self._started
+        self.tokens = logs["num_tokens"]
         self._recent.append((now, self.tokens))
         (first_time, first_tokens), (last_time, last_tokens) = self._recent[0], self._recent[-1]
         self._progress.update(
@@ -104,6 +104,9 @@ class StepWatch(TrainerCallback):
         if self._stop.is_set():
             control.should_save = True
             control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.seconds = time.monotonic() - self._started
 
     def _check_finite(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
         watched = ("loss",) if self._scaled_gradients else ("loss", "grad_norm")
