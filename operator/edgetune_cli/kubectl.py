@@ -1,0 +1,135 @@
+"""`kubectl edgetune`: LoraFineTunes of a cluster for people. Access, context and rights are those of kubectl itself."""
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgetune_cli.show import show_outcome
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.api import LoraFineTuneStatus, StageStatus
+from edgetune_operator.observe import read_status
+
+_RESOURCE = f"{names.PLURAL}.{names.GROUP}"
+
+app = typer.Typer(
+    help="Show LoraFineTunes of the current cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: the context's.")]
+_Name = Annotated[str, typer.Argument(help="Name of the LoraFineTune.", show_default=False)]
+
+
+@app.command()
+def get(
+    namespace: _Namespace = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False,
+) -> None:
+    """List LoraFineTunes with progress, scores and sizes."""
+    scope = ["--all-namespaces"] if all_namespaces else _scope(namespace)
+    items = _read("get", _RESOURCE, *scope, "-o", "json")["items"]
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    titles = ("NAMESPACE", "NAME", "PHASE", "PROGRESS", "BASE", "TUNED", "EDGE", "ADAPTER", "EDGE SIZE", "MESSAGE")
+    for title in titles:
+        table.add_column(title, no_wrap=title != "MESSAGE")
+    for item in items:
+        status = read_status(item)
+        shown = status.display
+        figures = (
+            (shown.progress, shown.base, shown.tuned, shown.edge, shown.adapter_size, shown.edge_size) if shown else ()
+        )
+        metadata = item["metadata"]
+        table.add_row(
+            metadata["namespace"], metadata["name"], status.phase, *(figures or ("",) * 6), _ready_message(status)
+        )
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def describe(name: _Name, namespace: _Namespace = None) -> None:
+    """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions and Events."""
+    document = _read("get", _RESOURCE, name, *_scope(namespace), "-o", "json")
+    status = read_status(document)
+    console = Console(soft_wrap=True)
+    console.print(f"{document['metadata']['namespace']}/{name}: {status.phase}", style="bold", highlight=False)
+    show_outcome(console, status, frozenset(row.name for row in status.stages))
+    table = Table(title="\nConditions", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("type", "status", "reason", "message"):
+        table.add_column(title)
+    for condition in status.conditions:
+        table.add_row(condition.type, condition.status, condition.reason, condition.message)
+    console.print(table)
+    for artifact in status.artifacts:
+        console.print(f"{artifact.name}: {artifact.uri}", highlight=False)
+    console.print("\nEvents", style="bold")
+    selector = f"involvedObject.kind={names.KIND},involvedObject.name={name}"
+    _run("get", "events", *_scope(namespace), "--field-selector", selector, "--sort-by", ".lastTimestamp")
+
+
+@app.command()
+def logs(
+    name: _Name,
+    namespace: _Namespace = None,
+    stage: Annotated[Stage | None, typer.Option(help="Stage; default: the one that runs or ran last.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+) -> None:
+    """Print the log of a stage's Job, for as long as its Pod is there."""
+    status = read_status(_read("get", _RESOURCE, name, *_scope(namespace), "-o", "json"))
+    row = _row(status, stage)
+    if row is None:
+        _fail(f"{name}: {f'stage {stage}' if stage else 'no stage'} has run yet")
+    _run("logs", f"job/{row.job}", *_scope(namespace), *(["--follow"] if follow else []))
+
+
+def main() -> None:
+    """Entry point of the `kubectl-edgetune` command, which kubectl finds on the PATH."""
+    app()
+
+
+def _row(status: LoraFineTuneStatus, stage: Stage | None) -> StageStatus | None:
+    with_jobs = [row for row in status.stages if row.job and stage in (None, row.name)]
+    return with_jobs[-1] if with_jobs else None
+
+
+def _ready_message(status: LoraFineTuneStatus) -> str:
+    return next((condition.message for condition in status.conditions if condition.type == "Ready"), "")
+
+
+def _scope(namespace: str | None) -> list[str]:
+    return ["--namespace", namespace] if namespace else []
+
+
+def _kubectl() -> str:
+    found = shutil.which("kubectl")
+    if found is None:
+        _fail("kubectl is not on the PATH: install it, it brings the access to the cluster")
+    return found
+
+
+def _read(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run([_kubectl(), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        _fail(done.stderr.strip())
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def _run(*arguments: str) -> None:
+    sys.stdout.flush()
+    done = subprocess.run([_kubectl(), *arguments], check=False)
+    if done.returncode != 0:
+        raise typer.Exit(done.returncode)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(message, fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
