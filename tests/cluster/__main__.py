@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from cluster import binaries, images
-from cluster.folders import RunFolder, default_run_folder
+from cluster.controlplane import start_control_plane, stop_control_plane
+from cluster.folders import RunFolder, cache_folder, default_run_folder
 from cluster.lifecycle import Cluster
 from cluster.requirements import NotPossibleHere, ensure_node_possible
 
@@ -18,6 +20,8 @@ _NOT_POSSIBLE = 77
 def main() -> int:
     """Run one command; its exit code."""
     given = _parse()
+    if given.command == "control-plane":
+        return _control_plane(given)
     run = RunFolder(given.folder.absolute()) if given.folder else default_run_folder()
     cluster = Cluster(run, report=lambda line: print(line, file=sys.stderr, flush=True))
     try:
@@ -48,6 +52,17 @@ def _up(cluster: Cluster) -> None:
     print(f"kubectl: {cluster.run.programs / 'kubectl'}")
 
 
+def _control_plane(given: argparse.Namespace) -> int:
+    """Without a node there is nothing that needs root, or a network of its own."""
+    folder = given.folder.absolute() if given.folder else cache_folder() / "control-plane"
+    stop_control_plane(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    if given.state == "up":
+        print(f"export KUBECONFIG={start_control_plane(folder, kwok=given.kwok).kubeconfig()}")
+    return 0
+
+
 def _execute(cluster: Cluster, arguments: list[str]) -> int:
     if not cluster.is_up():
         print("cluster: it is not up; start it with `python -m cluster up`", file=sys.stderr)
@@ -72,6 +87,9 @@ def _parse() -> argparse.Namespace:
     commands.add_parser("up", help="build what is missing, and start the cluster")
     down = commands.add_parser("down", help="stop the cluster; nothing of it stays but the images in the cache")
     down.add_argument("--purge", action="store_true", help="remove the cluster's images, too")
+    light = commands.add_parser("control-plane", help="the control plane only, on loopback, as any user")
+    light.add_argument("state", choices=("up", "down"))
+    light.add_argument("--kwok", action="store_true", help="with a scheduler, and kwok to play the nodes' kubelets")
     for name, text in (
         ("exec", "run a command in the cluster's network, with its kubeconfig"),
         ("run", "start the cluster, run a command in its network, and stop the cluster"),

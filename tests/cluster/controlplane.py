@@ -257,24 +257,37 @@ class ControlPlane:
 
 @contextmanager
 def running_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = False) -> Iterator[ControlPlane]:
-    """A control plane on free ports of loopback; it is gone afterwards, its logs stay.
+    """A control plane on free ports of loopback; it is gone afterwards, its logs stay. See `start_control_plane`."""
+    try:
+        yield start_control_plane(folder, controllers=controllers, kwok=kwok)
+    finally:
+        stop_control_plane(folder)
+
+
+def start_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = False) -> ControlPlane:
+    """Start a control plane on free ports of loopback, without a node.
 
     Args:
+        folder: its files go below it.
         controllers: whether Jobs, garbage collection, namespaces and service accounts work.
         kwok: whether there are a scheduler and kwok, for nodes that tests create.
     """
     plane = ControlPlane(folder, Listeners.on_loopback())
-    with ExitStack() as stack:
-        plane.prepare()
-        stack.callback(plane.stop_api_server)
-        plane.start_api_server()
-        stack.callback(plane.stop_controllers)
-        if controllers:
-            plane.start_light_controllers()
-        if kwok:
-            plane.start_scheduler()
-            plane.start_kwok()
-        yield plane
+    plane.prepare()
+    plane.start_api_server()
+    if controllers:
+        plane.start_light_controllers()
+    if kwok:
+        plane.start_scheduler()
+        plane.start_kwok()
+    return plane
+
+
+def stop_control_plane(folder: Path) -> None:
+    """Stop the control plane of a folder, or what runs of it."""
+    plane = ControlPlane(folder, Listeners("127.0.0.1"))
+    plane.stop_controllers()
+    plane.stop_api_server()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -39,10 +39,14 @@ def build_all() -> tuple[str, ...]:
     """
     with _store() as store:
         base = os.environ.get(BASE_VARIABLE) or _ensure_base(store)
+        arguments = _build_arguments(base)
         _build_pause(store)
         for name, dockerfile in _DOCKERFILES.items():
             with _timed(f"building {name}"):
-                store.build(name, "--file", REPOSITORY / dockerfile, *_build_arguments(base), REPOSITORY)
+                # With a name of its own, the first stage's layers are kept, too.
+                builder = name.replace(":", "-builder:")
+                store.build(builder, "--target", "builder", "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
+                store.build(name, "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
         store.remove_dangling()
         names = (PAUSE, *_DOCKERFILES)
         with _timed("exporting the images"):
@@ -76,7 +80,11 @@ class Layout:
         return [descriptor["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
 
     def prune(self) -> None:
-        """Remove blobs that no image has any more."""
+        """Remove images that have lost their name to a newer one, and blobs that no image has any more."""
+        index = self.folder / "index.json"
+        content = json.loads(index.read_bytes())
+        content["manifests"] = [entry for entry in content["manifests"] if _name(entry)]
+        index.write_text(json.dumps(content), encoding="utf-8")
         kept = {self.blob(digest) for entry in self._entries() for digest in self.blobs(entry)}
         for path in (self.folder / "blobs" / "sha256").iterdir():
             if path not in kept:
@@ -97,11 +105,18 @@ class ContainerImages:
         """Bring images of the layout in. Of what containerd has already, nothing is read or written again."""
         layout = Layout()
         present = self._present()
-        for name in names:
-            descriptor = layout.descriptor(name)
-            if present.get(name) != descriptor["digest"]:
-                with _timed(f"loading {name}"):
-                    self._load(layout, name, descriptor)
+        wanted = {name: layout.descriptor(name) for name in names}
+        missing = {name: found for name, found in wanted.items() if present.get(name) != found["digest"]}
+        for name, descriptor in missing.items():
+            with _timed(f"loading {name}"):
+                self._load(layout, name, descriptor)
+        if missing:
+            self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        """Have containerd drop at once what belongs to replaced images: it does so when an image is removed."""
+        self._ctr("images", "tag", PAUSE, f"{PAUSE}-again")
+        self._ctr("images", "remove", "--sync", f"{PAUSE}-again")
 
     def _present(self) -> dict[str, str]:
         """Digests of manifests by image name."""

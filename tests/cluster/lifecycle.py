@@ -1,8 +1,9 @@
 """Up and down: the order in which a cluster's parts start, and in which they end without leaving anything."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster import binaries, images, object_store
 from cluster.controlplane import ControlPlane, Listeners
@@ -12,6 +13,16 @@ from cluster.network import NODE_ADDRESS, Network
 from cluster.node import Node
 from cluster.processes import Daemon
 
+_DAEMONS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "versitygw",
+    "containerd",
+    "kube-proxy",
+    "kubelet",
+)
 Report = Callable[[str], None]
 
 
@@ -36,9 +47,7 @@ class Cluster:
 
     def is_up(self) -> bool:
         """Whether it runs: all of its processes, not only some that an earlier end has left."""
-        names = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-        names += ("containerd", "kubelet", "kube-proxy", "versitygw")
-        return all(Daemon(self.run.path, name).pid is not None for name in names)
+        return all(Daemon(self.run.path, name).pid is not None for name in _DAEMONS)
 
     def up(self) -> None:
         """Start everything; what cannot be started whole is taken down again, but for its logs."""
@@ -92,7 +101,7 @@ class Cluster:
         if not kept:
             self.run.path.rmdir()
 
-    def _write_programs(self, programs: dict[str, object]) -> None:
+    def _write_programs(self, programs: Mapping[str, Path]) -> None:
         """kubectl and helm for people: they enter the cluster's network and know its kubeconfig."""
         self.run.programs.mkdir(exist_ok=True)
         for name in ("kubectl", "helm"):

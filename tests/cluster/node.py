@@ -26,6 +26,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 # Where CNI plugins keep the addresses that are in use, and what kubelet links for log collectors.
 _CNI_STATE = Path("/var/lib/cni")
 _CONTAINER_LOG_LINKS = Path("/var/log/containers")
+# Where kubelet keeps the socket for device plugins, whatever its own folder is.
+_KUBELET_STATE = Path("/var/lib/kubelet")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Node:
         cgroup = self._make_cgroups()
         configuration = self.run.path / "kubelet.json"
         configuration.write_text(json.dumps(self._kubelet_configuration(cgroup)), encoding="utf-8")
+        if not _KUBELET_STATE.exists():
+            self._made_kubelet_state.touch()
         kubelet = Daemon(self.run.path, "kubelet")
         kubelet.start(
             [
@@ -127,7 +131,14 @@ class Node:
         for folder in (_CNI_STATE / "networks", _CNI_STATE / "results", _CNI_STATE, _CONTAINER_LOG_LINKS):
             with contextlib.suppress(OSError):  # others use it, or it is not there
                 folder.rmdir()
+        if self._made_kubelet_state.exists():
+            shutil.rmtree(_KUBELET_STATE, ignore_errors=True)
         self._remove_cgroups()
+
+    @property
+    def _made_kubelet_state(self) -> Path:
+        """Exists if there was no kubelet on the machine before."""
+        return self.run.path / "made-kubelet-state"
 
     def _ctr(self, *arguments: str) -> str | None:
         return _output(["ctr", "--address", str(self.run.containerd_socket), "--namespace", "k8s.io", *arguments])

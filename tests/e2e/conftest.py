@@ -2,21 +2,20 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import images, object_store
+from cluster import object_store, playground
 from cluster.folders import RunFolder
 from edgetune_jobs.s3_client import Credentials
-from edgetune_operator.crd import custom_resource_definition
-from support.kube import Kube, condition
-from support.operator_process import OperatorProcess, running_operator
+from support.kube import Kube
 from support.versitygw import S3Server
 
-CREDENTIALS_SECRET = "edgetune-s3"
 _durations = pytest.StashKey[list[tuple[str, float]]]()
 
 
@@ -41,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{seconds:8.1f} s  {what}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def durations(pytestconfig: pytest.Config) -> Durations:
     return Durations(pytestconfig.stash[_durations])
 
@@ -57,19 +56,8 @@ def run_folder() -> RunFolder:
 
 @pytest.fixture(scope="session")
 def kube(run_folder: RunFolder) -> Kube:
-    """The cluster as its administrator sees it, with LoraFineTunes in it."""
-    kube = Kube.from_kubeconfig(run_folder.kubeconfig)
-    crd = custom_resource_definition()
-    kube.apply(crd)
-    kube.wait(
-        crd["apiVersion"],
-        crd["kind"],
-        None,
-        crd["metadata"]["name"],
-        lambda found: (condition(found, "Established") or {}).get("status") == "True",
-        "the CRD is established",
-    )
-    return kube
+    """The cluster as its administrator sees it."""
+    return Kube.from_kubeconfig(run_folder.kubeconfig)
 
 
 @pytest.fixture(scope="session")
@@ -80,59 +68,32 @@ def s3(run_folder: RunFolder) -> S3Server:
 
 
 @pytest.fixture
-def namespace(kube: Kube, s3: S3Server) -> Iterator[str]:
-    """A namespace of its own under Pod Security `restricted`, with a Secret that opens the store."""
+def namespace(kube: Kube) -> Iterator[str]:
+    """A team's namespace under Pod Security `restricted`, with a Secret that opens the store."""
     name = f"team-{secrets.token_hex(3)}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-    kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": CREDENTIALS_SECRET, "namespace": name},
-            "stringData": {
-                "AWS_ACCESS_KEY_ID": s3.admin.access_key_id,
-                "AWS_SECRET_ACCESS_KEY": s3.admin.secret_access_key,
-            },
-        }
-    )
+    for manifest in playground.team_manifests(name):
+        kube.apply(manifest)
     yield name
     kube.delete("v1", "Namespace", None, name)
 
 
-@pytest.fixture(scope="session")
-def profiles(s3: S3Server) -> Mapping[str, Any]:
-    """One profile with resources that fit the node: a GPU for the training only, which runs on the CPU all the same."""
-    small = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "4Gi"}}
-    gpu = {"nvidia.com/gpu": 1}
-    stages = ("prepare", "merge", "quantize", "evaluate", "publish")
-    return {
-        "default": {
-            "store": {
-                "uri": f"s3://{s3.bucket}/artifacts",
-                "endpoint": s3.endpoint,
-                "region": "us-east-1",
-                "pathStyle": True,
-                "credentialsSecret": CREDENTIALS_SECRET,
-            },
-            "image": {"reference": images.JOBS, "pullPolicy": "Never"},
-            "resources": {
-                **dict.fromkeys(stages, small),
-                "train": {kind: {**amounts, **gpu} for kind, amounts in small.items()},
-            },
-            "workVolumeSize": "4Gi",
-        }
-    }
+@dataclass(frozen=True)
+class InstalledOperator:
+    """The operator as the chart has installed it."""
+
+    kube: Kube
+
+    def log(self) -> str:
+        """What its Pods have printed."""
+        namespace = playground.RELEASE_NAMESPACE
+        pods = self.kube.list("v1", "Pod", namespace, f"app.kubernetes.io/name={playground.RELEASE}")
+        return "\n".join(self.kube.logs(namespace, pod["metadata"]["name"]) for pod in pods)
 
 
 @pytest.fixture(scope="session")
-def operator(
-    tmp_path_factory: pytest.TempPathFactory,
-    run_folder: RunFolder,
-    kube: Kube,  # noqa: ARG001 - the CRD must be there before the operator watches
-    profiles: Mapping[str, Any],
-) -> Iterator[OperatorProcess]:
-    """The operator, watching all namespaces."""
-    folder = tmp_path_factory.mktemp("operator")
-    with running_operator(folder, run_folder.kubeconfig, profiles) as running:
-        yield running
+def operator(run_folder: RunFolder, kube: Kube, durations: Durations) -> InstalledOperator:
+    """The chart, installed from the built images, with one profile that fits the node."""
+    begun = time.monotonic()
+    playground.install_chart(run_folder.kubeconfig, playground.chart_values())
+    durations.add("helm install", time.monotonic() - begun)
+    return InstalledOperator(kube)

@@ -11,11 +11,10 @@ from edgetune_jobs.files import file_list_digest, fingerprint, list_files
 from edgetune_jobs.s3_client import split_uri
 from edgetune_operator import names
 from support.kube import Document, Kube, condition
-from support.operator_process import OperatorProcess
 from support.tiny_inputs import tiny_fine_tune, upload_tiny_inputs
 from support.versitygw import S3Server
 
-from .conftest import Durations
+from .conftest import Durations, InstalledOperator
 
 _END_LIMIT_SECONDS = 480
 pytestmark = pytest.mark.e2e
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def finished(
-    kube: Kube, s3: S3Server, namespace: str, operator: OperatorProcess, tmp_path: Path, durations: Durations
+    kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator, tmp_path: Path, durations: Durations
 ) -> Document:
     """An object that was applied, after its run has ended."""
     upload_tiny_inputs(s3, tmp_path)
@@ -35,7 +34,7 @@ def finished(
             names.API_VERSION, names.KIND, namespace, name, _has_ended, "the run has ended", _END_LIMIT_SECONDS
         )
     except TimeoutError:
-        print(operator.log.read_text(encoding="utf-8"))
+        print(operator.log())
         raise
     durations.add("from apply to the end", time.monotonic() - begun)
     for row in found["status"]["stages"]:

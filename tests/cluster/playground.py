@@ -1,0 +1,155 @@
+"""What `make cluster` puts into a cluster: the chart, a team's namespace, and the demo's model and data in the bucket.
+
+It runs in the cluster's network: `python -m cluster exec python -m cluster.playground`.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+
+from cluster import binaries, images, object_store
+from cluster.folders import REPOSITORY, RunFolder
+
+CHART = REPOSITORY / "charts" / "edgetune"
+RELEASE = "edgetune"
+RELEASE_NAMESPACE = "edgetune-system"
+CREDENTIALS_SECRET = "edgetune-s3"
+TEAM = "team-a"
+_EXAMPLE = REPOSITORY / "examples" / "sensor-faults"
+_HELM_LIMIT = "120s"
+
+
+def chart_values() -> dict[str, Any]:
+    """Values for this cluster: its images, its S3 server, and resources that fit its node.
+
+    Training asks for a GPU, which the node only says it has: it runs on the CPU.
+    """
+    small: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "6Gi"}}
+    training = {kind: {**amounts, "nvidia.com/gpu": 1} for kind, amounts in small.items()}
+    stages = ("prepare", "merge", "quantize", "evaluate", "publish")
+    profile = {
+        "store": {
+            "uri": f"s3://{object_store.BUCKET}/artifacts",
+            "endpoint": object_store.ENDPOINT,
+            "region": "us-east-1",
+            "pathStyle": True,
+            "credentialsSecret": CREDENTIALS_SECRET,
+        },
+        "image": {"reference": images.JOBS, "pullPolicy": "Never"},
+        "resources": {**dict.fromkeys(stages, small), "train": training},
+        "workVolumeSize": "8Gi",
+    }
+    repository, tag = images.OPERATOR.rsplit(":", 1)
+    return {
+        "profiles": {"default": profile},
+        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "operator": {"logFormat": "text"},
+    }
+
+
+def team_manifests(namespace: str) -> list[dict[str, Any]]:
+    """A namespace under Pod Security `restricted`, with the Secret that opens the bucket."""
+    keys = {
+        "AWS_ACCESS_KEY_ID": object_store.ACCESS_KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": object_store.SECRET_ACCESS_KEY,
+    }
+    return [
+        _restricted_namespace(namespace),
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": CREDENTIALS_SECRET, "namespace": namespace},
+            "data": {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()},
+        },
+    ]
+
+
+def install_chart(kubeconfig: Path, values: Mapping[str, Any]) -> None:
+    """Install the chart, or bring it up to date, and wait until the operator is ready."""
+    _apply(kubeconfig, [_restricted_namespace(RELEASE_NAMESPACE)])
+    arguments = ("--namespace", RELEASE_NAMESPACE, "--values", "-", "--wait", "--timeout", _HELM_LIMIT)
+    _run("helm", kubeconfig, "upgrade", "--install", RELEASE, str(CHART), *arguments, given=json.dumps(values))
+
+
+def main() -> int:
+    """Fill the cluster whose network this process is in, and say what to try."""
+    folder = os.environ.get("EDGETUNE_CLUSTER")
+    if folder is None:
+        print("playground: run it in a cluster's network, by `make cluster`", file=sys.stderr)
+        return 1
+    run = RunFolder(Path(folder))
+    print("installing the chart", file=sys.stderr)
+    install_chart(run.kubeconfig, chart_values())
+    _apply(run.kubeconfig, team_manifests(TEAM))
+    print("putting the demo's model and data into the bucket", file=sys.stderr)
+    _upload([*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
+    manifest = run.path / "sensor-faults.yaml"
+    manifest.write_text(yaml.safe_dump(demo_object(), sort_keys=False), encoding="utf-8")
+    print(_what_to_try(run, manifest))
+    return 0
+
+
+def demo_object() -> dict[str, Any]:
+    """The example's object, with inputs in the bucket in place of files."""
+    document: dict[str, Any] = yaml.safe_load((_EXAMPLE / "lora-fine-tune.yaml").read_text(encoding="utf-8"))
+    document["metadata"]["namespace"] = TEAM
+    spec = document["spec"]
+    for source in (spec["baseModel"], spec["dataset"]["train"], spec["dataset"]["eval"]):
+        source["uri"] = f"s3://{object_store.BUCKET}/{_EXAMPLE.name}/{source['uri'].removeprefix('./')}"
+    return document
+
+
+def _what_to_try(run: RunFolder, manifest: Path) -> str:
+    kubectl = run.programs / "kubectl"
+    return f"""
+The cluster is up, with the chart in it. To try:
+
+  alias kubectl={kubectl}
+  kubectl apply -f {manifest}
+  kubectl -n {TEAM} get lft -w
+  kubectl -n {TEAM} describe lorafinetune sensor-faults
+  kubectl -n {TEAM} get jobs,pods
+  kubectl -n {RELEASE_NAMESPACE} logs deployment/{RELEASE} -f
+
+What the stages write lies below {run.buckets / object_store.BUCKET}.
+`make cluster-down` takes all of it down again."""
+
+
+def _restricted_namespace(name: str) -> dict[str, Any]:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def _upload(paths: Iterable[Path]) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=object_store.ENDPOINT,
+        region_name="us-east-1",
+        aws_access_key_id=object_store.ACCESS_KEY_ID,
+        aws_secret_access_key=object_store.SECRET_ACCESS_KEY,
+    )
+    for path in paths:
+        client.upload_file(str(path), object_store.BUCKET, f"{_EXAMPLE.name}/{path.relative_to(_EXAMPLE).as_posix()}")
+
+
+def _apply(kubeconfig: Path, manifests: list[dict[str, Any]]) -> None:
+    _run("kubectl", kubeconfig, "apply", "--filename", "-", given=yaml.safe_dump_all(manifests))
+
+
+def _run(program: str, kubeconfig: Path, *arguments: str, given: str) -> None:
+    command = [str(binaries.binary(program)), "--kubeconfig", str(kubeconfig), *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{program} {arguments[0]}: {(done.stderr or done.stdout).strip()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
