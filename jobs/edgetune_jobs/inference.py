@@ -1,5 +1,6 @@
 """Greedy answers and losses of a causal language model, in batches."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TokenIds = Sequence[int]
+
+# Bounds the memory of keys and values: a model of 7 billion parameters keeps about 0.5 MB a token.
+_MOST_TOKENS = 16_384
 
 
 def greedy_answers(
@@ -27,7 +31,7 @@ def greedy_answers(
 
     settings = greedy_settings(model, tokenizer, max_new_tokens)
     answers = [""] * len(prompts)
-    for rows in batches([len(prompt) for prompt in prompts], batch_size):
+    for rows in batches([len(prompt) + max_new_tokens for prompt in prompts], batch_size):
         ids, mask = _pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
         with torch.inference_mode():
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
@@ -65,7 +69,13 @@ def mean_loss(
         # Completions end at the right edge, so logits are only needed for the last columns.
         columns = min(ids.shape[1], max(len(completions[row]) for row in rows) + 1)
         with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_to_keep=columns,
+                use_cache=False,
+                **_positions(model, mask),
+            ).logits
             losses = cross_entropy(
                 logits[:, :-1].float().flatten(0, 1), ids[:, -columns:][:, 1:].flatten(), reduction="none"
             )
@@ -98,11 +108,25 @@ def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     )
 
 
-def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, longest first, so that running out of memory shows at once."""
+def batches(lengths: Sequence[int], most_rows: int) -> Iterator[list[int]]:
+    """Row numbers in batches of like length, longest first, so that running out of memory shows at once.
+
+    A batch has at most `most_rows` rows and, padded, _MOST_TOKENS tokens; a longer row is a batch of its own.
+    """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        rows = max(1, min(most_rows, _MOST_TOKENS // max(1, lengths[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _positions(model: "PreTrainedModel", mask: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    """Position of each token in its own row, for models that take it: padding on the left must not shift the text."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
 
 
 def _pad_left(

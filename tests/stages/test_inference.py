@@ -84,3 +84,23 @@ def test_an_answer_ends_at_any_end_token_of_model_or_tokenizer(model: Any, token
     assert inference.greedy_settings(model, tokenizer, 3).eos_token_id == sorted({1, free["input_ids"][0]})
     ended = inference.greedy_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=3, batch_size=1)[0]
     assert len(tokenizer(ended)["input_ids"]) <= 1
+
+
+def test_padding_does_not_shift_the_positions_of_models_that_count_them_from_the_left(tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=1, n_head=2, eos_token_id=1)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    alone = sum(map(_loss_sum, [model] * 4, PROMPTS, COMPLETIONS)) / sum(map(len, COMPLETIONS))
+
+    assert inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=4) == pytest.approx(
+        alone, rel=1e-5
+    )
+
+
+def test_batches_hold_all_rows_once_with_like_lengths_together_and_bounded() -> None:
+    lengths = [5, 20_000, 900, 7, 900, 6]
+
+    assert list(inference.batches(lengths, 2)) == [[1], [2, 4], [3, 5], [0]]
+    assert list(inference.batches([3_000] * 7, 32)) == [[0, 1, 2, 3, 4], [5, 6]]
