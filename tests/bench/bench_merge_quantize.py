@@ -28,8 +28,6 @@ from edgetune_jobs.models import peak_resident_bytes
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
-_SIZES = {"hidden": 1024, "layers": 8}
-
 
 def main() -> None:
     """Measure and print; or with --child, do one piece of work and say what it took."""
@@ -57,7 +55,7 @@ def _make_inputs(folder: Path, base: Path | None) -> None:
 
     prepare_libraries()
     if base is None:
-        make_tiny_base(folder / "base", pretrain_steps=0, dtype="bfloat16", **_SIZES)
+        make_tiny_base(folder / "base", pretrain_steps=0, dtype="bfloat16", hidden=1024, layers=8)
     else:
         shutil.copytree(base, folder / "base")
     rows = tiny_data.write_prepared(

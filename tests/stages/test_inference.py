@@ -26,9 +26,7 @@ def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
     with torch.no_grad():
         log_probabilities = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
     first = len(prompt)
-    return -sum(
-        log_probabilities[position - 1, token].item() for position, token in enumerate(completion, first) if position
-    )
+    return -float(sum(log_probabilities[at - 1, token].item() for at, token in enumerate(completion, first) if at))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -21,7 +21,7 @@ def copy(random_base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(random_base, tmp_path / "copy"))
 
 
-def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> None:
+def _edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))

@@ -37,7 +37,7 @@ def make_tiny_base(
 
     All sizes are multiples of 64: with others, bitsandbytes' 4-bit inference fails on some CPUs.
     """
-    options = {
+    options: dict[str, Any] = {
         "hidden": hidden,
         "layers": layers,
         "pretrain_steps": pretrain_steps,
