@@ -21,6 +21,7 @@ def _parameters(method: str, optimizer: str, precision: str) -> Parameters:
         lora={"dropout": 0.1, "rank": 32},
         training={
             "maxSteps": STEPS,
+            "warmupRatio": 0,
             "batchSize": 8,
             "microBatchSize": 4,
             "optimizer": optimizer,
