@@ -10,13 +10,12 @@ A digest covers all that can change a stage's output and nothing else, chained t
     evaluate          = H(quantize, evaluation data, options)
     publish           = H(evaluate, gates, the model's name)
 
-Each also covers the version of its stage (`STAGE_VERSIONS`). Labels, resources, node selection, retry limits, deadlines
-and checkpoint intervals are in no digest: changing them re-runs nothing.
+Each also covers the versions of the stages up to it (`STAGE_VERSIONS`). Labels, resources, node selection, retry
+limits, deadlines and checkpoint intervals are in no digest: changing them re-runs nothing.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from edgetune_contract.request import Resolved
@@ -24,7 +23,7 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
 # Raised when a change of the code changes what a stage makes from the same request.
-STAGE_VERSIONS: Mapping[Stage, int] = dict.fromkeys(Stage, 1)
+STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 
 MANIFEST = "manifest.json"
 
@@ -103,7 +102,9 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
 
 def base_scores_digest(parameters: Parameters, resolved: Resolved) -> str:
     """Digest of the base model's scores, which runs over one base and one set of evaluation rows share."""
-    return sha256_of({"stage": "base-scores", "base": resolved.base, **_evaluation_inputs(parameters, resolved)})
+    versions = [STAGE_VERSIONS[Stage.PREPARE], STAGE_VERSIONS[Stage.EVALUATE]]
+    inputs = _evaluation_inputs(parameters, resolved)
+    return sha256_of({"scores": "base", "versions": versions, "base": resolved.base, **inputs})
 
 
 def stage_key(stage: Stage, digest: str) -> str:
@@ -137,7 +138,10 @@ def pointer_key(name: str) -> str:
 
 
 def _stage_digest(stage: Stage, **inputs: Any) -> str:
-    return sha256_of({"stage": stage, "version": STAGE_VERSIONS[stage], **inputs})
+    """Digest of a stage with the versions of all stages up to it: what an earlier one made is part of what it makes."""
+    order = list(Stage)
+    versions = [STAGE_VERSIONS[before] for before in order[: order.index(stage) + 1]]
+    return sha256_of({"stage": stage, "versions": versions, **inputs})
 
 
 def _dump(model: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Requests and results: what one stage is asked to do, and what it says when it ends."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -8,7 +9,7 @@ from pydantic_core import to_json
 
 from edgetune_contract.model import Model
 from edgetune_contract.spec import Parameters
-from edgetune_contract.stages import ExitCode, Stage
+from edgetune_contract.stages import Stage
 
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message: a longer JSON text would arrive broken.
@@ -225,31 +226,32 @@ class Result(Model):
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
 
-        What does not fit is left out in this order: results of later stages (each costs one short run that finds its
-        manifest), facts, warnings from the last on (replaced by their number). The manifest holds all of it.
+        What does not fit is left out in this order: facts of later stages, results of later stages from the last on
+        (each costs one short run that finds its manifest), facts, warnings from the last on (replaced by their
+        number). The manifest holds all of it.
 
         Raises:
             ValueError: the rest is still too long.
         """
-        for result in (self, self.model_copy(update={"done": ()}), self.model_copy(update={"done": (), "facts": {}})):
+        encoded = b""
+        for result in self._shorter_and_shorter():
             encoded = result._to_json()
-            if len(encoded) <= MAX_RESULT_BYTES:
-                return encoded
-        for kept in range(len(self.warnings) - 1, -1, -1):
-            note = f"{len(self.warnings) - kept} more warnings are in the manifest"
-            shorter = self.model_copy(update={"done": (), "facts": {}, "warnings": (*self.warnings[:kept], note)})
-            encoded = shorter._to_json()
             if len(encoded) <= MAX_RESULT_BYTES:
                 return encoded
         raise ValueError(f"the result of {self.stage} has {len(encoded)} bytes, more than {MAX_RESULT_BYTES}")
 
+    def _shorter_and_shorter(self) -> Iterator[Self]:
+        yield self
+        done = tuple(result.model_copy(update={"facts": {}}) for result in self.done)
+        for kept in range(len(done), -1, -1):
+            yield self.model_copy(update={"done": done[:kept]})
+        for kept in range(len(self.warnings), -1, -1):
+            left_out = len(self.warnings) - kept
+            note = (f"{left_out} more warnings are in the manifest",) if left_out else ()
+            yield self.model_copy(update={"done": (), "facts": {}, "warnings": (*self.warnings[:kept], *note)})
+
     def _to_json(self) -> bytes:
         return self.model_dump_json(exclude_defaults=True, exclude_none=True).encode()
-
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether the stage was stopped by SIGTERM and can go on."""
-        return self.failure is not None and self.failure.exit_code == ExitCode.INTERRUPTED
 
 
 class FileEntry(Model):

@@ -13,13 +13,6 @@ class Stage(StrEnum):
     EVALUATE = "evaluate"
     PUBLISH = "publish"
 
-    @property
-    def upstream(self) -> "Stage | None":
-        """The stage before this one; None for the first."""
-        order = list(Stage)
-        index = order.index(self)
-        return order[index - 1] if index else None
-
 
 class ExitCode(IntEnum):
     """How a stage's container ends. The Job's podFailurePolicy is rendered from `fails_job` and `is_ignored`."""

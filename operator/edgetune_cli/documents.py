@@ -66,4 +66,4 @@ def _resolve_relative_uris(document: Any, folder: Path) -> None:
             node = node.get(part) if isinstance(node, dict) else None
         uri = node.get("uri") if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(uri, str) and uri and "://" not in uri:
-            node["uri"] = f"file://{(folder / uri).resolve()}"
+            node["uri"] = (folder / uri).resolve().as_uri()

@@ -50,7 +50,7 @@ class ProcessJob:
     inherited: tuple[int, ...] = ()
     status: dict[str, Any] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
-    stopping: bool = False
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _process: asyncio.subprocess.Process | None = None
 
     @property
@@ -71,10 +71,13 @@ class ProcessJob:
         except TimeoutError:
             await self.stop()
             self._end("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            self._end("Failed", "ProcessNotStarted", f"{place}{error.strerror}; mend this, then run the command again")
 
     async def _run_attempts(self, spec: Mapping[str, Any]) -> None:
         attempt = 0
-        while not self.stopping:
+        while not self._stop.is_set():
             attempt += 1
             exit_code = await self._run_attempt(attempt)
             if exit_code == 0:
@@ -90,9 +93,10 @@ class ProcessJob:
             if self.status.get("failed", 0) > spec["backoffLimit"]:
                 self._end("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
                 return
-            if not self.stopping:
-                self.on_change()
-                await asyncio.sleep(min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _BACKOFF_LIMIT_SECONDS))
+            self.on_change()
+            backoff = min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _BACKOFF_LIMIT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), timeout=backoff)
 
     def _count_failure(self) -> None:
         self.status["failed"] = self.status.get("failed", 0) + 1
@@ -127,6 +131,8 @@ class ProcessJob:
             )
         pod = self._new_pod(attempt)
         self.on_change()
+        if self._stop.is_set():  # asked for while the process was being started
+            self._terminate()
         await self._read_lines(self._process)
         returned = await self._process.wait()
         exit_code = returned if returned >= 0 else 128 - returned
@@ -202,19 +208,23 @@ class ProcessJob:
 
     async def stop(self) -> None:
         """SIGTERM, the Job's grace period, then SIGKILL; returns when the process has ended."""
-        self.stopping = True
+        self._stop.set()
         process = self._process
         if process is None or process.returncode is not None:
             return
         grace = self.manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+        self._terminate()
         try:
             await asyncio.wait_for(process.wait(), timeout=grace)
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    def _terminate(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
 
 
 def _stop_with_parent() -> None:

@@ -46,13 +46,17 @@ class Run:
         return run
 
     def _answer_retry(self) -> None:
-        """A new retry token, or a new generation, makes failed stages pending; a token also checks the inputs again."""
+        """A new generation makes failed stages pending; a new retry token all of them.
+
+        What the status says may have gone from the store since: prepare looks at the inputs again, and says which
+        stages after it have their manifests.
+        """
         snapshot = self._snapshot
         live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
         asked = snapshot.new_retry and (not live or any(job.retry == snapshot.new_retry for job in live))
         edited = snapshot.generation != snapshot.previous.observed_generation
         for stage, row in self.rows.items():
-            if (asked and stage is Stage.PREPARE) or ((asked or edited) and row.state is StageState.FAILED):
+            if asked or (edited and row.state is StageState.FAILED):
                 self.rows[stage] = StageStatus(name=stage, digest=row.digest)
                 self._reset.add(stage)
 
@@ -150,7 +154,7 @@ class Run:
             self._rekey(result.resolved)
             for later in result.done:
                 if self.rows[later.stage].state not in _DONE and self._is_whole(later.stage, later):
-                    self._succeed(later.stage, later.model_copy(update={"cached": True}), seconds=0.0)
+                    self._succeed(later.stage, later.model_copy(update={"cached": True}), seconds=later.seconds)
 
     def _take_outputs(self, result: Result) -> None:
         made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)

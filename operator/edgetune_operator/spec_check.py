@@ -1,6 +1,7 @@
 """Checking specs: every problem of an object as a user wrote it, with its path."""
 
 import json
+import re
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -9,6 +10,10 @@ from pydantic_core import ErrorDetails
 from edgetune_contract.model import Model
 from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec
+
+# As Kubernetes names objects (RFC 1123).
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 
 
 class Problem(Model):
@@ -66,9 +71,7 @@ def check_object(document: Any) -> tuple[Problem, ...]:
         for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND))
         if document.get(key) != wanted
     ]
-    metadata = document.get("metadata")
-    if not isinstance(metadata, dict) or not metadata.get("name"):
-        problems.append(Problem(path="metadata.name", message="is required"))
+    problems += _metadata_problems(document.get("metadata"))
     problems += [
         Problem(path=key, message="unknown field")
         for key in document
@@ -79,6 +82,23 @@ def check_object(document: Any) -> tuple[Problem, ...]:
     except InvalidSpec as error:
         problems += error.problems
     return tuple(problems)
+
+
+def _metadata_problems(metadata: Any) -> list[Problem]:
+    if not isinstance(metadata, dict) or metadata.get("name") is None:
+        return [Problem(path="metadata.name", message="is required")]
+    problems = []
+    if not _is_text(metadata["name"], _SUBDOMAIN, 253):
+        message = f"must be lower-case letters, digits, '-' and '.', at most 253, is {metadata['name']!r}"
+        problems.append(Problem(path="metadata.name", message=message))
+    if not _is_text(metadata.get("namespace", "default"), _LABEL, 63):
+        message = f"must be lower-case letters, digits and '-', at most 63, is {metadata['namespace']!r}"
+        problems.append(Problem(path="metadata.namespace", message=message))
+    return problems
+
+
+def _is_text(value: Any, pattern: re.Pattern[str], limit: int) -> bool:
+    return isinstance(value, str) and len(value) <= limit and pattern.fullmatch(value) is not None
 
 
 def _problems(error: ValidationError) -> tuple[Problem, ...]:

@@ -30,8 +30,6 @@ LATER = tuple(Result(stage=stage, digest=DIGEST, metrics={"seconds": 1.5}) for s
 
 def test_the_stages_run_in_the_designs_order() -> None:
     assert [stage.value for stage in Stage] == ["prepare", "train", "merge", "quantize", "evaluate", "publish"]
-    assert Stage.PREPARE.upstream is None
-    assert Stage.PUBLISH.upstream is Stage.EVALUATE
 
 
 def test_exit_codes_say_what_the_job_controller_does() -> None:
@@ -84,12 +82,13 @@ def test_a_result_that_fits_is_written_whole() -> None:
 
 
 def test_results_of_later_stages_are_left_out_first() -> None:
-    facts = {f"fact{index}": "x" * 40 for index in range(70)}
+    facts = {f"fact{index}": "x" * 40 for index in range(68)}
     result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
 
     sent = Result.decode(result.encode().decode())
 
-    assert sent == result.model_copy(update={"done": ()})
+    assert 0 < len(sent.done) < len(LATER)
+    assert sent == result.model_copy(update={"done": LATER[: len(sent.done)]})
 
 
 def test_facts_are_left_out_next() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.digest import (
+    STAGE_VERSIONS,
     base_scores_digest,
     base_scores_key,
     canonical_json,
@@ -242,3 +243,23 @@ def test_the_order_of_a_specs_keys_changes_no_digest(order: random.Random) -> No
     spec = parse_spec(lora_fine_tune().build()["spec"]).model_dump(mode="json", exclude_none=True)
 
     assert digests(ObjectBuilder({"spec": shuffled(spec, order)})) == digests(lora_fine_tune())
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (Stage.PREPARE, ROWS),
+        (Stage.TRAIN, TRAIN),
+        (Stage.MERGE, MERGE),
+        (Stage.QUANTIZE, QUANTIZE),
+        (Stage.EVALUATE, SCORES),
+        (Stage.PUBLISH, PUBLISH),
+    ],
+)
+def test_a_new_version_of_a_stage_makes_it_and_the_stages_after_it_anew(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, expected: frozenset[str]
+) -> None:
+    before = digests(lora_fine_tune())
+    monkeypatch.setitem(STAGE_VERSIONS, stage, 2)
+
+    assert changed(before, digests(lora_fine_tune())) == expected

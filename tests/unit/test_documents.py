@@ -32,6 +32,12 @@ def test_relative_paths_become_file_uris_from_the_folder_of_the_file(tmp_path: P
     assert spec["dataset"]["train"]["uri"] == f"file://{tmp_path}/data/train.jsonl"
 
 
+def test_signs_that_mean_something_in_a_uri_are_escaped(tmp_path: Path) -> None:
+    file = tmp_path / "object.yaml"
+    file.write_text(VALID.replace("./base", "'./50% of a?b #1'"))
+    assert load_object(file)["spec"]["baseModel"]["uri"] == f"file://{tmp_path}/50%25%20of%20a%3Fb%20%231"
+
+
 def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
     text = VALID.replace("kind: LoraFineTune", "kind: LoraFinetune") + "  lora: {rank: 0, alfa: 3}\n  retryLimit: -1\n"
     assert problems_of(tmp_path, text).splitlines() == [
@@ -51,6 +57,14 @@ def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
         ("just text", "/object.yaml: (document): must be a LoraFineTune object"),
         (b"name: \xff", "/object.yaml: is not UTF-8 at byte 6"),
         (VALID.replace("metadata: {name: sensor-faults}", "metadata: {}"), "/object.yaml: metadata.name: is required"),
+        (
+            VALID.replace("sensor-faults", "../evil"),
+            "/object.yaml: metadata.name: must be lower-case letters, digits, '-' and '.', at most 253, is '../evil'",
+        ),
+        (
+            VALID.replace("name: sensor-faults", "name: a, namespace: 7"),
+            "/object.yaml: metadata.namespace: must be lower-case letters, digits and '-', at most 63, is 7",
+        ),
     ],
 )
 def test_a_file_without_one_object_says_so(tmp_path: Path, text: str | bytes, message: str) -> None:

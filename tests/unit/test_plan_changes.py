@@ -355,3 +355,16 @@ def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
     assert (row.state, row.reason, row.job) == (StageState.PENDING, "JobRefused", "")
     assert created(done) == [Stage.TRAIN]
     assert scenario.condition("Stalled") is None
+
+
+def test_a_retry_makes_anew_what_has_gone_from_the_store_in_the_meantime() -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.finish_all()
+    scenario.manifests.clear()
+
+    scenario.change(scenario.builder.with_retry_requested("look again"))
+    scenario.reconcile()  # the ended Jobs go first
+    scenario.finish_all()
+
+    assert scenario.status.phase == "Succeeded"
+    assert {result.stage for result in scenario.manifests.values()} == set(Stage) - {Stage.PREPARE}

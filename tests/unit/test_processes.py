@@ -140,3 +140,39 @@ def test_the_work_folder_of_an_attempt_is_gone_afterwards(tmp_path: Path) -> Non
     script = "import os, pathlib; (pathlib.Path(os.environ['EDGETUNE_WORK_DIR']) / 'big').write_text('x')"
     run(process_job(script, tmp_path))
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_stop_during_the_backoff_ends_the_job_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_BACKOFF_SECONDS", 600)
+    job = process_job("raise SystemExit(14)", tmp_path)
+
+    async def stop_in_backoff() -> None:
+        task = asyncio.create_task(job.run())
+        async with asyncio.timeout(30):
+            while not job.status.get("failed"):
+                await asyncio.sleep(0.01)
+            await job.stop()
+            await task
+
+    asyncio.run(stop_in_backoff())
+    assert [pod.exit_code for pod in observation(job).pods] == [14]
+
+
+def test_stop_while_the_process_is_being_started_leaves_none_behind(tmp_path: Path) -> None:
+    job = process_job("import time; time.sleep(60)", tmp_path)
+
+    async def stop_at_once() -> None:
+        task = asyncio.create_task(job.run())
+        await asyncio.sleep(0)
+        await job.stop()
+        await asyncio.wait_for(task, timeout=30)
+
+    asyncio.run(stop_at_once())
+    assert {pod.exit_code for pod in observation(job).pods} <= {143}
+
+
+def test_a_process_that_cannot_be_started_fails_the_job_with_the_place_and_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("a file where a folder is needed")
+    job = run(process_job("", tmp_path))
+    assert (job.state, job.reason) == (JobState.FAILED, "ProcessNotStarted")
+    assert job.message == f"{tmp_path}/work/1/work: Not a directory; mend this, then run the command again"
