@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,15 +40,18 @@ class ObjectFolder:
             document = yaml.safe_load(self.path(key).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            # A view of the store's facts: without it, every stage finds its manifest.
+            return None
         return document if isinstance(document, dict) else None
 
     def write(self, key: Key, document: Mapping[str, Any]) -> None:
         """Replace the object in one step."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            yaml.safe_dump(dict(document), file, sort_keys=False, allow_unicode=True)
-        Path(file.name).replace(path)
+        draft = path.with_suffix(".draft")  # one writer only: whoever holds the object's lock
+        draft.write_text(yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        draft.replace(path)
 
     def apply(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
         """What the API server does when somebody applies the object: a changed spec is a new generation.
