@@ -18,7 +18,16 @@ from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import Fingerprint, checked_relative, require_free_space
-from edgetune_jobs.store import Conflict, DamagedObject, FileList, Store, read_model, upload_folder, uri_of, write_model
+from edgetune_jobs.store import (
+    DamagedObject,
+    FileList,
+    Store,
+    read_model,
+    upload_folder,
+    uri_of,
+    write_model,
+    write_model_once,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +58,8 @@ class StoreCheckpoints:
         key = self._step_key(step)
         attempt = f"{key}/{secrets.token_hex(8)}"
         files = upload_folder(self._store, folder, attempt, relative_to=key)
-        try:
-            write_model(self._store, f"{key}/{MANIFEST}", FileList(files=files), if_none_match=True)
-        except Conflict:
+        manifest = FileList(files=files)
+        if write_model_once(self._store, f"{key}/{MANIFEST}", manifest) != manifest:
             logger.info("checkpoint %d is in the store already", step)
             self._store.delete_tree(attempt)
         for old in self._complete_steps()[self._keep :]:

@@ -11,7 +11,7 @@ from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import Progress, Source
-from edgetune_jobs.store import Conflict, FileList, Store, files_below, read_model, uri_of, write_model
+from edgetune_jobs.store import FileList, Store, clean_up_attempts, files_below, read_model, uri_of, write_model_once
 
 
 def mirror_model(store: Store, source: Source, progress: Progress) -> None:
@@ -28,10 +28,9 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
         sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
         entries.append(FileEntry(path=f"{attempt}/{path}", bytes=sent.bytes, sha256=sent.sha256))
     progress.update(len(paths), len(paths), "files")
-    try:
-        write_model(store, f"{folder}/{MANIFEST}", FileList(files=tuple(entries)), if_none_match=True)
-    except Conflict:  # another run has copied the same model meanwhile
-        store.delete_tree(f"{folder}/{attempt}")
+    manifest = FileList(files=tuple(entries))
+    standing = write_model_once(store, f"{folder}/{MANIFEST}", manifest)
+    clean_up_attempts(store, folder, attempt, won=standing == manifest)
 
 
 def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:

@@ -13,14 +13,12 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from edgetune_contract.digest import MANIFEST, manifest_key, stage_key
+from edgetune_contract.digest import manifest_key, stage_key
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
-from edgetune_jobs.errors import AccessDenied, TransientFault
 from edgetune_jobs.files import file_list_digest
-from edgetune_jobs.inputs import read_manifest
 from edgetune_jobs.stage import StageOutput
-from edgetune_jobs.store import Conflict, Store, files_below, upload_folder, uri_of, write_model
+from edgetune_jobs.store import Store, clean_up_attempts, files_below, upload_folder, uri_of, write_model_once
 
 logger = logging.getLogger(__name__)
 
@@ -77,35 +75,14 @@ class Attempt:
         Raises:
             TransientFault: it is not known whether the manifest was written. The attempt's files are left in place.
         """
-        try:
-            write_model(self._store, manifest_key(self._stage, self._digest), manifest, if_none_match=True)
-        except Conflict:
-            return self._standing(manifest)
-        except TransientFault:
-            if read_manifest(self._store, self._stage, self._digest) != manifest:
-                raise
-        return manifest
-
-    def clean_up(self, won: bool) -> None:
-        """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
-        try:
-            if won:
-                keep = (f"{self._folder}/{MANIFEST}", f"{self._folder}/{self._name}")
-                self._store.delete_tree(self._folder, keep)
-            else:
-                self._store.delete_tree(f"{self._folder}/{self._name}")
-        except (AccessDenied, TransientFault) as error:
-            place = uri_of(self._store, self._folder)
-            logger.warning("files of unfinished attempts are left below %s: %s", place, error)
-
-    def _standing(self, manifest: Manifest) -> Manifest:
-        """The manifest that made the put fail. It can be our own: a request whose answer was lost is sent again."""
-        standing = read_manifest(self._store, self._stage, self._digest)
-        if standing is None:
-            raise TransientFault(f"the manifest of {self._stage} was in the store and is gone again; try again")
+        standing = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
         if standing != manifest:
             logger.info("another attempt has finished %s; its result is taken", self._stage)
         return standing
+
+    def clean_up(self, won: bool) -> None:
+        """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
+        clean_up_attempts(self._store, self._folder, self._name, won)
 
 
 def probe(store: Store) -> None:

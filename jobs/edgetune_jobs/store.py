@@ -3,6 +3,7 @@
 Keys have / between names and are relative to the store's URI. A folder is a prefix of keys that ends before a /.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from edgetune_contract.digest import MANIFEST
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import Fingerprint, checked_relative, list_files
+
+logger = logging.getLogger(__name__)
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
@@ -161,3 +165,40 @@ def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = F
         Conflict: `if_none_match`, and the key is taken.
     """
     return store.put(key, model.model_dump_json(exclude_none=True).encode(), if_none_match=if_none_match)
+
+
+def write_model_once(store: Store, key: str, model: AnyModel) -> AnyModel:
+    """Write a model unless the key is taken; the model that stands there then: this one, or another writer's.
+
+    A put whose answer was lost is sent again by the client and conflicts with itself: only the content tells whose it
+    is, so a writer may throw its files away only when the model that stands is not its own.
+
+    Raises:
+        TransientFault: it is not known whether the model was written.
+        InvalidInput: what stands there is not such a model.
+    """
+    try:
+        write_model(store, key, model, if_none_match=True)
+    except Conflict:
+        standing = read_model(store, key, type(model))
+        if standing is None:
+            raise TransientFault(f"{uri_of(store, key)} was in the store and is gone again; try again") from None
+        return standing
+    except TransientFault:
+        if read_model(store, key, type(model)) != model:
+            raise
+    return model
+
+
+def clean_up_attempts(store: Store, folder: str, attempt: str, won: bool) -> None:
+    """Remove an attempt's files below `folder`, or if it won those of all others, but for the manifest.
+
+    What cannot be removed is logged: it harms nobody.
+    """
+    try:
+        if won:
+            store.delete_tree(folder, keep=(f"{folder}/{MANIFEST}", f"{folder}/{attempt}"))
+        else:
+            store.delete_tree(f"{folder}/{attempt}")
+    except (AccessDenied, TransientFault) as error:
+        logger.warning("files of unfinished attempts are left below %s: %s", uri_of(store, folder), error)

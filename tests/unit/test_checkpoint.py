@@ -11,6 +11,7 @@ from edgetune_jobs.checkpoint import StoreCheckpoints
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import FileList, Store, read_model
+from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 
 DIGEST = "d" * 64
@@ -169,3 +170,16 @@ def test_all_is_removed_when_the_training_is_done(checkpoints: StoreCheckpoints,
     checkpoints.delete_all()
 
     assert [found.key for found in store.list("checkpoints")] == [f"checkpoints/{'e' * 64}/step-1/manifest.json"]
+
+
+def test_a_checkpoint_whose_manifests_answer_was_lost_keeps_its_files(
+    s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
+) -> None:
+    store = S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))
+    checkpoints = StoreCheckpoints(store, DIGEST, keep=2)
+    s3_proxy.faults.append(Fault("PUT", "manifest.json", times=1, loses_answer=True))
+
+    checkpoints.save(10, checkpoint_folder(tmp_path, 10))
+
+    assert checkpoints.restore_latest(tmp_path / "restored") == 10
+    assert contents(tmp_path / "restored") == contents(tmp_path / "local-10")

@@ -1,0 +1,68 @@
+"""Copies of models in the store: whole or not there, whoever else copies the same model, whatever networks do."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.stages import Stage
+from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.mirror import fetch_mirror, mirror_model
+from edgetune_jobs.progress import LineProgress
+from edgetune_jobs.s3_store import S3Store
+from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.store import Store
+from support.fault_proxy import Fault, FaultProxy
+from support.versitygw import S3Server
+
+URI = "hf://acme/tiny"
+PROGRESS = LineProgress(Stage.PREPARE, io.StringIO(), None)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    """A model's files; a folder stands for the hub."""
+    (tmp_path / "hub").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hub" / name).write_text(name)
+    return FolderSource((tmp_path / "hub").as_uri(), "spec.baseModel", SourceKind.MODEL)
+
+
+def mirrored(store: Store, source: FolderSource, target: Path) -> list[str]:
+    """Names of the files that later stages get, each verified."""
+    return sorted(path.name for path in fetch_mirror(store, source.digest, URI, target).iterdir())
+
+
+def test_a_copy_whose_manifests_answer_was_lost_keeps_its_files(
+    s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, source: FolderSource, tmp_path: Path
+) -> None:
+    store = S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))
+    s3_proxy.faults.append(Fault("PUT", "manifest.json", times=1, loses_answer=True))
+
+    mirror_model(store, source, PROGRESS)
+
+    assert mirrored(store, source, tmp_path / "fetched") == ["config.json", "model.safetensors"]
+
+
+def test_a_copy_that_comes_second_leaves_the_first_one_and_nothing_of_its_own(
+    s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, source: FolderSource, tmp_path: Path
+) -> None:
+    direct = S3Store(s3_server.location(s3_prefix).uri, s3_server.client())
+    behind_proxy = S3Store(direct.uri, s3_server.client(s3_proxy.endpoint))
+    first = Fault("PUT", "manifest.json", times=1, before_forwarding=lambda: mirror_model(direct, source, PROGRESS))
+    s3_proxy.faults.append(first)
+
+    mirror_model(behind_proxy, source, PROGRESS)
+
+    assert mirrored(direct, source, tmp_path / "fetched") == ["config.json", "model.safetensors"]
+    assert len({found.key.split("/")[2] for found in direct.list("sources")} - {"manifest.json"}) == 1
+
+
+def test_what_killed_attempts_left_is_removed_by_the_copy_that_completes(source: FolderSource, tmp_path: Path) -> None:
+    store = LocalFolderStore((tmp_path / "store").as_uri())
+    store.put(f"sources/{source.digest}/0123456789abcdef/model.safetensors", b"half")
+
+    mirror_model(store, source, PROGRESS)
+
+    assert not list(store.list(f"sources/{source.digest}/0123456789abcdef"))
+    assert len(list(store.list("sources"))) == 3
