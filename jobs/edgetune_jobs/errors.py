@@ -15,6 +15,9 @@ from typing import ClassVar
 
 from edgetune_contract.stages import ExitCode
 
+# For messages about what an earlier stage has to make anew.
+HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
+
 
 class StageError(Exception):
     """A stage cannot finish; the subclass decides the exit code."""

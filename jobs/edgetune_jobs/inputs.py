@@ -8,11 +8,11 @@ from edgetune_contract.request import Manifest, Request, Resolved
 from edgetune_contract.spec import BaseModelSpec
 from edgetune_contract.stages import Stage
 from edgetune_jobs.connect import BASE_FIELD, Access
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.mirror import fetch_mirror
 from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import Progress
-from edgetune_jobs.store import Store, files_below, read_model, uri_of
+from edgetune_jobs.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
 
 BASE = "base"
 BASE_SCORES = "base-scores"
@@ -35,7 +35,7 @@ def input_names(request: Request) -> tuple[str, ...]:
         case Stage.MERGE:
             return (BASE, "adapter")
         case Stage.QUANTIZE:
-            return ("merged", "adapter") if keep else (BASE, "adapter")
+            return ("merged",) if keep else (BASE, "adapter")
         case Stage.EVALUATE:
             return (BASE, "prepared", "adapter", *(("merged",) if keep else ()), "edge-bnb-int8")
         case _:
@@ -89,17 +89,26 @@ class InputGatherer:
         manifest = read_manifest(self._store, stage, self._digests[stage])
         if manifest is None:
             key = digest.manifest_key(stage, self._digests[stage])
-            raise InvalidInput(f"{uri_of(self._store, key)} is missing: run the stage {stage} again")
+            raise InvalidInput(
+                f"{uri_of(self._store, key)} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again"
+            )
         return manifest
 
     def _artifact(self, name: str, target: Path) -> Path:
         stage = _MAKERS[name]
         files = self.read_stage(stage).files
-        attempt = next((entry.path.split("/")[0] for entry in files if entry.path.split("/")[1] == name), None)
+        folder = digest.stage_key(stage, self._digests[stage])
+        parts = (entry.path.split("/") for entry in files)
+        attempt = next((attempt for attempt, *below in parts if below[:1] == [name]), None)
         if attempt is None:
-            raise InvalidInput(f"the manifest of the stage {stage} names no artifact {name}: run the stage again")
-        folder = f"{digest.stage_key(stage, self._digests[stage])}/{attempt}/{name}"
-        return self._store.fetch_folder(folder, files_below(files, f"{attempt}/{name}"), target)
+            message = f"the manifest of the stage {stage} names no artifact {name}"
+            raise InvalidInput(f"{message}: {how_to_make_anew(self._store, folder)}")
+        try:
+            return self._store.fetch_folder(
+                f"{folder}/{attempt}/{name}", files_below(files, f"{attempt}/{name}"), target
+            )
+        except DamagedObject as error:
+            raise DamagedObject(f"{error}; {how_to_make_anew(self._store, folder)}") from error
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model

@@ -8,10 +8,20 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import Progress, Source
-from edgetune_jobs.store import FileList, Store, clean_up_attempts, files_below, read_model, uri_of, write_model_once
+from edgetune_jobs.store import (
+    DamagedObject,
+    FileList,
+    Store,
+    clean_up_attempts,
+    files_below,
+    how_to_make_anew,
+    read_model,
+    uri_of,
+    write_model_once,
+)
 
 
 def mirror_model(store: Store, source: Source, progress: Progress) -> None:
@@ -44,10 +54,13 @@ def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path
     mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
     if mirrored is None or not mirrored.files:
         raise InvalidInput(
-            f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; ask for a retry"
+            f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; {HOW_TO_RETRY}"
         )
     attempt = mirrored.files[0].path.partition("/")[0]
-    return store.fetch_folder(f"{folder}/{attempt}", files_below(mirrored.files, attempt), target)
+    try:
+        return store.fetch_folder(f"{folder}/{attempt}", files_below(mirrored.files, attempt), target)
+    except DamagedObject as error:
+        raise DamagedObject(f"the copy of {uri}: {error}; {how_to_make_anew(store, folder)}") from error
 
 
 def _folder(base_digest: str) -> str:

@@ -80,6 +80,7 @@ class StageRun:
         self._check_digest()
         standing = self._read_manifest()
         if standing is not None:
+            self._mirror_base(sources)
             return self._answer(standing, resolved, cached=True)
         return self._do(sources, resolved)
 
@@ -112,8 +113,7 @@ class StageRun:
         gatherer = InputGatherer(self._request, resolved, self._access, self._store, self._progress)
         context = self._context(sources, gatherer)
         output = self._run_body(context)
-        if self._request.stage is Stage.PREPARE and self._request.parameters.base_model.uri.startswith("hf://"):
-            mirror_model(self._store, sources["base"], self._progress)
+        self._mirror_base(sources)
         result = Result(
             stage=self._request.stage,
             digest=self._digests[self._request.stage],
@@ -160,6 +160,11 @@ class StageRun:
 
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
+
+    def _mirror_base(self, sources: Mapping[str, Source]) -> None:
+        """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
+        if self._request.stage is Stage.PREPARE and self._request.parameters.base_model.uri.startswith("hf://"):
+            mirror_model(self._store, sources["base"], self._progress)
 
     def _store_output(self, output: StageOutput, folder: Path, result: Result, resolved: Resolved) -> Result:
         attempt = Attempt(self._store, result.stage, result.digest)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import Fingerprint, checked_relative, list_files
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,11 @@ class Store(Protocol):
 def uri_of(store: Store, key: str) -> str:
     """URI of a key."""
     return f"{store.uri}/{key}"
+
+
+def how_to_make_anew(store: Store, folder: str) -> str:
+    """Advice about a folder whose files are not what its manifest says: while the manifest stands, it counts as done."""
+    return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made anew"
 
 
 def upload_folder(store: Store, folder: Path, key: str, relative_to: str) -> tuple[FileEntry, ...]:

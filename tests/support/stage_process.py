@@ -27,7 +27,7 @@ INPUTS = {
     Stage.PREPARE: [],
     Stage.TRAIN: ["base", "prepared"],
     Stage.MERGE: ["adapter", "base"],
-    Stage.QUANTIZE: ["adapter", "merged"],
+    Stage.QUANTIZE: ["merged"],
     Stage.EVALUATE: ["adapter", "base", "edge-bnb-int8", "merged", "prepared"],
 }
 ARTIFACTS = {

@@ -23,6 +23,7 @@ FILES = {
     "onnx/model.onnx": b"another format",
     "tokenizer.json": b"{}",
 }
+RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
 MIRRORED = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -76,16 +77,30 @@ def test_a_model_that_is_mirrored_already_is_not_fetched_again(runs: StageRuns, 
     assert hub.fetched == []
 
 
-def test_a_mirror_that_was_deleted_is_named(runs: StageRuns) -> None:
-    prepare = runs.run(Stage.PREPARE)
-    assert prepare.result.resolved is not None
+def test_a_mirror_that_was_deleted_is_named_and_a_retry_copies_the_model_again(runs: StageRuns) -> None:
+    assert runs.run(Stage.PREPARE).exit_code == 0
     LocalFolderStore(runs.store.uri).delete_tree("sources")
 
     train = runs.run(Stage.TRAIN)
 
     assert train.exit_code == 10
     assert train.failure.startswith("spec.baseModel.uri: the copy of hf://acme/tiny at ")
-    assert train.failure.endswith("is missing; ask for a retry")
+    assert train.failure.endswith(f"is missing; {RETRY}")
+    assert runs.run(Stage.PREPARE).result.cached
+    assert runs.run(Stage.TRAIN).exit_code == 0
+
+
+def test_a_mirror_that_is_damaged_says_which_folder_to_delete(runs: StageRuns) -> None:
+    prepare = runs.run(Stage.PREPARE)
+    assert prepare.result.resolved is not None
+    store = LocalFolderStore(runs.store.uri)
+    folder = f"sources/{prepare.result.resolved.base}"
+    store.put(next(found.key for found in store.list(folder) if found.key.endswith("config.json")), b"changed")
+
+    train = runs.run(Stage.TRAIN)
+
+    assert train.exit_code == 14
+    assert train.failure.endswith(f"; delete {store.uri}/{folder}/ and {RETRY}: it is then made anew")
 
 
 def test_a_gated_model_needs_a_token_and_says_where_its_licence_is_accepted(runs: StageRuns, hub: FakeHub) -> None:

@@ -14,7 +14,7 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.inputs import digests_of_run
-from edgetune_jobs.store import read_model
+from edgetune_jobs.store import read_model, write_model
 from support.stage_runs import Ended, StageRuns
 
 
@@ -181,7 +181,10 @@ def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(publish
     message = failed(published.run(Stage.MERGE), 10, "InvalidInput")
 
     assert message.startswith(f"{published.store.uri}/stages/train/")
-    assert message.endswith("/manifest.json is missing: run the stage train again")
+    assert message.endswith(
+        "/manifest.json is missing: ask for a retry (annotation edgetune.dev/retry-requested, "
+        "or run the command again), and the stage train runs again"
+    )
 
 
 def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
@@ -193,6 +196,42 @@ def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
     message = failed(published.run(Stage.MERGE), 14, "TransientFault")
 
     assert "adapter/weights.safetensors is damaged: 10 bytes with SHA-256" in message
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_what_a_damaged_input_says_to_do_has_it_made_anew(published: StageRuns, damage: str) -> None:
+    manifest = manifest_of(published, Stage.TRAIN)
+    assert manifest is not None
+    folder = f"stages/train/{manifest.result.digest}"
+    key = f"{folder}/{manifest.files[-1].path}"
+    if damage == "changed":
+        store_of(published).put(key, b"0123456789")
+    else:
+        store_of(published).delete(key)
+    published.parameters = parameters(published.folder, merge={"base": "Original"})
+
+    message = failed(published.run(Stage.MERGE), 14, "TransientFault")
+    assert message.endswith(
+        f"; delete {store_of(published).uri}/{folder}/ and ask for a retry (annotation edgetune.dev/retry-requested, "
+        "or run the command again): it is then made anew"
+    )
+
+    store_of(published).delete_tree(folder)
+    assert Stage.TRAIN not in [result.stage for result in published.run(Stage.PREPARE).result.done]
+    assert [published.run(stage).exit_code for stage in (Stage.TRAIN, Stage.MERGE)] == [0, 0]
+
+
+def test_a_manifest_with_a_path_that_is_no_artifacts_names_the_folder_to_delete(published: StageRuns) -> None:
+    manifest = manifest_of(published, Stage.TRAIN)
+    assert manifest is not None
+    entry = manifest.files[0].model_copy(update={"path": "weights.safetensors"})
+    broken = manifest.model_copy(update={"files": (entry,)})
+    write_model(store_of(published), manifest_key(Stage.TRAIN, manifest.result.digest), broken)
+    published.parameters = parameters(published.folder, merge={"base": "Original"})
+
+    message = failed(published.run(Stage.MERGE), 10, "InvalidInput")
+
+    assert message.startswith("the manifest of the stage train names no artifact adapter: delete ")
 
 
 @pytest.mark.parametrize(
