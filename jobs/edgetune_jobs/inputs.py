@@ -88,10 +88,8 @@ class InputGatherer:
         """
         manifest = read_manifest(self._store, stage, self._digests[stage])
         if manifest is None:
-            key = digest.manifest_key(stage, self._digests[stage])
-            raise InvalidInput(
-                f"{uri_of(self._store, key)} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again"
-            )
+            missing = uri_of(self._store, digest.manifest_key(stage, self._digests[stage]))
+            raise InvalidInput(f"{missing} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again")
         return manifest
 
     def _artifact(self, name: str, target: Path) -> Path:

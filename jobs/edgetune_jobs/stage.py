@@ -50,7 +50,10 @@ class Source(Protocol):
 
     @property
     def files(self) -> Sequence[FileEntry]:
-        """Files below the URI, sorted by path. For an object store the sha256 may stand for the store's own checksum."""
+        """Files below the URI, sorted by path.
+
+        For an object store the sha256 may stand for the store's own checksum.
+        """
         ...
 
     @property

@@ -82,9 +82,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, many_rows: 
     )
     merge_output = merge.run(merging_context)
     merged = merging_context.output / "merged"
-    quantizing_context = stage_context(
-        Stage.QUANTIZE, parameters, folder / "quantize", {"merged": merged, "adapter": training.adapter}
-    )
+    quantizing_context = stage_context(Stage.QUANTIZE, parameters, folder / "quantize", {"merged": merged})
     quantize_output = quantize.run(quantizing_context)
     edge = quantizing_context.output / "edge-bnb-int8"
     inputs = {
