@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +103,12 @@ class Watcher:
 
 
 def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+    connection = kopf.login_with_service_account(**arguments)
+    if connection is None:
+        return kopf.login_with_kubeconfig(**arguments)
+    # Kopf asks the cluster's DNS for the API server; its address is in each Pod's environment, as other clients use it.
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return dataclasses.replace(connection, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

@@ -46,7 +46,8 @@ def main() -> int:
 
 def _up(cluster: Cluster) -> None:
     if cluster.is_up():
-        print("The cluster is up already.")
+        print("The cluster is up already; bringing its images up to date.", file=sys.stderr)
+        cluster.reload_images()
     else:
         cluster.up()
     print(f"kubectl: {cluster.run.programs / 'kubectl'}")
@@ -84,7 +85,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="the cluster's folder (default: cluster in the cache folder)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build programs and images into the cache")
-    commands.add_parser("up", help="build what is missing, and start the cluster")
+    commands.add_parser("up", help="build what is missing, and start the cluster; if it is up, load what has changed")
     down = commands.add_parser("down", help="stop the cluster; nothing of it stays but the images in the cache")
     down.add_argument("--purge", action="store_true", help="remove the cluster's images, too")
     light = commands.add_parser("control-plane", help="the control plane only, on loopback, as any user")

@@ -61,6 +61,10 @@ class Cluster:
             raise
         self._write_programs(programs)
 
+    def reload_images(self) -> None:
+        """Build the images of a running cluster again, and bring in what has changed."""
+        images.ContainerImages(self.run).load(images.build_all())
+
     def _start(self, names: tuple[str, ...]) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)
         self.network.create()

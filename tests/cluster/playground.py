@@ -52,6 +52,8 @@ def chart_values() -> dict[str, Any]:
         "profiles": {"default": profile},
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
         "operator": {"logFormat": "text"},
+        # The tag stays the same when the image changes.
+        "podAnnotations": {"edgetune.dev/image": images.Layout().descriptor(images.OPERATOR)["digest"]},
     }
 
 
