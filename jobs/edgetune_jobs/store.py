@@ -119,7 +119,7 @@ def uri_of(store: Store, key: str) -> str:
 
 
 def how_to_make_anew(store: Store, folder: str) -> str:
-    """Advice about a folder whose files are not what its manifest says: while that stands, the folder counts as done."""
+    """Advice about a folder whose files are not what its manifest says, which counts as done while that stands."""
     return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made anew"
 
 

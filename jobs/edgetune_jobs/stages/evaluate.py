@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
 from edgetune_jobs import inference, merging, models, scoring
-from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class _Evaluation:
             batch_size=_BATCH_SIZE,
             on_rows=self._advance,
         )
+        _check_finite(name, loss)
         self.scores[name] = scoring.score_model(answers, rows.references, loss)
         self.seconds[name] = monotonic() - began
         del model
@@ -98,7 +100,8 @@ def run(context: StageContext) -> StageOutput:
     The base's scores are taken from input base-scores if it is there, and else left in output/base-scores.
 
     Raises:
-        InvalidInput: a model does not load, or there is no row.
+        InvalidInput: a model does not load, or there is no row, or the base's loss is not finite.
+        TrainingDiverged: the loss of another model is not finite.
         Interrupted: `context.stop` was set.
     """
     device = models.choose_device()
@@ -119,6 +122,26 @@ def run(context: StageContext) -> StageOutput:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / ARTIFACT, evaluation)
     return _report(evaluation, device)
+
+
+def _check_finite(name: str, loss: float | None) -> None:
+    """Check that a model computes numbers at all.
+
+    Raises:
+        InvalidInput: it is the base, so its weights or its number format are at fault.
+        TrainingDiverged: it is a model that training made.
+    """
+    if loss is None or isfinite(loss):
+        return
+    what = f"the loss of the {name} model on the evaluation rows is {loss}"
+    if name == "base":
+        raise InvalidInput(
+            f"spec.baseModel: {what}: its weights are damaged, or overflow in the number format of this hardware; "
+            "check the model's files, or evaluate on hardware with bfloat16"
+        )
+    raise TrainingDiverged(
+        f"{what}: its numbers overflow; train with a lower spec.training.learningRate or spec.lora.alpha"
+    )
 
 
 def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":

@@ -1,0 +1,50 @@
+"""What keeps a model from being scored."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.request import ModelScores
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput, TrainingDiverged
+from edgetune_jobs.stages import evaluate
+from support.stage_context import stage_context
+from support.tiny_runs import tiny_parameters, train
+
+PARAMETERS = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens": 1})
+
+
+@pytest.fixture
+def inputs(random_base: Path, few_rows: Path, tmp_path: Path) -> dict[str, Path]:
+    """Inputs of evaluate, with a base that computes nothing but NaN."""
+    adapter = train(tmp_path / "train", PARAMETERS, random_base, few_rows).adapter
+    broken = Path(shutil.copytree(random_base, tmp_path / "broken"))
+    set_weight(broken, "model.norm.weight", float("nan"))
+    return {"base": broken, "prepared": few_rows, "adapter": adapter, "edge-bnb-int8": broken}
+
+
+def set_weight(folder: Path, name: str, value: float) -> None:
+    """Fill a tensor of a model folder with a value."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights[name].fill_(value)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_base_that_computes_no_numbers_is_refused_by_name(inputs: dict[str, Path], tmp_path: Path) -> None:
+    context = stage_context(Stage.EVALUATE, PARAMETERS, tmp_path / "evaluate", inputs)
+
+    with pytest.raises(InvalidInput, match=r"^spec\.baseModel: the loss of the base model .* is nan: .* check"):
+        evaluate.run(context)
+
+
+def test_a_tuned_model_that_computes_no_numbers_has_diverged(inputs: dict[str, Path], tmp_path: Path) -> None:
+    known = tmp_path / "known"
+    known.mkdir()
+    (known / "scores.json").write_text(ModelScores(loss=1.0).model_dump_json())
+    context = stage_context(Stage.EVALUATE, PARAMETERS, tmp_path / "evaluate", inputs | {"base-scores": known})
+
+    with pytest.raises(TrainingDiverged, match=r"^the loss of the tuned model .* is nan: .* lower spec"):
+        evaluate.run(context)
