@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -121,16 +123,13 @@ class Node:
         """Stop containerd and remove what the node has left on the machine."""
         Daemon(self.run.path, "containerd").stop(limit_seconds=10)
         self._kill_shims()
+        self._kill_processes_of_pods()
         unmount_below(self.run.path)
-        shutil.rmtree(_CNI_STATE / "networks" / self.run.name, ignore_errors=True)
-        for cached in (_CNI_STATE / "results").glob(f"{self.run.name}-*"):
-            cached.unlink()
+        self._remove_network_state()
         for link in _CONTAINER_LOG_LINKS.glob("*.log"):
             if link.is_symlink() and self.run.path in link.readlink().parents:
                 link.unlink()
-        for folder in (_CNI_STATE / "networks", _CNI_STATE / "results", _CNI_STATE, _CONTAINER_LOG_LINKS):
-            with contextlib.suppress(OSError):  # others use it, or it is not there
-                folder.rmdir()
+        _remove_if_empty(_CONTAINER_LOG_LINKS)
         if self._made_kubelet_state.exists():
             shutil.rmtree(_KUBELET_STATE, ignore_errors=True)
         self._remove_cgroups()
@@ -160,7 +159,26 @@ class Node:
             with contextlib.suppress(OSError):  # it ended meanwhile
                 words = command_line.read_bytes().split(b"\0")
                 if b"containerd-shim" in words[0] and str(self.run.containerd_socket).encode() in words:
-                    subprocess.run(["kill", "-KILL", command_line.parent.name], check=False, capture_output=True)
+                    os.kill(int(command_line.parent.name), signal.SIGKILL)
+
+    def _kill_processes_of_pods(self) -> None:
+        """End what runs in the Pods' cgroup: it outlives a containerd that was killed."""
+        for hierarchy in _hierarchies():
+            for members in (hierarchy / self.run.name).rglob("cgroup.procs"):
+                for pid in members.read_text(encoding="utf-8").split():
+                    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                        os.kill(int(pid), signal.SIGKILL)
+
+    def _remove_network_state(self) -> None:
+        """Remove the addresses and results that the CNI plugins remember."""
+        shutil.rmtree(_CNI_STATE / "networks" / self.run.name, ignore_errors=True)
+        results = _CNI_STATE / "results"
+        for cached in results.glob(f"{self.run.name}-*-eth0"):
+            sandbox = cached.name.removeprefix(f"{self.run.name}-").removesuffix("-eth0")
+            (results / f"cni-loopback-{sandbox}-lo").unlink(missing_ok=True)
+            cached.unlink()
+        for folder in (_CNI_STATE / "networks", results, _CNI_STATE):
+            _remove_if_empty(folder)
 
     def _containerd_configuration(self) -> str:
         cri = 'plugins."io.containerd.grpc.v1.cri"'
@@ -244,6 +262,11 @@ def _hierarchies() -> Iterator[Path]:
     for folder in _CGROUPS.iterdir():
         if not folder.is_symlink() and (folder / "cgroup.procs").exists():
             yield folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # others use it, or it is not there
+        folder.rmdir()
 
 
 def _remove_cgroup(folder: Path) -> None:
