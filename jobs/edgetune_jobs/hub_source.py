@@ -115,6 +115,10 @@ class HubSource:
         where = f"{self._field}: {self._uri} at {self._revision}"
         try:
             yield
+        except errors.HFValidationError as error:
+            raise InvalidInput(
+                f"{self._field}.uri: {self._uri} is not a name that the hub knows; name it hf://organization/name"
+            ) from error
         except errors.GatedRepoError as error:
             raise AccessDenied(
                 f"{where}: the model is gated; accept its licence at {self._page} with the account of the token, "

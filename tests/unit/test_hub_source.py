@@ -8,7 +8,9 @@ import pytest
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.hub_source import HubSource
 from support.fake_hub import FakeHub, running_hub
 from support.stage_runs import StageRuns
 
@@ -136,6 +138,14 @@ def test_an_answer_of_the_hub_is_told_in_the_words_of_the_contract(
     assert ended.exit_code == exit_code, ended.stderr
     assert ended.failure.startswith(f"spec.baseModel: hf://acme/tiny at {COMMIT}: ")
     assert part in ended.failure
+
+
+@pytest.mark.parametrize("name", ["-a/b..c", "a/b--c", "a/b.git", "a/b."])
+def test_a_name_that_the_hub_cannot_have_is_invalid(name: str, tmp_path: Path) -> None:
+    source = HubSource(f"hf://{name}", COMMIT, "spec.baseModel", None, tmp_path)
+
+    with pytest.raises(InvalidInput, match=rf"^spec\.baseModel\.uri: hf://{name} is not a name that the hub knows"):
+        _ = source.files
 
 
 def test_a_hub_that_cannot_be_reached_is_a_passing_fault(runs: StageRuns) -> None:
