@@ -121,8 +121,8 @@ def inspect_base(source: Source) -> BaseModel:
     files = {entry.path: entry for entry in source.files}
     if CONFIG not in files:
         raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {_some(files)}): name the folder that "
-            "save_pretrained wrote"
+            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {_some([*files, *source.ignored])}): "
+            "name the folder that save_pretrained wrote"
         )
     shards = _weight_files(source, files)
     small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in files]
@@ -197,7 +197,7 @@ def _weight_files(source: Source, files: Mapping[str, FileEntry]) -> list[str]:
         raise InvalidInput(
             f"spec.baseModel.uri: {source.uri} is a LoRA adapter, not a base model: merge it into its base first"
         )
-    pickles = [name for name in files if PurePosixPath(name).suffix in _PICKLES]
+    pickles = [name for name in source.ignored if PurePosixPath(name).suffix in _PICKLES]
     if pickles:
         raise InvalidInput(
             f"spec.baseModel.uri: {source.uri} has its weights as pickles only ({_some(pickles)}), which are never "
@@ -205,7 +205,8 @@ def _weight_files(source: Source, files: Mapping[str, FileEntry]) -> list[str]:
             "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
         )
     raise InvalidInput(
-        f"spec.baseModel.uri: {source.uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: {_some(files)}): weights "
+        f"spec.baseModel.uri: {source.uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
+        f"{_some([*files, *source.ignored])}): weights "
         "have to be safetensors under these names, as save_pretrained writes them"
     )
 
@@ -224,9 +225,9 @@ def _weight_map(source: Source, files: Mapping[str, FileEntry]) -> dict[str, str
     if missing:
         raise InvalidInput(
             f"spec.baseModel: {WEIGHTS_INDEX} names {len(missing)} files that are not there ({_some(missing)}): "
-            "copy the missing shards"
+            "copy the missing shards into the model's folder"
         )
-    odd = sorted(file for file in set(weight_map.values()) if "/" in file or not file.endswith(".safetensors"))
+    odd = sorted(file for file in set(weight_map.values()) if not file.endswith(".safetensors"))
     if odd:
         raise InvalidInput(f"spec.baseModel: {WEIGHTS_INDEX} names files that are no safetensors shards: {_some(odd)}")
     return weight_map

@@ -76,26 +76,21 @@ def read_data_set(
     return data_set
 
 
-def _choose_files(source: Source, spec_field: str) -> tuple[list[FileEntry], list[str]]:
+def _choose_files(source: Source, spec_field: str) -> tuple[Sequence[FileEntry], list[str]]:
     """Files to read, and the names of those to leave alone.
 
     Raises:
         InvalidInput: there is no file to read.
     """
-    chosen = [entry for entry in source.files if _suffix(entry.path) in SUFFIXES]
     # Names such as _SUCCESS, _metadata and .DS_Store are not meant for readers of data.
-    ignored = [
-        entry.path
-        for entry in source.files
-        if _suffix(entry.path) not in SUFFIXES and not PurePosixPath(entry.path).name.startswith((".", "_"))
-    ]
-    if not chosen:
+    ignored = [path for path in source.ignored if not PurePosixPath(path).name.startswith((".", "_"))]
+    if not source.files:
         found = f"found {_some(ignored)}" if ignored else "there is no file at all"
         raise InvalidInput(
             f"{spec_field}.uri: {source.uri} has no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file ({found}): "
             "name such a file, or a folder that holds some"
         )
-    return chosen, ignored
+    return source.files, ignored
 
 
 def _read_file(

@@ -9,8 +9,8 @@ from typing import Any
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
-from edgetune_jobs.files import checked_relative, fingerprint
-from edgetune_jobs.sources import SourceKind, check_paths, is_hidden, list_digest
+from edgetune_jobs.files import checked_relative, file_list_digest, fingerprint
+from edgetune_jobs.sources import SourceKind, check_paths, is_hidden
 
 
 class HubSource:
@@ -47,12 +47,17 @@ class HubSource:
                 sha256=sibling.lfs.sha256 if sibling.lfs else hashlib.sha256(sibling.blob_id.encode()).hexdigest(),
             )
             for path, sibling in sorted(self._siblings.items())
+            if SourceKind.MODEL.counts(path)
         )
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        return sorted(path for path in self._siblings if not SourceKind.MODEL.counts(path))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the list of the repository's files that count."""
-        return list_digest(SourceKind.MODEL, self.files)
+        return file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
         """A folder that holds these files, verified by the hub's checksums.

@@ -10,7 +10,6 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.connect import BASE_FIELD, Access
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.mirror import fetch_mirror
-from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import Progress
 from edgetune_jobs.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
 
@@ -121,7 +120,7 @@ class InputGatherer:
                 f"{BASE_FIELD}.uri: {base.uri} has changed since it was prepared: its digest was {self._resolved.base} "
                 f"and is {source.digest}; pin it by {BASE_FIELD}.revision, or ask for a retry to train on the new one"
             )
-        return source.fetch([entry.path for entry in source.files if SourceKind.MODEL.counts(entry.path)])
+        return source.fetch([entry.path for entry in source.files])
 
     def _base_scores(self, target: Path) -> dict[str, Path]:
         key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))

@@ -9,7 +9,6 @@ from pathlib import Path
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
-from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import Progress, Source
 from edgetune_jobs.store import (
     DamagedObject,
@@ -29,7 +28,7 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
     folder = _folder(source.digest)
     if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
         return
-    paths = [entry.path for entry in source.files if SourceKind.MODEL.counts(entry.path)]
+    paths = [entry.path for entry in source.files]
     attempt = secrets.token_hex(8)
     entries = []
     for number, path in enumerate(paths, start=1):

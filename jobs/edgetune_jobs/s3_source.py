@@ -9,11 +9,11 @@ from typing import Any
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.files import checked_relative, require_free_space
+from edgetune_jobs.files import checked_relative, file_list_digest, require_free_space
 from edgetune_jobs.parallel import for_each
 from edgetune_jobs.s3_bucket import RemoteObject, S3Bucket
 from edgetune_jobs.s3_client import split_uri
-from edgetune_jobs.sources import SourceKind, check_paths, is_hidden, list_digest
+from edgetune_jobs.sources import SourceKind, check_paths, is_hidden
 
 
 class S3Source:
@@ -34,7 +34,7 @@ class S3Source:
             target: folder that files are fetched into; made when needed.
 
         Raises:
-            InvalidInput: there is nothing at the URI.
+            InvalidInput: there is nothing at the URI, or a key that counts cannot be a file's path.
         """
         bucket, key = split_uri(uri)
         self._uri = uri
@@ -42,8 +42,10 @@ class S3Source:
         self._kind = kind
         self._bucket = S3Bucket(client, bucket)
         self._target = target
-        self._is_file, self._objects = self._find(key)
-        if not self._objects:
+        self._is_file, found = self._find(key)
+        self._objects = {checked_relative(path): found[path] for path in found if kind.counts(path)}
+        self._ignored = sorted(path for path in found if not kind.counts(path))
+        if not found:
             raise InvalidInput(f"{field}.uri: there is nothing at {uri}")
         self._fetched: set[str] = set()
 
@@ -54,13 +56,17 @@ class S3Source:
     @cached_property
     def files(self) -> Sequence[FileEntry]:
         if self._is_file:
-            return (self._entry_of_content(),)
-        return tuple(_entry(path, found) for path, found in sorted(self._objects.items()))
+            return tuple(self._entry_of_content(path) for path in self._objects)
+        return tuple(self._entry(path) for path in sorted(self._objects))
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        return self._ignored
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of an object's content, or of the list of a folder's files."""
-        return self.files[0].sha256 if self._is_file else list_digest(self._kind, self.files)
+        return self.files[0].sha256 if self._is_file and self.files else file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
         """A folder that holds these files, as they were when they were listed.
@@ -97,16 +103,16 @@ class S3Source:
         objects = {found.key.removeprefix(prefix): found for found in self._bucket.list(prefix)}
         # A key that ends with / is how some tools mark an empty folder.
         paths = [path for path in objects if path and not path.endswith("/") and not is_hidden(path)]
-        return False, {checked_relative(path): self._with_checksum(objects[path]) for path in paths}
+        return False, {path: objects[path] for path in paths}
 
-    def _with_checksum(self, found: RemoteObject) -> RemoteObject:
-        if not found.has_sha256:
-            return found
-        head = self._bucket.head(found.key)
-        return head if head is not None and head.etag == found.etag else found
+    def _entry(self, path: str) -> FileEntry:
+        found = self._objects[path]
+        head = self._bucket.head(found.key) if found.has_sha256 else None
+        sha256 = head.sha256 if head is not None and head.etag == found.etag else None
+        return FileEntry(path=path, bytes=found.bytes, sha256=sha256 or hashlib.sha256(found.etag.encode()).hexdigest())
 
-    def _entry_of_content(self) -> FileEntry:
-        ((path, found),) = self._objects.items()
+    def _entry_of_content(self, path: str) -> FileEntry:
+        found = self._objects[path]
         sha256 = found.sha256
         if sha256 is None:
             with (self.fetch([path]) / path).open("rb") as file:
@@ -117,8 +123,3 @@ class S3Source:
         if path not in self._objects:
             raise InvalidInput(f"{self._field}.uri: {self._uri} has no file {path}")
         return self._objects[path]
-
-
-def _entry(path: str, found: RemoteObject) -> FileEntry:
-    sha256 = found.sha256 or hashlib.sha256(found.etag.encode()).hexdigest()
-    return FileEntry(path=path, bytes=found.bytes, sha256=sha256)

@@ -26,7 +26,7 @@ class SourceKind(Enum):
         """Whether a file is part of the source's digest and may be fetched.
 
         Of a model only the folder itself counts, and of it what holds no code: safetensors, configuration, tokenizer.
-        Pickles (.bin, .pt, .pth, .ckpt, .pkl) are listed, never fetched.
+        Pickles (.bin, .pt, .pth, .ckpt, .pkl) are named, never read.
         """
         suffix = PurePosixPath(path).suffix.lower()
         if self is SourceKind.MODEL:
@@ -37,11 +37,6 @@ class SourceKind(Enum):
 def is_hidden(path: str) -> bool:
     """Whether a file or one of its folders has a name that begins with a dot, as .git and .cache have."""
     return any(part.startswith(".") for part in path.split("/"))
-
-
-def list_digest(kind: SourceKind, files: Sequence[FileEntry]) -> str:
-    """Digest of a folder: the SHA-256 of the list of those of its files that count."""
-    return file_list_digest([entry for entry in files if kind.counts(entry.path)])
 
 
 def check_paths(kind: SourceKind, uri: str, paths: Sequence[str]) -> None:
@@ -72,7 +67,7 @@ class FolderSource:
     """A local file or folder. Nothing is copied: fetch gives the folder itself."""
 
     def __init__(self, uri: str, field: str, kind: SourceKind) -> None:
-        """Find the files; they are read when their digests are asked for.
+        """Find the files; those that count are read when their digests are asked for.
 
         Args:
             uri: file:///path.
@@ -80,7 +75,7 @@ class FolderSource:
             kind: what it is read for.
 
         Raises:
-            InvalidInput: there is no such file or folder, or the folder has no files.
+            InvalidInput: there is no such file or folder, or the folder has no files, or a file name is not UTF-8.
             AccessDenied: the folder cannot be read.
         """
         self._uri = uri
@@ -91,12 +86,17 @@ class FolderSource:
             raise AccessDenied(f"{field}.uri: {uri} cannot be listed; make it readable for this user")
         self._is_file = path.is_file()
         self._folder = path.parent if self._is_file else path
-        self._paths = [path.name] if self._is_file else [name for name in list_files(path) if not is_hidden(name)]
+        paths = [path.name] if self._is_file else [name for name in list_files(path) if not is_hidden(name)]
+        self._paths = [path for path in paths if kind.counts(path)]
+        self._ignored = [_readable(path) for path in paths if not kind.counts(path)]
         self._entries: dict[str, FileEntry] = {}
         self._read_at: dict[str, tuple[int, int]] = {}
-        if not self._paths:
+        if not paths:
             what = "has no files in it" if path.is_dir() else "does not exist"
             raise InvalidInput(f"{field}.uri: {uri} {what}")
+        unreadable = [_readable(path) for path in self._paths if path != _readable(path)]
+        if unreadable:
+            raise InvalidInput(f"{field}.uri: the file name {unreadable[0]} in {uri} is not UTF-8; rename the file")
 
     @property
     def uri(self) -> str:
@@ -106,12 +106,14 @@ class FolderSource:
     def files(self) -> Sequence[FileEntry]:
         return tuple(self._entry(path) for path in self._paths)
 
+    @property
+    def ignored(self) -> Sequence[str]:
+        return self._ignored
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of a file's content, or of the list of a folder's files."""
-        if self._is_file:
-            return self._entry(self._paths[0]).sha256
-        return list_digest(self._kind, [self._entry(path) for path in self._paths if self._kind.counts(path)])
+        return self.files[0].sha256 if self._is_file and self._paths else file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
         """The source's own folder, which is read-only.
@@ -151,3 +153,8 @@ class FolderSource:
     def _state(self, path: str) -> tuple[int, int]:
         status = (self._folder / path).stat()
         return status.st_size, status.st_mtime_ns
+
+
+def _readable(path: str) -> str:
+    """The path with a ? for each byte that is not UTF-8."""
+    return path.encode(errors="replace").decode()

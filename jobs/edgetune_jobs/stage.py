@@ -50,10 +50,15 @@ class Source(Protocol):
 
     @property
     def files(self) -> Sequence[FileEntry]:
-        """Files below the URI, sorted by path.
+        """The files that it is read from, sorted by path.
 
         For an object store the sha256 may stand for the store's own checksum.
         """
+        ...
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Paths of the other files, sorted, for messages: nothing more is known of them."""
         ...
 
     @property

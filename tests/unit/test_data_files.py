@@ -252,7 +252,7 @@ def test_a_file_that_vanished_is_a_problem(tmp_path: Path) -> None:
     assert source.files
 
     class Vanishing:
-        uri, files, digest = source.uri, source.files, source.digest
+        uri, files, ignored, digest = source.uri, source.files, source.ignored, source.digest
         read_range = source.read_range
 
         def fetch(self, paths: object) -> Path:

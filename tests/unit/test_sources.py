@@ -1,13 +1,17 @@
 """Base models and data sets in local folders and in S3: what is listed, what is fetched, and by what they are known."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from edgetune_contract.digest import sha256_of
 from edgetune_jobs.errors import AccessDenied, InvalidInput
+from edgetune_jobs.files import fingerprint
+from edgetune_jobs.s3_bucket import RemoteObject, S3Bucket
 from edgetune_jobs.s3_source import S3Source
 from edgetune_jobs.sources import FolderSource, SourceKind, check_pin
 from edgetune_jobs.stage import Source
@@ -54,16 +58,36 @@ def below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{path}": content for path, content in files.items()}
 
 
-def test_all_files_of_a_model_are_listed_but_only_safe_ones_are_fetched(open_source: Open) -> None:
+def test_all_files_of_a_model_are_named_but_only_safe_ones_are_fetched(open_source: Open) -> None:
     source = open_source(below("base", MODEL), "base", SourceKind.MODEL)
 
     listed = [entry.path for entry in source.files]
-    fetchable = [path for path in listed if SourceKind.MODEL.counts(path)]
 
-    assert listed == sorted(path for path in MODEL if not path.startswith("."))
-    assert fetchable == FETCHABLE
-    folder = source.fetch(fetchable)
-    assert {path: (folder / path).read_bytes() for path in fetchable} == {path: MODEL[path] for path in FETCHABLE}
+    assert listed == FETCHABLE
+    assert source.ignored == ["modeling_custom.py", "original/consolidated.safetensors", "pytorch_model.bin"]
+    folder = source.fetch(listed)
+    assert {path: (folder / path).read_bytes() for path in listed} == {path: MODEL[path] for path in FETCHABLE}
+
+
+def test_files_that_do_not_count_are_named_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"1\n")
+    (tmp_path / "model.bin").write_bytes(b"a pickle of many gigabytes")
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a name in Latin-1")
+
+    with patch("edgetune_jobs.sources.fingerprint", wraps=fingerprint) as read:
+        source = FolderSource(tmp_path.as_uri(), "spec.dataset.train", SourceKind.DATA)
+        assert [entry.path for entry in source.files] == ["a.jsonl"]
+        assert source.digest
+
+    assert source.ignored == ["caf?.txt", "model.bin"]
+    assert [call.args for call in read.call_args_list] == [(tmp_path / "a.jsonl",)]
+
+
+def test_a_data_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).write_text("{}")
+
+    with pytest.raises(InvalidInput, match=r"^spec\.source\.uri: the file name caf\?\.jsonl in .* is not UTF-8"):
+        FolderSource(tmp_path.as_uri(), "spec.source", SourceKind.DATA)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +290,21 @@ def test_folder_markers_are_no_files(s3_server: S3Server, s3_prefix: str, tmp_pa
     client.put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/base/config.json", Body=b"{}")
 
     assert [entry.path for entry in s3_model(s3_server, s3_prefix, tmp_path).files] == ["config.json"]
+
+
+def test_a_key_that_cannot_be_a_path_matters_only_if_it_counts(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    found = [RemoteObject(f"{s3_prefix}/base/{path}", 2, "etag", has_sha256=False) for path in ("a//b", "config.json")]
+
+    with patch.object(S3Bucket, "list", lambda *_: iter(found)):  # this server has no such keys; others do
+        source = s3_model(s3_server, s3_prefix, tmp_path)
+        found.append(RemoteObject(f"{s3_prefix}/base/a//b.jsonl", 2, "etag", has_sha256=False))
+        with pytest.raises(InvalidInput, match="has an empty part; rename the file"):
+            s3_model(s3_server, s3_prefix, tmp_path, SourceKind.DATA)
+
+    assert [entry.path for entry in source.files] == ["config.json"]
+    assert source.ignored == ["a//b"]
 
 
 def test_a_model_in_a_bucket_that_does_not_exist_is_invalid(s3_server: S3Server, tmp_path: Path) -> None:
