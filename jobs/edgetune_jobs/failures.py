@@ -19,8 +19,8 @@ _UNKNOWN_DIGEST = "0" * 64
 
 def failed_result(request: Request | None, error: BaseException) -> Result:
     """Result of a stage that ended with an error; without a request, of a stage that is not known."""
-    exit_code, message, step = _judge(error)
     stage, digest = (request.stage, request.digest) if request else (Stage.PREPARE, _UNKNOWN_DIGEST)
+    exit_code, message, step = _judge(error, stage)
     return Result.failed(stage, digest, exit_code, reason_for(exit_code), message, step)
 
 
@@ -29,7 +29,7 @@ def exit_code_of(result: Result) -> int:
     return ExitCode.DONE if result.failure is None else result.failure.exit_code
 
 
-def _judge(error: BaseException) -> tuple[int, str, int | None]:
+def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
     if isinstance(error, StageError):
         return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
     if isinstance(error, Stopped):
@@ -44,12 +44,15 @@ def _judge(error: BaseException) -> tuple[int, str, int | None]:
     if isinstance(error, MemoryError):
         return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
     if _is_out_of_gpu_memory(error):
-        message = (
-            f"out of GPU memory: {error}; lower training.microBatchSize or training.maxLength, or use a larger GPU"
-        )
-        return ExitCode.OUT_OF_GPU_MEMORY, message, None
+        return ExitCode.OUT_OF_GPU_MEMORY, f"out of GPU memory: {error}; {_how_to_fit(stage)}", None
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
+
+
+def _how_to_fit(stage: Stage) -> str:
+    if stage is Stage.TRAIN:
+        return "lower spec.training.microBatchSize or spec.training.maxLength, or use a profile with a larger GPU"
+    return f"use a profile whose resources give the stage {stage} a larger GPU, or none: it runs on a CPU too"
 
 
 def _says_disk_full(error: BaseException) -> bool:

@@ -12,6 +12,8 @@ TokenIds = Sequence[int]
 
 # Bounds the memory of keys and values: a model of 7 billion parameters keeps about 0.5 MB a token.
 _MOST_TOKENS = 16_384
+# Bounds the memory of logits when losses are computed: 1 GiB in float32.
+_MOST_LOGITS = 2**28
 
 
 def greedy_answers(
@@ -60,7 +62,7 @@ def mean_loss(
 
     total, tokens = 0.0, 0
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    for rows in batches(lengths, batch_size):
+    for rows in batches(lengths, batch_size, _MOST_LOGITS // model.get_output_embeddings().weight.shape[0]):
         ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
         learned = torch.zeros_like(mask)
         for index, row in enumerate(rows):
@@ -108,15 +110,17 @@ def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     )
 
 
-def batches(lengths: Sequence[int], most_rows: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], most_rows: int, most_tokens: int = _MOST_TOKENS) -> Iterator[list[int]]:
     """Row numbers in batches of like length, longest first, so that running out of memory shows at once.
 
-    A batch has at most `most_rows` rows and, padded, _MOST_TOKENS tokens; a longer row is a batch of its own.
+    A batch has at most `most_rows` rows and, padded, `most_tokens` tokens, and never more than _MOST_TOKENS; a longer
+    row is a batch of its own.
     """
+    bound = min(most_tokens, _MOST_TOKENS)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        rows = max(1, min(most_rows, _MOST_TOKENS // max(1, lengths[order[start]])))
+        rows = max(1, min(most_rows, bound // max(1, lengths[order[start]])))
         yield order[start : start + rows]
         start += rows
 

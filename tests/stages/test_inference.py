@@ -102,3 +102,15 @@ def test_batches_hold_all_rows_once_with_like_lengths_together_and_bounded() -> 
 
     assert list(inference.batches(lengths, 2)) == [[1], [2, 4], [3, 5], [0]]
     assert list(inference.batches([3_000] * 7, 32)) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert list(inference.batches([3_000] * 3, 32, 6_000)) == [[0, 1], [2]]
+
+
+def test_logits_of_a_batch_are_bounded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=1)
+    sizes: list[int] = []
+    monkeypatch.setattr(inference, "_MOST_LOGITS", 10 * model.config.vocab_size)
+
+    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, on_rows=sizes.append)
+
+    assert sizes == [1, 2, 1], "rows of 9, 5, 5 and 5 tokens in batches of up to 10"
+    assert loss == pytest.approx(alone, rel=1e-5)

@@ -262,7 +262,7 @@ def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns)
         ("memory", 14, "TransientFault", "ran out of memory; give it more"),
         ("disk", 14, "TransientFault", "the disk is full: "),
         ("disk_in_a_library", 14, "TransientFault", "the disk is full: "),
-        ("gpu_memory", 12, "OutOfGpuMemory", "out of GPU memory: CUDA out of memory. Tried to allocate 2 GiB; lower"),
+        ("gpu_memory", 12, "OutOfGpuMemory", "out of GPU memory: CUDA out of memory. Tried to allocate 2 GiB; use a"),
         ("gpu_memory_of_the_stage", 12, "OutOfGpuMemory", "it does not fit"),
         ("bug", 1, "InternalError", "KeyError: "),
         ("too_long", 1, "InternalError", "more than 4096"),

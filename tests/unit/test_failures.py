@@ -1,0 +1,35 @@
+"""What ended a stage, in words to the person who can mend it."""
+
+import pytest
+
+from edgetune_contract.request import Request, StoreLocation
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.failures import failed_result
+
+
+class OutOfMemoryError(RuntimeError):
+    """By its name and module what torch raises."""
+
+    __module__ = "torch"
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE])
+def test_a_stage_out_of_gpu_memory_is_given_the_advice_that_helps_it(stage: Stage) -> None:
+    spec = {"baseModel": {"uri": "s3://models/base"}, "dataset": {"train": {"uri": "s3://data/train.jsonl"}}}
+    request = Request(
+        namespace="team-a",
+        name="sensor-faults",
+        stage=stage,
+        digest="0" * 64,
+        store=StoreLocation(uri="s3://edgetune/team-a"),
+        parameters=Parameters.model_validate(spec),
+    )
+
+    failure = failed_result(request, OutOfMemoryError("CUDA out of memory.")).failure
+
+    assert failure is not None
+    assert (failure.exit_code, failure.reason) == (12, "OutOfGpuMemory")
+    assert failure.message.startswith("out of GPU memory: CUDA out of memory.; ")
+    assert ("lower spec.training.microBatchSize" in failure.message) == (stage is Stage.TRAIN)
+    assert (f"give the stage {stage} a larger GPU, or none" in failure.message) == (stage is not Stage.TRAIN)
