@@ -29,6 +29,14 @@ def main() -> int:
     except NotPossibleHere as reason:
         print(f"cluster: {reason}", file=sys.stderr)
         return _NOT_POSSIBLE
+    try:
+        return _perform(cluster, given)
+    except (RuntimeError, TimeoutError) as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+
+
+def _perform(cluster: Cluster, given: argparse.Namespace) -> int:
     match given.command:
         case "build":
             binaries.build(binaries.OF_CLUSTER)
