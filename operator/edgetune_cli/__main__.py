@@ -77,7 +77,7 @@ def run(
     document = _load(filename)
     folder = workdir.resolve()
     usable = _profiles(profiles, folder)
-    console = Console(stderr=output is not OutputFormat.TABLE, soft_wrap=True)
+    console = Console(stderr=output is not OutputFormat.TABLE, soft_wrap=True, markup=False)
     try:
         with ProgressView(console) as progress:
             ended = asyncio.run(run_object(document, folder, usable, progress))

@@ -1,5 +1,6 @@
 """Objects from YAML files, as a user writes them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import yaml
 
 from edgetune_operator.spec_check import Problem, check_object
 
+_MERGE = "tag:yaml.org,2002:merge"
 _URI_FIELDS = (("baseModel",), ("dataset", "train"), ("dataset", "eval"))
 
 
@@ -18,16 +20,24 @@ class UnusableFile(Exception):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML's own loader silently takes the last."""
+    """YAML as kubectl reads it: 2e-4 is a number, and a key that stands twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key) if isinstance(key, str) else None
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot and a sign in numbers with an exponent; YAML 1.2 and JSON do not.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
+)
 
 
 def load_object(path: Path) -> dict[str, Any]:
@@ -40,10 +50,29 @@ def load_object(path: Path) -> dict[str, Any]:
     if len(documents) != 1:
         raise UnusableFile(path, (f"holds {len(documents)} objects; this command takes one",))
     document = documents[0]
+    try:
+        if key := _strange_key(document):
+            raise UnusableFile(path, (f"the key {key} is not text",))
+    except RecursionError:
+        raise UnusableFile(path, ("refers to itself by an alias, or is nested too deep",)) from None
     _resolve_relative_uris(document, path.resolve().parent)
     if problems := check_object(document):
         raise UnusableFile(path, problems)
     return dict(document)
+
+
+def _strange_key(value: Any) -> str:
+    """A key that JSON cannot have, empty if there is none."""
+    if isinstance(value, list):
+        return next((key for item in value if (key := _strange_key(item))), "")
+    if not isinstance(value, dict):
+        return ""
+    for key, item in value.items():
+        if not isinstance(key, str):
+            return str(key)
+        if found := _strange_key(item):
+            return found
+    return ""
 
 
 def _load_documents(path: Path) -> list[Any]:

@@ -51,7 +51,7 @@ def get(
         table.add_row(
             metadata["namespace"], metadata["name"], status.phase, *(figures or ("",) * 6), _ready_message(status)
         )
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False).print(table)
 
 
 @app.command()
@@ -59,7 +59,7 @@ def describe(name: _Name, namespace: _Namespace = None) -> None:
     """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions and Events."""
     document = _read("get", _RESOURCE, name, *_scope(namespace), "-o", "json")
     status = read_status(document)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print(f"{document['metadata']['namespace']}/{name}: {status.phase}", style="bold", highlight=False)
     show_outcome(console, status, frozenset(row.name for row in status.stages))
     table = Table(title="\nConditions", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))

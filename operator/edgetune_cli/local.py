@@ -19,6 +19,8 @@ from edgetune_operator.api import ProgressStatus
 from edgetune_operator.profiles import Profile, ProfileStore
 from edgetune_operator.reconcile import Key
 
+_LONGEST_FILE_NAME = 200
+
 
 class ObjectBusy(Exception):
     """Another run works on the same object."""
@@ -32,7 +34,9 @@ class ObjectFolder:
 
     def path(self, key: Key) -> Path:
         """File of one object."""
-        return self._root / key.namespace / f"{key.name}.yaml"
+        # A name may be as long as a file's name, which has an ending besides.
+        name = key.name if len(key.name) <= _LONGEST_FILE_NAME else names.label_value(key.name)
+        return self._root / key.namespace / f"{name}.yaml"
 
     def read(self, key: Key) -> dict[str, Any] | None:
         """The object, or None if there was no run of it yet."""
@@ -43,7 +47,7 @@ class ObjectFolder:
         except (yaml.YAMLError, UnicodeDecodeError):
             # A view of the store's facts: without it, every stage finds its manifest.
             return None
-        return document if isinstance(document, dict) else None
+        return document if isinstance(document, dict) and "metadata" in document else None
 
     def write(self, key: Key, document: Mapping[str, Any]) -> None:
         """Replace the object in one step."""
@@ -101,12 +105,9 @@ class LocalCluster:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
+            holder = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
-            raise ObjectBusy(
-                f"{self._key.namespace}/{self._key.name}: another run (process {holder}) works on this object in "
-                f"{self._folder}; wait for it, stop it, or use another --workdir"
-            ) from None
+            raise ObjectBusy(f"{self._key.namespace}/{self._key.name}: {_busy(holder, self._folder)}") from None
         os.truncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         return self
@@ -179,6 +180,16 @@ class LocalCluster:
         if isinstance(line.get("progress"), dict):
             self._progress = _progress(line["progress"])
         self.changed.set()
+
+
+def _busy(holder: str, folder: Path) -> str:
+    """What holds an object's lock: a run, or a stage that outlives a run that was killed."""
+    if holder.isdigit() and not Path(f"/proc/{holder}").exists() and Path("/proc/self").exists():
+        return f"a stage of a run that was killed (process {holder}) is still ending; try again in a moment"
+    return (
+        f"another run (process {holder or 'unknown'}) works on this object in {folder}; "
+        "wait for it, stop it, or use another --workdir"
+    )
 
 
 def _progress(line: Mapping[str, Any]) -> ProgressStatus:

@@ -14,6 +14,7 @@ from rich.table import Table
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.plan import Outcome, View
+from edgetune_operator.run import ATTEMPT_FAILED
 from edgetune_operator.status import format_bytes, format_share
 
 _PLAIN_INTERVAL_SECONDS = 10.0
@@ -35,11 +36,12 @@ class ProgressView:
         self._stage: Stage | None = None
         self._last_line = 0.0
         self._last_text = ""
+        self._retry_text = ""
         self._bar: TaskID | None = None
         self._progress = Progress(
-            TextColumn("{task.description:9}"),
+            TextColumn("{task.description:9}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             console=console,
         )
@@ -84,6 +86,9 @@ class ProgressView:
             self._progress.stop_task(self._bar)
 
     def _show(self, stage: Stage, view: View, said: str) -> None:
+        if view.reason == ATTEMPT_FAILED and view.message != self._retry_text:
+            self._retry_text = view.message
+            self._console.print(view.message, style="yellow", highlight=False)
         text = _progress_text(view) or said or view.message.removeprefix(f"{stage}: ")
         if self._plain:
             due = time.monotonic() - self._last_line >= _PLAIN_INTERVAL_SECONDS
@@ -214,11 +219,11 @@ def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:
     if answers is None:
         return
     console.print("\nA held-out question, answered by", style="bold")
-    console.print(f"  [dim]prompt[/]  {_one_line(answers['prompt'])}", highlight=False)
+    console.print(f"  prompt  {_one_line(answers['prompt'])}", highlight=False)
     for model in ("base", "edge"):
         # The base is scored once for several runs: only the first of them has its answers.
         if answers.get(model):
-            console.print(f"  [dim]{model:6}[/]  {_one_line(answers[model])}", highlight=False)
+            console.print(f"  {model:6}  {_one_line(answers[model])}", highlight=False)
 
 
 def _read_answers(path: Path) -> dict[str, Any] | None:
@@ -231,8 +236,7 @@ def _read_answers(path: Path) -> dict[str, Any] | None:
 
 
 def _one_line(text: str) -> str:
-    # Square brackets would be read as markup.
-    return " ".join(text.split()).replace("[", r"\[")
+    return " ".join(text.split())
 
 
 def local_path(uri: str) -> Path:

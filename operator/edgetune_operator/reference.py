@@ -36,6 +36,7 @@ REASONS: Mapping[str, str] = {
     "ResultLost": "The stage ended without a readable result: it runs once more, then it has failed.",
     "DeadlineExceeded": "The stage took longer than spec.activeDeadlineSeconds.",
     "JobFailed": "The Job failed and left nothing that says why.",
+    "AttemptFailed": "An attempt failed and the next one is on its way; the message says why.",
     "InterruptedTooOften": "Stopped from outside more than 100 times; find out what stops the stage, then retry.",
     "OutOfMemory": "The container was killed at its memory limit, which the profile sets.",
 }

@@ -8,11 +8,12 @@ from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage, reason_for
 from edgetune_operator import names
 from edgetune_operator.api import ArtifactStatus, LoraFineTuneSpec, PublicationStatus, StageState, StageStatus
-from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
+from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
 
 # Stays in the row until the stage is done, so that a message that never arrives is noticed the second time.
 _RESULT_LOST = "ResultLost"
+ATTEMPT_FAILED = "AttemptFailed"
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
@@ -216,15 +217,20 @@ def _failure(job: JobObservation, spec: LoraFineTuneSpec) -> tuple[str, str]:
     ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) and not pod.disrupted]
     if not ended:
         return job.reason or "JobFailed", job.message or "the Job failed and left no Pod that says why"
-    last = ended[-1]
-    result = last.result
+    reason, message = _told(ended[-1])
     attempts = f" (attempt {job.attempts}, spec.retryLimit is {spec.retry_limit})" if job.attempts > 1 else ""
+    return reason, message + attempts
+
+
+def _told(pod: PodObservation) -> tuple[str, str]:
+    """Why an attempt failed: in the stage's own words, else in the kubelet's."""
+    result = pod.result
     if result is not None and result.failure is not None:
-        return result.failure.reason, result.failure.message + attempts
-    if last.reason == "OOMKilled":
-        return "OutOfMemory", f"the container was killed at its memory limit; raise it in the profile{attempts}"
-    said = f": {last.message}" if last.message else ""
-    return reason_for(last.exit_code or 0), f"exit code {last.exit_code}{said}{attempts}"
+        return result.failure.reason, result.failure.message
+    if pod.reason == "OOMKilled":
+        return "OutOfMemory", "the container was killed at its memory limit; raise it in the profile"
+    said = f": {pod.message}" if pod.message else ""
+    return reason_for(pod.exit_code or 0), f"exit code {pod.exit_code}{said}"
 
 
 def _waiting(job: JobObservation) -> tuple[str, str]:
@@ -232,10 +238,13 @@ def _waiting(job: JobObservation) -> tuple[str, str]:
     newest = job.pods[-1] if job.pods else None
     if newest is not None and newest.phase == "Pending" and newest.reason:
         return newest.reason, newest.message
-    interrupted = [pod for pod in job.pods if pod.interrupted]
-    if not interrupted:
+    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) or pod.interrupted]
+    if not ended:
         return "JobRunning", ""
-    result = interrupted[-1].result
+    result = ended[-1].result
+    if not ended[-1].interrupted:
+        reason, message = _told(ended[-1])
+        return ATTEMPT_FAILED, f"an attempt failed and is tried again: {reason}: {message}"
     step = result.failure.step if result is not None and result.failure is not None else None
     goes_on = (
         f"goes on from the checkpoint of step {step}" if step is not None else "goes on from its newest checkpoint"

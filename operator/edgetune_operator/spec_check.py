@@ -15,6 +15,26 @@ from edgetune_operator.api import LoraFineTuneSpec
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 
+_METADATA_FIELDS = frozenset(
+    {
+        "annotations",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
+
 
 class Problem(Model):
     """One thing that is wrong with an object."""
@@ -87,7 +107,9 @@ def check_object(document: Any) -> tuple[Problem, ...]:
 def _metadata_problems(metadata: Any) -> list[Problem]:
     if not isinstance(metadata, dict) or metadata.get("name") is None:
         return [Problem(path="metadata.name", message="is required")]
-    problems = []
+    problems = [
+        Problem(path=f"metadata.{key}", message="unknown field") for key in metadata if key not in _METADATA_FIELDS
+    ]
     if not _is_text(metadata["name"], _SUBDOMAIN, 253):
         message = f"must be lower-case letters, digits, '-' and '.', at most 253, is {metadata['name']!r}"
         problems.append(Problem(path="metadata.name", message=message))

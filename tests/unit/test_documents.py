@@ -89,3 +89,27 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> Non
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(UnusableFile, match="No such file or directory"):
         load_object(tmp_path / "missing.yaml")
+
+
+def test_numbers_and_merge_keys_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "object.yaml"
+    file.write_text(
+        VALID + "  training: &t {learningRate: 2e-4, weightDecay: 1E-2}\n  lora: {<<: {rank: 8}, alpha: 16}\n"
+    )
+    spec = load_object(file)["spec"]
+    assert (spec["training"]["learningRate"], spec["training"]["weightDecay"]) == (0.0002, 0.01)
+    assert spec["lora"] == {"rank": 8, "alpha": 16}
+
+
+def test_an_object_that_refers_to_itself_says_so(tmp_path: Path) -> None:
+    message = problems_of(tmp_path, VALID.replace("spec:", "spec: &s") + "  lora: *s\n")
+    assert message == "/object.yaml: refers to itself by an alias, or is nested too deep"
+
+
+def test_a_key_that_is_no_text_says_so(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, VALID + "  2024-01-01: x\n") == "/object.yaml: the key 2024-01-01 is not text"
+
+
+def test_a_misspelled_metadata_field_is_refused(tmp_path: Path) -> None:
+    message = problems_of(tmp_path, VALID.replace("name: sensor-faults", "name: a, nmaespace: foo"))
+    assert message == "/object.yaml: metadata.nmaespace: unknown field"

@@ -320,3 +320,14 @@ def test_a_result_without_what_its_stage_owes_is_as_good_as_lost(stage: Stage, o
     scenario.reconcile()
 
     assert scenario.row(stage).reason == "ResultLost"
+
+
+def test_a_failed_attempt_that_is_tried_again_is_told_at_once(training: Scenario) -> None:
+    digest = training.request.digest
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.TRANSIENT, "the disk is full"))
+    training.cluster.start_pod(training.live_job)
+
+    training.reconcile()
+
+    told = "train: an attempt failed and is tried again: TransientFault: the disk is full"
+    assert training.condition("Reconciling") == ("True", "AttemptFailed", told)

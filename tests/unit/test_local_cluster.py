@@ -1,0 +1,66 @@
+"""Objects of local runs, and what people see of them."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from edgetune_cli.local import LocalCluster, ObjectBusy, ObjectFolder
+from edgetune_cli.show import show_outcome
+from edgetune_operator.api import LoraFineTuneStatus
+from edgetune_operator.reconcile import Key
+
+KEY = Key("team-a", "sensor-faults")
+
+
+def test_a_changed_spec_is_a_new_generation_and_an_equal_one_is_not(tmp_path: Path) -> None:
+    objects = ObjectFolder(tmp_path)
+    generations = [
+        objects.apply(KEY, spec, retry="token")["metadata"]["generation"] for spec in ({"a": 1}, {"a": 1}, {"a": 2})
+    ]
+    assert generations == [1, 1, 2]
+
+
+def test_the_longest_name_of_a_cluster_has_a_file_too(tmp_path: Path) -> None:
+    objects = ObjectFolder(tmp_path)
+    longest = Key("default", ".".join(["a" * 63] * 3 + ["b" * 61]))
+    objects.apply(longest, {}, retry="")
+    stored = objects.read(longest)
+    assert stored is not None
+    assert stored["metadata"]["name"] == longest.name
+
+
+@pytest.mark.parametrize("content", [b"a: [b", b"\xff\xfe", b"just text", b"a: 1"])
+def test_a_damaged_object_file_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    objects = ObjectFolder(tmp_path)
+    objects.apply(KEY, {}, retry="")
+    objects.path(KEY).write_bytes(content)
+    assert objects.read(KEY) is None
+    assert objects.apply(KEY, {}, retry="")["metadata"]["generation"] == 1
+
+
+def test_a_second_run_of_an_object_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    async def twice() -> None:
+        async with LocalCluster(tmp_path, KEY), LocalCluster(tmp_path, KEY):
+            pass
+
+    with pytest.raises(ObjectBusy, match=r"team-a/sensor-faults: another run \(process \d+\) works on this object"):
+        asyncio.run(twice())
+
+
+def test_a_lock_that_outlives_its_run_is_told_apart_from_a_second_run(tmp_path: Path) -> None:
+    async def twice() -> None:
+        async with LocalCluster(tmp_path, KEY) as first:
+            first.objects.path(KEY).with_suffix(".lock").write_text("999999999")
+            async with LocalCluster(tmp_path, KEY):
+                pass
+
+    with pytest.raises(ObjectBusy, match=r"a stage of a run that was killed .* is still ending"):
+        asyncio.run(twice())
+
+
+def test_brackets_in_what_is_shown_are_no_markup() -> None:
+    console = Console(markup=False, record=True, width=120)
+    show_outcome(console, LoraFineTuneStatus(warnings=("see [/v2]/x and [red]y",)), frozenset())
+    assert "Warning: see [/v2]/x and [red]y" in console.export_text()
