@@ -233,6 +233,13 @@ def create(apiserver: ApiServer, name: str) -> None:
     assert reply.accepted, reply.message
 
 
+def suspend(apiserver: ApiServer, name: str) -> bool:
+    """Suspend an object; False if its status was written in between."""
+    current = apiserver.request("GET", f"{OBJECTS}/{name}").body
+    current["spec"]["suspend"] = True
+    return apiserver.request("PUT", f"{OBJECTS}/{name}", current).accepted
+
+
 def test_the_installed_rights_are_enough_for_the_operator(apiserver: ApiServer, operator: RunningOperator) -> None:
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other:1"}]}}
     foreign = {"metadata": {"name": prepare_job("taken")}, "spec": {"template": template}}
@@ -245,9 +252,7 @@ def test_the_installed_rights_are_enough_for_the_operator(apiserver: ApiServer, 
     operator.waits_for("Event", lambda: "PrepareStarted" in operator.events())
     operator.waits_for("look at the foreign Job", lambda: operator.ready_reason("taken") == "JobNameTaken")
 
-    current = apiserver.request("GET", f"{OBJECTS}/first").body
-    current["spec"]["suspend"] = True
-    assert apiserver.request("PUT", f"{OBJECTS}/first", current).accepted
+    operator.waits_for("edit", lambda: suspend(apiserver, "first"))
     job = f"{JOBS}/{prepare_job('first')}"
     operator.waits_for("deletion", lambda: "deletionTimestamp" in apiserver.request("GET", job).body["metadata"])
     operator.waits_for("rest", lambda: operator.status("first").get("phase") == "Suspended")
