@@ -11,7 +11,7 @@ from edgetune_jobs.signals import StopSignals
 
 if TYPE_CHECKING:
     from edgetune_contract.stages import Stage
-    from edgetune_jobs.stage_run import StageBody
+    from edgetune_jobs.stage_run import StageCode
 
 _ENVIRONMENT = """environment:
   EDGETUNE_REQUEST          the request, as JSON
@@ -37,8 +37,8 @@ def main() -> NoReturn:
     run_process()
 
 
-def run_process(load_body: "Callable[[Stage], StageBody] | None" = None) -> NoReturn:
-    """Run a stage with bodies from `load_body`, by default the stages' own, and end the process with its exit code.
+def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoReturn:
+    """Run a stage with code from `load_code`, by default the stages' own, and end the process with its exit code.
 
     Progress goes to stdout as JSON lines, everything else to stderr.
     """
@@ -52,9 +52,9 @@ def run_process(load_body: "Callable[[Stage], StageBody] | None" = None) -> NoRe
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    from edgetune_jobs.runtime import load_stage_body, run_stage
+    from edgetune_jobs.runtime import load_stage_code, run_stage
 
-    exit_code = run_stage(os.environ, signals, stream, load_body or load_stage_body)
+    exit_code = run_stage(os.environ, signals, stream, load_code or load_stage_code)
     sys.stdout.flush()
     sys.stderr.flush()
     # The result is told: neither a transfer that hangs in a thread nor a library's exit handler may change it.

@@ -54,7 +54,15 @@ class Access:
 
             token = read_secret(self.credentials_folder, "HF_TOKEN") if self.credentials_folder else None
             return HubSource(base.uri, base.revision, BASE_FIELD, token, target)
-        return self._open(base.uri, BASE_FIELD, SourceKind.MODEL, target)
+        return self.open_model(base.uri, target)
+
+    def open_model(self, uri: str, target: Path) -> Source:
+        """A model in a folder or in S3.
+
+        Raises:
+            InvalidInput: there is nothing at the URI.
+        """
+        return self._open(uri, BASE_FIELD, SourceKind.MODEL, target)
 
     def open_data(self, data: DataSource, field: str, target: Path) -> Source:
         """A data set; `field` is its path in the spec.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
+from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput, TransientFault
 from edgetune_jobs.stage import Progress, Source
 from edgetune_jobs.store import (
     DamagedObject,
@@ -55,11 +55,28 @@ def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path
         raise InvalidInput(
             f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; {HOW_TO_RETRY}"
         )
-    attempt = mirrored.files[0].path.partition("/")[0]
+    attempt = _attempt_of(mirrored)
     try:
         return store.fetch_folder(f"{folder}/{attempt}", files_below(mirrored.files, attempt), target)
     except DamagedObject as error:
         raise DamagedObject(f"the copy of {uri}: {error}; {how_to_make_anew(store, folder)}") from error
+
+
+def mirror_uri(store: Store, base_digest: str) -> str:
+    """URI of the folder that holds the copy of a model.
+
+    Raises:
+        TransientFault: there is no copy.
+    """
+    folder = _folder(base_digest)
+    mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
+    if mirrored is None or not mirrored.files:
+        raise TransientFault(f"{uri_of(store, folder)} was removed meanwhile; try again")
+    return uri_of(store, f"{folder}/{_attempt_of(mirrored)}")
+
+
+def _attempt_of(mirrored: FileList) -> str:
+    return mirrored.files[0].path.partition("/")[0]
 
 
 def _folder(base_digest: str) -> str:

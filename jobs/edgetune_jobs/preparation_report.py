@@ -61,8 +61,7 @@ class Preparation:
         return {
             "baseBytes": self.base.bytes,
             "baseParameters": self.base.parameters,
-            "expectedTrainableParameters": self.trainable_parameters,
-            "estimatedTrainingBytes": self.memory.total,
+            **training_figures(self.targets, self.parameters, self.memory),
             "trainExamples": self.train.examples,
             "evalExamples": self.evaluation.examples,
             "trainTokens": self.train.kept,
@@ -95,6 +94,16 @@ class Preparation:
             "estimatedTrainingBytes": {**asdict(self.memory), "total": self.memory.total},
             "warnings": list(self.warnings),
         }
+
+
+def training_figures(
+    targets: Sequence[LinearLayer], parameters: Parameters, memory: TrainingMemory
+) -> dict[str, float]:
+    """The figures that depend on how the base is trained, and not on the rows alone."""
+    return {
+        "expectedTrainableParameters": trainable_parameters(targets, parameters.lora.rank),
+        "estimatedTrainingBytes": memory.total,
+    }
 
 
 def cut_warning(train: TokenCount, max_length: int) -> list[str]:

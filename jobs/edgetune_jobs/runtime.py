@@ -16,22 +16,22 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.failures import BUG, exit_code_of, failed_result
 from edgetune_jobs.settings import Settings, prepare_process, termination_log
 from edgetune_jobs.signals import StopSignals
-from edgetune_jobs.stage_run import StageBody, StageRun
+from edgetune_jobs.stage_run import StageCode, StageRun
 
 logger = logging.getLogger(__name__)
 
 
-def load_stage_body(stage: Stage) -> StageBody:
-    """The function `run` of the stage's module; no other stage's module is imported."""
-    body: StageBody = importlib.import_module(f"edgetune_jobs.stages.{stage}").run
-    return body
+def load_stage_code(stage: Stage) -> StageCode:
+    """The functions of the stage's module; no other stage's module is imported. Only prepare has a `recheck`."""
+    module = importlib.import_module(f"edgetune_jobs.stages.{stage}")
+    return StageCode(module.run, module.recheck if stage is Stage.PREPARE else None)
 
 
 def run_stage(
     environment: Mapping[str, str],
     signals: StopSignals,
     stream: TextIO,
-    load_body: Callable[[Stage], StageBody] = load_stage_body,
+    load_code: Callable[[Stage], StageCode] = load_stage_code,
 ) -> int:
     """Run the stage that the environment asks for, and leave its result in the termination log.
 
@@ -39,7 +39,7 @@ def run_stage(
         environment: see Settings.
         signals: what ends the stage before its time; installed.
         stream: progress goes to it as JSON lines.
-        load_body: gives the function that does the stage's work.
+        load_code: gives the functions that do the stage's work.
 
     Returns:
         The exit code of the contract.
@@ -49,7 +49,7 @@ def run_stage(
         with signals.immediate():
             settings = Settings.from_environment(environment)
             request = _decode(settings.request)
-            result = _run_in_folder(request, settings, signals, stream, load_body)
+            result = _run_in_folder(request, settings, signals, stream, load_code)
     except BaseException as error:
         result = failed_result(request, error)
         is_bug = exit_code_of(result) == BUG
@@ -73,7 +73,7 @@ def _run_in_folder(
     settings: Settings,
     signals: StopSignals,
     stream: TextIO,
-    load_body: Callable[[Stage], StageBody],
+    load_code: Callable[[Stage], StageCode],
 ) -> Result:
     """Run in a new folder below the work folder, which is removed in the end."""
     try:
@@ -87,7 +87,7 @@ def _run_in_folder(
     try:
         asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
         prepare_process(folder, online=asks_hub)
-        return StageRun(request, settings, signals, stream, load_body, folder).run()
+        return StageRun(request, settings, signals, stream, load_code, folder).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

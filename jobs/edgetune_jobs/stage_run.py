@@ -8,6 +8,7 @@ request ── manifest there? ── yes ────────────�
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -19,7 +20,7 @@ from edgetune_jobs.checkpoint import StoreCheckpoints
 from edgetune_jobs.connect import Access, open_sources
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.inputs import BASE_SCORES, SCORES_FILE, InputGatherer, digests_of_run, read_manifest
-from edgetune_jobs.mirror import mirror_model
+from edgetune_jobs.mirror import mirror_model, mirror_uri
 from edgetune_jobs.outputs import Attempt, library_versions, probe
 from edgetune_jobs.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.publisher import Pointer, StorePublisher
@@ -29,6 +30,17 @@ from edgetune_jobs.stage import Source, StageContext, StageOutput
 from edgetune_jobs.store import Conflict
 
 StageBody = Callable[[StageContext], StageOutput]
+Recheck = Callable[[StageContext, Mapping[str, float]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StageCode:
+    """What a stage's module offers."""
+
+    run: StageBody
+    recheck: Recheck | None = None
+    """Looks again, when the stage is done already, at what depends on fields that its digest does not cover: from the
+    stage's metrics to those that changed."""
 
 
 class StageRun:
@@ -40,7 +52,7 @@ class StageRun:
         settings: Settings,
         signals: StopSignals,
         stream: TextIO,
-        load_body: Callable[[Stage], StageBody],
+        load_code: Callable[[Stage], StageCode],
         folder: Path,
     ) -> None:
         """Open the store; nothing is asked for yet.
@@ -50,13 +62,13 @@ class StageRun:
             settings: the process's environment.
             signals: what ends the stage before its time.
             stream: progress goes to it as JSON lines.
-            load_body: gives the function that does the stage's work.
+            load_code: gives the functions that do the stage's work.
             folder: everything temporary goes below it.
         """
         self._started = time.monotonic()
         self._request = request
         self._signals = signals
-        self._load_body = load_body
+        self._load_code = load_code
         self._folder = folder
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
@@ -81,7 +93,7 @@ class StageRun:
         standing = self._read_manifest()
         if standing is not None:
             self._mirror_base(sources)
-            return self._answer(standing, resolved, cached=True)
+            return self._answer(self._recheck(standing, sources, resolved), resolved, cached=True)
         return self._do(sources, resolved)
 
     def _resolve(self, sources: Mapping[str, Source]) -> Resolved:
@@ -110,8 +122,7 @@ class StageRun:
 
     def _do(self, sources: Mapping[str, Source], resolved: Resolved) -> Result:
         probe(self._store)
-        gatherer = InputGatherer(self._request, resolved, self._access, self._store, self._progress)
-        context = self._context(sources, gatherer)
+        context = self._context(sources, resolved)
         output = self._run_body(context)
         self._mirror_base(sources)
         result = Result(
@@ -126,10 +137,23 @@ class StageRun:
         )
         return self._store_output(output, context.output, result, resolved)
 
-    def _context(self, sources: Mapping[str, Source], gatherer: InputGatherer) -> StageContext:
+    def _recheck(self, standing: Manifest, sources: Mapping[str, Source], resolved: Resolved) -> Manifest:
+        """The manifest with the metrics that this request's other fields change."""
+        recheck = self._load_code(self._request.stage).recheck
+        if recheck is None:
+            return standing
+        if self._is_base_of_hub:
+            mirror = mirror_uri(self._store, resolved.base)
+            sources = {**sources, "base": self._access.open_model(mirror, self._folder / "mirror")}
+        result = standing.result
+        metrics = {**result.metrics, **recheck(self._context(sources, resolved), result.metrics)}
+        return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
+
+    def _context(self, sources: Mapping[str, Source], resolved: Resolved) -> StageContext:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
         request = self._request
+        gatherer = InputGatherer(request, resolved, self._access, self._store, self._progress)
         is_publish = request.stage is Stage.PUBLISH
         return StageContext(
             request=request,
@@ -148,7 +172,7 @@ class StageRun:
         return StoreCheckpoints(self._store, self._digests[Stage.TRAIN], keep)
 
     def _run_body(self, context: StageContext) -> StageOutput:
-        body = self._load_body(self._request.stage)
+        body = self._load_code(self._request.stage).run
         if self._request.stage is Stage.TRAIN:
             with self._serving_metrics(), self._signals.deferred():  # it writes a checkpoint and ends by itself
                 output = body(context)
@@ -161,9 +185,13 @@ class StageRun:
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
 
+    @property
+    def _is_base_of_hub(self) -> bool:
+        return self._request.parameters.base_model.uri.startswith("hf://")
+
     def _mirror_base(self, sources: Mapping[str, Source]) -> None:
         """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
-        if self._request.stage is Stage.PREPARE and self._request.parameters.base_model.uri.startswith("hf://"):
+        if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
             mirror_model(self._store, sources["base"], self._progress)
 
     def _store_output(self, output: StageOutput, folder: Path, result: Result, resolved: Resolved) -> Result:

@@ -300,3 +300,36 @@ def test_a_stop_ends_the_stage_and_leaves_nothing(workplace: Workplace, moment: 
         prepare.run(context)
     assert list(context.output.iterdir()) == []
     assert len(workplace.progress.updates) == (0 if moment == "the data was read" else 1)
+
+
+def test_prepared_data_are_checked_again_for_fields_that_do_not_change_them(workplace: Workplace) -> None:
+    prepared, _ = workplace.run(lora={"rank": 4, "targetModules": "Minimal"}, training={"maxLength": 64})
+    fresh, _ = workplace.run(lora={"rank": 8, "targetModules": "AllLinear"}, training={"maxLength": 64})
+
+    figures = prepare.recheck(
+        workplace.context(lora={"rank": 8, "targetModules": "AllLinear"}, training={"maxLength": 64}), prepared.metrics
+    )
+
+    assert set(figures) == {"expectedTrainableParameters", "estimatedTrainingBytes"}
+    assert {**prepared.metrics, **figures} == fresh.metrics
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer gone_proj"),
+        (
+            {"training": {"packing": True}},
+            r"spec\.training\.maxLength: packed sequences .* 256 tokens, .* 255 or less",
+        ),
+    ],
+)
+def test_prepared_data_that_the_base_cannot_be_trained_on_as_asked_are_refused(
+    workplace: Workplace, spec: dict[str, Any], reason: str
+) -> None:
+    config = workplace.folder / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 255}))
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput, match=reason):
+        prepare.recheck(workplace.context(**spec), prepared.metrics)

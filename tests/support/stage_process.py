@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgetune_contract.request import ModelScores, Scores
@@ -19,7 +19,7 @@ from edgetune_jobs import runtime
 from edgetune_jobs.__main__ import run_process
 from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.stage_run import StageBody
+from edgetune_jobs.stage_run import StageBody, StageCode
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
 ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
@@ -65,6 +65,12 @@ def work(context: StageContext) -> StageOutput:
         warnings=["few rows"],
         scores=SCORES if stage is Stage.EVALUATE else None,
     )
+
+
+def look_again(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
+    """Read the base, and make a figure that depends on a field outside of prepare's digest."""
+    (context.sources["base"].fetch(["config.json"]) / "config.json").read_bytes()
+    return {"weights": known["rows"] * context.request.parameters.lora.rank}
 
 
 def hang(context: StageContext) -> StageOutput:
@@ -157,12 +163,12 @@ BEHAVIOURS: dict[str, StageBody] = {
 }
 
 
-def load_body(stage: Stage) -> StageBody:
+def load_code(stage: Stage) -> StageCode:
     """The body that the environment names; publish is the real one."""
     if stage is Stage.PUBLISH:
-        return runtime.load_stage_body(stage)
-    return BEHAVIOURS[os.environ.get(BEHAVIOUR, "work")]
+        return runtime.load_stage_code(stage)
+    return StageCode(BEHAVIOURS[os.environ.get(BEHAVIOUR, "work")], look_again if stage is Stage.PREPARE else None)
 
 
 if __name__ == "__main__":
-    run_process(load_body)
+    run_process(load_code)

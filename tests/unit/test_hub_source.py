@@ -79,6 +79,17 @@ def test_a_model_that_is_mirrored_already_is_not_fetched_again(runs: StageRuns, 
     assert hub.fetched == []
 
 
+def test_prepare_that_is_done_looks_again_at_the_mirror_and_not_at_the_hub(runs: StageRuns, hub: FakeHub) -> None:
+    assert runs.run(Stage.PREPARE).exit_code == 0
+    hub.fetched.clear()
+
+    again = runs.run(Stage.PREPARE)
+
+    assert again.exit_code == 0, again.stderr
+    assert (again.result.cached, again.result.metrics["weights"]) == (True, 48)
+    assert hub.fetched == []
+
+
 def test_a_mirror_that_was_deleted_is_named_and_a_retry_copies_the_model_again(runs: StageRuns) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     LocalFolderStore(runs.store.uri).delete_tree("sources")

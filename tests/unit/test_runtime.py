@@ -126,6 +126,17 @@ def test_prepare_answers_with_what_it_resolved_and_its_content_digest(runs: Stag
     assert prepare.result.digest != runs.request(Stage.PREPARE).digest
 
 
+def test_prepare_that_is_done_looks_again_at_what_its_digest_does_not_cover(runs: StageRuns) -> None:
+    assert runs.run(Stage.PREPARE).exit_code == 0
+    runs.parameters = parameters(runs.folder, lora={"rank": 8})
+
+    again = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="bug")
+
+    assert again.exit_code == 0, again.stderr
+    assert again.result.cached
+    assert again.result.metrics == {"rows": 3, "weights": 24}
+
+
 def test_prepare_reports_which_later_stages_are_done(published: StageRuns) -> None:
     prepare = published.run(Stage.PREPARE)
 

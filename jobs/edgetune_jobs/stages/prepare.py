@@ -1,7 +1,7 @@
 """prepare: base and data are inspected and counted; every row becomes tokens, or the run ends with its reason."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.examples import Example, RowParser
 from edgetune_jobs.libraries import prepare_libraries
 from edgetune_jobs.memory import estimate_training
-from edgetune_jobs.preparation_report import Preparation, TokenCount, cut_warning
+from edgetune_jobs.preparation_report import Preparation, TokenCount, cut_warning, training_figures
 from edgetune_jobs.prepared_data import RowWriter, open_eval, open_train, write_report
 from edgetune_jobs.problems import Problems
 from edgetune_jobs.rows import BadRow
@@ -88,6 +88,28 @@ def run(context: StageContext) -> StageOutput:
         warnings=preparation.warnings,
         resolved=_resolved(context),
     )
+
+
+def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
+    """Look again at what depends on fields outside of the prepared data's digest: whether the base can be trained so.
+
+    Args:
+        context: work order with the source base.
+        known: metrics of the prepared data.
+
+    Returns:
+        The metrics that these fields change.
+
+    Raises:
+        InvalidInput: the base lacks a target module, or was not made for sequences of this length.
+    """
+    parameters = context.request.parameters
+    context.progress.say("inspecting the base model")
+    base = inspect_base(context.sources["base"])
+    targets = targeted_layers(base, parameters.lora)
+    longest = min(int(known["tokensMax"]), parameters.training.max_length)
+    _check_positions(base, parameters, longest)
+    return training_figures(targets, parameters, estimate_training(base, targets, parameters, longest))
 
 
 def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
@@ -214,8 +236,17 @@ def _check_fit(base: BaseModel, parameters: Parameters, *counts: TokenCount) -> 
             f"spec.baseModel: its tokenizer makes token {largest}, but its embedding has {base.vocabulary:,} rows: "
             "tokenizer and weights are not of the same model"
         )
+    _check_positions(base, parameters, max(count.longest_kept for count in counts))
+
+
+def _check_positions(base: BaseModel, parameters: Parameters, longest_example: int) -> None:
+    """Check that the base was made for sequences as long as those of training.
+
+    Raises:
+        InvalidInput: it was not.
+    """
     training = parameters.training
-    longest = training.max_length if training.packing else max(count.longest_kept for count in counts)
+    longest = training.max_length if training.packing else longest_example
     if base.max_positions is not None and longest > base.max_positions:
         what = "packed sequences" if training.packing else "the longest example"
         raise InvalidInput(
