@@ -1,6 +1,6 @@
 """The rows of one run: what earlier passes recorded, brought up to date with the Jobs that a pass observed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from edgetune_contract.digest import prepare_digest, stage_digests
@@ -47,17 +47,13 @@ class Run:
         return run
 
     def _answer_retry(self) -> None:
-        """A new generation makes failed stages pending; a new retry token all of them.
-
-        What the status says may have gone from the store since: prepare looks at the inputs again, and says which
-        stages after it have their manifests.
-        """
+        """A new retry token, or a new generation, makes failed stages pending; a token also checks the inputs again."""
         snapshot = self._snapshot
         live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
         asked = snapshot.new_retry and (not live or any(job.retry == snapshot.new_retry for job in live))
         edited = snapshot.generation != snapshot.previous.observed_generation
         for stage, row in self.rows.items():
-            if asked or (edited and row.state is StageState.FAILED):
+            if (asked and stage is Stage.PREPARE) or ((asked or edited) and row.state is StageState.FAILED):
                 self.rows[stage] = StageStatus(name=stage, digest=row.digest)
                 self._reset.add(stage)
 
@@ -153,9 +149,18 @@ class Run:
         if stage is Stage.PREPARE and result.resolved is not None:
             self.resolved = result.resolved
             self._rekey(result.resolved)
-            for later in result.done:
-                if self.rows[later.stage].state not in _DONE and self._is_whole(later.stage, later):
-                    self._succeed(later.stage, later.model_copy(update={"cached": True}), seconds=later.seconds)
+            self._take_from_store(result.done)
+
+    def _take_from_store(self, results: Sequence[Result]) -> None:
+        """The stages after prepare as the store has them: manifests are facts, what the status said is a view."""
+        done = {result.stage: result for result in results if self._is_whole(result.stage, result)}
+        for stage, row in list(self.rows.items()):
+            if stage in done and row.state not in _DONE:
+                self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)
+            elif stage is not Stage.PREPARE and stage not in done and row.state is StageState.SUCCEEDED:
+                # Gone from the store, or left out of a long message: then a short run finds it.
+                self.rows[stage] = StageStatus(name=stage, digest=row.digest)
+                self._reset.add(stage)
 
     def _take_outputs(self, result: Result) -> None:
         made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)

@@ -363,7 +363,8 @@ def test_a_retry_makes_anew_what_has_gone_from_the_store_in_the_meantime() -> No
     scenario.manifests.clear()
 
     scenario.change(scenario.builder.with_retry_requested("look again"))
-    scenario.reconcile()  # the ended Jobs go first
+    scenario.reconcile()  # prepare's ended Job goes first
+    scenario.finish_all()  # prepare finds nothing in the store, and the other ended Jobs go
     scenario.finish_all()
 
     assert scenario.status.phase == "Succeeded"
