@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+
 from support.fault_proxy import FaultProxy, running_proxy
 from support.versitygw import S3Server, running_server
 
