@@ -133,3 +133,7 @@ def _run(*arguments: str) -> None:
 def _fail(message: str) -> NoReturn:
     typer.secho(message, fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
