@@ -43,6 +43,7 @@ class AdapterTrainer(SFTTrainer):
     def create_model_card(self, *_args: Any, **_options: Any) -> None:
         """Write no README.md."""
 
+    # The parameters of this and the callbacks below are those by which the library calls them.
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         save_adapter(self.model, Path(output_dir or self.args.output_dir), self._base)
 

@@ -115,6 +115,7 @@ def _import_stages() -> None:
     from edgetune_jobs.libraries import prepare_libraries
 
     prepare_libraries()
+    # Only loaded: what importing takes is not the stages' time.
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401

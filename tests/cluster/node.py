@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster import binaries
@@ -145,11 +146,14 @@ class Node:
     def _pod_networks(self) -> list[Path]:
         return list((self.run.path / "state" / "io.containerd.grpc.v1.cri" / "netns").glob("cni-*"))
 
+    def _is_deleted(self, task: str) -> bool:
+        return self._ctr("tasks", "delete", task) is not None
+
     def _kill_tasks(self) -> None:
         """End containers that kubelet did not end: it was gone, or was not given the time."""
         for task in (self._ctr("tasks", "list", "-q") or "").split():
             self._ctr("tasks", "kill", "--signal", "SIGKILL", "--all", task)
-            wait_for(lambda task=task: self._ctr("tasks", "delete", task) is not None, 5)  # type: ignore[misc]
+            wait_for(partial(self._is_deleted, task), 5)
         for container in (self._ctr("containers", "list", "-q") or "").split():
             self._ctr("containers", "delete", container)
 

@@ -24,6 +24,13 @@ def run(job: processes.ProcessJob) -> Any:
     return observation(job)
 
 
+async def stop_when_ready(job: processes.ProcessJob, ready: asyncio.Event) -> None:
+    task = asyncio.create_task(job.run())
+    await asyncio.wait_for(ready.wait(), timeout=30)
+    await job.stop()
+    await asyncio.wait_for(task, timeout=30)
+
+
 def failing_once(marker: Path, exit_code: int) -> str:
     return (
         f"import pathlib; marker = pathlib.Path({str(marker)!r}); tried = marker.exists(); marker.touch()\n"
@@ -103,13 +110,7 @@ def test_stop_sends_sigterm_and_waits_for_the_stage_to_end_by_itself(tmp_path: P
     ready = asyncio.Event()
     job = process_job(script, tmp_path, on_line=lambda _: ready.set())
 
-    async def stop_when_ready() -> None:
-        task = asyncio.create_task(job.run())
-        await asyncio.wait_for(ready.wait(), timeout=30)
-        await job.stop()
-        await asyncio.wait_for(task, timeout=30)
-
-    asyncio.run(stop_when_ready())
+    asyncio.run(stop_when_ready(job, ready))
     assert [pod.exit_code for pod in observation(job).pods] == [75]
     assert observation(job).state is JobState.LIVE
 
@@ -120,13 +121,7 @@ def test_stop_kills_a_stage_that_ignores_sigterm_after_the_grace_period(tmp_path
     job = process_job(script, tmp_path, on_line=lambda _: ready.set())
     job.manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 0.2
 
-    async def stop_when_ready() -> None:
-        task = asyncio.create_task(job.run())
-        await asyncio.wait_for(ready.wait(), timeout=30)
-        await job.stop()
-        await asyncio.wait_for(task, timeout=30)
-
-    asyncio.run(stop_when_ready())
+    asyncio.run(stop_when_ready(job, ready))
     assert [pod.exit_code for pod in observation(job).pods] == [137]
 
 
@@ -175,4 +170,5 @@ def test_a_process_that_cannot_be_started_fails_the_job_with_the_place_and_the_r
     (tmp_path / "work").write_text("a file where a folder is needed")
     job = run(process_job("", tmp_path))
     assert (job.state, job.reason) == (JobState.FAILED, "ProcessNotStarted")
-    assert job.message == f"{tmp_path}/work/1/work: Not a directory; mend this, then run the command again"
+    place = tmp_path / "work" / "1" / "work"
+    assert job.message == f"{place}: Not a directory; mend this, then run the command again"
