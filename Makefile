@@ -6,7 +6,7 @@ CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test e2e cluster cluster-down check generate bench format clean
+.PHONY: help demo test e2e cluster cluster-down check generate bench format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,5 +73,8 @@ format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-clean: ## Remove what the targets made, but not the environment
-	@rm -rf .edgetune .cache examples/sensor-faults/base
+clean: ## Remove what the targets made here, but not the environment
+	@rm -rf .edgetune examples/sensor-faults/base
+
+clean-cache: cluster-down ## Remove the programs and images that all clones on this machine share
+	@rm -rf "$${EDGETUNE_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/edgetune}"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from cluster import binaries, images
 from cluster.controlplane import start_control_plane, stop_control_plane
-from cluster.folders import RunFolder, cache_folder, default_run_folder
+from cluster.folders import REPOSITORY, RunFolder, default_run_folder
 from cluster.lifecycle import Cluster
+from cluster.lock import exclusive
 from cluster.requirements import NotPossibleHere, ensure_node_possible
 
 # What test programs exit with when they cannot run at all.
@@ -23,7 +24,7 @@ def main() -> int:
     if given.command == "control-plane":
         return _control_plane(given)
     run = RunFolder(given.folder.absolute()) if given.folder else default_run_folder()
-    cluster = Cluster(run, report=lambda line: print(line, file=sys.stderr, flush=True))
+    cluster = Cluster(run, report=_report)
     try:
         ensure_node_possible()
     except NotPossibleHere as reason:
@@ -36,34 +37,40 @@ def main() -> int:
         return 1
 
 
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _perform(cluster: Cluster, given: argparse.Namespace) -> int:
-    match given.command:
-        case "build":
-            binaries.build(binaries.OF_CLUSTER)
-            images.build_all()
-        case "up":
-            _up(cluster)
-        case "down":
-            cluster.down(keep_images=not given.purge)
-        case "exec":
-            return _execute(cluster, given.arguments)
-        case "run":
-            return _run(cluster, given.arguments)
+    if given.command == "exec":
+        return _execute(cluster, given.arguments)
+    with exclusive(wait=given.command != "down", report=_report):
+        match given.command:
+            case "build":
+                binaries.build(binaries.OF_CLUSTER)
+                images.build_all()
+            case "up":
+                _up(cluster)
+            case "down":
+                cluster.down(keep_images=not given.purge)
+            case "run":
+                return _run(cluster, given.arguments)
     return 0
 
 
 def _up(cluster: Cluster) -> None:
     if cluster.is_up():
-        print("The cluster is up already; bringing its images up to date.", file=sys.stderr)
+        _report("The cluster is up already; bringing its images up to date.")
         cluster.reload_images()
     else:
         cluster.up()
+    cluster.run.left_up_by.write_text(str(REPOSITORY), encoding="utf-8")
     print(f"kubectl: {cluster.run.programs / 'kubectl'}")
 
 
 def _control_plane(given: argparse.Namespace) -> int:
     """Without a node there is nothing that needs root, or a network of its own."""
-    folder = given.folder.absolute() if given.folder else cache_folder() / "control-plane"
+    folder = given.folder.absolute() if given.folder else REPOSITORY / ".edgetune" / "control-plane"
     stop_control_plane(folder)
     if folder.exists():
         shutil.rmtree(folder)
@@ -81,6 +88,9 @@ def _execute(cluster: Cluster, arguments: list[str]) -> int:
 
 
 def _run(cluster: Cluster, arguments: list[str]) -> int:
+    if cluster.is_up() and cluster.run.left_up_by.exists():
+        repository = cluster.run.left_up_by.read_text(encoding="utf-8")
+        raise RuntimeError(f"a cluster is up, left by `make cluster` in {repository}; end it with `make cluster-down`")
     cluster.up()
     try:
         return _execute(cluster, arguments)

@@ -12,8 +12,14 @@ _LONGEST_FOLDER = 80
 
 
 def cache_folder() -> Path:
-    """Folder of what is made once and kept: $EDGETUNE_CACHE_DIR, else .cache of the repository."""
-    return Path(os.environ.get(CACHE_VARIABLE) or REPOSITORY / ".cache").absolute()
+    """Folder of what is made once and kept: $EDGETUNE_CACHE_DIR, else edgetune in the user's cache folder.
+
+    All clones share it: programs are named by the versions that are pinned, and images are made of layers by content.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgetune"
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,16 @@ class RunFolder:
         return self.path / "containerd"
 
     @property
+    def left_up_by(self) -> Path:
+        """A file that exists while a person plays with the cluster; it says from which repository it was started."""
+        return self.path / "left-up-by"
+
+    @property
     def buckets(self) -> Path:
         """Folder behind the S3 server: <bucket>/<key>."""
         return self.path / "s3" / "data"
 
 
 def default_run_folder() -> RunFolder:
-    """The one cluster of this repository."""
+    """The one cluster of this machine."""
     return RunFolder(cache_folder() / "cluster")

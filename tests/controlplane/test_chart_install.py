@@ -37,7 +37,7 @@ from support.chart import (
 )
 
 pytestmark = pytest.mark.skipif(
-    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH: the chart is not installed"
+    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH: the chart is not installed"
 )
 
 NAMESPACE = "chart-users"

@@ -67,7 +67,7 @@ def helm(*arguments: str, values: Values | None = None, environment: Mapping[str
     """
     binary = find_helm()
     if binary is None:
-        raise FileNotFoundError(f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH")
+        raise FileNotFoundError(f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH")
     done = subprocess.run(
         # Helm reads values as YAML, which JSON is.
         [str(binary), *arguments, *(("--values", "-") if values is not None else ())],

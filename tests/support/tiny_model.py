@@ -3,16 +3,15 @@
 import hashlib
 import inspect
 import json
-import os
 import random
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from cluster.folders import cache_folder
 from support import tiny_data
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _MAX_VOCABULARY = 2048
 _CONTEXT = 128
 _BATCH = 16
@@ -33,7 +32,7 @@ def make_tiny_base(
 
     It is pre-trained on log lines (about 11 s for the default), so that it learns a task from a few hundred examples.
     With `pretrain_steps=0` it is random and ready at once: for tests that need no learning. A model with the same
-    options is made once and kept in the cache folder (EDGETUNE_CACHE_DIR, else .cache of the repository).
+    options is made once and kept in the cache folder.
 
     All sizes are multiples of 64: with others, bitsandbytes' 4-bit inference fails on some CPUs.
     """
@@ -65,8 +64,7 @@ def _cache_folder(options: dict[str, Any]) -> Path:
     source = inspect.getsource(inspect.getmodule(_make)) + inspect.getsource(tiny_data)  # type: ignore[arg-type]
     versions = [torch.__version__, transformers.__version__]
     name = hashlib.sha256(json.dumps([source, options, versions], sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("EDGETUNE_CACHE_DIR", _REPOSITORY / ".cache"))
-    return root / "tiny-base" / name
+    return cache_folder() / "tiny-base" / name
 
 
 def _make(folder: Path, *, hidden: int, layers: int, pretrain_steps: int, seed: int, tied: bool, dtype: str) -> None:

@@ -35,7 +35,7 @@ from support.chart import (
 )
 
 pytestmark = pytest.mark.skipif(
-    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, .cache/bin or PATH: the chart is not tested"
+    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH: the chart is not tested"
 )
 
 NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}

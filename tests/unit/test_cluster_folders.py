@@ -1,0 +1,61 @@
+"""Where the test cluster keeps its files, and who may use it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.folders import CACHE_VARIABLE, REPOSITORY, RunFolder, cache_folder, default_run_folder
+from cluster.lock import Busy, exclusive
+
+HOLD = """
+import sys
+from cluster.lock import exclusive
+with exclusive(wait=True, report=lambda line: print(line, flush=True)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_cache_is_the_users_so_that_clones_share_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "edgetune"
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "edgetune"
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "given"))
+    assert cache_folder() == tmp_path / "given"
+    assert default_run_folder().path == tmp_path / "given" / "cluster"
+
+
+def test_a_cluster_in_another_folder_has_other_names(tmp_path: Path) -> None:
+    assert RunFolder(Path("/one")).name != RunFolder(Path("/two")).name
+    with pytest.raises(ValueError, match="too long for the sockets"):
+        RunFolder(tmp_path / ("x" * 80))
+
+
+def test_of_two_processes_one_has_the_cluster_and_the_other_says_which(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    command = [sys.executable, "-c", HOLD]
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY / "tests", text=True, **piped) as first:  # type: ignore[call-overload]
+        assert first.stdout.readline() == "held\n"
+
+        with pytest.raises(Busy) as refused, exclusive(wait=False, report=print):
+            pass
+        assert str(refused.value) == (
+            f"the cluster is in use by process {first.pid} of {REPOSITORY}: wait until it has ended, or end it"
+        )
+
+        with subprocess.Popen(command, cwd=REPOSITORY / "tests", text=True, **piped) as second:  # type: ignore[call-overload]
+            waiting = f"waiting for process {first.pid} of {REPOSITORY}, which uses the cluster of this machine\n"
+            assert second.stdout.readline() == waiting
+            first.kill()
+            assert second.stdout.readline() == "held\n"
+            second.kill()
