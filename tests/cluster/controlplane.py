@@ -35,6 +35,9 @@ _LIGHT_CONTROLLERS = (
     "serviceaccount-token-controller",
     "ttl-after-finished-controller",
 )
+# The clients' default of 20 or 50 requests a second would be what tests and benchmarks measure.
+_NO_RATE_LIMIT = ("--kube-api-qps=1000", "--kube-api-burst=2000")
+KWOK_STAGES = Path(__file__).with_name("kwok-stages.yaml")
 # A cold start takes 5 s on two idle cores.
 _START_LIMIT_SECONDS = 120
 _AUDIT_POLICY = {
@@ -123,26 +126,30 @@ class ControlPlane:
 
     def start_light_controllers(self) -> None:
         """Start the controllers that Jobs need, with the client's rate limit out of the way."""
-        arguments = [f"--controllers={','.join(_LIGHT_CONTROLLERS)}", "--kube-api-qps=1000", "--kube-api-burst=2000"]
-        self._start_controllers([*arguments, "--secure-port=0"])
+        self._start_controllers([f"--controllers={','.join(_LIGHT_CONTROLLERS)}", *_NO_RATE_LIMIT, "--secure-port=0"])
 
     def start_controllers(self) -> None:
         """Start all controllers and the scheduler."""
         self._start_controllers(["--allocate-node-cidrs=true", f"--cluster-cidr={POD_NETWORK}"])
         self.start_scheduler()
 
-    def start_scheduler(self) -> None:
+    def start_scheduler(self, arguments: Sequence[str] = ()) -> None:
         """Start the scheduler."""
-        self._start(
-            "kube-scheduler",
-            [f"--kubeconfig={self.kubeconfig('kube-scheduler')}", "--leader-elect=false", "--secure-port=0"],
-        )
+        kubeconfig = f"--kubeconfig={self.kubeconfig('kube-scheduler')}"
+        self._start("kube-scheduler", [kubeconfig, "--leader-elect=false", "--secure-port=0", *arguments])
 
-    def start_kwok(self) -> None:
-        """Start kwok, which plays the kubelet of each node that has the annotation kwok.x-k8s.io/node."""
+    def start_kwok(self, stages: Path = KWOK_STAGES) -> None:
+        """Start a scheduler, and kwok, which plays the kubelet of each node with the annotation kwok.x-k8s.io/node=fake.
+
+        Args:
+            stages: kwok's Stages: what becomes of nodes and Pods, and when.
+        """
+        self.start_scheduler(_NO_RATE_LIMIT)
         self._start(
             "kwok",
             [
+                f"--config={stages}",
+                "--v=WARN",
                 f"--kubeconfig={self.kubeconfig('kwok')}",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             ],
@@ -234,6 +241,8 @@ class ControlPlane:
             f"--proxy-client-key-file={proxy.key}",
             f"--audit-policy-file={self.folder / 'audit-policy.json'}",
             f"--audit-log-path={self.audit_log}",
+            # One file: the default of 100 MB is full after some hundred objects.
+            "--audit-log-maxsize=8192",
             "--allow-privileged=true",
         ]
 
@@ -278,7 +287,6 @@ def start_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = 
     if controllers:
         plane.start_light_controllers()
     if kwok:
-        plane.start_scheduler()
         plane.start_kwok()
     return plane
 
