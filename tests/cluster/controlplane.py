@@ -139,7 +139,7 @@ class ControlPlane:
         self._start("kube-scheduler", [kubeconfig, "--leader-elect=false", "--secure-port=0", *arguments])
 
     def start_kwok(self, stages: Path = KWOK_STAGES) -> None:
-        """Start a scheduler, and kwok, which plays the kubelet of each node with the annotation kwok.x-k8s.io/node=fake.
+        """Start a scheduler, and kwok, which plays the kubelet of nodes with the annotation kwok.x-k8s.io/node=fake.
 
         Args:
             stages: kwok's Stages: what becomes of nodes and Pods, and when.
