@@ -8,7 +8,7 @@ A digest covers all that can change a stage's output and nothing else, chained t
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
     evaluate          = H(quantize, evaluation data, options)
-    publish           = H(evaluate, gates, the model's name)
+    publish           = H(evaluate, gates, the model's name), or with publish.pin H(pin, the model's name)
 
 Each also covers the versions of the stages up to it (`STAGE_VERSIONS`). Labels, resources, node selection, retry
 limits, deadlines and checkpoint intervals are in no digest: changing them re-runs nothing.
@@ -87,17 +87,23 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
         outlierThreshold=parameters.quantization.outlier_threshold,
     )
     evaluate = _stage_digest(Stage.EVALUATE, quantize=quantize, **_evaluation_inputs(parameters, resolved))
-    publish = _stage_digest(Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name)
+    own = _stage_digest(Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name)
     digests = {
         Stage.TRAIN: train,
         Stage.MERGE: merge,
         Stage.QUANTIZE: quantize,
         Stage.EVALUATE: evaluate,
-        Stage.PUBLISH: publish,
+        Stage.PUBLISH: pin_digest(parameters, name) or own,
     }
     if not keep:
         del digests[Stage.MERGE]
     return digests
+
+
+def pin_digest(parameters: Parameters, name: str) -> str:
+    """Digest of a publish stage that points back to the pinned version: known before prepare. Empty without a pin."""
+    pin = parameters.publish.pin
+    return _stage_digest(Stage.PUBLISH, pin=pin, name=name) if pin else ""
 
 
 def base_scores_digest(parameters: Parameters, resolved: Resolved) -> str:

@@ -159,6 +159,9 @@ class Publication(Model):
     pointer: str | None = None
     """URI of latest.json, when published."""
 
+    pinned: bool = False
+    """Whether the version is the one that spec.publish.pin names, not the spec's own."""
+
 
 class Failure(Model):
     """Why a stage did not finish."""

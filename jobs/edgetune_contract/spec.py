@@ -387,6 +387,16 @@ class EvaluationSpec(Model):
     """Limits that must hold before a model is published."""
 
 
+class PublishSpec(Model):
+    """Which version the pointer names."""
+
+    pin: Annotated[str, Field(max_length=64, pattern=r"^([0-9a-f]{12,64})?$")] = ""
+    """A published version of this model that latest.json names in place of the spec's own: its digest, or the first 12
+    digits or more, as status.publication.version and `edgetune versions` show it. The pin takes effect before any other
+    stage runs and asks no gates, which that version has passed. The other stages go on as the spec says; what they make
+    is not published while the pin stands. Empty: the spec's own version, if its gates hold."""
+
+
 class Parameters(Model):
     """All of a LoraFineTune's spec that can change what the stages make."""
 
@@ -413,3 +423,6 @@ class Parameters(Model):
 
     evaluation: EvaluationSpec = EvaluationSpec()
     """Scoring and gates."""
+
+    publish: PublishSpec = PublishSpec()
+    """Which version the pointer names."""

@@ -184,6 +184,9 @@ class PublicationStatus(Model):
     pointer: Annotated[str, Field(max_length=2048)] | None = None
     """URI of latest.json, which edge devices follow."""
 
+    pinned: bool = False
+    """Whether the version is the one that spec.publish.pin names, not the spec's own."""
+
     refusals: tuple[Text, ...] = ()
     """One sentence a gate that did not hold, with the figure and the limit."""
 
@@ -217,7 +220,10 @@ class HistoryEntry(Model):
     """Generation of the spec."""
 
     outcome: Annotated[str, Field(max_length=128)]
-    """Phase at the end and, if it failed, the reason."""
+    """Phase at the end and, unless this spec's own version was published, the reason."""
+
+    version: Annotated[str, Field(max_length=64)] = ""
+    """Digest of the version that was published, refused or pinned; empty if the run did not get so far."""
 
     started_at: Timestamp | None = None
     """When the run started (RFC 3339)."""
@@ -226,10 +232,10 @@ class HistoryEntry(Model):
     """When the run ended (RFC 3339)."""
 
     scores: Scores | None = None
-    """Scores of the run."""
+    """Scores of the run; absent when a pin stood, whose version has scores of its own."""
 
     sizes: Sizes | None = None
-    """Sizes of the run, in bytes."""
+    """Sizes of the run, in bytes; absent when a pin stood."""
 
 
 class Display(Model):

@@ -6,8 +6,8 @@
                  │
            rows: │  what earlier passes recorded, by digest
                  ▼
-          ┌─► first stage that is not done ──none──► gates held? ──► Published
-          │      │                                       └──no─────► Refused
+          ┌─► first stage that is not done ──none──► gates held? ──► Published, Pinned
+          │      │  (publish, if there is a pin)         └──no─────► Refused
           │      ├── failed ─────────────────────────────────────► Failed
           │      ├── suspend ── delete its Job ──────────────────► Suspended
           │      ├── no Job ─── create it ───────────────────────► Running
@@ -209,9 +209,15 @@ def _judge_gates(run: Run) -> tuple[Outcome, str, str]:
     publication = run.publication
     if publication is None:
         return Outcome.FAILED, "ResultLost", "publish ended without saying whether the gates held; ask for a retry"
+    if publication.pinned:
+        return Outcome.PUBLISHED, "Pinned", f"{_named(publication)}, as spec.publish.pin says"
     if publication.published:
-        return Outcome.PUBLISHED, "Published", f"{publication.pointer} names version {publication.version[:12]}"
+        return Outcome.PUBLISHED, "Published", _named(publication)
     return Outcome.REFUSED, "GatesRefused", "; ".join(publication.refusals)
+
+
+def _named(publication: PublicationStatus) -> str:
+    return f"{publication.pointer} names version {publication.version[:12]}"
 
 
 def _running_reason(row: StageStatus) -> tuple[str, str]:

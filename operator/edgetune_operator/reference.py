@@ -21,6 +21,7 @@ _OTHER_EXIT_CODES = "A bug; the message holds the last lines of the log."
 
 REASONS: Mapping[str, str] = {
     "Published": "The gates held and the pointer names this version. Ready is True.",
+    "Pinned": "The pointer names the version in spec.publish.pin, not the spec's own. Ready is True.",
     "GatesRefused": "A gate did not hold; the message gives figure and limit. The old pointer stays.",
     "InvalidSpec": "The spec is invalid; the message gives every problem with its path.",
     "ProfileNotFound": "There is no profile of the name in spec.profile.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage, reason_for
 from edgetune_operator import names
@@ -42,6 +42,8 @@ class Run:
         if run.rows[Stage.PREPARE].digest != digest:
             run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
         run._answer_retry()
+        if pin := pin_digest(spec.parameters, snapshot.name):
+            run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
         return run
@@ -64,11 +66,16 @@ class Run:
             digest = digests.get(stage, "")
             if not digest:
                 self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason="MergeNotKept")
-            elif self.rows[stage].digest != digest:
-                self.rows[stage] = StageStatus(name=stage, digest=digest)
-                if stage is Stage.PUBLISH:
-                    # The pointer may have moved on since an earlier Job published this very version.
-                    self._reset.add(stage)
+            else:
+                self._take_digest(stage, digest)
+
+    def _take_digest(self, stage: Stage, digest: str) -> None:
+        if self.rows[stage].digest == digest:
+            return
+        self.rows[stage] = StageStatus(name=stage, digest=digest)
+        if stage is Stage.PUBLISH:
+            # The pointer may have moved on since an earlier Job published this very version.
+            self._reset.add(stage)
 
     def record_ended_jobs(self, now: datetime) -> None:
         """Bring the first rows that are not done up to date with their Jobs."""
@@ -174,8 +181,9 @@ class Run:
         self.rows[stage] = self.rows[stage].model_copy(update=changes)
 
     def next_stage(self) -> Stage | None:
-        """The first stage that is not done."""
-        return next((stage for stage in Stage if self.rows[stage].state not in _DONE), None)
+        """The first stage that is not done. A pin comes before all others: a roll-back waits for no training."""
+        order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
+        return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
 
     def start(self, stage: Stage) -> None:
         """Mark a stage as running, with the Job that is about to be created."""

@@ -149,14 +149,17 @@ def _sizes(view: View) -> Sizes | None:
 
 
 def _entry(status: LoraFineTuneStatus, view: View) -> HistoryEntry:
-    outcome = status.phase.value if view.outcome is Outcome.PUBLISHED else f"{status.phase}: {view.reason}"
+    publication = status.publication
+    pinned = publication is not None and publication.pinned
+    as_asked = view.outcome is Outcome.PUBLISHED and not pinned
     return HistoryEntry(
         generation=max(status.observed_generation, 0),
-        outcome=outcome,
+        outcome=status.phase.value if as_asked else f"{status.phase}: {view.reason}",
+        version=publication.version if publication else "",
         started_at=status.started_at,
         finished_at=status.finished_at,
-        scores=status.scores.model_copy(update={"details": {}}) if status.scores else None,
-        sizes=status.sizes,
+        scores=status.scores.model_copy(update={"details": {}}) if status.scores and not pinned else None,
+        sizes=None if pinned else status.sizes,
     )
 
 

@@ -230,11 +230,17 @@ class Scenario:
         """What the stage says; from the store if its manifest is there."""
         if request.stage is Stage.PREPARE:
             return self._prepared(request)
-        if self._is_done(request.digest):
+        if request.digest in self.manifests:
+            publication = self.manifests[request.digest].publication
+            if publication is not None and publication.published:
+                self.pointer = publication.version
             return self.manifests[request.digest].model_copy(update={"cached": True})
-        self.manifests[request.digest] = made = self._made(request.stage, request.digest)
+        made = self._made(request.stage, request.digest)
+        if request.stage is Stage.PUBLISH:
+            made = made.model_copy(update={"publication": self._publication(request)})
+        self.manifests[request.digest] = made
         if made.publication is not None and made.publication.published:
-            self.pointer = request.digest
+            self.pointer = made.publication.version
         return made
 
     def _is_done(self, digest: str) -> bool:
@@ -267,13 +273,15 @@ class Scenario:
         if stage is Stage.EVALUATE:
             scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, improvement=90.0, drop=0.01, examples=64)
             result = result.model_copy(update={"scores": scores})
-        if stage is Stage.PUBLISH:
-            result = result.model_copy(update={"publication": self._publication(digest)})
         return result
 
-    def _publication(self, digest: str) -> Publication:
+    def _publication(self, request: Request) -> Publication:
+        digest = request.digest
+        pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
+        if pin := request.parameters.publish.pin:
+            version = next(known for known in self.manifests if known.startswith(pin))
+            return Publication(published=True, version=version, pointer=pointer, pinned=True)
         if self.gates_hold:
-            pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
             return Publication(published=True, version=digest, pointer=pointer)
         refusal = "maxDrop: the edge model is 0.03 below the tuned model, at most 0.02 is allowed"
         return Publication(published=False, version=digest, refusals=(refusal,))

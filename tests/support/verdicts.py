@@ -70,6 +70,8 @@ LEGAL = (
     Verdict("a quantity with a binary suffix", {"evaluation.gates.maxEdgeBytes": "8Gi"}),
     Verdict("a quantity with a decimal suffix", {"evaluation.gates.maxEdgeBytes": "500M"}),
     Verdict("a quantity as text", {"evaluation.gates.maxEdgeBytes": "8589934592"}),
+    Verdict("a version pinned by its first digits", {"publish.pin": "0123456789ab"}),
+    Verdict("a version pinned", {"publish.pin": SHA256}),
     Verdict("another profile", {"profile": "a100-spot"}),
     Verdict("suspended", {"suspend": True}),
     Verdict("no second attempt", {"retryLimit": 0}),
@@ -212,6 +214,12 @@ ILLEGAL = (
     Verdict(
         "a truth as quantity", {"evaluation.gates.maxEdgeBytes": True}, f"{_QUANTITY}: input should be a valid string"
     ),
+    Verdict(
+        "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_WRONG_FORM}"
+    ),
+    Verdict("a pin in capitals", {"publish.pin": "0123456789AB"}, f"spec.publish.pin: '0123456789AB' {_WRONG_FORM}"),
+    Verdict("a pin by another name", {"publish.pin": "latest-but-one"}, "spec.publish.pin: 'latest-but-one' has"),
+    Verdict("a pin that is too long", {"publish.pin": "a" * 65}, "spec.publish.pin: string should have at most 64"),
     Verdict("no examples", {"evaluation.maxExamples": 0}, "spec.evaluation.maxExamples: input should be greater than"),
     Verdict(
         "a profile in capitals", {"profile": "A100"}, "spec.profile: 'A100' has not the form that is expected here."

@@ -88,6 +88,7 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "evaluation.gates.minImprovement": (10, PUBLISH),
     "evaluation.gates.maxDrop": (0.02, PUBLISH),
     "evaluation.gates.maxEdgeBytes": ("8Gi", PUBLISH),
+    "publish.pin": ("a" * 12, PUBLISH),
     "profile": ("a100", NOTHING),
     "suspend": (True, NOTHING),
     "retryLimit": (9, NOTHING),
