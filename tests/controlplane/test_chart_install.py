@@ -1,12 +1,7 @@
 """The chart before a real API server: what it takes, what a person reads, and what the operator may do as installed."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +30,7 @@ from support.chart import (
     pod_specs,
     render,
 )
+from support.operator_process import running_installed_operator, service_account_kubeconfig
 
 pytestmark = pytest.mark.skipif(
     find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH: the chart is not installed"
@@ -185,40 +181,13 @@ class RunningOperator:
 @pytest.fixture
 def operator(apiserver: ApiServer, kubeconfig: Path, installed: list[Manifest]) -> Iterator[RunningOperator]:
     """The operator as its Deployment runs it: its service account, arguments and profiles, but free ports."""
-    deployment = one(installed, "Deployment")["spec"]["template"]["spec"]
-    container = deployment["containers"][0]
-    profiles, log = kubeconfig.with_name("profiles.yaml"), kubeconfig.with_name("operator.log")
-    profiles.write_text(one(installed, "ConfigMap", f"{RELEASE}-profiles")["data"]["profiles.yaml"], encoding="utf-8")
-    ports = [f"--{use}-port={port}" for use, port in zip(("health", "metrics"), free_ports(2), strict=True)]
-    command = [sys.executable, *container["command"][1:], *container["args"], f"--profiles={profiles}", *ports]
-    account = service_account_kubeconfig(apiserver, kubeconfig, deployment["serviceAccountName"])
-    environment = {**os.environ, "KUBECONFIG": str(account)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
-            yield RunningOperator(apiserver, log)
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def service_account_kubeconfig(apiserver: ApiServer, kubeconfig: Path, account: str) -> Path:
-    """A kubeconfig of a service account of the release's namespace."""
-    path = f"/api/v1/namespaces/{RELEASE_NAMESPACE}/serviceaccounts/{account}/token"
-    reply = apiserver.request("POST", path, {"spec": {"expirationSeconds": 3600}})
-    config = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
-    config["users"][0]["user"] = {"token": reply.body["status"]["token"]}
-    own = kubeconfig.with_name(account)
-    own.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return own
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+    deployment = one(installed, "Deployment")
+    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    own = service_account_kubeconfig(apiserver, kubeconfig, RELEASE_NAMESPACE, account)
+    profiles = one(installed, "ConfigMap", f"{RELEASE}-profiles")["data"]["profiles.yaml"]
+    with running_installed_operator(kubeconfig.parent, own, deployment, profiles) as process:
+        yield RunningOperator(apiserver, process.log)
+        assert process.process.poll() is None, process.log.read_text(encoding="utf-8")
 
 
 def prepare_job(name: str) -> str:

@@ -1,17 +1,20 @@
 """The operator as a process of this machine, for tests on a cluster that does not run it itself."""
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-_STOP_LIMIT_SECONDS = 20
+from support.kube import Kube
+
+_STOP_LIMIT_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,35 @@ def running_operator(
         profiles: profiles by name, as the chart's values hold them.
         arguments: more arguments of its command line.
     """
-    file, log = folder / "profiles.yaml", folder / "operator.log"
+    file = folder / "profiles.yaml"
     file.write_text(yaml.safe_dump({"profiles": dict(profiles)}), encoding="utf-8")
     command = [sys.executable, "-m", "edgetune_operator", "--profiles", str(file), "--log-format", "text", *arguments]
+    with _running(command, kubeconfig, folder / "operator.log") as operator:
+        yield operator
+
+
+@contextmanager
+def running_installed_operator(
+    folder: Path, kubeconfig: Path, deployment: Mapping[str, Any], profiles: str, python: Sequence[str] = ()
+) -> Iterator[OperatorProcess]:
+    """The operator as its Deployment runs it: its command and arguments, but free ports. Its log stays in the folder.
+
+    Args:
+        deployment: the chart's manifest.
+        profiles: text of the profiles file.
+        python: options of the interpreter, such as a profiler with its own.
+    """
+    file = folder / "profiles.yaml"
+    file.write_text(profiles, encoding="utf-8")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    ports = [f"--{use}-port={port}" for use, port in zip(("health", "metrics"), free_ports(2), strict=True)]
+    arguments = [*container["command"][1:], *container["args"], f"--profiles={file}", *ports]
+    with _running([sys.executable, *python, *arguments], kubeconfig, folder / "operator.log") as operator:
+        yield operator
+
+
+@contextmanager
+def _running(command: Sequence[str], kubeconfig: Path, log: Path) -> Iterator[OperatorProcess]:
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env={**os.environ, "KUBECONFIG": str(kubeconfig)}, stdout=output, stderr=subprocess.STDOUT
@@ -48,3 +77,23 @@ def running_operator(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def service_account_kubeconfig(kube: Kube, kubeconfig: Path, namespace: str, account: str) -> Path:
+    """A kubeconfig of a service account, beside that of the user who may make its token."""
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+    reply = kube.request("POST", path, {"spec": {"expirationSeconds": 3600}})
+    if not reply.accepted:
+        raise AssertionError(f"no token for service account {namespace}/{account}: {reply.message}")
+    config = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
+    config["users"][0]["user"] = {"token": reply.body["status"]["token"]}
+    own = kubeconfig.with_name(f"{account}.kubeconfig")
+    own.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return own
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
