@@ -2,20 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
+from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.json_rows import BrokenJson, parse_json
-from edgetune_jobs.safetensors_header import Tensor, read_header
+from edgetune_jobs.model_folder import SourceModelFolder
+from edgetune_jobs.model_weights import (
+    CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    ModelFolder,
+    read_json,
+    read_tensors,
+    some,
+    weight_files,
+)
+from edgetune_jobs.safetensors_header import Tensor
 from edgetune_jobs.stage import Source
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 OUTPUT_HEAD = "lm_head"
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -31,10 +37,8 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
 _FLOATS = ("F16", "BF16", "F32", "F64")
-_MAX_JSON_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -118,26 +122,26 @@ def inspect_base(source: Source) -> BaseModel:
         InvalidInput: it is not a causal language model in safetensors, or holds code, or is quantized already, or a
             file of it is broken.
     """
-    files = {entry.path: entry for entry in source.files}
-    if CONFIG not in files:
+    model = SourceModelFolder(source, BASE_FIELD)
+    if CONFIG not in model.sizes:
         raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {_some([*files, *source.ignored])}): "
+            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {some([*model.sizes, *source.ignored])}): "
             "name the folder that save_pretrained wrote"
         )
-    shards = _weight_files(source, files)
-    small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in files]
+    shards = weight_files(model)
+    small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in model.sizes]
     folder = source.fetch(small)
-    config = _read_config(folder, CONFIG, files)
+    config = read_json(model, CONFIG)
     architecture = _check_config(config)
-    _check_tokenizer(source, folder, files)
-    tensors = _read_tensors(source, files, shards)
+    _check_tokenizer(model)
+    tensors = {each.name: Tensor(each.dtype, each.shape, each.begin, each.end) for each in read_tensors(model)}
     _check_weights(tensors)
     index = [WEIGHTS_INDEX] if shards != [WEIGHTS] else []
     return BaseModel(
         folder=folder,
         config=config,
         architecture=architecture,
-        bytes=sum(files[name].bytes for name in {*small, *shards, *index}),
+        bytes=sum(model.sizes[name] for name in {*small, *shards, *index}),
         tensors=tensors,
     )
 
@@ -183,80 +187,6 @@ def _is_linear(name: str, tensor: Tensor) -> bool:
     )
 
 
-def _weight_files(source: Source, files: Mapping[str, FileEntry]) -> list[str]:
-    """The safetensors files that from_pretrained reads.
-
-    Raises:
-        InvalidInput: there are none.
-    """
-    if WEIGHTS in files:
-        return [WEIGHTS]
-    if WEIGHTS_INDEX in files:
-        return sorted(set(_weight_map(source, files).values()))
-    if "adapter_model.safetensors" in files:
-        raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} is a LoRA adapter, not a base model: merge it into its base first"
-        )
-    pickles = [name for name in source.ignored if PurePosixPath(name).suffix in _PICKLES]
-    if pickles:
-        raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has its weights as pickles only ({_some(pickles)}), which are never "
-            "loaded because a pickle can run code. Convert them where you trust the files: "
-            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
-        )
-    raise InvalidInput(
-        f"spec.baseModel.uri: {source.uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
-        f"{_some([*files, *source.ignored])}): weights "
-        "have to be safetensors under these names, as save_pretrained writes them"
-    )
-
-
-def _weight_map(source: Source, files: Mapping[str, FileEntry]) -> dict[str, str]:
-    """Which file holds which tensor, by the index.
-
-    Raises:
-        InvalidInput: the index is broken or names files that are not there.
-    """
-    index = _read_config(source.fetch([WEIGHTS_INDEX]), WEIGHTS_INDEX, files)
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InvalidInput(f"spec.baseModel: {WEIGHTS_INDEX} has no weight_map; save or copy the model again")
-    missing = sorted({str(file) for file in weight_map.values() if not isinstance(file, str) or file not in files})
-    if missing:
-        raise InvalidInput(
-            f"spec.baseModel: {WEIGHTS_INDEX} names {len(missing)} files that are not there ({_some(missing)}): "
-            "copy the missing shards into the model's folder"
-        )
-    odd = sorted(file for file in set(weight_map.values()) if not file.endswith(".safetensors"))
-    if odd:
-        raise InvalidInput(f"spec.baseModel: {WEIGHTS_INDEX} names files that are no safetensors shards: {_some(odd)}")
-    return weight_map
-
-
-def _read_tensors(source: Source, files: Mapping[str, FileEntry], shards: Sequence[str]) -> dict[str, Tensor]:
-    """Tensors of all shards.
-
-    Raises:
-        InvalidInput: a header is broken, a tensor is in two shards, or one that the index names is in neither.
-    """
-    tensors: dict[str, Tensor] = {}
-    home: dict[str, str] = {}
-    for shard in shards:
-        for name, tensor in read_header(partial(source.read_range, shard), files[shard].bytes, shard).items():
-            if name in home:
-                raise InvalidInput(f"spec.baseModel: tensor {name!r} is in both {home[name]} and {shard}")
-            home[name] = shard
-            tensors[name] = tensor
-    if list(shards) != [WEIGHTS]:
-        for name, shard in _weight_map(source, files).items():
-            if home.get(name) != shard:
-                raise InvalidInput(
-                    f"spec.baseModel: {WEIGHTS_INDEX} says that tensor {name[:128]!r} is in {shard}, but it is not; "
-                    "save or copy the model again"
-                )
-    return tensors
-
-
 def _check_config(config: Mapping[str, Any]) -> str:
     """The architecture's class name.
 
@@ -282,14 +212,14 @@ def _check_config(config: Mapping[str, Any]) -> str:
     return architectures[0]
 
 
-def _check_tokenizer(source: Source, folder: Path, files: Mapping[str, FileEntry]) -> None:
-    if not any(name in files for name in _VOCABULARIES):
+def _check_tokenizer(model: ModelFolder) -> None:
+    if not any(name in model.sizes for name in _VOCABULARIES):
         raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
+            f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
             "save it beside the model with tokenizer.save_pretrained"
         )
-    if _TOKENIZER_CONFIG in files:
-        _refuse_code(_read_config(folder, _TOKENIZER_CONFIG, files), _TOKENIZER_CONFIG)
+    if _TOKENIZER_CONFIG in model.sizes:
+        _refuse_code(read_json(model, _TOKENIZER_CONFIG), _TOKENIZER_CONFIG)
 
 
 def _check_weights(tensors: Mapping[str, Tensor]) -> None:
@@ -311,30 +241,5 @@ def _refuse_code(config: Mapping[str, Any], file: str) -> None:
         )
 
 
-def _read_config(folder: Path, name: str, files: Mapping[str, FileEntry]) -> dict[str, Any]:
-    """A JSON object of the base's folder.
-
-    Raises:
-        InvalidInput: it is anything else.
-    """
-    if files[name].bytes > _MAX_JSON_BYTES:
-        raise InvalidInput(f"spec.baseModel: {name} has {files[name].bytes:,} bytes, too many for a configuration")
-    try:
-        value = parse_json((folder / name).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"spec.baseModel: {name} is not UTF-8; save or copy the model again") from error
-    except BrokenJson as error:
-        place = "" if error.line is None else f" (line {error.line}, column {error.column})"
-        raise InvalidInput(f"spec.baseModel: {name} is {error.reason}{place}; save or copy the model again") from error
-    if not isinstance(value, dict):
-        raise InvalidInput(f"spec.baseModel: {name} is not a JSON object; save or copy the model again")
-    return value
-
-
 def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
     return next((config[name] for name in names if type(config.get(name)) is int), None)
-
-
-def _some(names: Sequence[str] | Mapping[str, object], most: int = 6) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "") or "nothing"

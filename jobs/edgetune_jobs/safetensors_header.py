@@ -180,4 +180,4 @@ def _shown(name: str) -> str:
 
 
 def _broken(file: str, what: str) -> InvalidInput:
-    return InvalidInput(f"spec.baseModel: {file} is not a sound safetensors file: {what}; save or copy the model again")
+    return InvalidInput(f"{file} is not a sound safetensors file: {what}; save or copy the model again")

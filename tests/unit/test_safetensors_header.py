@@ -16,7 +16,9 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
 
 def read(content: bytes) -> dict[str, Tensor]:
-    return read_header(lambda start, length: content[start : start + length], len(content), "m.safetensors")
+    return read_header(
+        lambda start, length: content[start : start + length], len(content), "spec.baseModel: m.safetensors"
+    )
 
 
 def refusal(content: bytes) -> str:
@@ -126,7 +128,9 @@ def test_a_file_cut_short_says_so() -> None:
 def test_a_header_that_cannot_be_read_in_full_is_refused() -> None:
     whole = safetensors_bytes({"a": ENTRY}, 16)
     with pytest.raises(InvalidInput, match="the file ends within its header, after 10 of"):
-        read_header(lambda start, length: whole[start : start + min(length, 10)], len(whole), "m.safetensors")
+        read_header(
+            lambda start, length: whole[start : start + min(length, 10)], len(whole), "spec.baseModel: m.safetensors"
+        )
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
@@ -163,7 +167,7 @@ JSON = st.recursive(
 @given(header=st.dictionaries(st.text(max_size=5), JSON, max_size=4), data_bytes=st.integers(0, 2**64))
 def test_random_headers_are_refused_or_read(header: dict[str, object], data_bytes: int) -> None:
     try:
-        tensors = parse_header(json.dumps(header).encode(), data_bytes, "m.safetensors")
+        tensors = parse_header(json.dumps(header).encode(), data_bytes, "spec.baseModel: m.safetensors")
     except InvalidInput as error:
         str(error).encode()
     else:
