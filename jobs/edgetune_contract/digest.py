@@ -26,6 +26,7 @@ from edgetune_contract.stages import Stage
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 
 MANIFEST = "manifest.json"
+USES = "uses"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -128,19 +129,39 @@ def checkpoints_key(train_digest: str) -> str:
     return f"checkpoints/{train_digest}"
 
 
+def use_key(stage: Stage, digest: str, name: str) -> str:
+    """Key of the mark that an object of this name uses a stage's output."""
+    return f"{uses_key(stage, digest)}/{name}"
+
+
+def uses_key(stage: Stage, digest: str) -> str:
+    """Folder of the marks of all objects that use a stage's output."""
+    return f"{USES}/{stage}/{digest}"
+
+
 def base_scores_key(digest: str) -> str:
     """Key of the base model's scores."""
     return f"scores/base/{digest}.json"
 
 
+def versions_key(name: str) -> str:
+    """Folder of the documents of a model's versions."""
+    return f"{model_key(name)}/versions"
+
+
+def model_key(name: str) -> str:
+    """Folder of a model's versions and pointer."""
+    return f"models/{name}"
+
+
 def version_key(name: str, digest: str) -> str:
     """Key of one published or refused version of a model."""
-    return f"models/{name}/versions/{digest}.json"
+    return f"{versions_key(name)}/{digest}.json"
 
 
 def pointer_key(name: str) -> str:
     """Key of the pointer that edge devices follow."""
-    return f"models/{name}/latest.json"
+    return f"{model_key(name)}/latest.json"
 
 
 def _stage_digest(stage: Stage, **inputs: Any) -> str:

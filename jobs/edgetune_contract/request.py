@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 from pydantic_core import to_json
 
 from edgetune_contract.model import Model
@@ -74,7 +74,12 @@ class Request(Model):
     store: StoreLocation
     parameters: Parameters
     resolved: Resolved | None = None
-    """None for prepare, which finds it out."""
+    """None for prepare, which finds it out, and for a pin, which may come before it."""
+
+    @property
+    def is_pin(self) -> bool:
+        """Whether it asks for no more than to point back to a pinned version."""
+        return self.stage is Stage.PUBLISH and bool(self.parameters.publish.pin)
 
     @classmethod
     def decode(cls, text: str) -> Self:
@@ -276,7 +281,17 @@ class Manifest(Model):
     """RFC 3339, UTC."""
 
     versions: dict[str, str] = {}
-    """Versions of the libraries that made it."""
+    """Versions of Python and the libraries that made it."""
+
+    image: str = ""
+    """Reference of the container image that made it, as the Pod named it; empty outside of a container."""
+
+    resolved: Resolved | None = None
+    """Content digests of base and data that it was made of; None for a pin."""
+
+    parameters: dict[str, JsonValue] = {}
+    """The spec's parameters of the run that made it; not their model, so that older manifests stay readable. What the
+    stage's digest does not cover may be otherwise in a run that finds it done."""
 
 
 def _cut(message: str) -> str:

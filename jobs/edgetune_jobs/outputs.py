@@ -10,6 +10,7 @@ import logging
 import platform
 import secrets
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def probe(store: Store) -> None:
     """
     store.put("probe/probe.txt", b"written by a stage before it begins; safe to delete")
     store.delete_tree("probe")
+
+
+def timestamp() -> str:
+    """Now, as manifests and versions record it: RFC 3339, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def library_versions() -> dict[str, str]:

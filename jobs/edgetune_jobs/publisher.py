@@ -1,18 +1,18 @@
-"""Versions of a model, and the pointer that edge devices follow.
+"""Publishing: a version's document is written, and the pointer that edge devices follow is moved to it.
 
-models/<name>/versions/<digest>.json     one published or refused version
-models/<name>/latest.json                the pointer: a copy of the version that was published last
+The pointer is a copy of the document of the version that it names. It is moved by conditional put only.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 
 from edgetune_contract.digest import canonical_json, pointer_key, version_key
 from edgetune_contract.request import Manifest, Publication
 from edgetune_contract.stages import Stage
+from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.store import Conflict, Content, Store, uri_of
+from edgetune_jobs.versions import Versions
 
 _POINTER_ATTEMPTS = 10
 
@@ -22,7 +22,6 @@ class Pointer:
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._name = name
         self._key = pointer_key(name)
 
     @property
@@ -30,44 +29,30 @@ class Pointer:
         """URI that edge devices follow."""
         return uri_of(self._store, self._key)
 
-    def names(self, version: str) -> bool:
-        """Whether it names this version now."""
-        pointer = self._store.read(self._key)
-        return pointer is not None and _version_of(pointer) == version
+    @property
+    def version(self) -> str | None:
+        """The version that it names now; None when there is no pointer, or something else in its place."""
+        content = self._store.read(self._key)
+        return None if content is None else _version_of(content)
 
-    def move(self, document: bytes) -> None:
+    def move(self, document: VersionDocument) -> None:
         """Put a version's document in its place, over whatever other writers put there meanwhile.
 
         Raises:
             TransientFault: others moved it each time.
         """
+        data = encode(document)
         for _ in range(_POINTER_ATTEMPTS):
             current = self._store.read(self._key)
             try:
                 if current is None:
-                    self._store.put(self._key, document, if_none_match=True)
+                    self._store.put(self._key, data, if_none_match=True)
                 else:
-                    self._store.put(self._key, document, if_match=current.etag)
+                    self._store.put(self._key, data, if_match=current.etag)
             except Conflict:
                 continue  # another writer moved it between the read and the put
             return
         raise TransientFault(f"{self.uri} was moved by others {_POINTER_ATTEMPTS} times in a row; try again")
-
-    def move_back(self, version: str) -> None:
-        """Move it to a version that was published before, unless it names that version now.
-
-        Raises:
-            InvalidInput: the version's document is not in the store.
-        """
-        if self.names(version):
-            return
-        key = version_key(self._name, version)
-        content = self._store.read(key)
-        if content is None:
-            raise InvalidInput(
-                f"{uri_of(self._store, key)} is missing, so {self.uri} cannot be moved to it; restore it"
-            )
-        self.move(content.data)
 
 
 class StorePublisher:
@@ -77,21 +62,56 @@ class StorePublisher:
         self._store = store
         self._name = name
         self._read_stage = read_stage
+        self._pointer = Pointer(store, name)
+        self._versions = Versions(store, name)
 
     def read_stage(self, stage: Stage) -> Manifest:
         """Manifest of a finished stage of this run."""
         return self._read_stage(stage)
 
-    def publish(self, version: Mapping[str, object], publication: Publication) -> Publication:
-        """Write the version; move the pointer to it if `publication.published`. Returns it with the pointer's URI."""
-        created_at = datetime.now(UTC).isoformat(timespec="seconds")
-        document = canonical_json({**version, "version": publication.version, "createdAt": created_at})
-        self._store.put(version_key(self._name, publication.version), document)
-        if not publication.published:
-            return publication
-        pointer = Pointer(self._store, self._name)
-        pointer.move(document)
-        return publication.model_copy(update={"pointer": pointer.uri})
+    def publish(self, document: VersionDocument) -> Publication:
+        """Write a version; move the pointer to it if its gates held."""
+        self._store.put(version_key(self._name, document.version), encode(document))
+        if document.published:
+            self._pointer.move(document)
+        return Publication(
+            published=document.published,
+            version=document.version,
+            refusals=document.refusals,
+            pointer=self._pointer.uri if document.published else None,
+        )
+
+    def pin(self, pin: str) -> Publication:
+        """Move the pointer to the published version whose digest begins with `pin`.
+
+        Raises:
+            InvalidInput: there is no such version, or its files are not in the store.
+        """
+        document = self._versions.find(pin)
+        self._versions.require_files(document)
+        if self._pointer.version != document.version:
+            self._pointer.move(document)
+        return Publication(published=True, version=document.version, pointer=self._pointer.uri, pinned=True)
+
+    def restore(self, version: str) -> None:
+        """Move the pointer to a version that was published before, unless it names that version now.
+
+        Raises:
+            InvalidInput: its document, or a file of its edge model, is not in the store.
+        """
+        if self._pointer.version == version:
+            return
+        document = self._versions.read(version)
+        if document is None:
+            missing = uri_of(self._store, version_key(self._name, version))
+            raise InvalidInput(f"{missing} is missing, so {self._pointer.uri} cannot be moved to it; restore it")
+        self._versions.require_files(document)
+        self._pointer.move(document)
+
+
+def encode(document: VersionDocument) -> bytes:
+    """A version's document as it is stored: canonical JSON."""
+    return canonical_json(document.model_dump(mode="json", exclude_none=True))
 
 
 def _version_of(pointer: Content) -> str | None:
@@ -100,4 +120,5 @@ def _version_of(pointer: Content) -> str | None:
         document = json.loads(pointer.data)
     except ValueError:
         return None
-    return document.get("version") if isinstance(document, dict) else None
+    version = document.get("version") if isinstance(document, dict) else None
+    return version if isinstance(version, str) else None

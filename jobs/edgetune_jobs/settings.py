@@ -28,6 +28,9 @@ class Settings:
     metrics_port: int
     """EDGETUNE_METRICS_PORT: Prometheus port while training; 0 is none."""
 
+    image: str
+    """EDGETUNE_IMAGE: reference of the container image, as the Pod names it; empty outside of a container."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Settings with their defaults.
@@ -45,6 +48,7 @@ class Settings:
             termination_log=termination_log(environment),
             credentials_folder=Path(credentials) if credentials else None,
             metrics_port=int(port),
+            image=environment.get("EDGETUNE_IMAGE", ""),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
+from edgetune_contract.version import VersionDocument
 
 
 class Progress(Protocol):
@@ -82,9 +83,16 @@ class Publisher(Protocol):
         """Manifest of a finished stage of this run."""
         ...
 
-    def publish(self, version: Mapping[str, object], publication: Publication) -> Publication:
-        """Write the version; move the pointer by conditional put if `publication.published`. Returns it with the
-        pointer."""
+    def publish(self, document: VersionDocument) -> Publication:
+        """Write a version; move the pointer to it by conditional put if its gates held."""
+        ...
+
+    def pin(self, pin: str) -> Publication:
+        """Move the pointer to the published version whose digest begins with `pin`.
+
+        Raises:
+            InvalidInput: there is no such version, or its files are not in the store.
+        """
         ...
 
 

@@ -9,25 +9,25 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
-from edgetune_contract.request import MAX_RESULT_BYTES, Manifest, Publication, Request, Resolved, Result
+from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Publication, Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_jobs.checkpoint import StoreCheckpoints
 from edgetune_jobs.connect import Access, open_sources
 from edgetune_jobs.errors import InvalidInput, TransientFault
-from edgetune_jobs.inputs import BASE_SCORES, SCORES_FILE, InputGatherer, digests_of_run, read_manifest
+from edgetune_jobs.inputs import BASE_SCORES, SCORES_FILE, InputGatherer, digests_of_run, input_names, read_manifest
 from edgetune_jobs.mirror import mirror_model, mirror_uri
-from edgetune_jobs.outputs import Attempt, library_versions, probe
+from edgetune_jobs.outputs import Attempt, library_versions, probe, timestamp
 from edgetune_jobs.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.publisher import Pointer, StorePublisher
 from edgetune_jobs.settings import Settings
 from edgetune_jobs.signals import StopSignals
 from edgetune_jobs.stage import Source, StageContext, StageOutput
 from edgetune_jobs.store import Conflict
+from edgetune_jobs.uses import Use, Uses
 
 StageBody = Callable[[StageContext], StageOutput]
 Recheck = Callable[[StageContext, Mapping[str, float]], Mapping[str, float]]
@@ -70,6 +70,7 @@ class StageRun:
         self._signals = signals
         self._load_code = load_code
         self._folder = folder
+        self._image = settings.image
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
         self._progress = LineProgress(request.stage, stream, self._metrics)
@@ -87,19 +88,18 @@ class StageRun:
         if self._request.stage is Stage.PREPARE:
             self._progress.say("looking at the base model and the data")
             sources = open_sources(self._access, self._request, self._folder / "sources")
-        resolved = self._resolve(sources)
-        self._digests = digests_of_run(self._request, resolved)
+        self._known_inputs = self._resolve(sources)
+        self._digests = self._digests_of_run()
         self._check_digest()
+        self._mark_uses()
         standing = self._read_manifest()
         if standing is not None:
             self._mirror_base(sources)
-            return self._answer(self._recheck(standing, sources, resolved), resolved, cached=True)
-        return self._do(sources, resolved)
+            return self._answer(self._recheck(standing, sources), cached=True)
+        return self._do(sources)
 
-    def _resolve(self, sources: Mapping[str, Source]) -> Resolved:
+    def _resolve(self, sources: Mapping[str, Source]) -> Resolved | None:
         if self._request.stage is not Stage.PREPARE:
-            if self._request.resolved is None:
-                raise InvalidInput(f"the request for {self._request.stage} lacks `resolved`, which prepare finds out")
             return self._request.resolved
         evaluation = sources.get("eval")
         return Resolved(
@@ -107,6 +107,23 @@ class StageRun:
             train=sources["train"].digest,
             eval=evaluation.digest if evaluation else None,
         )
+
+    @property
+    def _resolved(self) -> Resolved:
+        """What base and data are. Only a pin can do without it.
+
+        Raises:
+            InvalidInput: the request does not say.
+        """
+        if self._known_inputs is None:
+            raise InvalidInput(f"the request for {self._request.stage} lacks `resolved`, which prepare finds out")
+        return self._known_inputs
+
+    def _digests_of_run(self) -> Mapping[Stage, str]:
+        request = self._request
+        if request.is_pin:
+            return {Stage.PUBLISH: digest.pin_digest(request.parameters, request.name)}
+        return digests_of_run(request, self._resolved)
 
     def _check_digest(self) -> None:
         """A request whose digest is not that of its own parameters would put one thing under another's name."""
@@ -120,9 +137,19 @@ class StageRun:
                 "the operator and this image are of different versions; use images of one version"
             )
 
-    def _do(self, sources: Mapping[str, Source], resolved: Resolved) -> Result:
+    def _mark_uses(self) -> None:
+        """Before anything is looked up: what is marked, no other object's clean-up takes away.
+
+        prepare reports which of the stages after it are done, so it marks them all.
+        """
+        uses = Uses(self._store, self._request.name)
+        mine = self._digests if self._request.stage is Stage.PREPARE else (self._request.stage,)
+        for stage in mine:
+            uses.mark(Use(stage, self._digests[stage]))
+
+    def _do(self, sources: Mapping[str, Source]) -> Result:
         probe(self._store)
-        context = self._context(sources, resolved)
+        context = self._context(sources)
         output = self._run_body(context)
         self._mirror_base(sources)
         result = Result(
@@ -131,41 +158,45 @@ class StageRun:
             metrics=dict(output.metrics),
             facts=dict(output.facts),
             warnings=tuple(output.warnings),
-            resolved=resolved if self._request.stage is Stage.PREPARE else None,
+            resolved=self._resolved if self._request.stage is Stage.PREPARE else None,
             scores=output.scores,
             publication=output.publication,
         )
-        return self._store_output(output, context.output, result, resolved)
+        return self._store_output(output, context.output, result)
 
-    def _recheck(self, standing: Manifest, sources: Mapping[str, Source], resolved: Resolved) -> Manifest:
+    def _recheck(self, standing: Manifest, sources: Mapping[str, Source]) -> Manifest:
         """The manifest with the metrics that this request's other fields change."""
         recheck = self._load_code(self._request.stage).recheck
         if recheck is None:
             return standing
         if self._is_base_of_hub:
-            mirror = mirror_uri(self._store, resolved.base)
+            mirror = mirror_uri(self._store, self._resolved.base)
             sources = {**sources, "base": self._access.open_model(mirror, self._folder / "mirror")}
         result = standing.result
-        metrics = {**result.metrics, **recheck(self._context(sources, resolved), result.metrics)}
+        metrics = {**result.metrics, **recheck(self._context(sources), result.metrics)}
         return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
 
-    def _context(self, sources: Mapping[str, Source], resolved: Resolved) -> StageContext:
+    def _context(self, sources: Mapping[str, Source]) -> StageContext:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
         request = self._request
-        gatherer = InputGatherer(request, resolved, self._access, self._store, self._progress)
-        is_publish = request.stage is Stage.PUBLISH
         return StageContext(
             request=request,
-            inputs=gatherer.gather(self._folder / "inputs"),
+            inputs=self._gatherer().gather(self._folder / "inputs") if input_names(request) else {},
             output=self._folder / "output",
             scratch=self._folder / "scratch",
             progress=self._progress,
             stop=self._signals.event,
             checkpoints=self._checkpoints() if request.stage is Stage.TRAIN else None,
             sources=sources,
-            publisher=StorePublisher(self._store, request.name, gatherer.read_stage) if is_publish else None,
+            publisher=self._publisher() if request.stage is Stage.PUBLISH else None,
         )
+
+    def _gatherer(self) -> InputGatherer:
+        return InputGatherer(self._request, self._resolved, self._access, self._store, self._progress)
+
+    def _publisher(self) -> StorePublisher:
+        return StorePublisher(self._store, self._request.name, lambda stage: self._gatherer().read_stage(stage))
 
     def _checkpoints(self) -> StoreCheckpoints:
         keep = self._request.parameters.training.checkpoint.keep
@@ -194,11 +225,11 @@ class StageRun:
         if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
             mirror_model(self._store, sources["base"], self._progress)
 
-    def _store_output(self, output: StageOutput, folder: Path, result: Result, resolved: Resolved) -> Result:
+    def _store_output(self, output: StageOutput, folder: Path, result: Result) -> Result:
         attempt = Attempt(self._store, result.stage, result.digest)
         try:
             self._progress.say("storing the result")
-            self._store_base_scores(folder, resolved)
+            self._store_base_scores(folder)
             artifacts, files = attempt.upload(output, folder)
             seconds = round(time.monotonic() - self._started, 3)
             result = result.model_copy(update={"artifacts": artifacts, "seconds": seconds})
@@ -210,22 +241,28 @@ class StageRun:
             standing = self._read_manifest() if isinstance(error, TransientFault) else None
             if standing is None:
                 raise
-            return self._answer(standing, resolved, cached=True)
+            return self._answer(standing, cached=True)
         with self._signals.deferred():
-            manifest = Manifest(
-                result=result,
-                files=files,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                versions=library_versions(),
-            )
+            manifest = self._manifest(result, files)
             standing = attempt.commit(manifest)
             attempt.clean_up(won=standing == manifest)
-            return self._answer(standing, resolved, cached=standing != manifest)
+            return self._answer(standing, cached=standing != manifest)
 
-    def _store_base_scores(self, folder: Path, resolved: Resolved) -> None:
+    def _manifest(self, result: Result, files: Sequence[FileEntry]) -> Manifest:
+        return Manifest(
+            result=result,
+            files=tuple(files),
+            created_at=timestamp(),
+            versions=library_versions(),
+            image=self._image,
+            resolved=self._known_inputs,
+            parameters=self._request.parameters.model_dump(mode="json", exclude_none=True),
+        )
+
+    def _store_base_scores(self, folder: Path) -> None:
         path = folder / BASE_SCORES / SCORES_FILE
         if self._request.stage is Stage.EVALUATE and path.is_file():
-            key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, resolved))
+            key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
             with suppress(Conflict):  # another run has scored the same base meanwhile
                 self._store.put(key, path.read_bytes(), if_none_match=True)
 
@@ -233,16 +270,16 @@ class StageRun:
         stage = self._request.stage
         return read_manifest(self._store, stage, self._digests[stage])
 
-    def _answer(self, manifest: Manifest, resolved: Resolved, cached: bool) -> Result:
+    def _answer(self, manifest: Manifest, cached: bool) -> Result:
         result = manifest.result.model_copy(update={"cached": cached})
         match result.stage:
             case Stage.PREPARE:
-                return with_done(result.model_copy(update={"resolved": resolved}), self._done_results())
+                return with_done(result.model_copy(update={"resolved": self._resolved}), self._done_results())
             case Stage.TRAIN:
                 self._checkpoints().delete_all()
             case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
                 # Another version may have been published since: this spec's is wanted again.
-                Pointer(self._store, self._request.name).move_back(result.publication.version)
+                self._publisher().restore(result.publication.version)
         return result
 
     def _done_results(self) -> tuple[Result, ...]:
@@ -258,7 +295,7 @@ class StageRun:
         """A publication is done only while the pointer names its version: else publish has to move it back."""
         if publication is None or not publication.published:
             return True
-        return Pointer(self._store, self._request.name).names(publication.version)
+        return Pointer(self._store, self._request.name).version == publication.version
 
 
 def with_done(result: Result, done: Sequence[Result]) -> Result:

@@ -152,11 +152,13 @@ class ProcessJob:
         """The container's variables, with its mounts at places of this machine."""
         container = self._container()
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        secrets = {path for volume, path in mounts.items() if volume != "work"}
         environment = dict(os.environ)
         for variable in container["env"]:
             name, value = variable["name"], variable["value"]
             # The user's own home holds the credentials that a Secret would bring.
-            if name == "HOME" or value in {path for volume, path in mounts.items() if volume != "work"}:
+            # No image runs here, and none may be recorded as what made the model.
+            if name in ("HOME", "EDGETUNE_IMAGE") or value in secrets:
                 continue
             environment[name] = str(work) if value == mounts["work"] else value
         # What a progress bar of a library prints would only fill the log.

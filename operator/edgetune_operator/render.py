@@ -140,6 +140,8 @@ def _environment(profile: Profile, request: Request) -> list[dict[str, str]]:
         # The kubelet expands $(NAME) and $$ in values: a template may hold them.
         "EDGETUNE_REQUEST": request.encode().replace("$", "\\u0024"),
         "EDGETUNE_WORK_DIR": WORK_DIR,
+        # For the manifest: a container cannot ask for its own image.
+        "EDGETUNE_IMAGE": profile.image.reference,
         # The root file system is read-only: whatever a library writes goes to the work folder.
         "HOME": WORK_DIR,
         "TMPDIR": WORK_DIR,

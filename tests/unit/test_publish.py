@@ -1,152 +1,229 @@
-"""Gates, versions and the pointer."""
+"""Versions and the pointer, in a folder and on a real S3 server."""
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgetune_contract.digest import pointer_key, version_key
-from edgetune_contract.request import Artifact, Manifest, Publication, Result, Scores
-from edgetune_contract.spec import Gates
+from edgetune_contract.request import Manifest, Result
 from edgetune_contract.stages import Stage
+from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.publisher import Pointer, StorePublisher
-from edgetune_jobs.stages.publish import edge_artifact, judge
-from edgetune_jobs.store import Content
-
-SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
-NO_SCORES = Scores()
-WHY = "no evaluation row has an expected keyword or a reference answer; add some, or take the gate away"
-
-
-@pytest.mark.parametrize(
-    ("gates", "scores", "refusal"),
-    [
-        ({"minScore": 0.9}, SCORES, "minScore: the edge model scores 0.812; the limit is 0.900"),
-        ({"minScore": 0.8124}, SCORES, "minScore: the edge model scores 0.8120; the limit is 0.8124"),
-        ({"minScore": 0.9}, NO_SCORES, f"minScore: the edge model has no score: {WHY}"),
-        (
-            {"maxDrop": 0.02},
-            SCORES,
-            "maxDrop: the edge model scores 0.812, 0.041 below the tuned model's 0.853; the limit is 0.020",
-        ),
-        ({"maxDrop": 0.02}, NO_SCORES, f"maxDrop: the tuned and the edge model have no scores: {WHY}"),
-        (
-            {"minImprovement": 70},
-            SCORES,
-            "minImprovement: the tuned model scores 0.853, 60.3 points above the base model's 0.250; "
-            "the limit is 70.0 points",
-        ),
-        (
-            {"minImprovement": 0},
-            Scores(base=0.5, tuned=0.4),
-            "minImprovement: the tuned model scores 0.400, 10.0 points below the base model's 0.500; "
-            "the limit is 0.0 points",
-        ),
-        ({"minImprovement": 0}, NO_SCORES, f"minImprovement: the base and the tuned model have no scores: {WHY}"),
-        (
-            {"maxEdgeBytes": "1Ki"},
-            SCORES,
-            "maxEdgeBytes: the edge model has 2,000 bytes; the limit is 1Ki, 1,024 bytes",
-        ),
-    ],
-)
-def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
-    gates: Mapping[str, object], scores: Scores, refusal: str
-) -> None:
-    assert judge(Gates.model_validate(gates), scores, edge_bytes=2000) == (refusal,)
-
-
-@pytest.mark.parametrize(
-    "gates",
-    [
-        {},
-        {"minScore": 0.812},
-        {"maxDrop": 0.041},
-        {"minImprovement": 60.3},
-        {"maxEdgeBytes": 2000},
-        {"maxEdgeBytes": "2k"},
-    ],
-)
-def test_a_figure_that_is_exactly_the_limit_holds(gates: Mapping[str, object]) -> None:
-    assert judge(Gates.model_validate(gates), SCORES, edge_bytes=2000) == ()
-
-
-def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
-    gates = Gates(min_score=0.9, min_improvement=70, max_drop=0.01, max_edge_bytes="1")
-
-    names = [refusal.partition(":")[0] for refusal in judge(gates, SCORES, edge_bytes=2)]
-
-    assert names == ["minScore", "minImprovement", "maxDrop", "maxEdgeBytes"]
-
-
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
-def test_the_drop_gate_decides_as_whole_numbers_do(tuned: int, edge: int, limit: int) -> None:
-    scores = Scores(tuned=tuned / 1000, edge=edge / 1000)
-
-    refused = judge(Gates(max_drop=limit / 1000), scores, edge_bytes=0)
-
-    assert bool(refused) == (tuned - edge > limit)
-
-
-@given(st.floats(0, 1), st.floats(0, 1))
-def test_a_refusal_never_prints_the_same_number_for_figure_and_limit(edge: float, limit: float) -> None:
-    for refusal in judge(Gates(min_score=limit), Scores(edge=edge), edge_bytes=0):
-        figure, _, printed_limit = refusal.removeprefix("minScore: the edge model scores ").partition("; the limit is ")
-        assert figure != printed_limit
-
-
-def manifest(stage: Stage, *artifacts: Artifact) -> Manifest:
-    result = Result(stage=stage, digest="0" * 64, artifacts=artifacts)
-    return Manifest(result=result, created_at="2026-11-24T08:00:00+00:00")
+from edgetune_jobs.publisher import Pointer, encode
+from edgetune_jobs.s3_store import S3Store
+from edgetune_jobs.stages.publish import edge_artifact
+from edgetune_jobs.store import Content, Store
+from edgetune_jobs.versions import Versions
+from support.published import MODEL, PublishedModel
+from support.versitygw import S3Server
 
 
 def test_a_quantize_manifest_without_an_edge_model_is_refused() -> None:
+    manifest = Manifest(result=Result(stage=Stage.QUANTIZE, digest="0" * 64), created_at="2026-11-24T08:00:00+00:00")
+
     with pytest.raises(InvalidInput, match="the manifest of quantize names no edge model"):
-        edge_artifact(manifest(Stage.QUANTIZE))
+        edge_artifact(manifest)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
+    if request.param == "folder":
+        return LocalFolderStore((tmp_path / "store").as_uri())
+    server: S3Server = request.getfixturevalue("s3_server")
+    return S3Store(server.location(s3_prefix).uri, server.client())
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalFolderStore:
-    return LocalFolderStore(tmp_path.as_uri())
+def model(store: Store, tmp_path: Path) -> PublishedModel:
+    return PublishedModel(store, tmp_path / "local")
 
 
-@pytest.fixture
-def publisher(store: LocalFolderStore) -> StorePublisher:
-    return StorePublisher(store, "m", manifest)
+def pointed_at(store: Store) -> str | None:
+    return Pointer(store, MODEL).version
 
 
-def pointed_at(store: LocalFolderStore) -> str | None:
-    content = store.read(pointer_key("m"))
-    return None if content is None else json.loads(content.data)["version"]
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    return str(caught.value)
 
 
-def test_the_pointer_is_a_copy_of_the_version_that_was_published(
-    store: LocalFolderStore, publisher: StorePublisher
-) -> None:
-    publication = publisher.publish({"scores": {"edge": 0.9}}, Publication(published=True, version="a" * 64))
+def test_the_pointer_is_a_copy_of_the_version_that_was_published(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
 
-    version, pointer = store.read(version_key("m", "a" * 64)), store.read(pointer_key("m"))
+    version, pointer = store.read(version_key(MODEL, document.version)), store.read(pointer_key(MODEL))
     assert version is not None
-    assert version == pointer
-    document = json.loads(version.data)
-    assert (document["version"], document["scores"]) == ("a" * 64, {"edge": 0.9})
-    assert document["createdAt"]
-    assert publication.pointer == f"{store.uri}/models/m/latest.json"
+    assert pointer is not None
+    assert version.data == pointer.data
+    assert VersionDocument.model_validate_json(pointer.data) == document
+    assert list(json.loads(pointer.data)) == sorted(json.loads(pointer.data)), "canonical: equal versions, equal bytes"
 
 
-def test_a_refused_version_is_written_and_the_pointer_stays(store: LocalFolderStore, publisher: StorePublisher) -> None:
-    publisher.publish({}, Publication(published=True, version="a" * 64))
+def test_a_publication_names_the_pointer(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
 
-    publication = publisher.publish({}, Publication(published=False, version="b" * 64, refusals=("too bad",)))
+    publication = model.publisher.publish(document)
 
-    assert publication.pointer is None
-    assert store.read(version_key("m", "b" * 64)) is not None
-    assert pointed_at(store) == "a" * 64
+    assert publication.published
+    assert (publication.version, publication.pointer) == (document.version, f"{store.uri}/models/{MODEL}/latest.json")
+
+
+def test_a_refused_version_is_written_and_the_pointer_stays(store: Store, model: PublishedModel) -> None:
+    first = model.publish()
+
+    refused = model.publish(refusals=("minScore: too bad",))
+
+    assert Versions(store, MODEL).read(refused.version) == refused
+    assert pointed_at(store) == first.version
+    assert model.publisher.publish(refused).pointer is None
+
+
+def test_a_pin_points_back_to_an_older_version_by_its_first_digits(store: Store, model: PublishedModel) -> None:
+    first, second = model.publish(), model.publish()
+
+    publication = model.publisher.pin(first.version[:12])
+
+    assert (publication.version, publication.pinned, publication.published) == (first.version, True, True)
+    assert publication.pointer == f"{store.uri}/models/{MODEL}/latest.json"
+    assert pointed_at(store) == first.version
+    assert model.publisher.pin(second.version).version == second.version
+    assert pointed_at(store) == second.version
+
+
+def test_a_pin_that_the_pointer_follows_already_writes_nothing(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
+    before = store.put(pointer_key(MODEL), encode(document) + b" ")
+
+    model.publisher.pin(document.version)
+
+    content = store.read(pointer_key(MODEL))
+    assert content is not None
+    assert content.etag == before
+
+
+def test_a_pin_on_no_version_names_those_that_there_are(store: Store, model: PublishedModel) -> None:
+    first, refused, second = model.publish(0.91), model.publish(0.5, ("minScore: too bad",)), model.publish(0.92)
+
+    message = refusal(lambda: model.publisher.pin("f" * 12))
+
+    assert message == (
+        f"spec.publish.pin: {MODEL} has no version {'f' * 12}; versions, newest first: "
+        f"{second.version[:12]} (2026-11-24T08:03:00+00:00, edge score 92.0%), "
+        f"{refused.version[:12]} (2026-11-24T08:02:00+00:00, edge score 50.0%, refused by its gates), "
+        f"{first.version[:12]} (2026-11-24T08:01:00+00:00, edge score 91.0%)"
+    )
+    assert pointed_at(store) == second.version
+
+
+def test_a_pin_on_a_model_without_versions_says_so(model: PublishedModel) -> None:
+    assert refusal(lambda: model.publisher.pin("f" * 12)) == (
+        f"spec.publish.pin: {MODEL} has no version {'f' * 12}; it has none"
+    )
+
+
+def test_of_many_versions_the_newest_ten_are_named(model: PublishedModel) -> None:
+    for _ in range(13):
+        model.publish()
+
+    message = refusal(lambda: model.publisher.pin("f" * 12))
+
+    assert message.count("edge score") == 10
+    assert "T08:13:00+00:00" in message
+    assert message.endswith(" and 3 more")
+
+
+def test_a_pin_with_several_meanings_names_them(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
+    twins = [document.model_copy(update={"version": "e" * 12 + ending * 52}) for ending in "12"]
+    for twin in twins:
+        model.publisher.publish(twin)
+
+    message = refusal(lambda: model.publisher.pin("e" * 12))
+
+    assert message.startswith(f"spec.publish.pin: 2 versions of {MODEL} begin with {'e' * 12}; versions, newest first:")
+    assert message.count("e" * 12 + " (") == 2
+    assert pointed_at(store) == twins[1].version
+
+
+def test_a_pin_on_a_version_that_the_gates_refused_is_refused(store: Store, model: PublishedModel) -> None:
+    first, refused = model.publish(), model.publish(0.5, ("minScore: the edge model scores 0.5",))
+
+    message = refusal(lambda: model.publisher.pin(refused.version[:12]))
+
+    assert f"the gates refused version {refused.version[:12]} (minScore: the edge model scores 0.5)" in message
+    assert f"newest first: {refused.version[:12]}" in message
+    assert pointed_at(store) == first.version
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_pin_on_a_version_whose_files_are_not_all_there_is_refused(
+    store: Store, model: PublishedModel, damage: str
+) -> None:
+    first, second = model.publish(), model.publish()
+    key = f"{first.edge.key}/model.safetensors"
+    store.delete(key)
+    if damage == "cut":
+        store.put(key, b"12345")
+
+    message = refusal(lambda: model.publisher.pin(first.version))
+
+    what = "is missing" if damage == "missing" else f"has 5 bytes of {first.edge.files[-1].bytes:,}"
+    assert message == (
+        f"version {first.version[:12]} of {MODEL} cannot be pointed at: {store.uri}/{key} {what}; "
+        "restore it, or choose another version"
+    )
+    assert pointed_at(store) == second.version
+
+
+def test_a_version_whose_document_is_damaged_is_told_and_hides_no_other(store: Store, model: PublishedModel) -> None:
+    first, second = model.publish(), model.publish()
+    store.put(version_key(MODEL, first.version), b"{}")
+
+    known = Versions(store, MODEL).all()
+
+    assert [(each.version, each.document is None) for each in known] == [(second.version, False), (first.version, True)]
+    assert f"{first.version}.json is damaged: Field required" in known[1].problem
+    assert "is damaged" in refusal(lambda: model.publisher.pin(first.version))
+    assert f"{first.version[:12]} (unreadable)" in refusal(lambda: model.publisher.pin("f" * 12))
+
+
+def test_restoring_needs_the_versions_document(store: Store, model: PublishedModel) -> None:
+    first, second = model.publish(), model.publish()
+
+    model.publisher.restore(first.version)
+
+    assert pointed_at(store) == first.version != second.version
+    assert "c.json is missing, so " in refusal(lambda: model.publisher.restore("c" * 64))
+
+
+def test_of_eight_writers_at_once_each_moves_the_pointer_and_the_last_one_stands(
+    store: Store, model: PublishedModel
+) -> None:
+    documents = [model.publish() for _ in range(8)]
+    barrier = threading.Barrier(8)
+    failures: list[BaseException] = []
+
+    def move(document: VersionDocument) -> None:
+        barrier.wait()
+        try:
+            Pointer(store, MODEL).move(document)
+        except TransientFault as fault:
+            failures.append(fault)
+
+    threads = [threading.Thread(target=move, args=(document,)) for document in documents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    content = store.read(pointer_key(MODEL))
+    assert content is not None
+    assert content.data in [encode(document) for document in documents]
 
 
 class OvertakenStore(LocalFolderStore):
@@ -159,7 +236,7 @@ class OvertakenStore(LocalFolderStore):
 
     def read(self, key: str) -> Content | None:
         content = super().read(key)
-        if key == pointer_key("m") and not self._is_writing and self._moves > 0:
+        if key == pointer_key(MODEL) and not self._is_writing and self._moves > 0:
             self._moves -= 1
             self.put(key, f'{{"version": "another {self._moves}"}}'.encode())
         return content
@@ -174,36 +251,25 @@ class OvertakenStore(LocalFolderStore):
 
 @pytest.mark.parametrize("moves", [1, 2, 9])
 def test_a_pointer_that_another_writer_moves_at_the_same_time_is_read_again(tmp_path: Path, moves: int) -> None:
-    store = OvertakenStore(tmp_path.as_uri(), moves)
+    store = OvertakenStore((tmp_path / "store").as_uri(), moves)
 
-    StorePublisher(store, "m", manifest).publish({}, Publication(published=True, version="b" * 64))
+    document = PublishedModel(store, tmp_path / "local").publish()
 
-    assert pointed_at(store) == "b" * 64
+    assert pointed_at(store) == document.version
 
 
 def test_a_pointer_that_is_always_moved_by_others_is_a_passing_fault(tmp_path: Path) -> None:
-    store = OvertakenStore(tmp_path.as_uri(), moves=1000)
+    store = OvertakenStore((tmp_path / "store").as_uri(), moves=1000)
 
     with pytest.raises(TransientFault, match="was moved by others 10 times in a row"):
-        Pointer(store, "m").move(b"{}")
+        PublishedModel(store, tmp_path / "local").publish()
 
 
-def test_moving_back_needs_the_versions_document(store: LocalFolderStore, publisher: StorePublisher) -> None:
-    publisher.publish({}, Publication(published=True, version="a" * 64))
-    publisher.publish({}, Publication(published=True, version="b" * 64))
-    pointer = Pointer(store, "m")
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"version": 1}'])
+def test_a_pointer_that_is_no_document_is_written_anew(store: Store, model: PublishedModel, content: bytes) -> None:
+    store.put(pointer_key(MODEL), content)
+    assert pointed_at(store) is None
 
-    pointer.move_back("a" * 64)
+    document = model.publish()
 
-    assert pointer.names("a" * 64)
-    with pytest.raises(InvalidInput, match=rf"versions/{'c' * 64}\.json is missing"):
-        pointer.move_back("c" * 64)
-
-
-def test_a_pointer_that_is_no_json_is_written_anew(store: LocalFolderStore, publisher: StorePublisher) -> None:
-    store.put(pointer_key("m"), b"<html>")
-    assert not Pointer(store, "m").names("a" * 64)
-
-    publisher.publish({}, Publication(published=True, version="a" * 64))
-
-    assert pointed_at(store) == "a" * 64
+    assert pointed_at(store) == document.version

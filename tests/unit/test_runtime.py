@@ -14,7 +14,9 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.inputs import digests_of_run
+from edgetune_jobs.publisher import Pointer
 from edgetune_jobs.store import read_model, write_model
+from edgetune_jobs.versions import Versions
 from support.stage_runs import Ended, StageRuns
 
 
@@ -28,6 +30,7 @@ def runs(tmp_path: Path) -> StageRuns:
 def published_once(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
     """A run that was done to its end; not to be changed."""
     published = new_runs(tmp_path_factory.mktemp("published"))
+    published.environment["EDGETUNE_IMAGE"] = "registry.example/jobs:1"
     published.run_up_to(Stage.PUBLISH)
     return published
 
@@ -70,6 +73,12 @@ def manifest_of(runs: StageRuns, stage: Stage) -> Manifest | None:
     return read_model(store_of(runs), manifest_key(stage, digests_of_run(request, resolved)[stage]), Manifest)
 
 
+def version_at_pointer(runs: StageRuns) -> str:
+    version = Pointer(store_of(runs), "sensor-faults").version
+    assert version is not None
+    return version
+
+
 def keys(runs: StageRuns, folder: str) -> list[str]:
     return [found.key for found in store_of(runs).list(folder)]
 
@@ -106,6 +115,80 @@ def test_all_stages_run_one_after_the_other_and_publish(published_once: StageRun
     assert publish.result.publication.pointer == f"{published_once.store.uri}/models/sensor-faults/latest.json"
     assert keys(published_once, "probe") == []
     assert published_once.leftovers() == []
+
+
+def test_a_manifest_and_the_version_say_what_they_were_made_of_and_with(published_once: StageRuns) -> None:
+    train, publish = manifest_of(published_once, Stage.TRAIN), manifest_of(published_once, Stage.PUBLISH)
+    version = Versions(store_of(published_once), "sensor-faults").all()[0].document
+
+    assert train is not None
+    assert publish is not None
+    assert version is not None
+    assert train.resolved == version.provenance.resolved == published_once.resolved
+    assert train.parameters["training"]["seed"] == 42
+    assert train.parameters == version.provenance.parameters
+    assert train.image == version.provenance.stages[Stage.TRAIN].image == "registry.example/jobs:1"
+    assert version.provenance.stages[Stage.TRAIN].libraries == train.versions
+
+
+def test_a_pin_needs_nothing_that_prepare_finds_out_and_moves_the_pointer_back(published: StageRuns) -> None:
+    first = version_at_pointer(published)
+    published.parameters = parameters(published.folder, evaluation={"gates": {"maxDrop": 0.5}})
+    assert published.run(Stage.PUBLISH).exit_code == 0
+    second, resolved = version_at_pointer(published), published.resolved
+
+    published.parameters = parameters(published.folder, publish={"pin": first[:12]})
+    request = published.request(Stage.PUBLISH).model_copy(update={"resolved": None})
+    (published.folder / "base" / "config.json").unlink()
+    pinned = published.start(Stage.PUBLISH, request=request.encode()).wait()
+
+    assert pinned.exit_code == 0, pinned.stderr
+    publication = pinned.result.publication
+    assert publication is not None
+    assert (publication.version, publication.pinned) == (first, True)
+    assert version_at_pointer(published) == first != second
+    assert manifest_of(published, Stage.PUBLISH) is not None
+    assert published.resolved == resolved
+
+
+def test_a_pin_that_is_done_counts_as_done_until_the_pointer_moves_and_then_moves_it_again(
+    published: StageRuns,
+) -> None:
+    first = version_at_pointer(published)
+    published.parameters = parameters(published.folder, publish={"pin": first[:12]})
+    assert published.run(Stage.PUBLISH).exit_code == 0
+    still = published.run(Stage.PREPARE).result.done
+    published.parameters = parameters(published.folder, evaluation={"gates": {"maxDrop": 0.5}})
+    assert published.run(Stage.PUBLISH).exit_code == 0
+    published.parameters = parameters(published.folder, publish={"pin": first[:12]})
+
+    moved = published.run(Stage.PREPARE).result.done
+    again = published.run(Stage.PUBLISH)
+
+    assert Stage.PUBLISH in [result.stage for result in still]
+    assert Stage.PUBLISH not in [result.stage for result in moved]
+    assert again.result.cached
+    assert version_at_pointer(published) == first
+
+
+def test_a_pin_on_no_version_is_invalid_and_leaves_the_pointer(published: StageRuns) -> None:
+    before = version_at_pointer(published)
+    published.parameters = parameters(published.folder, publish={"pin": "f" * 12})
+
+    message = failed(published.run(Stage.PUBLISH), 10, "InvalidInput")
+
+    assert message.startswith(f"spec.publish.pin: sensor-faults has no version {'f' * 12}; versions, newest first: ")
+    assert before[:12] in message
+    assert version_at_pointer(published) == before
+
+
+def test_a_stage_without_what_prepare_resolved_is_refused(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.PREPARE)
+    request = runs.request(Stage.TRAIN).model_copy(update={"resolved": None})
+
+    message = failed(runs.start(Stage.TRAIN, request=request.encode()).wait(), 10, "InvalidInput")
+
+    assert message == "the request for train lacks `resolved`, which prepare finds out"
 
 
 def test_the_second_run_answers_from_the_manifest_without_doing_anything(published: StageRuns) -> None:

@@ -1,0 +1,132 @@
+"""Published versions of a model in a store, made by the real publisher without any stage: small files, true lists."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import safetensors.numpy
+
+from edgetune_contract.digest import manifest_key, sha256_of
+from edgetune_contract.request import Artifact, FileEntry, Manifest, Resolved, Result, Scores
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
+from edgetune_jobs.files import file_list_digest
+from edgetune_jobs.publisher import StorePublisher
+from edgetune_jobs.store import Store, files_below, upload_folder, uri_of, write_model
+
+MODEL = "sensor-faults"
+IMAGE = "registry.example/edgetune/jobs@sha256:" + "5" * 64
+ATTEMPT = "0011223344556677"
+EDGE = "edge-bnb-int8"
+RESOLVED = Resolved(base="a" * 64, train="b" * 64, eval="c" * 64)
+LIBRARIES = {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"}
+PARAMETERS = Parameters.model_validate(
+    {
+        "baseModel": {"uri": "hf://org/model", "revision": "0123456789" * 4},
+        "dataset": {"train": {"uri": "s3://datasets/train.jsonl"}, "eval": {"uri": "s3://datasets/eval.jsonl"}},
+    }
+)
+
+
+@dataclass
+class PublishedModel:
+    """A model in a store, and what its versions were made of."""
+
+    store: Store
+    folder: Path
+    """Files are made below it before they are uploaded."""
+
+    name: str = MODEL
+    made: int = field(default=0)
+
+    def publish(self, edge_score: float = 0.9, refusals: tuple[str, ...] = ()) -> VersionDocument:
+        """Write one more version with its own edge model; the pointer follows unless there are refusals."""
+        self.made += 1
+        digest = sha256_of([self.name, self.made])
+        manifest = self._quantized(digest)
+        (edge,) = manifest.result.artifacts
+        document = VersionDocument(
+            model=self.name,
+            namespace="team-a",
+            version=digest,
+            created_at=f"2026-11-24T08:{self.made:02d}:00+00:00",
+            published=not refusals,
+            refusals=refusals,
+            edge=EdgeModel(artifact=edge, files=files_below(manifest.files, f"{ATTEMPT}/{EDGE}")),
+            artifacts=(edge,),
+            scores=Scores(base=0.05, tuned=0.95, edge=edge_score, drop=0.95 - edge_score, examples=64),
+            provenance=Provenance(
+                resolved=RESOLVED,
+                parameters=PARAMETERS.model_dump(mode="json", exclude_none=True),
+                stages={Stage.QUANTIZE: origin(manifest)},
+            ),
+        )
+        self.publisher.publish(document)
+        return document
+
+    @property
+    def publisher(self) -> StorePublisher:
+        """The publisher of the model; no stage is there to be read."""
+        return StorePublisher(self.store, self.name, no_stage)
+
+    def _quantized(self, digest: str) -> Manifest:
+        """A finished quantize stage: an edge model of three files."""
+        local = edge_folder(self.folder / digest / EDGE, self.made)
+        folder = f"stages/quantize/{digest}"
+        files = upload_folder(self.store, local, f"{folder}/{ATTEMPT}/{EDGE}", relative_to=folder)
+        entries = files_below(files, f"{ATTEMPT}/{EDGE}")
+        artifact = Artifact(
+            name=EDGE,
+            uri=uri_of(self.store, f"{folder}/{ATTEMPT}/{EDGE}"),
+            bytes=sum(entry.bytes for entry in entries),
+            sha256=file_list_digest(entries),
+        )
+        manifest = Manifest(
+            result=Result(stage=Stage.QUANTIZE, digest=digest, artifacts=(artifact,), metrics={"quantizedLayers": 1}),
+            files=files,
+            created_at="2026-11-24T08:00:00+00:00",
+            versions=LIBRARIES,
+            image=IMAGE,
+            resolved=RESOLVED,
+            parameters=PARAMETERS.model_dump(mode="json", exclude_none=True),
+        )
+        write_model(self.store, manifest_key(Stage.QUANTIZE, digest), manifest)
+        return manifest
+
+
+def edge_folder(folder: Path, seed: int) -> Path:
+    """A folder with two small JSON files and a sound safetensors file."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "seed": seed}))
+    (folder / "edgetune.json").write_text(json.dumps({"template": "{instruction}", "format": "Instruction"}))
+    tensors: dict[str, Any] = {
+        "weight": numpy.full((4, 4), seed, dtype=numpy.int8),
+        "SCB": numpy.ones(4, dtype=numpy.float32),
+    }
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def origin(manifest: Manifest) -> StageOrigin:
+    """What a version's document says of a stage."""
+    return StageOrigin(
+        digest=manifest.result.digest,
+        created_at=manifest.created_at,
+        image=manifest.image,
+        libraries=manifest.versions,
+        metrics=manifest.result.metrics,
+    )
+
+
+def replaced(document: VersionDocument, **entry: Any) -> tuple[FileEntry, ...]:
+    """The files of a version with some fields of the first one changed."""
+    first, *others = document.edge.files
+    return (first.model_copy(update=entry), *others)
+
+
+def no_stage(stage: Stage) -> Manifest:
+    """Fails: publishing a finished document reads no stage."""
+    raise AssertionError(f"{stage} was read")

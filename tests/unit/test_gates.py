@@ -1,0 +1,92 @@
+"""Gates: each refusal names the figure and the limit."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune_contract.request import Scores
+from edgetune_contract.spec import Gates
+from edgetune_jobs.gates import Figures, judge
+
+SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
+NO_SCORES = Scores()
+WHY = "no evaluation row has an expected keyword or a reference answer; add some, or take the gate away"
+
+
+@pytest.mark.parametrize(
+    ("gates", "scores", "refusal"),
+    [
+        ({"minScore": 0.9}, SCORES, "minScore: the edge model scores 0.812; the limit is 0.900"),
+        ({"minScore": 0.8124}, SCORES, "minScore: the edge model scores 0.8120; the limit is 0.8124"),
+        ({"minScore": 0.9}, NO_SCORES, f"minScore: the edge model has no score: {WHY}"),
+        (
+            {"maxDrop": 0.02},
+            SCORES,
+            "maxDrop: the edge model scores 0.812, 0.041 below the tuned model's 0.853; the limit is 0.020",
+        ),
+        ({"maxDrop": 0.02}, NO_SCORES, f"maxDrop: the tuned and the edge model have no scores: {WHY}"),
+        (
+            {"minImprovement": 70},
+            SCORES,
+            "minImprovement: the tuned model scores 0.853, 60.3 points above the base model's 0.250; "
+            "the limit is 70.0 points",
+        ),
+        (
+            {"minImprovement": 0},
+            Scores(base=0.5, tuned=0.4),
+            "minImprovement: the tuned model scores 0.400, 10.0 points below the base model's 0.500; "
+            "the limit is 0.0 points",
+        ),
+        ({"minImprovement": 0}, NO_SCORES, f"minImprovement: the base and the tuned model have no scores: {WHY}"),
+        (
+            {"maxEdgeBytes": "1Ki"},
+            SCORES,
+            "maxEdgeBytes: the edge model has 2,000 bytes; the limit is 1Ki, 1,024 bytes",
+        ),
+    ],
+)
+def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
+    gates: Mapping[str, object], scores: Scores, refusal: str
+) -> None:
+    assert judge(Gates.model_validate(gates), Figures(scores, edge_bytes=2000)) == (refusal,)
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        {},
+        {"minScore": 0.812},
+        {"maxDrop": 0.041},
+        {"minImprovement": 60.3},
+        {"maxEdgeBytes": 2000},
+        {"maxEdgeBytes": "2k"},
+    ],
+)
+def test_a_figure_that_is_exactly_the_limit_holds(gates: Mapping[str, object]) -> None:
+    assert judge(Gates.model_validate(gates), Figures(SCORES, edge_bytes=2000)) == ()
+
+
+def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
+    gates = Gates(min_score=0.9, min_improvement=70, max_drop=0.01, max_edge_bytes="1")
+
+    names = [refusal.partition(":")[0] for refusal in judge(gates, Figures(SCORES, edge_bytes=2))]
+
+    assert names == ["minScore", "minImprovement", "maxDrop", "maxEdgeBytes"]
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
+def test_the_drop_gate_decides_as_whole_numbers_do(tuned: int, edge: int, limit: int) -> None:
+    scores = Scores(tuned=tuned / 1000, edge=edge / 1000)
+
+    refused = judge(Gates(max_drop=limit / 1000), Figures(scores, edge_bytes=0))
+
+    assert bool(refused) == (tuned - edge > limit)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_refusal_never_prints_the_same_number_for_figure_and_limit(edge: float, limit: float) -> None:
+    for refusal in judge(Gates(min_score=limit), Figures(Scores(edge=edge), edge_bytes=0)):
+        figure, _, printed_limit = refusal.removeprefix("minScore: the edge model scores ").partition("; the limit is ")
+        assert figure != printed_limit
