@@ -179,6 +179,11 @@ class Failure(Model):
     step: int | None = None
     """Optimizer step of the newest checkpoint in the store, when training was stopped."""
 
+    @classmethod
+    def brief(cls, exit_code: int, reason: str, message: str, step: int | None = None) -> Self:
+        """A failure as a termination message can carry it: a long message is cut in the middle."""
+        return cls(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
+
 
 class Result(Model):
     """What a stage says when it ends: the container's termination message, and the head of its manifest."""
@@ -219,8 +224,7 @@ class Result(Model):
         cls, stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None
     ) -> Self:
         """Result of a stage that did not finish; a long message is cut in the middle."""
-        failure = Failure(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
-        return cls(stage=stage, digest=digest, failure=failure)
+        return cls(stage=stage, digest=digest, failure=Failure.brief(exit_code, reason, message, step))
 
     @classmethod
     def decode(cls, text: str) -> Self:

@@ -1,11 +1,11 @@
-"""`python -m edgetune_jobs`: run the stage that EDGETUNE_REQUEST asks for."""
+"""`python -m edgetune_jobs`: run the stage, or the clean-up, that EDGETUNE_REQUEST asks for."""
 
 import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from edgetune_jobs.signals import StopSignals
 
@@ -27,14 +27,16 @@ exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13
 
 
 def main() -> NoReturn:
-    """Run the stage that the environment asks for, and end the process with its exit code."""
+    """Run what the environment asks for, and end the process with its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m edgetune_jobs",
-        description="Run one stage of a fine-tuning, as its environment asks.",
+        description="Run one stage of a fine-tuning, or remove what a fine-tuning has made, as the environment asks.",
         epilog=_ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.parse_args()
+    parser.add_argument("work", nargs="?", choices=("stage", "clean-up"), default="stage", help="default: stage")
+    if parser.parse_args().work == "clean-up":
+        _run_clean_up_process()
     run_process()
 
 
@@ -43,6 +45,21 @@ def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoRe
 
     Progress goes to stdout as JSON lines, everything else to stderr.
     """
+    signals, stream = _take_over()
+    from edgetune_jobs.runtime import load_stage_code, run_stage
+
+    _end(run_stage(os.environ, signals, stream, load_code or load_stage_code))
+
+
+def _run_clean_up_process() -> NoReturn:
+    signals, _ = _take_over()
+    from edgetune_jobs.runtime import run_clean_up
+
+    _end(run_clean_up(os.environ, signals))
+
+
+def _take_over() -> tuple[StopSignals, TextIO]:
+    """Signals and output of the process: what ends it, and the stream for JSON lines."""
     # First of all: to a container's first process, a signal without a handler does nothing.
     signals = StopSignals()
     signals.install()
@@ -52,10 +69,10 @@ def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoRe
     # What libraries print would break the JSON lines: stdout is ours alone, theirs is stderr.
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return signals, stream
 
-    from edgetune_jobs.runtime import load_stage_code, run_stage
 
-    exit_code = run_stage(os.environ, signals, stream, load_code or load_stage_code)
+def _end(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # The result is told: neither a transfer that hangs in a thread nor a library's exit handler may change it.

@@ -6,7 +6,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from edgetune_contract.request import Request, Result
+from edgetune_contract.clean_up import CleanUpResult
+from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_jobs.errors import Interrupted, StageError
 from edgetune_jobs.files import disk_full, is_disk_full
@@ -20,11 +21,16 @@ _UNKNOWN_DIGEST = "0" * 64
 def failed_result(request: Request | None, error: BaseException) -> Result:
     """Result of a stage that ended with an error; without a request, of a stage that is not known."""
     stage, digest = (request.stage, request.digest) if request else (Stage.PREPARE, _UNKNOWN_DIGEST)
+    return Result(stage=stage, digest=digest, failure=failure_of(error, stage))
+
+
+def failure_of(error: BaseException, stage: Stage = Stage.PREPARE) -> Failure:
+    """What an error stands for; `stage` decides the advice when the GPU's memory was too small."""
     exit_code, message, step = _judge(error, stage)
-    return Result.failed(stage, digest, exit_code, reason_for(exit_code), message, step)
+    return Failure.brief(exit_code, reason_for(exit_code), message, step)
 
 
-def exit_code_of(result: Result) -> int:
+def exit_code_of(result: Result | CleanUpResult) -> int:
     """Exit code of the process that ends with this result."""
     return ExitCode.DONE if result.failure is None else result.failure.exit_code
 

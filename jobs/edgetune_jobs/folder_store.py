@@ -113,11 +113,17 @@ class LocalFolderStore:
 
     def delete_tree(self, folder: str, keep: Sequence[str] = ()) -> None:
         kept = [self._path(key) for key in keep]
+        self._delete_files(folder, lambda path: not any(path.is_relative_to(key) for key in kept))
+
+    def discard_unfinished(self, folder: str) -> None:
+        self._delete_files(folder, lambda path: _TEMPORARY.fullmatch(path.name) is not None)
+
+    def _delete_files(self, folder: str, is_wanted: Callable[[Path], bool]) -> None:
+        """Delete files below a folder, and folders that are empty then."""
         with _access_errors(f"delete {self._uri}/{folder}"):
             for parent, files in _walk(self._path(folder)):
-                for path in files:
-                    if not any(path.is_relative_to(key) for key in kept):
-                        path.unlink(missing_ok=True)
+                for path in filter(is_wanted, files):
+                    path.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty, or another process was faster
                     parent.rmdir()
 

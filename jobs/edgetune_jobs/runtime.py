@@ -1,4 +1,4 @@
-"""A stage's process: from its environment to its termination message and exit code."""
+"""A stage's or a clean-up's process: from its environment to its termination message and exit code."""
 
 import importlib
 import logging
@@ -6,19 +6,24 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from pydantic import ValidationError
 
+from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.request import Request, Result
 from edgetune_contract.stages import Stage
+from edgetune_jobs.clean_up import clean_up
+from edgetune_jobs.connect import Access
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.failures import BUG, exit_code_of, failed_result
+from edgetune_jobs.failures import BUG, exit_code_of, failed_result, failure_of
 from edgetune_jobs.settings import Settings, prepare_process, termination_log
 from edgetune_jobs.signals import StopSignals
 from edgetune_jobs.stage_run import StageCode, StageRun
 
 logger = logging.getLogger(__name__)
+
+AnyRequest = TypeVar("AnyRequest", Request, CleanUpRequest)
 
 
 def load_stage_code(stage: Stage) -> StageCode:
@@ -48,21 +53,50 @@ def run_stage(
     try:
         with signals.immediate():
             settings = Settings.from_environment(environment)
-            request = _decode(settings.request)
+            request = _decode(settings.request, Request)
             result = _run_in_folder(request, settings, signals, stream, load_code)
     except BaseException as error:
         result = failed_result(request, error)
-        is_bug = exit_code_of(result) == BUG
-        logger.error("%s", error if is_bug or result.failure is None else result.failure.message, exc_info=is_bug)
+        logger.error("%s", _said(error, result), exc_info=_is_bug(result))
     _write_termination_message(termination_log(environment), result)
     return exit_code_of(result)
 
 
-def _decode(text: str) -> Request:
-    if not text:
-        raise InvalidInput("EDGETUNE_REQUEST is not set: it holds the stage's request as JSON")
+def run_clean_up(environment: Mapping[str, str], signals: StopSignals) -> int:
+    """Remove from the store what the environment asks for, and leave the result in the termination log.
+
+    Args:
+        environment: see Settings; its request is a CleanUpRequest.
+        signals: what ends the clean-up before its time; installed.
+
+    Returns:
+        The exit code of the contract.
+    """
     try:
-        return Request.decode(text)
+        with signals.immediate():
+            settings = Settings.from_environment(environment)
+            request = _decode(settings.request, CleanUpRequest)
+            result = clean_up(Access(request.store, settings.credentials_folder).open_store(), request.name)
+    except BaseException as error:
+        result = CleanUpResult(failure=failure_of(error))
+        logger.error("%s", _said(error, result), exc_info=_is_bug(result))
+    _write_termination_message(termination_log(environment), result)
+    return exit_code_of(result)
+
+
+def _said(error: BaseException, result: Result | CleanUpResult) -> BaseException | str:
+    return error if _is_bug(result) or result.failure is None else result.failure.message
+
+
+def _is_bug(result: Result | CleanUpResult) -> bool:
+    return exit_code_of(result) == BUG
+
+
+def _decode(text: str, kind: type[AnyRequest]) -> AnyRequest:
+    if not text:
+        raise InvalidInput("EDGETUNE_REQUEST is not set: it holds the request as JSON")
+    try:
+        return kind.decode(text)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
         raise InvalidInput(f"EDGETUNE_REQUEST is not a request that this image understands: {problems}") from error
@@ -92,7 +126,7 @@ def _run_in_folder(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_termination_message(path: Path, result: Result) -> None:
+def _write_termination_message(path: Path, result: Result | CleanUpResult) -> None:
     try:
         path.write_bytes(result.encode())
     except OSError as error:

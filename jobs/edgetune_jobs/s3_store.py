@@ -69,6 +69,10 @@ class S3Store:
             if not is_kept(self._short(found.key)):
                 self._bucket.delete(found.key)
 
+    def discard_unfinished(self, folder: str) -> None:
+        for key, upload_id in self._bucket.list_uploads(f"{self._full(folder)}/"):
+            self._bucket.abort_upload(key, upload_id)
+
     def _full(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
 

@@ -112,6 +112,10 @@ class Store(Protocol):
         """Delete objects and unfinished uploads below a folder, but for those at or below the keys in `keep`."""
         ...
 
+    def discard_unfinished(self, folder: str) -> None:
+        """Delete what uploads that did not end have left below a folder. One that is under way fails in passing."""
+        ...
+
 
 def uri_of(store: Store, key: str) -> str:
     """URI of a key."""

@@ -214,7 +214,7 @@ def test_credentials_that_may_only_read_are_refused_before_the_work(runs: StageR
     ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="bug")
 
     assert ended.exit_code == 11
-    assert f"lack s3:PutObject on {runs.store.uri}/probe/" in ended.failure
+    assert f"lack s3:PutObject on {runs.store.uri}/uses/prepare/" in ended.failure
 
 
 def test_a_store_that_is_down_is_a_passing_fault(runs: StageRuns, s3_proxy: FaultProxy) -> None:
