@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from edgetune_contract.digest import sha256_of
 from edgetune_contract.request import FileEntry
@@ -23,6 +23,32 @@ class Fingerprint:
 
     bytes: int
     sha256: str
+
+
+class Sink(Protocol):
+    """Takes the bytes of a file as they come, and keeps of them what it likes."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next bytes."""
+        ...
+
+    def restart(self) -> None:
+        """Forget all bytes so far: what follows is the file from its beginning."""
+        ...
+
+
+class FileSink:
+    """Writes what it gets to a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
 
 
 class HashingReader:

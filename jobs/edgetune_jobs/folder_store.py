@@ -14,7 +14,16 @@ from urllib.parse import unquote, urlsplit
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied
-from edgetune_jobs.files import CHUNK_BYTES, Fingerprint, HashingReader, checked_relative, disk_errors, fingerprint
+from edgetune_jobs.files import (
+    CHUNK_BYTES,
+    FileSink,
+    Fingerprint,
+    HashingReader,
+    Sink,
+    checked_relative,
+    disk_errors,
+    fingerprint,
+)
 from edgetune_jobs.store import Conflict, Content, DamagedObject, StoredObject
 
 _LOCK = ".edgetune-store.lock"
@@ -85,16 +94,21 @@ class LocalFolderStore:
         return sent
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
-        with _access_errors(f"read {self._uri}/{key}"), disk_errors(path, expected.bytes):
+        with disk_errors(path, expected.bytes), path.open("wb") as target:
+            found = self.stream(key, FileSink(target))
+        self._compare(key, found, expected)
+
+    def stream(self, key: str, sink: Sink) -> Fingerprint:
+        with _access_errors(f"read {self._uri}/{key}"):
             try:
                 source = self._path(key).open("rb")
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise DamagedObject(f"{self._uri}/{key} is missing") from error
-            with source, path.open("wb") as target:
+            with source:
                 reader = HashingReader(source)
                 while chunk := reader.read(CHUNK_BYTES):
-                    target.write(chunk)
-        self._compare(key, reader.fingerprint, expected)
+                    sink.write(chunk)
+        return reader.fingerprint
 
     def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:  # noqa: ARG002 - in place
         for entry in files:

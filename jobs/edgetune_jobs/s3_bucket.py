@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
-from edgetune_jobs.files import CHUNK_BYTES, Fingerprint, HashingReader, disk_errors
+from edgetune_jobs.files import CHUNK_BYTES, FileSink, Fingerprint, HashingReader, Sink, disk_errors
 from edgetune_jobs.s3_client import s3_errors, status_of
 from edgetune_jobs.store import Conflict, Content, DamagedObject
 
@@ -168,21 +168,31 @@ class S3Bucket:
             DamagedObject: the object is missing or is not the expected content.
             InvalidInput: the object has other content than `etag` names by now.
         """
-        cancelled = cancelled or threading.Event()
         with disk_errors(path, expected.bytes if expected else 0), path.open("wb") as file:
-            body = _Body(file, etag)
-            attempts = 0
-            while True:
-                problem = self._continue_download(key, body, expected, cancelled)
-                if problem is None:
-                    return body.fingerprint
-                attempts += 1
-                if attempts == _ATTEMPTS:
-                    raise problem
-                # What was changed on the way may arrive as it is the next time; what was cut is continued.
-                if body.is_whole:
-                    body.restart()
-                _pause(attempts)
+            return self.stream(key, FileSink(file), expected, etag, cancelled)
+
+    def stream(
+        self,
+        key: str,
+        sink: Sink,
+        expected: Fingerprint | None = None,
+        etag: str | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Fingerprint:
+        """Like `download_file`, into a sink."""
+        body = _Body(sink, etag)
+        attempts = 0
+        while True:
+            problem = self._continue_download(key, body, expected, cancelled or threading.Event())
+            if problem is None:
+                return body.fingerprint
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise problem
+            # What was changed on the way may arrive as it is the next time; what was cut is continued.
+            if body.is_whole:
+                body.restart()
+            _pause(attempts)
 
     def delete(self, key: str) -> None:
         """Delete an object; nothing happens when there is none."""
@@ -271,8 +281,8 @@ class S3Bucket:
 class _Body:
     """What has arrived of an object, and how to ask for the rest of the same content."""
 
-    def __init__(self, file: BinaryIO, etag: str | None) -> None:
-        self._file = file
+    def __init__(self, sink: Sink, etag: str | None) -> None:
+        self._sink = sink
         self._etag = etag
         self.total = -1
         """Bytes of the whole object; -1 until the service has said it."""
@@ -281,8 +291,7 @@ class _Body:
 
     def restart(self) -> None:
         """Forget what has arrived."""
-        self._file.seek(0)
-        self._file.truncate()
+        self._sink.restart()
         self._hasher = hashlib.sha256()
         self._bytes = 0
 
@@ -303,7 +312,7 @@ class _Body:
 
     def append(self, chunk: bytes) -> None:
         """Take over the next bytes."""
-        self._file.write(chunk)
+        self._sink.write(chunk)
         self._hasher.update(chunk)
         self._bytes += len(chunk)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.files import Fingerprint, checked_relative, require_free_space
+from edgetune_jobs.files import Fingerprint, Sink, checked_relative, require_free_space
 from edgetune_jobs.parallel import for_each
 from edgetune_jobs.s3_bucket import PART_BYTES, S3Bucket
 from edgetune_jobs.s3_client import split_uri
@@ -40,6 +40,9 @@ class S3Store:
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         self._bucket.download_file(self._full(key), path, expected)
+
+    def stream(self, key: str, sink: Sink) -> Fingerprint:
+        return self._bucket.stream(self._full(key), sink)
 
     def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from edgetune_contract.digest import MANIFEST
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientFault
-from edgetune_jobs.files import Fingerprint, checked_relative, list_files
+from edgetune_jobs.files import Fingerprint, Sink, checked_relative, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,14 @@ class Store(Protocol):
 
         Raises:
             DamagedObject: the object is missing or is not the expected content.
+        """
+        ...
+
+    def stream(self, key: str, sink: Sink) -> Fingerprint:
+        """Read an object into a sink, piece by piece; the fingerprint of what came.
+
+        Raises:
+            DamagedObject: the object is missing, or comes otherwise than the service says each time.
         """
         ...
 

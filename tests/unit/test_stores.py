@@ -139,6 +139,34 @@ def test_a_file_of_any_size_comes_back_as_it_was(store: Store, tmp_path: Path, s
     assert (tmp_path / "back").read_bytes() == content
 
 
+class ListSink:
+    """Keeps all pieces."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def restart(self) -> None:
+        self.pieces.clear()
+
+
+def test_a_stream_brings_an_object_in_pieces_with_its_fingerprint(store: Store, tmp_path: Path) -> None:
+    content = hashlib.shake_128(b"stream").digest(2 * PART_BYTES + 3)
+    (tmp_path / "file").write_bytes(content)
+    store.upload_file(tmp_path / "file", "files/file")
+    sink = ListSink()
+
+    found = store.stream("files/file", sink)
+
+    assert found == Fingerprint(len(content), hashlib.sha256(content).hexdigest())
+    assert b"".join(sink.pieces) == content
+    assert len(sink.pieces) > 1
+    with pytest.raises(DamagedObject, match=rf"{store.uri}/files/gone is missing"):
+        store.stream("files/gone", sink)
+
+
 def test_a_folder_is_uploaded_with_paths_relative_to_its_manifest(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     (folder / "deep").mkdir(parents=True)
