@@ -14,7 +14,7 @@ from rich.table import Table
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.plan import Outcome, View
-from edgetune_operator.run import ATTEMPT_FAILED
+from edgetune_operator.reasons import Reason
 from edgetune_operator.status import format_bytes, format_share
 
 _PLAIN_INTERVAL_SECONDS = 10.0
@@ -86,7 +86,7 @@ class ProgressView:
             self._progress.stop_task(self._bar)
 
     def _show(self, stage: Stage, view: View, said: str) -> None:
-        if view.reason == ATTEMPT_FAILED and view.message != self._retry_text:
+        if view.reason == Reason.ATTEMPT_FAILED and view.message != self._retry_text:
             self._retry_text = view.message
             self._console.print(view.message, style="yellow", highlight=False)
         text = _progress_text(view) or said or view.message.removeprefix(f"{stage}: ")

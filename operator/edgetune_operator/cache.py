@@ -94,13 +94,15 @@ class Cache:
         return self._keys.get(uid)
 
     def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """A Pod is gone: one whose end is known stays as long as its Job, another is forgotten."""
+        """A Pod is gone: one that had ended stays as long as its Job, another is forgotten."""
         uid = _uid_of_pod(body)
         if uid is None:
             return None
         name = body["metadata"]["name"]
         pod = _trimmed_pod(body)
-        if any("terminated" in container["state"] for container in pod["status"]["containerStatuses"]):
+        terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
+        # One whose node is gone failed without a word of its container.
+        if terminated or pod["status"].get("phase") == "Failed":
             self._pods[uid][name] = pod
         else:
             self._pods[uid].pop(name, None)

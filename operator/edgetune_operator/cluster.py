@@ -14,6 +14,7 @@ from edgetune_operator.api import ProgressStatus
 from edgetune_operator.cache import Cache
 from edgetune_operator.events import EventDraft
 from edgetune_operator.progress import read_metrics, running_train_pod
+from edgetune_operator.reasons import Reason
 from edgetune_operator.reconcile import Conflict, JobRefused, Key
 from edgetune_operator.telemetry import API_WRITES
 
@@ -58,6 +59,12 @@ class KubernetesCluster:
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self._cache.pods_of(owner["uid"])
 
+    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
+        path = _EVENTS.format(namespace=owner["namespace"])
+        found = await self._call("GET", path, query={"fieldSelector": f"involvedObject.uid={uid}"})
+        events: list[dict[str, Any]] = found["items"]
+        return events
+
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         pod = running_train_pod(self._cache.pods_of(owner["uid"]))
         return await read_metrics(pod["status"]["podIP"]) if pod is not None else None
@@ -70,7 +77,7 @@ class KubernetesCluster:
             if error.status == _CONFLICT:
                 created = await self._existing_job(job, path)
             elif error.status in _REFUSALS:
-                raise JobRefused("JobRefused", f"the cluster refuses the Job: {_message(error)}") from None
+                raise JobRefused(Reason.JOB_REFUSED, f"the cluster refuses the Job: {_message(error)}") from None
             else:
                 raise
         self._cache.put_job(created)
@@ -83,7 +90,7 @@ class KubernetesCluster:
         if any(owner.get("uid") == metadata["ownerReferences"][0]["uid"] for owner in owners):
             return existing
         raise JobRefused(
-            "JobNameTaken",
+            Reason.JOB_NAME_TAKEN,
             f"a Job {metadata['name']} exists in namespace {metadata['namespace']} and does not belong to this object; "
             "delete it, or give this object another name",
         )
@@ -137,13 +144,19 @@ class KubernetesCluster:
             await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
 
     async def _call(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        query: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         if method != "GET":
             API_WRITES.labels(verb=method.lower(), resource=path.split("/namespaces/")[1].split("/")[1]).inc()
         answer: dict[str, Any] = await self._api.call_api(
             path,
             method,
+            query_params=list((query or {}).items()),
             header_params={"Accept": "application/json", "Content-Type": content_type},
             body=body,
             response_types_map=dict.fromkeys((200, 201, 202), "object"),

@@ -11,9 +11,10 @@ from edgetune_contract.stages import Stage
 from edgetune_operator import telemetry
 from edgetune_operator.api import LoraFineTuneStatus, StageState
 from edgetune_operator.cache import Cache
+from edgetune_operator.diagnosis import quiet_wait
 from edgetune_operator.events import EventDraft, transitions
-from edgetune_operator.observe import read_status
-from edgetune_operator.plan import Outcome, View
+from edgetune_operator.observe import JobState, read_status
+from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reconcile import Cluster, Conflict, Key, Pass, run_once
 from edgetune_operator.workqueue import WorkQueue
@@ -93,6 +94,9 @@ class Controller:
             await self._report(key, document["metadata"], before)
         if _is_training(made):
             self._queue.add_after(key, self._poll_seconds)
+        wait = quiet_wait(made.snapshot)
+        if wait is not None:
+            self._queue.add_after(key, wait.next_look(datetime.now(UTC)).total_seconds())
         if made.plan.view.outcome is Outcome.STALLED:
             self._queue.add_after(key, _STALLED_SECONDS)
 
@@ -120,8 +124,9 @@ def _is_bug(error: Exception) -> bool:
 
 
 def _is_training(made: Pass) -> bool:
-    view: View = made.plan.view
-    return view.outcome is Outcome.RUNNING and view.stage is Stage.TRAIN and not made.plan.actions
+    """Whether there is progress to ask for: a training's Pod runs."""
+    live = [job for job in made.snapshot.jobs if job.stage is Stage.TRAIN and job.state is JobState.LIVE]
+    return any(pod.phase == "Running" for job in live for pod in job.pods)
 
 
 def _count_ended_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:

@@ -21,6 +21,8 @@ class PodObservation:
     """One attempt of a stage."""
 
     name: str
+    uid: str
+    created_at: str | None
     phase: str
     exit_code: int | None
     """Exit code of the stage's container; None while it has not ended."""
@@ -31,11 +33,37 @@ class PodObservation:
     message: str
     """Termination message; for a container that waits, the cluster's sentence."""
 
-    disrupted: bool
-    """Whether the Pod is ended from outside: evicted, preempted, or its node is gone."""
+    disruption: str
+    """Reason for which the Pod is ended from outside, such as EvictionByEvictionAPI; empty if it is not."""
+
+    pod_reason: str
+    """The kubelet's word for the whole Pod, such as Evicted, or UnexpectedAdmissionError; empty if it has none."""
+
+    pod_message: str
+    """Its sentence."""
 
     finished_at: str | None
     """When the container ended; None while it has not, or if its node never said."""
+
+    @property
+    def disrupted(self) -> bool:
+        """Whether the Pod is ended from outside: evicted, preempted, or its node is gone."""
+        return self.disruption != ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the attempt is over; a Pod whose node is gone, or whose node never took it, has no exit code."""
+        return self.exit_code is not None or self.phase == "Failed"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the attempt ended by itself without being done."""
+        return self.ended and self.exit_code != ExitCode.DONE and not self.interrupted
+
+    @property
+    def exceeded_storage(self) -> bool:
+        """Whether the Pod took more of its node's disk than it may; another attempt would do the same."""
+        return self.pod_reason == "Evicted" and not self.disrupted
 
     @property
     def result(self) -> Result | None:
@@ -48,8 +76,8 @@ class PodObservation:
     @property
     def interrupted(self) -> bool:
         """Whether the attempt was stopped from outside, has ended, and does not count."""
-        ended = self.exit_code is not None or self.phase == "Failed"
-        return ended and (self.disrupted or self.exit_code == ExitCode.INTERRUPTED)
+        stopped = self.exit_code == ExitCode.INTERRUPTED and not self.exceeded_storage
+        return self.ended and (self.disrupted or stopped)
 
 
 class JobState(StrEnum):
@@ -65,6 +93,8 @@ class JobObservation:
     """One Job of the object, with its Pods."""
 
     name: str
+    uid: str
+    created_at: str | None
     stage: Stage
     digest: str
     retry: str
@@ -72,6 +102,9 @@ class JobObservation:
 
     state: JobState
     deleting: bool
+    suspended: bool
+    """Whether a queue holds the Job back."""
+
     reason: str
     """Reason of the Failed condition, such as BackoffLimitExceeded, PodFailurePolicy or DeadlineExceeded."""
 
@@ -92,6 +125,17 @@ class JobObservation:
 
 
 @dataclass(frozen=True)
+class EventObservation:
+    """What a component of the cluster told of a Job or a Pod."""
+
+    warning: bool
+    reason: str
+    message: str
+    at: datetime
+    """When it was told last: Events that repeat are counted, not added."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """All that one pass knows."""
 
@@ -103,6 +147,8 @@ class Snapshot:
     previous: LoraFineTuneStatus
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
+    events: tuple[EventObservation, ...] = ()
+    """Events of the Job or Pod whose status does not say what it waits for, oldest first; else none."""
 
     @property
     def new_retry(self) -> str:
@@ -140,6 +186,23 @@ def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
         return LoraFineTuneStatus()
 
 
+def observe_events(events: Sequence[Mapping[str, Any]]) -> tuple[EventObservation, ...]:
+    """Events, oldest first."""
+    return tuple(sorted((_event(event) for event in events), key=lambda event: event.at))
+
+
+def _event(event: Mapping[str, Any]) -> EventObservation:
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    told_at = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
+    return EventObservation(
+        warning=event.get("type") == "Warning",
+        reason=event.get("reason") or "",
+        message=event.get("message") or "",
+        at=datetime.fromisoformat(told_at),
+    )
+
+
 def _is_ours(job: Mapping[str, Any], uid: str) -> bool:
     owners = job["metadata"].get("ownerReferences") or []
     stage = (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
@@ -162,11 +225,14 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
     own_pods = [p for p in pods if (p["metadata"].get("labels") or {}).get(JOB_NAME_LABEL) == metadata["name"]]
     return JobObservation(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        created_at=metadata.get("creationTimestamp"),
         stage=Stage(metadata["labels"][names.STAGE_LABEL]),
         digest=annotations.get(names.DIGEST_ANNOTATION, ""),
         retry=annotations.get(names.RETRY_ANNOTATION, ""),
         state=state,
         deleting=metadata.get("deletionTimestamp") is not None,
+        suspended=bool((job.get("spec") or {}).get("suspend")),
         reason=(end or {}).get("reason") or "",
         message=(end or {}).get("message") or "",
         attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
@@ -177,21 +243,25 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
 
 
 def _pod(pod: Mapping[str, Any]) -> PodObservation:
-    status = pod.get("status") or {}
+    metadata, status = pod["metadata"], pod.get("status") or {}
     containers = status.get("containerStatuses") or []
     state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
     conditions = {(c.get("type"), c.get("status")): c for c in status.get("conditions") or []}
     ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
     told = ended or waiting or conditions.get(("PodScheduled", "False"), {})
+    disruption = conditions.get(("DisruptionTarget", "True"), {})
     return PodObservation(
-        name=pod["metadata"]["name"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        created_at=metadata.get("creationTimestamp"),
         phase=status.get("phase", "Pending"),
         exit_code=ended.get("exitCode"),
-        reason=told.get("reason") or status.get("reason") or "",
+        reason=told.get("reason") or "",
         message=told.get("message") or "",
-        disrupted=("DisruptionTarget", "True") in conditions,
-        finished_at=ended.get("finishedAt")
-        or conditions.get(("DisruptionTarget", "True"), {}).get("lastTransitionTime"),
+        disruption=disruption.get("reason") or ("DisruptionTarget" if disruption else ""),
+        pod_reason=status.get("reason") or "",
+        pod_message=(status.get("message") or "").strip(),
+        finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
     )
 
 

@@ -33,6 +33,7 @@ from edgetune_operator.api import (
 )
 from edgetune_operator.observe import JobState, Snapshot
 from edgetune_operator.profiles import Profile
+from edgetune_operator.reasons import BLOCKING, Reason
 from edgetune_operator.run import Run
 from edgetune_operator.spec_check import InvalidSpec
 
@@ -54,20 +55,6 @@ class Outcome(StrEnum):
     def is_final(self) -> bool:
         """Whether nothing more happens until somebody changes something."""
         return self not in (Outcome.RUNNING, Outcome.BLOCKED, Outcome.SUSPENDED)
-
-
-# What the kubelet says of a container that no amount of waiting starts.
-_BLOCKING = frozenset(
-    {
-        "CreateContainerConfigError",
-        "CreateContainerError",
-        "ErrImageNeverPull",
-        "ErrImagePull",
-        "ImageInspectError",
-        "ImagePullBackOff",
-        "InvalidImageName",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -126,11 +113,13 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         now: the pass's one clock, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
-        return _stalled(snapshot, "InvalidSpec", str(spec))
+        return _stalled(snapshot, Reason.INVALID_SPEC, str(spec))
     if profile is None:
-        return _stalled(snapshot, "ProfileNotFound", _profile_not_found(spec))
+        return _stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec))
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
-        return _stalled(snapshot, "InvalidSpec", f"{', '.join(paths)}: file:// works in a local run only; use s3://")
+        return _stalled(
+            snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works in a local run only; use s3://"
+        )
 
     run = Run.begin(spec, snapshot)
     run.record_ended_jobs(now)
@@ -143,7 +132,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         return Plan(_deletions(run, snapshot, keep=None), view)
     if spec.suspend:
         message = f"spec.suspend is true; {stage} goes on when it is set to false"
-        view = _view(run, snapshot, Outcome.SUSPENDED, "Suspended", message, stage)
+        view = _view(run, snapshot, Outcome.SUSPENDED, Reason.SUSPENDED, message, stage)
         return Plan(_deletions(run, snapshot, keep=None), view)
     actions: tuple[Action, ...] = _deletions(run, snapshot, keep=run.job_name(stage))
     going_away = actions or any(job.deleting for job in snapshot.jobs)
@@ -151,7 +140,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         actions = (CreateJob(run.request(stage, profile), snapshot.retry_requested),)
         run.start(stage)
     reason, message = _running_reason(run.rows[stage])
-    outcome = Outcome.BLOCKED if reason in _BLOCKING else Outcome.RUNNING
+    outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
     return Plan(actions, _view(run, snapshot, outcome, reason, message, stage))
 
 
@@ -208,12 +197,16 @@ def _view(
 def _judge_gates(run: Run) -> tuple[Outcome, str, str]:
     publication = run.publication
     if publication is None:
-        return Outcome.FAILED, "ResultLost", "publish ended without saying whether the gates held; ask for a retry"
+        return (
+            Outcome.FAILED,
+            Reason.RESULT_LOST,
+            "publish ended without saying whether the gates held; ask for a retry",
+        )
     if publication.pinned:
-        return Outcome.PUBLISHED, "Pinned", f"{_named(publication)}, as spec.publish.pin says"
+        return Outcome.PUBLISHED, Reason.PINNED, f"{_named(publication)}, as spec.publish.pin says"
     if publication.published:
-        return Outcome.PUBLISHED, "Published", _named(publication)
-    return Outcome.REFUSED, "GatesRefused", "; ".join(publication.refusals)
+        return Outcome.PUBLISHED, Reason.PUBLISHED, _named(publication)
+    return Outcome.REFUSED, Reason.GATES_REFUSED, "; ".join(publication.refusals)
 
 
 def _named(publication: PublicationStatus) -> str:
@@ -222,8 +215,8 @@ def _named(publication: PublicationStatus) -> str:
 
 def _running_reason(row: StageStatus) -> tuple[str, str]:
     if row.state is StageState.PENDING:
-        return "Pending", f"{row.name}: waits until an older Job of this object is gone"
-    return row.reason or "Running", f"{row.name}: {row.message or 'running'}"
+        return Reason.PENDING, f"{row.name}: waits until an older Job of this object is gone"
+    return row.reason, f"{row.name}: {row.message or 'running'}"
 
 
 def refused(decided: Plan, reason: str, message: str) -> Plan:

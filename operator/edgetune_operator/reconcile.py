@@ -1,12 +1,13 @@
 """Reconcile: one pass over one object. Observe, plan, render, act, report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 from edgetune_operator.api import LoraFineTuneSpec, ProgressStatus
-from edgetune_operator.observe import observe
+from edgetune_operator.diagnosis import quiet_wait
+from edgetune_operator.observe import Snapshot, observe, observe_events
 from edgetune_operator.plan import DeleteJob, Plan, plan, refused
 from edgetune_operator.profiles import Profile
 from edgetune_operator.render import render_job
@@ -53,6 +54,10 @@ class Cluster(Protocol):
         """Pods of the object's Jobs, also those that have ended."""
         ...
 
+    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
+        """Events of the object's Job or Pod with this UID."""
+        ...
+
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         """How far the running stage is, if it says so."""
         ...
@@ -82,6 +87,7 @@ class Cluster(Protocol):
 class Pass:
     """What one pass did."""
 
+    snapshot: Snapshot
     plan: Plan
     wrote_status: bool
 
@@ -98,6 +104,9 @@ async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], 
     owner = document["metadata"]
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
+    wait = quiet_wait(snapshot)
+    if wait is not None and wait.is_due(now):
+        snapshot = replace(snapshot, events=observe_events(await cluster.list_events(owner, wait.uid)))
     spec = _parse(document.get("spec"))
     profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     decided = plan(spec, profile, snapshot, now)
@@ -109,7 +118,7 @@ async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], 
     changed = status != (document.get("status") or {})
     if changed:
         await cluster.write_status(owner, status)
-    return Pass(decided, changed)
+    return Pass(snapshot, decided, changed)
 
 
 async def _act(

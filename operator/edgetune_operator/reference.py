@@ -7,6 +7,7 @@ from typing import Any
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
 from edgetune_operator import names
 from edgetune_operator.crd import object_schema
+from edgetune_operator.reasons import Reason
 
 _EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.DONE: "The stage is done.",
@@ -19,27 +20,40 @@ _EXIT_CODES: Mapping[ExitCode, str] = {
 }
 _OTHER_EXIT_CODES = "A bug; the message holds the last lines of the log."
 
-REASONS: Mapping[str, str] = {
-    "Published": "The gates held and the pointer names this version. Ready is True.",
-    "Pinned": "The pointer names the version in spec.publish.pin, not the spec's own. Ready is True.",
-    "GatesRefused": "A gate did not hold; the message gives figure and limit. The old pointer stays.",
-    "InvalidSpec": "The spec is invalid; the message gives every problem with its path.",
-    "ProfileNotFound": "There is no profile of the name in spec.profile.",
-    "JobRefused": "The cluster refuses the stage's Job, such as by a quota; the message says why. It is tried again.",
-    "JobNameTaken": "A Job of the name that the stage's Job needs belongs to somebody else.",
-    "Suspended": "spec.suspend is true; all that is finished is kept.",
-    "Pending": "The stage waits until an older Job of the object is gone.",
-    "JobCreated": "The stage's Job was created in this pass.",
-    "JobRunning": "The stage's Job is there and has not ended.",
-    "Succeeded": "The stage is done.",
-    "Cached": "The stage's output was in the store already.",
-    "MergeNotKept": "merge.keep is false: quantize merges on the fly.",
-    "ResultLost": "The stage ended without a readable result: it runs once more, then it has failed.",
-    "DeadlineExceeded": "The stage took longer than spec.activeDeadlineSeconds.",
-    "JobFailed": "The Job failed and left nothing that says why.",
-    "AttemptFailed": "An attempt failed and the next one is on its way; the message says why.",
-    "InterruptedTooOften": "Stopped from outside more than 100 times; find out what stops the stage, then retry.",
-    "OutOfMemory": "The container was killed at its memory limit, which the profile sets.",
+REASONS: Mapping[Reason, str] = {
+    Reason.PUBLISHED: "The gates held and the pointer names this version. Ready is True.",
+    Reason.PINNED: "The pointer names the version in spec.publish.pin, not the spec's own. Ready is True.",
+    Reason.GATES_REFUSED: "A gate did not hold; the message gives figure and limit. The old pointer stays.",
+    Reason.SUSPENDED: "spec.suspend is true; all that is finished is kept.",
+    Reason.INVALID_SPEC: "The spec is invalid; the message gives every problem with its path.",
+    Reason.PROFILE_NOT_FOUND: "There is no profile of the name in spec.profile.",
+    Reason.JOB_REFUSED: "The cluster refuses the stage's Job; the message says why. It is tried again.",
+    Reason.JOB_NAME_TAKEN: "A Job of the name that the stage's Job needs belongs to somebody else.",
+    Reason.SUCCEEDED: "The stage is done.",
+    Reason.CACHED: "The stage's output was in the store already.",
+    Reason.MERGE_NOT_KEPT: "merge.keep is false: quantize merges on the fly.",
+    Reason.JOB_CREATED: "The stage's Job was created in this pass.",
+    Reason.JOB_RUNNING: "The stage's Job is there and has not ended.",
+    Reason.PENDING: "The stage waits until an older Job of the object is gone.",
+    Reason.QUEUED: "The stage's Job waits until a queue admits it.",
+    Reason.ATTEMPT_FAILED: "An attempt failed and the next one is on its way; the message says why.",
+    Reason.SECRET_NOT_FOUND: "The profile's Secret is not in the object's namespace. It goes on when it is.",
+    Reason.CONFIG_MAP_NOT_FOUND: "A ConfigMap that the stage's Pod mounts is not there. It goes on when it is.",
+    Reason.QUOTA_EXCEEDED: "A quota refuses the stage's Pod; the message has the figures. It is tried again.",
+    Reason.PODS_REFUSED: "The cluster refuses the stage's Pod; the message says why. It is tried again.",
+    Reason.INTERRUPTED: "The attempt was stopped from outside and goes on later; it does not count.",
+    Reason.EVICTED: "The attempt was evicted through the API, as by a drain, and goes on later.",
+    Reason.PREEMPTED: "The attempt made room for a Pod of higher priority, and goes on later.",
+    Reason.NODE_LOST: "The attempt's node is gone, silent, or tainted; it goes on elsewhere.",
+    Reason.NODE_PRESSURE: "The attempt's node ran short of memory or disk; it goes on later.",
+    Reason.NODE_SHUTDOWN: "The attempt's node shut down; it goes on elsewhere.",
+    Reason.INTERRUPTED_TOO_OFTEN: "Stopped from outside more than 100 times: find out by what, then retry.",
+    Reason.RESULT_LOST: "The stage ended without a readable result: it runs once more, then it has failed.",
+    Reason.DEADLINE_EXCEEDED: "The stage took longer than spec.activeDeadlineSeconds.",
+    Reason.OUT_OF_MEMORY: "The container was killed at its memory limit, which the profile sets.",
+    Reason.STORAGE_EXCEEDED: "The Pod took more of its node's disk than the profile lets it.",
+    Reason.KILLED: "The process was killed without notice.",
+    Reason.JOB_FAILED: "The Job failed and left nothing that says why.",
 }
 
 _BOUNDS = {

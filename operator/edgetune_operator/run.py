@@ -5,15 +5,14 @@ from datetime import datetime
 
 from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved, Result
-from edgetune_contract.stages import Stage, reason_for
+from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import ArtifactStatus, LoraFineTuneSpec, PublicationStatus, StageState, StageStatus
-from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
+from edgetune_operator.diagnosis import Told, why_ended, why_failed, why_waiting
+from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
+from edgetune_operator.reasons import Reason
 
-# Stays in the row until the stage is done, so that a message that never arrives is noticed the second time.
-_RESULT_LOST = "ResultLost"
-ATTEMPT_FAILED = "AttemptFailed"
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
@@ -65,7 +64,7 @@ class Run:
         for stage in list(Stage)[1:]:
             digest = digests.get(stage, "")
             if not digest:
-                self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason="MergeNotKept")
+                self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason=Reason.MERGE_NOT_KEPT)
             else:
                 self._take_digest(stage, digest)
 
@@ -103,19 +102,26 @@ class Run:
         if result is not None and self._is_whole(stage, result):
             self._succeed(stage, result, **ended)
         elif job.state is JobState.FAILED:
-            reason, message = _failure(job, self._spec)
+            reason, message = why_failed(job, self._spec)
             self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
         elif job.state is JobState.COMPLETE:
             self._result_lost(stage, ended)
-        elif self.rows[stage].preemptions > MAX_INTERRUPTIONS:
-            times = self.rows[stage].preemptions
-            message = f"stopped from outside {times} times; find out what stops it, then ask for a retry"
-            self._update(stage, state=StageState.FAILED, reason="InterruptedTooOften", message=message, **ended)
+        elif (given_up := self._why_given_up(stage, job)) is not None:
+            reason, message = given_up
+            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
         else:
-            reason, message = _waiting(job)
-            if self.rows[stage].reason == _RESULT_LOST:
-                reason = _RESULT_LOST
+            reason, message = why_waiting(job, self._snapshot)
+            if self.rows[stage].reason == Reason.RESULT_LOST:
+                reason = Reason.RESULT_LOST
             self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+
+    def _why_given_up(self, stage: Stage, job: JobObservation) -> Told | None:
+        """Why a live Job ends now: the Job controller would try again without end."""
+        times = self.rows[stage].preemptions
+        if times > MAX_INTERRUPTIONS:
+            message = f"stopped from outside {times} times; find out what stops it, then ask for a retry"
+            return Reason.INTERRUPTED_TOO_OFTEN, message
+        return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
 
     def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
         """Count each interruption once, also over restarts of the operator: those later than the last one counted."""
@@ -135,10 +141,11 @@ class Run:
     def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
         """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
         message = "the stage ended without a readable result; running it again finds what it wrote"
-        if self.rows[stage].reason == _RESULT_LOST:
-            self._update(stage, state=StageState.FAILED, reason=_RESULT_LOST, message=message, **ended)
+        # The reason stays in the row until the stage is done: the second time is noticed by it.
+        if self.rows[stage].reason == Reason.RESULT_LOST:
+            self._update(stage, state=StageState.FAILED, reason=Reason.RESULT_LOST, message=message, **ended)
         else:
-            self._update(stage, state=StageState.PENDING, reason=_RESULT_LOST, message=message)
+            self._update(stage, state=StageState.PENDING, reason=Reason.RESULT_LOST, message=message)
             self._reset.add(stage)
 
     def _succeed(self, stage: Stage, result: Result, **ended: object) -> None:
@@ -146,7 +153,7 @@ class Run:
             stage,
             state=StageState.SUCCEEDED,
             cached=result.cached,
-            reason="Cached" if result.cached else "Succeeded",
+            reason=Reason.CACHED if result.cached else Reason.SUCCEEDED,
             message="",
             metrics=result.metrics,
             warnings=result.warnings,
@@ -187,7 +194,7 @@ class Run:
 
     def start(self, stage: Stage) -> None:
         """Mark a stage as running, with the Job that is about to be created."""
-        reason = _RESULT_LOST if self.rows[stage].reason == _RESULT_LOST else "JobCreated"
+        reason = Reason.RESULT_LOST if self.rows[stage].reason == Reason.RESULT_LOST else Reason.JOB_CREATED
         self._update(stage, state=StageState.RUNNING, job=self.job_name(stage), reason=reason)
 
     def job_name(self, stage: Stage) -> str:
@@ -220,46 +227,3 @@ class Run:
             parameters=self._spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )
-
-
-def _failure(job: JobObservation, spec: LoraFineTuneSpec) -> tuple[str, str]:
-    """Why a Job failed, in the words of the last attempt that said something."""
-    if job.reason == "DeadlineExceeded":
-        limit = spec.active_deadline_seconds
-        return "DeadlineExceeded", f"not done after {limit} seconds; raise spec.activeDeadlineSeconds or ask for less"
-    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) and not pod.disrupted]
-    if not ended:
-        return job.reason or "JobFailed", job.message or "the Job failed and left no Pod that says why"
-    reason, message = _told(ended[-1])
-    attempts = f" (attempt {job.attempts}, spec.retryLimit is {spec.retry_limit})" if job.attempts > 1 else ""
-    return reason, message + attempts
-
-
-def _told(pod: PodObservation) -> tuple[str, str]:
-    """Why an attempt failed: in the stage's own words, else in the kubelet's."""
-    result = pod.result
-    if result is not None and result.failure is not None:
-        return result.failure.reason, result.failure.message
-    if pod.reason == "OOMKilled":
-        return "OutOfMemory", "the container was killed at its memory limit; raise it in the profile"
-    said = f": {pod.message}" if pod.message else ""
-    return reason_for(pod.exit_code or 0), f"exit code {pod.exit_code}{said}"
-
-
-def _waiting(job: JobObservation) -> tuple[str, str]:
-    """What a live Job's newest Pod waits for, or what an interruption left behind."""
-    newest = job.pods[-1] if job.pods else None
-    if newest is not None and newest.phase == "Pending" and newest.reason:
-        return newest.reason, newest.message
-    ended = [pod for pod in job.pods if pod.exit_code not in (None, 0) or pod.interrupted]
-    if not ended:
-        return "JobRunning", ""
-    result = ended[-1].result
-    if not ended[-1].interrupted:
-        reason, message = _told(ended[-1])
-        return ATTEMPT_FAILED, f"an attempt failed and is tried again: {reason}: {message}"
-    step = result.failure.step if result is not None and result.failure is not None else None
-    goes_on = (
-        f"goes on from the checkpoint of step {step}" if step is not None else "goes on from its newest checkpoint"
-    )
-    return "Interrupted", f"stopped from outside; {goes_on}"

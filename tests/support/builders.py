@@ -130,6 +130,7 @@ class PodBuilder:
     phase: str = "Pending"
     state: dict[str, Any] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
+    told: dict[str, str] = field(default_factory=dict)
     now: str = CREATED
 
     def running(self) -> Self:
@@ -162,15 +163,25 @@ class PodBuilder:
 
     def disrupted(self, reason: str = "EvictionByEvictionAPI") -> Self:
         """Ended from outside."""
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+        condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": self.now}
         return replace(self, conditions=(*self.conditions, condition))
+
+    def told_by_kubelet(self, reason: str, message: str = "") -> Self:
+        """The kubelet says something of the whole Pod, such as why it evicted it."""
+        return replace(self, phase="Failed", told={"reason": reason, "message": message})
 
     def build(self) -> dict[str, Any]:
         """The Pod."""
         containers = [{"name": names.CONTAINER, "state": copy.deepcopy(self.state)}] if self.state else []
         return {
-            "metadata": {"name": self.name, "creationTimestamp": self.created, "labels": {JOB_NAME_LABEL: self.job}},
+            "metadata": {
+                "name": self.name,
+                "uid": f"uid-of-{self.name}",
+                "creationTimestamp": self.created,
+                "labels": {JOB_NAME_LABEL: self.job},
+            },
             "status": {
+                **self.told,
                 "phase": self.phase,
                 "containerStatuses": containers,
                 "conditions": [dict(condition) for condition in self.conditions],

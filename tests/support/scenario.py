@@ -37,6 +37,7 @@ class MemoryCluster:
         self.document = document
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
+        self.events: dict[str, list[dict[str, Any]]] = {}
         self.progress: ProgressStatus | None = None
         self.now = START
         self.created: list[dict[str, Any]] = []
@@ -57,6 +58,10 @@ class MemoryCluster:
         """Every Pod."""
         return copy.deepcopy(list(self.pods.values()))
 
+    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
+        """Events that the test told of the Job or Pod with this UID."""
+        return copy.deepcopy(self.events.get(uid, []))
+
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - as above
         """What the test set."""
         return self.progress
@@ -67,7 +72,7 @@ class MemoryCluster:
         if name in self.jobs:
             return
         made = copy.deepcopy(dict(job))
-        made["metadata"]["creationTimestamp"] = self.timestamp()
+        made["metadata"] |= {"uid": f"uid-of-{name}", "creationTimestamp": self.timestamp()}
         self.jobs[name] = made
         self.created.append(made)
         self.start_pod(name)
@@ -219,6 +224,12 @@ class Scenario:
         request = request_of(job)
         builder = JobBuilder(request.stage, request.digest, created=job["metadata"]["creationTimestamp"])
         job["status"] = ending(builder).status
+
+    def tell(self, uid: str, kind: str, reason: str, message: str) -> None:
+        """A component of the cluster tells an Event of the Job or Pod with this UID, a second after the last one."""
+        told = self.cluster.events.setdefault(uid, [])
+        time = (self.cluster.now + timedelta(seconds=len(told))).isoformat().replace("+00:00", "Z")
+        told.append({"metadata": {}, "type": kind, "reason": reason, "message": message, "lastTimestamp": time})
 
     def evict(self) -> None:
         """The live Job's Pod is evicted and gone; the Job controller starts another."""

@@ -54,7 +54,7 @@ RULES = {
     ("edgetune.dev", "lorafinetunes/status"): {"patch"},
     ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
     ("", "pods"): {"list", "watch"},
-    ("", "events"): {"create"},
+    ("", "events"): {"create", "list"},
 }
 CLUSTER_RULES = RULES | {("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"}}
 each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)

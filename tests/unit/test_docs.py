@@ -9,6 +9,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
 from edgetune_operator import telemetry
 from edgetune_operator.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
+from edgetune_operator.reasons import BLOCKING, Reason
+from edgetune_operator.reference import REASONS
 from edgetune_operator.run import MAX_INTERRUPTIONS
 from edgetune_operator.spec_check import check_object
 from support.apiserver import REPOSITORY
@@ -41,18 +43,24 @@ def test_every_metric_of_the_operator_is_described_with_its_labels() -> None:
     assert {name for name in described if name.startswith("edgetune_")} == served
 
 
-def test_every_reason_that_the_code_names_is_explained() -> None:
-    package = REPOSITORY / "operator" / "edgetune_operator"
-    code = "".join((package / name).read_text(encoding="utf-8") for name in ("plan.py", "run.py", "cluster.py"))
-    in_code = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)+)"', code))
-    not_failures = {"BearerToken", "KubernetesCluster", "JobCreated", "JobRunning", "MergeNotKept"}  # or classes
-    by_exit_code = {code.reason for code in ExitCode if code is not ExitCode.DONE} | {INTERNAL_ERROR}
+def test_every_reason_has_a_meaning_in_the_reference() -> None:
+    assert set(REASONS) == set(Reason)
 
-    explained = {
-        name for row in section("Reasons, and what to do").splitlines() for name in named(row.partition(" | ")[0])
+
+def test_what_to_do_is_said_for_every_reason_and_for_no_other() -> None:
+    nothing_to_do = {"Published", "Pinned", "Succeeded", "Cached", "MergeNotKept", "JobCreated", "JobRunning"}
+    by_exit_code = {code.reason for code in ExitCode if code is not ExitCode.DONE} | {INTERNAL_ERROR}
+    words_of_the_cluster = {
+        *("BackoffLimitExceeded", "ContainerCreating", "PodFailurePolicy"),
+        *("StartError", "UnexpectedAdmissionError", "Unschedulable"),
     }
-    assert (in_code | by_exit_code) - not_failures <= explained
+    rows = [row for row in section("Reasons, and what to do").splitlines() if row.startswith("| `")]
+    explained = [name for row in rows for name in named(row.partition(" | ")[0])]
+
+    assert set(explained) == (set(Reason) - nothing_to_do) | BLOCKING | by_exit_code | words_of_the_cluster
+    assert len(explained) == len(set(explained))
     assert f"more than {MAX_INTERRUPTIONS} times" in OPERATIONS
+    assert f"more than {MAX_INTERRUPTIONS} times" in REASONS[Reason.INTERRUPTED_TOO_OFTEN]
 
 
 def test_every_field_of_a_profile_is_described_with_its_default() -> None:

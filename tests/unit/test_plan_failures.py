@@ -192,7 +192,8 @@ def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(train
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
-    assert (row.reason, row.message) == ("Interrupted", "stopped from outside; goes on from the checkpoint of step 40")
+    evicted = "evicted from its node, as when a node is drained; goes on from the checkpoint of step 40"
+    assert (row.reason, row.message) == ("Evicted", evicted)
 
 
 def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_pod_is_forgotten(

@@ -91,7 +91,7 @@ capabilities: {drop: [ALL]}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end }}
 
 {{- /* Namespace selector for the namespaces that the operator watches. */ -}}

@@ -1,0 +1,353 @@
+"""Why a stage waits, was interrupted or failed: each cause with its reason and its message."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import StageState
+from edgetune_operator.diagnosis import quiet_wait
+from edgetune_operator.observe import observe
+from support.builders import PodBuilder, lora_fine_tune
+from support.scenario import Scenario
+
+SECRET_EVENT = 'MountVolume.SetUp failed for volume "s3-credentials" : secret "edgetune-s3" not found'
+SECRET_TOLD = "there is no Secret edgetune-s3 in namespace team-a; create it, and the stage goes on by itself"
+
+
+@pytest.fixture
+def training() -> Scenario:
+    """An object whose training has a Pod."""
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(Stage.TRAIN)
+    return scenario
+
+
+def stuck(scenario: Scenario) -> str:
+    """The Pod waits, and does not say for what; its UID."""
+    scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
+    return f"uid-of-{scenario.cluster.pods_of(scenario.live_job)[-1]}"
+
+
+def without_pod(scenario: Scenario) -> str:
+    """The Job has no Pod; the Job's UID."""
+    scenario.cluster.pods.clear()
+    return f"uid-of-{scenario.live_job}"
+
+
+def reconcile_later(scenario: Scenario) -> None:
+    """Passes until what waits in silence has done so for long."""
+    for _ in range(3):
+        scenario.reconcile()
+
+
+def test_a_missing_secret_stalls_the_object_and_it_goes_on_by_itself_when_the_secret_is_there(
+    training: Scenario,
+) -> None:
+    pod = stuck(training)
+    training.tell(pod, "Normal", "Scheduled", "Successfully assigned team-a/x to edge-node")
+    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
+    reconcile_later(training)
+
+    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {SECRET_TOLD}")
+    assert training.condition("Ready") == ("False", "SecretNotFound", f"train: {SECRET_TOLD}")
+    assert training.condition("Reconciling") is None
+    assert (training.row(Stage.TRAIN).reason, training.row(Stage.TRAIN).message) == ("SecretNotFound", SECRET_TOLD)
+    assert training.reconcile().wrote_status is False
+
+    training.end_pod(lambda pod: pod.running())
+    training.reconcile()
+
+    assert training.condition("Stalled") is None
+    assert training.condition("Reconciling") == ("True", "JobRunning", "train: running")
+
+
+def test_nothing_is_told_of_a_pod_that_has_waited_for_a_few_seconds(training: Scenario) -> None:
+    training.tell(stuck(training), "Warning", "FailedMount", SECRET_EVENT)
+
+    training.reconcile()
+
+    assert training.condition("Stalled") is None
+
+
+def test_a_complaint_is_over_once_something_else_has_happened(training: Scenario) -> None:
+    pod = stuck(training)
+    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
+    training.tell(pod, "Normal", "Pulling", 'Pulling image "ghcr.io/edgetune/jobs:0.1.0"')
+
+    reconcile_later(training)
+
+    assert training.condition("Stalled") is None
+    told = 'train: Pulling image "ghcr.io/edgetune/jobs:0.1.0"'
+    assert training.condition("Reconciling") == ("True", "ContainerCreating", told)
+
+
+@pytest.mark.parametrize(
+    ("reason", "event", "expected"),
+    [
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "tuning" : configmap "tuning" not found',
+            (
+                "ConfigMapNotFound",
+                "there is no ConfigMap tuning in namespace team-a; create it, and the stage goes on by itself",
+            ),
+        ),
+        (
+            "FailedMount",
+            "MountVolume.SetUp failed for volume x: no space left",
+            ("FailedMount", "MountVolume.SetUp failed for volume x: no space left"),
+        ),
+        (
+            "FailedCreatePodSandBox",
+            "no runtime for nvidia",
+            ("FailedCreatePodSandBox", "no runtime for nvidia"),
+        ),
+    ],
+)
+def test_what_the_kubelet_cannot_make_ready_is_told(
+    training: Scenario, reason: str, event: str, expected: tuple[str, str]
+) -> None:
+    training.tell(stuck(training), "Warning", reason, event)
+
+    reconcile_later(training)
+
+    assert training.condition("Stalled") == ("True", expected[0], f"train: {expected[1]}")
+
+
+def test_the_secret_is_named_also_when_the_kubelets_last_word_is_a_timeout(training: Scenario) -> None:
+    pod = stuck(training)
+    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
+    training.tell(pod, "Warning", "FailedMount", "Unable to attach or mount volumes: timed out waiting")
+
+    reconcile_later(training)
+
+    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {SECRET_TOLD}")
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            'Error creating: pods "x-train-0a1b-abcde" is forbidden: exceeded quota: gpus, requested: '
+            "requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4",
+            (
+                "QuotaExceeded",
+                "the cluster refuses the stage's Pod: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, "
+                "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4; the Job tries again by itself",
+            ),
+        ),
+        (
+            '(combined from similar events): Error creating: pods "x-train-0a1b-fghij" is forbidden: error looking up '
+            'service account team-a/trainer: serviceaccount "trainer" not found',
+            (
+                "PodsRefused",
+                "the cluster refuses the stage's Pod: error looking up service account team-a/trainer: serviceaccount "
+                '"trainer" not found; the Job tries again by itself',
+            ),
+        ),
+        (
+            'Error creating: admission webhook "policy.example" denied the request: no GPUs on Sundays',
+            (
+                "PodsRefused",
+                'the cluster refuses the stage\'s Pod: admission webhook "policy.example" denied the request: no GPUs '
+                "on Sundays; the Job tries again by itself",
+            ),
+        ),
+    ],
+)
+def test_pods_that_the_cluster_refuses_stall_the_object_until_it_takes_one(
+    training: Scenario, event: str, expected: tuple[str, str]
+) -> None:
+    job = training.live_job
+    training.tell(without_pod(training), "Warning", "FailedCreate", event)
+    reconcile_later(training)
+
+    assert training.condition("Stalled") == ("True", expected[0], f"train: {expected[1]}")
+    assert training.reconcile().wrote_status is False
+
+    training.cluster.start_pod(job)
+    training.reconcile()
+
+    assert training.condition("Stalled") is None
+
+
+def test_a_job_that_waits_between_two_attempts_is_not_stalled(training: Scenario) -> None:
+    training.tell(f"uid-of-{training.live_job}", "Normal", "SuccessfulCreate", "Created pod: x-train-0a1b-abcde")
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.TRANSIENT, "the store did not answer"))
+
+    reconcile_later(training)
+
+    assert training.condition("Stalled") is None
+    told = "train: an attempt failed and is tried again: TransientFault: the store did not answer"
+    assert training.condition("Reconciling") == ("True", "AttemptFailed", told)
+
+
+def test_a_job_that_a_queue_holds_back_is_queued(training: Scenario) -> None:
+    job = training.live_job
+    without_pod(training)
+    training.cluster.jobs[job]["spec"]["suspend"] = True
+
+    reconcile_later(training)
+
+    told = "train: the Job is suspended until a queue admits it"
+    assert training.condition("Reconciling") == ("True", "Queued", told)
+
+
+def test_what_waits_in_silence_is_looked_at_less_and_less_often(training: Scenario) -> None:
+    stuck(training)
+    cluster = training.cluster
+    snapshot = observe(cluster.document, list(cluster.jobs.values()), list(cluster.pods.values()), None)
+    wait = quiet_wait(snapshot)
+    assert wait is not None
+
+    looks = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 10, 15, 40, 3600)]
+
+    assert looks == [15, 5, 15, 40, 120]
+    assert not wait.is_due(wait.since + timedelta(seconds=14))
+
+
+@pytest.mark.parametrize(
+    "reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"]
+)
+def test_a_container_that_cannot_be_made_stalls_the_object(training: Scenario, reason: str) -> None:
+    training.end_pod(lambda pod: pod.waiting(reason, "the kubelet's sentence"))
+
+    training.reconcile()
+
+    assert training.condition("Stalled") == ("True", reason, "train: the kubelet's sentence")
+
+
+Ending = Callable[[PodBuilder], PodBuilder]
+
+LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 61Mi."
+FULL = 'Usage of EmptyDir volume "work" exceeds the limit "64Gi".'
+OUTSIDE: dict[str, tuple[Ending, str, str]] = {
+    "evicted through the API": (
+        lambda pod: pod.ended(143).disrupted("EvictionByEvictionAPI"),
+        "Evicted",
+        "evicted from its node, as when a node is drained; goes on from its newest checkpoint",
+    ),
+    "preempted by the scheduler": (
+        lambda pod: pod.ended(143).disrupted("PreemptionByScheduler"),
+        "Preempted",
+        "preempted by a Pod of higher priority; goes on from its newest checkpoint",
+    ),
+    "made room for a critical Pod": (
+        lambda pod: pod.told_by_kubelet("Preempting").disrupted("TerminationByKubelet"),
+        "Preempted",
+        "made room for a critical Pod; goes on from its newest checkpoint",
+    ),
+    "evicted under node pressure": (
+        lambda pod: pod.ended(137).told_by_kubelet("Evicted", LOW).disrupted("TerminationByKubelet"),
+        "NodePressure",
+        f"its node ran short of a resource: {LOW}; goes on from its newest checkpoint",
+    ),
+    "node shutdown": (
+        lambda pod: pod.ended(143).told_by_kubelet("Terminated").disrupted("TerminationByKubelet"),
+        "NodeShutdown",
+        "its node shuts down; goes on from its newest checkpoint",
+    ),
+    "node tainted or silent": (
+        lambda pod: pod.ended(143).disrupted("DeletionByTaintManager"),
+        "NodeLost",
+        "its node does not answer, or was tainted NoExecute; goes on from its newest checkpoint",
+    ),
+    "node gone": (
+        lambda pod: pod.told_by_kubelet("").disrupted("DeletionByPodGC"),
+        "NodeLost",
+        "its node is gone; goes on from its newest checkpoint",
+    ),
+    "stopped without a disruption": (
+        lambda pod: pod.ended(ExitCode.INTERRUPTED),
+        "Interrupted",
+        "stopped from outside; goes on from its newest checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ending", "reason", "message"), OUTSIDE.values(), ids=OUTSIDE)
+def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_does_not_count(
+    training: Scenario, ending: Ending, reason: str, message: str
+) -> None:
+    training.end_pod(ending)
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    assert (row.reason, row.message) == (reason, message)
+    assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
+
+
+def test_a_pod_whose_node_is_silent_is_told_before_it_has_ended(training: Scenario) -> None:
+    training.end_pod(lambda pod: pod.running().disrupted("DeletionByTaintManager"))
+
+    training.reconcile()
+
+    row = training.row(Stage.TRAIN)
+    told = "its node does not answer, or was tainted NoExecute; the next attempt starts when this one has ended"
+    assert (row.reason, row.message, row.preemptions) == ("NodeLost", told, 0)
+
+
+BY_ITSELF: dict[str, tuple[Ending, str, str]] = {
+    "killed at its memory limit": (
+        lambda pod: pod.ended(137, reason="OOMKilled"),
+        "OutOfMemory",
+        "the container was killed at its memory limit; raise it in the profile",
+    ),
+    "killed": (
+        lambda pod: pod.ended(137),
+        "Killed",
+        "killed without notice: its node ran out of memory, or its grace period was over",
+    ),
+    "refused by its node": (
+        lambda pod: pod.told_by_kubelet("UnexpectedAdmissionError", "Allocate failed: no healthy nvidia.com/gpu"),
+        "UnexpectedAdmissionError",
+        "Allocate failed: no healthy nvidia.com/gpu",
+    ),
+    "wrong image": (
+        lambda pod: pod.ended(128, 'exec: "python": executable file not found in $PATH', "StartError"),
+        "StartError",
+        "the container does not start; the profile's image is not one of the stages: "
+        'exec: "python": executable file not found in $PATH',
+    ),
+    "a bug": (lambda pod: pod.ended(1, "KeyError: 'x'"), "InternalError", "exit code 1: KeyError: 'x'"),
+    "out of GPU memory": (
+        lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.OUT_OF_GPU_MEMORY, "the micro-batch does not fit"),
+        "OutOfGpuMemory",
+        "the micro-batch does not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize(("ending", "reason", "message"), BY_ITSELF.values(), ids=BY_ITSELF)
+def test_an_attempt_that_failed_is_told_while_it_is_tried_again_and_in_the_end(
+    training: Scenario, ending: Ending, reason: str, message: str
+) -> None:
+    training.end_pod(ending)
+    training.reconcile()
+    again = training.row(Stage.TRAIN)
+
+    training.end_job(lambda job: job.failed("BackoffLimitExceeded"))
+    training.reconcile()
+
+    tried = f"an attempt failed and is tried again: {reason}: {message}"
+    assert (again.state, again.reason, again.message) == (StageState.RUNNING, "AttemptFailed", tried)
+    assert training.condition("Stalled") == ("True", reason, f"train: {message}")
+    assert training.row(Stage.TRAIN).preemptions == 0
+
+
+@pytest.mark.parametrize("exit_code", [137, ExitCode.INTERRUPTED])
+def test_a_stage_that_fills_its_disk_is_not_tried_again_and_again(training: Scenario, exit_code: int) -> None:
+    job = training.live_job
+    training.end_pod(lambda pod: pod.ended(exit_code).told_by_kubelet("Evicted", FULL))
+
+    done = training.reconcile()
+
+    told = (
+        f"{FULL.rstrip('.')}; raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"
+    )
+    assert training.condition("Stalled") == ("True", "EphemeralStorageExceeded", f"train: {told}")
+    assert training.row(Stage.TRAIN).preemptions == 0
+    assert [action.name for action in done.plan.actions if hasattr(action, "name")] == [job]
