@@ -14,6 +14,7 @@ from edgetune_operator import names
 from edgetune_operator.cache import Cache
 from edgetune_operator.cluster import connect
 from edgetune_operator.controller import Controller
+from edgetune_operator.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reconcile import Key
 from edgetune_operator.settings import Settings
@@ -121,6 +122,8 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # Our own Events come from transitions of the status.
     settings.posting.enabled = False
     settings.persistence.finalizer = f"{names.GROUP}/finalizer"
+    settings.persistence.diffbase_storage = NoDiffBaseStorage()
+    settings.persistence.progress_storage = NoProgressStorage()
     # Kopf's default of 60 s would park an object after one error of its own.
     settings.execution.default_backoff = 1
     settings.networking.request_timeout = 30
