@@ -4,27 +4,41 @@ models/<name>/versions/<digest>.json     one published or refused version
 models/<name>/latest.json                the pointer: a copy of the version that it names
 """
 
-from pydantic import JsonValue
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, JsonValue
 
 from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, Digest, FileEntry, Resolved, Scores
 from edgetune_contract.stages import Stage
 
-# stages/<stage>/<digest>/<attempt>/<artifact>
-_PARTS_OF_AN_ARTIFACTS_KEY = 5
+_EDGE_FOLDER = re.compile(rf"{Stage.QUANTIZE}/[0-9a-f]{{64}}/[0-9a-f]+/(?P<name>[^/]+)")
+
+
+def _check_edge_folder(artifact: Artifact) -> Artifact:
+    match = _EDGE_FOLDER.fullmatch(artifact.uri.rpartition("/stages/")[2])
+    if match is None or match["name"] != artifact.name:
+        raise ValueError(f"{artifact.uri} is not the folder of the edge model {artifact.name} in a store")
+    return artifact
 
 
 class EdgeModel(Model):
-    """The edge model of a version."""
+    """The edge model of a version, in one format."""
 
-    artifact: Artifact
+    artifact: Annotated[Artifact, AfterValidator(_check_edge_folder)]
     files: tuple[FileEntry, ...]
     """Paths are relative to the artifact's URI."""
 
     @property
     def key(self) -> str:
         """Key of its folder in the store that holds the document, also after the whole store was copied elsewhere."""
-        return "/".join(self.artifact.uri.split("/")[-_PARTS_OF_AN_ARTIFACTS_KEY:])
+        return f"stages/{self.artifact.uri.rpartition('/stages/')[2]}"
+
+    @property
+    def quantize_digest(self) -> Digest:
+        """Digest of the quantize stage that made it."""
+        return self.key.split("/")[2]
 
 
 class StageOrigin(Model):
@@ -74,8 +88,18 @@ class VersionDocument(Model):
     """One sentence a gate that did not hold, with the figure and the limit."""
 
     edge: EdgeModel
+    """In the first format of the spec: the one that was scored for the gates."""
+
+    further_edges: tuple[EdgeModel, ...] = ()
+    """The same model in the other formats of the spec, in their order."""
+
     artifacts: tuple[Artifact, ...]
     """All that the run made."""
 
     scores: Scores
     provenance: Provenance
+
+    @property
+    def edges(self) -> tuple[EdgeModel, ...]:
+        """The edge model in all its formats."""
+        return (self.edge, *self.further_edges)

@@ -30,6 +30,10 @@ class DamagedObject(TransientFault):
     """An object is missing, or its size or SHA-256 is not what its manifest says."""
 
 
+class DamagedModel(InvalidInput):
+    """A JSON object of the store is not what is expected under its key."""
+
+
 @dataclass(frozen=True)
 class Content:
     """A small object as it was read; `etag` names exactly this content for a conditional put."""
@@ -163,7 +167,7 @@ def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None
     """A JSON object of the store as a model, or None when there is none.
 
     Raises:
-        InvalidInput: the object is not such a model.
+        DamagedModel: the object is not such a model.
     """
     content = store.read(key)
     if content is None:
@@ -172,7 +176,7 @@ def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None
         return model.model_validate_json(content.data)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise InvalidInput(f"{uri_of(store, key)} is damaged: {reason}; delete it to have it made again") from error
+        raise DamagedModel(f"{uri_of(store, key)} is damaged: {reason}; delete it to have it made again") from error
 
 
 def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = False) -> str:

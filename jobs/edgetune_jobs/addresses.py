@@ -1,0 +1,85 @@
+"""What people name on the command line: a model's pointer or version, a stage's manifest, an artifact's folder.
+
+    …/models/<name>[/latest.json]             what the pointer names
+    …/models/<name>/versions/<digest>.json    one version
+    …/stages/<stage>/<digest>[/manifest.json] all artifacts of a stage
+    …/stages/<stage>/<digest>/<attempt>/<artifact>
+
+Each as s3://…, file:///… or a path of this machine. What comes before is the store of one namespace.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune_contract.digest import MANIFEST, manifest_key, pointer_key, stage_key, version_key
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput
+
+_DIGEST = r"[0-9a-f]{64}"
+_ROOT = r"(?P<root>s3://[^/]+(?:/.+)?|file:///.+)"
+_MODEL = re.compile(rf"{_ROOT}/models/(?P<name>[^/]+?)(?:/latest\.json|/versions/(?P<version>{_DIGEST})\.json)?")
+_STAGE = re.compile(
+    rf"{_ROOT}/stages/(?P<stage>{'|'.join(Stage)})/(?P<digest>{_DIGEST})"
+    rf"(?:/{re.escape(MANIFEST)}|/(?P<artifact>[0-9a-f]+/[^/]+))?"
+)
+
+
+@dataclass(frozen=True)
+class ModelAddress:
+    """A version of a model: the one that the pointer names, unless it is said which."""
+
+    root: str
+    """URI of the store."""
+
+    name: str
+    version: str | None
+
+    @property
+    def key(self) -> str:
+        """Key of the document."""
+        return pointer_key(self.name) if self.version is None else version_key(self.name, self.version)
+
+
+@dataclass(frozen=True)
+class StageAddress:
+    """A finished stage, or one artifact of it."""
+
+    root: str
+    """URI of the store."""
+
+    stage: Stage
+    digest: str
+    artifact: str | None
+    """Attempt and name, as in 0011223344556677/edge-bnb-int8; None for all artifacts."""
+
+    @property
+    def folder(self) -> str:
+        """Key of the stage's folder."""
+        return stage_key(self.stage, self.digest)
+
+    @property
+    def key(self) -> str:
+        """Key of the manifest."""
+        return manifest_key(self.stage, self.digest)
+
+
+Address = ModelAddress | StageAddress
+
+
+def parse_address(text: str) -> Address:
+    """What a URI or a path names; nothing is looked up.
+
+    Raises:
+        InvalidInput: it has not the form of any of these.
+    """
+    uri = text.rstrip("/") if "://" in text else Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - keeps links
+    if model := _MODEL.fullmatch(uri):
+        return ModelAddress(model["root"], model["name"], model["version"])
+    if stage := _STAGE.fullmatch(uri):
+        return StageAddress(stage["root"], Stage(stage["stage"]), stage["digest"], stage["artifact"])
+    raise InvalidInput(
+        f"{text} names nothing in a store: give a model's …/models/NAME/latest.json or …/versions/DIGEST.json, a "
+        "stage's …/stages/STAGE/DIGEST/manifest.json, or the folder of one of its artifacts, as a path or an s3:// URI"
+    )

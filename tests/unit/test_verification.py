@@ -1,0 +1,444 @@
+"""Verification of versions, stages and artifacts: every damage is told with the name of its file."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.digest import manifest_key, pointer_key, version_key
+from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.stages import Stage
+from edgetune_contract.version import EdgeModel, VersionDocument
+from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.files import file_list_digest, fingerprint
+from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.format_readers import reader_of
+from edgetune_jobs.publisher import encode
+from edgetune_jobs.s3_store import S3Store
+from edgetune_jobs.store import Store, read_model, uri_of, write_model
+from edgetune_jobs.verification import Verification, verify
+from support.fault_proxy import Fault, FaultProxy
+from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, edge_folder
+from support.versitygw import S3Server
+
+WEIGHTS = "model.safetensors"
+DIGEST = "0" * 64
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
+    if request.param == "folder":
+        return LocalFolderStore((tmp_path / "store").as_uri())
+    server: S3Server = request.getfixturevalue("s3_server")
+    return S3Store(server.location(s3_prefix).uri, server.client())
+
+
+@pytest.fixture
+def document(store: Store, tmp_path: Path) -> VersionDocument:
+    """A published version that the pointer names."""
+    return PublishedModel(store, tmp_path / "local").publish()
+
+
+@pytest.fixture
+def latest(store: Store) -> ModelAddress:
+    return ModelAddress(store.uri, MODEL, None)
+
+
+def quantize_of(store: Store, document: VersionDocument, artifact: str | None = None) -> StageAddress:
+    return StageAddress(store.uri, Stage.QUANTIZE, document.edge.quantize_digest, artifact)
+
+
+def manifest_of(store: Store, document: VersionDocument) -> Manifest:
+    manifest = read_model(store, quantize_of(store, document).key, Manifest)
+    assert manifest is not None
+    return manifest
+
+
+def content_of(store: Store, key: str) -> bytes:
+    content = store.read(key)
+    assert content is not None
+    return content.data
+
+
+def problem_of(found: Verification, path: str) -> str:
+    """What is said of a file, in its row."""
+    (artifact,) = found.artifacts
+    return next(file.problem for file in artifact.files if file.path == path)
+
+
+def test_a_published_version_is_found_to_be_what_was_written(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    found = verify(store, latest)
+
+    assert (found.problems, found.notes) == ((), ())
+    assert found.document == f"{store.uri}/models/{MODEL}/latest.json"
+    assert found.version == document
+    (artifact,) = found.artifacts
+    assert artifact.uri == document.edge.artifact.uri
+    assert [file.path for file in artifact.files] == ["config.json", "edgetune.json", WEIGHTS]
+    assert verify(store, ModelAddress(store.uri, MODEL, document.version)).problems == ()
+
+
+@pytest.mark.parametrize("artifact", [None, f"{ATTEMPT}/{EDGE}"])
+def test_a_stage_and_its_artifact_are_checked_against_the_manifest(
+    store: Store, document: VersionDocument, artifact: str | None
+) -> None:
+    found = verify(store, quantize_of(store, document, artifact))
+
+    assert found.problems == ()
+    assert found.manifest == manifest_of(store, document)
+    assert [check.artifact.name for check in found.artifacts] == [EDGE]
+
+
+def test_a_flipped_byte_is_told_with_its_file(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+    key = f"{document.edge.key}/{WEIGHTS}"
+    content = bytearray(content_of(store, key))
+    content[-1] ^= 1
+    store.put(key, bytes(content))
+
+    found = verify(store, latest)
+
+    (problem,) = found.problems
+    assert problem.startswith(f"{EDGE}/{WEIGHTS}: its content was changed: SHA-256 ")
+    assert problem.endswith(f", {document.edge.files[-1].sha256} was written")
+    assert problem_of(found, "config.json") == ""
+    assert found.problems == verify(store, quantize_of(store, document)).problems
+
+
+def test_a_file_that_was_cut_is_told_with_both_sizes(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    entry = document.edge.files[-1]
+    key = f"{document.edge.key}/{entry.path}"
+    store.put(key, content_of(store, key)[:-3])
+
+    assert verify(store, latest).problems == (
+        f"{EDGE}/{WEIGHTS}: has {entry.bytes - 3:,} bytes, {entry.bytes:,} were written",
+    )
+
+
+def test_a_missing_file_is_told(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+    store.delete(f"{document.edge.key}/config.json")
+
+    assert verify(store, latest).problems == (f"{EDGE}/config.json: is missing",)
+
+
+def test_a_file_that_was_put_there_later_is_told(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+    store.put(f"{document.edge.key}/deep/pytorch_model.bin", b"a pickle")
+
+    found = verify(store, latest)
+
+    assert found.problems == (f"{EDGE}/deep/pytorch_model.bin: belongs to no artifact: it was put there later",)
+    assert found.artifacts[0].extra == ("deep/pytorch_model.bin",)
+
+
+def test_all_damages_are_told_at_once(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+    store.delete(f"{document.edge.key}/config.json")
+    store.put(f"{document.edge.key}/edgetune.json", b"{}")
+    store.put(f"{document.edge.key}/extra", b"")
+
+    names = [problem.partition(":")[0] for problem in verify(store, latest).problems]
+
+    assert names == [f"{EDGE}/config.json", f"{EDGE}/edgetune.json", f"{EDGE}/extra"]
+
+
+def lying_weights() -> bytes:
+    """A safetensors file whose one tensor is said to end beyond the file."""
+    header = json.dumps({"weight": {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"12345678"
+
+
+def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: bytes, path: str = WEIGHTS) -> Manifest:
+    """A manifest that is true to the files after one of them was replaced, with all digests made anew."""
+    store.put(f"{document.edge.key}/{path}", content)
+    (tmp_path / "new").write_bytes(content)
+    new = fingerprint(tmp_path / "new")
+    others = [entry for entry in document.edge.files if entry.path != path]
+    entries = (*others, FileEntry(path=path, bytes=new.bytes, sha256=new.sha256))
+    artifact = document.edge.artifact.model_copy(
+        update={"bytes": sum(entry.bytes for entry in entries), "sha256": file_list_digest(entries)}
+    )
+    old = manifest_of(store, document)
+    files = tuple(entry.model_copy(update={"path": f"{ATTEMPT}/{EDGE}/{entry.path}"}) for entry in entries)
+    result = old.result.model_copy(update={"artifacts": (artifact,)})
+    manifest = old.model_copy(update={"files": files, "result": result})
+    write_model(store, manifest_key(Stage.QUANTIZE, result.digest), manifest)
+    return manifest
+
+
+def test_a_header_that_lies_is_told_although_the_manifest_lies_with_it(
+    store: Store, document: VersionDocument, tmp_path: Path
+) -> None:
+    rewritten(store, document, tmp_path, lying_weights())
+
+    assert verify(store, quantize_of(store, document)).problems == (
+        f"{EDGE}/{WEIGHTS}: {WEIGHTS} is not a sound safetensors file: tensor 'weight' ends at byte 9, but the file "
+        "has only 8 bytes of tensors: was it cut short?; save or copy the model again",
+    )
+
+
+def test_a_manifest_that_was_written_anew_does_not_agree_with_the_version(
+    store: Store, document: VersionDocument, latest: ModelAddress, tmp_path: Path
+) -> None:
+    manifest = rewritten(store, document, tmp_path, b'{"model_type": "other"}', path="config.json")
+
+    problems = verify(store, latest).problems
+
+    assert verify(store, quantize_of(store, document)).problems == ()
+    assert problems[0] == (
+        f"latest.json: it names {EDGE} with SHA-256 {document.edge.artifact.sha256}, but "
+        f"{uri_of(store, quantize_of(store, document).key)} names {manifest.result.artifacts[0].sha256}"
+    )
+    assert problems[1].startswith(f"{EDGE}/config.json: has 23 bytes, ")
+
+
+def test_a_list_that_was_changed_no_longer_has_the_artifacts_digest(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    edge = EdgeModel(artifact=document.edge.artifact, files=document.edge.files[:-1])
+    forged = document.model_copy(update={"edge": edge})
+    for key in (pointer_key(MODEL), version_key(MODEL, document.version)):
+        store.put(key, encode(forged))
+
+    problems = verify(store, latest).problems
+
+    assert problems[0].startswith(f"{EDGE}: its list of files was changed: 2 files, ")
+    assert f"with SHA-256 {document.edge.artifact.sha256} were written" in problems[0]
+    assert problems[1] == f"{EDGE}/{WEIGHTS}: belongs to no artifact: it was put there later"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b"[]"])
+def test_a_document_that_is_none_fails_the_check(
+    store: Store, document: VersionDocument, latest: ModelAddress, content: bytes
+) -> None:
+    store.put(latest.key, content)
+    store.put(quantize_of(store, document).key, content)
+
+    for address in (latest, quantize_of(store, document)):
+        found = verify(store, address)
+        (problem,) = found.problems
+        assert problem.startswith(f"{uri_of(store, address.key)} is damaged: ")
+        assert found.artifacts == ()
+
+
+def test_a_document_that_names_a_place_outside_of_stages_fails_the_check(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    forged = json.loads(encode(document))
+    forged["edge"]["artifact"]["uri"] = "s3://elsewhere/models/evil"
+    store.put(latest.key, json.dumps(forged).encode())
+
+    (problem,) = verify(store, latest).problems
+
+    assert "s3://elsewhere/models/evil is not the folder of the edge model" in problem
+
+
+def test_a_path_that_climbs_out_of_its_folder_is_never_read(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    entry = FileEntry(path="../../../../../secret", bytes=6, sha256=DIGEST)
+    store.put("secret", b"secret")
+    edge = EdgeModel(artifact=document.edge.artifact, files=(*document.edge.files, entry))
+    store.put(latest.key, encode(document.model_copy(update={"edge": edge})))
+
+    assert f"{EDGE}/../../../../../secret: is missing" in verify(store, latest).problems
+
+
+def test_a_version_of_another_model_or_under_another_digest_is_told(store: Store, document: VersionDocument) -> None:
+    store.put(version_key("other", DIGEST), encode(document))
+
+    assert verify(store, ModelAddress(store.uri, "other", DIGEST)).problems == (
+        f"{DIGEST}.json: it is of the model {MODEL}, not of other",
+        f"{DIGEST}.json: it is of version {document.version}",
+    )
+
+
+def test_a_manifest_in_the_folder_of_another_stage_is_told(store: Store, document: VersionDocument) -> None:
+    manifest = manifest_of(store, document)
+    write_model(store, manifest_key(Stage.MERGE, DIGEST), manifest)
+
+    problems = verify(store, StageAddress(store.uri, Stage.MERGE, DIGEST, None)).problems
+
+    assert problems[0] == f"manifest.json: it is of quantize {document.edge.quantize_digest}: it was put here later"
+    assert problems[1:] == tuple(f"{EDGE}/{entry.path}: is missing" for entry in document.edge.files)
+
+
+def test_a_pointer_that_is_not_a_copy_of_its_version_is_told(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    better = document.scores.model_copy(update={"edge": 1.0})
+    store.put(latest.key, encode(document.model_copy(update={"scores": better})))
+    version = uri_of(store, version_key(MODEL, document.version))
+    altered = verify(store, latest).problems
+    store.delete(version_key(MODEL, document.version))
+
+    assert altered == (f"latest.json: it is not a copy of {version}",)
+    assert verify(store, latest).problems == (f"latest.json: {version}, of which it is a copy, is missing",)
+
+
+def test_a_pointer_at_a_version_that_the_gates_refused_is_told(store: Store, tmp_path: Path) -> None:
+    refused = PublishedModel(store, tmp_path / "local").publish(refusals=("minScore: too bad",))
+    store.put(pointer_key(MODEL), encode(refused))
+
+    by_pointer = verify(store, ModelAddress(store.uri, MODEL, None)).problems
+
+    assert by_pointer == ("latest.json: it names a version that the gates refused: minScore: too bad",)
+    assert verify(store, ModelAddress(store.uri, MODEL, refused.version)).problems == (), "it is what was written"
+
+
+def test_a_version_whose_stage_has_no_manifest_is_told(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    manifest = quantize_of(store, document).key
+    store.delete(manifest)
+
+    assert verify(store, latest).problems == (
+        f"latest.json: the manifest of {EDGE}, {uri_of(store, manifest)}, is missing",
+    )
+
+
+def test_an_artifact_that_the_manifest_does_not_name_is_told(store: Store, document: VersionDocument) -> None:
+    place = f"{ATTEMPT}/merged"
+
+    assert verify(store, quantize_of(store, document, place)).problems == (
+        f"manifest.json: it names no artifact at {place}",
+    )
+
+
+def test_an_artifact_without_files_is_told(store: Store, document: VersionDocument) -> None:
+    manifest = manifest_of(store, document)
+    write_model(store, quantize_of(store, document).key, manifest.model_copy(update={"files": ()}))
+
+    assert verify(store, quantize_of(store, document)).problems == (
+        f"manifest.json: its list of files has none of {EDGE}",
+    )
+
+
+def test_nothing_at_an_address_is_no_verdict(store: Store) -> None:
+    for address in (ModelAddress(store.uri, "nobody", None), StageAddress(store.uri, Stage.TRAIN, DIGEST, None)):
+        with pytest.raises(InvalidInput, match=f"there is nothing at {uri_of(store, address.key)}"):
+            verify(store, address)
+
+
+def test_a_store_that_was_copied_verifies_where_it_is(tmp_path: Path) -> None:
+    document = PublishedModel(LocalFolderStore((tmp_path / "old").as_uri()), tmp_path / "local").publish()
+    (tmp_path / "old").rename(tmp_path / "new")
+    store = LocalFolderStore((tmp_path / "new").as_uri())
+
+    found = verify(store, ModelAddress(store.uri, MODEL, None))
+
+    assert found.problems == ()
+    assert found.notes == (f"the document places it at {document.edge.artifact.uri}: the store was copied from there",)
+
+
+def test_each_format_of_a_version_is_checked(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+    manifest = manifest_of(store, document)
+    folder = f"{quantize_of(store, document).folder}/{ATTEMPT}/edge-gguf-q8_0"
+    store.put(f"{folder}/model.gguf", b"GGUF\x03\0\0\0 and tensors")
+    sha256 = "0" * 64
+    entry = FileEntry(path="model.gguf", bytes=20, sha256=sha256)
+    gguf = Artifact(name="edge-gguf-q8_0", uri=uri_of(store, folder), bytes=20, sha256=file_list_digest([entry]))
+    further = document.model_copy(update={"further_edges": (EdgeModel(artifact=gguf, files=(entry,)),)})
+    result = manifest.result.model_copy(update={"artifacts": (*manifest.result.artifacts, gguf)})
+    write_model(store, quantize_of(store, document).key, manifest.model_copy(update={"result": result}))
+    for key in (pointer_key(MODEL), version_key(MODEL, document.version)):
+        store.put(key, encode(further))
+
+    (problem,) = verify(store, latest).problems
+
+    assert problem.startswith("edge-gguf-q8_0/model.gguf: its content was changed: SHA-256 ")
+
+
+def test_a_file_that_the_way_has_changed_is_read_again_before_it_is_called_damaged(
+    s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
+) -> None:
+    direct = S3Store(s3_server.location(s3_prefix).uri, s3_server.client())
+    PublishedModel(direct, tmp_path / "local").publish()
+    store = S3Store(direct.uri, s3_server.client(s3_proxy.endpoint))
+    s3_proxy.faults += [
+        Fault("GET", WEIGHTS, times=1, flip_byte=20),
+        Fault("GET", "config.json", times=1, cut_after=5),
+    ]
+
+    assert verify(store, ModelAddress(store.uri, MODEL, None)).problems == ()
+    assert sum(method == "GET" and path.endswith(WEIGHTS) for method, path in s3_proxy.requests) == 2
+
+
+def read(path: str, content: bytes, piece: int) -> str:
+    """What a format's reader says of a file that comes in pieces."""
+    reader = reader_of(path)
+    reader.write(b"the beginning of an answer that was cut")
+    reader.restart()
+    for start in range(0, len(content), piece):
+        reader.write(content[start : start + piece])
+    return reader.problem(len(content))
+
+
+@pytest.mark.parametrize("piece", [1, 7, 8, 9, 1000])
+def test_a_header_is_read_in_pieces_of_any_size(tmp_path: Path, piece: int) -> None:
+    sound = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
+
+    assert read(WEIGHTS, sound, piece) == ""
+    assert "was it cut short?" in read(WEIGHTS, lying_weights(), piece)
+    assert "too few for a header" in read(WEIGHTS, b"123", piece)
+    assert "claims 9,223,372,036,854,775,807 bytes" in read(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", piece)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"GGUF\x03\0\0\0rest", ""),
+        (b"GGUF\x09\0\0\0", "m.gguf is not a GGUF file of version 2 or 3"),
+        (b"GGU", "m.gguf is not a GGUF file of version 2 or 3"),
+    ],
+)
+def test_a_gguf_file_is_known_by_its_first_bytes(content: bytes, problem: str) -> None:
+    assert read("m.gguf", content, 3) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://b/models/m", ModelAddress("s3://b", "m", None)),
+        ("s3://b/p/ns/models/m/latest.json", ModelAddress("s3://b/p/ns", "m", None)),
+        ("s3://b/models/x/models/m/", ModelAddress("s3://b/models/x", "m", None)),
+        (f"s3://b/ns/models/m/versions/{DIGEST}.json", ModelAddress("s3://b/ns", "m", DIGEST)),
+        ("file:///s/ns/models/m", ModelAddress("file:///s/ns", "m", None)),
+        (f"s3://b/ns/stages/merge/{DIGEST}", StageAddress("s3://b/ns", Stage.MERGE, DIGEST, None)),
+        (f"s3://b/ns/stages/train/{DIGEST}/manifest.json", StageAddress("s3://b/ns", Stage.TRAIN, DIGEST, None)),
+        (
+            f"s3://b/ns/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/",
+            StageAddress("s3://b/ns", Stage.QUANTIZE, DIGEST, f"{ATTEMPT}/{EDGE}"),
+        ),
+    ],
+)
+def test_an_address_is_a_store_and_what_is_in_it(text: str, expected: object) -> None:
+    assert parse_address(text) == expected
+
+
+def test_a_path_is_an_address_from_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert parse_address("a b/../store/models/m") == ModelAddress((tmp_path / "store").as_uri(), "m", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "m",
+        "s3://b",
+        "s3://models/m",
+        "https://h/models/m",
+        "s3://b/models/m/versions",
+        f"s3://b/stages/{DIGEST}",
+        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}",
+        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/{WEIGHTS}",
+    ],
+)
+def test_what_names_nothing_is_told_what_to_name(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"names nothing in a store: give a model's …/models/NAME/latest\.json"):
+        parse_address(text)
