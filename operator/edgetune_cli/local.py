@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,22 +65,35 @@ class ObjectFolder:
             spec: the whole spec, defaults filled in.
             retry: retry token; applying by hand asks for a look at the inputs and another try.
         """
-        document = self.read(key) or {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "metadata": {
-                "name": key.name,
-                "namespace": key.namespace,
-                "uid": str(uuid.uuid4()),
-                "creationTimestamp": timestamp(),
-                "generation": 0,
-            },
-        }
+        document = self.read(key)
+        # Here a deletion that was interrupted can be taken back.
+        if document is None or document["metadata"].get("deletionTimestamp"):
+            document = _new_object(key)
         if document.get("spec") != spec:
             document["metadata"]["generation"] += 1
             document["spec"] = dict(spec)
         document["metadata"]["annotations"] = {names.RETRY_REQUESTED_ANNOTATION: retry}
         self.write(key, document)
+        return document
+
+    def delete(self, key: Key, finalizers: Sequence[str]) -> None:
+        """What the API server does when somebody deletes the object: it is gone, or waits for its finalizers."""
+        document = self.read(key)
+        if document is not None:
+            document["metadata"].setdefault("deletionTimestamp", timestamp())
+            self.write(key, document)
+            self.write_finalizers(key, finalizers)
+
+    def write_finalizers(self, key: Key, finalizers: Sequence[str]) -> dict[str, Any]:
+        """Replace the finalizers; the object after that. A deleted one without any is gone."""
+        document = self.read(key)
+        if document is None:
+            raise FileNotFoundError(f"{self.path(key)} was removed meanwhile")
+        document["metadata"]["finalizers"] = list(finalizers)
+        if document["metadata"].get("deletionTimestamp") and not finalizers:
+            self.path(key).unlink()
+        else:
+            self.write(key, document)
         return document
 
 
@@ -165,6 +178,15 @@ class LocalCluster:
         shutil.rmtree(job.folder, ignore_errors=True)
         self.changed.set()
 
+    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - one object only
+        return not self._jobs
+
+    async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
+        metadata: Mapping[str, Any] = self.objects.write_finalizers(Key(owner["namespace"], owner["name"]), finalizers)[
+            "metadata"
+        ]
+        return metadata
+
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         key = Key(owner["namespace"], owner["name"])
         document = self.objects.read(key)
@@ -183,6 +205,20 @@ class LocalCluster:
         if isinstance(line.get("progress"), dict):
             self._progress = _progress(line["progress"])
         self.changed.set()
+
+
+def _new_object(key: Key) -> dict[str, Any]:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": timestamp(),
+            "generation": 0,
+        },
+    }
 
 
 def _busy(holder: str, folder: Path) -> str:

@@ -14,13 +14,19 @@ from edgetune_cli.local import LocalCluster
 from edgetune_cli.show import ProgressView
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import LoraFineTuneStatus
+from edgetune_operator.deletion import finalizers_wanted
+from edgetune_operator.events import EventDraft
 from edgetune_operator.observe import read_status
 from edgetune_operator.plan import CreateJob, Outcome, View
 from edgetune_operator.profiles import Profile
-from edgetune_operator.reconcile import Key, run_once
+from edgetune_operator.reconcile import DeletionPass, Key, Pass, run_once
 from edgetune_operator.spec_check import parse_spec
 
 _TICK_SECONDS = 1.0
+
+
+class DeletionStopped(Exception):
+    """A signal ended a deletion before the artifacts were gone."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ async def _follow(
             await cluster.stop()
         cluster.changed.clear()
         done = await run_once(cluster, key, profiles, datetime.now(UTC))
-        if done is None:
+        if not isinstance(done, Pass):
             raise FileNotFoundError(f"{cluster.objects.path(key)} was removed while the run went on")
         view = done.plan.view
         ran |= {action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)}
@@ -76,6 +82,32 @@ async def _follow(
             return await _ended(cluster, key, view, ran, stopped=stop.is_set())
         if not done.plan.actions:
             await _first_of(cluster.changed, stop)
+
+
+async def delete_object(
+    document: Mapping[str, Any], folder: Path, profiles: Mapping[str, Profile]
+) -> EventDraft | None:
+    """Delete a LoraFineTune of this machine, as its deletionPolicy says; what is said of it at last.
+
+    None: it is gone, and nothing was to be removed from the store.
+
+    Raises:
+        ObjectBusy: a run works on the object.
+        DeletionStopped: a signal came first; the same again goes on.
+    """
+    key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
+    spec = parse_spec(document["spec"])
+    async with LocalCluster(folder, key) as cluster:
+        cluster.objects.apply(key, spec.model_dump(mode="json", exclude_none=True), retry="")
+        cluster.objects.delete(key, finalizers_wanted(spec, ()))
+        with _stop_on_signals() as stop:
+            while not stop.is_set():
+                cluster.changed.clear()
+                done = await run_once(cluster, key, profiles, datetime.now(UTC))
+                if not isinstance(done, DeletionPass) or done.plan.farewell is not None:
+                    return done.plan.farewell if isinstance(done, DeletionPass) else None
+                await _first_of(cluster.changed, stop)
+    raise DeletionStopped
 
 
 async def _ended(cluster: LocalCluster, key: Key, view: View, ran: set[Stage], stopped: bool) -> Ended:

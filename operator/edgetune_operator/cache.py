@@ -56,7 +56,7 @@ class Cache:
 
     def put_job(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a Job; the key of the object that it belongs to."""
-        uid = _owner_uid(body, names.KIND)
+        uid = uid_of_owner(body)
         if uid is None:
             return None
         metadata = body["metadata"]
@@ -67,7 +67,7 @@ class Cache:
 
     def remove_job(self, body: Mapping[str, Any]) -> Key | None:
         """Forget a deleted Job and its Pods."""
-        uid = _owner_uid(body, names.KIND)
+        uid = uid_of_owner(body)
         if uid is None:
             return None
         metadata = body["metadata"]
@@ -115,6 +115,15 @@ class Cache:
     def pods_of(self, uid: str) -> list[dict[str, Any]]:
         """Pods of an object's Jobs, also ended ones that are gone."""
         return list(self._pods.get(uid, {}).values())
+
+
+def uid_of_owner(job: Mapping[str, Any]) -> str | None:
+    """UID of the object that a Job belongs to; of a clean-up Job, which has no owner, by its label."""
+    labels = job["metadata"].get("labels") or {}
+    if labels.get(names.STAGE_LABEL) == names.CLEAN_UP:
+        uid: str | None = labels.get(names.UID_LABEL)
+        return uid
+    return _owner_uid(job, names.KIND)
 
 
 def _uid_of_pod(body: Mapping[str, Any]) -> str | None:

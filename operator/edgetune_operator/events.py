@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgetune_operator.api import LoraFineTuneStatus, Phase, StageState, StageStatus
 
-_FINAL = (Phase.SUCCEEDED, Phase.REFUSED, Phase.FAILED, Phase.SUSPENDED)
+_TOLD = (Phase.SUCCEEDED, Phase.REFUSED, Phase.FAILED, Phase.SUSPENDED, Phase.DELETING)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ def transitions(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterat
     known = {row.name: row for row in before.stages}
     for row in after.stages:
         yield from _stage_transitions(known.get(row.name, StageStatus(name=row.name)), row)
-    if after.phase is not before.phase and after.phase in _FINAL:
+    if after.phase is not before.phase and after.phase in _TOLD:
         ready = next(condition for condition in after.conditions if condition.type == "Ready")
         kind: Literal["Normal", "Warning"] = "Warning" if after.phase in (Phase.REFUSED, Phase.FAILED) else "Normal"
         yield EventDraft(kind, ready.reason, ready.message)

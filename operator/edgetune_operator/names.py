@@ -23,10 +23,15 @@ DIGEST_ANNOTATION = f"{GROUP}/digest"
 # The token that was current when the Job was made: a finished Job of an older token answers no retry.
 RETRY_ANNOTATION = f"{GROUP}/retry"
 
+# On the object, set by the operator with deletionPolicy Delete: it goes when the artifacts are gone.
+FINALIZER = f"{GROUP}/artifacts"
+
 # On the object, set by people.
 RETRY_REQUESTED_ANNOTATION = f"{GROUP}/retry-requested"
 
 CONTAINER = "stage"
+# Value of the stage's label on the Job that removes an object's artifacts, and part of its name.
+CLEAN_UP = "clean-up"
 
 # A Job's name becomes a label value of its Pods.
 _MAX_LABEL = 63
@@ -37,6 +42,12 @@ _LONGEST_SUFFIX = max(len(f"-{stage}-") for stage in Stage) + _DIGEST_CHARACTERS
 def job_name(name: str, stage: Stage, digest: str) -> str:
     """Name of the Job of a stage: a function of object, stage and digest, so that creating it is idempotent."""
     return f"{_shortened(name, _MAX_LABEL - _LONGEST_SUFFIX)}-{stage}-{digest[:_DIGEST_CHARACTERS]}"
+
+
+def clean_up_job_name(name: str, uid: str) -> str:
+    """Name of the Job that removes an object's artifacts: it may outlive the object, whose name may be used again."""
+    suffix = f"-{CLEAN_UP}-{uid.replace('-', '')[:_DIGEST_CHARACTERS]}"
+    return f"{_shortened(name, _MAX_LABEL - len(suffix))}{suffix}"
 
 
 def label_value(name: str) -> str:

@@ -1,18 +1,28 @@
 """Reconcile: one pass over one object. Observe, plan, render, act, report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
+from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec, ProgressStatus
+from edgetune_operator.deletion import (
+    CreateCleanUp,
+    DeletionPlan,
+    finalizers_wanted,
+    observe_clean_up,
+    plan_deletion,
+    refused_clean_up,
+    waiting_for_pods,
+)
 from edgetune_operator.diagnosis import quiet_wait
 from edgetune_operator.observe import Snapshot, observe, observe_events
 from edgetune_operator.plan import DeleteJob, Plan, plan, refused
 from edgetune_operator.profiles import Profile
-from edgetune_operator.render import render_job
+from edgetune_operator.render import render_clean_up, render_job
 from edgetune_operator.spec_check import InvalidSpec, parse_spec
-from edgetune_operator.status import project
+from edgetune_operator.status import project, project_deletion
 
 
 class Conflict(Exception):
@@ -74,6 +84,18 @@ class Cluster(Protocol):
         """Delete a Job of the object and its Pods, with their grace period; one that is gone already is no error."""
         ...
 
+    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
+        """Whether no stage's Job is left and no Pod of one runs. Asks the cluster itself: watches may lag behind."""
+        ...
+
+    async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
+        """Replace the object's finalizers; its metadata after that. A deleted object without any is gone.
+
+        Raises:
+            Conflict: the object changed since it was read.
+        """
+        ...
+
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         """Replace the object's status.
 
@@ -92,23 +114,37 @@ class Pass:
     wrote_status: bool
 
 
-async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], now: datetime) -> Pass | None:
+@dataclass(frozen=True)
+class DeletionPass:
+    """What one pass over an object did that is deleted with its artifacts."""
+
+    plan: DeletionPlan
+    wrote_status: bool
+
+
+async def run_once(
+    cluster: Cluster, key: Key, profiles: Mapping[str, Profile], now: datetime
+) -> Pass | DeletionPass | None:
     """One pass: at most one Job created, at most one status write, last. None if the object is gone.
 
     Errors of the cluster come out as they are; the caller tries again later, and nothing was written about
     what did not happen.
     """
     document = await cluster.read_object(key)
-    if document is None or document["metadata"].get("deletionTimestamp"):
+    if document is None:
         return None
     owner = document["metadata"]
+    spec = _parse(document.get("spec"))
+    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
+    if owner.get("deletionTimestamp"):
+        holds = names.FINALIZER in owner.get("finalizers", ())
+        return await _delete(cluster, document, spec, profile, now) if holds else None
+    owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
     wait = quiet_wait(snapshot)
     if wait is not None and wait.is_due(now):
         snapshot = replace(snapshot, events=observe_events(await cluster.list_events(owner, wait.uid)))
-    spec = _parse(document.get("spec"))
-    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     decided = plan(spec, profile, snapshot, now)
     try:
         await _act(cluster, owner, spec, profile, decided)
@@ -119,6 +155,61 @@ async def run_once(cluster: Cluster, key: Key, profiles: Mapping[str, Profile], 
     if changed:
         await cluster.write_status(owner, status)
     return Pass(snapshot, decided, changed)
+
+
+async def _settle_finalizer(
+    cluster: Cluster, owner: Mapping[str, Any], spec: LoraFineTuneSpec | InvalidSpec
+) -> Mapping[str, Any]:
+    """Bring the finalizer in line with the spec, before there is anything to clean up; the metadata after that."""
+    present = list(owner.get("finalizers") or ())
+    wanted = finalizers_wanted(spec, present)
+    return owner if wanted == present else await cluster.write_finalizers(owner, wanted)
+
+
+async def _delete(
+    cluster: Cluster,
+    document: Mapping[str, Any],
+    spec: LoraFineTuneSpec | InvalidSpec,
+    profile: Profile | None,
+    now: datetime,
+) -> DeletionPass:
+    """One pass over an object that is deleted with its artifacts; with its end, the finalizer goes."""
+    owner = document["metadata"]
+    jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
+    snapshot = observe(document, jobs, pods, progress=None)
+    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), now)
+    for action in decided.actions:
+        if isinstance(action, DeleteJob):
+            await cluster.delete_job(owner, action.name)
+        elif profile is None:
+            raise TypeError("a clean-up was planned without a profile")
+        elif not await cluster.is_quiet(owner):
+            decided = waiting_for_pods(decided)
+        else:
+            decided = await _create_clean_up(cluster, owner, snapshot, profile, decided, action)
+    if decided.farewell is not None:
+        await cluster.write_finalizers(owner, [each for each in owner["finalizers"] if each != names.FINALIZER])
+        return DeletionPass(decided, wrote_status=False)
+    status = project_deletion(snapshot, decided.reason, decided.message, now)
+    changed = status != (document.get("status") or {})
+    if changed:
+        await cluster.write_status(owner, status)
+    return DeletionPass(decided, changed)
+
+
+async def _create_clean_up(
+    cluster: Cluster,
+    owner: Mapping[str, Any],
+    snapshot: Snapshot,
+    profile: Profile,
+    decided: DeletionPlan,
+    action: CreateCleanUp,
+) -> DeletionPlan:
+    try:
+        await cluster.create_job(render_clean_up(owner, profile, action.request))
+    except JobRefused as error:
+        return refused_clean_up(decided, snapshot, profile, error.reason, str(error))
+    return decided
 
 
 async def _act(

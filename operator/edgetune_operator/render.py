@@ -1,13 +1,15 @@
-"""Render: the complete Kubernetes Job of one stage, a function of object, profile and request."""
+"""Render: the complete Kubernetes Job of one stage, or of a clean-up: a function of object, profile and request."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec
-from edgetune_operator.profiles import Profile
+from edgetune_operator.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
+from edgetune_operator.profiles import Profile, Resources
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
@@ -40,31 +42,64 @@ def render_job(
         request: what the stage is asked to do.
         retry: retry token that is current now.
     """
-    labels = {
-        names.STAGE_LABEL: request.stage.value,
-        names.OWNER_LABEL: names.label_value(request.name),
+    asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
+    container = _container(profile, profile.resources_for(request.stage), request.encode(), asks_hub=asks_hub)
+    if request.stage is Stage.TRAIN:
+        container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
+    metadata = {
+        "name": names.job_name(request.name, request.stage, request.digest),
+        "namespace": request.namespace,
+        "labels": _labels(owner, request.stage),
+        "annotations": {names.DIGEST_ANNOTATION: request.digest, names.RETRY_ANNOTATION: retry},
+        "ownerReferences": [_owner_reference(owner)],
+    }
+    limits = {"backoffLimit": spec.retry_limit, "activeDeadlineSeconds": spec.active_deadline_seconds}
+    return _job(metadata, limits, profile, container)
+
+
+def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
+    """Job manifest of the clean-up: as light as publish, bounded, and not owned by the object (see `deletion`).
+
+    Args:
+        owner: the object's metadata.
+        profile: as for the stages.
+        request: what is removed.
+    """
+    container = _container(profile, profile.resources_for(Stage.PUBLISH), request.encode(), names.CLEAN_UP)
+    metadata = {
+        "name": names.clean_up_job_name(request.name, owner["uid"]),
+        "namespace": request.namespace,
+        "labels": _labels(owner, names.CLEAN_UP),
+    }
+    limits = {"backoffLimit": CLEAN_UP_RETRIES, "activeDeadlineSeconds": CLEAN_UP_SECONDS}
+    return _job(metadata, limits, profile, container)
+
+
+def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
+    return {
+        names.STAGE_LABEL: str(stage),
+        names.OWNER_LABEL: names.label_value(owner["name"]),
         names.UID_LABEL: owner["uid"],
         names.MANAGED_BY_LABEL: names.MANAGER,
     }
+
+
+def _job(
+    metadata: Mapping[str, Any], limits: Mapping[str, int], profile: Profile, container: Mapping[str, Any]
+) -> dict[str, Any]:
+    labels: Mapping[str, str] = metadata["labels"]
     queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {
-            "name": names.job_name(request.name, request.stage, request.digest),
-            "namespace": request.namespace,
-            "labels": labels | queue,
-            "annotations": {names.DIGEST_ANNOTATION: request.digest, names.RETRY_ANNOTATION: retry},
-            "ownerReferences": [_owner_reference(owner)],
-        },
+        "metadata": {**metadata, "labels": {**labels, **queue}},
         "spec": {
-            "backoffLimit": spec.retry_limit,
-            "activeDeadlineSeconds": spec.active_deadline_seconds,
+            **limits,
             "ttlSecondsAfterFinished": profile.ttl_seconds_after_finished,
             # Two Pods of one Job never run together: the first writes its checkpoint before the second reads it.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": pod_failure_rules()},
-            "template": {"metadata": {"labels": labels}, "spec": _pod_spec(profile, request)},
+            "template": {"metadata": {"labels": dict(labels)}, "spec": _pod_spec(profile, container)},
         },
     }
 
@@ -91,7 +126,7 @@ def _owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pod_spec(profile: Profile, request: Request) -> dict[str, Any]:
+def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
     optional: dict[str, Any] = {
         "nodeSelector": profile.node_selector,
         "tolerations": list(profile.tolerations),
@@ -107,38 +142,35 @@ def _pod_spec(profile: Profile, request: Request) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": profile.termination_grace_period_seconds,
         "securityContext": dict(RESTRICTED_POD),
-        "containers": [_container(profile, request)],
+        "containers": [container],
         "volumes": _volumes(profile),
     } | {key: value for key, value in optional.items() if value}
 
 
-def _container(profile: Profile, request: Request) -> dict[str, Any]:
-    resources = profile.resources_for(request.stage)
+def _container(
+    profile: Profile, resources: Resources, request: str, *arguments: str, asks_hub: bool = False
+) -> dict[str, Any]:
     mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": WORK_DIR}]
     if profile.store.credentials_secret:
         mounts.append({"name": "s3-credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
-    container: dict[str, Any] = {
+    return {
         "name": names.CONTAINER,
         "image": profile.image.reference,
         "imagePullPolicy": profile.image.pull_policy,
         # Exec form: Python is the container's first process, so that SIGTERM arrives.
-        "command": ["python", "-m", "edgetune_jobs"],
-        "env": _environment(profile, request),
+        "command": ["python", "-m", "edgetune_jobs", *arguments],
+        "env": _environment(profile, request, asks_hub),
         "resources": resources.model_dump(exclude_defaults=True),
         "securityContext": dict(RESTRICTED_CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
-    if request.stage is Stage.TRAIN:
-        container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
-    return container
 
 
-def _environment(profile: Profile, request: Request) -> list[dict[str, str]]:
-    fetches_from_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
+def _environment(profile: Profile, request: str, asks_hub: bool) -> list[dict[str, str]]:
     values = {
         # The kubelet expands $(NAME) and $$ in values: a template may hold them.
-        "EDGETUNE_REQUEST": request.encode().replace("$", "\\u0024"),
+        "EDGETUNE_REQUEST": request.replace("$", "\\u0024"),
         "EDGETUNE_WORK_DIR": WORK_DIR,
         # For the manifest: a container cannot ask for its own image.
         "EDGETUNE_IMAGE": profile.image.reference,
@@ -147,7 +179,7 @@ def _environment(profile: Profile, request: Request) -> list[dict[str, str]]:
         "TMPDIR": WORK_DIR,
         # Spinning OpenMP threads lose five times their work on shared or throttled cores.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_OFFLINE": "0" if fetches_from_hub else "1",
+        "HF_HUB_OFFLINE": "0" if asks_hub else "1",
     }
     if profile.store.credentials_secret:
         values["EDGETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR

@@ -1,4 +1,4 @@
-"""Golden Job manifests: what the cluster gets for each stage, to be read by people and compared by a test.
+"""Golden Job manifests: what the cluster gets for each stage and for a clean-up, to be read by people and compared by a test.
 
 `PYTHONPATH=tests python -m support.golden` writes them, with --check it compares.
 """
@@ -6,13 +6,14 @@
 import sys
 from collections.abc import Mapping
 
+from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import ChecksumMode, Request, Resolved
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import LoraFineTuneSpec
 from edgetune_operator.generate import run, to_yaml
 from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
-from edgetune_operator.render import render_job
+from edgetune_operator.render import render_clean_up, render_job
 from edgetune_operator.spec_check import parse_spec
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 
@@ -77,13 +78,22 @@ def golden_files() -> dict[str, str]:
     """Text by path below the repository's root."""
     builder = lora_fine_tune()
     owner = builder.build()["metadata"]
-    return {
+    stages = {
         f"{FOLDER}/{name}-{stage}.yaml": to_yaml(
             render_job(owner, spec_of(builder), profile, request_for(stage, profile), retry="token-1")
         )
         for name, profile in PROFILES.items()
         for stage in Stage
     }
+    return stages | {
+        f"{FOLDER}/{name}-clean-up.yaml": to_yaml(render_clean_up(owner, profile, clean_up_request(profile)))
+        for name, profile in PROFILES.items()
+    }
+
+
+def clean_up_request(profile: Profile) -> CleanUpRequest:
+    """Request to remove what the smallest object has made."""
+    return CleanUpRequest(namespace=NAMESPACE, name="sensor-faults", store=profile.store.for_namespace(NAMESPACE))
 
 
 if __name__ == "__main__":

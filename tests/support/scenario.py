@@ -10,13 +10,14 @@ Stages are simulated by what they say: results by digest, a store that knows whi
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from edgetune_contract.digest import prepared_digest, sha256_of, stage_digests
 from edgetune_contract.request import Artifact, Publication, Request, Resolved, Result, Scores
 from edgetune_contract.stages import Stage
+from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus, StageStatus
 from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.plan import CreateJob, DeleteJob
@@ -44,11 +45,14 @@ class MemoryCluster:
         self.status_writes = 0
         self._pods_started = 0
         self.deletes_slowly = False
+        self.pods_ended = True
+        self.finalizer_writes = 0
+        self.gone = False
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         """The object; None for any other key."""
         same = (key.namespace, key.name) == (self.document["metadata"]["namespace"], self.document["metadata"]["name"])
-        return copy.deepcopy(self.document) if same else None
+        return copy.deepcopy(self.document) if same and not self.gone else None
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - holds one owner's
         """Every Job."""
@@ -83,6 +87,19 @@ class MemoryCluster:
             self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()
         else:
             self.remove_job(name)
+
+    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - as above
+        """Whether no Job but the clean-up's is left, and no Pod runs unless the test says so."""
+        names_left = {name for name in self.jobs if f"-{names.CLEAN_UP}-" not in name}
+        return not names_left and self.pods_ended
+
+    async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Replace the finalizers; a deleted object without any is gone."""
+        metadata = self.document["metadata"]
+        metadata["finalizers"] = list(finalizers)
+        self.gone = bool(metadata.get("deletionTimestamp")) and not finalizers
+        self.finalizer_writes += 1
+        return copy.deepcopy(metadata)
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:  # noqa: ARG002 - as above
         """Keep the status; it must be one that the models take."""
@@ -143,8 +160,8 @@ class Scenario:
         metadata = self.cluster.document["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         done = asyncio.run(run_once(self.cluster, key, self.profiles, self.cluster.now))
-        if done is None:
-            raise AssertionError("the object is gone")
+        if not isinstance(done, Pass):
+            raise AssertionError(f"the object is deleted or gone: {done}")
         return done
 
     def change(self, builder: ObjectBuilder) -> None:

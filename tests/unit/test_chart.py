@@ -50,7 +50,7 @@ INSTALLS: dict[str, Values] = {
     "other names": {"fullnameOverride": "tuner", "serviceAccount": {"name": "robot"}},
 }
 RULES = {
-    ("edgetune.dev", "lorafinetunes"): {"list", "watch"},
+    ("edgetune.dev", "lorafinetunes"): {"list", "patch", "watch"},
     ("edgetune.dev", "lorafinetunes/status"): {"patch"},
     ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
     ("", "pods"): {"list", "watch"},

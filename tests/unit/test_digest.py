@@ -93,6 +93,7 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "suspend": (True, NOTHING),
     "retryLimit": (9, NOTHING),
     "activeDeadlineSeconds": (3600, NOTHING),
+    "deletionPolicy": ("Delete", NOTHING),
 }
 # There is one edge format, so that this field has no second value; eval's own fields come with eval.
 WITHOUT_SECOND_VALUE = {"quantization.formats", "dataset.eval.uri", "dataset.eval.revision"}

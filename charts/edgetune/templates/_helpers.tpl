@@ -74,7 +74,8 @@ capabilities: {drop: [ALL]}
 {{- define "edgetune.rules" -}}
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes]
-  verbs: [list, watch]
+  # patch: the finalizer of objects with deletionPolicy Delete.
+  verbs: [list, patch, watch]
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes/status]
   verbs: [patch]
