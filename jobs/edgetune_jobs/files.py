@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 from edgetune_contract.digest import sha256_of
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput, TransientFault
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 CHUNK_BYTES = 4 * 2**20
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -51,6 +53,30 @@ class FileSink:
         self._file.truncate()
 
 
+class HashingWriter:
+    """A file that is written once and hashed as it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hasher = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of these bytes; their number."""
+        view = memoryview(data).cast("B")
+        left = view
+        while left:  # an unbuffered file may take a part only
+            left = left[self._file.write(left) :]
+        self._hasher.update(view)
+        self._bytes += len(view)
+        return len(view)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of what was written so far."""
+        return Fingerprint(self._bytes, self._hasher.hexdigest())
+
+
 class HashingReader:
     """A file that is read once and hashed as it is read. Without `seek`, so that nobody goes back."""
 
@@ -70,6 +96,16 @@ class HashingReader:
     def fingerprint(self) -> Fingerprint:
         """Fingerprint of what was read so far."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
+
+
+def check_size(written: Fingerprint, size: int, name: str) -> None:
+    """Check that a file has the size that it was said to get: its writer is wrong otherwise.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if written.bytes != size:
+        raise ValueError(f"{name} was to get {size:,} bytes and got {written.bytes:,}")
 
 
 def fingerprint(path: Path) -> Fingerprint:

@@ -19,10 +19,13 @@ from edgetune_jobs.files import (
     FileSink,
     Fingerprint,
     HashingReader,
+    HashingWriter,
     Sink,
+    check_size,
     checked_relative,
     disk_errors,
     fingerprint,
+    require_free_space,
 )
 from edgetune_jobs.store import Conflict, Content, DamagedObject, StoredObject
 
@@ -92,6 +95,22 @@ class LocalFolderStore:
 
         self._write(key, path.stat().st_size, copy, os.replace)
         return sent
+
+    @contextmanager
+    def create_file(self, key: str, size: int) -> Iterator[HashingWriter]:
+        path = self._path(key)
+        with _access_errors(f"write {self._uri}/{key}"), disk_errors(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            require_free_space(path.parent, size)
+            temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+            with _new_file(temporary) as file:
+                writer = HashingWriter(file)
+                yield writer
+                check_size(writer.fingerprint, size, f"{self._uri}/{key}")
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            _sync_folder(path.parent)
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         with disk_errors(path, expected.bytes), path.open("wb") as target:

@@ -1,8 +1,10 @@
 """Model folders on this machine and behind a Source."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 
 from edgetune_jobs.errors import InvalidInput
@@ -32,17 +34,26 @@ class LocalModelFolder:
         return self._folder
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes of a file from `start` on.
+        with self._open(path) as file:
+            return os.pread(file.fileno(), length, start)
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        with self._open(path) as file:
+            return os.preadv(file.fileno(), [buffer], start)
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[FileIO]:
+        """A file as it was when it was listed.
 
         Raises:
-            InvalidInput: the file was changed since it was listed.
+            InvalidInput: it was changed since.
         """
         if path not in self.sizes:
             raise InvalidInput(f"{self.label}: {self.uri} has no file {path}")
         with (self._folder / path).open("rb", buffering=0) as file:
             if _state(os.fstat(file.fileno())) != self._states[path]:
                 raise InvalidInput(f"{self.label}: {path} was changed while it was read; try again when nobody writes")
-            return os.pread(file.fileno(), length, start)
+            yield file
 
 
 class SourceModelFolder:
@@ -70,6 +81,11 @@ class SourceModelFolder:
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         return self._source.read_range(path, start, length)
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        data = self._source.read_range(path, start, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:

@@ -47,6 +47,11 @@ class ModelFolder(Protocol):
         """Up to `length` bytes of a file from `start` on."""
         ...
 
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
+        the way is cut."""
+        ...
+
 
 @dataclass(frozen=True)
 class StoredTensor:

@@ -9,7 +9,8 @@ Whoever loses takes the winner's manifest for its own result. Whoever wins remov
 import logging
 import platform
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +18,8 @@ from pathlib import Path
 from edgetune_contract.digest import manifest_key, stage_key
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
-from edgetune_jobs.files import file_list_digest
-from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.files import checked_relative, file_list_digest
+from edgetune_jobs.stage import OutputFile, StageOutput
 from edgetune_jobs.store import Store, clean_up_attempts, files_below, upload_folder, uri_of, write_model_once
 
 logger = logging.getLogger(__name__)
@@ -48,14 +49,30 @@ class Attempt:
         self._digest = stage_digest
         self._folder = stage_key(stage, stage_digest)
         self._name = secrets.token_hex(8)
+        self._streamed: list[FileEntry] = []
+        self._is_begun = False
+
+    @contextmanager
+    def create(self, path: str, size: int) -> Iterator[OutputFile]:
+        """A file of an artifact that is written straight into the store: see OutputFiles."""
+        self._is_begun = True
+        below = f"{self._name}/{checked_relative(path)}"
+        with self._store.create_file(f"{self._folder}/{below}", size) as file:
+            yield file
+        self._streamed.append(FileEntry(path=below, bytes=file.fingerprint.bytes, sha256=file.fingerprint.sha256))
 
     def upload(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
-        """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder."""
+        """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder.
+
+        Files that were streamed into an artifact belong to it too.
+        """
+        self._is_begun = True
         artifacts: list[Artifact] = []
         files: list[FileEntry] = []
         for name, subfolder in output.artifacts.items():
             key = f"{self._folder}/{self._name}/{name}"
-            uploaded = upload_folder(self._store, folder / subfolder, key, relative_to=self._folder)
+            streamed = [entry for entry in self._streamed if entry.path.startswith(f"{self._name}/{name}/")]
+            uploaded = (*streamed, *upload_folder(self._store, folder / subfolder, key, relative_to=self._folder))
             files += uploaded
             entries = files_below(uploaded, f"{self._name}/{name}")
             if not entries:
@@ -83,7 +100,8 @@ class Attempt:
 
     def clean_up(self, won: bool) -> None:
         """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
-        clean_up_attempts(self._store, self._folder, self._name, won)
+        if self._is_begun:
+            clean_up_attempts(self._store, self._folder, self._name, won)
 
 
 def probe(store: Store) -> None:

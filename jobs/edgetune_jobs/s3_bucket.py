@@ -12,6 +12,7 @@ from typing import Any
 from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
 from edgetune_jobs.files import CHUNK_BYTES, FileSink, Fingerprint, HashingReader, Sink, disk_errors
 from edgetune_jobs.s3_client import s3_errors, status_of
+from edgetune_jobs.s3_upload import UploadStream
 from edgetune_jobs.store import Conflict, Content, DamagedObject
 
 PART_BYTES = 64 * 2**20
@@ -141,6 +142,10 @@ class S3Bucket:
                     return b""
                 self._refuse_changed(error, key)
                 raise
+
+    def create_file(self, key: str, size: int) -> UploadStream:
+        """A new object of `size` bytes, written in a stream; an upload that fails or is interrupted is aborted."""
+        return UploadStream(self._client, self._name, key, size)
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
         """Stream a file in parts, hashed on the way; a multipart upload that fails or is interrupted is aborted."""

@@ -10,6 +10,7 @@ from edgetune_jobs.files import Fingerprint, Sink, checked_relative, require_fre
 from edgetune_jobs.parallel import for_each
 from edgetune_jobs.s3_bucket import PART_BYTES, S3Bucket
 from edgetune_jobs.s3_client import split_uri
+from edgetune_jobs.s3_upload import UploadStream
 from edgetune_jobs.store import Content, StoredObject
 
 
@@ -37,6 +38,9 @@ class S3Store:
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
         return self._bucket.upload_file(path, self._full(key))
+
+    def create_file(self, key: str, size: int) -> UploadStream:
+        return self._bucket.create_file(self._full(key), size)
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         self._bucket.download_file(self._full(key), path, expected)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
+from edgetune_jobs.files import Buffer
 
 
 class Progress(Protocol):
@@ -76,6 +78,25 @@ class Source(Protocol):
         ...
 
 
+class OutputFile(Protocol):
+    """A file that is being written, from its first byte to its last."""
+
+    def write(self, data: Buffer, /) -> object:
+        """Write all of these bytes; they may be changed afterwards."""
+        ...
+
+
+class OutputFiles(Protocol):
+    """Where a stage writes the large files of its artifacts, in a stream that needs no copy on this machine."""
+
+    def create(self, path: str, size: int) -> AbstractContextManager[OutputFile]:
+        """A new file of `size` bytes: there when the block ends, and not there when the block raises.
+
+        `path` begins with the artifact's folder: with the files below `StageContext.output` it makes the artifact.
+        """
+        ...
+
+
 class Publisher(Protocol):
     """Versions and the pointer of one model in the store."""
 
@@ -102,10 +123,13 @@ class StageContext:
 
     request: Request
     inputs: Mapping[str, Path]
-    """Folders by name: base, prepared, adapter, merged, edge-bnb-int8, base-scores (when known already)."""
+    """Folders by name: base, prepared, adapter, merged, edge-… of each format, base-scores (when known already)."""
 
     output: Path
     """Empty folder; each artifact is a subfolder of it."""
+
+    streams: OutputFiles
+    """Takes large files of the artifacts besides those in `output`."""
 
     scratch: Path
     """Empty folder that is thrown away."""
@@ -118,7 +142,8 @@ class StageContext:
     """train only."""
 
     sources: Mapping[str, Source] = field(default_factory=dict)
-    """prepare only: base, train, and eval if the spec names one."""
+    """prepare: base, train, and eval if the spec names one. merge and quantize: models that are read where they lie
+    instead of being an input."""
 
     publisher: Publisher | None = None
     """publish only."""

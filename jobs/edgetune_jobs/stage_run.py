@@ -25,7 +25,7 @@ from edgetune_jobs.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.publisher import Pointer, StorePublisher
 from edgetune_jobs.settings import Settings
 from edgetune_jobs.signals import StopSignals
-from edgetune_jobs.stage import Source, StageContext, StageOutput
+from edgetune_jobs.stage import OutputFiles, Source, StageContext, StageOutput
 from edgetune_jobs.store import Conflict
 from edgetune_jobs.uses import Use, Uses
 
@@ -149,12 +149,36 @@ class StageRun:
 
     def _do(self, sources: Mapping[str, Source]) -> Result:
         probe(self._store)
-        context = self._context(sources)
+        attempt = Attempt(self._store, self._request.stage, self._digests[self._request.stage])
+        try:
+            result, files = self._work(sources, attempt)
+        except BaseException as error:
+            with self._signals.deferred():
+                attempt.clean_up(won=False)
+            # The attempt that wins removes the files of all others, also of those that are still at it.
+            standing = self._read_manifest() if isinstance(error, TransientFault) else None
+            if standing is None:
+                raise
+            return self._answer(standing, cached=True)
+        with self._signals.deferred():
+            manifest = self._manifest(result, files)
+            standing = attempt.commit(manifest)
+            attempt.clean_up(won=standing == manifest)
+            return self._answer(standing, cached=standing != manifest)
+
+    def _work(self, sources: Mapping[str, Source], attempt: Attempt) -> tuple[Result, tuple[FileEntry, ...]]:
+        """Run the body and bring what it made into the store; the result and all files."""
+        context = self._context(sources, attempt)
         output = self._run_body(context)
         self._mirror_base(sources)
+        self._progress.say("storing the result")
+        self._store_base_scores(context.output)
+        artifacts, files = attempt.upload(output, context.output)
         result = Result(
             stage=self._request.stage,
             digest=self._digests[self._request.stage],
+            seconds=round(time.monotonic() - self._started, 3),
+            artifacts=artifacts,
             metrics=dict(output.metrics),
             facts=dict(output.facts),
             warnings=tuple(output.warnings),
@@ -162,7 +186,8 @@ class StageRun:
             scores=output.scores,
             publication=output.publication,
         )
-        return self._store_output(output, context.output, result)
+        result.encode()  # what cannot be told must not become a fact
+        return result, files
 
     def _recheck(self, standing: Manifest, sources: Mapping[str, Source]) -> Manifest:
         """The manifest with the metrics that this request's other fields change."""
@@ -173,10 +198,11 @@ class StageRun:
             mirror = mirror_uri(self._store, self._resolved.base)
             sources = {**sources, "base": self._access.open_model(mirror, self._folder / "mirror")}
         result = standing.result
-        metrics = {**result.metrics, **recheck(self._context(sources), result.metrics)}
+        attempt = Attempt(self._store, result.stage, result.digest)
+        metrics = {**result.metrics, **recheck(self._context(sources, attempt), result.metrics)}
         return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
 
-    def _context(self, sources: Mapping[str, Source]) -> StageContext:
+    def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
         request = self._request
@@ -184,6 +210,7 @@ class StageRun:
             request=request,
             inputs=self._gatherer().gather(self._folder / "inputs") if input_names(request) else {},
             output=self._folder / "output",
+            streams=streams,
             scratch=self._folder / "scratch",
             progress=self._progress,
             stop=self._signals.event,
@@ -224,29 +251,6 @@ class StageRun:
         """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
         if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
             mirror_model(self._store, sources["base"], self._progress)
-
-    def _store_output(self, output: StageOutput, folder: Path, result: Result) -> Result:
-        attempt = Attempt(self._store, result.stage, result.digest)
-        try:
-            self._progress.say("storing the result")
-            self._store_base_scores(folder)
-            artifacts, files = attempt.upload(output, folder)
-            seconds = round(time.monotonic() - self._started, 3)
-            result = result.model_copy(update={"artifacts": artifacts, "seconds": seconds})
-            result.encode()  # what cannot be told must not become a fact
-        except BaseException as error:
-            with self._signals.deferred():
-                attempt.clean_up(won=False)
-            # The attempt that wins removes the files of all others, also of those that are still at it.
-            standing = self._read_manifest() if isinstance(error, TransientFault) else None
-            if standing is None:
-                raise
-            return self._answer(standing, cached=True)
-        with self._signals.deferred():
-            manifest = self._manifest(result, files)
-            standing = attempt.commit(manifest)
-            attempt.clean_up(won=standing == manifest)
-            return self._answer(standing, cached=standing != manifest)
 
     def _manifest(self, result: Result, files: Sequence[FileEntry]) -> Manifest:
         return Manifest(

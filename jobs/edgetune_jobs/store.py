@@ -5,6 +5,7 @@ Keys have / between names and are relative to the store's URI. A folder is a pre
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -15,7 +16,7 @@ from edgetune_contract.digest import MANIFEST
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientFault
-from edgetune_jobs.files import Fingerprint, Sink, checked_relative, list_files
+from edgetune_jobs.files import Buffer, Fingerprint, Sink, checked_relative, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,19 @@ class FileList(Model):
     """Paths are relative to the manifest's folder."""
 
 
+class UploadedFile(Protocol):
+    """An object that is being written, from its first byte to its last."""
+
+    def write(self, data: Buffer, /) -> object:
+        """Take all of these bytes; they may be changed afterwards."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of what was written so far."""
+        ...
+
+
 class Store(Protocol):
     """Objects by key.
 
@@ -90,6 +104,13 @@ class Store(Protocol):
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
         """Stream a file into the store; the fingerprint of what was sent. A failure leaves nothing behind."""
+        ...
+
+    def create_file(self, key: str, size: int) -> AbstractContextManager[UploadedFile]:
+        """A new object of `size` bytes, written in a stream.
+
+        It is in the store when the block ends, and nothing of it when the block raises.
+        """
         ...
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:

@@ -2,10 +2,11 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import Parameters
@@ -62,6 +63,27 @@ class FolderCheckpoints:
         return sorted(int(path.name.removeprefix("step-")) for path in self.root.glob("step-*"))
 
 
+@dataclass(frozen=True)
+class FolderStreams:
+    """Large files of artifacts go where all others do."""
+
+    root: Path
+
+    @contextmanager
+    def create(self, path: str, size: int) -> Iterator[BinaryIO]:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with target.open("wb") as file:
+                yield file
+            assert target.stat().st_size == size, f"{path} was to get {size} bytes"
+        except BaseException:
+            target.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty
+                target.parent.rmdir()
+            raise
+
+
 def stage_context(
     stage: Stage,
     parameters: Parameters,
@@ -88,6 +110,7 @@ def stage_context(
         request=request,
         inputs=inputs,
         output=output,
+        streams=FolderStreams(output),
         scratch=scratch,
         progress=progress or RecordedProgress(),
         stop=stop or threading.Event(),

@@ -1,0 +1,120 @@
+"""An S3 object that is written while its bytes come into being: a multipart upload, hashed on the way."""
+
+import hashlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from edgetune_jobs.files import Buffer, Fingerprint, check_size
+from edgetune_jobs.s3_client import s3_errors
+
+# Together with the part that is being filled, so many parts are in memory.
+_CONCURRENCY = 3
+_PART_BYTES = 16 * 2**20
+_MOST_PARTS = 10_000
+
+
+class UploadStream:
+    """One upload, within a `with` block: complete at its end, aborted when the block raises."""
+
+    def __init__(self, client: Any, bucket: str, key: str, size: int) -> None:
+        """Begin nothing yet.
+
+        Args:
+            client: a boto3 S3 client.
+            bucket: the bucket's name.
+            key: the object's key.
+            size: bytes that will be written.
+        """
+        self._client = client
+        self._place = {"Bucket": bucket, "Key": key}
+        self._uri = f"s3://{bucket}/{key}"
+        self._size = size
+        self._part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
+        self._hasher = hashlib.sha256()
+        self._bytes = 0
+        self._part = bytearray()
+        self._parts: list[dict[str, Any]] = []
+        self._waiting: deque[Future[dict[str, Any]]] = deque()
+        self._pool = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="upload")
+        self._upload_id = ""
+
+    def __enter__(self) -> Self:
+        with s3_errors(self._uri):
+            self._upload_id = self._client.create_multipart_upload(**self._place)["UploadId"]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        complete = False
+        try:
+            if error is None:
+                self._complete()
+                complete = True
+        finally:
+            if not complete:
+                self._abort()
+            self._pool.shutdown()
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of what was written so far."""
+        return Fingerprint(self._bytes, self._hasher.hexdigest())
+
+    def write(self, data: Buffer, /) -> int:
+        """Take all of these bytes; their number."""
+        view = memoryview(data).cast("B")
+        self._hasher.update(view)
+        self._bytes += len(view)
+        left = view
+        while left:
+            room = self._part_bytes - len(self._part)
+            self._part += left[:room]
+            left = left[room:]
+            if len(self._part) == self._part_bytes:
+                self._send_part()
+        return len(view)
+
+    def _send_part(self) -> None:
+        """Hand the filled part over; waits while too many are on their way."""
+        while len(self._waiting) >= _CONCURRENCY:
+            self._take_oldest()
+        number = len(self._parts) + len(self._waiting) + 1
+        self._waiting.append(self._pool.submit(self._upload_part, number, bytes(self._part)))
+        self._part.clear()
+
+    def _take_oldest(self) -> None:
+        with s3_errors(self._uri):
+            self._parts.append(self._waiting.popleft().result())
+
+    def _upload_part(self, number: int, data: bytes) -> dict[str, Any]:
+        response = self._client.upload_part(**self._place, UploadId=self._upload_id, PartNumber=number, Body=data)
+        # A service that was told a checksum wants to hear it again in the end.
+        checksums = {name: value for name, value in response.items() if name.startswith("Checksum")}
+        return {"PartNumber": number, "ETag": response["ETag"], **checksums}
+
+    def _complete(self) -> None:
+        check_size(self.fingerprint, self._size, self._uri)
+        if self._part or not self._bytes:
+            self._send_part()
+        while self._waiting:
+            self._take_oldest()
+        parts = {"Parts": self._parts}
+        with s3_errors(self._uri):
+            self._client.complete_multipart_upload(**self._place, UploadId=self._upload_id, MultipartUpload=parts)
+
+    def _abort(self) -> None:
+        """Abort the upload when no part is on its way any more: a part that arrives later would stay and cost money.
+
+        What cannot be aborted now is removed with what dead attempts leave, by the attempt that succeeds.
+        """
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        for part in self._waiting:
+            part.cancel()
+        wait(self._waiting)
+        with suppress(BotoCoreError, ClientError):
+            self._client.abort_multipart_upload(**self._place, UploadId=self._upload_id)

@@ -1,0 +1,90 @@
+"""Safetensors files that are written while their tensors come into being, in the order of their plan."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from edgetune_jobs.files import Buffer
+from edgetune_jobs.model_weights import WEIGHTS, WEIGHTS_INDEX
+from edgetune_jobs.stage import OutputFile, OutputFiles
+from edgetune_jobs.tensors.plan import PlannedFile, weights_index
+
+
+class SafetensorsWriter:
+    """Writes the weights of one model. Within a `with` block: a file that is not complete at its end is taken back."""
+
+    def __init__(self, files: Sequence[PlannedFile], outputs: OutputFiles, folder: str) -> None:
+        """Write nothing yet.
+
+        Args:
+            files: the plan.
+            outputs: where files are made.
+            folder: the artifact's folder in it.
+        """
+        self._waiting = list(reversed(files))
+        self._files = files
+        self._outputs = outputs
+        self._folder = folder
+        self._open = ExitStack()
+        self._file: OutputFile | None = None
+        self._bodies_left = 0
+        self._tails: dict[str, bytes] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def write(self, data: Buffer) -> None:
+        """Write the next bytes of the bodies."""
+        left = memoryview(data).cast("B")
+        while left:
+            if self._file is None:
+                self._begin()
+            part = left[: self._bodies_left]
+            self._write(part)
+            self._bodies_left -= len(part)
+            left = left[len(part) :]
+            if not self._bodies_left:
+                self._end()
+
+    def set_tail(self, name: str, data: bytes) -> None:
+        """Set a small tensor of a group; before the last byte of the file's bodies is written."""
+        self._tails[name] = data
+
+    def finish(self) -> None:
+        """Write the index when there are several files."""
+        while self._waiting:  # files whose tensors are all empty
+            self._begin()
+            self._end()
+        if [file.name for file in self._files] != [WEIGHTS]:
+            index = json.dumps(weights_index(self._files), indent=2, sort_keys=True) + "\n"
+            data = index.encode()
+            with self._outputs.create(f"{self._folder}/{WEIGHTS_INDEX}", len(data)) as file:
+                file.write(data)
+
+    def _begin(self) -> None:
+        planned = self._waiting[-1]
+        header = planned.header
+        self._open = ExitStack()
+        self._file = self._open.enter_context(self._outputs.create(f"{self._folder}/{planned.name}", planned.bytes))
+        self._write(header)
+        self._bodies_left = sum(group.body.bytes for group in planned.groups)
+
+    def _end(self) -> None:
+        planned = self._waiting.pop()
+        for group in planned.groups:
+            for tensor in group.tail:
+                self._write(self._tails.pop(tensor.name))
+        self._file = None
+        self._open.close()
+
+    def _write(self, data: Buffer) -> None:
+        if self._file is None:
+            raise RuntimeError("no file is open")
+        self._file.write(data)

@@ -1,0 +1,130 @@
+"""Rows of a model's weights: as stored, or with an adapter added as peft's merge_and_unload does it, bit for bit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.model_weights import ModelFolder, StoredTensor
+from edgetune_jobs.tensors import nf4
+from edgetune_jobs.tensors.reader import read_rows
+
+if TYPE_CHECKING:
+    import torch
+
+# Numbers of which intermediate results in float32 fit a core's cache.
+_CACHED_NUMBERS = 2**18
+
+
+@dataclass(frozen=True)
+class LoraMatrices:
+    """What an adapter adds to one weight: scale · B · A."""
+
+    first: "torch.Tensor"
+    """A: float32 [rank, inputs]."""
+
+    second: "torch.Tensor"
+    """B: float32 [outputs, rank]."""
+
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Nf4Weight:
+    """A whole weight before it is rounded to NF4, with what rounding needs to know of all of it."""
+
+    weight: "torch.Tensor"
+    scales: "torch.Tensor"
+    rounded: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """The tensors of a model in one number format. Reading them is safe for several threads."""
+
+    folder: ModelFolder
+    tensors: Sequence[StoredTensor]
+    dtype: str
+    """torch's name of the number format that all of them are turned into first."""
+
+    through_nf4: frozenset[str] = frozenset()
+    """Weights that are rounded to NF4 and back; their rows have a multiple of 64 numbers."""
+
+    adapter: Mapping[str, LoraMatrices] = field(default_factory=dict)
+    """By name of the weight."""
+
+    threads: int = 1
+    """torch's threads in the library's place: see nf4.round_scales."""
+
+    def held_bytes(self, tensor: StoredTensor) -> int:
+        return tensor.bytes if tensor.name in self.through_nf4 else 0
+
+    def prepare(self, tensor: StoredTensor) -> _Nf4Weight:
+        """Read a weight that goes through NF4 as a whole: its scales are rounded together."""
+        import torch
+
+        weight = self._cast(read_rows(self.folder, tensor, 0, tensor.rows))
+        parts = [nf4.block_scales(weight[rows].view(-1)) for rows in _cached_rows(weight)]
+        scales = torch.cat(parts) if parts else torch.empty(0)
+        return _Nf4Weight(weight, scales, nf4.round_scales(scales, self.threads))
+
+    def rows(self, tensor: StoredTensor, first: int, count: int, prepared: Any) -> "torch.Tensor":
+        """Rows of a tensor, merged.
+
+        Raises:
+            InvalidInput: they are not finite.
+        """
+        import torch
+
+        if prepared is None:
+            rows = self._cast(read_rows(self.folder, tensor, first, count))
+        else:
+            rows = torch.empty_like(prepared.weight[first : first + count])
+        lora = self.adapter.get(tensor.name)
+        for part in _cached_rows(rows):
+            piece = rows[part]
+            if prepared is not None:
+                _round(prepared, first + part.start, piece)
+            if lora is not None:
+                _add(lora, first + part.start, piece)
+            _check_finite(tensor.name, piece, is_merged=lora is not None)
+        return rows
+
+    def _cast(self, rows: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        return rows.to(getattr(torch, self.dtype))
+
+
+def _cached_rows(rows: "torch.Tensor") -> Iterator[slice]:
+    """Slices of the first dimension that fit the cache."""
+    count = len(rows)
+    step = max(1, _CACHED_NUMBERS * count // max(1, rows.numel()))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _round(prepared: _Nf4Weight, first: int, out: "torch.Tensor") -> None:
+    rows = prepared.weight[first : first + len(out)]
+    per_row = rows.shape[1] // nf4.BLOCK
+    blocks = slice(first * per_row, (first + len(out)) * per_row)
+    nf4.round_blocks(rows.reshape(-1), prepared.scales[blocks], prepared.rounded[blocks], out.view(-1))
+
+
+def _add(lora: LoraMatrices, first: int, rows: "torch.Tensor") -> None:
+    delta = lora.second[first : first + len(rows)] @ lora.first
+    rows += delta.mul_(lora.scale).to(rows.dtype)
+
+
+def _check_finite(name: str, rows: "torch.Tensor", is_merged: bool) -> None:
+    if not rows.numel():
+        return
+    low, high = (value.item() for value in rows.aminmax())
+    # Comparisons with NaN are false.
+    if low > float("-inf") and high < float("inf"):
+        return
+    if is_merged:
+        raise InvalidInput(
+            f"the adapter cannot be merged: {name} is not finite with it; train it again with a lower learningRate"
+        )
+    raise InvalidInput(f"{name} holds NaN or infinity: the model is damaged; save or copy it again")
