@@ -120,8 +120,8 @@ class TrainingMetrics:
     """Prometheus metrics of a training.
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
-    edgetune_train_eta_seconds and edgetune_train_learning_rate, with the labels namespace and name. A figure that was
-    never reported is absent.
+    edgetune_train_eta_seconds, edgetune_train_learning_rate and edgetune_train_resumed_from_step, with the labels
+    namespace and name. A figure that was never reported is absent.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -129,6 +129,10 @@ class TrainingMetrics:
         "tokensPerSecond": ("edgetune_train_tokens_per_second", "Tokens trained on per second."),
         "etaSeconds": ("edgetune_train_eta_seconds", "Expected time to the last step, in seconds."),
         "learningRate": ("edgetune_train_learning_rate", "Learning rate of the last step."),
+        "resumedFromStep": (
+            "edgetune_train_resumed_from_step",
+            "Step of the checkpoint that this attempt went on from.",
+        ),
     }
 
     def __init__(self, namespace: str, name: str) -> None:

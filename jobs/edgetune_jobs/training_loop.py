@@ -68,6 +68,7 @@ class StepWatch(TrainerCallback):
         self._scaled_gradients = scaled_gradients
         self._recent: deque[tuple[float, float]] = deque(maxlen=LOSS_WINDOW + 1)
         self._started = 0.0
+        self._resumed_from = 0
         self.tokens = 0.0
         """Tokens that this attempt has trained on, padding left out."""
         self.seconds = 0.0
@@ -75,6 +76,7 @@ class StepWatch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self._started = time.monotonic()
+        self._resumed_from = state.global_step
         self._recent.append((self._started, 0.0))
 
     def on_log(
@@ -100,6 +102,7 @@ class StepWatch(TrainerCallback):
             "steps",
             loss=logs["loss"],
             learningRate=logs["learning_rate"],
+            resumedFromStep=self._resumed_from,
             tokensPerSecond=(last_tokens - first_tokens) / max(last_time - first_time, 1e-9),
         )
         if self._stop.is_set():

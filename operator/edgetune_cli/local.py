@@ -199,11 +199,15 @@ class LocalCluster:
         for task in self._tasks.values():
             await task
 
+    def _newest_pod(self) -> str:
+        pods = [pod["metadata"] for job in self._jobs.values() for pod in job.pods]
+        return str(pods[-1]["name"]) if pods else ""
+
     def _take_line(self, line: dict[str, Any]) -> None:
         if isinstance(line.get("say"), str):
             self.said = line["say"]
         if isinstance(line.get("progress"), dict):
-            self._progress = _progress(line["progress"])
+            self._progress = _progress(line["progress"], self._newest_pod())
         self.changed.set()
 
 
@@ -231,7 +235,7 @@ def _busy(holder: str, folder: Path) -> str:
     )
 
 
-def _progress(line: Mapping[str, Any]) -> ProgressStatus:
+def _progress(line: Mapping[str, Any], pod: str) -> ProgressStatus:
     done, total = int(line["done"]), int(line["total"])
     figures = line.get("figures") or {}
     return ProgressStatus(
@@ -243,6 +247,8 @@ def _progress(line: Mapping[str, Any]) -> ProgressStatus:
         loss=figures.get("loss"),
         tokens_per_second=figures.get("tokensPerSecond"),
         eta_seconds=figures.get("etaSeconds"),
+        pod=pod,
+        resumed_from=int(figures.get("resumedFromStep", 0)),
     )
 
 

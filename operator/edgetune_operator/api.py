@@ -12,6 +12,7 @@ from edgetune_contract.stages import Stage
 
 LIST_MAP = "x-kubernetes-list-map-keys"
 LIST_TYPE = "x-kubernetes-list-type"
+MAX_DISPLAY = 64
 MAX_HISTORY = 10
 MAX_WARNINGS = 64
 MAX_RETRY_TOKEN = 256
@@ -20,13 +21,6 @@ MAX_TEXT = 32_768
 ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
-
-
-class DeletionPolicy(StrEnum):
-    """What happens to the artifacts when the object is deleted."""
-
-    RETAIN = "Retain"
-    DELETE = "Delete"
 
 
 class LoraFineTuneSpec(Parameters):
@@ -43,11 +37,6 @@ class LoraFineTuneSpec(Parameters):
 
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
     """Longest time of one stage, in seconds."""
-
-    deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
-    """What happens to the artifacts when the object is deleted. Retain leaves all of them. Delete removes, before the
-    object is gone, the versions and the pointer of this name and the outputs of its stages that no other object uses,
-    also those that an earlier object of this name has left."""
 
     @property
     def parameters(self) -> Parameters:
@@ -69,7 +58,6 @@ class Phase(StrEnum):
     SUCCEEDED = "Succeeded"
     REFUSED = "Refused"
     FAILED = "Failed"
-    DELETING = "Deleting"
 
 
 class StageState(StrEnum):
@@ -102,6 +90,16 @@ class StageStatus(Model):
 
     preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Attempts that were stopped from outside and went on later."""
+
+    resumed_from: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer step of the checkpoint that the newest attempt went on from; absent until an attempt goes on."""
+
+    lost_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps that were done again: of each attempt that went on, the last step that was seen before it, minus
+    the step that it went on from."""
+
+    gpu_seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had."""
 
     interrupted_at: Timestamp | None = None
     """When the last of those attempts ended (RFC 3339)."""
@@ -158,6 +156,12 @@ class ProgressStatus(Model):
     eta_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
     """Expected time to the end of the stage, in seconds."""
 
+    pod: Annotated[str, Field(max_length=253)] = ""
+    """The attempt that says so, by the name of its Pod. It stays while a later attempt has not said anything."""
+
+    resumed_from: Annotated[int, Field(ge=0)] = 0
+    """Optimizer step of the checkpoint that this attempt went on from; 0 is none."""
+
 
 class Sizes(Model):
     """Sizes of what the run read and made, in bytes."""
@@ -208,8 +212,7 @@ class Condition(Model):
     """A condition as Kubernetes knows it."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published. CleanedUp
-    while the object is deleted with its artifacts."""
+    """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published."""
 
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""
@@ -255,8 +258,8 @@ class HistoryEntry(Model):
 class Display(Model):
     """Figures in a person's units, for the columns of `kubectl get`."""
 
-    progress: Annotated[str, Field(max_length=64)] = ""
-    """Progress of the running stage."""
+    progress: Annotated[str, Field(max_length=MAX_DISPLAY)] = ""
+    """Progress of the running stage or, where none runs, the reason."""
 
     base: Annotated[str, Field(max_length=16)] = ""
     """Score of the base model."""

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 
 from edgetune_contract.stages import ExitCode, reason_for
-from edgetune_operator.api import LoraFineTuneSpec
+from edgetune_operator.api import LoraFineTuneSpec, StageStatus
 from edgetune_operator.observe import EventObservation, JobObservation, JobState, PodObservation, Snapshot
 from edgetune_operator.reasons import Reason
 
@@ -134,6 +134,18 @@ def _told_by_ended_pods(job: JobObservation) -> Told:
     step = failure.step if failure is not None else None
     goes_on = "its newest checkpoint" if step is None else f"the checkpoint of step {step}"
     return reason, f"{what}; goes on from {goes_on}"
+
+
+def interruptions(row: StageStatus) -> str:
+    """What interruptions cost a stage: "1 preemption; resumed at step 40, 3 steps lost"; empty if there were none."""
+    if not row.preemptions:
+        return ""
+    times = f"{row.preemptions} preemption{'s' if row.preemptions > 1 else ''}"
+    if row.resumed_from is None or row.lost_steps is None:
+        return times
+    return (
+        f"{times}; resumed at step {row.resumed_from}, {row.lost_steps} step{'' if row.lost_steps == 1 else 's'} lost"
+    )
 
 
 def why_stopped(pod: PodObservation) -> Told:

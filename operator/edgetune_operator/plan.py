@@ -121,7 +121,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
             snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works in a local run only; use s3://"
         )
 
-    run = Run.begin(spec, snapshot)
+    run = Run.begin(spec, profile, snapshot)
     run.record_ended_jobs(now)
     stage = run.next_stage()
     if stage is None:
@@ -137,8 +137,8 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
     actions: tuple[Action, ...] = _deletions(run, snapshot, keep=run.job_name(stage))
     going_away = actions or any(job.deleting for job in snapshot.jobs)
     if run.job_of(stage) is None and not going_away:
-        actions = (CreateJob(run.request(stage, profile), snapshot.retry_requested),)
-        run.start(stage)
+        actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
+        run.start(stage, now)
     reason, message = _running_reason(run.rows[stage])
     outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
     return Plan(actions, _view(run, snapshot, outcome, reason, message, stage))
@@ -177,8 +177,6 @@ def _view(
 ) -> View:
     """What the status will say: only what the rows that are done stand for."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
-    progress = snapshot.progress
-    running = outcome is Outcome.RUNNING and progress is not None and progress.stage is stage
     return View(
         outcome=outcome,
         reason=reason,
@@ -189,7 +187,7 @@ def _view(
         artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
         scores=run.scores if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
-        progress=progress if running else None,
+        progress=run.progress(stage) if stage is not None else None,
         handled_retry=snapshot.new_retry or snapshot.previous.last_handled_retry,
     )
 
@@ -221,7 +219,7 @@ def _running_reason(row: StageStatus) -> tuple[str, str]:
 
 def refused(decided: Plan, reason: str, message: str) -> Plan:
     """A plan whose Job the cluster did not take: what it recorded stands, and the stage waits."""
-    waits = {"state": StageState.PENDING, "job": "", "reason": reason}
+    waits = {"state": StageState.PENDING, "job": "", "attempts": 0, "started_at": None, "reason": reason}
     view = decided.view
     rows = tuple(row.model_copy(update=waits) if row.name is view.stage else row for row in view.rows)
     return Plan((), replace(view, outcome=Outcome.STALLED, reason=reason, message=message, rows=rows, progress=None))

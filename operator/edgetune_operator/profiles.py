@@ -1,5 +1,6 @@
 """Profiles: what the platform team offers by name."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from edgetune_contract.request import ChecksumMode, StoreLocation
 from edgetune_contract.stages import Stage
 
 Quantities = dict[str, str | int]
+# nvidia.com/gpu, nvidia.com/mig-1g.10gb, amd.com/gpu, gpu.intel.com/i915
+_GPU = re.compile(r"/gpu|^gpu\.|/mig-")
 
 
 class Resources(Model):
@@ -19,6 +22,11 @@ class Resources(Model):
 
     requests: Quantities = {}
     limits: Quantities = {}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs, or slices of one, of whatever make."""
+        return sum(int(count) for name, count in (self.requests | self.limits).items() if _GPU.search(name))
 
 
 class Image(Model):

@@ -24,20 +24,22 @@ def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
     return None
 
 
-async def read_metrics(address: str) -> ProgressStatus | None:
-    """Progress of the training at an address; None while it does not answer or has not begun."""
+async def read_metrics(pod: Mapping[str, Any]) -> ProgressStatus | None:
+    """Progress of the training in a running Pod; None while it does not answer or has not begun."""
+    address = pod["status"]["podIP"]
+    host = f"[{address}]" if ":" in address else address
     try:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(f"http://{address}:{METRICS_PORT}/metrics") as response,
+            session.get(f"http://{host}:{METRICS_PORT}/metrics") as response,
         ):
-            return parse_metrics(await response.text())
+            return parse_metrics(await response.text(), pod["metadata"]["name"])
     except (aiohttp.ClientError, TimeoutError):
         return None
 
 
-def parse_metrics(text: str) -> ProgressStatus | None:
-    """Progress from the text of the metrics; None before the first step."""
+def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
+    """Progress from the text of the metrics of a Pod; None before the first step."""
     try:
         values = {
             sample.name.removeprefix("edgetune_train_"): sample.value
@@ -55,4 +57,6 @@ def parse_metrics(text: str) -> ProgressStatus | None:
         loss=values.get("loss"),
         tokens_per_second=values.get("tokens_per_second"),
         eta_seconds=values.get("eta_seconds"),
+        pod=pod,
+        resumed_from=int(values.get("resumed_from_step", 0)),
     )

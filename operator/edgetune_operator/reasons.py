@@ -26,11 +26,11 @@ class Reason(StrEnum):
     MERGE_NOT_KEPT = "MergeNotKept"
 
     # A stage runs, or will.
-    JOB_CREATED = "JobCreated"
     JOB_RUNNING = "JobRunning"
     PENDING = "Pending"
     QUEUED = "Queued"
     ATTEMPT_FAILED = "AttemptFailed"
+    RESUMED = "Resumed"
 
     # Somebody has to do something, and the stage goes on by itself afterwards.
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - no password
@@ -54,14 +54,6 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     RESULT_LOST = "ResultLost"
     STORAGE_EXCEEDED = "EphemeralStorageExceeded"
-
-    # The object is deleted, and its artifacts with it.
-    CLEANING_UP = "CleaningUp"
-    CLEANED_UP = "CleanedUp"
-    CLEAN_UP_FAILED = "CleanUpFailed"
-    CLEAN_UP_SKIPPED = "CleanUpSkipped"
-    ARTIFACTS_RETAINED = "ArtifactsRetained"
-    NAMESPACE_TERMINATING = "NamespaceTerminating"
 
 
 # What the kubelet says of a container that no amount of waiting starts, and of what it cannot make ready for a Pod.

@@ -32,8 +32,8 @@ REASONS: Mapping[Reason, str] = {
     Reason.SUCCEEDED: "The stage is done.",
     Reason.CACHED: "The stage's output was in the store already.",
     Reason.MERGE_NOT_KEPT: "merge.keep is false: quantize merges on the fly.",
-    Reason.JOB_CREATED: "The stage's Job was created in this pass.",
     Reason.JOB_RUNNING: "The stage's Job is there and has not ended.",
+    Reason.RESUMED: "The stage runs again after an interruption; the message says from where, and what it cost.",
     Reason.PENDING: "The stage waits until an older Job of the object is gone.",
     Reason.QUEUED: "The stage's Job waits until a queue admits it.",
     Reason.ATTEMPT_FAILED: "An attempt failed and the next one is on its way; the message says why.",
@@ -54,12 +54,6 @@ REASONS: Mapping[Reason, str] = {
     Reason.STORAGE_EXCEEDED: "The Pod took more of its node's disk than the profile lets it.",
     Reason.KILLED: "The process was killed without notice.",
     Reason.JOB_FAILED: "The Job failed and left nothing that says why.",
-    Reason.CLEANING_UP: "The object is deleted and its artifacts are removed first.",
-    Reason.CLEANED_UP: "The artifacts are removed; the Event says how much, and what other objects keep.",
-    Reason.CLEAN_UP_FAILED: "The artifacts are not all removed; the Event says why, and what stays where.",
-    Reason.CLEAN_UP_SKIPPED: "The object went without its artifacts; the Event says why, and what stays where.",
-    Reason.ARTIFACTS_RETAINED: "spec.deletionPolicy was set to Retain after the object was deleted.",
-    Reason.NAMESPACE_TERMINATING: "The object's namespace is being deleted and takes no Job any more.",
 }
 
 _BOUNDS = {

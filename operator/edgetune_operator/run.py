@@ -7,9 +7,16 @@ from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
-from edgetune_operator.api import ArtifactStatus, LoraFineTuneSpec, PublicationStatus, StageState, StageStatus
-from edgetune_operator.diagnosis import Told, why_ended, why_failed, why_waiting
-from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
+from edgetune_operator.api import (
+    ArtifactStatus,
+    LoraFineTuneSpec,
+    ProgressStatus,
+    PublicationStatus,
+    StageState,
+    StageStatus,
+)
+from edgetune_operator.diagnosis import Told, interruptions, why_ended, why_failed, why_waiting
+from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reasons import Reason
 
@@ -21,9 +28,10 @@ _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 class Run:
     """The rows of the current run while one pass brings them up to date."""
 
-    def __init__(self, spec: LoraFineTuneSpec, snapshot: Snapshot) -> None:
+    def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
         self._spec = spec
+        self._profile = profile
         self._snapshot = snapshot
         self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
         self.rows |= {row.name: row for row in previous.stages}
@@ -34,9 +42,9 @@ class Run:
         self._reset: set[Stage] = set()
 
     @classmethod
-    def begin(cls, spec: LoraFineTuneSpec, snapshot: Snapshot) -> "Run":
+    def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "Run":
         """Rows of earlier passes that still stand: those whose digest the spec did not change."""
-        run = cls(spec, snapshot)
+        run = cls(spec, profile, snapshot)
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
             run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
@@ -79,6 +87,8 @@ class Run:
     def record_ended_jobs(self, now: datetime) -> None:
         """Bring the first rows that are not done up to date with their Jobs."""
         while (stage := self.next_stage()) is not None:
+            if self.rows[stage].state is StageState.FAILED:
+                return  # it says why, also when its Job and Pods are gone
             job = self.job_of(stage)
             if job is None:
                 if self.rows[stage].state is StageState.RUNNING:
@@ -89,17 +99,18 @@ class Run:
                 return
 
     def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
-        finished_at = job.finished_at or timestamp(now)
-        ended = {"finished_at": finished_at, "seconds": seconds_between(job.started_at, finished_at)}
-        self._update(
-            stage,
-            job=job.name,
-            attempts=job.attempts,
-            started_at=job.started_at,
-        )
-        self._count_interruptions(stage, job)
+        self._follow(stage, job)
+        started_at, finished_at = job.started_at or self.rows[stage].started_at, job.finished_at or timestamp(now)
+        ended = {
+            "started_at": started_at,
+            "finished_at": finished_at,
+            "seconds": seconds_between(started_at, finished_at),
+            "gpu_seconds": self._gpu_seconds(stage, [pod for pod in job.pods if not pod.interrupted]),
+        }
         result = job.result
         if result is not None and self._is_whole(stage, result):
+            done = next(pod for pod in reversed(job.pods) if pod.result == result)
+            self._note_resumption(stage, done.name, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
         elif job.state is JobState.FAILED:
             reason, message = why_failed(job, self._spec)
@@ -110,7 +121,7 @@ class Run:
             reason, message = given_up
             self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
         else:
-            reason, message = why_waiting(job, self._snapshot)
+            reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
                 reason = Reason.RESULT_LOST
             self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
@@ -123,13 +134,57 @@ class Run:
             return Reason.INTERRUPTED_TOO_OFTEN, message
         return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
 
+    def _why_waiting(self, stage: Stage, job: JobObservation) -> Told:
+        reason, message = why_waiting(job, self._snapshot)
+        row = self.rows[stage]
+        newest = job.pods[-1] if job.pods else None
+        runs = newest is not None and newest.phase == "Running" and not newest.disrupted
+        # A training says itself from which step it went on.
+        resumed = row.preemptions > 0 and runs and (stage is not Stage.TRAIN or row.resumed_from is not None)
+        if resumed and reason != Reason.ATTEMPT_FAILED:
+            return Reason.RESUMED, interruptions(row)
+        return reason, message
+
+    def _follow(self, stage: Stage, job: JobObservation) -> None:
+        """Bring what a row says of its attempts up to date with the Job.
+
+        One that has just been created is already as `start` says: there is nothing to write.
+        """
+        started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
+        attempts = job.attempts if job.suspended else max(job.attempts, 1)
+        self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
+        self._count_interruptions(stage, job)
+        seen = self._snapshot.progress
+        if seen is not None and seen.stage is stage:
+            self._note_resumption(stage, seen.pod, seen.resumed_from)
+
+    def _note_resumption(self, stage: Stage, pod: str, step: float | None) -> None:
+        """A training's attempt says from which step it went on; the one before it may have been further."""
+        before = self._snapshot.previous.progress
+        if stage is Stage.TRAIN and step is not None and before is not None and before.pod != pod:
+            lost = (self.rows[stage].lost_steps or 0) + max(before.step - int(step), 0)
+            self._update(stage, resumed_from=int(step), lost_steps=lost)
+
     def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
         """Count each interruption once, also over restarts of the operator: those later than the last one counted."""
         row = self.rows[stage]
         news = [pod for pod in job.pods if pod.interrupted and (pod.finished_at or "") > (row.interrupted_at or "")]
         if news:
-            last = max(pod.finished_at or "" for pod in news)
-            self._update(stage, preemptions=row.preemptions + len(news), interrupted_at=last or None)
+            self._update(
+                stage,
+                preemptions=row.preemptions + len(news),
+                interrupted_at=max(pod.finished_at or "" for pod in news) or None,
+                resumed_from=None,
+                gpu_seconds=self._gpu_seconds(stage, news),
+            )
+
+    def _gpu_seconds(self, stage: Stage, pods: Sequence[PodObservation]) -> float | None:
+        """The row's GPU time with that of some more attempts; None for a stage that asks for no GPU."""
+        gpus = self._profile.resources_for(stage).gpus
+        if not gpus:
+            return None
+        seconds = sum(seconds_between(pod.started_at, pod.finished_at) or 0.0 for pod in pods)
+        return (self.rows[stage].gpu_seconds or 0.0) + gpus * seconds
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own, with what the stages after it and the status need of it."""
@@ -154,7 +209,7 @@ class Run:
             state=StageState.SUCCEEDED,
             cached=result.cached,
             reason=Reason.CACHED if result.cached else Reason.SUCCEEDED,
-            message="",
+            message=interruptions(self.rows[stage]),
             metrics=result.metrics,
             warnings=result.warnings,
             **ended,
@@ -192,10 +247,20 @@ class Run:
         order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
         return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
 
-    def start(self, stage: Stage) -> None:
-        """Mark a stage as running, with the Job that is about to be created."""
-        reason = Reason.RESULT_LOST if self.rows[stage].reason == Reason.RESULT_LOST else Reason.JOB_CREATED
-        self._update(stage, state=StageState.RUNNING, job=self.job_name(stage), reason=reason)
+    def start(self, stage: Stage, now: datetime) -> None:
+        """Mark a stage as running, with the Job that is about to be created and its first attempt."""
+        reason = Reason.RESULT_LOST if self.rows[stage].reason == Reason.RESULT_LOST else Reason.JOB_RUNNING
+        job, started_at = self.job_name(stage), timestamp(now)
+        self._update(stage, state=StageState.RUNNING, job=job, attempts=1, started_at=started_at, reason=reason)
+
+    def progress(self, stage: Stage) -> ProgressStatus | None:
+        """How far a running stage is: what it says now or, between two attempts, what it said last."""
+        row, previous = self.rows[stage], self._snapshot.previous
+        before = next((known for known in previous.stages if known.name is stage), None)
+        if row.state is not StageState.RUNNING or before is None or before.job != row.job:
+            return None
+        told = self._snapshot.progress or previous.progress
+        return told if told is not None and told.stage is stage else None
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -216,14 +281,14 @@ class Run:
         """Whether an earlier pass made the Job for this very token, and could not write its status."""
         return bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
 
-    def request(self, stage: Stage, profile: Profile) -> Request:
+    def request(self, stage: Stage) -> Request:
         """The complete request of a stage."""
         return Request(
             namespace=self._snapshot.namespace,
             name=self._snapshot.name,
             stage=stage,
             digest=self.rows[stage].digest,
-            store=profile.store.for_namespace(self._snapshot.namespace),
+            store=self._profile.store.for_namespace(self._snapshot.namespace),
             parameters=self._spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )

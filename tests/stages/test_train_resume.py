@@ -67,7 +67,9 @@ def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_adapter_bit_for_bit(
     assert [update["done"] for update in resumed.progress.updates] == list(range(stopped_after + 1, STEPS + 1))
     assert resumed.figures("learningRate") == uninterrupted.figures("learningRate")[stopped_after:]
     assert resumed.figures("loss") == uninterrupted.figures("loss")[stopped_after:]
-    assert resumed.output.facts["resumedFromStep"] == str(stopped_after)
+    assert resumed.output.metrics["resumedFromStep"] == stopped_after
+    assert set(resumed.figures("resumedFromStep")) == {stopped_after}
+    assert set(uninterrupted.figures("resumedFromStep")) == {0}
     for name in ("loss", "firstLoss", "steps", "epochs"):
         assert resumed.output.metrics[name] == uninterrupted.output.metrics[name], name
     _assert_equal(resumed, uninterrupted)
@@ -86,7 +88,7 @@ def test_a_run_that_was_killed_goes_on_from_the_newest_checkpoint_and_ends_at_th
 
     resumed = train(tmp_path / "again", parameters, random_base, few_rows, checkpoints=checkpoints)
 
-    assert resumed.output.facts["resumedFromStep"] == "2"
+    assert resumed.output.metrics["resumedFromStep"] == 2
     _assert_equal(resumed, uninterrupted)
 
 

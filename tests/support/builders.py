@@ -149,7 +149,8 @@ class PodBuilder:
     def ended(self, exit_code: int, message: str = "", reason: str = "") -> Self:
         """The container ended."""
         told = reason or ("Completed" if exit_code == 0 else "Error")
-        terminated = {"exitCode": exit_code, "message": message, "reason": told, "finishedAt": self.now}
+        terminated = {"exitCode": exit_code, "message": message, "reason": told}
+        terminated |= {"startedAt": self.created, "finishedAt": self.now}
         return replace(self, phase="Failed" if exit_code else "Succeeded", state={"terminated": terminated})
 
     def succeeded(self, result: Result) -> Self:

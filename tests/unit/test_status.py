@@ -149,6 +149,18 @@ def test_progress_is_a_column_while_a_stage_runs(scenario: Scenario) -> None:
     assert scenario.status.display.progress == "120/200 steps (60 %)"
 
 
+def test_where_nothing_runs_the_column_says_why(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60)
+    scenario.reconcile()
+    scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff", "Back-off pulling image"))
+
+    scenario.reconcile()
+
+    assert scenario.status.display is not None
+    assert (scenario.status.phase, scenario.status.display.progress) == ("Training", "ImagePullBackOff")
+
+
 def test_a_status_of_nothing_is_only_what_it_speaks_of() -> None:
     assert dump(LoraFineTuneStatus(observed_generation=3)) == {"observedGeneration": 3, "phase": "Pending"}
 

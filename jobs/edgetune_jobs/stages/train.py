@@ -151,10 +151,12 @@ def _save(
         "trainableShare": count.share,
         "peakMemoryBytes": models.peak_memory_bytes(setup.device),
     }
-    return StageOutput({"adapter": "adapter"}, metrics, _facts(setup, resumed_from))
+    if resumed_from is not None:
+        metrics["resumedFromStep"] = resumed_from
+    return StageOutput({"adapter": "adapter"}, metrics, _facts(setup))
 
 
-def _facts(setup: _Setup, resumed_from: int | None) -> dict[str, str]:
+def _facts(setup: _Setup) -> dict[str, str]:
     training_spec = setup.parameters.training
     facts = {
         "device": models.describe_device(setup.device),
@@ -168,8 +170,6 @@ def _facts(setup: _Setup, resumed_from: int | None) -> dict[str, str]:
         facts["microBatchSize"] += (
             f", instead of {training_spec.micro_batch_size}: an earlier attempt ran out of memory"
         )
-    if resumed_from is not None:
-        facts["resumedFromStep"] = str(resumed_from)
     return facts
 
 

@@ -1,0 +1,208 @@
+"""What interruptions cost: steps that were done again and GPU time, over restarts of the operator too."""
+
+from datetime import timedelta
+
+import pytest
+
+from edgetune_contract.request import Result
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_jobs.progress import Snapshot, TrainingMetrics
+from edgetune_operator.api import ProgressStatus
+from edgetune_operator.profiles import Resources
+from edgetune_operator.progress import parse_metrics
+from support.builders import lora_fine_tune
+from support.scenario import PROFILE, Scenario
+
+
+@pytest.fixture
+def training() -> Scenario:
+    """An object whose training runs."""
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(Stage.TRAIN)
+    return scenario
+
+
+def reach(scenario: Scenario, step: int, resumed_from: int = 0) -> None:
+    """The newest attempt says that it is at a step, and a pass reads it."""
+    pod = scenario.cluster.pods_of(scenario.live_job)[-1]
+    scenario.cluster.progress = ProgressStatus(
+        stage=Stage.TRAIN, step=step, total_steps=200, percent=step // 2, pod=pod, resumed_from=resumed_from
+    )
+    scenario.reconcile()
+
+
+def evict(scenario: Scenario) -> None:
+    """The newest attempt is evicted and killed; another one starts."""
+    scenario.cluster.progress = None
+    scenario.end_pod(lambda pod: pod.ended(137).disrupted())
+    scenario.reconcile()
+    scenario.cluster.start_pod(scenario.live_job)
+    scenario.reconcile()
+
+
+def told(scenario: Scenario) -> tuple[int, int | None, int | None, str]:
+    """Preemptions, step that the newest attempt went on from, steps lost, and the message."""
+    row = scenario.row(Stage.TRAIN)
+    return row.preemptions, row.resumed_from, row.lost_steps, row.message
+
+
+def test_the_steps_between_the_last_one_seen_and_the_checkpoint_are_lost(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    waiting = training.row(Stage.TRAIN)
+    reach(training, 41, resumed_from=40)
+
+    assert waiting.message == "evicted from its node, as when a node is drained; goes on from its newest checkpoint"
+    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert training.condition("Reconciling") == (
+        "True",
+        "Resumed",
+        "train: 1 preemption; resumed at step 40, 3 steps lost",
+    )
+
+    training.finish()
+    training.reconcile()
+
+    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert training.condition("Trained") == (
+        "True",
+        "Succeeded",
+        "1 preemption; resumed at step 40, 3 steps lost",
+    )
+
+
+def test_a_training_that_wrote_its_checkpoint_in_time_lost_nothing(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    reach(training, 46, resumed_from=45)
+
+    assert told(training) == (1, 45, 0, "1 preemption; resumed at step 45, 0 steps lost")
+
+
+def test_lost_steps_add_up_also_when_each_attempt_goes_on_from_the_same_checkpoint(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    reach(training, 44, resumed_from=40)
+    evict(training)
+    reach(training, 45, resumed_from=40)
+    reach(training, 60, resumed_from=40)
+
+    assert told(training) == (2, 40, 7, "2 preemptions; resumed at step 40, 7 steps lost")
+
+
+def test_an_attempt_that_ends_before_anybody_asked_it_says_in_its_result_from_where_it_went_on(
+    training: Scenario,
+) -> None:
+    reach(training, 43)
+    evict(training)
+    result = training.simulated_result(training.request)
+    training.finish(result.model_copy(update={"metrics": {"resumedFromStep": 42.0}}))
+
+    training.reconcile()
+
+    assert told(training) == (1, 42, 1, "1 preemption; resumed at step 42, 1 step lost")
+
+
+def test_progress_stays_while_the_next_attempt_is_on_its_way_and_goes_with_the_stage(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    kept = training.status.progress
+    training.finish()
+    training.reconcile()
+
+    assert kept is not None
+    assert kept.step == 43
+    assert training.status.progress is None
+
+
+def test_an_edit_that_trains_anew_has_lost_nothing(training: Scenario) -> None:
+    reach(training, 43)
+    training.change(training.builder.edited("lora.rank", 8))
+    training.cluster.progress = None
+    training.reconcile()
+    training.advance_to(Stage.TRAIN)
+
+    reach(training, 1)
+
+    assert told(training) == (0, None, None, "")
+
+
+def test_another_stage_that_was_interrupted_is_told_without_steps() -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(Stage.EVALUATE)
+    scenario.end_pod(lambda pod: pod.ended(143).disrupted())
+    scenario.cluster.start_pod(scenario.live_job)
+
+    scenario.reconcile()
+
+    row = scenario.row(Stage.EVALUATE)
+    assert (row.reason, row.message) == ("Resumed", "1 preemption")
+
+
+def test_gpu_time_is_that_of_all_attempts_times_their_gpus() -> None:
+    two = Resources(requests={"nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2})
+    scenario = Scenario(lora_fine_tune(), PROFILE.model_copy(update={"resources": {Stage.TRAIN: two}}))
+    scenario.advance_to(Stage.TRAIN)
+    evict(scenario)
+    scenario.cluster.pods.pop(scenario.cluster.pods_of(scenario.live_job)[0])
+    scenario.cluster.now += timedelta(seconds=100)
+    scenario.finish()
+
+    scenario.reconcile()
+
+    # The first attempt ended when it began; the second began a pass before 110 s were over.
+    assert scenario.row(Stage.TRAIN).gpu_seconds == 2 * 110
+    assert scenario.row(Stage.PREPARE).gpu_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("resource", "gpus"),
+    [("nvidia.com/gpu", 2), ("nvidia.com/mig-1g.10gb", 2), ("amd.com/gpu", 2), ("gpu.intel.com/i915", 2), ("cpu", 0)],
+)
+def test_gpus_of_every_make_count(resource: str, gpus: int) -> None:
+    assert Resources(requests={resource: 2, "memory": "1Gi"}, limits={resource: 2}).gpus == gpus
+
+
+def test_a_training_says_in_its_metrics_from_which_step_it_went_on() -> None:
+    from prometheus_client import generate_latest
+
+    metrics = TrainingMetrics("team-a", "sensor-faults")
+    metrics.observe(Snapshot(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0}))
+
+    told = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
+
+    assert told == ProgressStatus(
+        stage=Stage.TRAIN, step=43, total_steps=200, percent=21, loss=0.41, pod="pod-2", resumed_from=40
+    )
+
+
+def test_one_write_tells_that_a_stage_has_started(training: Scenario) -> None:
+    writes = training.cluster.status_writes
+
+    training.reconcile()
+    training.reconcile()
+
+    assert training.cluster.status_writes == writes
+    assert (training.row(Stage.TRAIN).attempts, training.row(Stage.TRAIN).reason) == (1, "JobRunning")
+
+
+def test_a_stage_started_when_the_job_controller_says_so_once_it_has_ended(training: Scenario) -> None:
+    job = training.cluster.jobs[training.live_job]
+    training.finish()
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).started_at == job["status"]["startTime"]
+
+
+def test_a_failed_stage_keeps_what_it_says_when_its_pods_are_gone(training: Scenario) -> None:
+    digest = training.request.digest
+    failed = Result.failed(Stage.TRAIN, digest, ExitCode.DIVERGED, "TrainingDiverged", "loss is nan at step 3")
+    training.end_pod(lambda pod: pod.ended(ExitCode.DIVERGED, failed.encode().decode()))
+    training.end_job(lambda job: job.failed("PodFailurePolicy"))
+    training.reconcile()
+    training.cluster.pods.clear()
+
+    done = training.reconcile()
+
+    assert done.wrote_status is False
+    assert training.row(Stage.TRAIN).message == "loss is nan at step 3"
