@@ -23,6 +23,13 @@ Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 
 
+class DeletionPolicy(StrEnum):
+    """What happens to the artifacts when the object is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
 class LoraFineTuneSpec(Parameters):
     """What the user asks for."""
 
@@ -37,6 +44,11 @@ class LoraFineTuneSpec(Parameters):
 
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
     """Longest time of one stage, in seconds."""
+
+    deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
+    """What happens to the artifacts when the object is deleted. Retain leaves all of them. Delete removes, before the
+    object is gone, the versions and the pointer of this name and the outputs of its stages that no other object uses,
+    also those that an earlier object of this name has left."""
 
     @property
     def parameters(self) -> Parameters:
@@ -58,6 +70,7 @@ class Phase(StrEnum):
     SUCCEEDED = "Succeeded"
     REFUSED = "Refused"
     FAILED = "Failed"
+    DELETING = "Deleting"
 
 
 class StageState(StrEnum):
@@ -212,7 +225,8 @@ class Condition(Model):
     """A condition as Kubernetes knows it."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published."""
+    """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published. CleanedUp
+    while the object is deleted with its artifacts."""
 
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.cache import Cache
+from edgetune_operator.cache import Cache, uid_of_owner
 from edgetune_operator.events import EventDraft
 from edgetune_operator.progress import read_metrics, running_train_pod
 from edgetune_operator.reasons import Reason
@@ -22,6 +22,7 @@ _TIMEOUT_SECONDS = 30
 _CONNECTIONS = 64
 _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 _OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
+_PODS = "/api/v1/namespaces/{namespace}/pods"
 _EVENTS = "/api/v1/namespaces/{namespace}/events"
 _CONFLICT = 409
 _NOT_FOUND = 404
@@ -77,7 +78,7 @@ class KubernetesCluster:
             if error.status == _CONFLICT:
                 created = await self._existing_job(job, path)
             elif error.status in _REFUSALS:
-                raise JobRefused(Reason.JOB_REFUSED, f"the cluster refuses the Job: {_message(error)}") from None
+                raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
             else:
                 raise
         self._cache.put_job(created)
@@ -86,8 +87,7 @@ class KubernetesCluster:
         """The Job of this name: created by a pass whose answer was lost, or taken by somebody else."""
         metadata = job["metadata"]
         existing = await self._call("GET", f"{path}/{metadata['name']}")
-        owners = existing["metadata"].get("ownerReferences") or []
-        if any(owner.get("uid") == metadata["ownerReferences"][0]["uid"] for owner in owners):
+        if uid_of_owner(existing) == uid_of_owner(job):
             return existing
         raise JobRefused(
             Reason.JOB_NAME_TAKEN,
@@ -104,21 +104,45 @@ class KubernetesCluster:
                 raise
         self._cache.mark_job_deleting(owner["uid"], name, datetime.now(UTC).isoformat(timespec="seconds"))
 
+    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
+        namespace = owner["namespace"]
+        selector = {"labelSelector": f"{names.UID_LABEL}={owner['uid']},{names.STAGE_LABEL}!={names.CLEAN_UP}"}
+        jobs = (await self._call("GET", _JOBS.format(namespace=namespace), query=selector))["items"]
+        pods = (await self._call("GET", _PODS.format(namespace=namespace), query=selector))["items"]
+        return not jobs and all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods)
+
+    async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
+        written = await self._replace(owner, "", "/metadata/finalizers", list(finalizers))
+        if written is None:
+            return owner
+        metadata: Mapping[str, Any] = written["metadata"]
+        # A deleted object without finalizers is gone, and the watch may have said so already.
+        if metadata.get("finalizers") or not metadata.get("deletionTimestamp"):
+            self._cache.put_object(written)
+        return metadata
+
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
-        path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}/status"
+        written = await self._replace(owner, "/status", "/status", status)
+        if written is not None:
+            self._cache.put_object(written)
+
+    async def _replace(
+        self, owner: Mapping[str, Any], subresource: str, pointer: str, value: Any
+    ) -> dict[str, Any] | None:
+        """Replace a part of an object that has not changed since it was read; None if the object is gone."""
+        path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}{subresource}"
         body = [
             {"op": "test", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
-            {"op": "add", "path": "/status", "value": status},
+            {"op": "add", "path": pointer, "value": value},
         ]
         try:
-            written = await self._call("PATCH", path, body=body, content_type="application/json-patch+json")
+            return await self._call("PATCH", path, body=body, content_type="application/json-patch+json")
         except ApiException as error:
             if error.status == _NOT_FOUND:
-                return
+                return None
             if error.status in (_CONFLICT, _INVALID) and "resourceVersion" in str(error.body):
                 raise Conflict(f"{owner['namespace']}/{owner['name']} changed meanwhile") from None
             raise
-        self._cache.put_object(written)
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
         """Tell what happened in an Event of the object. Events are an echo: one that is refused is not sent again."""
@@ -165,6 +189,14 @@ class KubernetesCluster:
             _request_timeout=_TIMEOUT_SECONDS,
         )
         return answer
+
+
+def _refusal(error: ApiException) -> Reason:
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        causes = json.loads(error.body)["details"]["causes"]
+        if any(cause.get("reason") == Reason.NAMESPACE_TERMINATING for cause in causes):
+            return Reason.NAMESPACE_TERMINATING
+    return Reason.JOB_REFUSED
 
 
 def _message(error: ApiException) -> str:

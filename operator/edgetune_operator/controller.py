@@ -16,12 +16,14 @@ from edgetune_operator.events import EventDraft, transitions
 from edgetune_operator.observe import JobState, read_status
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile
-from edgetune_operator.reconcile import Cluster, Conflict, Key, Pass, run_once
+from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, Pass, run_once
 from edgetune_operator.workqueue import WorkQueue
 
 _CONFLICT_SECONDS = 1.0
 # What only the cluster can judge may pass without anything that the watches see.
 _STALLED_SECONDS = 60.0
+# What a deletion waits for may pass unseen as well, and it has a limit of its own.
+_DELETION_SECONDS = 10.0
 
 logger = logging.getLogger("edgetune")
 
@@ -92,6 +94,9 @@ class Controller:
             return
         if made.wrote_status:
             await self._report(key, document["metadata"], before)
+        if isinstance(made, DeletionPass):
+            await self._go_on_deleting(key, document["metadata"], made)
+            return
         if _is_training(made):
             self._queue.add_after(key, self._poll_seconds)
         wait = quiet_wait(made.snapshot)
@@ -106,6 +111,15 @@ class Controller:
         for event in transitions(before, after):
             logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
+
+    async def _go_on_deleting(self, key: Key, owner: Mapping[str, Any], made: DeletionPass) -> None:
+        farewell = made.plan.farewell
+        if farewell is None:
+            self._queue.add_after(key, _DELETION_SECONDS)
+            return
+        telemetry.DELETIONS.labels(result=farewell.reason).inc()
+        logger.info("%s: %s", farewell.reason, farewell.message, extra=_bound(key))
+        await self._cluster.post_event(owner, farewell)
 
     def count_phases(self) -> None:
         """Bring the gauge of objects by phase up to date."""

@@ -220,12 +220,7 @@ def _age(item: Mapping[str, Any]) -> tuple[str, str]:
 def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObservation:
     metadata, status = job["metadata"], job.get("status") or {}
     annotations = metadata.get("annotations") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
-    end = conditions.get("Failed") or conditions.get("Complete")
-    state = JobState.LIVE
-    if end is not None:
-        state = JobState.FAILED if end["type"] == "Failed" else JobState.COMPLETE
-    own_pods = [p for p in pods if (p["metadata"].get("labels") or {}).get(JOB_NAME_LABEL) == metadata["name"]]
+    state, end = ending(job)
     return JobObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -236,13 +231,31 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         state=state,
         deleting=metadata.get("deletionTimestamp") is not None,
         suspended=bool((job.get("spec") or {}).get("suspend")),
-        reason=(end or {}).get("reason") or "",
-        message=(end or {}).get("message") or "",
+        reason=end.get("reason") or "",
+        message=end.get("message") or "",
         attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
         started_at=status.get("startTime"),
-        finished_at=status.get("completionTime") or (end or {}).get("lastTransitionTime"),
-        pods=tuple(_pod(pod) for pod in sorted(own_pods, key=_age)),
+        finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
+        pods=observe_pods(job, pods),
     )
+
+
+def ending(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
+    """Where a Job is, and the condition that says how it ended; an empty one while it has not."""
+    found = (job.get("status") or {}).get("conditions") or []
+    conditions = {condition["type"]: condition for condition in found if condition.get("status") == "True"}
+    if "Failed" in conditions:
+        return JobState.FAILED, conditions["Failed"]
+    if "Complete" in conditions:
+        return JobState.COMPLETE, conditions["Complete"]
+    return JobState.LIVE, {}
+
+
+def observe_pods(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[PodObservation, ...]:
+    """A Job's attempts, oldest first."""
+    name = job["metadata"]["name"]
+    own = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL) == name]
+    return tuple(_pod(pod) for pod in sorted(own, key=_age))
 
 
 def _pod(pod: Mapping[str, Any]) -> PodObservation:

@@ -55,6 +55,14 @@ class Reason(StrEnum):
     RESULT_LOST = "ResultLost"
     STORAGE_EXCEEDED = "EphemeralStorageExceeded"
 
+    # The object is deleted, and its artifacts with it.
+    CLEANING_UP = "CleaningUp"
+    CLEANED_UP = "CleanedUp"
+    CLEAN_UP_FAILED = "CleanUpFailed"
+    CLEAN_UP_SKIPPED = "CleanUpSkipped"
+    ARTIFACTS_RETAINED = "ArtifactsRetained"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+
 
 # What the kubelet says of a container that no amount of waiting starts, and of what it cannot make ready for a Pod.
 _BLOCKED_IN_KUBELET = (

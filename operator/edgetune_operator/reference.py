@@ -54,6 +54,12 @@ REASONS: Mapping[Reason, str] = {
     Reason.STORAGE_EXCEEDED: "The Pod took more of its node's disk than the profile lets it.",
     Reason.KILLED: "The process was killed without notice.",
     Reason.JOB_FAILED: "The Job failed and left nothing that says why.",
+    Reason.CLEANING_UP: "The object is deleted and its artifacts are removed first.",
+    Reason.CLEANED_UP: "The artifacts are removed; the Event says how much, and what other objects keep.",
+    Reason.CLEAN_UP_FAILED: "The artifacts are not all removed; the Event says why, and what stays where.",
+    Reason.CLEAN_UP_SKIPPED: "The object went without its artifacts; the Event says why, and what stays where.",
+    Reason.ARTIFACTS_RETAINED: "spec.deletionPolicy was set to Retain after the object was deleted.",
+    Reason.NAMESPACE_TERMINATING: "The object's namespace is being deleted and takes no Job any more.",
 }
 
 _BOUNDS = {

@@ -1,6 +1,6 @@
 """Status: from what plan decided to the object's status. A view of the facts; conditions follow kstatus."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from edgetune_operator.api import (
     StageState,
     StageStatus,
 )
+from edgetune_operator.deletion import CLEANED_UP
 from edgetune_operator.observe import Snapshot, timestamp
 from edgetune_operator.plan import Outcome, View
 from edgetune_operator.reasons import Reason
@@ -48,6 +49,8 @@ _END_PHASES: Mapping[Outcome, Phase] = {
 }
 _STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
 _Truth = Literal["True", "False", "Unknown"]
+_Said = tuple[str, _Truth, str, str]
+"""Type, status, reason and message of a condition."""
 
 
 def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
@@ -86,6 +89,36 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     return dump(status)
 
 
+def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetime) -> dict[str, Any]:
+    """The whole status of an object that is deleted with its artifacts: what its runs have recorded stays as it is.
+
+    Args:
+        snapshot: the previous status and the object's generation.
+        reason: what the deletion does, or waits for, in one CamelCase word.
+        message: the same in a sentence.
+        now: the pass's one clock, with a time zone.
+    """
+    previous = snapshot.previous
+    recorded = [
+        (each.type, each.status, each.reason, each.message)
+        for each in previous.conditions
+        if each.type in STAGE_CONDITIONS.values()
+    ]
+    said: list[_Said] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
+    said.append((CLEANED_UP, "False", reason, message))
+    stopped = {"state": StageState.PENDING, "reason": "", "message": ""}
+    rows = (row.model_copy(update=stopped) if row.state is StageState.RUNNING else row for row in previous.stages)
+    changes = {
+        "observed_generation": snapshot.generation,
+        "phase": Phase.DELETING,
+        "conditions": _timed([*said, *recorded], snapshot, timestamp(now)),
+        "progress": None,
+        "stages": tuple(rows),
+        "display": previous.display.model_copy(update={"progress": ""}) if previous.display else None,
+    }
+    return dump(previous.model_copy(update=changes))
+
+
 def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
     """Plain JSON values of a status, without what is unset."""
     dumped: dict[str, Any] = status.model_dump(mode="json", exclude_none=True)
@@ -99,7 +132,7 @@ def _phase(view: View) -> Phase:
 
 
 def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
-    truths: list[tuple[str, _Truth, str, str]] = []
+    truths: list[_Said] = []
     ready: _Truth = "True" if view.outcome is Outcome.PUBLISHED else "False"
     truths.append(("Ready", ready, view.reason, view.message))
     if view.outcome is Outcome.RUNNING:
@@ -107,6 +140,11 @@ def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, .
     if view.outcome in _STALLED:
         truths.append(("Stalled", "True", view.reason, view.message))
     truths += [_stage_condition(row, view) for row in view.rows]
+    return _timed(truths, snapshot, time)
+
+
+def _timed(truths: Sequence[_Said], snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
+    """Conditions; one whose status stays keeps its time."""
     before = {condition.type: condition for condition in snapshot.previous.conditions}
     conditions = []
     for kind, truth, reason, message in truths:
@@ -125,7 +163,7 @@ def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, .
     return tuple(conditions)
 
 
-def _stage_condition(row: StageStatus, view: View) -> tuple[str, _Truth, str, str]:
+def _stage_condition(row: StageStatus, view: View) -> _Said:
     kind = STAGE_CONDITIONS[row.name]
     refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
     if row.state is StageState.SUCCEEDED and refused:

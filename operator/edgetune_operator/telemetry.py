@@ -15,6 +15,7 @@ STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Time of the stages that end
 STAGE_ATTEMPTS = Counter("edgetune_stage_attempts_total", "Attempts of the stages that ended.", ["stage"])
 PREEMPTIONS = Counter("edgetune_preemptions_total", "Attempts that were stopped from outside.", ["stage"])
 ARTIFACT_BYTES = Counter("edgetune_artifact_bytes_total", "Bytes of the artifacts that stages made.", ["stage"])
+DELETIONS = Counter("edgetune_deletions_total", "Objects with deletionPolicy Delete that went.", ["result"])
 GPU_SECONDS = Counter(
     "edgetune_gpu_seconds_total",
     "GPU time of the stages that ended: seconds of their containers times GPUs.",

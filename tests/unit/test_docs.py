@@ -49,6 +49,7 @@ def test_every_reason_has_a_meaning_in_the_reference() -> None:
 
 def test_what_to_do_is_said_for_every_reason_and_for_no_other() -> None:
     nothing_to_do = {"Published", "Pinned", "Succeeded", "Cached", "MergeNotKept", "JobRunning", "Resumed"}
+    nothing_to_do |= {"CleaningUp", "CleanedUp", "ArtifactsRetained"}
     by_exit_code = {code.reason for code in ExitCode if code is not ExitCode.DONE} | {INTERNAL_ERROR}
     words_of_the_cluster = {
         *("BackoffLimitExceeded", "ContainerCreating", "PodFailurePolicy"),
