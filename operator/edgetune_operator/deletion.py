@@ -134,7 +134,7 @@ def plan_deletion(
     if isinstance(spec, InvalidSpec):
         return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
     if spec.deletion_policy is DeletionPolicy.RETAIN:
-        left = f"spec.deletionPolicy is Retain by now: {_place(snapshot, profile)}"
+        left = f"{_place(snapshot, profile)}. spec.deletionPolicy is Retain by now"
         return _farewell(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, left), _stop_clean_up(snapshot, clean_up))
     if profile is None:
         return _skipped(snapshot, profile, f"spec.profile: there is no profile {spec.profile!r}")
@@ -202,17 +202,17 @@ def _farewell(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> Deletio
 
 
 def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
-    message = f"nothing was removed: {why}; {_place(snapshot, profile)}"
+    message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
 
 
 def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
-    message = f"the clean-up is given up: {why}; {_place(snapshot, profile)}"
+    message = f"{_place(snapshot, profile)}. The clean-up was given up: {why}"
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message), actions)
 
 
 def _place(snapshot: Snapshot, profile: Profile | None) -> str:
-    """What stays behind, and where."""
+    """What stays behind, and where: the beginning of a message, whose end is cut if it is long."""
     if profile is not None:
         stores = [profile.store.for_namespace(snapshot.namespace).uri]
     else:

@@ -1,4 +1,4 @@
-"""Golden Job manifests: what the cluster gets for each stage and for a clean-up, to be read by people and compared by a test.
+"""Golden manifests of Jobs: what the cluster gets for each stage and for a clean-up, for people and for a test.
 
 `PYTHONPATH=tests python -m support.golden` writes them, with --check it compares.
 """

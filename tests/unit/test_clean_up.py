@@ -256,6 +256,26 @@ def test_objects_that_are_cleaned_up_at_the_same_time_leave_nothing_between_them
     assert keys(store) == set()
 
 
+def test_pointer_manifests_and_marks_go_in_the_order_in_which_nobody_is_led_astray(store: Store) -> None:
+    make_model(store, "sensor-faults", FIRST)
+    deleted: list[str] = []
+
+    def watch(name: str, arguments: tuple[Any, ...]) -> bool:
+        deleted.extend(arguments if name == "delete" else ())
+        return False
+
+    clean_up(Meeting(store, watch, lambda: None), "sensor-faults")
+
+    pointer, *rest = deleted
+    assert pointer == pointer_key("sensor-faults")
+    first_of_stages = [key.split("/")[1] for key in rest if key.endswith("manifest.json") and key.startswith("stages/")]
+    assert first_of_stages == ["publish", "merge", "train", "prepare"]
+    for stage, digest in SHARED:
+        of_stage = [key for key in rest if f"/{digest}/" in key]
+        assert of_stage[0] == manifest_key(stage, digest)
+        assert of_stage[-1] == use_key(stage, digest, "sensor-faults")
+
+
 class Killed(BaseException):
     """The process is gone."""
 
