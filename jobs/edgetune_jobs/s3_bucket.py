@@ -5,6 +5,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,15 +267,15 @@ class S3Bucket:
                     raise DamagedObject(f"{self.uri(key)} is missing") from error
                 self._refuse_changed(error, key)
                 raise
-            body.begin(response)
-            if expected is not None and body.total != expected.bytes:
-                raise DamagedObject(
-                    f"{self.uri(key)} is damaged: it has {body.total:,} bytes, where {_describe(expected)} were written"
-                )
-            for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-                if cancelled.is_set():
-                    raise Interrupted(f"the download of {self.uri(key)} was cancelled")
-                body.append(chunk)
+            with closing(response["Body"]) as content:
+                body.begin(response)
+                if expected is not None and body.total != expected.bytes:
+                    said = f"it has {body.total:,} bytes, where {_describe(expected)} were written"
+                    raise DamagedObject(f"{self.uri(key)} is damaged: {said}")
+                for chunk in content.iter_chunks(CHUNK_BYTES):
+                    if cancelled.is_set():
+                        raise Interrupted(f"the download of {self.uri(key)} was cancelled")
+                    body.append(chunk)
 
     def _refuse_changed(self, error: Any, key: str) -> None:
         if status_of(error) in _CONFLICT_STATUSES:

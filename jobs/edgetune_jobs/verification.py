@@ -12,6 +12,7 @@ from edgetune_jobs.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.files import Fingerprint, file_list_digest
 from edgetune_jobs.format_readers import reader_of
+from edgetune_jobs.outputs import timestamp
 from edgetune_jobs.parallel import for_each
 from edgetune_jobs.store import AnyModel, DamagedModel, DamagedObject, Store, files_below, read_model, uri_of
 
@@ -63,6 +64,9 @@ class Verification(Model):
     document: str
     """URI of the manifest or the version's document."""
 
+    checked_at: str
+    """When the check began (RFC 3339, UTC)."""
+
     problems: tuple[str, ...]
     """One sentence for each thing that is wrong; empty if all is what was written."""
 
@@ -91,7 +95,7 @@ def verify(store: Store, address: Address) -> Verification:
     try:
         return _verify_model(store, address) if isinstance(address, ModelAddress) else _verify_stage(store, address)
     except DamagedModel as error:
-        return Verification(document=uri_of(store, address.key), problems=(str(error),))
+        return Verification(document=uri_of(store, address.key), checked_at=timestamp(), problems=(str(error),))
 
 
 def _read(store: Store, address: Address, model: type[AnyModel]) -> AnyModel:
@@ -102,12 +106,14 @@ def _read(store: Store, address: Address, model: type[AnyModel]) -> AnyModel:
 
 
 def _verify_model(store: Store, address: ModelAddress) -> Verification:
+    began = timestamp()
     document = _read(store, address, VersionDocument)
     checks = [_check_artifact(store, edge.key, edge.artifact, edge.files) for edge in document.edges]
     problems = [*_document_problems(store, address, document), *_problems(checks)]
     moved = [check.artifact.uri for check in checks if check.uri != check.artifact.uri]
     return Verification(
         document=uri_of(store, address.key),
+        checked_at=began,
         problems=tuple(problems),
         notes=tuple(f"the document places it at {uri}: the store was copied from there" for uri in moved),
         artifacts=tuple(checks),
@@ -161,6 +167,7 @@ def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Ite
 
 
 def _verify_stage(store: Store, address: StageAddress) -> Verification:
+    began = timestamp()
     manifest = _read(store, address, Manifest)
     result = manifest.result
     problems = []
@@ -179,6 +186,7 @@ def _verify_stage(store: Store, address: StageAddress) -> Verification:
             checks.append(_check_artifact(store, f"{address.folder}/{place}", artifact, files))
     return Verification(
         document=uri_of(store, address.key),
+        checked_at=began,
         problems=(*problems, *_problems(checks)),
         artifacts=tuple(checks),
         manifest=manifest,

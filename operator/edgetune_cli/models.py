@@ -1,0 +1,230 @@
+"""Commands on models in a store: their versions, their verification, and a talk with one.
+
+They call the jobs' code: what a store is, and what lies in it, is written once. It is imported when a command runs.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import typer
+from rich.console import Console
+
+from edgetune_cli.exits import ExitStatus, fail
+from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
+from edgetune_cli.report import report, version_lines
+from edgetune_contract.request import StoreLocation
+from edgetune_contract.version import VersionDocument
+from edgetune_operator.profiles import Profile
+from edgetune_operator.spec_check import parse_spec
+
+if TYPE_CHECKING:
+    from edgetune_jobs.store import Store
+    from edgetune_jobs.verification import Verification
+
+Answer = TypeVar("Answer")
+
+_Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="How to print it.")]
+
+
+def versions(
+    model: Annotated[
+        str | None, typer.Argument(help="…/models/NAME in a store, as a path or an s3:// URI.", show_default=False)
+    ] = None,
+    filename: Annotated[
+        Path | None,
+        typer.Option("--filename", "-f", help="YAML file with one LoraFineTune: its model.", show_default=False),
+    ] = None,
+    workdir: WorkDir = DEFAULT_WORK_DIR,
+    profiles: Profiles = None,
+    output: _Output = ReportFormat.TEXT,
+) -> None:
+    """List the versions of a model, newest first: scores, size, and which one the pointer names.
+
+    The first digits of a version are what spec.publish.pin takes to go back to it. S3 credentials are those that AWS's
+    own tools find.
+    """
+    if (model is None) == (filename is None):
+        fail("give either MODEL, as a path or an s3:// URI, or an object's file by -f", ExitStatus.UNUSABLE_INPUT)
+    known = read_profiles(profiles, workdir.resolve())
+    if filename is not None:
+        location, name, pin = _of_object(filename, known)
+    else:
+        location, name = _of_model(str(model), known if profiles else {})
+        pin = ""
+
+    rows = _ask(lambda: _version_rows(location, name, pin))
+    if not rows:
+        fail(f"{location.uri}/models/{name} has no versions", ExitStatus.UNUSABLE_INPUT)
+    if output is ReportFormat.JSON:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for line in version_lines(rows):
+            typer.echo(line)
+
+
+def verify(
+    uri: Annotated[
+        str,
+        typer.Argument(
+            help="A model's latest.json or version, a stage's manifest.json, or an artifact's folder: path or s3://…",
+            show_default=False,
+        ),
+    ],
+    profiles: Profiles = None,
+    output: _Output = ReportFormat.TEXT,
+) -> None:
+    """Check every file of an artifact against its manifest, and print what it was made of.
+
+    Sizes, SHA-256 and headers are read where they lie; nothing is downloaded. Ends with 0 if all is what was written,
+    1 if anything is not, 2 if it could not be looked at.
+    """
+    known = read_profiles(profiles, Path()) if profiles else {}
+
+    found = _ask(lambda: _verification(uri, known))
+    if output is ReportFormat.JSON:
+        typer.echo(found.model_dump_json(indent=2, exclude_none=True))
+    else:
+        report(_console(), found)
+    raise typer.Exit(ExitStatus.NEGATIVE if found.problems else ExitStatus.OK)
+
+
+def generate(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's latest.json, or the folder of an edge or merged model: path or s3:// URI.",
+            show_default=False,
+        ),
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The instruction; '-' reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
+    workdir: WorkDir = DEFAULT_WORK_DIR,
+    profiles: Profiles = None,
+) -> None:
+    """Talk to an edge model: wraps the prompt as in training and answers greedily.
+
+    A model in a bucket is downloaded once, and verified each time.
+    """
+    known = read_profiles(profiles, Path()) if profiles else {}
+    folder = _ask(lambda: _model_folder(model, known, workdir.resolve() / "models"))
+    text = sys.stdin.read() if prompt == "-" else prompt
+
+    def answer() -> None:
+        from edgetune_jobs.generate import stream
+
+        for piece in stream(folder, text, max_new_tokens):
+            typer.echo(piece, nl=False)
+
+    _ask(answer)
+    typer.echo()
+
+
+def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":
+    from edgetune_jobs.addresses import parse_address
+    from edgetune_jobs.verification import verify as verify_address
+
+    address = parse_address(uri)
+    return verify_address(_open(_location(address.root, profiles)), address)
+
+
+def _model_folder(model: str, profiles: Mapping[str, Profile], cache: Path) -> Path:
+    """A local folder with the model. A folder of this machine is used as it is, also outside of a store."""
+    from edgetune_jobs.addresses import parse_address
+    from edgetune_jobs.fetched_models import fetch_model
+    from edgetune_jobs.prompts import FILE
+
+    folder = Path(unquote(urlsplit(model).path)) if model.startswith("file://") else Path(model)
+    if not model.startswith("s3://") and (folder / FILE).is_file():
+        return folder
+    address = parse_address(model)
+    return fetch_model(_open(_location(address.root, profiles)), address, cache)
+
+
+def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str, Any]]:
+    """What is said of each version of a model, newest first."""
+    from edgetune_jobs.publisher import Pointer
+    from edgetune_jobs.versions import Versions
+
+    store = _open(location)
+    current = Pointer(store, name).version
+    rows = []
+    for each in Versions(store, name).all():
+        marks = {"current": each.version == current, "pinned": bool(pin) and each.version.startswith(pin)}
+        said = {"problem": each.problem} if each.document is None else _summary(each.document)
+        rows.append({"version": each.version, **marks, **said})
+    return rows
+
+
+def _summary(document: VersionDocument) -> dict[str, Any]:
+    summary: dict[str, Any] = document.model_dump(
+        mode="json",
+        exclude_none=True,
+        include={"created_at": True, "published": True, "refusals": True, "scores": True, "edge": {"artifact"}},
+    )
+    return summary
+
+
+def _of_object(filename: Path, profiles: Mapping[str, Profile]) -> tuple[StoreLocation, str, str]:
+    """Store, name and pin of an object's model."""
+    document = read_object(filename)
+    metadata, spec = document["metadata"], parse_spec(document["spec"])
+    profile = profiles.get(spec.profile)
+    if profile is None:
+        message = f"{filename}: there is no profile {spec.profile!r}; give the file that has it by --profiles"
+        fail(message, ExitStatus.UNUSABLE_INPUT)
+    location = profile.store.for_namespace(metadata.get("namespace", "default"))
+    return location, metadata["name"], spec.publish.pin
+
+
+def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocation, str]:
+    """Store and name of a model."""
+
+    def parse() -> tuple[StoreLocation, str]:
+        from edgetune_jobs.addresses import ModelAddress, parse_address
+
+        address = parse_address(model)
+        if not isinstance(address, ModelAddress):
+            fail(f"{model} is no model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
+        return _location(address.root, profiles), address.name
+
+    return _ask(parse)
+
+
+def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
+    """How to reach a store: as the profile says whose store it is in, and without profiles as AWS's own tools do."""
+    if not profiles:
+        return StoreLocation(uri=root)
+    stores = [
+        profile.store for profile in profiles.values() if f"{root}/".startswith(f"{profile.store.uri.rstrip('/')}/")
+    ]
+    if not stores:
+        places = ", ".join(sorted({profile.store.uri for profile in profiles.values()}))
+        fail(f"{root} is in no profile's store; these are {places}", ExitStatus.UNUSABLE_INPUT)
+    store = max(stores, key=lambda each: len(each.uri))
+    return store.for_namespace("").model_copy(update={"uri": root})
+
+
+def _open(location: StoreLocation) -> "Store":
+    from edgetune_jobs.connect import Access
+
+    return Access(location, credentials_folder=None).open_store()
+
+
+def _ask(call: Callable[[], Answer]) -> Answer:
+    """What a call into the jobs' code gives; ends the command with what stands in its way."""
+    from edgetune_jobs.errors import StageError
+
+    try:
+        return call()
+    except StageError as error:
+        fail(str(error), ExitStatus.UNUSABLE_INPUT)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,336 @@
+"""`edgetune versions`, `edgetune verify` and what `edgetune generate` fetches, on folders and a real S3 server."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from edgetune_cli.__main__ import app
+from edgetune_cli.models import _model_folder
+from edgetune_contract.digest import pointer_key, version_key
+from edgetune_contract.version import VersionDocument
+from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.fetched_models import fetch_model
+from edgetune_jobs.folder_store import LocalFolderStore
+from edgetune_jobs.publisher import encode
+from edgetune_jobs.s3_store import S3Store
+from edgetune_jobs.store import DamagedObject, Store
+from support.builders import lora_fine_tune
+from support.fault_proxy import FaultProxy
+from support.published import ATTEMPT, EDGE, IMAGE, MODEL, PublishedModel
+from support.versitygw import S3Server
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store with a model, and how the command line reaches it."""
+
+    store: Store
+    model: PublishedModel
+    options: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        return f"{self.store.uri}/models/{MODEL}"
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit code, and what was printed on both streams."""
+        done = CliRunner().invoke(app, [*arguments, *self.options], catch_exceptions=False)
+        return done.exit_code, done.output
+
+
+@pytest.fixture(params=["folder", "s3", "s3 by the environment"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "folder":
+        local = LocalFolderStore((tmp_path / "home" / "store" / "team-a").as_uri())
+        return Place(local, PublishedModel(local, tmp_path / "local"), ())
+    server: S3Server = request.getfixturevalue("s3_server")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.reader.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.reader.secret_access_key)
+    store = S3Store(server.location(f"{s3_prefix}/team-a").uri, server.client())
+    options: tuple[str, ...] = ()
+    if request.param == "s3":
+        options = ("--profiles", str(profiles_file(tmp_path, server, s3_prefix)))
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return Place(store, PublishedModel(store, tmp_path / "local"), options)
+
+
+def profiles_file(folder: Path, server: S3Server, prefix: str) -> Path:
+    stores = {
+        "default": {"uri": f"s3://{server.bucket}/{prefix}", "endpoint": server.endpoint, "pathStyle": True},
+        "elsewhere": {"uri": f"s3://{server.bucket}/{prefix}-2", "endpoint": "http://127.0.0.1:1"},
+    }
+    profiles = {name: {"store": {**store, "region": "us-east-1"}} for name, store in stores.items()}
+    path = folder / "profiles.yaml"
+    path.write_text(yaml.safe_dump({"profiles": profiles}))
+    return path
+
+
+def object_file(folder: Path, pin: str = "") -> Path:
+    path = folder / "object.yaml"
+    path.write_text(yaml.safe_dump(lora_fine_tune(MODEL).with_spec("publish.pin", pin).build()))
+    return path
+
+
+def test_versions_are_listed_newest_first_with_scores_sizes_and_the_current_one(place: Place) -> None:
+    first, refused = place.model.publish(0.91), place.model.publish(0.5, ("minScore: bad",))
+    second = place.model.publish(0.93)
+    place.model.publisher.pin(first.version)
+
+    code, output = place.run("versions", place.uri)
+
+    assert code == 0, output
+    header, *rows = [line.split() for line in output.splitlines()]
+    assert header == ["version", "published", "base", "tuned", "edge", "edge", "size", "state"]
+    size = f"{first.edge.artifact.bytes} B".split()
+    assert rows == [
+        [second.version[:12], second.created_at, "5.0%", "95.0%", "93.0%", *size],
+        [refused.version[:12], refused.created_at, "5.0%", "95.0%", "50.0%", *size, "refused:", "minScore:", "bad"],
+        [first.version[:12], first.created_at, "5.0%", "95.0%", "91.0%", *size, "current"],
+    ]
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
+def test_versions_of_an_object_mark_the_pinned_one(place: Place, tmp_path: Path) -> None:
+    first, second = place.model.publish(), place.model.publish()
+    options = () if place.options else ("--workdir", str(tmp_path / "home"))
+
+    code, output = place.run("versions", "-f", str(object_file(tmp_path, first.version[:12])), "-o", "json", *options)
+
+    assert code == 0, output
+    rows = json.loads(output)
+    assert [(row["version"], row["current"], row["pinned"]) for row in rows] == [
+        (second.version, True, False),
+        (first.version, False, True),
+    ]
+    assert rows[0]["scores"]["edge"] == 0.9
+    assert rows[0]["edge"]["artifact"]["uri"] == second.edge.artifact.uri
+    place.model.publisher.pin(first.version[:12])
+    assert "current, pinned" in place.run("versions", "-f", str(tmp_path / "object.yaml"), *options)[1]
+
+
+def test_a_version_that_cannot_be_read_is_listed_with_the_reason(place: Place) -> None:
+    document = place.model.publish()
+    place.store.put(version_key(MODEL, document.version), b"{}")
+
+    code, output = place.run("versions", place.uri)
+
+    assert code == 0
+    assert f"unreadable: {place.uri}/versions/{document.version}.json is damaged" in output
+
+
+def test_a_verified_model_ends_with_0_and_a_report_of_what_it_was_made_of(place: Place) -> None:
+    document = place.model.publish()
+
+    code, output = place.run("verify", f"{place.uri}/latest.json")
+
+    assert code == 0, output
+    for text in (
+        f"Version    {document.version}",
+        f"ok        160   {document.edge.files[-1].sha256}   {WEIGHTS}",
+        f"base             hf://org/model at {'0123456789' * 4}, content {'a' * 64}",
+        f"training data    s3://datasets/train.jsonl, content {'b' * 64}",
+        f"evaluation data  s3://datasets/eval.jsonl, content {'c' * 64}",
+        "method           QLoRA, rank 16, alpha 32, Standard",
+        "seed             42",
+        IMAGE,
+        "libraries        python 3.11.9, torch 2.13.0, transformers 5.23.0",
+        f"Verified: 3 files of {document.edge.artifact.bytes:,} bytes are what was written.",
+    ):
+        assert text in output, text
+
+
+def test_a_damaged_model_ends_with_1_and_names_each_file(place: Place) -> None:
+    document = place.model.publish()
+    place.store.delete(f"{document.edge.key}/config.json")
+    place.store.put(f"{document.edge.key}/more.bin", b"")
+
+    code, output = place.run("verify", document.edge.artifact.uri)
+    json_code, json_output = place.run("verify", document.edge.artifact.uri, "-o", "json")
+
+    assert (code, json_code) == (1, 1)
+    assert f"Not verified: 2 problems.\n  {EDGE}/config.json: is missing\n  {EDGE}/more.bin: belongs to" in output
+    assert [line.split()[0] for line in output.splitlines() if line.endswith(("config.json", "more.bin"))] == [
+        "FAILED"
+    ] * 2
+    found = json.loads(json_output)
+    assert len(found["problems"]) == 2
+    assert found["artifacts"][0]["files"][0]["problem"] == "is missing"
+    assert found["manifest"]["image"] == IMAGE
+
+
+def test_what_cannot_be_looked_at_ends_with_2(place: Place) -> None:
+    place.model.publish()
+
+    for arguments, text in (
+        (("verify", f"{place.store.uri}/models/nobody"), "there is nothing at"),
+        (("verify", f"{place.store.uri}/elsewhere"), "names nothing in a store"),
+        (("versions", f"{place.store.uri}/models/nobody"), "models/nobody has no versions"),
+        (("versions", f"{place.store.uri}/stages/train/{'0' * 64}"), "is no model: give …/models/NAME"),
+        (("versions",), "give either MODEL"),
+        (("versions", place.uri, "-f", "object.yaml"), "give either MODEL"),
+        (("generate", "-m", f"{place.store.uri}/models/nobody", "-p", "x"), "there is nothing at"),
+    ):
+        code, output = place.run(*arguments)
+        assert code == 2, output
+        assert text in output
+
+
+def test_a_bucket_without_credentials_says_what_to_set(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    profiles = str(profiles_file(tmp_path, s3_server, s3_prefix))
+    uri = f"s3://{s3_server.bucket}/{s3_prefix}/team-a/models/{MODEL}"
+
+    done = CliRunner().invoke(app, ["verify", uri, "--profiles", profiles])
+
+    assert done.exit_code == 2
+    assert "on your own machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in done.output
+
+
+def test_a_store_that_no_profile_has_is_refused_with_those_that_they_have(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    profiles = str(profiles_file(tmp_path, s3_server, s3_prefix))
+
+    done = CliRunner().invoke(app, ["verify", "s3://another/team-a/models/m", "--profiles", profiles])
+
+    assert done.exit_code == 2
+    assert (
+        f"s3://another/team-a is in no profile's store; these are s3://{s3_server.bucket}/{s3_prefix}, " in done.output
+    )
+
+
+def test_an_object_whose_profile_is_not_in_the_file_is_refused(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    profiles = str(profiles_file(tmp_path, s3_server, s3_prefix))
+    path = tmp_path / "object.yaml"
+    path.write_text(yaml.safe_dump(lora_fine_tune(MODEL).with_spec("profile", "a100").build()))
+
+    done = CliRunner().invoke(app, ["versions", "-f", str(path), "--profiles", profiles])
+
+    assert done.exit_code == 2
+    assert "there is no profile 'a100'; give the file that has it by --profiles" in done.output
+
+
+def contents(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_model_on_this_machine_is_used_where_it_is(tmp_path: Path) -> None:
+    store = LocalFolderStore((tmp_path / "store").as_uri())
+    document = PublishedModel(store, tmp_path / "local").publish()
+    edge = tmp_path / "store" / document.edge.key
+
+    for model in (
+        str(edge),
+        edge.as_uri(),
+        f"{store.uri}/models/{MODEL}",
+        str(tmp_path / f"store/models/{MODEL}/latest.json"),
+    ):
+        assert _model_folder(model, {}, tmp_path / "cache") == edge, model
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_model_outside_of_a_store_is_used_too(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "edgetune.json").write_text("{}")
+
+    assert _model_folder(str(tmp_path / "mine"), {}, tmp_path / "cache") == tmp_path / "mine"
+
+
+@pytest.fixture
+def remote(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str) -> S3Store:
+    """A store behind a proxy that counts."""
+    return S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))
+
+
+@pytest.fixture
+def document(remote: S3Store, tmp_path: Path) -> VersionDocument:
+    return PublishedModel(remote, tmp_path / "local").publish()
+
+
+def downloads(proxy: FaultProxy) -> int:
+    return sum(method == "GET" and path.endswith(WEIGHTS) for method, path in proxy.requests)
+
+
+def test_a_model_in_a_bucket_is_downloaded_once_and_found_by_each_of_its_addresses(
+    remote: S3Store, document: VersionDocument, s3_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    addresses = [
+        ModelAddress(remote.uri, MODEL, None),
+        ModelAddress(remote.uri, MODEL, document.version),
+        parse_address(document.edge.artifact.uri),
+        parse_address(document.edge.artifact.uri.removesuffix(f"/{ATTEMPT}/{EDGE}")),
+    ]
+
+    folders = {fetch_model(remote, address, tmp_path / "cache") for address in addresses}
+
+    assert folders == {tmp_path / "cache" / document.edge.artifact.sha256}
+    assert contents(folders.pop()) == {"config.json", "edgetune.json", WEIGHTS}
+    assert contents(tmp_path / "cache") == {document.edge.artifact.sha256}
+    assert downloads(s3_proxy) == 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "added"])
+def test_a_copy_that_was_damaged_is_downloaded_again(
+    remote: S3Store, document: VersionDocument, s3_proxy: FaultProxy, tmp_path: Path, damage: str
+) -> None:
+    address = ModelAddress(remote.uri, MODEL, None)
+    kept = fetch_model(remote, address, tmp_path / "cache")
+    match damage:
+        case "changed":
+            (kept / "config.json").write_text("{}")
+        case "missing":
+            (kept / "config.json").unlink()
+        case "added":
+            (kept / "adapter_config.json").write_text("{}")
+
+    again = fetch_model(remote, address, tmp_path / "cache")
+
+    assert contents(again) == {entry.path for entry in document.edge.files}
+    assert (again / "config.json").stat().st_size == document.edge.files[0].bytes
+    assert downloads(s3_proxy) == 2
+
+
+def test_a_model_that_is_damaged_in_the_bucket_is_not_used_and_leaves_no_copy(
+    remote: S3Store, document: VersionDocument, tmp_path: Path
+) -> None:
+    remote.put(f"{document.edge.key}/config.json", b"{}")
+
+    with pytest.raises(DamagedObject, match=r"config\.json is damaged: it has 2 bytes"):
+        fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache")
+    assert contents(tmp_path / "cache") == set()
+
+
+def test_a_list_of_files_that_was_changed_is_not_used(
+    remote: S3Store, document: VersionDocument, tmp_path: Path
+) -> None:
+    edge = document.edge.model_copy(update={"files": document.edge.files[:-1]})
+    remote.put(pointer_key(MODEL), encode(document.model_copy(update={"edge": edge})))
+
+    with pytest.raises(InvalidInput, match="its list of files is not the one that was written; see what `edgetune"):
+        fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache")
+
+
+def test_a_stage_without_a_model_is_told(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
+    address = parse_address(document.edge.artifact.uri)
+    assert isinstance(address, StageAddress)
+    other = StageAddress(address.root, address.stage, address.digest, f"{ATTEMPT}/other")
+
+    with pytest.raises(InvalidInput, match="names no merged or edge model there: give the folder of one, or a model's"):
+        fetch_model(remote, other, tmp_path / "cache")
