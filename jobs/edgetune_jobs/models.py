@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.formats import gguf_loading
 from edgetune_jobs.libraries import prepare_libraries
 
 if TYPE_CHECKING:
@@ -127,9 +128,12 @@ def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
     """Merged or edge model in the number formats in which it is stored, in eval mode.
 
     Raises:
-        InvalidInput: the folder does not hold a model that loads from safetensors.
+        InvalidInput: the folder does not hold a model that loads from safetensors or GGUF.
     """
-    return _load(folder, device, dtype="auto")
+    file = gguf_loading.find_file(folder)
+    if file is None:
+        return _load(folder, device, dtype="auto")
+    return _load(folder, device, **gguf_loading.options(file, device))
 
 
 def as_trained_weights(model: "PreTrainedModel") -> int:

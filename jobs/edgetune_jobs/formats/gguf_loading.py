@@ -1,0 +1,43 @@
+"""How transformers reads the GGUF files that this package writes: its blocks are unpacked to floating point numbers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+
+def find_file(folder: Path) -> Path | None:
+    """The GGUF file of a model folder; None if it has none."""
+    return next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def options(file: Path, device: "torch.device") -> dict[str, Any]:
+    """Options of from_pretrained for a GGUF file with the model's config.json beside it.
+
+    Of what GGUF says of a model, transformers takes a part: head sizes and scaled rotary embeddings come from
+    config.json. On a CPU the numbers are float32, which holds those of Q8_0 exactly; on a GPU they take the model's own
+    number format, and half the memory.
+    """
+    import torch
+
+    config = _configuration(file.parent)
+    return {
+        "gguf_file": file.name,
+        "config": config,
+        "dtype": torch.float32 if device.type == "cpu" else config.dtype or torch.float32,
+    }
+
+
+def _configuration(folder: Path) -> "PreTrainedConfig":
+    from transformers import AutoConfig, LlamaConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type != "mistral":
+        return config
+    # GGUF knows Mistral as Llama, which computes the same within the sliding window.
+    values = config.to_dict()
+    for name in ("model_type", "architectures", "sliding_window", "layer_types", "transformers_version"):
+        values.pop(name, None)
+    return LlamaConfig(**values, architectures=["LlamaForCausalLM"])

@@ -1,0 +1,86 @@
+"""GGUF files compute what the model computes, in transformers and in llama.cpp."""
+
+from pathlib import Path
+
+import gguf
+import numpy
+import pytest
+import torch
+
+from edgetune_jobs import models
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.formats import q8_0
+from support.edge_models import FAMILIES, make_model, write_gguf
+from support.llama_cpp import run_llama_cpp
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+# Root mean square of the difference over that of the logits. Weights in Q8_0 cost 3 to 5 % in these random models, and
+# activations in Q8_0, which llama.cpp has besides, as much again; two rows of heads in the wrong order cost 50 % and more.
+CLOSE = 0.09
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).pow(2).mean().sqrt() / expected.std())
+
+
+def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return models.load_stored(folder, CPU)(ids[None]).logits[0].float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_each_family_computes_the_same_in_transformers_and_in_llama_cpp(family: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", family)
+    file = write_gguf(model, tmp_path / "edge")
+    ids = torch.randint(4, 340, (60,), generator=torch.Generator().manual_seed(1))
+    expected = logits(model, ids)
+
+    assert difference(logits(file.parent, ids), expected) < CLOSE
+    by_llama_cpp = torch.tensor(run_llama_cpp(file, prompts=[ids.tolist()], max_new_tokens=1)["logits"][0])
+    assert difference(by_llama_cpp, expected) < CLOSE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blocks_are_bit_for_bit_those_of_the_gguf_library(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(48, 256, generator=generator) * torch.logspace(-9, 4, 48)[:, None]
+    rows[0] = 0
+    rows[1] = torch.arange(256) / 2  # halves, which are rounded away from zero
+    rows[2] = -rows[1]
+    rows = rows.to(dtype)
+
+    packed = q8_0.quantize(rows)
+
+    assert packed is not None
+    expected = gguf.quants.quantize(rows.float().numpy(), gguf.GGMLQuantizationType.Q8_0)
+    assert numpy.array_equal(packed.numpy(), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
+def test_a_number_that_q8_0_cannot_hold_is_refused_with_its_tensor(value: float, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = make_model(tmp_path / "model", "llama")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(InvalidInput, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        write_gguf(model, tmp_path / "edge")
+
+
+def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, tmp_path: Path) -> None:
+    file = write_gguf(tiny_base, tmp_path / "edge")
+    tokenizer = models.load_tokenizer(tiny_base)
+    prompts = tokenizer(["turbine 12 reports", "pump 7, dock,", "### Instruction:\n", "valve 3:"])["input_ids"]
+    model = models.load_stored(file.parent, CPU)
+
+    answers = run_llama_cpp(file, prompts=prompts, max_new_tokens=24)["answers"]
+
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            whole = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0].tolist()
+        expected = whole[len(prompt) :]
+        assert answer == (expected[:-1] if expected[-1] == tokenizer.eos_token_id else expected)

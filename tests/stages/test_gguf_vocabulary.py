@@ -1,0 +1,141 @@
+"""Text becomes the same tokens in llama.cpp, in transformers from the GGUF file, and in the tokenizer itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader
+
+from edgetune_jobs import models
+from edgetune_jobs.formats.gguf_vocabulary import GgufVocabulary, describe_vocabulary
+from edgetune_jobs.formats.support import Unsupported
+from support.edge_models import make_model, write_gguf
+from support.llama_cpp import run_llama_cpp
+from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
+from support.tokenizers import BYTE_LEVEL, TEXTS, byte_level, sentence_piece, wrap
+
+pytestmark = pytest.mark.slow
+
+
+def written(folder: Path, tokenizer: Any, family: str = "llama") -> tuple[Path, Any]:
+    """A GGUF file with this tokenizer, and the tokenizer as training would load it."""
+    model = make_model(folder / "model", family, tokenizer=tokenizer)
+    return write_gguf(model, folder / "edge"), models.load_tokenizer(model)
+
+
+def ids(tokenizer: Any, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
+    return [list(tokenizer(text)["input_ids"]) for text in texts]
+
+
+@pytest.mark.parametrize("kind", [*BYTE_LEVEL, "legacy", "never"])
+def test_all_three_make_the_same_tokens(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    made = byte_level(kind) if kind in BYTE_LEVEL else sentence_piece(kind)
+    file, tokenizer = written(tmp_path, made, "qwen2" if kind == "qwen2" else "llama")
+    expected = ids(tokenizer)
+
+    assert run_llama_cpp(file, texts=TEXTS)["tokens"] == expected
+    if kind not in ("legacy", "never"):  # transformers' own reading of GGUF knows one way to put spaces before text
+        assert ids(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)) == expected
+
+
+def test_a_space_before_text_differs_where_the_warnings_say(tmp_path: Path) -> None:
+    file, tokenizer = written(tmp_path, sentence_piece("first"))
+    alike = tuple(text for text in TEXTS if not text.startswith(" ") and "<" not in text)
+
+    assert run_llama_cpp(file, texts=alike)["tokens"] == ids(tokenizer, alike)
+    assert describe(tokenizer).differences == (
+        "llama.cpp puts a space before a text that begins with one too",
+        "llama.cpp puts a space before the text after a special token too",
+    )
+    for text in (" leading", "<|im_start|>user"):
+        assert run_llama_cpp(file, texts=[text])["tokens"] != ids(tokenizer, (text,))
+
+
+def describe(tokenizer: Any, rows: int = 2000, other_ends: tuple[int, ...] = ()) -> GgufVocabulary:
+    return describe_vocabulary(tokenizer, rows, other_ends)
+
+
+def test_special_tokens_and_the_chat_template_are_in_the_file(tmp_path: Path) -> None:
+    file, tokenizer = written(tmp_path, make_tokenizer(chat_template=CHAT_TEMPLATE, adds_bos=True, adds_eos=True))
+    fields = GGUFReader(file).fields
+
+    def value(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    assert value("chat_template") == CHAT_TEMPLATE
+    assert value("ggml.bos_token_id") == tokenizer.bos_token_id
+    assert value("ggml.eos_token_id") == tokenizer.eos_token_id
+    assert value("ggml.padding_token_id") == tokenizer.pad_token_id
+    assert (value("ggml.add_bos_token"), value("ggml.add_eos_token")) == (True, True)
+    assert len(value("ggml.tokens")) == len(tokenizer) + 9
+    assert value("ggml.tokens")[-1] == f"[PAD{len(tokenizer) + 8}]"
+    assert run_llama_cpp(file)["template"] == CHAT_TEMPLATE
+
+
+def test_a_second_token_that_ends_answers_is_named() -> None:
+    assert describe(make_tokenizer(), other_ends=(1, 0)).special_ids["eot"] == 1
+
+
+def changed(change: dict[str, Any], tokenizer: Any) -> Any:
+    """A tokenizer with parts of its JSON replaced; a part of the model by `model.…`."""
+    from tokenizers import Tokenizer
+
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    for path, value in change.items():
+        node = document
+        *parents, last = path.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return wrap(Tokenizer.from_str(json.dumps(document)), adds_bos=False)
+
+
+LOWERCASE = {"type": "Lowercase"}
+PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+PUNCTUATION = {"type": "Punctuation", "behavior": "Isolated"}
+REFUSALS = {
+    "lower case": ({"normalizer": LOWERCASE}, "changes text in a way that llama.cpp does not know"),
+    "an unknown split": ({"pre_tokenizer": PUNCTUATION}, "splits text in a way that llama.cpp has no name for"),
+    "no split": ({"pre_tokenizer": None}, "splits text in a way that llama.cpp has no name for"),
+    "a space before text": ({"pre_tokenizer": PREFIXED}, "splits text in a way that llama.cpp has no name for"),
+    "whole words first": ({"model.ignore_merges": True}, "splits text in a way that llama.cpp has no name for"),
+    "suffixes": ({"model.end_of_word_suffix": "</w>"}, "marks parts of words by a prefix or suffix"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(name: str) -> None:
+    change, message = REFUSALS[name]
+
+    with pytest.raises(Unsupported, match=message):
+        describe(changed(change, byte_level("gpt-2")))
+
+
+def test_an_added_token_that_takes_white_space_away_is_refused() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level("gpt-2")
+    tokenizer.add_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+
+    with pytest.raises(Unsupported, match="takes white space around '<mask>' away"):
+        describe(tokenizer)
+
+
+def test_merges_that_are_not_sentence_pieces_are_refused() -> None:
+    tokenizer = sentence_piece("never")
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+
+    with pytest.raises(Unsupported, match="does not merge"):
+        describe(changed({"model.merges": merges[:-1]}, tokenizer))
+    made = ["".join(merge) for merge in merges]
+    twice = next(number for number, token in enumerate(made) if token in made[:number] and number < len(made) - 1)
+    with pytest.raises(Unsupported, match="not in the order of SentencePiece's scores"):
+        describe(changed({"model.merges": [*merges[:twice], *merges[twice + 1 :], merges[twice]]}, tokenizer))
+
+
+def test_more_tokens_than_rows_of_the_embedding_are_refused() -> None:
+    with pytest.raises(Unsupported, match="its embedding has 100 rows"):
+        describe(make_tokenizer(), rows=100)

@@ -1,0 +1,120 @@
+"""Random models of each family in a moment, with a tokenizer, and their edge formats."""
+
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.stage_context import RecordedProgress
+from support.tiny_tokenizer import make_tokenizer
+
+_SIZES: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # Large numbers, so that attention and positions matter in a model that never learned anything.
+    "initializer_range": 0.25,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# What each adds to the sizes; the first word is the type.
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama biases": {"attention_bias": True, "mlp_bias": True},
+    "llama llama3-rope": {"rope_parameters": _LLAMA3_ROPE},
+    "llama linear-rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}},
+    "llama wide-heads": {"head_dim": 32},
+    "mistral": {"sliding_window": 128},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32, "num_attention_heads": 2},
+}
+
+
+def make_model(folder: Path, family: str, *, dtype: str = "float32", tokenizer: Any = None, **changes: Any) -> Path:
+    """A model with random weights, biases and norms too, in `folder`, saved as safetensors in `dtype`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = tokenizer or make_tokenizer()
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    # More rows than tokens, as real embeddings have.
+    options = {**_SIZES, "vocab_size": len(tokenizer) + 9, **ids, **FAMILIES[family], **changes}
+    config = AutoConfig.for_model(family.split()[0], **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias") or "norm" in name:
+                torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.3)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class FolderFiles:
+    """Output files in a local folder, each checked for the size that was promised."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def create(self, path: str, size: int) -> Iterator[Any]:
+        """A file below the folder."""
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            yield file
+        assert target.stat().st_size == size, f"{path} has {target.stat().st_size} bytes, promised were {size}"
+
+
+def write_gguf(model: Path, output: Path) -> Path:
+    """The GGUF file of a model folder, in `output` beside copies of its JSON files."""
+    from transformers import AutoConfig
+
+    from edgetune_jobs import models
+    from edgetune_jobs.formats.gguf_encoder import GgufEncoder, make_header
+    from edgetune_jobs.formats.gguf_layout import lay_out
+    from edgetune_jobs.formats.gguf_vocabulary import describe_vocabulary
+
+    weights = stored_weights(model)
+    config = AutoConfig.from_pretrained(model)
+    layout = lay_out(config, {tensor.name: tensor.shape for tensor in weights.tensors})
+    vocabulary = describe_vocabulary(models.load_tokenizer(model), config.vocab_size, ())
+    output.mkdir(parents=True, exist_ok=True)
+    header = make_header(layout, vocabulary, "model", output)
+    with GgufEncoder(layout, header, FolderFiles(output), "model-Q8_0.gguf") as encoder:
+        stream_all(weights, encoder)
+    for path in model.glob("*.json"):
+        shutil.copy(path, output)
+    return output / "model-Q8_0.gguf"
+
+
+def stored_weights(model: Path) -> Any:
+    """The weights of a model folder as they are stored."""
+    from edgetune_jobs.model_folder import LocalModelFolder
+    from edgetune_jobs.model_weights import read_tensors
+    from edgetune_jobs.tensors.reader import TORCH_DTYPES
+    from edgetune_jobs.tensors.weights import ModelWeights
+
+    folder = LocalModelFolder(model, "model")
+    tensors = read_tensors(folder)
+    return ModelWeights(folder, tensors, TORCH_DTYPES[tensors[0].dtype])
+
+
+def stream_all(weights: Any, encoder: Any) -> None:
+    """Send all rows through one encoder, on two threads."""
+    from edgetune_jobs.tensors.pipeline import stream
+
+    stream(weights, [encoder], workers=2, progress=RecordedProgress(), stop=threading.Event())

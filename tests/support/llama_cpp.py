@@ -1,0 +1,112 @@
+"""llama.cpp for tests: built once into the cache, in an environment of its own, and run as a process beside the tests."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.folders import cache_folder
+
+_VERSION = "0.3.36"
+_BUILD_LIMIT_SECONDS = 1800
+_RUN_LIMIT_SECONDS = 120
+# Reads {"model", "texts", "prompts", "maxNewTokens"}, answers {"tokens", "logits", "answers", "template"}.
+_SCRIPT = """
+import json, sys
+from llama_cpp import Llama
+asked = json.load(sys.stdin)
+model = Llama(asked["model"], n_ctx=512, n_threads=1, logits_all=True, verbose=False)
+tokens = [model.tokenize(text.encode(), add_bos=True, special=True) for text in asked["texts"]]
+answers, logits = [], []
+for ids in asked["prompts"]:
+    model.reset()
+    model.eval(ids)
+    logits.append(model.scores[: len(ids)].tolist())
+    model.reset()
+    answer = []
+    for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
+        if token == model.token_eos() or len(answer) == asked["maxNewTokens"]:
+            break
+        answer.append(token)
+    answers.append(answer)
+template = model.metadata.get("tokenizer.chat_template")
+json.dump({"tokens": tokens, "logits": logits, "answers": answers, "template": template}, sys.stdout)
+"""
+
+
+def run_llama_cpp(
+    model: Path, *, texts: Sequence[str] = (), prompts: Sequence[Sequence[int]] = (), max_new_tokens: int = 24
+) -> dict[str, Any]:
+    """What llama.cpp makes of a GGUF file.
+
+    Args:
+        model: the file.
+        texts: texts to turn into tokens as a prompt is, special tokens in them included; ids under `tokens`.
+        prompts: token ids; what follows most likely, up to the end token, under `answers`, and their own logits
+            [tokens, vocabulary] under `logits`.
+        max_new_tokens: longest answer in tokens.
+
+    Raises:
+        AssertionError: it does not load the file; with its own words.
+    """
+    asked = {"model": str(model), "texts": texts, "prompts": prompts, "maxNewTokens": max_new_tokens}
+    done = subprocess.run(
+        [str(_python()), "-c", _SCRIPT],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_RUN_LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@cache
+def _python() -> Path:
+    """The interpreter that has llama.cpp. Skips the test, saying why, where it cannot be built."""
+    folder = cache_folder() / f"llama-cpp-python-{_VERSION}"
+    python = folder / "bin" / "python"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs at once, one builds
+        if not (folder / "complete").is_file():
+            print(f"building llama.cpp into {folder}", file=sys.stderr, flush=True)
+            failed = _build(folder, python)
+            if failed is not None:
+                pytest.skip(f"llama-cpp-python {_VERSION} cannot be built here: {failed}")
+            (folder / "complete").touch()
+    return python
+
+
+def _build(folder: Path, python: Path) -> str | None:
+    """Build it; the last line of what went wrong, if anything did."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        return "there is no C compiler"
+    # Portable code: the cache may be carried to another machine.
+    options = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+    for command in (
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
+        ["nice", uv, "pip", "install", "--quiet", "--python", str(python), f"llama-cpp-python=={_VERSION}"],
+    ):
+        done = subprocess.run(
+            command,
+            env={**os.environ, **options},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_BUILD_LIMIT_SECONDS,
+        )
+        if done.returncode != 0:
+            return next(reversed(done.stderr.strip().splitlines()), f"{command[0]} ended with {done.returncode}")
+    return None

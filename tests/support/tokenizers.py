@@ -1,0 +1,124 @@
+"""Small tokenizers of the kinds that real models have, each split and merged in its own way."""
+
+from functools import cache
+from typing import Any
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+_CORPUS = (
+    "Pump P-17 in hall 2 reports strong vibration (9.3 mm/s), don't wait: it's 1234567 hours old.\n\n",
+    "  Grüße aus Köln; naïve café — 日本語のテキスト и русский текст.\tTAB\r\n",
+    "### Instruction:\nName the fault.\n\n### Response:\nFault: bearing wear. I'LL replace it 🙂🙂.   \n",
+)
+TEXTS = (
+    *_CORPUS,
+    "",
+    " ",
+    "a",
+    " leading and trailing  ",
+    "<|im_start|>user\nWhat's up in 2024?<|im_end|>\n<|im_start|>assistant\n",
+    "عربي 中文 한국어 ελληνικά 🏳️‍🌈 ٣٤٥ x²½",
+    "tabs\t\tand\n\n\nlines\r\n  and 12345678901 numbers, don't DON'T we'll",
+    "def f(x):\n    return {'a': [1, 2.5e-3]}  # <s> not special? </s>",
+)
+
+
+def byte_level(kind: str) -> Any:
+    """A byte-level tokenizer that splits like GPT-2, SmolLM, Llama 3 or Qwen 2 (gpt-2, smollm, llama-bpe, qwen2)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
+    if kind == "gpt-2":
+        tokenizer.pre_tokenizer = whole
+    elif kind == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
+    else:
+        digits = r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}"
+        tokenizer.pre_tokenizer = _split(f"{_LETTERS}|{digits}|{_REST}")
+    if kind == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS * 3, trainer)
+    tokenizer.add_tokens(["<think>"])
+    return wrap(tokenizer, adds_bos=kind == "llama-bpe")
+
+
+def sentence_piece(prefix: str) -> Any:
+    """SentencePiece's BPE with bytes for unknown characters, as in Llama 2 and Mistral: BOS before every text.
+
+    Args:
+        prefix: where a space is put before text: legacy (before each piece between special tokens), first, or never.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers.tokenization_utils_base import generate_merges
+
+    pieces = _pieces()
+    vocabulary = {text: number for number, text in enumerate(pieces)}
+    scores = {text: -float(number) for text, number in vocabulary.items() if number >= len(_SPECIAL) + 256}
+    merges = generate_merges(scores, scores)
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    if prefix == "legacy":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prefix, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(_SPECIAL)
+    return wrap(tokenizer, adds_bos=True)
+
+
+BYTE_LEVEL = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+
+
+def wrap(tokenizer: Any, *, adds_bos: bool) -> Any:
+    """transformers' tokenizer around one of the tokenizers library."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<|im_end|>"
+    )
+
+
+def _split(pattern: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+@cache
+def _pieces() -> tuple[str, ...]:
+    """Special tokens, bytes, then pieces by falling score, single characters last."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁")
+    words = ["in ing ng ring string going ping ong"] * 5
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False)
+    tokenizer.train_from_iterator([_CORPUS[0], *words], trainer)
+    learned = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    # Some are made in two ways: ing of in and g, or of i and ng.
+    made = [text for text, _ in learned if len(text) > 1] + ["ng"]
+    single = [text for text, _ in learned if len(text) == 1]
+    return (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *made, *single)
