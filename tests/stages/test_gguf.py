@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 # Root mean square of the difference over that of the logits. Weights in Q8_0 cost 3 to 5 % in these random models, and
-# activations in Q8_0, which llama.cpp has besides, as much again; two rows of heads in the wrong order cost 50 % and more.
+# activations in Q8_0, which llama.cpp has besides, as much again; a head's rows in the wrong order cost far more.
 CLOSE = 0.09
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp for tests: built once into the cache, in an environment of its own, and run as a process beside the tests."""
+"""llama.cpp for tests: built once into the cache, in an environment of its own, and run in processes of its own."""
 
 import fcntl
 import json

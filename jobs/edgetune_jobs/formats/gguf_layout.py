@@ -20,6 +20,7 @@ _ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen
 _F32_BYTES = 4
 # Buffers of old checkpoints, computed from the configuration.
 _IGNORED = ("rotary_emb.inv_freq",)
+_ROPE_TYPES = ("default", "linear", "llama3")
 _HEAD = "lm_head.weight"
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -67,7 +68,7 @@ class GgufLayout:
 
     @property
     def context_length(self) -> int:
-        """Longest text: for models with a sliding window no longer than the window, as llama.cpp attends to all of it."""
+        """Longest text; with a sliding window no longer than the window, as llama.cpp attends to all of the text."""
         return min(self.config.max_position_embeddings, _window(self.config) or self.config.max_position_embeddings)
 
     def add_to(self, writer: "GGUFWriter") -> None:
@@ -152,10 +153,11 @@ def _check_arithmetic(config: "PreTrainedConfig") -> None:
     if config.hidden_act != "silu":
         raise Unsupported(f"its activation function is {config.hidden_act}; llama.cpp computes silu for such models")
     rope = config.rope_parameters
-    if rope["rope_type"] not in ("default", "linear", "llama3") or rope.get("partial_rotary_factor", 1) != 1:
-        raise Unsupported(
-            f"its rotary embedding is scaled by {rope['rope_type']}; default, linear and llama3 can be written"
-        )
+    if rope["rope_type"] not in _ROPE_TYPES:
+        known = ", ".join(_ROPE_TYPES)
+        raise Unsupported(f"its rotary embedding is of the type {rope['rope_type']}; possible are {known}")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise Unsupported("its rotary embedding turns a part of each head only; llama.cpp turns all of it")
 
 
 def _window(config: "PreTrainedConfig") -> int | None:

@@ -1,8 +1,8 @@
 """A tokenizer in the words of llama.cpp: vocabulary, merges, special tokens, and how text is split before merging.
 
-llama.cpp knows two kinds of tokenizers that matter here. `gpt2` is byte-level BPE, its split named by `pre`: only splits
-that llama.cpp has under a name can be written. `llama` is SentencePiece's BPE, which merges by the score of the merged
-token: merges that are ordered in that way can be written as scores.
+llama.cpp knows two kinds of tokenizers that matter here. `gpt2` is byte-level BPE, its split named by `pre`: only
+splits that llama.cpp has under a name can be written. `llama` is SentencePiece's BPE, which merges by the score of the
+merged token: merges that are ordered in that way can be written as scores.
 """
 
 import json
@@ -191,7 +191,7 @@ class _ByteLevel:
 
 
 class _SentencePiece:
-    """SentencePiece's BPE as the tokenizers library holds it: Llama 2, Mistral. Scores are made of the merges' order."""
+    """SentencePiece's BPE as the tokenizers library holds it: Llama 2, Mistral. The merges' order makes the scores."""
 
     name = "llama"
 
@@ -240,7 +240,7 @@ def _scores(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, ...]], ad
     """Score of each token that merges make, 0 for the first and falling.
 
     Raises:
-        Unsupported: two tokens next to each other may be merged by their score, but not by the list, or in another order.
+        Unsupported: by score, other tokens would be merged than by the list, or in another order.
     """
     scores: dict[str, float] = {}
     last = ""

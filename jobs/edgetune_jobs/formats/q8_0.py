@@ -21,7 +21,7 @@ def quantize(rows: "torch.Tensor") -> "torch.Tensor | None":
         rows: [rows, columns], floating point; columns a multiple of 32.
 
     Returns:
-        [rows, columns / 32 × 34], uint8; None if a number is not finite, or too large for a scale in float16.
+        [rows, columns / 32 * 34], uint8; None if a number is not finite, or too large for a scale in float16.
     """
     import torch
 
