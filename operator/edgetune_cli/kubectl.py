@@ -13,8 +13,9 @@ from rich.table import Table
 from edgetune_cli.show import show_outcome
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
-from edgetune_operator.api import LoraFineTuneStatus, StageStatus
+from edgetune_operator.api import SHORT_VERSION, LoraFineTuneStatus, StageStatus
 from edgetune_operator.observe import read_status
+from edgetune_operator.status import format_bytes, format_share
 
 _RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 
@@ -56,7 +57,10 @@ def get(
 
 @app.command()
 def describe(name: _Name, namespace: _Namespace = None) -> None:
-    """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions and Events."""
+    """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions, history and Events.
+
+    A version of the history, or its first 12 digits, is what spec.publish.pin takes to go back to it.
+    """
     document = _read("get", _RESOURCE, name, *_scope(namespace), "-o", "json")
     status = read_status(document)
     console = Console(soft_wrap=True, markup=False)
@@ -70,6 +74,8 @@ def describe(name: _Name, namespace: _Namespace = None) -> None:
     console.print(table)
     for artifact in status.artifacts:
         console.print(f"{artifact.name}: {artifact.uri}", highlight=False)
+    if status.history:
+        console.print(_history(status))
     console.print("\nEvents", style="bold")
     selector = f"involvedObject.kind={names.KIND},involvedObject.name={name}"
     _run("get", "events", *_scope(namespace), "--field-selector", selector, "--sort-by", ".lastTimestamp")
@@ -93,6 +99,21 @@ def logs(
 def main() -> None:
     """Entry point of the `kubectl-edgetune` command, which kubectl finds on the PATH."""
     app()
+
+
+def _history(status: LoraFineTuneStatus) -> Table:
+    table = Table(title="\nHistory", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("finished", "outcome", "version", "edge", "edge size"):
+        table.add_column(title, no_wrap=True)
+    for entry in status.history:
+        table.add_row(
+            entry.finished_at or "",
+            entry.outcome,
+            entry.version[:SHORT_VERSION],
+            format_share(entry.scores.edge if entry.scores else None),
+            format_bytes(entry.sizes.edge_bytes if entry.sizes else None),
+        )
+    return table
 
 
 def _row(status: LoraFineTuneStatus, stage: Stage | None) -> StageStatus | None:

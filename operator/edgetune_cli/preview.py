@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import LoraFineTuneSpec, LoraFineTuneStatus, StageState, StageStatus
 
@@ -23,7 +23,7 @@ class StagePreview:
 def preview(
     name: str, spec: LoraFineTuneSpec, status: LoraFineTuneStatus, previous_spec: Mapping[str, Any] | None
 ) -> tuple[StagePreview, ...]:
-    """Which stages would run, by digest.
+    """Which stages would run, by digest; with a pin, publish comes first.
 
     Args:
         name: name of the object.
@@ -41,6 +41,8 @@ def preview(
     for stage in list(Stage)[1:]:
         if stage is Stage.MERGE and not spec.merge.keep:
             previews.append(StagePreview(stage, "skip", "spec.merge.keep is false: quantize merges on the fly"))
+        elif stage is Stage.PUBLISH and spec.publish.pin:
+            previews.insert(0, _pinned(rows.get(stage), spec.publish.pin, pin_digest(spec.parameters, name)))
         elif not digests:
             previews.append(
                 StagePreview(stage, "run", "unless the store has its output for the inputs that prepare finds")
@@ -56,6 +58,12 @@ def _prepare(row: StageStatus | None, spec: LoraFineTuneSpec, changes: list[str]
     if row.digest != prepare_digest(spec.parameters):
         return StagePreview(Stage.PREPARE, "run", _changed(changes))
     return StagePreview(Stage.PREPARE, "check", "looks whether base and data are still the same")
+
+
+def _pinned(row: StageStatus | None, pin: str, digest: str) -> StagePreview:
+    if row is not None and row.state is StageState.SUCCEEDED and row.digest == digest:
+        return StagePreview(Stage.PUBLISH, "keep", f"latest.json names version {pin[:12]}, as spec.publish.pin says")
+    return StagePreview(Stage.PUBLISH, "run", f"points latest.json at version {pin[:12]}, as spec.publish.pin says")
 
 
 def _later(

@@ -17,6 +17,8 @@ MAX_HISTORY = 10
 MAX_WARNINGS = 64
 MAX_RETRY_TOKEN = 256
 MAX_TEXT = 32_768
+# As many digits of a version as spec.publish.pin takes at least.
+SHORT_VERSION = 12
 
 ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -289,6 +291,9 @@ class Display(Model):
 
     edge_size: Annotated[str, Field(max_length=16)] = ""
     """Size of the edge model."""
+
+    version: Annotated[str, Field(max_length=16)] = ""
+    """First digits of the version that was published, refused or pinned."""
 
 
 class LoraFineTuneStatus(Model):

@@ -214,7 +214,7 @@ def object_schema() -> Schema:
     }
 
 
-def _printer_columns() -> Iterable[dict[str, str]]:
+def _printer_columns() -> Iterable[dict[str, Any]]:
     columns = {
         "Phase": "phase",
         "Progress": "display.progress",
@@ -226,4 +226,6 @@ def _printer_columns() -> Iterable[dict[str, str]]:
     }
     for name, field in columns.items():
         yield {"name": name, "type": "string", "jsonPath": f".status.{field}"}
+    # Priority 1: with `kubectl get -o wide`.
+    yield {"name": "Version", "type": "string", "jsonPath": ".status.display.version", "priority": 1}
     yield {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}

@@ -10,6 +10,7 @@ from edgetune_operator.api import (
     MAX_HISTORY,
     MAX_TEXT,
     MAX_WARNINGS,
+    SHORT_VERSION,
     Condition,
     Display,
     HistoryEntry,
@@ -212,6 +213,7 @@ def _display(view: View, sizes: Sizes | None) -> Display:
         edge=format_share(scores.edge) if scores else "",
         adapter_size=format_bytes(sizes.adapter_bytes) if sizes else "",
         edge_size=format_bytes(sizes.edge_bytes) if sizes else "",
+        version=view.publication.version[:SHORT_VERSION] if view.publication else "",
     )
 
 

@@ -58,7 +58,10 @@ def test_describe_shows_stages_conditions_and_artifacts(environment: dict[str, s
     assert done.returncode == 0, done.stderr
     assert f"default/{NAME}: Succeeded" in done.stdout
     assert "edge-bnb-int8: s3://artifacts/" in done.stdout
-    assert any(line.split()[:3] == ["Ready", "True", "Published"] for line in done.stdout.splitlines())
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["Ready", "True", "Published"] in [line[:3] for line in lines]
+    versions = [line[2] for line in lines if line[1:2] == ["Succeeded"] and len(line) > 2]
+    assert [len(version) for version in versions] == [12]
 
 
 def test_an_object_that_is_not_there_is_told_in_kubectls_words(environment: dict[str, str]) -> None:

@@ -84,4 +84,4 @@ def test_people_see_the_columns_of_the_design(apiserver: ApiServer) -> None:
     table = apiserver.request("GET", OBJECTS, accept="application/json;as=Table;g=meta.k8s.io;v=v1").body
 
     columns = [column["name"] for column in table["columnDefinitions"]]
-    assert columns == ["Name", "Phase", "Progress", "Base", "Tuned", "Edge", "Adapter", "Edge-size", "Age"]
+    assert columns == ["Name", "Phase", "Progress", "Base", "Tuned", "Edge", "Adapter", "Edge-size", "Version", "Age"]

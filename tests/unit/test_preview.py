@@ -51,6 +51,17 @@ def test_new_training_data_runs_prepare_and_leaves_the_rest_to_what_it_finds() -
     assert changed[1].startswith("train: run unless the store has its output")
 
 
+def test_a_pin_comes_first_and_runs_publish_alone() -> None:
+    pinned = spec_of(publish={"pin": "a" * 64})
+
+    assert lines(spec_of(), pinned)[0] == (
+        f"publish: run points latest.json at version {'a' * 12}, as spec.publish.pin says"
+    )
+    assert [line.split()[1] for line in lines(spec_of(), pinned)] == ["run", "check", "keep", "keep", "keep", "keep"]
+    assert lines(pinned, pinned)[0] == (f"publish: keep latest.json names version {'a' * 12}, as spec.publish.pin says")
+    assert lines(pinned, spec_of())[-1] == "publish: run changed: spec.publish.pin"
+
+
 def test_merge_is_skipped_when_its_output_is_not_kept() -> None:
     changed = lines(spec_of(), spec_of(merge={"keep": False}))
     assert changed[2] == "merge: skip spec.merge.keep is false: quantize merges on the fly"

@@ -137,6 +137,7 @@ def test_columns_are_in_a_persons_units(scenario: Scenario) -> None:
     assert display is not None
     assert (display.base, display.tuned, display.edge) == ("5.0%", "95.0%", "94.0%")
     assert (display.adapter_size, display.edge_size) == ("500 B", "500 B")
+    assert display.version == scenario.pointer[:12]
 
 
 def test_progress_is_a_column_while_a_stage_runs(scenario: Scenario) -> None:
