@@ -84,7 +84,7 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
         Stage.QUANTIZE,
         source=merge if keep else train,
         base=parameters.merge.base,
-        formats=sorted(parameters.quantization.formats),
+        formats=parameters.quantization.formats,  # in their order: the first is the one that is scored
         outlierThreshold=parameters.quantization.outlier_threshold,
     )
     evaluate = _stage_digest(Stage.EVALUATE, quantize=quantize, **_evaluation_inputs(parameters, resolved))

@@ -138,7 +138,7 @@ class Scores(Model):
     """Score of the merged model, 0 to 1; absent with merge.keep false."""
 
     edge: float | None = None
-    """Score of the edge model, 0 to 1."""
+    """Score of the edge model in the first of the spec's formats, 0 to 1."""
 
     improvement: float | None = None
     """Tuned minus base, in percentage points."""
@@ -150,7 +150,7 @@ class Scores(Model):
     """Evaluation rows that were scored."""
 
     details: dict[str, ModelScores] = {}
-    """By model: keyword accuracy, exact match and loss."""
+    """By model: keyword accuracy, exact match and loss. Edge models in further formats have their artifacts' names."""
 
 
 class Publication(Model):

@@ -8,7 +8,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.model import Model, Rule
 
@@ -303,18 +303,43 @@ class EdgeFormat(StrEnum):
     """Format of an edge model."""
 
     BITSANDBYTES_INT8 = "BitsAndBytesInt8"
+    GGUF_Q8_0 = "GGUF-Q8_0"
+    COMPRESSED_TENSORS_W8A8 = "CompressedTensorsW8A8"
+
+    @property
+    def artifact(self) -> str:
+        """Name of the artifact that holds a model in this format."""
+        return _EDGE_ARTIFACTS[self]
+
+
+_EDGE_ARTIFACTS = {
+    EdgeFormat.BITSANDBYTES_INT8: "edge-bnb-int8",
+    EdgeFormat.GGUF_Q8_0: "edge-gguf-q8_0",
+    EdgeFormat.COMPRESSED_TENSORS_W8A8: "edge-ct-w8a8",
+}
+
+
+def _refuse_repeated(formats: tuple[EdgeFormat, ...]) -> tuple[EdgeFormat, ...]:
+    repeated = next((edge_format for edge_format in formats if formats.count(edge_format) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"must name each format once, names {repeated} twice")
+    return formats
 
 
 class QuantizationSpec(Model):
     """The edge model."""
 
     formats: Annotated[
-        tuple[EdgeFormat, ...], Field(min_length=1, max_length=1, json_schema_extra={"x-kubernetes-list-type": "set"})
+        tuple[EdgeFormat, ...],
+        Field(min_length=1, max_length=len(EdgeFormat), json_schema_extra={"x-kubernetes-list-type": "set"}),
+        AfterValidator(_refuse_repeated),
     ] = (EdgeFormat.BITSANDBYTES_INT8,)
-    """Formats to write. BitsAndBytesInt8 is LLM.int8 in the layout that from_pretrained reads."""
+    """Formats to write. BitsAndBytesInt8 is LLM.int8 in the layout that from_pretrained reads; GGUF-Q8_0 is one file
+    for llama.cpp (Llama, Mistral, Qwen2, Qwen3); CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The
+    first is the edge model that is scored, gated and shown in the status; all are published."""
 
     outlier_threshold: Annotated[float, Field(ge=0, le=1000)] = 6.0
-    """LLM.int8: activations above this magnitude are multiplied in 16 bits; 0 switches the split off."""
+    """BitsAndBytesInt8: activations above this magnitude are multiplied in 16 bits; 0 switches the split off."""
 
 
 _QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgetune_contract import digest
 from edgetune_contract.request import Manifest, Request, Resolved
-from edgetune_contract.spec import BaseModelSpec
+from edgetune_contract.spec import BaseModelSpec, EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.connect import BASE_FIELD, Access
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
@@ -21,7 +21,7 @@ _MAKERS: Mapping[str, Stage] = {
     "prepared": Stage.PREPARE,
     "adapter": Stage.TRAIN,
     "merged": Stage.MERGE,
-    "edge-bnb-int8": Stage.QUANTIZE,
+    **{edge_format.artifact: Stage.QUANTIZE for edge_format in EdgeFormat},
 }
 
 
@@ -36,7 +36,8 @@ def input_names(request: Request) -> tuple[str, ...]:
         case Stage.QUANTIZE:
             return ("merged",) if keep else (BASE, "adapter")
         case Stage.EVALUATE:
-            return (BASE, "prepared", "adapter", *(("merged",) if keep else ()), "edge-bnb-int8")
+            edges = (edge_format.artifact for edge_format in request.parameters.quantization.formats)
+            return (BASE, "prepared", "adapter", *(("merged",) if keep else ()), *edges)
         case _:
             return ()
 

@@ -1,6 +1,6 @@
 """How answers are scored: keyword accuracy, exact match, mean loss. Values only."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgetune_contract.request import ModelScores, Scores
@@ -48,18 +48,21 @@ def headline(scores: ModelScores) -> float | None:
     return scores.exact_match if scores.keyword_accuracy is None else scores.keyword_accuracy
 
 
-def compare(
-    base: ModelScores, tuned: ModelScores, merged: ModelScores | None, edge: ModelScores, examples: int
-) -> Scores:
-    """Scores of all models on the same rows, with what was gained (percentage points) and lost (0 to 1)."""
-    details = {"base": base, "tuned": tuned, "merged": merged, "edge": edge}
-    known = {name: scores for name, scores in details.items() if scores is not None}
-    figures = {name: headline(scores) for name, scores in known.items()}
-    base_score, tuned_score, edge_score = figures["base"], figures["tuned"], figures["edge"]
+def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
+    """Scores of all models on the same rows, with what was gained (percentage points) and lost (0 to 1).
+
+    Args:
+        details: scores by model: base, tuned, edge, merged if there is one, and further edge models by their artifacts.
+        examples: number of rows.
+    """
+    base_score, tuned_score, edge_score = (headline(details[name]) for name in ("base", "tuned", "edge"))
     return Scores(
-        **figures,
+        base=base_score,
+        tuned=tuned_score,
+        merged=headline(details["merged"]) if "merged" in details else None,
+        edge=edge_score,
         improvement=None if base_score is None or tuned_score is None else 100 * (tuned_score - base_score),
         drop=None if tuned_score is None or edge_score is None else tuned_score - edge_score,
         examples=examples,
-        details=known,
+        details=dict(details),
     )

@@ -83,21 +83,22 @@ class Versions:
         return version.document
 
     def require_files(self, document: VersionDocument) -> None:
-        """Check that all files of a version's edge model are in the store, with the sizes that they had.
+        """Check that all files of a version's edge model, in all its formats, are in the store with their sizes.
 
         Raises:
             InvalidInput: they are not; with the first that is missing.
         """
-        folder = document.edge.key
-        found = {each.key.removeprefix(f"{folder}/"): each.bytes for each in self._store.list(folder)}
-        for entry in document.edge.files:
-            if found.get(entry.path) == entry.bytes:
-                continue
-            what = f"has {found[entry.path]:,} bytes of {entry.bytes:,}" if entry.path in found else "is missing"
-            raise InvalidInput(
-                f"version {document.version[:_SHORT_DIGEST]} of {self._name} cannot be pointed at: "
-                f"{uri_of(self._store, folder)}/{entry.path} {what}; restore it, or choose another version"
-            )
+        for edge in document.edges:
+            folder = edge.key
+            found = {each.key.removeprefix(f"{folder}/"): each.bytes for each in self._store.list(folder)}
+            for entry in edge.files:
+                if found.get(entry.path) == entry.bytes:
+                    continue
+                what = f"has {found[entry.path]:,} bytes of {entry.bytes:,}" if entry.path in found else "is missing"
+                raise InvalidInput(
+                    f"version {document.version[:_SHORT_DIGEST]} of {self._name} cannot be pointed at: "
+                    f"{uri_of(self._store, folder)}/{entry.path} {what}; restore it, or choose another version"
+                )
 
     def _known(self, digests: Sequence[str]) -> list[KnownVersion]:
         known: list[KnownVersion] = []

@@ -63,6 +63,7 @@ LEGAL = (
     Verdict("one example at a time", {"training.batchSize": 1, "training.microBatchSize": 1}),
     Verdict("the largest seed", {"training.seed": 4_294_967_295}),
     Verdict("merge left out", {"merge.keep": False}),
+    Verdict("every edge format", {"quantization.formats": ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]}),
     Verdict("no outliers", {"quantization.outlierThreshold": 0}),
     Verdict(
         "all gates", {"evaluation.gates": {"minScore": 0.8, "maxDrop": 0.02, "minImprovement": -5, "maxEdgeBytes": 1}}
@@ -166,7 +167,7 @@ ILLEGAL = (
     Verdict(
         "an edge format twice",
         {"quantization.formats": ["BitsAndBytesInt8", "BitsAndBytesInt8"]},
-        "spec.quantization.formats: tuple should have at most 1 item",
+        "spec.quantization.formats: must name each format once, names BitsAndBytesInt8 twice",
     ),
     Verdict("a rank of nothing", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
     Verdict("a rank beyond the bound", {"lora.rank": 513}, "spec.lora.rank: input should be less than or equal to 512"),

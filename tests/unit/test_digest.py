@@ -81,6 +81,7 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "training.checkpoint.keep": (5, NOTHING),
     "merge.keep": (False, MERGE),
     "merge.base": ("Original", MERGE),
+    "quantization.formats": (["GGUF-Q8_0", "BitsAndBytesInt8"], QUANTIZE),
     "quantization.outlierThreshold": (5.0, QUANTIZE),
     "evaluation.maxExamples": (100, SCORES),
     "evaluation.maxNewTokens": (64, SCORES),
@@ -95,8 +96,8 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "activeDeadlineSeconds": (3600, NOTHING),
     "deletionPolicy": ("Delete", NOTHING),
 }
-# There is one edge format, so that this field has no second value; eval's own fields come with eval.
-WITHOUT_SECOND_VALUE = {"quantization.formats", "dataset.eval.uri", "dataset.eval.revision"}
+# eval's own fields come with eval.
+WITHOUT_SECOND_VALUE = {"dataset.eval.uri", "dataset.eval.revision"}
 
 
 def digests(builder: ObjectBuilder, resolved: Resolved = RESOLVED, name: str = "sensor-faults") -> dict[str, str]:

@@ -15,7 +15,7 @@ from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.publisher import Pointer, encode
 from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.stages.publish import edge_artifact
+from edgetune_jobs.stages.publish import edge_artifacts
 from edgetune_jobs.store import Content, Store
 from edgetune_jobs.versions import Versions
 from support.published import MODEL, PublishedModel
@@ -26,7 +26,7 @@ def test_a_quantize_manifest_without_an_edge_model_is_refused() -> None:
     manifest = Manifest(result=Result(stage=Stage.QUANTIZE, digest="0" * 64), created_at="2026-11-24T08:00:00+00:00")
 
     with pytest.raises(InvalidInput, match="the manifest of quantize names no edge model"):
-        edge_artifact(manifest)
+        edge_artifacts(manifest)
 
 
 @pytest.fixture(params=["folder", "s3"])

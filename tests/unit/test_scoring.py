@@ -61,7 +61,7 @@ def test_texts_have_a_loss_and_nothing_else() -> None:
 def test_improvement_is_in_points_and_drop_is_a_share() -> None:
     base, tuned, edge = (ModelScores(keyword_accuracy=accuracy) for accuracy in (0.05, 0.9, 0.88))
 
-    scores = compare(base, tuned, None, edge, examples=96)
+    scores = compare({"base": base, "tuned": tuned, "edge": edge}, examples=96)
 
     assert scores.improvement == pytest.approx(85)
     assert scores.drop == pytest.approx(0.02)
@@ -70,10 +70,19 @@ def test_improvement_is_in_points_and_drop_is_a_share() -> None:
     assert scores.examples == 96
 
 
+def test_edge_models_in_further_formats_have_scores_of_their_own_and_no_part_in_the_comparison() -> None:
+    base, tuned, edge, further = (ModelScores(keyword_accuracy=accuracy) for accuracy in (0.1, 0.9, 0.8, 0.2))
+
+    scores = compare({"base": base, "tuned": tuned, "edge": edge, "edge-gguf-q8_0": further}, examples=9)
+
+    assert (scores.edge, scores.drop) == (0.8, pytest.approx(0.1))
+    assert scores.details["edge-gguf-q8_0"].keyword_accuracy == 0.2
+
+
 def test_models_without_a_score_have_no_improvement() -> None:
     text = ModelScores(loss=1.0)
 
-    scores = compare(text, text, text, text, examples=3)
+    scores = compare(dict.fromkeys(("base", "tuned", "merged", "edge"), text), examples=3)
 
     assert (scores.improvement, scores.drop, scores.merged) == (None, None, None)
     assert scores.details["merged"].loss == 1.0

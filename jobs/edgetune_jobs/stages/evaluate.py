@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 ARTIFACT = "evaluation"
 BASE_SCORES = "base-scores"
 _SCORES_FILE = "scores.json"
-_EDGE = "edge-bnb-int8"
 _BATCH_SIZE = 32
 _KEPT_ANSWERS = 16
 
@@ -95,9 +94,12 @@ class _Evaluation:
 
 
 def run(context: StageContext) -> StageOutput:
-    """Score base, adapter, merged (if kept) and edge-bnb-int8 on the rows of input prepared; artifact `evaluation`.
+    """Score base, adapter, merged (if kept) and edge models on the rows of input prepared; artifact `evaluation`.
 
-    The base's scores are taken from input base-scores if it is there, and else left in output/base-scores.
+    The edge model in the first format of the spec has the name edge; further ones have their artifacts' names. GGUF is
+    scored through transformers, which unpacks its blocks: llama.cpp, which rounds activations to 8 bits besides, may
+    differ in a token here and there. The base's scores are taken from input base-scores if it is there, and else left
+    in output/base-scores.
 
     Raises:
         InvalidInput: a model does not load, or there is no row, or the base's loss is not finite.
@@ -108,7 +110,8 @@ def run(context: StageContext) -> StageOutput:
     rows = _read_rows(context)
     known = _read_base_scores(context)
     kept = context.inputs.get("merged")
-    evaluation = _Evaluation(context, rows, models_to_score=2 + (known is None) + (kept is not None))
+    edges = _edge_models(context)
+    evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
     base, adapter = context.inputs["base"], context.inputs["adapter"]
     if known is None:
         dtype = models.dtype_of(models.resolve_precision(Precision.AUTO, device))
@@ -117,7 +120,7 @@ def run(context: StageContext) -> StageOutput:
     else:
         evaluation.scores["base"] = known
     evaluation.score("tuned", base, lambda: _load_tuned(base, adapter, device))
-    for name, folder in (("merged", kept), ("edge", context.inputs[_EDGE])):
+    for name, folder in (("merged", kept), *edges.items()):
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / ARTIFACT, evaluation)
@@ -148,6 +151,12 @@ def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTraine
     """Base as training saw it, with its adapter beside it in the base's number format, as in training."""
     tuned = merging.load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
     return tuned.to(tuned.dtype)
+
+
+def _edge_models(context: StageContext) -> dict[str, Path]:
+    """Folders of the edge models by the names that their scores get."""
+    first, *further = (edge_format.artifact for edge_format in context.request.parameters.quantization.formats)
+    return {"edge": context.inputs[first], **{name: context.inputs[name] for name in further}}
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
@@ -203,7 +212,7 @@ def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
 
 def _report(evaluation: _Evaluation, device: "torch.device") -> StageOutput:
     known = evaluation.scores
-    scores = scoring.compare(known["base"], known["tuned"], known.get("merged"), known["edge"], len(evaluation.rows))
+    scores = scoring.compare(known, len(evaluation.rows))
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
     metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": models.peak_memory_bytes(device)}
     facts = {"device": models.describe_device(device), "decoding": "greedy"}

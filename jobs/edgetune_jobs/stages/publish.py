@@ -27,22 +27,22 @@ def run(context: StageContext) -> StageOutput:
         raise InvalidInput("publish needs a request with what prepare resolved")
     manifests = _read_manifests(request, publisher)
     scores = manifests[Stage.EVALUATE].result.scores or Scores()
-    edge = edge_artifact(manifests[Stage.QUANTIZE])
+    edge, *_ = edge_artifacts(manifests[Stage.QUANTIZE])
     refusals = judge(request.parameters.evaluation.gates, Figures(scores, edge.bytes))
     context.progress.say("refused by its gates" if refusals else "publishing")
     return StageOutput(publication=publisher.publish(_version(request, request.resolved, manifests, refusals)))
 
 
-def edge_artifact(manifest: Manifest) -> Artifact:
-    """The edge model among a quantize stage's artifacts.
+def edge_artifacts(manifest: Manifest) -> tuple[Artifact, ...]:
+    """The edge models among a quantize stage's artifacts: one a format, the one that was scored first.
 
     Raises:
         InvalidInput: there is none.
     """
-    for artifact in manifest.result.artifacts:
-        if artifact.name.startswith("edge-"):
-            return artifact
-    raise InvalidInput("the manifest of quantize names no edge model: run the stage again")
+    edges = tuple(artifact for artifact in manifest.result.artifacts if artifact.name.startswith("edge-"))
+    if not edges:
+        raise InvalidInput("the manifest of quantize names no edge model: run the stage again")
+    return edges
 
 
 def _read_manifests(request: Request, publisher: Publisher) -> dict[Stage, Manifest]:
@@ -54,7 +54,9 @@ def _version(
     request: Request, resolved: Resolved, manifests: Mapping[Stage, Manifest], refusals: tuple[str, ...]
 ) -> VersionDocument:
     quantize = manifests[Stage.QUANTIZE]
-    edge = edge_artifact(quantize)
+    edge, *further_edges = (
+        EdgeModel(artifact=artifact, files=_edge_files(quantize, artifact)) for artifact in edge_artifacts(quantize)
+    )
     return VersionDocument(
         model=request.name,
         namespace=request.namespace,
@@ -62,7 +64,8 @@ def _version(
         created_at=timestamp(),
         published=not refusals,
         refusals=refusals,
-        edge=EdgeModel(artifact=edge, files=_edge_files(quantize, edge)),
+        edge=edge,
+        further_edges=tuple(further_edges),
         artifacts=tuple(artifact for manifest in manifests.values() for artifact in manifest.result.artifacts),
         scores=manifests[Stage.EVALUATE].result.scores or Scores(),
         provenance=Provenance(
