@@ -65,9 +65,10 @@ generate: .venv/dev ## Make the CRD, the field reference and the golden manifest
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
 
-bench: .venv/dev ## Measure what the wrapper costs, and merge and quantize against a file copy
+bench: .venv/dev ## Measure training, merge and quantize, and the operator with 1,000 objects (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py
 	@$(BIN)/python tests/bench/bench_merge_quantize.py
+	@$(BIN)/python tests/bench/bench_operator.py
 
 format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .

@@ -1,0 +1,81 @@
+"""Many LoraFineTunes of one namespace, written by one client that has many requests in flight."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from edgetune_operator import names
+from support.builders import lora_fine_tune
+from support.kube import Kube
+
+_IN_FLIGHT = 32
+_FIELD_MANAGER = "edgetune-bench"
+_LIMIT = aiohttp.ClientTimeout(total=120)
+
+
+def objects_path(namespace: str) -> str:
+    """Path of a namespace's LoraFineTunes."""
+    return f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}"
+
+
+@asynccontextmanager
+async def session_for(kubeconfig: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session of as many connections as requests may be in flight, as the user of a kubeconfig."""
+    kube = Kube.from_kubeconfig(kubeconfig)
+    connector = aiohttp.TCPConnector(limit=_IN_FLIGHT, ssl=kube.context)
+    headers = {**kube.headers, "Accept": "application/json"}
+    async with aiohttp.ClientSession(kube.url, headers=headers, connector=connector, timeout=_LIMIT) as session:
+        yield session
+
+
+async def send(session: aiohttp.ClientSession, method: str, path: str, body: Any, content_type: str) -> dict[str, Any]:
+    """One request; the API server's answer.
+
+    Raises:
+        RuntimeError: it refuses.
+    """
+    headers = {"Content-Type": content_type}
+    async with session.request(method, path, data=json.dumps(body), headers=headers) as answer:
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path}: {answer.status} {await answer.text()}")
+        document: dict[str, Any] = await answer.json()
+        return document
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """`count` objects in a namespace."""
+
+    kubeconfig: Path
+    namespace: str
+    count: int
+
+    def apply(self, annotations: Mapping[str, str] | None = None) -> None:
+        """Apply all manifests at once, as `kubectl apply --server-side` does: creates what is not there."""
+        asyncio.run(self._apply(annotations or {}))
+
+    async def _apply(self, annotations: Mapping[str, str]) -> None:
+        spec = lora_fine_tune().build()["spec"]
+        async with session_for(self.kubeconfig) as session:
+
+            async def apply_one(name: str) -> None:
+                metadata = {"name": name, "namespace": self.namespace, "annotations": dict(annotations)}
+                body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
+                path = f"{objects_path(self.namespace)}/{name}?fieldManager={_FIELD_MANAGER}"
+                await send(session, "PATCH", path, body, "application/apply-patch+yaml")
+
+            await asyncio.gather(*(apply_one(f"model-{number:05d}") for number in range(self.count)))
+
+    def phases(self) -> dict[str, int]:
+        """How many objects are in each phase."""
+        counts: dict[str, int] = {}
+        for item in Kube.from_kubeconfig(self.kubeconfig).list(names.API_VERSION, names.KIND, self.namespace):
+            phase = (item.get("status") or {}).get("phase", "none")
+            counts[phase] = counts.get(phase, 0) + 1
+        return counts
