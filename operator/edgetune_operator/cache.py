@@ -5,14 +5,15 @@ disappear within a second of their end, and only the watch sees how they ended.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any
 
 from edgetune_operator import names
 from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.reconcile import Key
 
-_JOB_METADATA = (
+_METADATA = (
     "name",
     "namespace",
     "uid",
@@ -26,6 +27,14 @@ _WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, JOB_NAME_LABEL)
 _WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION)
 
 
+class Kind(StrEnum):
+    """What is cached."""
+
+    OBJECT = names.PLURAL
+    JOB = "jobs"
+    POD = "pods"
+
+
 class Cache:
     """Latest state of objects, Jobs and Pods. Own writes go in at once, so that a pass never sees less than it did."""
 
@@ -36,16 +45,47 @@ class Cache:
         self._keys: dict[str, Key] = {}
         """Keys by the object's UID."""
 
+    def put(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
+        """Take in what a watch or a list told, unless a newer state of it is here already.
+
+        Returns:
+            The key of the object that it is, or belongs to; None if that is not known.
+        """
+        match kind:
+            case Kind.OBJECT:
+                return self.put_object(body)
+            case Kind.JOB:
+                return self.put_job(body)
+            case Kind.POD:
+                return self._put_pod(body)
+
+    def remove(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
+        """Something is gone; the key of the object that it belonged to, if that is there."""
+        match kind:
+            case Kind.OBJECT:
+                self._remove_object(body)
+                return None
+            case Kind.JOB:
+                return self._remove_job(body)
+            case Kind.POD:
+                return self._remove_pod(body)
+
+    def bodies(self, kind: Kind) -> list[dict[str, Any]]:
+        """All that is here of a kind."""
+        if kind is Kind.OBJECT:
+            return list(self.objects.values())
+        held = self._jobs if kind is Kind.JOB else self._pods
+        return [body for of_one in held.values() for body in of_one.values()]
+
     def put_object(self, body: Mapping[str, Any]) -> Key:
-        """Take in an object, unless a newer state of it is here already."""
+        """Take in an object."""
         key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
-        known = self.objects.get(key)
-        if known is None or known["metadata"]["uid"] != body["metadata"]["uid"] or _version(body) >= _version(known):
+        if _is_news(body, self.objects.get(key)):
             self.objects[key] = _without_managed_fields(body)
             self._keys[body["metadata"]["uid"]] = key
         return key
 
-    def remove_object(self, body: Mapping[str, Any]) -> None:
+    def _remove_object(self, body: Mapping[str, Any]) -> None:
         """Forget a deleted object; one of the same name that was created since stays."""
         uid = body["metadata"]["uid"]
         key = self._keys.pop(uid, None)
@@ -59,24 +99,22 @@ class Cache:
         uid = uid_of_owner(body)
         if uid is None:
             return None
-        metadata = body["metadata"]
-        known = self._jobs[uid].get(metadata["name"])
-        if known is None or known["metadata"]["uid"] != metadata["uid"] or _version(body) >= _version(known):
-            self._jobs[uid][metadata["name"]] = _trimmed_job(body)
+        name = body["metadata"]["name"]
+        if _is_news(body, self._jobs[uid].get(name)):
+            self._jobs[uid][name] = _trimmed_job(body)
         return self._keys.get(uid)
 
-    def remove_job(self, body: Mapping[str, Any]) -> Key | None:
+    def _remove_job(self, body: Mapping[str, Any]) -> Key | None:
         """Forget a deleted Job and its Pods."""
         uid = uid_of_owner(body)
         if uid is None:
             return None
-        metadata = body["metadata"]
-        known = self._jobs[uid].get(metadata["name"])
-        if known is not None and known["metadata"]["uid"] == metadata["uid"]:
-            del self._jobs[uid][metadata["name"]]
-            pods = self._pods[uid]
-            for name in [n for n, pod in pods.items() if _owner_uid(pod, "Job") == metadata["uid"]]:
-                del pods[name]
+        metadata, jobs, pods = body["metadata"], self._jobs[uid], self._pods[uid]
+        if jobs.get(metadata["name"], {}).get("metadata", {}).get("uid") == metadata["uid"]:
+            del jobs[metadata["name"]]
+        for name in [name for name, pod in pods.items() if _owner_uid(pod, "Job") == metadata["uid"]]:
+            del pods[name]
+        self._drop_if_empty(uid)
         return self._keys.get(uid)
 
     def mark_job_deleting(self, uid: str, name: str, time: str) -> None:
@@ -85,28 +123,35 @@ class Cache:
         if job is not None:
             job["metadata"].setdefault("deletionTimestamp", time)
 
-    def put_pod(self, body: Mapping[str, Any]) -> Key | None:
+    def _put_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a Pod; the key of the object whose Job it belongs to."""
         uid = _uid_of_pod(body)
         if uid is None:
             return None
-        self._pods[uid][body["metadata"]["name"]] = _trimmed_pod(body)
+        name = body["metadata"]["name"]
+        if _is_news(body, self._pods[uid].get(name)):
+            self._pods[uid][name] = _trimmed_pod(body)
         return self._keys.get(uid)
 
-    def remove_pod(self, body: Mapping[str, Any]) -> Key | None:
+    def _remove_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A Pod is gone: one that had ended stays as long as its Job, another is forgotten."""
         uid = _uid_of_pod(body)
         if uid is None:
             return None
-        name = body["metadata"]["name"]
-        pod = _trimmed_pod(body)
-        terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
-        # One whose node is gone failed without a word of its container.
-        if terminated or pod["status"].get("phase") == "Failed":
+        name, pod = body["metadata"]["name"], _trimmed_pod(body)
+        job = _owner_uid(pod, "Job")
+        if _has_ended(pod) and any(known["metadata"]["uid"] == job for known in self._jobs[uid].values()):
             self._pods[uid][name] = pod
         else:
             self._pods[uid].pop(name, None)
+        self._drop_if_empty(uid)
         return self._keys.get(uid)
+
+    def _drop_if_empty(self, uid: str) -> None:
+        held: Iterable[defaultdict[str, dict[str, dict[str, Any]]]] = (self._jobs, self._pods)
+        for of_uid in held:
+            if not of_uid[uid]:
+                del of_uid[uid]
 
     def jobs_of(self, uid: str) -> list[dict[str, Any]]:
         """Jobs of an object."""
@@ -131,8 +176,21 @@ def _uid_of_pod(body: Mapping[str, Any]) -> str | None:
     return uid
 
 
-def _version(body: Mapping[str, Any]) -> int:
+def version_of(body: Mapping[str, Any]) -> int:
+    """Resource version: larger is newer, for all that one API server holds."""
     return int(body["metadata"].get("resourceVersion") or 0)
+
+
+def _is_news(body: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
+    if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
+        return True
+    return version_of(body) >= version_of(known)
+
+
+def _has_ended(pod: Mapping[str, Any]) -> bool:
+    """Whether a Pod's container has ended, or its node is gone and cannot say so."""
+    terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
+    return terminated or pod["status"].get("phase") == "Failed"
 
 
 def _owner_uid(body: Mapping[str, Any], kind: str) -> str | None:
@@ -160,7 +218,7 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("startTime", "completionTime", "active", "failed", "succeeded", "conditions")
     return {
         "metadata": {
-            **_picked(metadata, _JOB_METADATA),
+            **_picked(metadata, _METADATA),
             "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
@@ -173,7 +231,7 @@ def _trimmed_pod(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata, status = body["metadata"], body.get("status") or {}
     return {
         "metadata": {
-            **_picked(metadata, ("name", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")),
+            **_picked(metadata, _METADATA),
             "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
         },
         "status": {

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.cache import Cache, uid_of_owner
+from edgetune_operator.cache import Cache, Kind, uid_of_owner
 from edgetune_operator.events import EventDraft
 from edgetune_operator.progress import read_metrics, running_train_pod
 from edgetune_operator.reasons import Reason
 from edgetune_operator.reconcile import Conflict, JobRefused, Key
+from edgetune_operator.resync import NotServed, Page
 from edgetune_operator.telemetry import API_WRITES
 
 _TIMEOUT_SECONDS = 30
@@ -24,6 +26,11 @@ _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 _OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
 _EVENTS = "/api/v1/namespaces/{namespace}/events"
+_PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
+_PAGE_SIZE = "200"
+OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
+"""Label selector of the Jobs and Pods that are the operator's."""
+
 _CONFLICT = 409
 _NOT_FOUND = 404
 _INVALID = 422
@@ -53,6 +60,20 @@ class KubernetesCluster:
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.objects.get(key)
+
+    async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
+        """All of a kind that is the operator's, for `resync.Resync`."""
+        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
+        query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
+        while True:
+            try:
+                found = await self._call("GET", path.format(namespace=namespace), query=query)
+            except (ApiException, aiohttp.ClientError, TimeoutError) as error:
+                raise NotServed(_why_not_served(error, kind, namespace)) from error
+            yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
+            if not found["metadata"].get("continue"):
+                return
+            query["continue"] = found["metadata"]["continue"]
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self._cache.jobs_of(owner["uid"])
@@ -197,6 +218,24 @@ def _refusal(error: ApiException) -> Reason:
         if any(cause.get("reason") == Reason.NAMESPACE_TERMINATING for cause in causes):
             return Reason.NAMESPACE_TERMINATING
     return Reason.JOB_REFUSED
+
+
+def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
+    """What stands in the way of a list, and what to do."""
+    if not isinstance(error, ApiException):
+        return f"the API server does not answer: {error or type(error).__name__}; trying again"
+    if error.status == _NOT_FOUND:
+        crd = f"{names.PLURAL}.{names.GROUP}"
+        return (
+            f"the API server does not serve {crd}; install the CRD: `helm upgrade` with crd.install=true, or "
+            f"`kubectl apply -f crds/{crd}.yaml` from the operator's repository"
+        )
+    where = f"namespace {namespace}" if namespace else "the whole cluster"
+    if error.status in (401, 403):
+        return (
+            f"the operator may not list {kind} in {where}: {_message(error)}; the chart makes its Roles (rbac.create)"
+        )
+    return f"the API server does not list {kind} in {where}: {error.status} {_message(error)}; trying again"
 
 
 def _message(error: ApiException) -> str:

@@ -11,17 +11,18 @@ import kopf
 from prometheus_client import start_http_server
 
 from edgetune_operator import names
-from edgetune_operator.cache import Cache
-from edgetune_operator.cluster import connect
+from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.cluster import OWNED, connect
 from edgetune_operator.controller import Controller
+from edgetune_operator.health import serving_health
 from edgetune_operator.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reconcile import Key
+from edgetune_operator.resync import Resync
 from edgetune_operator.settings import Settings
 from edgetune_operator.workqueue import WorkQueue
 
 _PHASE_COUNT_SECONDS = 10.0
-_SELECTOR = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 
 
 class Watcher:
@@ -41,23 +42,28 @@ class Watcher:
         kopf.on.login(registry=registry)(_log_in)
         kopf.on.startup(registry=registry)(self.start)
         kopf.on.cleanup(registry=registry)(self.stop)
-        kopf.on.probe(registry=registry, id="oldestPassSeconds")(self.probe)
         kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry, id="object")(self.on_object)
         kopf.on.event("batch", "v1", "jobs", labels=owned, registry=registry, id="job")(self.on_job)
         kopf.on.event("", "v1", "pods", labels=owned, registry=registry, id="pod")(self.on_pod)
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
-        """Connect and start the workers."""
+        """Connect, wait until everything is listed, and start the workers. Kopf watches when this is done."""
         _configure(settings)
         # Looking for new namespaces and kinds takes rights over the whole cluster.
         settings.scanning.disabled = bool(self._settings.namespaces)
-        cluster = await self._resources.enter_async_context(connect(self._cache))
+        enter = self._resources.enter_async_context
+        cluster = await enter(connect(self._cache))
+        resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles, self._settings.poll_seconds)
+        oldest, limit = self._controller.oldest_pass_seconds, self._settings.max_pass_age_seconds
+        await enter(serving_health(self._settings.health_port, oldest, limit, lambda: resync.waits_for))
         server, thread = start_http_server(self._settings.metrics_port)
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)
         self._resources.callback(server.shutdown)
-        background = [self._queue.run_delays(), self._count_phases()]
+        # A pass over half of the Jobs would take the others for missing.
+        await resync.run_until_listed()
+        background = [self._queue.run_delays(), self._count_phases(), resync.run()]
         for work in (*background, *(self._controller.work() for _ in range(self._settings.workers))):
             self._resources.push_async_callback(_cancel, asyncio.create_task(work))
 
@@ -65,35 +71,21 @@ class Watcher:
         """Stop the workers: a pass that goes on is cut off, and made again by the next operator."""
         await self._resources.aclose()
 
-    def probe(self, **_: Any) -> float:
-        """Age of the oldest pass, for /healthz.
-
-        Raises:
-            RuntimeError: a pass hangs.
-        """
-        seconds = self._controller.oldest_pass_seconds() if self._controller is not None else 0.0
-        if seconds > self._settings.max_pass_age_seconds:
-            raise RuntimeError(f"a pass has been going on for {seconds:.0f} s")
-        return seconds
-
     async def on_object(self, event: Mapping[str, Any], **_: Any) -> None:
         """An object was seen, changed or deleted."""
-        if event["type"] == "DELETED":
-            self._cache.remove_object(event["object"])
-        else:
-            self._queue.add(self._cache.put_object(event["object"]))
+        self._take(Kind.OBJECT, event)
 
     async def on_job(self, event: Mapping[str, Any], **_: Any) -> None:
         """A Job of ours was seen, changed or deleted."""
-        deleted = event["type"] == "DELETED"
-        self._wake(self._cache.remove_job(event["object"]) if deleted else self._cache.put_job(event["object"]))
+        self._take(Kind.JOB, event)
 
     async def on_pod(self, event: Mapping[str, Any], **_: Any) -> None:
         """A Pod of ours was seen, changed or deleted."""
-        deleted = event["type"] == "DELETED"
-        self._wake(self._cache.remove_pod(event["object"]) if deleted else self._cache.put_pod(event["object"]))
+        self._take(Kind.POD, event)
 
-    def _wake(self, key: Key | None) -> None:
+    def _take(self, kind: Kind, event: Mapping[str, Any]) -> None:
+        take = self._cache.remove if event["type"] == "DELETED" else self._cache.put
+        key = take(kind, event["object"])
         if key is not None:
             self._queue.add(key)
 
@@ -128,5 +120,5 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     settings.execution.default_backoff = 1
     settings.networking.request_timeout = 30
     # Foreign Jobs and Pods never reach this process.
-    settings.watching.label_selectors["batch", "v1", "jobs"] = _SELECTOR
-    settings.watching.label_selectors["", "v1", "pods"] = _SELECTOR
+    settings.watching.label_selectors["batch", "v1", "jobs"] = OWNED
+    settings.watching.label_selectors["", "v1", "pods"] = OWNED

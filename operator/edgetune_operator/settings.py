@@ -23,7 +23,7 @@ class Settings:
     """Time between two readings of a training's progress."""
 
     health_port: int
-    """Port of /healthz."""
+    """Port of /healthz and /readyz."""
 
     metrics_port: int
     """Port of /metrics."""
@@ -47,7 +47,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     )
     parser.add_argument("--workers", type=int, default=16, help="passes at a time")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="time between two readings of progress")
-    parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz")
+    parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz")
     parser.add_argument("--metrics-port", type=int, default=9090, help="port of /metrics")
     parser.add_argument("--max-pass-age-seconds", type=float, default=300.0, help="unhealthy if a pass takes longer")
     parser.add_argument("--log-format", choices=("json", "text"), default="json", help="format of the logs")

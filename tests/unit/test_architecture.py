@@ -21,7 +21,7 @@ PACKAGES = {
 HEAVY = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
 LIGHT = ("edgetune_jobs.__main__", "edgetune_jobs.runtime", "edgetune_cli.__main__", "edgetune_operator.reconcile")
 STAGES = tuple(f"edgetune_jobs.stages.{path.stem}" for path in (PACKAGES["edgetune_jobs"] / "stages").glob("[a-z]*.py"))
-PURE = ("api", "deletion", "events", "names", "observe", "plan", "render", "run", "status")
+PURE = ("api", "deletion", "diagnosis", "events", "names", "observe", "plan", "reasons", "render", "run", "status")
 
 
 def calls(path: Path) -> Iterator[str]:

@@ -296,8 +296,9 @@ def test_one_operator_runs_at_a_time_and_is_probed() -> None:
     container = operator_container([deployment])
 
     assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+    paths = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+    for probe, path in paths.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": "health"}
 
 
 def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:

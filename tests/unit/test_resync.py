@@ -1,0 +1,188 @@
+"""The cache and the lists that fill it: newer states win, what is gone goes, and Pods that ended are remembered."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from edgetune_operator import names
+from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.observe import JOB_NAME_LABEL
+from edgetune_operator.reconcile import Key
+from edgetune_operator.resync import NotServed, Page, Resync
+
+KEY = Key("team-a", "sensor-faults")
+
+
+def body(name: str, version: int, **fields: Any) -> dict[str, Any]:
+    """Something as the API server gives it; its UID is made of its name."""
+    metadata = {"name": name, "namespace": "team-a", "uid": f"uid-of-{name}", "resourceVersion": str(version)}
+    return {"metadata": {**metadata, **fields}, "status": {}}
+
+
+def an_object(version: int, uid: str = "uid-of-sensor-faults") -> dict[str, Any]:
+    """The object."""
+    return body("sensor-faults", version, uid=uid)
+
+
+def a_job(version: int, name: str = "job-1") -> dict[str, Any]:
+    """A Job of the object."""
+    owner = {"controller": True, "kind": names.KIND, "uid": "uid-of-sensor-faults"}
+    return body(name, version, ownerReferences=[owner])
+
+
+def a_pod(version: int, name: str = "pod-1", *, ended: bool = False) -> dict[str, Any]:
+    """A Pod of job-1."""
+    labels = {names.UID_LABEL: "uid-of-sensor-faults", JOB_NAME_LABEL: "job-1"}
+    owner = {"controller": True, "kind": "Job", "uid": "uid-of-job-1"}
+    state = {"terminated": {"exitCode": 75}} if ended else {"running": {}}
+    pod = body(name, version, labels=labels, ownerReferences=[owner])
+    return {**pod, "status": {"phase": "Running", "containerStatuses": [{"name": "stage", "state": state}]}}
+
+
+class ApiServer:
+    """Lists of what a test put there; it can refuse them for a while."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
+        self.version = 100
+        self.refusals: list[str] = []
+
+    async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
+        """One item a page."""
+        if self.refusals:
+            raise NotServed(self.refusals.pop(0))
+        for each in [*self.bodies[kind], None]:
+            if each is None or namespace in (None, each["metadata"]["namespace"]):
+                yield Page([] if each is None else [each], self.version)
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    """An API server with one object, its Job and its Pod."""
+    server = ApiServer()
+    server.bodies = {Kind.OBJECT: [an_object(10)], Kind.JOB: [a_job(20)], Kind.POD: [a_pod(30)]}
+    return server
+
+
+class World:
+    """A cache and the keys that it woke."""
+
+    def __init__(self, server: ApiServer, *namespaces: str) -> None:
+        self.cache = Cache()
+        self.woken: list[Key] = []
+        self.resync = Resync(server, self.cache, namespaces, self.woken.append)
+
+    def read_lists(self) -> list[Key]:
+        """Resync once; the keys that it wakes."""
+        self.woken.clear()
+        asyncio.run(self.resync.run_until_listed())
+        return list(self.woken)
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names of all that is in the cache."""
+        return [each["metadata"]["name"] for each in self.cache.bodies(kind)]
+
+
+def test_the_first_lists_fill_the_cache(server: ApiServer) -> None:
+    world = World(server)
+
+    assert world.resync.waits_for == "the first lists have not been read"
+    assert set(world.read_lists()) == {KEY}
+    assert [world.names(kind) for kind in Kind] == [["sensor-faults"], ["job-1"], ["pod-1"]]
+    assert world.resync.waits_for == ""
+
+
+def test_what_was_deleted_unseen_goes_and_wakes_its_object(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+    server.bodies[Kind.JOB], server.bodies[Kind.POD] = [], []
+
+    assert world.read_lists() == [KEY]
+    assert world.names(Kind.JOB) == []
+    assert world.names(Kind.POD) == []
+
+
+def test_a_list_that_brings_nothing_new_wakes_nobody(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+
+    assert world.read_lists() == []
+
+
+def test_what_is_newer_than_the_list_stays(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+    world.cache.put_job(a_job(version=101, name="job-2"))
+
+    assert world.read_lists() == []
+    assert world.names(Kind.JOB) == ["job-1", "job-2"]
+
+
+def test_a_list_does_not_undo_what_the_watch_has_told_since(server: ApiServer) -> None:
+    world = World(server)
+    world.cache.put(Kind.POD, a_pod(40, ended=True))
+
+    world.read_lists()
+
+    (pod,) = world.cache.bodies(Kind.POD)
+    assert "terminated" in pod["status"]["containerStatuses"][0]["state"]
+
+
+def test_only_the_namespaces_that_are_watched_are_listed(server: ApiServer) -> None:
+    world = World(server, "team-b")
+
+    assert world.read_lists() == []
+    assert world.names(Kind.OBJECT) == []
+
+
+def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(server)
+    server.refusals = ["the API server does not answer"] * 3 + ["the CRD is missing"]
+    told: list[str] = []
+
+    async def no_sleep(_: float) -> None:
+        told.append(world.resync.waits_for)
+
+    monkeypatch.setattr("edgetune_operator.resync.asyncio.sleep", no_sleep)
+    world.read_lists()
+
+    assert told == ["the API server does not answer"] * 3 + ["the CRD is missing"]
+    assert world.resync.waits_for == ""
+    assert caplog.messages == ["not ready: the API server does not answer", "not ready: the CRD is missing"]
+
+
+def test_a_pod_that_ended_is_remembered_until_its_job_is_gone(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+    world.cache.remove(Kind.POD, a_pod(50, ended=True))
+    remembered = world.names(Kind.POD)
+    world.read_lists()
+
+    world.cache.remove(Kind.JOB, a_job(60))
+
+    assert remembered == ["pod-1"]
+    assert world.names(Kind.POD) == []
+
+
+def test_a_pod_that_goes_after_its_job_leaves_nothing_behind(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+    world.cache.remove(Kind.JOB, a_job(60))
+
+    world.cache.remove(Kind.POD, a_pod(70, ended=True))
+
+    assert world.names(Kind.POD) == []
+
+
+def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> None:
+    world = World(server)
+    world.read_lists()
+    world.cache.put_object(an_object(90, uid="another"))
+
+    world.cache.remove(Kind.OBJECT, an_object(80))
+
+    assert world.cache.objects[KEY]["metadata"]["uid"] == "another"
