@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -333,3 +334,35 @@ def test_prepared_data_that_the_base_cannot_be_trained_on_as_asked_are_refused(
 
     with pytest.raises(InvalidInput, match=reason):
         prepare.recheck(workplace.context(**spec), prepared.metrics)
+
+
+TOO_NARROW = (
+    "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: its tensor model.embed_tokens.weight has "
+    "rows of 8 numbers; Q8_0 needs a multiple of 32. Take the format away, or choose another base"
+)
+BOTH = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}}
+
+
+def test_a_base_that_an_edge_format_cannot_hold_is_refused_before_anything_is_trained(workplace: Workplace) -> None:
+    assert workplace.refusal(**BOTH) == TOO_NARROW
+
+
+def test_a_format_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput) as caught:
+        prepare.recheck(workplace.context(**BOTH), prepared.metrics)
+    assert str(caught.value) == TOO_NARROW
+
+
+def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workplace) -> None:
+    shutil.rmtree(workplace.folder / "base")
+    olmo = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
+    make_base(workplace.folder / "base", config=olmo)
+
+    for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8"):
+        refusal = workplace.refusal(quantization={"formats": [edge_format]})
+
+        assert refusal.startswith(f"spec.quantization.formats[0]: the model cannot be written as {edge_format}: ")
+        assert "of the type olmo cannot be" in refusal
+        assert "llama, mistral" in refusal

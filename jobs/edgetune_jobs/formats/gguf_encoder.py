@@ -37,12 +37,15 @@ class GgufEncoder:
         self._open = ExitStack()
         self._file: OutputFile | None = None
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of the file."""
+        return len(self._header) + sum(_padded(tensor.bytes) for tensor in _file_order(self._layout))
+
     def __enter__(self) -> Self:
-        extras = extra_tensors(self._layout)
-        size = len(self._header) + sum(_padded(tensor.bytes) for tensor in _file_order(self._layout))
-        self._file = self._open.enter_context(self._outputs.create(self._path, size))
+        self._file = self._open.enter_context(self._outputs.create(self._path, self.total_bytes))
         self._file.write(self._header)
-        for tensor, values in extras:
+        for tensor, values in extra_tensors(self._layout):
             self._write(tensor, values, is_last=True)
         return self
 

@@ -108,9 +108,7 @@ def lay_out(config: "PreTrainedConfig", shapes: Mapping[str, tuple[int, ...]]) -
     """
     architecture = _ARCHITECTURES.get(config.model_type)
     if architecture is None:
-        raise Unsupported(
-            f"a model of the type {config.model_type} cannot be written; possible are {', '.join(_ARCHITECTURES)}"
-        )
+        raise Unsupported(f"models of the type {config.model_type} cannot be; possible are {', '.join(_ARCHITECTURES)}")
     _check_arithmetic(config)
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 

@@ -10,6 +10,7 @@ from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs import dataset_checks, models
 from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.data import DataSet, read_data_set
+from edgetune_jobs.edge_formats import check_formats
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.examples import Example, RowParser
 from edgetune_jobs.libraries import prepare_libraries
@@ -60,6 +61,7 @@ def run(context: StageContext) -> StageOutput:
     problems = Problems()
     train_set, eval_set = _read(context, problems)
     tokenizer = _load_tokenizer(base)
+    check_formats(base, lambda: tokenizer, parameters)
     encoder = Encoder(tokenizer, renderer_for(parameters.dataset, tokenizer), parameters.training.max_length)
     tokenizing = _Tokenizing(context, encoder, problems)
     if problems.total:
@@ -101,7 +103,8 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
         The metrics that these fields change.
 
     Raises:
-        InvalidInput: the base lacks a target module, or was not made for sequences of this length.
+        InvalidInput: the base lacks a target module, was not made for sequences of this length, or cannot be written in
+            one of the edge formats.
     """
     parameters = context.request.parameters
     context.progress.say("inspecting the base model")
@@ -109,6 +112,7 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     targets = targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, parameters, longest)
+    check_formats(base, lambda: _load_tokenizer(base), parameters)
     return training_figures(targets, parameters, estimate_training(base, targets, parameters, longest))
 
 

@@ -14,7 +14,7 @@ from edgetune_jobs.tensors.reader import TORCH_DTYPES
 
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
+OUTPUT_HEAD = "lm_head"
 
 
 class NotUnderstood(Exception):
@@ -118,6 +118,9 @@ _FAMILIES: Mapping[str, _Family] = {
     "smollm3": _Family("SmolLM3ForCausalLM", _separate, _two_norms, _optional_biases),
 }
 
+KNOWN_TYPES = frozenset(_FAMILIES)
+"""model_type of the families."""
+
 
 def understand(folder: Path, tensors: Sequence[StoredTensor]) -> Layout:
     """The layout of a model, if it is exactly that of a known family.
@@ -154,7 +157,7 @@ def _layout(family: _Family, config: Any) -> Layout:
     embedding = (config.vocab_size, sizes.hidden)
     tensors: dict[str, Shape] = {_EMBEDDING: embedding, "model.norm.weight": (sizes.hidden,)}
     if not config.tie_word_embeddings:
-        tensors[_HEAD] = embedding
+        tensors[f"{OUTPUT_HEAD}.weight"] = embedding
     layer_linears, norms = family.linears(sizes), family.norms(sizes)
     linears = set()
     for number in range(config.num_hidden_layers):
