@@ -233,7 +233,8 @@ def _told(clean_up: CleanUpObservation) -> str:
     removed = f"removed {done.removed_objects:,} objects ({done.removed_bytes:,} bytes)"
     if not done.shared_stages:
         return removed
-    return f"{removed}; outputs of {done.shared_stages} stages stay, since other objects use them"
+    stages = "1 stage" if done.shared_stages == 1 else f"{done.shared_stages} stages"
+    return f"{removed}; what {stages} made stays, since other objects use it"
 
 
 def _why_failed(clean_up: CleanUpObservation) -> str:

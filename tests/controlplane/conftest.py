@@ -1,11 +1,14 @@
-"""One API server for all tests of this folder."""
+"""One API server, one control plane with the operator as a process, for all tests of this folder."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from cluster.controlplane import ControlPlane, running_control_plane
 from edgetune_operator.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, ApiServer, binaries_are_there, running_apiserver
+from support.kube import Kube, condition
+from support.stage_player import Operator, StagePlayer
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,42 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     with running_apiserver(tmp_path_factory.mktemp("apiserver")) as server:
         server.install_crd(custom_resource_definition())
         yield server
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A running control plane with the light controllers, which serves LoraFineTunes."""
+    if not binaries_are_there():
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
+    with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
+        kube = Kube.from_kubeconfig(plane.kubeconfig())
+        crd = custom_resource_definition()
+        kube.apply(crd)
+        kube.wait(
+            crd["apiVersion"],
+            crd["kind"],
+            None,
+            crd["metadata"]["name"],
+            lambda found: (condition(found, "Established") or {}).get("status") == "True",
+            "the CRD is established",
+        )
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator, running."""
+    operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
+    operator.start()
+    yield operator
+    operator.stop()
+
+
+@pytest.fixture
+def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:  # noqa: ARG001
+    """Plays the kubelet in a namespace of the test's own."""
+    kube = Kube.from_kubeconfig(control_plane.kubeconfig())
+    namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
+    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace's service account is there")
+    return StagePlayer(kube, namespace)

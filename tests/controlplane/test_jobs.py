@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
+from edgetune_operator import names
 from edgetune_operator.profiles import Profile
-from edgetune_operator.render import render_job
+from edgetune_operator.render import render_clean_up, render_job
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
-from support.golden import FULL, PROFILES, request_for, spec_of
+from support.golden import FULL, PROFILES, clean_up_request, request_for, spec_of
 
 DRY_RUN = "dryRun=All&fieldValidation=Strict"
 
@@ -31,16 +32,19 @@ def restricted_namespace(apiserver: ApiServer) -> str:
     return NAMESPACE
 
 
-def rendered(stage: Stage, profile: Profile) -> dict[str, Any]:
-    """Job of a stage of the smallest object."""
+def rendered(stage: str, profile: Profile) -> dict[str, Any]:
+    """Job of a stage of the smallest object, or of its clean-up."""
     builder = lora_fine_tune()
+    if stage == names.CLEAN_UP:
+        return render_clean_up(builder.build()["metadata"], profile, clean_up_request(profile))
+    stage = Stage(stage)
     return render_job(builder.build()["metadata"], spec_of(builder), profile, request_for(stage, profile), retry="")
 
 
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", [*Stage, names.CLEAN_UP])
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_the_api_server_takes_the_job_and_admits_its_pod(
-    apiserver: ApiServer, restricted_namespace: str, profile: Profile, stage: Stage
+    apiserver: ApiServer, restricted_namespace: str, profile: Profile, stage: str
 ) -> None:
     job = rendered(stage, profile)
     template = job["spec"]["template"]

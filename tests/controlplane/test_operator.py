@@ -1,160 +1,17 @@
 """The operator process on a real control plane: Jobs by the real Job controller, Pods whose kubelet the tests play."""
 
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.controlplane import ControlPlane, running_control_plane
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
-from edgetune_operator.crd import custom_resource_definition
-from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
-from support.builders import lora_fine_tune
-from support.kube import Kube, condition, pod_ended
-from support.operator_process import running_operator
-from support.scenario import Scenario, request_of
+from support.kube import condition, pod_ended
+from support.scenario import request_of
+from support.stage_player import OBJECT, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
-
-_KIND = (names.API_VERSION, names.KIND)
-_PROFILES = {"default": {"store": {"uri": "s3://artifacts/edgetune"}}}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-class StagePlayer:
-    """Plays kubelet and stages for one object: ends the Pods of its Jobs with the results that stages would give."""
-
-    def __init__(self, kube: Kube, namespace: str) -> None:
-        self.kube = kube
-        self.namespace = namespace
-        self.stages = Scenario(lora_fine_tune())
-
-    @property
-    def object(self) -> dict[str, Any]:
-        found = self.kube.get(*_KIND, self.namespace, "sensor-faults")
-        assert found is not None
-        return found
-
-    def apply(self, **spec: Any) -> None:
-        document = lora_fine_tune().build()
-        document["spec"] |= spec
-        self.kube.apply(
-            {
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "metadata": {"name": "sensor-faults", "namespace": self.namespace},
-                "spec": document["spec"],
-            }
-        )
-
-    def wait(self, holds: Any, what: str) -> dict[str, Any]:
-        return self.kube.wait(*_KIND, self.namespace, "sensor-faults", holds, what)
-
-    def wait_for_phase(self, phase: str) -> dict[str, Any]:
-        return self.wait(lambda found: (found.get("status") or {}).get("phase") == phase, f"phase {phase}")
-
-    def live_pod(self, stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The Job of a stage and its Pod that has not ended, once both are there."""
-        deadline = time.monotonic() + 60
-        selector = f"{names.STAGE_LABEL}={stage}"
-        while time.monotonic() < deadline:
-            pods = self.kube.list("v1", "Pod", self.namespace, selector)
-            pods = [pod for pod in pods if pod["status"].get("phase") == "Pending" and not _deleting(pod)]
-            jobs = {job["metadata"]["name"]: job for job in self.kube.list("batch/v1", "Job", self.namespace, selector)}
-            owners = [pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] for pod in pods]
-            if owners and owners[-1] in jobs:
-                return jobs[owners[-1]], pods[-1]
-            time.sleep(0.1)
-        raise TimeoutError(f"no Pod of stage {stage} within 60 s; status: {self.object.get('status')}")
-
-    def end_pod(self, pod: dict[str, Any], status: dict[str, Any]) -> None:
-        self.kube.set_status("v1", "Pod", self.namespace, pod["metadata"]["name"], status)
-
-    def remove_pod(self, pod: dict[str, Any]) -> None:
-        """A Pod that is being deleted is gone: no kubelet is here to confirm that its container has ended."""
-        path = f"{self.kube.path('v1', 'Pod', self.namespace, pod['metadata']['name'])}?gracePeriodSeconds=0"
-        self.kube.request("DELETE", path)
-
-    def finish(self, stage: Stage) -> None:
-        job, pod = self.live_pod(stage)
-        result = self.stages.simulated_result(request_of(job))
-        self.end_pod(pod, pod_ended(0, result.encode().decode()))
-
-    def finish_from(self, first: Stage) -> None:
-        for stage in list(Stage)[list(Stage).index(first) :]:
-            self.finish(stage)
-
-    def row(self, stage: Stage) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = self.object["status"]["stages"]
-        return next(row for row in rows if row["name"] == stage)
-
-
-def _deleting(item: dict[str, Any]) -> bool:
-    return item["metadata"].get("deletionTimestamp") is not None
-
-
-@pytest.fixture(scope="module")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
-    with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
-        kube = Kube.from_kubeconfig(plane.kubeconfig())
-        crd = custom_resource_definition()
-        kube.apply(crd)
-        kube.wait(
-            crd["apiVersion"],
-            crd["kind"],
-            None,
-            crd["metadata"]["name"],
-            lambda found: (condition(found, "Established") or {}).get("status") == "True",
-            "the CRD is established",
-        )
-        yield plane
-
-
-class Operator:
-    """The operator process, which tests stop and start."""
-
-    def __init__(self, folder: Path, plane: ControlPlane) -> None:
-        self._folder = folder
-        self._plane = plane
-        self._stack = ExitStack()
-
-    def start(self) -> None:
-        ports = ("--health-port", str(_free_port()), "--metrics-port", str(_free_port()))
-        self._stack.enter_context(running_operator(self._folder, self._plane.kubeconfig(), _PROFILES, *ports))
-
-    def stop(self) -> None:
-        self._stack.close()
-
-
-@pytest.fixture(scope="module")
-def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
-    operator.start()
-    yield operator
-    operator.stop()
-
-
-@pytest.fixture
-def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:  # noqa: ARG001
-    kube = Kube.from_kubeconfig(control_plane.kubeconfig())
-    namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace's service account is there")
-    return StagePlayer(kube, namespace)
 
 
 def test_an_applied_object_runs_through_all_stages_to_succeeded(player: StagePlayer) -> None:
@@ -274,7 +131,7 @@ def test_a_deleted_object_takes_its_jobs_along_without_a_finalizer(player: Stage
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
     assert "finalizers" not in player.object["metadata"]
-    player.kube.delete(*_KIND, player.namespace, "sensor-faults")
+    player.kube.delete(*OBJECT, player.namespace, "sensor-faults")
     player.kube.request(
         "DELETE", f"/api/v1/namespaces/{player.namespace}/pods/{pod['metadata']['name']}?gracePeriodSeconds=0"
     )

@@ -167,7 +167,7 @@ def test_the_clean_up_runs_and_then_the_object_goes_with_the_figures_in_its_last
     assert last.plan.farewell == EventDraft(
         "Normal",
         "CleanedUp",
-        "removed 1,234 objects (56,789 bytes); outputs of 2 stages stay, since other objects use them",
+        "removed 1,234 objects (56,789 bytes); what 2 stages made stays, since other objects use it",
     )
     assert deletion.cluster.gone
     assert len([made for made in deletion.cluster.created if made["metadata"]["name"] == JOB]) == 1

@@ -1,0 +1,252 @@
+"""Deletion with the artifacts on a real control plane: real finalizers, Jobs, garbage collector and namespaces."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
+from edgetune_contract.request import Failure
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator import names
+from support.kube import condition, pod_ended
+from support.stage_player import OBJECT, Operator, StagePlayer
+
+pytestmark = pytest.mark.slow
+
+_NAME = "sensor-faults"
+_DONE = CleanUpResult(removed_objects=7, removed_bytes=4200, shared_stages=1)
+
+
+def eventually(player: StagePlayer, holds: Callable[[], Any], what: str, limit_seconds: float = 60) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + limit_seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            found = player.kube.get(*OBJECT, player.namespace, _NAME)
+            raise TimeoutError(f"not within {limit_seconds:.0f} s: {what}; the object: {found}")
+        time.sleep(0.1)
+
+
+def wait_until_gone(player: StagePlayer, limit_seconds: float = 60) -> None:
+    eventually(
+        player, lambda: player.kube.get(*OBJECT, player.namespace, _NAME) is None, "the object is gone", limit_seconds
+    )
+
+
+def wait_for_finalizer(player: StagePlayer) -> None:
+    player.wait(lambda found: names.FINALIZER in found["metadata"].get("finalizers", ()), "it has the finalizer")
+
+
+def delete(player: StagePlayer, propagation: str = "Background") -> None:
+    path = player.kube.path(*OBJECT, player.namespace, _NAME)
+    assert player.kube.request("DELETE", path, {"propagationPolicy": propagation}).accepted
+
+
+def clean_up_jobs(player: StagePlayer) -> list[dict[str, Any]]:
+    return player.kube.list("batch/v1", "Job", player.namespace, f"{names.STAGE_LABEL}={names.CLEAN_UP}")
+
+
+def last_event(player: StagePlayer, reason: str) -> dict[str, Any]:
+    """The one Event of a reason, once it is there: it is posted after the object has gone."""
+    found: list[dict[str, Any]] = []
+
+    def is_there() -> bool:
+        events = player.kube.list("v1", "Event", player.namespace)
+        found[:] = [event for event in events if event["reason"] == reason]
+        return bool(found)
+
+    eventually(player, is_there, f"an Event {reason}")
+    (event,) = found
+    return event
+
+
+def finish_clean_up(player: StagePlayer, result: CleanUpResult = _DONE, exit_code: int = 0) -> dict[str, Any]:
+    """End the clean-up's Pod; its Job."""
+    job, pod = player.live_pod(names.CLEAN_UP)
+    player.end_pod(pod, pod_ended(exit_code, result.encode().decode()))
+    return job
+
+
+def test_an_object_with_delete_is_held_until_its_artifacts_are_removed(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.finish_from(Stage.PREPARE)
+    finished = player.wait_for_phase("Succeeded")
+    assert finished["metadata"]["finalizers"] == [names.FINALIZER]
+
+    delete(player)
+    found = player.wait_for_phase("Deleting")
+    job, _ = player.live_pod(names.CLEAN_UP)
+    assert (condition(found, "Reconciling") or {})["reason"] == "CleaningUp"
+    environment = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert CleanUpRequest.decode(environment["EDGETUNE_REQUEST"]).name == _NAME
+    finish_clean_up(player)
+
+    wait_until_gone(player)
+    event = last_event(player, "CleanedUp")
+    assert event["type"] == "Normal"
+    assert event["message"] == ("removed 7 objects (4,200 bytes); what 1 stage made stays, since other objects use it")
+    assert last_event(player, "CleaningUp")["type"] == "Normal"
+    assert len(clean_up_jobs(player)) == 1
+
+
+def test_a_training_is_stopped_and_its_pod_gone_before_the_clean_up_begins(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.finish(Stage.PREPARE)
+    _, pod = player.live_pod(Stage.TRAIN)
+    # What a kubelet does for its grace period: the Pod is there until it is confirmed that its container has ended.
+    path = player.kube.path("v1", "Pod", player.namespace, pod["metadata"]["name"])
+    held = {"metadata": {"finalizers": ["test/still-writing"]}}
+    assert player.kube.request("PATCH", path, held, "application/merge-patch+json").accepted
+
+    delete(player)
+    waits = "waits until the stages' Jobs are gone"
+    player.wait(lambda found: waits in ((condition(found, "CleanedUp") or {}).get("message") or ""), waits)
+    time.sleep(1)
+    assert clean_up_jobs(player) == []
+
+    released = {"metadata": {"finalizers": None}}
+    assert player.kube.request("PATCH", path, released, "application/merge-patch+json").accepted
+    player.remove_pod(pod)
+    finish_clean_up(player)
+    wait_until_gone(player)
+
+
+def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.live_pod(Stage.PREPARE)
+    delete(player)
+    failure = Failure.brief(ExitCode.DENIED, "AccessDenied", "these credentials lack s3:DeleteObject")
+    finish_clean_up(player, CleanUpResult(failure=failure), ExitCode.DENIED)
+
+    wait_until_gone(player)
+    event = last_event(player, "CleanUpFailed")
+    store = f"s3://artifacts/edgetune/{player.namespace}"
+    assert event["type"] == "Warning"
+    assert event["message"] == (
+        f"{store}/models/{_NAME}/ and what {store}/uses/*/*/{_NAME} names stay; the next object of this name that is "
+        "deleted with Delete removes them. The clean-up was given up: AccessDenied: these credentials lack "
+        "s3:DeleteObject"
+    )
+
+
+def test_a_clean_up_that_never_ends_holds_the_object_no_longer_than_its_time(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.live_pod(Stage.PREPARE)
+    delete(player)
+    player.live_pod(names.CLEAN_UP)
+
+    # The clock cannot be turned, but the time of the beginning can.
+    status = player.wait_for_phase("Deleting")["status"]
+    (condition({"status": status}, "CleanedUp") or {})["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    player.kube.set_status(*OBJECT, player.namespace, _NAME, status)
+
+    wait_until_gone(player)
+    assert "not done after 780 s" in last_event(player, "CleanUpFailed")["message"]
+    eventually(player, lambda: clean_up_jobs(player) == [], "the clean-up's Job is stopped")
+
+
+def test_a_clean_up_that_a_quota_refuses_begins_when_the_quota_is_gone(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.live_pod(Stage.PREPARE)
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": player.namespace}}
+    hard = {"count/jobs.batch": "0"}
+    player.kube.apply({**quota, "spec": {"hard": hard}})
+    player.kube.set_status("v1", "ResourceQuota", player.namespace, "none", {"hard": hard, "used": hard})
+
+    delete(player)
+    found = player.wait(
+        lambda found: (condition(found, "CleanedUp") or {}).get("reason") == "JobRefused", "the clean-up is refused"
+    )
+    assert "exceeded quota: none" in (condition(found, "CleanedUp") or {})["message"]
+
+    player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
+    finish_clean_up(player)
+    wait_until_gone(player)
+
+
+def test_a_deletion_in_the_foreground_does_not_take_the_clean_up_away(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.finish(Stage.PREPARE)
+    player.live_pod(Stage.TRAIN)
+
+    delete(player, propagation="Foreground")
+    eventually(
+        player,
+        lambda: "foregroundDeletion" not in player.object["metadata"].get("finalizers", ()),
+        "the garbage collector has deleted the dependents",
+    )
+    assert [job["metadata"].get("deletionTimestamp") for job in clean_up_jobs(player)] in ([], [None])
+    finish_clean_up(player)
+
+    wait_until_gone(player)
+    assert last_event(player, "CleanedUp")["type"] == "Normal"
+
+
+def test_the_finalizer_follows_the_policy_and_nothing_runs_again(player: StagePlayer) -> None:
+    player.apply()
+    player.finish_from(Stage.PREPARE)
+    retained = player.wait_for_phase("Succeeded")
+    assert "finalizers" not in retained["metadata"]
+
+    player.apply(deletionPolicy="Delete")
+    wait_for_finalizer(player)
+    player.apply(deletionPolicy="Retain")
+    player.wait(lambda found: not found["metadata"].get("finalizers"), "the finalizer is taken away")
+
+    player.wait(lambda found: found["status"]["observedGeneration"] == 3, "the last edit is seen")
+    assert player.object["status"]["phase"] == "Succeeded"
+    assert len(player.kube.list("batch/v1", "Job", player.namespace)) == len(Stage)
+
+
+def test_retain_while_the_object_is_deleted_lets_it_go(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete")
+    player.live_pod(Stage.PREPARE)
+    delete(player)
+    player.live_pod(names.CLEAN_UP)
+
+    player.kube.merge(*OBJECT, player.namespace, _NAME, {"spec": {"deletionPolicy": "Retain"}})
+
+    wait_until_gone(player)
+    assert "spec.deletionPolicy is Retain by now" in last_event(player, "ArtifactsRetained")["message"]
+
+
+def test_an_object_whose_profile_is_gone_goes_at_once(player: StagePlayer) -> None:
+    player.apply(deletionPolicy="Delete", profile="removed")
+    wait_for_finalizer(player)
+    delete(player)
+
+    wait_until_gone(player)
+    assert "there is no profile 'removed'" in last_event(player, "CleanUpSkipped")["message"]
+    assert clean_up_jobs(player) == []
+
+
+def test_an_object_that_is_deleted_while_the_operator_is_down_is_cleaned_up_when_it_is_back(
+    player: StagePlayer, operator: Operator
+) -> None:
+    player.apply(deletionPolicy="Delete")
+    wait_for_finalizer(player)
+    _, pod = player.live_pod(Stage.PREPARE)
+    operator.stop()
+    delete(player)
+    operator.start()
+
+    eventually(player, lambda: clean_up_jobs(player), "the clean-up begins")
+    stages = player.kube.list("batch/v1", "Job", player.namespace, f"{names.STAGE_LABEL}={Stage.PREPARE}")
+    assert stages == []
+    assert player.kube.get("v1", "Pod", player.namespace, pod["metadata"]["name"]) is None
+    finish_clean_up(player)
+    wait_until_gone(player)
+
+
+def test_the_deletion_of_a_namespace_does_not_hang(player: StagePlayer) -> None:
+    # Without a Pod: those go first, and wait for their kubelet.
+    player.apply(deletionPolicy="Delete", suspend=True)
+    wait_for_finalizer(player)
+
+    player.kube.delete("v1", "Namespace", None, player.namespace)
+
+    eventually(
+        player, lambda: player.kube.get("v1", "Namespace", None, player.namespace) is None, "the namespace is gone", 90
+    )

@@ -1,0 +1,106 @@
+"""Plays kubelet and stages for an operator process on a control plane of its own, where nothing runs."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from cluster.controlplane import ControlPlane
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from support.builders import lora_fine_tune
+from support.kube import Kube, pod_ended
+from support.operator_process import free_ports, running_operator
+from support.scenario import Scenario, request_of
+
+OBJECT = (names.API_VERSION, names.KIND)
+_PROFILES = {"default": {"store": {"uri": "s3://artifacts/edgetune"}}}
+
+
+class StagePlayer:
+    """Plays kubelet and stages for one object: ends the Pods of its Jobs with the results that stages would give."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self.kube = kube
+        self.namespace = namespace
+        self.stages = Scenario(lora_fine_tune())
+
+    @property
+    def object(self) -> dict[str, Any]:
+        found = self.kube.get(*OBJECT, self.namespace, "sensor-faults")
+        assert found is not None
+        return found
+
+    def apply(self, **spec: Any) -> None:
+        document = lora_fine_tune().build()
+        document["spec"] |= spec
+        self.kube.apply(
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "metadata": {"name": "sensor-faults", "namespace": self.namespace},
+                "spec": document["spec"],
+            }
+        )
+
+    def wait(self, holds: Any, what: str) -> dict[str, Any]:
+        return self.kube.wait(*OBJECT, self.namespace, "sensor-faults", holds, what)
+
+    def wait_for_phase(self, phase: str) -> dict[str, Any]:
+        return self.wait(lambda found: (found.get("status") or {}).get("phase") == phase, f"phase {phase}")
+
+    def live_pod(self, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Job of a stage, or of the clean-up, and its Pod that has not ended, once both are there."""
+        deadline = time.monotonic() + 60
+        selector = f"{names.STAGE_LABEL}={stage}"
+        while time.monotonic() < deadline:
+            pods = self.kube.list("v1", "Pod", self.namespace, selector)
+            pods = [pod for pod in pods if pod["status"].get("phase") == "Pending" and not _deleting(pod)]
+            jobs = {job["metadata"]["name"]: job for job in self.kube.list("batch/v1", "Job", self.namespace, selector)}
+            owners = [pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] for pod in pods]
+            if owners and owners[-1] in jobs:
+                return jobs[owners[-1]], pods[-1]
+            time.sleep(0.1)
+        raise TimeoutError(f"no Pod of stage {stage} within 60 s; status: {self.object.get('status')}")
+
+    def end_pod(self, pod: dict[str, Any], status: dict[str, Any]) -> None:
+        self.kube.set_status("v1", "Pod", self.namespace, pod["metadata"]["name"], status)
+
+    def remove_pod(self, pod: dict[str, Any]) -> None:
+        """A Pod that is being deleted is gone: no kubelet is here to confirm that its container has ended."""
+        path = f"{self.kube.path('v1', 'Pod', self.namespace, pod['metadata']['name'])}?gracePeriodSeconds=0"
+        self.kube.request("DELETE", path)
+
+    def finish(self, stage: Stage) -> None:
+        job, pod = self.live_pod(stage)
+        result = self.stages.simulated_result(request_of(job))
+        self.end_pod(pod, pod_ended(0, result.encode().decode()))
+
+    def finish_from(self, first: Stage) -> None:
+        for stage in list(Stage)[list(Stage).index(first) :]:
+            self.finish(stage)
+
+    def row(self, stage: Stage) -> dict[str, Any]:
+        rows: list[dict[str, Any]] = self.object["status"]["stages"]
+        return next(row for row in rows if row["name"] == stage)
+
+
+def _deleting(item: dict[str, Any]) -> bool:
+    return item["metadata"].get("deletionTimestamp") is not None
+
+
+class Operator:
+    """The operator process, which tests stop and start."""
+
+    def __init__(self, folder: Path, plane: ControlPlane) -> None:
+        self._folder = folder
+        self._plane = plane
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        health, metrics = free_ports(2)
+        ports = ("--health-port", str(health), "--metrics-port", str(metrics))
+        self._stack.enter_context(running_operator(self._folder, self._plane.kubeconfig(), _PROFILES, *ports))
+
+    def stop(self) -> None:
+        self._stack.close()
