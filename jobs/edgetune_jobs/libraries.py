@@ -9,7 +9,7 @@ _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CHATTY_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
 
 
-def prepare_libraries() -> None:
+def prepare_torch() -> None:
     """Set the process up for torch. Call it before anything imports torch; calling it again is harmless.
 
     Threads follow OMP_NUM_THREADS, else the CPUs that this process may use. Without OMP_WAIT_POLICY=PASSIVE, OpenMP
@@ -23,10 +23,16 @@ def prepare_libraries() -> None:
     for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+
+
+def prepare_libraries() -> None:
+    """Set the process up for torch and the Hugging Face libraries, which takes seconds; else as prepare_torch."""
+    prepare_torch()
     from datasets.utils.logging import disable_progress_bar as disable_datasets_progress_bar
     from transformers.utils import logging as transformers_logging
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_datasets_progress_bar()

@@ -13,7 +13,7 @@ from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of
 if TYPE_CHECKING:
     import torch
 
-_FLOAT16_MAX = 65504.0
+FLOAT16_MAX = 65504.0
 _LEVELS = 127.0
 _CACHED_NUMBERS = 2**18
 # weight_format 0: rows as they are, in no order that a GPU would want.
@@ -122,9 +122,9 @@ def quantize_rows(name: str, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch
 
 def _check_range(name: str, rows: "torch.Tensor") -> None:
     largest = max((abs(value.item()) for value in rows.aminmax()), default=0.0)
-    if not largest <= _FLOAT16_MAX:
+    if not largest <= FLOAT16_MAX:
         raise InvalidInput(
-            f"{name} holds {largest:g}, beyond the largest float16 ({_FLOAT16_MAX:g}), from which LLM.int8 "
+            f"{name} holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
             "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
         )
 

@@ -1,9 +1,20 @@
 """merge: the adapter added to the base's weights, as one model that from_pretrained reads."""
 
+from pathlib import Path
+
 from edgetune_contract.spec import MergeBase, Method
-from edgetune_jobs import adapters, merging, models
+from edgetune_jobs import adapters, merging, models, streaming
+from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import Interrupted
+from edgetune_jobs.model_weights import ModelFolder
 from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.streaming import StreamedModel
+from edgetune_jobs.tensors.families import NotUnderstood
+from edgetune_jobs.tensors.plan import plan_files
+from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
+from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
+
+ARTIFACT = "merged"
 
 
 def run(context: StageContext) -> StageOutput:
@@ -13,26 +24,52 @@ def run(context: StageContext) -> StageOutput:
         InvalidInput: the adapter does not fit the base, or the merged weights are not finite.
         Interrupted: `context.stop` was set.
     """
-    parameters = context.request.parameters
-    base, adapter = context.inputs["base"], context.inputs["adapter"]
-    device = models.choose_device()
+    merge_base = context.request.parameters.merge.base
+    base, adapter = streaming.model_input(context, "base", BASE_FIELD), context.inputs["adapter"]
     record = adapters.read_record(adapter)
-    context.progress.say(f"merging the adapter into the base ({parameters.merge.base})")
-    model = merging.merge(base, adapter, parameters.merge.base, device)
-    if context.stop.is_set():
-        raise Interrupted("stopped by SIGTERM before the merged model was written")
-    folder = context.output / "merged"
-    merging.save_model(model, folder, base, parameters.dataset)
-    through_nf4 = record.method is Method.QLORA and parameters.merge.base is MergeBase.AS_TRAINED
+    context.progress.say(f"merging the adapter into the base ({merge_base})")
+    warnings = []
+    try:
+        model = streaming.merged_model(base, adapter, merge_base)
+    except NotUnderstood as reason:
+        path = streaming.LIBRARY
+        warnings.append(streaming.library_warning(reason))
+        written = _merge_by_library(context, base, adapter)
+    else:
+        path = streaming.STREAMING
+        written = _merge_in_stream(context, model)
+    through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
-        "baseBytes": merging.folder_bytes(base),
+        "baseBytes": sum(base.sizes.values()),
         "adapterBytes": merging.folder_bytes(adapter),
-        "mergedBytes": merging.folder_bytes(folder),
-        "peakMemoryBytes": models.peak_memory_bytes(device),
+        "mergedBytes": written,
+        "peakMemoryBytes": models.peak_resident_bytes(),
     }
     facts = {
-        "device": models.describe_device(device),
+        "path": path,
         "dtype": record.base_dtype,
         "mergeBase": "NF4 and back, as training saw it" if through_nf4 else "the stored weights",
     }
-    return StageOutput({"merged": "merged"}, metrics, facts)
+    return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, warnings)
+
+
+def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
+    """Merge tensor by tensor; the bytes written."""
+    files = plan_files(plan_stored(model.weights.tensors, model.weights.dtype))
+    with SafetensorsWriter(files, context.streams, ARTIFACT) as writer:
+        streaming.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
+        writer.finish()
+    folder = context.output / ARTIFACT
+    streaming.write_companions(model, folder, context.request.parameters.dataset)
+    return writer.total_bytes + streaming.companion_bytes(folder)
+
+
+def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> int:
+    """Merge in memory; the bytes written."""
+    parameters = context.request.parameters
+    folder = base.fetch(list(base.sizes))
+    model = merging.merge(folder, adapter, parameters.merge.base, models.choose_device())
+    if context.stop.is_set():
+        raise Interrupted("stopped by SIGTERM before the merged model was written")
+    merging.save_model(model, context.output / ARTIFACT, folder, parameters.dataset)
+    return merging.folder_bytes(context.output / ARTIFACT)

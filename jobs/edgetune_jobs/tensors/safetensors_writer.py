@@ -40,6 +40,11 @@ class SafetensorsWriter:
     ) -> None:
         self._open.__exit__(kind, error, traceback)
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files, with the index when there are several."""
+        return sum(file.bytes for file in self._files) + len(self._index)
+
     def write(self, data: Buffer) -> None:
         """Write the next bytes of the bodies."""
         left = memoryview(data).cast("B")
@@ -62,11 +67,15 @@ class SafetensorsWriter:
         while self._waiting:  # files whose tensors are all empty
             self._begin()
             self._end()
-        if [file.name for file in self._files] != [WEIGHTS]:
-            index = json.dumps(weights_index(self._files), indent=2, sort_keys=True) + "\n"
-            data = index.encode()
-            with self._outputs.create(f"{self._folder}/{WEIGHTS_INDEX}", len(data)) as file:
-                file.write(data)
+        if self._index:
+            with self._outputs.create(f"{self._folder}/{WEIGHTS_INDEX}", len(self._index)) as file:
+                file.write(self._index)
+
+    @property
+    def _index(self) -> bytes:
+        if [file.name for file in self._files] == [WEIGHTS]:
+            return b""
+        return (json.dumps(weights_index(self._files), indent=2, sort_keys=True) + "\n").encode()
 
     def _begin(self) -> None:
         planned = self._waiting[-1]

@@ -1,0 +1,164 @@
+"""Merge and quantize without loading the model: which models can be taken tensor by tensor, and how they are written.
+
+Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.spec import DatasetSpec, MergeBase, Method
+from edgetune_jobs import adapter_layers, adapters, merging
+from edgetune_jobs.files import list_files
+from edgetune_jobs.libraries import prepare_torch, usable_cpus
+from edgetune_jobs.model_folder import LocalModelFolder, SourceModelFolder
+from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
+from edgetune_jobs.stage import Progress, StageContext
+from edgetune_jobs.tensors import nf4, pipeline
+from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
+from edgetune_jobs.tensors.reader import TORCH_DTYPES
+from edgetune_jobs.tensors.weights import LoraMatrices, ModelWeights
+
+STREAMING = "streaming"
+"""Fact `path` of a stage: the model was taken tensor by tensor."""
+
+LIBRARY = "library"
+"""Fact `path` of a stage: the libraries held the whole model in memory."""
+
+# Of a model that is read over the network: requests that are on their way while the cores work.
+_REQUESTS = 4
+
+
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model that is taken tensor by tensor."""
+
+    weights: ModelWeights
+    layout: Layout
+
+
+def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
+    """An input of a stage that is a model: on this machine, or where it lies."""
+    if name in context.sources:
+        return SourceModelFolder(context.sources[name], label)
+    return LocalModelFolder(context.inputs[name], label)
+
+
+def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
+    """A base with its adapter, in the number format that training held the base in.
+
+    Raises:
+        NotUnderstood: only the libraries can merge these two.
+        InvalidInput: base or adapter are damaged, or do not fit each other.
+    """
+    prepare_torch()
+    import torch
+
+    record = adapters.read_record(adapter)
+    tensors, layout = _read(base)
+    config = adapter_layers.read_adapter_config(adapter)
+    special = adapter_layers.special_options(config)
+    if special:
+        raise NotUnderstood(f"the adapter uses {', '.join(special)}")
+    through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
+    weights = ModelWeights(
+        folder=base,
+        tensors=tensors,
+        dtype=record.base_dtype,
+        through_nf4=_nf4_weights(layout) if through_nf4 else frozenset(),
+        adapter=_matrices(adapter, config, layout),
+        threads=torch.get_num_threads(),
+    )
+    return StreamedModel(weights, layout)
+
+
+def stored_model(model: ModelFolder) -> StreamedModel:
+    """A model as it is stored, in the number format that its config.json names.
+
+    Raises:
+        NotUnderstood: only the libraries can read it.
+        InvalidInput: it is damaged.
+    """
+    prepare_torch()
+    tensors, layout = _read(model)
+    dtype = layout.config.dtype or TORCH_DTYPES[tensors[0].dtype]
+    return StreamedModel(ModelWeights(model, tensors, str(dtype).removeprefix("torch.")), layout)
+
+
+def stream(
+    model: StreamedModel, encoders: Sequence[pipeline.Encoder], progress: Progress, stop: threading.Event
+) -> None:
+    """Send a model's rows through encoders: see tensors.pipeline."""
+    is_remote = not isinstance(model.weights.folder, LocalModelFolder)
+    workers = usable_cpus() + (_REQUESTS if is_remote else 0)
+    pipeline.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
+
+
+def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, **fields: Any) -> None:
+    """Write what a model folder has besides its weights, as save_pretrained does it.
+
+    Args:
+        model: the model.
+        folder: where to; made if needed.
+        dataset: the spec's section, for the prompt format.
+        fields: what config.json says besides, such as quantization_config.
+    """
+    from transformers import GenerationConfig
+
+    config = model.layout.config
+    config.dtype = model.weights.dtype
+    for name, value in fields.items():
+        setattr(config, name, value)
+    folder.mkdir(parents=True, exist_ok=True)
+    generation_config = GenerationConfig.from_model_config(config)
+    config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    merging.copy_companions(model.weights.folder, folder, dataset)
+
+
+def library_warning(reason: NotUnderstood) -> str:
+    """What a stage says when it left a model to the libraries."""
+    return f"the libraries held the whole model in memory, since it cannot be taken tensor by tensor: {reason}"
+
+
+def companion_bytes(folder: Path) -> int:
+    """Bytes of a model folder besides its weights and their index."""
+    names = (path for path in list_files(folder) if not path.endswith((".safetensors", WEIGHTS_INDEX)))
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
+    tensors = read_tensors(model)
+    return tensors, understand(model.fetch([CONFIG]), tensors)
+
+
+def _nf4_weights(layout: Layout) -> frozenset[str]:
+    """All weights that QLoRA holds in NF4, with an adapter or not.
+
+    Raises:
+        NotUnderstood: bitsandbytes computes other blocks where a row is no whole number of them.
+    """
+    for name in sorted(layout.linears):
+        if layout.tensors[name][1] % nf4.BLOCK:
+            raise NotUnderstood(f"the rows of {name} are no whole number of NF4 blocks ({nf4.BLOCK} numbers)")
+    return layout.linears
+
+
+def _matrices(adapter: Path, config: dict[str, Any], layout: Layout) -> dict[str, LoraMatrices]:
+    """What the adapter adds to which weight."""
+    weights = adapter_layers.read_adapter_weights(adapter)
+    modules = {name.removesuffix(".weight"): shape for name, shape in layout.tensors.items()}
+    linears = {
+        name: (shape[1], shape[0])
+        for name, shape in modules.items()
+        if f"{name}.weight" in layout.linears or name == OUTPUT_HEAD
+    }
+    adapter_layers.check_layers(config, weights, linears, modules)
+    matrices = {}
+    for layer in adapter_layers.adapter_layers(weights):
+        first, second = adapter_layers.matrices_of(weights, layer)
+        scale = adapter_layers.scale_of(config, layer)
+        matrices[f"{layer}.weight"] = LoraMatrices(first.float(), second.float(), scale)
+    return matrices

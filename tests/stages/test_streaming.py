@@ -1,0 +1,225 @@
+"""What is merged and quantized tensor by tensor equals bit for bit what peft, bitsandbytes and transformers make."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgetune_contract.spec import Method
+from edgetune_contract.stages import Stage
+from edgetune_jobs import merging, models
+from edgetune_jobs.model_folder import LocalModelFolder
+from edgetune_jobs.model_weights import read_tensors
+from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.stages import merge, quantize
+from edgetune_jobs.tensors.families import understand
+from support.families import FAMILIES, make_adapter, make_model
+from support.stage_context import stage_context
+from support.tiny_runs import tiny_parameters
+
+ALL_LINEAR = {"target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base and an adapter for it."""
+
+    family: str
+    tied: bool = False
+    stored: str = "bfloat16"
+    """Number format of the base's files."""
+
+    held: str = "bfloat16"
+    """Number format that training held the base in."""
+
+    adapter: str = "float32"
+    shards: int = 1
+    method: Method = Method.QLORA
+    base: str = "AsTrained"
+    lora: dict[str, Any] = field(default_factory=lambda: dict(ALL_LINEAR))
+
+    def __str__(self) -> str:
+        words = [self.family, "tied" if self.tied else "untied", self.stored, self.held, self.base]
+        return "-".join([*words, f"{self.shards}"])
+
+
+CASES = [
+    Case("llama"),
+    Case("llama", tied=True, shards=4, stored="float32", lora={**ALL_LINEAR, "use_rslora": True}),
+    Case("mistral", method=Method.LORA, stored="float16", held="float16", adapter="float16"),
+    Case("mistral", tied=True, base="Original", lora={"target_modules": ["q_proj", "down_proj"]}),
+    Case("qwen2", shards=4, held="float32", stored="float32"),
+    Case(
+        "qwen2",
+        tied=True,
+        adapter="bfloat16",
+        lora={**ALL_LINEAR, "rank_pattern": {"q_proj": 4, "layers.1.mlp.up_proj": 32}},
+    ),
+    Case(
+        "qwen3", base="Original", lora={**ALL_LINEAR, "alpha_pattern": {"v_proj": 5, ".*o_proj": 3}, "use_rslora": True}
+    ),
+    Case("qwen3", tied=True, shards=4),
+    Case("gemma", tied=True, held="float16"),
+    Case("gemma", shards=4, base="Original", held="float32"),
+    Case("gemma2", tied=True),
+    Case("phi3", lora={"target_modules": ["qkv_proj", "gate_up_proj", "lm_head"]}),
+    Case("phi3", tied=True, shards=4, adapter="bfloat16"),
+    Case("smollm3", tied=True, method=Method.LORA, adapter="bfloat16"),
+]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case on disk, with what the libraries make of it."""
+
+    case: Case
+    base: Path
+    adapter: Path
+    merged: Path
+    edge: Path
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Inputs, and the libraries' merged and edge models."""
+    case: Case = request.param
+    folder = tmp_path_factory.mktemp("case")
+    base = make_model(folder / "base", case.family, tied=case.tied, dtype=case.stored, shards=case.shards)
+    adapter = make_adapter(
+        folder / "adapter", base, method=case.method, base_dtype=case.held, dtype=case.adapter, **case.lora
+    )
+    parameters = tiny_parameters(merge={"base": case.base})
+    merged = merging.merge(base, adapter, parameters.merge.base, torch.device("cpu"))
+    merging.save_model(merged, folder / "merged", base, parameters.dataset)
+    edge = quantize.quantize_by_library(models.load_stored(folder / "merged", torch.device("cpu")), 6.0)
+    merging.save_model(edge, folder / "edge", base, parameters.dataset)
+    return Prepared(case, base, adapter, folder / "merged", folder / "edge")
+
+
+def run_merge(prepared: Prepared, folder: Path) -> tuple[Path, StageOutput]:
+    parameters = tiny_parameters(merge={"base": prepared.case.base})
+    inputs = {"base": prepared.base, "adapter": prepared.adapter}
+    context = stage_context(Stage.MERGE, parameters, folder, inputs)
+    output = merge.run(context)
+    return context.output / "merged", output
+
+
+def run_quantize(prepared: Prepared, folder: Path, *, fused: bool) -> tuple[Path, StageOutput]:
+    parameters = tiny_parameters(merge={"base": prepared.case.base, "keep": not fused})
+    inputs = {"base": prepared.base, "adapter": prepared.adapter} if fused else {"merged": prepared.merged}
+    context = stage_context(Stage.QUANTIZE, parameters, folder, inputs)
+    output = quantize.run(context)
+    return context.output / "edge-bnb-int8", output
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same_model(found: Path, expected: Path) -> None:
+    ours, theirs = tensors_of(found), tensors_of(expected)
+    assert ours.keys() == theirs.keys()
+    different = [
+        name
+        for name, tensor in theirs.items()
+        if ours[name].dtype != tensor.dtype or not torch.equal(ours[name], tensor)
+    ]
+    assert different == []
+    for name in ("config.json", "generation_config.json", "edgetune.json"):
+        assert json.loads((found / name).read_text()) == json.loads((expected / name).read_text())
+    assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
+
+
+def test_the_merged_model_is_pefts_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
+    merged, output = run_merge(prepared, tmp_path)
+
+    assert output.facts["path"] == "streaming"
+    assert_same_model(merged, prepared.merged)
+    assert output.metrics["mergedBytes"] == merging.folder_bytes(merged)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["from merged", "fused"])
+def test_the_edge_model_is_bitsandbytes_bit_for_bit(prepared: Prepared, tmp_path: Path, fused: bool) -> None:
+    edge, output = run_quantize(prepared, tmp_path, fused=fused)
+
+    assert output.facts["path"] == "streaming"
+    assert_same_model(edge, prepared.edge)
+    assert output.metrics["edgeBytes"] == merging.folder_bytes(edge)
+
+
+def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_path: Path) -> None:
+    edge, _ = run_quantize(prepared, tmp_path, fused=True)
+    tokens = torch.arange(3, 40).unsqueeze(0)
+
+    ours, theirs = (models.load_stored(folder, torch.device("cpu")) for folder in (edge, prepared.edge))
+
+    assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["norm"]},
+        {"layers_to_transform": [1], "target_modules": ["q_proj", "up_proj"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_why(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+
+    base = make_model(tmp_path / "base", "qwen2", tied=False, dtype="float32")
+    adapter = make_adapter(
+        tmp_path / "adapter",
+        base,
+        method=Method.LORA,
+        base_dtype="float32",
+        dtype="float32",
+        **{**ALL_LINEAR, **options},
+    )
+    context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", {"base": base, "adapter": adapter})
+
+    output = merge.run(context)
+
+    assert output.facts["path"] == "library"
+    assert f"the adapter uses {special}" in output.warnings[0]
+    expected = PeftModel.from_pretrained(models.load_stored(base, torch.device("cpu")), str(adapter)).merge_and_unload()
+    found = tensors_of(context.output / "merged")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
+
+
+def test_a_model_of_a_family_that_is_not_known_takes_the_librarys_path(tmp_path: Path) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "merged")
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path, {"merged": tmp_path / "merged"})
+
+    output = quantize.run(context)
+
+    assert output.facts["path"] == "library"
+    assert output.warnings[0].endswith("models of type gpt_neox are not known tensor by tensor")
+    assert "int8" in str({tensor.dtype for tensor in tensors_of(context.output / "edge-bnb-int8").values()})
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, tied: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(tmp_path / "model", family, tied=tied, dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    layout = understand(folder, read_tensors(LocalModelFolder(folder, "spec.baseModel")))
+
+    linears = {f"{name}.weight" for name, _ in models.quantizable_linears(model)}
+    assert layout.linears == linears
+    assert layout.tensors.keys() == tensors_of(folder).keys()

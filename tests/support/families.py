@@ -1,0 +1,109 @@
+"""Tiny random models of the families that are known tensor by tensor, and adapters for them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune_contract.spec import BaseModelSpec, Method, Precision
+from edgetune_jobs.adapters import TrainingRecord
+from edgetune_jobs.libraries import prepare_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 192,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"mlp_bias": True, "attention_bias": True},
+    "mistral": {"head_dim": 64},
+    "qwen2": {},
+    "qwen3": {"head_dim": 64},
+    "gemma": {"head_dim": 64},
+    "gemma2": {"head_dim": 64},
+    "phi3": {},
+    "smollm3": {},
+}
+"""By model_type, with what its configuration says besides the sizes."""
+
+
+def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int = 1) -> Path:
+    """A random model in `folder`, in about so many shards."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **_SIZES, **FAMILIES[family], tie_word_embeddings=tied)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        _spread(model)
+    model.to(getattr(torch, dtype))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size // shards + 1)
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, dtype: str, **options: Any) -> Path:
+    """An adapter with random matrices and the train stage's record, as if it had been trained on `base`.
+
+    Args:
+        folder: where to.
+        base: the model.
+        method: how the record says that it was trained.
+        base_dtype: number format that the record says the base was held in.
+        dtype: number format of the adapter's tensors.
+        options: of peft's LoraConfig.
+    """
+    import torch
+
+    prepare_libraries()
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        tuned = get_peft_model(model, LoraConfig(**{"r": 8, "lora_alpha": 24, **options}))
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    tuned.save_pretrained(folder, save_embedding_layers=False)
+    weights = folder / "adapter_model.safetensors"
+    tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    config = folder / "adapter_config.json"
+    described = json.loads(config.read_text())
+    config.write_text(json.dumps(described | {"target_modules": sorted(described["target_modules"])}))
+    record = TrainingRecord(
+        method=method,
+        precision=Precision.BF16,
+        base_dtype=base_dtype,
+        base=BaseModelSpec(uri="s3://models/tiny"),
+        steps=1,
+        epochs=1,
+        loss=1,
+        trainable_parameters=1,
+        total_parameters=2,
+        seed=0,
+    )
+    (folder / "training.json").write_text(record.model_dump_json())
+    return folder
+
+
+def _spread(model: "PreTrainedModel") -> None:
+    """Give all tensors random numbers, norms and biases too, so that a wrong one is noticed."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
