@@ -1,4 +1,4 @@
-"""`edgetune`: run, plan and validate, and the commands on models in a store."""
+"""`edgetune`: run, plan, validate and delete, and the commands on models in a store."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local import ObjectBusy, ObjectFolder
 from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkDir, read_object, read_profiles
 from edgetune_cli.preview import preview
-from edgetune_cli.session import Ended, run_object
+from edgetune_cli.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
 from edgetune_operator.observe import read_status
 from edgetune_operator.plan import Outcome
@@ -79,6 +79,28 @@ def validate(filename: _File) -> None:
     """Check an object's spec without touching any data; every problem comes with its path."""
     document = read_object(filename)
     typer.echo(f"{filename}: {document['kind']} {document['metadata']['name']} is valid")
+
+
+@app.command()
+def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profiles = None) -> None:
+    """Delete an object of this machine. What it made goes as well if its spec.deletionPolicy is Delete."""
+    document = read_object(filename)
+    folder = workdir.resolve()
+    name = document["metadata"]["name"]
+    try:
+        farewell = asyncio.run(delete_object(document, folder, read_profiles(profiles, folder)))
+    except ObjectBusy as error:
+        fail(str(error), ExitStatus.BUSY)
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
+    except DeletionStopped:
+        fail(f"{name}: stopped before all was removed; the same command again goes on", ExitStatus.STOPPED)
+    if farewell is None:
+        typer.echo(f"{name} is deleted; what it made stays in the store (spec.deletionPolicy is Retain)")
+    elif farewell.type == "Normal":
+        typer.echo(f"{name} is deleted: {farewell.message}")
+    else:
+        fail(f"{name} is deleted, but {farewell.message}", ExitStatus.NEGATIVE)
 
 
 app.command()(models.versions)

@@ -11,7 +11,7 @@ class ExitStatus(IntEnum):
 
     OK = 0
     NEGATIVE = 1
-    """The answer is no: the model was not published, or is not what was written."""
+    """The answer is no: the model was not published, is not what was written, or was not removed."""
 
     UNUSABLE_INPUT = 2
     BUSY = 3
