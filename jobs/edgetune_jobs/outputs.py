@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = (
     "accelerate",
     "bitsandbytes",
+    "compressed-tensors",
     "datasets",
     "edgetune",
+    "gguf",
     "numpy",
     "peft",
     "pyarrow",

@@ -1,5 +1,6 @@
 """Random models of each family in a moment, with a tokenizer, and their edge formats."""
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -118,3 +119,23 @@ def stream_all(weights: Any, encoder: Any) -> None:
     from edgetune_jobs.tensors.pipeline import stream
 
     stream(weights, [encoder], workers=2, progress=RecordedProgress(), stop=threading.Event())
+
+
+def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
+    """The model folder of a model in W8A8."""
+    from edgetune_jobs.formats.w8a8 import W8A8Encoder, plan_w8a8, quantization_config
+    from edgetune_jobs.tensors.families import understand
+    from edgetune_jobs.tensors.plan import plan_files
+    from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
+
+    weights = stored_weights(model)
+    linears = understand(model, weights.tensors).linears
+    groups = plan_w8a8(weights.tensors, linears, weights.dtype)
+    with SafetensorsWriter(plan_files(groups, **plan_options), FolderFiles(output), ".") as writer:
+        stream_all(weights, W8A8Encoder(writer, linears))
+        writer.finish()
+    for path in model.glob("*.json"):
+        shutil.copy(path, output)
+    config = json.loads((model / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps(config | {"quantization_config": quantization_config()}))
+    return output
