@@ -110,6 +110,10 @@ class KubernetesCluster:
         existing = await self._call("GET", f"{path}/{metadata['name']}")
         if uid_of_owner(existing) == uid_of_owner(job):
             return existing
+        owners = existing["metadata"].get("ownerReferences") or []
+        if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
+            message = f"waits until the Job {metadata['name']} of an earlier object of this name is gone"
+            raise JobRefused(Reason.PENDING, message)
         raise JobRefused(
             Reason.JOB_NAME_TAKEN,
             f"a Job {metadata['name']} exists in namespace {metadata['namespace']} and does not belong to this object; "

@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
     RUNNING = "Running"
     BLOCKED = "Blocked"
-    """A Pod waits for something that somebody has to mend; the Job lives and goes on by itself afterwards."""
+    """Job or Pod waits for something that somebody has to mend; the stage goes on by itself afterwards."""
 
     SUSPENDED = "Suspended"
     PUBLISHED = "Published"
@@ -219,10 +219,13 @@ def _running_reason(row: StageStatus) -> tuple[str, str]:
 
 def refused(decided: Plan, reason: str, message: str) -> Plan:
     """A plan whose Job the cluster did not take: what it recorded stands, and the stage waits."""
-    waits = {"state": StageState.PENDING, "job": "", "attempts": 0, "started_at": None, "reason": reason}
+    told = {"reason": reason, "message": message}
+    waits = {"state": StageState.PENDING, "job": "", "attempts": 0, "started_at": None, **told}
     view = decided.view
     rows = tuple(row.model_copy(update=waits) if row.name is view.stage else row for row in view.rows)
-    return Plan((), replace(view, outcome=Outcome.STALLED, reason=reason, message=message, rows=rows, progress=None))
+    outcome = Outcome.RUNNING if reason == Reason.PENDING else Outcome.BLOCKED
+    message = f"{view.stage}: {message}"
+    return Plan((), replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None))
 
 
 def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:

@@ -249,9 +249,10 @@ class Run:
 
     def start(self, stage: Stage, now: datetime) -> None:
         """Mark a stage as running, with the Job that is about to be created and its first attempt."""
-        reason = Reason.RESULT_LOST if self.rows[stage].reason == Reason.RESULT_LOST else Reason.JOB_RUNNING
-        job, started_at = self.job_name(stage), timestamp(now)
-        self._update(stage, state=StageState.RUNNING, job=job, attempts=1, started_at=started_at, reason=reason)
+        begun = {"state": StageState.RUNNING, "attempts": 1, "started_at": timestamp(now)}
+        if self.rows[stage].reason != Reason.RESULT_LOST:
+            begun |= {"reason": Reason.JOB_RUNNING, "message": ""}
+        self._update(stage, job=self.job_name(stage), **begun)
 
     def progress(self, stage: Stage) -> ProgressStatus | None:
         """How far a running stage is: what it says now or, between two attempts, what it said last."""

@@ -351,7 +351,7 @@ def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
     stalled, row = scenario.condition("Stalled"), scenario.row(Stage.TRAIN)
     done = scenario.reconcile()
 
-    assert stalled == ("True", "JobRefused", "exceeded quota: gpus")
+    assert stalled == ("True", "JobRefused", "train: exceeded quota: gpus")
     assert (row.state, row.reason, row.job) == (StageState.PENDING, "JobRefused", "")
     assert created(done) == [Stage.TRAIN]
     assert scenario.condition("Stalled") is None
