@@ -16,6 +16,7 @@ from edgetune_operator.events import EventDraft, transitions
 from edgetune_operator.observe import JobState, read_status
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile
+from edgetune_operator.reasons import Reason
 from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, Pass, run_once
 from edgetune_operator.workqueue import WorkQueue
 
