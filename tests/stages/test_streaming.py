@@ -176,6 +176,7 @@ def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_
 ) -> None:
     from peft import PeftModel
 
+    special = next(iter(options))
     base = make_model(tmp_path / "base", "qwen2", tied=False, dtype="float32")
     adapter = make_adapter(
         tmp_path / "adapter",
