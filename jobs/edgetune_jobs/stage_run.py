@@ -1,8 +1,8 @@
 """One stage around its body:
 
-request ── manifest there? ── yes ──────────────────────────────► answer at once
-                │ no
-                └─► store writable? ► inputs ► body ► artifacts ► manifest ► answer
+request ── mark of use ── manifest there? ── yes ───────────────► answer at once
+                              │ no
+                              └─► store writable? ► inputs ► body ► artifacts ► manifest ► answer
 """
 
 import time

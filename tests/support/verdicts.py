@@ -76,6 +76,7 @@ LEGAL = (
     Verdict("another profile", {"profile": "a100-spot"}),
     Verdict("suspended", {"suspend": True}),
     Verdict("no second attempt", {"retryLimit": 0}),
+    Verdict("artifacts that go with the object", {"deletionPolicy": "Delete"}),
 )
 
 _QUANTITY = "spec.evaluation.gates.maxEdgeBytes"
@@ -226,6 +227,11 @@ ILLEGAL = (
         "a profile in capitals", {"profile": "A100"}, "spec.profile: 'A100' has not the form that is expected here."
     ),
     Verdict("no profile", {"profile": ""}, "spec.profile: string should have at least 1 character"),
+    Verdict(
+        "an unknown deletion policy",
+        {"deletionPolicy": "Recycle"},
+        "spec.deletionPolicy: input should be 'Retain' or 'Delete', is 'Recycle'",
+    ),
     Verdict("attempts below zero", {"retryLimit": -1}, "spec.retryLimit: input should be greater than or equal to 0"),
     Verdict("a deadline under a minute", {"activeDeadlineSeconds": 59}, "spec.activeDeadlineSeconds: input should be"),
     Verdict("an unknown field", {"image": "evil:1"}, "spec.image: unknown field"),

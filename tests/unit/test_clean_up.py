@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.digest import manifest_key, pointer_key, stage_key, use_key, version_key
 from edgetune_contract.request import StoreLocation
+from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.clean_up import clean_up
 from edgetune_jobs.folder_store import LocalFolderStore
@@ -23,6 +24,7 @@ from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import Store
 from edgetune_jobs.uses import Use, Uses
 from support.fault_proxy import Fault, FaultProxy
+from support.stage_runs import StageRuns
 from support.versitygw import S3Server
 
 PREPARED, TRAINED, MERGED = "a" * 64, "b" * 64, "c" * 64
@@ -460,3 +462,52 @@ def test_a_mark_is_where_the_layout_says(store: Store) -> None:
 
     assert store.read(f"uses/train/{TRAINED}/sensor-faults") is not None
     assert use_key(Stage.TRAIN, TRAINED, "sensor-faults") == f"uses/train/{TRAINED}/sensor-faults"
+
+
+def stage_runs(folder: Path, name: str) -> StageRuns:
+    """A run over inputs and a store that all runs of the folder share."""
+    for path, content in (("base/config.json", "{}"), ("base/model.safetensors", "weights"), ("train.jsonl", "{}\n")):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(content)
+    parameters = {
+        "baseModel": {"uri": (folder / "base").as_uri()},
+        "dataset": {"train": {"uri": (folder / "train.jsonl").as_uri()}},
+    }
+    own = folder / name
+    own.mkdir()
+    return StageRuns(
+        own, StoreLocation(uri=(folder / "store").as_uri()), Parameters.model_validate(parameters), name=name
+    )
+
+
+def test_stages_mark_what_they_use_also_what_was_done_before_by_another_object(tmp_path: Path) -> None:
+    first, second = stage_runs(tmp_path, "first"), stage_runs(tmp_path, "second")
+    store = LocalFolderStore(first.store.uri)
+    first.run_up_to(Stage.TRAIN)
+    after_first = [use.stage for use in Uses(store, "first").own()]
+
+    prepare = second.run(Stage.PREPARE)
+    assert [done.stage for done in prepare.result.done] == [Stage.TRAIN]
+    clean_up(store, "first")
+    train = second.run(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="bug")
+
+    assert after_first == list(Stage)
+    assert train.exit_code == 0, train.stderr
+    assert train.result.cached
+    assert {key.rpartition("/")[2] for key in keys(store) if key.startswith("uses/")} == {"second"}
+    assert clean_up(store, "second").shared_stages == 0
+    assert keys(store) == set()
+
+
+def test_a_stage_of_a_later_generation_marks_what_it_makes(tmp_path: Path) -> None:
+    runs = stage_runs(tmp_path, "first")
+    store = LocalFolderStore(runs.store.uri)
+    runs.run_up_to(Stage.TRAIN)
+    runs.parameters = runs.parameters.model_copy(update={"lora": runs.parameters.lora.model_copy(update={"rank": 8})})
+    assert runs.run(Stage.TRAIN).exit_code == 0
+
+    uses = [use for use in Uses(store, "first").own() if use.stage is Stage.TRAIN]
+
+    assert len(uses) == 2
+    clean_up(store, "first")
+    assert keys(store) == set()
