@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from cluster.controlplane import ControlPlane
-from edgetune_contract.stages import Stage
+from edgetune_contract.request import Result
+from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from support.builders import lora_fine_tune
-from support.kube import Kube, pod_ended
+from support.kube import Kube, condition, pod_ended
 from support.operator_process import free_ports, running_operator
 from support.scenario import Scenario, request_of
 
 OBJECT = (names.API_VERSION, names.KIND)
-_PROFILES = {"default": {"store": {"uri": "s3://artifacts/edgetune"}}}
+_STORE = {"uri": "s3://artifacts/edgetune"}
+SHORT_LIVED = "short-lived"
+"""Profile whose Jobs are gone a second after their end."""
+
+_PROFILES = {"default": {"store": _STORE}, SHORT_LIVED: {"store": _STORE, "ttlSecondsAfterFinished": 1}}
 
 
 class StagePlayer:
@@ -76,6 +81,35 @@ class StagePlayer:
         result = self.stages.simulated_result(request_of(job))
         self.end_pod(pod, pod_ended(0, result.encode().decode()))
 
+    def fail(self, stage: Stage, code: ExitCode, message: str) -> None:
+        """The stage ends with a failure of its own."""
+        job, pod = self.live_pod(stage)
+        result = Result.failed(stage, request_of(job).digest, code, code.reason, message)
+        self.end_pod(pod, pod_ended(code, result.encode().decode()))
+
+    def ask_for_retry(self, token: str) -> None:
+        """As `kubectl annotate` does."""
+        annotations = {"annotations": {names.RETRY_REQUESTED_ANNOTATION: token}}
+        self.kube.merge(*OBJECT, self.namespace, "sensor-faults", {"metadata": annotations})
+
+    def jobs(self, stage: str = "") -> list[dict[str, Any]]:
+        """Jobs of the namespace, or of one stage, the oldest first."""
+        jobs = self.kube.list("batch/v1", "Job", self.namespace, f"{names.STAGE_LABEL}={stage}" if stage else "")
+        return sorted(jobs, key=lambda job: str(job["metadata"]["creationTimestamp"]))
+
+    def wait_for_condition(self, kind: str, reason: str, limit_seconds: float = 60) -> dict[str, Any]:
+        """The condition, once it is there with this reason."""
+
+        def holds(found: dict[str, Any]) -> bool:
+            return (condition(found, kind) or {}).get("reason") == reason
+
+        found = self.kube.wait(
+            *OBJECT, self.namespace, "sensor-faults", holds, f"{kind} with reason {reason}", limit_seconds
+        )
+        told = condition(found, kind)
+        assert told is not None
+        return told
+
     def finish_from(self, first: Stage) -> None:
         for stage in list(Stage)[list(Stage).index(first) :]:
             self.finish(stage)
@@ -100,7 +134,15 @@ class Operator:
     def start(self) -> None:
         health, metrics = free_ports(2)
         ports = ("--health-port", str(health), "--metrics-port", str(metrics))
-        self._stack.enter_context(running_operator(self._folder, self._plane.kubeconfig(), _PROFILES, *ports))
+        self._running = self._stack.enter_context(
+            running_operator(self._folder, self._plane.kubeconfig(), _PROFILES, *ports)
+        )
 
     def stop(self) -> None:
         self._stack.close()
+
+    def kill(self) -> None:
+        """The process is gone at once, as when its node fails."""
+        self._running.process.kill()
+        self._running.process.wait()
+        self.stop()

@@ -1,0 +1,30 @@
+"""kstatus: what generic tools (Flux, Argo CD, `kubectl wait`, `helm --wait`) make of any object's status."""
+
+from enum import StrEnum
+from typing import Any
+
+from support.kube import condition
+
+
+class KStatus(StrEnum):
+    """The tools' verdicts."""
+
+    IN_PROGRESS = "InProgress"
+    FAILED = "Failed"
+    CURRENT = "Current"
+    TERMINATING = "Terminating"
+
+
+def kstatus(document: dict[str, Any]) -> KStatus:
+    """The verdict by the rules of sigs.k8s.io/cli-utils/pkg/kstatus for kinds that it does not know."""
+    metadata, status = document["metadata"], document.get("status") or {}
+    if metadata.get("deletionTimestamp"):
+        return KStatus.TERMINATING
+    if "observedGeneration" in status and status["observedGeneration"] != metadata["generation"]:
+        return KStatus.IN_PROGRESS
+    truths = {kind: (condition(document, kind) or {}).get("status") for kind in ("Reconciling", "Stalled", "Ready")}
+    if truths["Reconciling"] == "True":
+        return KStatus.IN_PROGRESS
+    if truths["Stalled"] == "True":
+        return KStatus.FAILED
+    return KStatus.IN_PROGRESS if truths["Ready"] in ("False", "Unknown") else KStatus.CURRENT
