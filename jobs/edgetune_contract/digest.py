@@ -7,7 +7,7 @@ A digest covers all that can change a stage's output and nothing else, chained t
     train             = H(resolved base and training data, how rows become tokens, method, lora, training)
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
-    evaluate          = H(quantize, evaluation data, options)
+    evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget)
     publish           = H(evaluate, gates, the model's name), or with publish.pin H(pin, the model's name)
 
 Each also covers the versions of the stages up to it (`STAGE_VERSIONS`). Labels, resources, node selection, retry
@@ -16,8 +16,11 @@ limits, deadlines and checkpoint intervals are in no digest: changing them re-ru
 
 import hashlib
 import json
+from math import ceil
 from typing import Any
 
+from edgetune_contract.evaluation import EdgeBudget
+from edgetune_contract.quantities import parse_bytes, parse_cpu
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
@@ -87,8 +90,19 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
         formats=parameters.quantization.formats,  # in their order: the first is the one that is scored
         outlierThreshold=parameters.quantization.outlier_threshold,
     )
-    evaluate = _stage_digest(Stage.EVALUATE, quantize=quantize, **_evaluation_inputs(parameters, resolved))
-    own = _stage_digest(Stage.PUBLISH, evaluate=evaluate, gates=_dump(parameters.evaluation.gates), name=name)
+    evaluate = _stage_digest(
+        Stage.EVALUATE,
+        quantize=quantize,
+        edge=_edge_limits(parameters.evaluation.edge),
+        **_evaluation_inputs(parameters, resolved),
+    )
+    own = _stage_digest(
+        Stage.PUBLISH,
+        evaluate=evaluate,
+        gates=_dump(parameters.evaluation.gates),
+        edge=_edge_gates(parameters.evaluation.edge),
+        name=name,
+    )
     digests = {
         Stage.TRAIN: train,
         Stage.MERGE: merge,
@@ -184,6 +198,20 @@ def _row_options(parameters: Parameters) -> dict[str, Any]:
     if parameters.dataset.eval is not None:
         del rows["evalSplitPercent"]
     return rows
+
+
+def _edge_limits(budget: EdgeBudget | None) -> dict[str, Any] | None:
+    """What models are measured within; None if they are not."""
+    if budget is None:
+        return None
+    return {
+        "cores": None if budget.cpu is None else ceil(parse_cpu(budget.cpu)),
+        "memory": None if budget.memory is None else parse_bytes(budget.memory),
+    }
+
+
+def _edge_gates(budget: EdgeBudget | None) -> dict[str, Any]:
+    return _dump(budget.model_copy(update={"cpu": None, "memory": None})) if budget else {}
 
 
 def _evaluation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:

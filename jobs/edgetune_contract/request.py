@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue
 from pydantic_core import to_json
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
@@ -212,6 +213,9 @@ class Result(Model):
 
     scores: Scores | None = None
     """evaluate only."""
+
+    edge: EdgeMeasurement | None = None
+    """evaluate only, with spec.evaluation.edge."""
 
     publication: Publication | None = None
     """publish only."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from edgetune_contract.evaluation import EvaluationSpec
 from edgetune_contract.model import Model, Rule
 
 URI_MAX_LENGTH = 1024
@@ -342,76 +343,6 @@ class QuantizationSpec(Model):
     """BitsAndBytesInt8: activations above this magnitude are multiplied in 16 bits; 0 switches the split off."""
 
 
-_QUANTITY = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti|k|M|G|T)?")
-_SUFFIXES = "Ki, Mi, Gi, Ti, k, M, G or T"
-_UNITS = {
-    None: 1,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-}
-
-
-def parse_bytes(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as 500M or 8Gi.
-
-    Raises:
-        ValueError: the text is not a whole number with an optional suffix k, M, G, T, Ki, Mi, Gi or Ti.
-    """
-    match = _QUANTITY.fullmatch(quantity)
-    if match is None:
-        raise ValueError(f"{quantity!r} is not a number of bytes: use a whole number, if need be with {_SUFFIXES}")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-ByteQuantity = Annotated[
-    str,
-    BeforeValidator(_number_as_text),
-    Field(max_length=24, pattern=rf"^{_QUANTITY.pattern}$"),
-    WithJsonSchema(
-        {"x-kubernetes-int-or-string": True, "maxLength": 24, "pattern": rf"^{_QUANTITY.pattern}$", "minimum": 0}
-    ),
-]
-
-
-class Gates(Model):
-    """Limits that must hold before a model is published; each is optional."""
-
-    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Lowest score of the edge model, 0 to 1."""
-
-    min_improvement: Annotated[float, Field(ge=-100, le=100)] | None = None
-    """Least gain of the tuned model's score over the base's, in percentage points."""
-
-    max_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Most that the edge model's score may lie below the tuned model's, 0 to 1."""
-
-    max_edge_bytes: ByteQuantity | None = None
-    """Largest edge model, as a quantity of bytes such as 8Gi."""
-
-
-class EvaluationSpec(Model):
-    """Scoring of base, tuned, merged and edge model on the same rows."""
-
-    max_examples: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Most evaluation rows that are scored; the first of the held-out rows."""
-
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
-    """Longest answer in tokens; answers are greedy."""
-
-    gates: Gates = Gates()
-    """Limits that must hold before a model is published."""
-
-
 class PublishSpec(Model):
     """Which version the pointer names."""
 
@@ -451,3 +382,15 @@ class Parameters(Model):
 
     publish: PublishSpec = PublishSpec()
     """Which version the pointer names."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.evaluation) || !has(self.evaluation.edge) || !has(self.quantization) || "
+            "!has(self.quantization.formats) || self.quantization.formats[0] != 'CompressedTensorsW8A8'",
+            holds=lambda self: (
+                self.evaluation.edge is None or self.quantization.formats[0] != EdgeFormat.COMPRESSED_TENSORS_W8A8
+            ),
+            message="evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 "
+            "is not for: put BitsAndBytesInt8 or GGUF-Q8_0 first",
+        ),
+    )

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, JsonValue
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, Digest, FileEntry, Resolved, Scores
 from edgetune_contract.stages import Stage
@@ -97,6 +98,9 @@ class VersionDocument(Model):
     """All that the run made."""
 
     scores: Scores
+    measurement: EdgeMeasurement | None = None
+    """How it ran on the machine that evaluated it; None without spec.evaluation.edge."""
+
     provenance: Provenance
 
     @property

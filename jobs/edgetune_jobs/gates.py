@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec
+from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import Scores
-from edgetune_contract.spec import Gates, parse_bytes
 
 # Scores are quotients of small integers: differences below this are rounding.
 _TOLERANCE = 1e-9
@@ -18,18 +20,22 @@ class Figures:
     edge_bytes: int
     """Size of the edge model's files, in bytes."""
 
+    edge: EdgeMeasurement | None = None
+    """How the edge model runs; None if it was not measured."""
 
-def judge(gates: Gates, figures: Figures) -> tuple[str, ...]:
+
+def judge(evaluation: EvaluationSpec, figures: Figures) -> tuple[str, ...]:
     """One sentence for each gate that does not hold, with the figure and the limit; empty when all hold.
 
-    A gate on a score that does not exist does not hold.
+    A gate on a figure that does not exist does not hold.
     """
-    scores = figures.scores
+    gates, scores = evaluation.gates, figures.scores
     refusals = (
         _judge_score(gates.min_score, scores),
         _judge_improvement(gates.min_improvement, scores),
         _judge_drop(gates.max_drop, scores),
         _judge_bytes(gates.max_edge_bytes, figures.edge_bytes),
+        *_judge_budget(evaluation.edge, figures.edge),
     )
     return tuple(refusal for refusal in refusals if refusal is not None)
 
@@ -80,6 +86,51 @@ def _judge_bytes(limit: str | None, edge_bytes: int) -> str | None:
     if limit is None or edge_bytes <= parse_bytes(limit):
         return None
     return f"maxEdgeBytes: the edge model has {edge_bytes:,} bytes; the limit is {limit}, {parse_bytes(limit):,} bytes"
+
+
+def _judge_budget(budget: EdgeBudget | None, edge: EdgeMeasurement | None) -> tuple[str | None, ...]:
+    if budget is None:
+        return ()
+    if edge is None:
+        return ("edge: the edge model was not measured: ask for a retry of the evaluation",)
+    return (
+        _judge_memory(budget.memory, edge),
+        _judge_speed(budget.min_tokens_per_second, edge),
+        _judge_peak(budget.max_peak_memory, edge),
+    )
+
+
+def _judge_memory(limit: str | None, edge: EdgeMeasurement) -> str | None:
+    if limit is None or not edge.over_memory:
+        return None
+    return f"edge.memory: the edge model took {_memory_against(limit, edge)}"
+
+
+def _judge_speed(limit: float | None, edge: EdgeMeasurement) -> str | None:
+    speed = edge.generation_tokens_per_second
+    # One that was stopped for its memory has no speed, and is refused for its memory.
+    if limit is None or speed is None or speed >= limit:
+        return None
+    digits = _digits(1, speed, limit)
+    return (
+        f"edge.minTokensPerSecond: the edge model generates {speed:.{digits}f} tokens/s with {edge.threads} threads of "
+        f"{edge.cpu}; the limit is {limit:.{digits}f} tokens/s"
+    )
+
+
+def _judge_peak(limit: str | None, edge: EdgeMeasurement) -> str | None:
+    if limit is None or edge.peak_memory_bytes <= parse_bytes(limit):
+        return None
+    return f"edge.maxPeakMemory: the edge model took {_memory_against(limit, edge)}"
+
+
+def _memory_against(limit: str, edge: EdgeMeasurement) -> str:
+    baseline = edge.baseline_memory_bytes
+    before = f", {baseline:,} of them before it was loaded" if baseline is not None else ""
+    return (
+        f"{edge.peak_memory_bytes:,} bytes of memory in {edge.runtime}{before}; the limit is {limit}, "
+        f"{parse_bytes(limit):,} bytes"
+    )
 
 
 def _digits(least: int, figure: float, limit: float) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
@@ -161,4 +162,5 @@ class StageOutput:
     warnings: Sequence[str] = ()
     resolved: Resolved | None = None
     scores: Scores | None = None
+    edge: EdgeMeasurement | None = None
     publication: Publication | None = None

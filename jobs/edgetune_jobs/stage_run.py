@@ -184,6 +184,7 @@ class StageRun:
             warnings=tuple(output.warnings),
             resolved=self._resolved if self._request.stage is Stage.PREPARE else None,
             scores=output.scores,
+            edge=output.edge,
             publication=output.publication,
         )
         result.encode()  # what cannot be told must not become a fact

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, Resolved, Scores
 from edgetune_contract.spec import Parameters
@@ -335,6 +336,9 @@ class LoraFineTuneStatus(Model):
 
     scores: Scores | None = None
     """Scores of all four models on the same rows."""
+
+    edge: EdgeMeasurement | None = None
+    """Speed and memory of the edge model on the machine that evaluated it; absent without spec.evaluation.edge."""
 
     artifacts: Annotated[
         tuple[ArtifactStatus, ...], Field(max_length=32, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["name"]})

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import (
@@ -90,6 +91,7 @@ class View:
     resolved: Resolved | None
     artifacts: tuple[ArtifactStatus, ...]
     scores: Scores | None
+    edge: EdgeMeasurement | None
     publication: PublicationStatus | None
     progress: ProgressStatus | None
     handled_retry: str
@@ -186,6 +188,7 @@ def _view(
         resolved=run.resolved,
         artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
         scores=run.scores if Stage.EVALUATE in done else None,
+        edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
         handled_retry=snapshot.new_retry or snapshot.previous.last_handled_retry,
@@ -241,6 +244,7 @@ def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
         resolved=previous.resolved,
         artifacts=previous.artifacts,
         scores=previous.scores,
+        edge=previous.edge,
         publication=previous.publication,
         progress=None,
         handled_retry=previous.last_handled_retry,

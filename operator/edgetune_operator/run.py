@@ -37,6 +37,7 @@ class Run:
         self.rows |= {row.name: row for row in previous.stages}
         self.resolved = previous.resolved
         self.scores = previous.scores
+        self.edge = previous.edge
         self.artifacts = previous.artifacts
         self.publication = previous.publication
         self._reset: set[Stage] = set()
@@ -234,8 +235,8 @@ class Run:
     def _take_outputs(self, result: Result) -> None:
         made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
         self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + made
-        if result.scores is not None:
-            self.scores = result.scores
+        if result.stage is Stage.EVALUATE:
+            self.scores, self.edge = result.scores, result.edge
         if result.publication is not None:
             self.publication = PublicationStatus.model_validate(result.publication.model_dump())
 

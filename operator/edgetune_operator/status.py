@@ -79,6 +79,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         stages=view.rows,
         sizes=sizes,
         scores=view.scores,
+        edge=view.edge,
         artifacts=view.artifacts,
         publication=view.publication,
         warnings=tuple(warning for row in view.rows for warning in row.warnings)[:MAX_WARNINGS],

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import (
     MAX_RESULT_BYTES,
     Artifact,
@@ -19,7 +20,6 @@ from edgetune_contract.request import (
     Scores,
     StoreLocation,
 )
-from edgetune_contract.spec import parse_bytes
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_operator.spec_check import parse_spec
 from support.builders import lora_fine_tune

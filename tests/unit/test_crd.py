@@ -51,7 +51,13 @@ def test_descriptions_are_sentences_on_one_line(fields: Mapping[str, Mapping[str
 def test_every_node_has_one_type_or_says_that_it_has_none(fields: Mapping[str, Mapping[str, Any]]) -> None:
     typeless = {path for path, node in fields.items() if "type" not in node}
 
-    assert typeless == {"spec.lora.targetModules", "spec.evaluation.gates.maxEdgeBytes"}
+    assert typeless == {
+        "spec.lora.targetModules",
+        "spec.evaluation.gates.maxEdgeBytes",
+        "spec.evaluation.edge.cpu",
+        "spec.evaluation.edge.memory",
+        "spec.evaluation.edge.maxPeakMemory",
+    }
 
 
 def test_every_text_list_and_number_of_the_spec_is_bounded(fields: Mapping[str, Mapping[str, Any]]) -> None:
@@ -127,7 +133,7 @@ def test_the_rules_of_the_models_are_in_the_schema(fields: Mapping[str, Mapping[
         path: node["x-kubernetes-validations"] for path, node in fields.items() if "x-kubernetes-validations" in node
     }
 
-    assert rules.keys() == {"spec.baseModel", "spec.dataset", "spec.training"}
+    assert rules.keys() == {"spec", "spec.baseModel", "spec.dataset", "spec.training"}
     assert rules["spec.training"] == [
         {
             "rule": "self.batchSize % self.microBatchSize == 0",

@@ -89,6 +89,10 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "evaluation.gates.minImprovement": (10, PUBLISH),
     "evaluation.gates.maxDrop": (0.02, PUBLISH),
     "evaluation.gates.maxEdgeBytes": ("8Gi", PUBLISH),
+    "evaluation.edge.cpu": ("2", EVALUATE),
+    "evaluation.edge.memory": ("2Gi", EVALUATE),
+    "evaluation.edge.minTokensPerSecond": (20, EVALUATE),
+    "evaluation.edge.maxPeakMemory": ("1Gi", EVALUATE),
     "publish.pin": ("a" * 12, PUBLISH),
     "profile": ("a100", NOTHING),
     "suspend": (True, NOTHING),
@@ -151,6 +155,23 @@ def test_with_max_steps_the_epochs_change_nothing() -> None:
     builder = lora_fine_tune().with_spec("training.maxSteps", 10)
 
     assert changed(digests(builder), digests(builder.with_spec("training.epochs", 9))) == NOTHING
+
+
+def test_in_an_edge_budget_only_cores_and_memory_ask_for_a_new_measurement() -> None:
+    builder = lora_fine_tune().with_spec("evaluation.edge", {"cpu": "2", "memory": "1Gi"})
+    before = digests(builder)
+
+    assert changed(before, digests(builder.with_spec("evaluation.edge.minTokensPerSecond", 20))) == PUBLISH
+    assert changed(before, digests(builder.with_spec("evaluation.edge.maxPeakMemory", "1Gi"))) == PUBLISH
+    assert changed(before, digests(builder.with_spec("evaluation.edge.cpu", "4"))) == EVALUATE
+    assert changed(before, digests(builder.with_spec("evaluation.edge.memory", "2Gi"))) == EVALUATE
+
+
+@pytest.mark.parametrize(("field", "value"), [("cpu", "1500m"), ("memory", "1024Mi")])
+def test_the_same_budget_written_otherwise_changes_nothing(field: str, value: str) -> None:
+    builder = lora_fine_tune().with_spec("evaluation.edge", {"cpu": "2", "memory": "1Gi"})
+
+    assert changed(digests(builder), digests(builder.with_spec(f"evaluation.edge.{field}", value))) == NOTHING
 
 
 def test_new_content_behind_the_same_names_changes_what_is_made_of_it() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetune_contract.evaluation import EvaluationSpec, Gates
 from edgetune_contract.request import Scores
-from edgetune_contract.spec import Gates
 from edgetune_jobs.gates import Figures, judge
 
 SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
@@ -50,7 +50,7 @@ WHY = "no evaluation row has an expected keyword or a reference answer; add some
 def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
     gates: Mapping[str, object], scores: Scores, refusal: str
 ) -> None:
-    assert judge(Gates.model_validate(gates), Figures(scores, edge_bytes=2000)) == (refusal,)
+    assert judge(EvaluationSpec(gates=Gates.model_validate(gates)), Figures(scores, edge_bytes=2000)) == (refusal,)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
     ],
 )
 def test_a_figure_that_is_exactly_the_limit_holds(gates: Mapping[str, object]) -> None:
-    assert judge(Gates.model_validate(gates), Figures(SCORES, edge_bytes=2000)) == ()
+    assert judge(EvaluationSpec(gates=Gates.model_validate(gates)), Figures(SCORES, edge_bytes=2000)) == ()
 
 
 def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
     gates = Gates(min_score=0.9, min_improvement=70, max_drop=0.01, max_edge_bytes="1")
 
-    names = [refusal.partition(":")[0] for refusal in judge(gates, Figures(SCORES, edge_bytes=2))]
+    names = [refusal.partition(":")[0] for refusal in judge(EvaluationSpec(gates=gates), Figures(SCORES, edge_bytes=2))]
 
     assert names == ["minScore", "minImprovement", "maxDrop", "maxEdgeBytes"]
 
@@ -80,13 +80,13 @@ def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
 def test_the_drop_gate_decides_as_whole_numbers_do(tuned: int, edge: int, limit: int) -> None:
     scores = Scores(tuned=tuned / 1000, edge=edge / 1000)
 
-    refused = judge(Gates(max_drop=limit / 1000), Figures(scores, edge_bytes=0))
+    refused = judge(EvaluationSpec(gates=Gates(max_drop=limit / 1000)), Figures(scores, edge_bytes=0))
 
     assert bool(refused) == (tuned - edge > limit)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_refusal_never_prints_the_same_number_for_figure_and_limit(edge: float, limit: float) -> None:
-    for refusal in judge(Gates(min_score=limit), Figures(Scores(edge=edge), edge_bytes=0)):
+    for refusal in judge(EvaluationSpec(gates=Gates(min_score=limit)), Figures(Scores(edge=edge), edge_bytes=0)):
         figure, _, printed_limit = refusal.removeprefix("minScore: the edge model scores ").partition("; the limit is ")
         assert figure != printed_limit

@@ -1,4 +1,7 @@
-"""evaluate: base, tuned, merged and edge model on the same held-out rows, one model in memory at a time."""
+"""evaluate: base, tuned, merged and edge model on the same held-out rows, one model in memory at a time.
+
+With an edge budget, base and edge models are run on the CPU besides, each in a process of its own.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +16,7 @@ from pydantic import ValidationError
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
 from edgetune_jobs import inference, merging, models, scoring
+from edgetune_jobs.edge import budget
 from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.stage import StageContext, StageOutput
 
@@ -102,10 +106,12 @@ def run(context: StageContext) -> StageOutput:
     in output/base-scores.
 
     Raises:
-        InvalidInput: a model does not load, or there is no row, or the base's loss is not finite.
+        InvalidInput: a model does not load, or there is no row, or the base's loss is not finite, or the edge budget
+            cannot be measured here.
         TrainingDiverged: the loss of another model is not finite.
         Interrupted: `context.stop` was set.
     """
+    budget.check_measurable(context.request.parameters)
     device = models.choose_device()
     rows = _read_rows(context)
     known = _read_base_scores(context)
@@ -124,7 +130,8 @@ def run(context: StageContext) -> StageOutput:
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / ARTIFACT, evaluation)
-    return _report(evaluation, device)
+    measured = budget.measure_models(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
+    return _report(evaluation, device, measured)
 
 
 def _check_finite(name: str, loss: float | None) -> None:
@@ -210,10 +217,12 @@ def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _report(evaluation: _Evaluation, device: "torch.device") -> StageOutput:
+def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Measured) -> StageOutput:
     known = evaluation.scores
     scores = scoring.compare(known, len(evaluation.rows))
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
     metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": models.peak_memory_bytes(device)}
     facts = {"device": models.describe_device(device), "decoding": "greedy"}
-    return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, scores=scores)
+    return StageOutput(
+        {ARTIFACT: ARTIFACT}, metrics, facts, measured.warnings, scores=scores, edge=measured.measurement
+    )

@@ -26,9 +26,10 @@ def run(context: StageContext) -> StageOutput:
     if request.resolved is None:
         raise InvalidInput("publish needs a request with what prepare resolved")
     manifests = _read_manifests(request, publisher)
-    scores = manifests[Stage.EVALUATE].result.scores or Scores()
+    evaluated = manifests[Stage.EVALUATE].result
     edge, *_ = edge_artifacts(manifests[Stage.QUANTIZE])
-    refusals = judge(request.parameters.evaluation.gates, Figures(scores, edge.bytes))
+    figures = Figures(evaluated.scores or Scores(), edge.bytes, evaluated.edge)
+    refusals = judge(request.parameters.evaluation, figures)
     context.progress.say("refused by its gates" if refusals else "publishing")
     return StageOutput(publication=publisher.publish(_version(request, request.resolved, manifests, refusals)))
 
@@ -68,6 +69,7 @@ def _version(
         further_edges=tuple(further_edges),
         artifacts=tuple(artifact for manifest in manifests.values() for artifact in manifest.result.artifacts),
         scores=manifests[Stage.EVALUATE].result.scores or Scores(),
+        measurement=manifests[Stage.EVALUATE].result.edge,
         provenance=Provenance(
             resolved=resolved,
             parameters=request.parameters.model_dump(mode="json", exclude_none=True),
