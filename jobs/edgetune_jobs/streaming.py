@@ -3,6 +3,7 @@
 Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
 """
 
+import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, merging
 from edgetune_jobs.files import list_files
 from edgetune_jobs.libraries import prepare_torch, usable_cpus
-from edgetune_jobs.model_folder import LocalModelFolder, SourceModelFolder
+from edgetune_jobs.model_folder import LocalModelFolder
 from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.tensors import nf4, pipeline
@@ -41,9 +42,7 @@ class StreamedModel:
 
 def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
     """An input of a stage that is a model: on this machine, or where it lies."""
-    if name in context.sources:
-        return SourceModelFolder(context.sources[name], label)
-    return LocalModelFolder(context.inputs[name], label)
+    return context.models.get(name) or LocalModelFolder(context.inputs[name], label)
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
@@ -90,10 +89,15 @@ def stored_model(model: ModelFolder) -> StreamedModel:
 def stream(
     model: StreamedModel, encoders: Sequence[pipeline.Encoder], progress: Progress, stop: threading.Event
 ) -> None:
-    """Send a model's rows through encoders: see tensors.pipeline."""
+    """Send a model's rows through encoders: see tensors.pipeline.
+
+    Raises:
+        DamagedObject: what was read is not what the model's manifest says.
+    """
     is_remote = not isinstance(model.weights.folder, LocalModelFolder)
     workers = usable_cpus() + (_REQUESTS if is_remote else 0)
     pipeline.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
+    model.weights.folder.check()
 
 
 def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, **fields: Any) -> None:
@@ -107,7 +111,7 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
     """
     from transformers import GenerationConfig
 
-    config = model.layout.config
+    config = copy.deepcopy(model.layout.config)
     config.dtype = model.weights.dtype
     for name, value in fields.items():
         setattr(config, name, value)
@@ -125,7 +129,7 @@ def library_warning(reason: NotUnderstood) -> str:
 
 def companion_bytes(folder: Path) -> int:
     """Bytes of a model folder besides its weights and their index."""
-    names = (path for path in list_files(folder) if not path.endswith((".safetensors", WEIGHTS_INDEX)))
+    names = (path for path in list_files(folder) if not path.endswith((".safetensors", ".gguf", WEIGHTS_INDEX)))
     return sum((folder / name).stat().st_size for name in names)
 
 

@@ -88,5 +88,5 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
-    with pytest.raises(InvalidInput, match="mlp.up_proj.weight holds NaN or infinity"):
+    with pytest.raises(InvalidInput, match=r"mlp\.up_proj\.weight holds NaN or infinity"):
         w8a8.quantize_rows("mlp.up_proj.weight", torch.tensor([[1.0, value]]))

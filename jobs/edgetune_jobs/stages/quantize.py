@@ -1,46 +1,66 @@
-"""quantize: the edge model, linear layers in INT8 by bitsandbytes (LLM.int8), as from_pretrained reads it."""
+"""quantize: the edge model in each format of the spec, from one pass over the weights where they can be streamed."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs import merging, models, streaming
 from edgetune_jobs.connect import BASE_FIELD
+from edgetune_jobs.edge_formats import refusing
+from edgetune_jobs.edge_writers import open_writer
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.formats.bnb_int8 import FLOAT16_MAX, Int8Encoder, plan_int8, quantization_config
+from edgetune_jobs.formats.bnb_int8 import FLOAT16_MAX
+from edgetune_jobs.formats.support import Unsupported
+from edgetune_jobs.model_folder import LocalModelFolder
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.families import NotUnderstood
-from edgetune_jobs.tensors.plan import plan_files
-from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ARTIFACT = "edge-bnb-int8"
+
+@dataclass(frozen=True)
+class _Written:
+    """Edge models that were written."""
+
+    bytes: dict[EdgeFormat, int]
+    layers: int
+    """How many linear layers were quantized."""
+
+    warnings: tuple[str, ...] = ()
 
 
 def run(context: StageContext) -> StageOutput:
-    """Quantize input merged, or base and adapter merged on the way; artifact `edge-bnb-int8`.
+    """Quantize input merged, or base and adapter merged on the way; one artifact a format, as EdgeFormat names it.
 
     Raises:
-        InvalidInput: weights are not finite or beyond float16, from which LLM.int8 starts; or the inputs do not fit.
+        InvalidInput: weights are not finite or too large for a format; the model cannot be written in a format; or the
+            inputs do not fit each other.
         Interrupted: `context.stop` was set.
     """
-    context.progress.say("quantizing to INT8 (bitsandbytes)")
-    warnings = []
+    formats = context.request.parameters.quantization.formats
+    context.progress.say(f"quantizing to {', '.join(formats)}")
     try:
         model = _open_model(context)
     except NotUnderstood as reason:
         path = streaming.LIBRARY
-        warnings.append(streaming.library_warning(reason))
-        layers, written = _quantize_by_library(context)
+        written = _write_by_library(context, reason)
     else:
         path = streaming.STREAMING
-        layers, written = _quantize_in_stream(context, model)
-    metrics = {"edgeBytes": written, "quantizedLayers": layers, "peakMemoryBytes": models.peak_resident_bytes()}
-    facts = {"path": path, "format": context.request.parameters.quantization.formats[0].value}
-    return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, warnings)
+        written = _write_in_stream(context, model, formats)
+    metrics = {
+        "edgeBytes": written.bytes[formats[0]],
+        "quantizedLayers": written.layers,
+        "peakMemoryBytes": models.peak_resident_bytes(),
+    }
+    # The first is the one that is scored for the gates.
+    artifacts = {edge_format.artifact: edge_format.artifact for edge_format in formats}
+    return StageOutput(artifacts, metrics, {"path": path, "formats": " ".join(formats)}, written.warnings)
 
 
 def _open_model(context: StageContext) -> StreamedModel:
@@ -55,33 +75,53 @@ def _open_model(context: StageContext) -> StreamedModel:
     return streaming.merged_model(base, context.inputs["adapter"], context.request.parameters.merge.base)
 
 
-def _quantize_in_stream(context: StageContext, model: StreamedModel) -> tuple[int, int]:
-    """Quantize tensor by tensor; the number of layers that were, and the bytes written."""
-    parameters = context.request.parameters
-    linears = model.layout.linears
-    files = plan_files(plan_int8(model.weights.tensors, linears, model.weights.dtype))
-    with SafetensorsWriter(files, context.streams, ARTIFACT) as writer:
-        streaming.stream(model, [Int8Encoder(writer, linears)], context.progress, context.stop)
-        writer.finish()
-    folder = context.output / ARTIFACT
-    config = quantization_config(parameters.quantization.outlier_threshold)
-    streaming.write_companions(model, folder, parameters.dataset, quantization_config=config)
-    return len(linears), writer.total_bytes + streaming.companion_bytes(folder)
+def _write_in_stream(context: StageContext, model: StreamedModel, formats: Sequence[EdgeFormat]) -> _Written:
+    """Write these formats in one pass over the weights."""
+    with ExitStack() as stack:
+        writers = {each: stack.enter_context(open_writer(each, model, context)) for each in formats}
+        encoders = [writer.encoder for writer in writers.values()]
+        streaming.stream(model, encoders, context.progress, context.stop)
+        written = {each: writer.finish() for each, writer in writers.items()}
+    warnings = tuple(warning for writer in writers.values() for warning in writer.warnings)
+    return _Written(written, len(model.layout.linears), warnings)
 
 
-def _quantize_by_library(context: StageContext) -> tuple[int, int]:
-    """Quantize in memory; the number of layers that were, and the bytes written."""
-    parameters = context.request.parameters
+def _write_by_library(context: StageContext, reason: NotUnderstood) -> _Written:
+    """Write the format of bitsandbytes from memory, and all others from the merged model as the library writes it."""
+    formats = context.request.parameters.quantization.formats
     device = models.choose_device()
     model, source = _load_merged(context, device)
-    layers = _check_range(model)
-    if context.stop.is_set():
-        raise Interrupted("stopped by SIGTERM before the edge model was written")
-    edge = quantize_by_library(model, parameters.quantization.outlier_threshold)
-    del model
-    folder = context.output / ARTIFACT
-    merging.save_model(edge, folder, source, parameters.dataset)
-    return layers, merging.folder_bytes(folder)
+    others = [each for each in formats if each is not EdgeFormat.BITSANDBYTES_INT8]
+    written = _write_others(context, model, source, others) if others else _Written({}, 0)
+    sizes, layers = dict(written.bytes), written.layers
+    if EdgeFormat.BITSANDBYTES_INT8 in formats:
+        layers = _check_range(model)
+        if context.stop.is_set():
+            raise Interrupted("stopped by SIGTERM before the edge model was written")
+        edge = _quantize(model, context.request.parameters.quantization.outlier_threshold, device)
+        del model
+        folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
+        merging.save_model(edge, folder, source, context.request.parameters.dataset)
+        sizes[EdgeFormat.BITSANDBYTES_INT8] = merging.folder_bytes(folder)
+    return _Written(sizes, layers, (streaming.library_warning(reason), *written.warnings))
+
+
+def _write_others(
+    context: StageContext, model: "PreTrainedModel", source: Path, formats: Sequence[EdgeFormat]
+) -> _Written:
+    """Write formats that only a stream can be turned into.
+
+    Raises:
+        InvalidInput: the merged model cannot be streamed either.
+    """
+    merged = context.scratch / "merged"
+    merging.save_model(model, merged, source, context.request.parameters.dataset)
+    with refusing(formats[0], context.request.parameters):
+        try:
+            streamed = streaming.stored_model(LocalModelFolder(merged, "the merged model"))
+        except NotUnderstood as reason:
+            raise Unsupported(str(reason)) from reason
+    return _write_in_stream(context, streamed, formats)
 
 
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
@@ -108,7 +148,7 @@ def _check_range(model: "PreTrainedModel") -> int:
     return count
 
 
-def quantize_by_library(model: "PreTrainedModel", outlier_threshold: float) -> "PreTrainedModel":
+def _quantize(model: "PreTrainedModel", outlier_threshold: float, device: "torch.device") -> "PreTrainedModel":
     """The model with its linear layers in INT8, made of the weights in memory as from_pretrained does it with files."""
     from transformers import BitsAndBytesConfig
 
@@ -117,6 +157,6 @@ def quantize_by_library(model: "PreTrainedModel", outlier_threshold: float) -> "
         "state_dict": model.state_dict(),
         "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=outlier_threshold),
         "dtype": model.dtype,
-        "device_map": {"": model.device},
+        "device_map": {"": device},
     }
     return type(model).from_pretrained(None, **options).eval()

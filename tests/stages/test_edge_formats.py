@@ -1,0 +1,132 @@
+"""Several edge formats in one run: one pass over the weights, and every format is scored."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_contract.spec import EdgeFormat, Method
+from edgetune_contract.stages import Stage
+from edgetune_jobs import models
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.generate import generate
+from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.stages import evaluate, merge, quantize
+from support import families
+from support.stage_context import stage_context
+from support.tiny_runs import tiny_parameters
+
+pytestmark = pytest.mark.slow
+
+ALL = ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]
+ARTIFACTS = ["edge-gguf-q8_0", "edge-bnb-int8", "edge-ct-w8a8"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A base, an adapter for it, and both merged."""
+
+    base: Path
+    adapter: Path
+    merged: Path
+
+    def quantize(self, folder: Path, formats: list[str], *, keep: bool = True) -> tuple[StageOutput, StageContext]:
+        parameters = tiny_parameters(quantization={"formats": formats}, merge={"keep": keep})
+        inputs = {"merged": self.merged} if keep else {"base": self.base, "adapter": self.adapter}
+        context = stage_context(Stage.QUANTIZE, parameters, folder, inputs)
+        return quantize.run(context), context
+
+
+def make_adapter(folder: Path, base: Path, **options: Any) -> Path:
+    targets = {"target_modules": ["q_proj", "v_proj", "down_proj"], **options}
+    return families.make_adapter(folder, base, method=Method.LORA, base_dtype="bfloat16", dtype="float32", **targets)
+
+
+@pytest.fixture(scope="module")
+def tuned(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    folder = tmp_path_factory.mktemp("tuned")
+    adapter = make_adapter(folder / "adapter", random_base)
+    context = stage_context(Stage.MERGE, tiny_parameters(), folder / "merge", {"base": random_base, "adapter": adapter})
+    merge.run(context)
+    return Tuned(random_base, adapter, context.output / "merged")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_one_pass_writes_what_each_format_alone_would(tuned: Tuned, tmp_path: Path) -> None:
+    together, context = tuned.quantize(tmp_path / "together", ALL)
+
+    assert list(together.artifacts) == ARTIFACTS
+    read = [update["done"] for update in context.progress.updates]  # type: ignore[attr-defined]
+    assert read == sorted(read)
+    assert read[-1] == context.progress.updates[-1]["total"]  # type: ignore[attr-defined]
+    for edge_format, artifact in zip(ALL, ARTIFACTS, strict=True):
+        alone, its_context = tuned.quantize(tmp_path / artifact, [edge_format])
+        assert files_of(context.output / artifact) == files_of(its_context.output / artifact)
+        size = sum(map(len, files_of(its_context.output / artifact).values()))
+        assert alone.metrics["edgeBytes"] == size
+    first = sum(map(len, files_of(context.output / ARTIFACTS[0]).values()))
+    assert together.metrics["edgeBytes"] == first
+    assert together.facts["formats"] == "GGUF-Q8_0 BitsAndBytesInt8 CompressedTensorsW8A8"
+
+
+def test_formats_are_the_same_when_merging_on_the_way(tuned: Tuned, tmp_path: Path) -> None:
+    _, kept = tuned.quantize(tmp_path / "kept", ALL)
+    _, fused = tuned.quantize(tmp_path / "fused", ALL, keep=False)
+
+    for artifact in ARTIFACTS:
+        assert files_of(fused.output / artifact) == files_of(kept.output / artifact)
+
+
+def test_an_adapter_that_only_peft_can_merge_gets_all_formats_too(tuned: Tuned, tmp_path: Path) -> None:
+    special = make_adapter(tmp_path / "dora", tuned.base, use_dora=True)
+
+    output, context = Tuned(tuned.base, special, tuned.merged).quantize(tmp_path / "edge", ALL, keep=False)
+
+    assert output.facts["path"] == "library"
+    for artifact in ARTIFACTS:
+        models.load_stored(context.output / artifact, models.choose_device())
+
+
+def test_a_model_of_a_type_that_gguf_does_not_know_is_refused_in_quantize_too(tmp_path: Path) -> None:
+    from support.tiny_tokenizer import save_tokenizer
+
+    phi3 = families.make_model(tmp_path / "phi3", "phi3", tied=False, dtype="bfloat16")
+    save_tokenizer(phi3)
+
+    with pytest.raises(InvalidInput) as caught:
+        Tuned(phi3, phi3, phi3).quantize(tmp_path / "edge", ["BitsAndBytesInt8", "GGUF-Q8_0"])
+    assert str(caught.value).startswith(
+        "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: models of the type phi3 cannot be"
+    )
+
+
+def test_every_format_is_scored_and_the_first_is_the_edge_model(tuned: Tuned, few_rows: Path, tmp_path: Path) -> None:
+    _, quantized = tuned.quantize(tmp_path / "quantize", ALL)
+    parameters = tiny_parameters(quantization={"formats": ALL}, evaluation={"maxNewTokens": 4})
+    inputs = {"base": tuned.base, "prepared": few_rows, "adapter": tuned.adapter, "merged": tuned.merged}
+    inputs |= {artifact: quantized.output / artifact for artifact in ARTIFACTS}
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path / "evaluate", inputs)
+
+    scores = evaluate.run(context).scores
+
+    assert scores is not None
+    assert list(scores.details) == ["base", "tuned", "merged", "edge", "edge-bnb-int8", "edge-ct-w8a8"]
+    merged = scores.details["merged"].loss
+    assert merged is not None
+    for name in ("edge", "edge-bnb-int8", "edge-ct-w8a8"):
+        assert scores.details[name].loss == pytest.approx(merged, rel=0.02)
+    answers = json.loads((context.output / "evaluation" / "answers.jsonl").read_text().splitlines()[0])
+    assert {"edge", "edge-bnb-int8", "edge-ct-w8a8"} <= answers.keys()
+
+
+def test_a_gguf_model_can_be_talked_to(tuned: Tuned, tmp_path: Path) -> None:
+    _, context = tuned.quantize(tmp_path / "quantize", ["GGUF-Q8_0", "CompressedTensorsW8A8"])
+    expected = generate(tuned.merged, "pump 7", max_new_tokens=3)
+
+    for edge_format in (EdgeFormat.GGUF_Q8_0, EdgeFormat.COMPRESSED_TENSORS_W8A8):
+        assert generate(context.output / edge_format.artifact, "pump 7", max_new_tokens=3) == expected
