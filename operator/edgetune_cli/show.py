@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.api import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.plan import Outcome, View
 from edgetune_operator.reasons import Reason
 from edgetune_operator.status import format_bytes, format_share
@@ -127,6 +128,8 @@ def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[St
     if status.scores is not None:
         console.print(_score_table(status))
         console.print(_score_sentence(status), highlight=False)
+    if status.edge is not None:
+        console.print(_speed_table(status.edge))
     for warning in status.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
     _show_answers(console, status)
@@ -145,22 +148,26 @@ def _stage_table(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> Table:
     table.columns[1].justify = "left"
     table.add_column("what happened")
     for row in status.stages:
-        output = next(
-            (
-                a
-                for a in status.artifacts
-                if a.stage is row.name and a.name.startswith(_STAGE_OUTPUTS.get(a.stage, "-"))
-            ),
-            None,
-        )
+        outputs = _outputs(row.name, status)
         table.add_row(
             row.name.value,
-            output.name if output else "",
-            format_bytes(output.bytes) if output else "",
+            outputs[0].name if outputs else "",
+            format_bytes(outputs[0].bytes) if outputs else "",
             f"{row.seconds:.1f}" if row.seconds is not None and row.name in ran else "",
             _what_happened(row, status, ran),
         )
+        for further in outputs[1:]:
+            table.add_row("", further.name, format_bytes(further.bytes))
     return table
+
+
+def _outputs(stage: Stage, status: LoraFineTuneStatus) -> list[ArtifactStatus]:
+    """What a stage made that is worth a line: one model, or the edge model in each format."""
+    return [
+        artifact
+        for artifact in status.artifacts
+        if artifact.stage is stage and artifact.name.startswith(_STAGE_OUTPUTS.get(stage, "-"))
+    ]
 
 
 def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> str:
@@ -186,13 +193,17 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
 def _score_table(status: LoraFineTuneStatus) -> Table:
     scores, sizes = status.scores, status.sizes
     table = _table("\nScores", "model", "size", "keyword accuracy", "exact match", "loss")
-    for model in _MODELS:
+    further = {artifact.name: artifact.bytes for artifact in _outputs(Stage.QUANTIZE, status)}
+    for model in (*_MODELS, *further):
         details = scores.details.get(model) if scores else None
         if details is None:
             continue
+        size = further.get(model)
+        if size is None and sizes is not None:
+            size = getattr(sizes, f"{'adapter' if model == 'tuned' else model}_bytes")
         table.add_row(
             model,
-            format_bytes(getattr(sizes, f"{'adapter' if model == 'tuned' else model}_bytes")) if sizes else "",
+            format_bytes(size),
             format_share(details.keyword_accuracy) or "-",
             format_share(details.exact_match) or "-",
             f"{details.loss:.3f}" if details.loss is not None else "-",
@@ -210,6 +221,30 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
     if sizes and sizes.ratio is not None:
         parts.append(f"the edge model has {sizes.ratio:.0%} of the base's size")
     return "; ".join(parts) + "." if parts else ""
+
+
+def _speed_table(edge: EdgeMeasurement) -> Table:
+    title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
+    table = _table(title, "model", "prompt tokens/s", "new tokens/s", "first token", "peak memory", "before loading")
+    table.add_column("runtime")
+    for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
+        if speed is None:
+            continue
+        first = speed.time_to_first_token_seconds
+        table.add_row(
+            model,
+            _format_speed(speed.prompt_tokens_per_second),
+            _format_speed(speed.generation_tokens_per_second),
+            f"{first:.2f} s" if first is not None else "-",
+            format_bytes(speed.peak_memory_bytes),
+            format_bytes(speed.baseline_memory_bytes) or "-",
+            speed.runtime,
+        )
+    return table
+
+
+def _format_speed(tokens_per_second: float | None) -> str:
+    return f"{tokens_per_second:,.1f}" if tokens_per_second is not None else "-"
 
 
 def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from edgetune_cli.local import LocalCluster, ObjectBusy, ObjectFolder
 from edgetune_cli.show import show_outcome
-from edgetune_operator.api import LoraFineTuneStatus
+from edgetune_contract.request import ModelScores, Scores
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import ArtifactStatus, LoraFineTuneStatus, Sizes, StageState, StageStatus
 from edgetune_operator.reconcile import Key
 
 KEY = Key("team-a", "sensor-faults")
@@ -64,3 +66,27 @@ def test_brackets_in_what_is_shown_are_no_markup() -> None:
     console = Console(markup=False, record=True, width=120)
     show_outcome(console, LoraFineTuneStatus(warnings=("see [/v2]/x and [red]y",)), frozenset())
     assert "Warning: see [/v2]/x and [red]y" in console.export_text()
+
+
+def test_every_edge_format_is_shown_with_its_size_and_scores() -> None:
+    sizes = {"edge-bnb-int8": 2_000_000, "edge-gguf-q8_0": 1_000_000}
+    artifacts = tuple(
+        ArtifactStatus(stage=Stage.QUANTIZE, name=name, uri=f"s3://b/{name}", bytes=size, sha256="0" * 64)
+        for name, size in sizes.items()
+    )
+    details = {"edge": ModelScores(keyword_accuracy=0.9), "edge-gguf-q8_0": ModelScores(keyword_accuracy=0.8)}
+    status = LoraFineTuneStatus(
+        stages=(StageStatus(name=Stage.QUANTIZE, state=StageState.SUCCEEDED),),
+        sizes=Sizes(edge_bytes=2_000_000),
+        artifacts=artifacts,
+        scores=Scores(details=details),
+    )
+    console = Console(markup=False, record=True, width=120)
+
+    show_outcome(console, status, frozenset())
+
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["quantize", "edge-bnb-int8", "2.0", "MB", "done", "before"] in lines
+    assert ["edge-gguf-q8_0", "1.0", "MB"] in lines
+    assert ["edge", "2.0", "MB", "90.0%", "-", "-"] in lines
+    assert ["edge-gguf-q8_0", "1.0", "MB", "80.0%", "-", "-"] in lines
