@@ -30,12 +30,11 @@ def prepare_torch() -> None:
 def prepare_libraries() -> None:
     """Set the process up for torch and the Hugging Face libraries, which takes seconds; else as prepare_torch."""
     prepare_torch()
-    from datasets.utils.logging import disable_progress_bar as disable_datasets_progress_bar
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # importing datasets for it costs 80 MB
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    disable_datasets_progress_bar()
     # trl and peft still read the old name of what transformers calls activation checkpointing since 5.22.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # Paging moves optimizer state between GPU and host memory: on a CPU there is nothing to page, and nothing is lost.
