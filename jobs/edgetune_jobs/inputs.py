@@ -1,16 +1,18 @@
-"""What the stages before a stage have left for it, as local folders."""
+"""What the stages before a stage have left for it: local folders, and models that are read where they lie."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgetune_contract import digest
-from edgetune_contract.request import Manifest, Request, Resolved
+from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
 from edgetune_contract.spec import BaseModelSpec, EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.connect import BASE_FIELD, Access
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
-from edgetune_jobs.mirror import fetch_mirror
-from edgetune_jobs.stage import Progress
+from edgetune_jobs.mirror import fetch_mirror, find_mirror
+from edgetune_jobs.model_folder import SourceModelFolder, StoredModelFolder
+from edgetune_jobs.model_weights import ModelFolder
+from edgetune_jobs.stage import Progress, Source
 from edgetune_jobs.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
 
 BASE = "base"
@@ -66,7 +68,7 @@ class InputGatherer:
         self._digests = digests_of_run(request, resolved)
 
     def gather(self, folder: Path) -> dict[str, Path]:
-        """Folders by input name; what has to be copied goes below `folder`.
+        """Folders by input name, but for `models`; what has to be copied goes below `folder`.
 
         Raises:
             InvalidInput: an input is missing, or the base model is not the one that prepare saw.
@@ -74,11 +76,45 @@ class InputGatherer:
         """
         inputs = {}
         for name in input_names(self._request):
+            if self._is_read_in_place(name):
+                continue
             self._progress.say(f"fetching {name}")
             inputs[name] = self._base(folder / name) if name == BASE else self._artifact(name, folder / name)
         if self._request.stage is Stage.EVALUATE:
             inputs |= self._base_scores(folder / BASE_SCORES)
         return inputs
+
+    def models(self, folder: Path) -> dict[str, ModelFolder]:
+        """Models in S3 that the stage reads where they lie; small files of them are copied below `folder`.
+
+        Raises:
+            InvalidInput: an input is missing, or the base model is not the one that prepare saw.
+        """
+        names = (name for name in input_names(self._request) if self._is_read_in_place(name))
+        return {name: self._model_in_place(name, folder / name) for name in names}
+
+    def _is_read_in_place(self, name: str) -> bool:
+        """Whether a model is larger than this machine may have room for, and is read in a stream."""
+        if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, "merged"):
+            return False
+        is_in_store = name != BASE or self._request.parameters.base_model.uri.startswith("hf://")
+        uri = self._store.uri if is_in_store else self._request.parameters.base_model.uri
+        return uri.startswith("s3://")
+
+    def _model_in_place(self, name: str, target: Path) -> ModelFolder:
+        base = self._request.parameters.base_model
+        if name == BASE and not base.uri.startswith("hf://"):
+            return SourceModelFolder(self._unchanged_base(base, target), BASE_FIELD)
+        if name == BASE:
+            key, files = find_mirror(self._store, self._resolved.base, base.uri)
+        else:
+            key, files = self._find_artifact(name)
+
+        def fetch(entries: Sequence[FileEntry]) -> Path:
+            return self._store.fetch_folder(key, entries, target)
+
+        source = self._access.open_model(uri_of(self._store, key), target)
+        return StoredModelFolder(source, BASE_FIELD if name == BASE else f"the {name} model", files, fetch)
 
     def read_stage(self, stage: Stage) -> Manifest:
         """Manifest of a stage of this run.
@@ -92,7 +128,8 @@ class InputGatherer:
             raise InvalidInput(f"{missing} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again")
         return manifest
 
-    def _artifact(self, name: str, target: Path) -> Path:
+    def _find_artifact(self, name: str) -> tuple[str, tuple[FileEntry, ...]]:
+        """Key of an artifact's folder, and its files with paths relative to it."""
         stage = _MAKERS[name]
         files = self.read_stage(stage).files
         folder = digest.stage_key(stage, self._digests[stage])
@@ -101,27 +138,31 @@ class InputGatherer:
         if attempt is None:
             message = f"the manifest of the stage {stage} names no artifact {name}"
             raise InvalidInput(f"{message}: {how_to_make_anew(self._store, folder)}")
+        return f"{folder}/{attempt}/{name}", files_below(files, f"{attempt}/{name}")
+
+    def _artifact(self, name: str, target: Path) -> Path:
+        key, files = self._find_artifact(name)
         try:
-            return self._store.fetch_folder(
-                f"{folder}/{attempt}/{name}", files_below(files, f"{attempt}/{name}"), target
-            )
+            return self._store.fetch_folder(key, files, target)
         except DamagedObject as error:
+            folder = digest.stage_key(_MAKERS[name], self._digests[_MAKERS[name]])
             raise DamagedObject(f"{error}; {how_to_make_anew(self._store, folder)}") from error
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model
         if base.uri.startswith("hf://"):
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
-        return self._unchanged_base(base, target)
+        source = self._unchanged_base(base, target)
+        return source.fetch([entry.path for entry in source.files])
 
-    def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Path:
+    def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Source:
         source = self._access.open_base(base, target)
         if source.digest != self._resolved.base:
             raise InvalidInput(
                 f"{BASE_FIELD}.uri: {base.uri} has changed since it was prepared: its digest was {self._resolved.base} "
                 f"and is {source.digest}; pin it by {BASE_FIELD}.revision, or ask for a retry to train on the new one"
             )
-        return source.fetch([entry.path for entry in source.files])
+        return source
 
     def _base_scores(self, target: Path) -> dict[str, Path]:
         key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))

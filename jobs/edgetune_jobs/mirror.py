@@ -42,12 +42,11 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
     clean_up_attempts(store, folder, attempt, won=standing == manifest)
 
 
-def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
-    """A local folder with the files of a model that prepare copied into the store.
+def find_mirror(store: Store, base_digest: str, uri: str) -> tuple[str, tuple[FileEntry, ...]]:
+    """Key of the folder that prepare copied a model into, and its files with paths relative to it.
 
     Raises:
         InvalidInput: there is no copy.
-        DamagedObject: a file is not what it was.
     """
     folder = _folder(base_digest)
     mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
@@ -56,10 +55,22 @@ def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path
             f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; {HOW_TO_RETRY}"
         )
     attempt = _attempt_of(mirrored)
+    return f"{folder}/{attempt}", files_below(mirrored.files, attempt)
+
+
+def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
+    """A local folder with the files of a model that prepare copied into the store.
+
+    Raises:
+        InvalidInput: there is no copy.
+        DamagedObject: a file is not what it was.
+    """
+    folder, files = find_mirror(store, base_digest, uri)
     try:
-        return store.fetch_folder(f"{folder}/{attempt}", files_below(mirrored.files, attempt), target)
+        return store.fetch_folder(folder, files, target)
     except DamagedObject as error:
-        raise DamagedObject(f"the copy of {uri}: {error}; {how_to_make_anew(store, folder)}") from error
+        made_anew = how_to_make_anew(store, _folder(base_digest))
+        raise DamagedObject(f"the copy of {uri}: {error}; {made_anew}") from error
 
 
 def mirror_uri(store: Store, base_digest: str) -> str:

@@ -52,6 +52,14 @@ class ModelFolder(Protocol):
         the way is cut."""
         ...
 
+    def check(self) -> None:
+        """Compare what was read, once it is all, with what is known of the files.
+
+        Raises:
+            DamagedObject: it is not the same.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class StoredTensor:

@@ -12,6 +12,7 @@ from edgetune_contract.request import FileEntry, Manifest, Publication, Request,
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.files import Buffer
+from edgetune_jobs.model_weights import ModelFolder
 
 
 class Progress(Protocol):
@@ -143,8 +144,10 @@ class StageContext:
     """train only."""
 
     sources: Mapping[str, Source] = field(default_factory=dict)
-    """prepare: base, train, and eval if the spec names one. merge and quantize: models that are read where they lie
-    instead of being an input."""
+    """prepare only: base, train, and eval if the spec names one."""
+
+    models: Mapping[str, ModelFolder] = field(default_factory=dict)
+    """merge and quantize only: base or merged, when they are read where they lie instead of being among the inputs."""
 
     publisher: Publisher | None = None
     """publish only."""

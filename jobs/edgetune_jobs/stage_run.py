@@ -206,10 +206,12 @@ class StageRun:
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
-        request = self._request
+        request, folder = self._request, self._folder / "inputs"
+        gatherer = self._gatherer() if input_names(request) else None
         return StageContext(
             request=request,
-            inputs=self._gatherer().gather(self._folder / "inputs") if input_names(request) else {},
+            inputs=gatherer.gather(folder) if gatherer else {},
+            models=gatherer.models(folder) if gatherer else {},
             output=self._folder / "output",
             streams=streams,
             scratch=self._folder / "scratch",

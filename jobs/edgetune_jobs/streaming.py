@@ -40,6 +40,11 @@ class StreamedModel:
     layout: Layout
 
 
+def has_model(context: StageContext, name: str) -> bool:
+    """Whether a stage gets a model."""
+    return name in context.models or name in context.inputs
+
+
 def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
     """An input of a stage that is a model: on this machine, or where it lies."""
     return context.models.get(name) or LocalModelFolder(context.inputs[name], label)

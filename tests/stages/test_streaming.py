@@ -85,6 +85,8 @@ class Prepared:
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Inputs, and the libraries' merged and edge models."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     case: Case = request.param
     folder = tmp_path_factory.mktemp("case")
     base = make_model(folder / "base", case.family, tied=case.tied, dtype=case.stored, shards=case.shards)
@@ -94,7 +96,10 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     parameters = tiny_parameters(merge={"base": case.base})
     merged = merging.merge(base, adapter, parameters.merge.base, torch.device("cpu"))
     merging.save_model(merged, folder / "merged", base, parameters.dataset)
-    edge = quantize.quantize_by_library(models.load_stored(folder / "merged", torch.device("cpu")), 6.0)
+    quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+    edge = AutoModelForCausalLM.from_pretrained(
+        folder / "merged", quantization_config=quantization, dtype="auto", device_map={"": "cpu"}
+    )
     merging.save_model(edge, folder / "edge", base, parameters.dataset)
     return Prepared(case, base, adapter, folder / "merged", folder / "edge")
 

@@ -69,7 +69,7 @@ def _open_model(context: StageContext) -> StreamedModel:
     Raises:
         NotUnderstood: only the libraries can read or merge it.
     """
-    if context.request.parameters.merge.keep:
+    if streaming.has_model(context, "merged"):
         return streaming.stored_model(streaming.model_input(context, "merged", "the merged model"))
     base = streaming.model_input(context, "base", BASE_FIELD)
     return streaming.merged_model(base, context.inputs["adapter"], context.request.parameters.merge.base)
@@ -126,12 +126,13 @@ def _write_others(
 
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
     """The merged model, and the folder that its tokenizer comes from."""
-    merge = context.request.parameters.merge
-    source = streaming.model_input(context, "merged" if merge.keep else "base", "the merged model")
+    is_merged = streaming.has_model(context, "merged")
+    source = streaming.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
     folder = source.fetch(list(source.sizes))
-    if merge.keep:
+    if is_merged:
         return models.load_stored(folder, device), folder
-    return merging.merge(folder, context.inputs["adapter"], merge.base, device), folder
+    merge_base = context.request.parameters.merge.base
+    return merging.merge(folder, context.inputs["adapter"], merge_base, device), folder
 
 
 def _check_range(model: "PreTrainedModel") -> int:
