@@ -378,4 +378,4 @@ def test_the_tests_metric_is_one_that_the_operator_serves() -> None:
 
     compile(script, "helm test", "exec")
     assert f'"{telemetry.QUEUE_DEPTH.describe()[0].name}"' in script
-    assert f"http://edgetune.{RELEASE_NAMESPACE}.svc" in script
+    assert 'os.environ["EDGETUNE_SERVICE_HOST"]' in script, "the Service's address, as Kubernetes names it"
