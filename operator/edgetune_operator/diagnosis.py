@@ -22,7 +22,7 @@ Told = tuple[str, str]
 """Reason and message."""
 
 # Mounts and images are usually there by then; before, Events would be read for every healthy Pod.
-_QUIET = timedelta(seconds=15)
+_QUIET = timedelta(seconds=10)
 _LONGEST_LOOK = timedelta(seconds=120)
 # The kubelet says these of every Pod that it takes, and no more while a volume is missing.
 _SAYS_NOTHING = ("", "ContainerCreating", "PodInitializing")

@@ -65,6 +65,7 @@ def test_a_missing_secret_stalls_the_object_and_it_goes_on_by_itself_when_the_se
 
 def test_nothing_is_told_of_a_pod_that_has_waited_for_a_few_seconds(training: Scenario) -> None:
     training.tell(stuck(training), "Warning", "FailedMount", SECRET_EVENT)
+    training.cluster.now -= timedelta(seconds=1)
 
     training.reconcile()
 
@@ -202,10 +203,10 @@ def test_what_waits_in_silence_is_looked_at_less_and_less_often(training: Scenar
     wait = quiet_wait(snapshot)
     assert wait is not None
 
-    looks = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 10, 15, 40, 3600)]
+    looks = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 7, 10, 40, 3600)]
 
-    assert looks == [15, 5, 15, 40, 120]
-    assert not wait.is_due(wait.since + timedelta(seconds=14))
+    assert looks == [10, 3, 10, 40, 120]
+    assert not wait.is_due(wait.since + timedelta(seconds=9))
 
 
 @pytest.mark.parametrize(

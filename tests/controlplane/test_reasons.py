@@ -1,0 +1,231 @@
+"""Why a stage waits or failed, from what a real API server and Job controller say; the kubelet is played."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from edgetune_contract.request import Result
+from edgetune_contract.stages import ExitCode, Stage
+from support.kube import condition, pod_ended
+from support.scenario import request_of
+from support.stage_player import StagePlayer
+
+pytestmark = pytest.mark.slow
+
+# What a Pod waits for in silence is told after 10 s; the Job controller tries again after 1, 2, 4, 8, 16, 32 s.
+_LIMIT_SECONDS = 90
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    """Status of a Pod whose container waits."""
+    state = {"waiting": {"reason": reason, "message": message}}
+    container = {"name": "stage", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    return {"phase": "Pending", "containerStatuses": [container]}
+
+
+def running() -> dict[str, Any]:
+    """Status of a Pod whose container runs."""
+    started = waiting("")
+    started["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}, "waiting": None}
+    return {**started, "phase": "Running"}
+
+
+def disrupted(reason: str) -> dict[str, Any]:
+    """The condition of a Pod that is ended from outside."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": time}]
+    }
+
+
+def tell(player: StagePlayer, pod: dict[str, Any], reason: str, message: str) -> None:
+    """The kubelet tells an Event of a Pod."""
+    time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    metadata = pod["metadata"]
+    involved = {"apiVersion": "v1", "kind": "Pod", **{key: metadata[key] for key in ("name", "namespace", "uid")}}
+    event = {
+        "metadata": {"generateName": f"{metadata['name']}.", "namespace": player.namespace},
+        "involvedObject": involved,
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": time,
+        "count": 1,
+    }
+    reply = player.kube.request("POST", player.kube.path("v1", "Event", player.namespace), event)
+    assert reply.accepted, reply.message
+
+
+def another(player: StagePlayer, namespace: str) -> StagePlayer:
+    """A player in one more namespace."""
+    player.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    player.kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "Pods have a service account")
+    return StagePlayer(player.kube, namespace)
+
+
+def test_what_waits_in_silence_is_told_from_events_and_recovers(player: StagePlayer) -> None:
+    """A missing Secret, Pods that a limit range refuses, Pods that a quota refuses: at once, as each takes 10 s."""
+    limited, spent = another(player, f"{player.namespace}-limited"), another(player, f"{player.namespace}-spent")
+    limits = {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]}
+    limit_range = {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "tiny", "namespace": limited.namespace},
+    }
+    player.kube.apply({**limit_range, "spec": limits})
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": spent.namespace}}
+    player.kube.apply({**quota, "spec": {"hard": {"pods": "0"}}})
+    no_pods = {"hard": {"pods": "0"}, "used": {"pods": "0"}}
+    player.kube.set_status("v1", "ResourceQuota", spent.namespace, "none", no_pods)
+    for each in (player, limited, spent):
+        each.apply()
+    _, pod = player.live_pod(Stage.PREPARE)
+    player.end_pod(pod, waiting("ContainerCreating"))
+    tell(player, pod, "FailedMount", 'MountVolume.SetUp failed for volume "s3-credentials" : secret "s3" not found')
+
+    missing = player.wait_for_condition("Stalled", "SecretNotFound", _LIMIT_SECONDS)
+    refused = limited.wait_for_condition("Stalled", "PodsRefused", _LIMIT_SECONDS)
+    exceeded = spent.wait_for_condition("Stalled", "QuotaExceeded", _LIMIT_SECONDS)
+
+    assert missing["message"] == (
+        f"prepare: there is no Secret s3 in namespace {player.namespace}; create it, and the stage goes on by itself"
+    )
+    assert player.object["status"]["display"]["progress"] == "SecretNotFound"
+    assert refused["message"] == (
+        "prepare: the cluster refuses the stage's Pod: maximum memory usage per Container is 1Mi, but limit is 4Gi; "
+        "the Job tries again by itself"
+    )
+    assert exceeded["message"] == (
+        "prepare: the cluster refuses the stage's Pod: exceeded quota: none, requested: pods=1, used: pods=0, limited: "
+        "pods=0; the Job tries again by itself"
+    )
+
+    player.end_pod(pod, running())
+    player.wait(lambda found: condition(found, "Stalled") is None, "the Secret is there")
+    player.kube.delete("v1", "LimitRange", limited.namespace, "tiny")
+    player.kube.delete("v1", "ResourceQuota", spent.namespace, "none")
+    for each in (limited, spent):
+        each.kube.wait(
+            *("edgetune.dev/v1alpha1", "LoraFineTune", each.namespace, "sensor-faults"),
+            lambda found: condition(found, "Stalled") is None,
+            "the Job controller has tried again",
+            _LIMIT_SECONDS,
+        )
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"'),
+        ("InvalidImageName", 'couldn\'t parse image name "GHCR.io/Jobs"'),
+        ("CreateContainerConfigError", 'secret "edgetune-s3" not found'),
+    ],
+)
+def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
+    player: StagePlayer, reason: str, message: str
+) -> None:
+    player.apply()
+    _, pod = player.live_pod(Stage.PREPARE)
+
+    player.end_pod(pod, waiting(reason, message))
+    stalled = player.wait_for_condition("Stalled", reason)
+    player.end_pod(pod, running())
+    player.wait(lambda found: condition(found, "Stalled") is None, "it goes on")
+
+    assert stalled["message"] == f"prepare: {message}"
+    assert player.object["status"]["phase"] == "Preparing"
+
+
+@pytest.mark.parametrize(
+    ("disruption", "reason"),
+    [
+        ("EvictionByEvictionAPI", "Evicted"),
+        ("PreemptionByScheduler", "Preempted"),
+        ("DeletionByTaintManager", "NodeLost"),
+        ("DeletionByPodGC", "NodeLost"),
+    ],
+)
+def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_tried_again(
+    player: StagePlayer, disruption: str, reason: str
+) -> None:
+    player.apply()
+    _, pod = player.live_pod(Stage.PREPARE)
+
+    player.end_pod(pod, {**pod_ended(137), **disrupted(disruption)})
+    player.wait_for_condition("Reconciling", reason)
+    player.remove_pod(pod)
+    player.finish_from(Stage.PREPARE)
+
+    player.wait_for_phase("Succeeded")
+    row = player.row(Stage.PREPARE)
+    assert (row["preemptions"], row["attempts"], row["message"]) == (1, 1, "1 preemption")
+
+
+def test_a_training_that_was_evicted_says_what_it_lost(player: StagePlayer) -> None:
+    player.apply()
+    player.finish(Stage.PREPARE)
+    job, pod = player.live_pod(Stage.TRAIN)
+    digest = request_of(job).digest
+    stopped = Result.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped by SIGTERM", step=40)
+    ended = pod_ended(ExitCode.INTERRUPTED, stopped.encode().decode())
+    player.end_pod(pod, {**ended, **disrupted("EvictionByEvictionAPI")})
+
+    told = player.wait_for_condition("Reconciling", "Evicted")
+
+    assert told["message"] == (
+        "train: evicted from its node, as when a node is drained; goes on from the checkpoint of step 40"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(ExitCode.INVALID, "InvalidInput"), (ExitCode.DENIED, "AccessDenied"), (ExitCode.DIVERGED, "TrainingDiverged")],
+)
+def test_a_failure_that_no_other_attempt_would_mend_fails_at_once(
+    player: StagePlayer, code: ExitCode, reason: str
+) -> None:
+    player.apply()
+
+    player.fail(Stage.PREPARE, code, "the stage's own words")
+
+    stalled = player.wait_for_condition("Stalled", reason)
+    assert stalled["message"] == "prepare: the stage's own words"
+    assert player.object["status"]["phase"] == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (
+            pod_ended(137, reason="OOMKilled"),
+            "OutOfMemory",
+            "prepare: the container was killed at its memory limit; raise it in the profile",
+        ),
+        (pod_ended(1, "KeyError: 'x'"), "InternalError", "prepare: exit code 1: KeyError: 'x'"),
+        (
+            {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed"},
+            "UnexpectedAdmissionError",
+            "prepare: Allocate failed",
+        ),
+        (
+            {
+                **pod_ended(137),
+                "reason": "Evicted",
+                "message": 'Usage of EmptyDir volume "work" exceeds the limit "64Gi". ',
+            },
+            "EphemeralStorageExceeded",
+            'prepare: Usage of EmptyDir volume "work" exceeds the limit "64Gi"; raise workVolumeSize or the stage\'s '
+            "limits.ephemeral-storage in the profile, then retry",
+        ),
+    ],
+)
+def test_a_failure_without_words_of_the_stage_is_told_in_the_kubelets(
+    player: StagePlayer, status: dict[str, Any], reason: str, message: str
+) -> None:
+    player.apply(retryLimit=0)
+    _, pod = player.live_pod(Stage.PREPARE)
+
+    player.end_pod(pod, status)
+
+    assert player.wait_for_condition("Stalled", reason)["message"] == message
