@@ -59,7 +59,7 @@ class KubernetesCluster:
         self._cache = cache
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
-        return self._cache.objects.get(key)
+        return self._cache.get_object(key)
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """All of a kind that is the operator's, for `resync.Resync`."""
@@ -97,19 +97,24 @@ class KubernetesCluster:
             created = await self._call("POST", path, body=job)
         except ApiException as error:
             if error.status == _CONFLICT:
-                created = await self._existing_job(job, path)
-            elif error.status in _REFUSALS:
+                await self._check_owner_of_existing(job, path)
+                # The watch brings that Job, and with it the next pass: it may have ended already.
+                return
+            if error.status in _REFUSALS:
                 raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
-            else:
-                raise
+            raise
         self._cache.put_job(created)
 
-    async def _existing_job(self, job: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """The Job of this name: created by a pass whose answer was lost, or taken by somebody else."""
+    async def _check_owner_of_existing(self, job: Mapping[str, Any], path: str) -> None:
+        """There is a Job of this name: created by a pass whose answer was lost, or taken by somebody else.
+
+        Raises:
+            JobRefused: it does not belong to the object.
+        """
         metadata = job["metadata"]
         existing = await self._call("GET", f"{path}/{metadata['name']}")
         if uid_of_owner(existing) == uid_of_owner(job):
-            return existing
+            return
         owners = existing["metadata"].get("ownerReferences") or []
         if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
             message = f"waits until the Job {metadata['name']} of an earlier object of this name is gone"

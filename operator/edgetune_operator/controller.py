@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -75,7 +74,7 @@ class Controller:
                 self._queue.done(key)
 
     async def _pass(self, key: Key) -> None:
-        document = self._cache.objects.get(key)
+        document = self._cache.get_object(key)
         before = read_status(document) if document is not None else LoraFineTuneStatus()
         try:
             made = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
@@ -111,7 +110,7 @@ class Controller:
             self._queue.add_after(key, _STALLED_SECONDS)
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
-        after = read_status(self._cache.objects.get(key) or {})
+        after = read_status(self._cache.get_object(key) or {})
         _count_ended_stages(before, after)
         for event in transitions(before, after):
             logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
@@ -128,9 +127,8 @@ class Controller:
 
     def count_phases(self) -> None:
         """Bring the gauge of objects by phase up to date."""
-        phases = Counter((body.get("status") or {}).get("phase", "Pending") for body in self._cache.objects.values())
         telemetry.OBJECTS.clear()
-        for phase, count in phases.items():
+        for phase, count in self._cache.phases().items():
             telemetry.OBJECTS.labels(phase=phase).set(count)
 
 

@@ -86,7 +86,7 @@ class Resync:
     async def _list(self, kind: Kind) -> None:
         listed: set[str] = set()
         versions: list[int] = []
-        known = {body["metadata"]["uid"]: version_of(body) for body in self._cache.bodies(kind)}
+        known = {document.uid: document.version for document in self._cache.documents(kind)}
         for namespace in self._namespaces:
             async for page in self._lister.list_pages(kind, namespace):
                 versions.append(page.version)
@@ -95,10 +95,10 @@ class Resync:
                     listed.add(uid)
                     if known.get(uid) != version_of(body):
                         self._tell(self._cache.put(kind, body))
-        for body in self._cache.bodies(kind):
+        for document in self._cache.documents(kind):
             # What was created after the list is newer than it.
-            if body["metadata"]["uid"] not in listed and version_of(body) <= min(versions):
-                self._tell(self._cache.remove(kind, body))
+            if document.uid not in listed and document.version <= min(versions):
+                self._tell(self._cache.remove(kind, document.read()))
 
     def _tell(self, key: Key | None) -> None:
         if key is not None:

@@ -82,7 +82,7 @@ class World:
 
     def names(self, kind: Kind) -> list[str]:
         """Names of all that is in the cache."""
-        return [each["metadata"]["name"] for each in self.cache.bodies(kind)]
+        return [each.read()["metadata"]["name"] for each in self.cache.documents(kind)]
 
 
 def test_the_first_lists_fill_the_cache(server: ApiServer) -> None:
@@ -126,7 +126,7 @@ def test_a_list_does_not_undo_what_the_watch_has_told_since(server: ApiServer) -
 
     world.read_lists()
 
-    (pod,) = world.cache.bodies(Kind.POD)
+    (pod,) = [each.read() for each in world.cache.documents(Kind.POD)]
     assert "terminated" in pod["status"]["containerStatuses"][0]["state"]
 
 
@@ -185,4 +185,5 @@ def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> 
 
     world.cache.remove(Kind.OBJECT, an_object(80))
 
-    assert world.cache.objects[KEY]["metadata"]["uid"] == "another"
+    (kept,) = world.cache.documents(Kind.OBJECT)
+    assert kept.uid == "another"

@@ -1,0 +1,121 @@
+"""The watch cache: what it keeps, and which news wake an object's pass. test_resync tests what leaves it, and when."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.reconcile import Key
+from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
+
+KEY = Key(NAMESPACE, "sensor-faults")
+JOB = "sensor-faults-train-0123456789"
+
+
+def at(version: int, document: dict[str, Any]) -> dict[str, Any]:
+    """A document in the state that the API server numbers so."""
+    document["metadata"]["resourceVersion"] = str(version)
+    return document
+
+
+def job(version: int, **status: Any) -> dict[str, Any]:
+    """The object's Job."""
+    built = at(version, JobBuilder(Stage.TRAIN, "0123456789" * 6 + "abcd", name=JOB).build())
+    built["metadata"]["uid"] = "job-uid"
+    built["status"] |= status
+    return built
+
+
+def pod(version: int, builder: PodBuilder) -> dict[str, Any]:
+    """A Pod of that Job."""
+    built = at(version, builder.build())
+    built["metadata"]["labels"][names.UID_LABEL] = UID
+    built["metadata"] |= {
+        "uid": f"uid-of-{builder.name}",
+        "ownerReferences": [{"kind": "Job", "uid": "job-uid", "controller": True}],
+    }
+    return built
+
+
+@pytest.fixture
+def cache() -> Cache:
+    """A cache that knows the object, in version 1."""
+    cache = Cache()
+    assert cache.put(Kind.OBJECT, at(1, lora_fine_tune().build())) == KEY
+    return cache
+
+
+def test_a_document_is_read_as_it_was_put(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
+
+    assert cache.get_object(KEY) == at(1, lora_fine_tune().with_metadata(annotations={}).build())
+    assert [found["metadata"]["name"] for found in cache.jobs_of(UID)] == [JOB]
+    assert [found["status"]["phase"] for found in cache.pods_of(UID)] == ["Running"]
+
+
+def test_what_kubectl_keeps_for_itself_is_not_kept(cache: Cache) -> None:
+    annotations = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
+    cache.put(Kind.OBJECT, at(2, lora_fine_tune().with_metadata(annotations=annotations, managedFields=[{}]).build()))
+
+    found = cache.get_object(KEY)
+    assert found is not None
+    assert found["metadata"]["annotations"] == {"team": "a"}
+    assert "managedFields" not in found["metadata"]
+
+
+def test_an_own_write_that_comes_back_wakes_nothing(cache: Cache) -> None:
+    written = at(2, lora_fine_tune().with_status({"phase": "Training"}).build())
+    cache.put_object(written)
+    cache.put_job(job(3))
+
+    assert cache.put(Kind.OBJECT, written) is None
+    assert cache.put(Kind.JOB, job(3)) is None
+
+
+def test_a_state_that_comes_late_is_not_taken(cache: Cache) -> None:
+    cache.put(Kind.OBJECT, at(3, lora_fine_tune().with_status({"phase": "Training"}).build()))
+
+    assert cache.put(Kind.OBJECT, at(2, lora_fine_tune().build())) is None
+    assert cache.phases() == {"Training": 1}
+
+
+def test_an_object_that_was_created_anew_is_taken_whatever_its_version(cache: Cache) -> None:
+    cache.put(Kind.OBJECT, at(9, lora_fine_tune().build()))
+
+    assert cache.put(Kind.OBJECT, at(5, lora_fine_tune().with_metadata(uid="another").build())) == KEY
+
+
+def test_a_job_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:
+    assert cache.put(Kind.JOB, job(2)) == KEY
+    assert cache.put(Kind.JOB, job(3, ready=1, uncountedTerminatedPods={})) is None
+    assert cache.put(Kind.JOB, job(4, active=0, succeeded=1)) == KEY
+
+
+def test_a_pod_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:
+    builder = PodBuilder(JOB, "pod")
+    finished = pod(4, builder.ended(0, "{}"))
+
+    assert cache.put(Kind.POD, pod(2, builder.running())) == KEY
+    assert cache.put(Kind.POD, finished) == KEY
+    # The Job controller has counted it.
+    assert cache.put(Kind.POD, at(5, finished | {"metadata": finished["metadata"] | {"finalizers": []}})) is None
+
+
+def test_a_job_that_is_going_away_wakes_its_object_when_it_is_gone(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    cache.mark_job_deleting(UID, JOB, "2026-11-24T08:00:00Z")
+    assert cache.jobs_of(UID)[0]["metadata"]["deletionTimestamp"] == "2026-11-24T08:00:00Z"
+
+    assert cache.remove(Kind.JOB, job(3)) == KEY
+    assert cache.jobs_of(UID) == []
+
+
+def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
+    cache = Cache()
+
+    assert cache.put(Kind.JOB, job(2)) is None
+    assert cache.put(Kind.OBJECT, at(1, lora_fine_tune().build())) == KEY
+    assert len(cache.jobs_of(UID)) == 1
