@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from bench.audit import AuditLog
 from cluster.binaries import binary
 from cluster.controlplane import KWOK_STAGES, ControlPlane, running_control_plane
 from edgetune_contract.stages import Stage
 from edgetune_operator.crd import custom_resource_definition
+from support.audit import AuditLog
 from support.chart import RELEASE, RELEASE_NAMESPACE, Manifest, one, render
 from support.kube import Kube
 from support.operator_process import OperatorProcess, running_installed_operator, service_account_kubeconfig

@@ -20,7 +20,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.audit import hand_off_seconds, seconds_to_first_jobs, writes
 from bench.bench_cluster import NAMESPACE, BenchCluster, running_bench_cluster
 from bench.cache_need import cache_bytes
 from bench.fleet import Fleet
@@ -28,6 +27,7 @@ from bench.process_figures import ProcessFigures, read_process
 from bench.report import print_table, write_json
 from cluster.folders import cache_folder
 from edgetune_contract.stages import Stage
+from support.audit import hand_off_seconds, seconds_to_first_jobs, writes
 
 _RATE_GOAL = 43.0
 _SHARE_GOAL = 0.5

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from cluster.processes import wait_for
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
@@ -12,6 +13,11 @@ from support.scenario import request_of
 from support.stage_player import OBJECT, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
+
+
+def reasons_of_events(player: StagePlayer) -> set[str]:
+    """Reasons of all Events in the namespace."""
+    return {event["reason"] for event in player.kube.list("v1", "Event", player.namespace)}
 
 
 def test_an_applied_object_runs_through_all_stages_to_succeeded(player: StagePlayer) -> None:
@@ -26,8 +32,8 @@ def test_an_applied_object_runs_through_all_stages_to_succeeded(player: StagePla
     assert condition(player.object, "Reconciling") is None
     jobs = player.kube.list("batch/v1", "Job", player.namespace)
     assert sorted(job["metadata"]["labels"][names.STAGE_LABEL] for job in jobs) == sorted(Stage)
-    reasons = {event["reason"] for event in player.kube.list("v1", "Event", player.namespace)}
-    assert {"PrepareStarted", "TrainSucceeded", "Published"} <= reasons
+    # Events are posted after the status that they tell of.
+    assert wait_for(lambda: {"PrepareStarted", "TrainSucceeded", "Published"} <= reasons_of_events(player), 30)
 
 
 def test_an_evicted_training_goes_on_in_a_new_pod_and_counts_one_preemption(player: StagePlayer) -> None:
