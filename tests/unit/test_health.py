@@ -5,26 +5,13 @@ import json
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from edgetune_operator.health import serving_health
 from support.operator_process import free_ports, running_operator
-
-
-def ask(port: int, path: str) -> tuple[int, str]:
-    """Status and body of a probe; 0 while nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
+from support.probes import ask
 
 
 @pytest.mark.parametrize(
