@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edgetune_operator.api import LoraFineTuneStatus, Phase, StageState, StageStatus
+from edgetune_operator.api import Condition, LoraFineTuneStatus, Phase, StageState, StageStatus
 
-_TOLD = (Phase.SUCCEEDED, Phase.REFUSED, Phase.FAILED, Phase.SUSPENDED, Phase.DELETING)
+_TOLD = (Phase.SUCCEEDED, Phase.SUSPENDED, Phase.DELETING)
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,16 @@ def transitions(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterat
     known = {row.name: row for row in before.stages}
     for row in after.stages:
         yield from _stage_transitions(known.get(row.name, StageStatus(name=row.name)), row)
-    if after.phase is not before.phase and after.phase in _TOLD:
-        ready = next(condition for condition in after.conditions if condition.type == "Ready")
-        kind: Literal["Normal", "Warning"] = "Warning" if after.phase in (Phase.REFUSED, Phase.FAILED) else "Normal"
-        yield EventDraft(kind, ready.reason, ready.message)
+    stalled, was_stalled = _condition(after, "Stalled"), _condition(before, "Stalled")
+    if stalled is not None and (was_stalled is None or was_stalled.reason != stalled.reason):
+        yield EventDraft("Warning", stalled.reason, stalled.message)
+    ready = _condition(after, "Ready")
+    if ready is not None and after.phase is not before.phase and after.phase in _TOLD:
+        yield EventDraft("Normal", ready.reason, ready.message)
+
+
+def _condition(status: LoraFineTuneStatus, kind: str) -> Condition | None:
+    return next((condition for condition in status.conditions if condition.type == kind), None)
 
 
 def _stage_transitions(before: StageStatus, after: StageStatus) -> Iterator[EventDraft]:
