@@ -196,9 +196,11 @@ def prepare_job(name: str) -> str:
     return names.job_name(name, Stage.PREPARE, prepare_digest(spec.parameters))
 
 
-def create(apiserver: ApiServer, name: str) -> None:
-    """Create the smallest object under another name."""
-    reply = apiserver.request("POST", OBJECTS, lora_fine_tune().build() | {"metadata": {"name": name}})
+def create(apiserver: ApiServer, name: str, **spec: Any) -> None:
+    """Create the smallest object under another name, with some fields of its spec changed."""
+    document = lora_fine_tune().build()
+    changed = {"metadata": {"name": name}, "spec": document["spec"] | spec}
+    reply = apiserver.request("POST", OBJECTS, document | changed)
     assert reply.accepted, reply.message
 
 
@@ -225,6 +227,17 @@ def test_the_installed_rights_are_enough_for_the_operator(apiserver: ApiServer, 
     job = f"{JOBS}/{prepare_job('first')}"
     operator.waits_for("deletion", lambda: "deletionTimestamp" in apiserver.request("GET", job).body["metadata"])
     operator.waits_for("rest", lambda: operator.status("first").get("phase") == "Suspended")
+
+    create(apiserver, "held", suspend=True, deletionPolicy="Delete")
+    held = f"{OBJECTS}/held"
+    operator.waits_for("finalizer", lambda: "finalizers" in apiserver.request("GET", held).body["metadata"])
+    uid = apiserver.request("DELETE", held).body["metadata"]["uid"]
+    job = f"{JOBS}/{names.clean_up_job_name('held', uid)}"
+    operator.waits_for("clean-up", lambda: apiserver.request("GET", job).accepted)
+    retain = {"spec": {"deletionPolicy": "Retain"}}
+    assert apiserver.request("PATCH", held, retain, "application/merge-patch+json").accepted
+    operator.waits_for("end", lambda: apiserver.request("GET", held).code == 404)
+    operator.waits_for("Event", lambda: "ArtifactsRetained" in operator.events())
 
     log = operator.log.read_text(encoding="utf-8")
     assert "orbidden" not in log
