@@ -1,7 +1,9 @@
 # Every target sets up what it needs. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-CLUSTER := PYTHONPATH=tests $(BIN)/python -m cluster
+# Of make e2e and make cluster: node is this machine, kind is a container of Docker.
+CLUSTER := node
+CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
 # Spinning OpenMP threads lose five times their work on shared cores.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
@@ -43,15 +45,15 @@ test: .venv/dev ## Set up, then run all tests (at most 15 minutes on two cores)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # 77 says that this machine cannot run a node: not a failure of what is tested.
-e2e: .venv/dev ## Run the chart and the images on a Kubernetes with a real node (Linux, root; 30 minutes the first time)
-	@$(CLUSTER) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
+e2e: .venv/dev ## Run the chart and the images on a Kubernetes with a real node (Linux, root; 30 minutes the first time), or CLUSTER=kind
+	@$(CLUSTERS) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
 
 cluster: .venv/dev examples/sensor-faults/base ## Leave such a cluster up, with the chart and the demo's data in it, to play with
-	@$(CLUSTER) up
-	@$(CLUSTER) exec $(BIN)/python -m cluster.playground
+	@$(CLUSTERS) up
+	@$(CLUSTERS) exec $(BIN)/python -m cluster.playground
 
 cluster-down: .venv/dev ## Take that cluster down again
-	@$(CLUSTER) down
+	@$(CLUSTERS) down
 
 check: .venv/dev ## Format, lint, types, imports, generated files
 	@$(BIN)/ruff format --check .

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster import binaries, images
+from cluster.choice import TYPES, AnyCluster, default_run_folder, variables_of
 from cluster.controlplane import start_control_plane, stop_control_plane
-from cluster.folders import REPOSITORY, RunFolder, default_run_folder
-from cluster.lifecycle import Cluster
+from cluster.folders import REPOSITORY, RunFolder
 from cluster.lock import exclusive
-from cluster.requirements import NotPossibleHere, ensure_node_possible
+from cluster.requirements import NotPossibleHere
 
 # What test programs exit with when they cannot run at all.
 _NOT_POSSIBLE = 77
@@ -23,12 +22,12 @@ def main() -> int:
     given = _parse()
     if given.command == "control-plane":
         return _control_plane(given)
-    run = RunFolder(given.folder.absolute()) if given.folder else default_run_folder()
-    cluster = Cluster(run, report=_report)
+    run = RunFolder(given.folder.absolute()) if given.folder else default_run_folder(given.type)
+    cluster = TYPES[given.type](run, report=_report)
     try:
-        ensure_node_possible()
+        cluster.ensure_possible()
     except NotPossibleHere as reason:
-        print(f"cluster: {reason}", file=sys.stderr)
+        print(f"cluster: cannot run a node here: {reason}", file=sys.stderr)
         return _NOT_POSSIBLE
     try:
         return _perform(cluster, given)
@@ -41,14 +40,13 @@ def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _perform(cluster: Cluster, given: argparse.Namespace) -> int:
+def _perform(cluster: AnyCluster, given: argparse.Namespace) -> int:
     if given.command == "exec":
         return _execute(cluster, given.arguments)
     with exclusive(wait=given.command != "down", report=_report):
         match given.command:
             case "build":
-                binaries.build(binaries.OF_CLUSTER)
-                images.build_all()
+                cluster.build()
             case "up":
                 _up(cluster)
             case "down":
@@ -58,7 +56,7 @@ def _perform(cluster: Cluster, given: argparse.Namespace) -> int:
     return 0
 
 
-def _up(cluster: Cluster) -> None:
+def _up(cluster: AnyCluster) -> None:
     if cluster.is_up():
         _report("The cluster is up already; bringing its images up to date.")
         cluster.reload_images()
@@ -79,15 +77,15 @@ def _control_plane(given: argparse.Namespace) -> int:
     return 0
 
 
-def _execute(cluster: Cluster, arguments: list[str]) -> int:
+def _execute(cluster: AnyCluster, arguments: list[str]) -> int:
     if not cluster.is_up():
         print("cluster: it is not up; start it with `python -m cluster up`", file=sys.stderr)
         return 1
-    environment = {**os.environ, "KUBECONFIG": str(cluster.run.kubeconfig), "EDGETUNE_CLUSTER": str(cluster.run.path)}
-    return subprocess.run([*cluster.network.prefix, *arguments], env=environment, check=False).returncode
+    environment = {**os.environ, **variables_of(cluster)}
+    return subprocess.run([*cluster.prefix, *arguments], env=environment, check=False).returncode
 
 
-def _run(cluster: Cluster, arguments: list[str]) -> int:
+def _run(cluster: AnyCluster, arguments: list[str]) -> int:
     if cluster.is_up() and cluster.run.left_up_by.exists():
         repository = cluster.run.left_up_by.read_text(encoding="utf-8")
         raise RuntimeError(f"a cluster is up, left by `make cluster` in {repository}; end it with `make cluster-down`")
@@ -101,6 +99,7 @@ def _run(cluster: Cluster, arguments: list[str]) -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
     parser.add_argument("--folder", type=Path, help="the cluster's folder (default: cluster in the cache folder)")
+    parser.add_argument("--type", choices=TYPES, default="node", help="a node of this machine (default), or kind")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build programs and images into the cache")
     commands.add_parser("up", help="build what is missing, and start the cluster; if it is up, load what has changed")

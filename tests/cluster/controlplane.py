@@ -17,6 +17,9 @@ SERVICE_NETWORK = "10.96.0.0/16"
 _FIRST_SERVICE = "10.96.0.1"
 POD_NETWORK = "10.244.0.0/16"
 ADMIN = "admin"
+# A node that says nothing is lost after this time, and its Pods are evicted after that one.
+NODE_GRACE_SECONDS = 20
+EVICTION_SECONDS = 10
 # User names are those that the API server's own roles are bound to.
 _USERS = {
     ADMIN: ("admin", "system:masters"),
@@ -40,7 +43,7 @@ _NO_RATE_LIMIT = ("--kube-api-qps=1000", "--kube-api-burst=2000")
 KWOK_STAGES = Path(__file__).with_name("kwok-stages.yaml")
 # A cold start takes 5 s on two idle cores.
 _START_LIMIT_SECONDS = 120
-_AUDIT_POLICY = {
+AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
@@ -116,7 +119,7 @@ class ControlPlane:
         tokens = self.folder / "tokens.csv"
         tokens.touch(mode=0o600)
         tokens.write_text("".join(rows), encoding="utf-8")
-        (self.folder / "audit-policy.json").write_text(json.dumps(_AUDIT_POLICY), encoding="utf-8")
+        (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY), encoding="utf-8")
 
     def start_api_server(self) -> None:
         """Start etcd and the API server, and wait until it serves."""
@@ -130,7 +133,8 @@ class ControlPlane:
 
     def start_controllers(self) -> None:
         """Start all controllers and the scheduler."""
-        self._start_controllers(["--allocate-node-cidrs=true", f"--cluster-cidr={POD_NETWORK}"])
+        grace = f"--node-monitor-grace-period={NODE_GRACE_SECONDS}s"
+        self._start_controllers(["--allocate-node-cidrs=true", f"--cluster-cidr={POD_NETWORK}", grace])
         self.start_scheduler()
 
     def start_scheduler(self, arguments: Sequence[str] = ()) -> None:
@@ -224,6 +228,8 @@ class ControlPlane:
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
+            f"--default-not-ready-toleration-seconds={EVICTION_SECONDS}",
+            f"--default-unreachable-toleration-seconds={EVICTION_SECONDS}",
             f"--service-cluster-ip-range={SERVICE_NETWORK}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self.certificates / 'service-account.pub'}",

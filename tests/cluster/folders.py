@@ -75,8 +75,3 @@ class RunFolder:
     def buckets(self) -> Path:
         """Folder behind the S3 server: <bucket>/<key>."""
         return self.path / "s3" / "data"
-
-
-def default_run_folder() -> RunFolder:
-    """The one cluster of this machine."""
-    return RunFolder(cache_folder() / "cluster")

@@ -27,7 +27,7 @@ BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
 _DEBIAN_RELEASE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 _BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-1"
-_DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
+DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -41,14 +41,14 @@ def build_all() -> tuple[str, ...]:
         base = os.environ.get(BASE_VARIABLE) or _ensure_base(store)
         arguments = _build_arguments(base)
         _build_pause(store)
-        for name, dockerfile in _DOCKERFILES.items():
+        for name, dockerfile in DOCKERFILES.items():
             with _timed(f"building {name}"):
                 # With a name of its own, the first stage's layers are kept, too.
                 builder = name.replace(":", "-builder:")
                 store.build(builder, "--target", "builder", "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
                 store.build(name, "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
         store.remove_dangling()
-        names = (PAUSE, *_DOCKERFILES)
+        names = (PAUSE, *DOCKERFILES)
         with _timed("exporting the images"):
             for name in names:
                 store.export(name)

@@ -1,17 +1,19 @@
 """Up and down: the order in which a cluster's parts start, and in which they end without leaving anything."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import binaries, images, object_store
+from cluster import binaries, images
 from cluster.controlplane import ControlPlane, Listeners
 from cluster.folders import RunFolder
 from cluster.mounts import unmount_below
 from cluster.network import NODE_ADDRESS, Network
 from cluster.node import Node
-from cluster.processes import Daemon
+from cluster.object_store import Gateway
+from cluster.processes import Daemon, stop_all
+from cluster.requirements import ensure_node_possible
 
 _DAEMONS = (
     "etcd",
@@ -38,12 +40,29 @@ class Cluster:
         return Network(self.run.name)
 
     @property
+    def prefix(self) -> tuple[str, ...]:
+        """Starts a command in the cluster's network."""
+        return self.network.prefix
+
+    @property
     def plane(self) -> ControlPlane:
         return ControlPlane(self.run.path, Listeners(NODE_ADDRESS), self.network.prefix)
 
     @property
     def node(self) -> Node:
         return Node(self.run, self.network, self.plane)
+
+    @property
+    def object_store(self) -> Gateway:
+        return Gateway(self.run, self.prefix, NODE_ADDRESS)
+
+    def ensure_possible(self) -> None:
+        """Check that the cluster can run on this machine; install packages that are missing.
+
+        Raises:
+            NotPossibleHere: no Linux, no root, no namespaces, or no packages.
+        """
+        ensure_node_possible()
 
     def is_up(self) -> bool:
         """Whether it runs: all of its processes, not only some that an earlier end has left."""
@@ -52,18 +71,22 @@ class Cluster:
     def up(self) -> None:
         """Start everything; what cannot be started whole is taken down again, but for its logs."""
         self.down()
-        programs = binaries.build(binaries.OF_CLUSTER)
-        names = images.build_all()
+        names = self.build()
         try:
             self._start(names)
         except BaseException:
             self.down(keep_logs=True)
             raise
-        self._write_programs(programs)
+        write_programs(self.run, self.prefix)
+
+    def build(self) -> tuple[str, ...]:
+        """Build programs and images into the cache; names of the images."""
+        binaries.build(binaries.OF_CLUSTER)
+        return images.build_all()
 
     def reload_images(self) -> None:
         """Build the images of a running cluster again, and bring in what has changed."""
-        images.ContainerImages(self.run).load(images.build_all())
+        images.ContainerImages(self.run).load(self.build())
 
     def _start(self, names: tuple[str, ...]) -> None:
         self.run.path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +95,7 @@ class Cluster:
         self.plane.prepare()
         self.plane.start_api_server()
         self.plane.start_controllers()
-        object_store.start(self.run, self.network)
+        self.object_store.start()
         self.report("starting the node")
         self.node.start_containerd()
         images.ContainerImages(self.run).load(names)
@@ -89,8 +112,9 @@ class Cluster:
         self.plane.stop_controllers()
         self.node.stop()
         self.plane.stop_api_server()
-        object_store.stop(self.run)
+        self.object_store.stop()
         self.node.stop_containerd()
+        stop_all(self.run.path)
         self.network.delete()
         unmount_below(self.run.path)
         kept = {self.run.containerd_root} if keep_images else set()
@@ -105,13 +129,21 @@ class Cluster:
         if not kept:
             self.run.path.rmdir()
 
-    def _write_programs(self, programs: Mapping[str, Path]) -> None:
-        """kubectl and helm for people: they enter the cluster's network and know its kubeconfig."""
-        self.run.programs.mkdir(exist_ok=True)
-        for name in ("kubectl", "helm"):
-            wrapper = self.run.programs / name
-            prefix = " ".join(self.network.prefix)
-            wrapper.write_text(
-                f'#!/bin/sh\nKUBECONFIG={self.run.kubeconfig} exec {prefix} {programs[name]} "$@"\n', encoding="utf-8"
-            )
-            wrapper.chmod(0o755)
+    def image_digest(self, name: str) -> str:
+        """What tells an image from an earlier one of the same name."""
+        digest: str = images.Layout().descriptor(name)["digest"]
+        return digest
+
+    def audit_log(self) -> Path:
+        """The API server's audit log as it is now."""
+        return self.run.audit_log
+
+
+def write_programs(run: RunFolder, prefix: Sequence[str]) -> None:
+    """Write kubectl and helm for people: they enter the cluster's network and know its kubeconfig."""
+    run.programs.mkdir(exist_ok=True)
+    for name in ("kubectl", "helm"):
+        wrapper = run.programs / name
+        command = " ".join([*prefix, str(binaries.binary(name))])
+        wrapper.write_text(f'#!/bin/sh\nKUBECONFIG={run.kubeconfig} exec {command} "$@"\n', encoding="utf-8")
+        wrapper.chmod(0o755)

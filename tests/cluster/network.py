@@ -45,11 +45,6 @@ class Network:
         """Run a command inside to its end."""
         _run(*self.prefix, *command)
 
-    def accepts(self, address: str, port: int) -> bool:
-        """Whether somebody accepts TCP connections inside."""
-        probe = f"exec 3<>/dev/tcp/{address}/{port}"
-        return subprocess.run([*self.prefix, "bash", "-c", probe], check=False, capture_output=True).returncode == 0
-
     def _ip(self, *arguments: str) -> None:
         _ip("-netns", self.name, *arguments)
 

@@ -1,42 +1,66 @@
 """The S3 server of a cluster: versitygw, with a folder behind it."""
 
+import subprocess
+from dataclasses import dataclass
+
 from cluster import binaries
 from cluster.folders import RunFolder
-from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon
 
-PORT = 7070
-# Reached by Pods at the node's address: there is no DNS in the cluster.
-ENDPOINT = f"http://{NODE_ADDRESS}:{PORT}"
 ACCESS_KEY_ID = "edgetune"
 SECRET_ACCESS_KEY = "edgetune-secret"
 BUCKET = "edgetune"
 _READY_LIMIT_SECONDS = 30
 
 
-def start(run: RunFolder, network: Network) -> None:
-    """Start the server with one empty bucket, and wait until it answers."""
-    metadata = run.path / "s3" / "metadata"
-    for folder in (run.buckets / BUCKET, metadata):
-        folder.mkdir(parents=True, exist_ok=True)
-    server = Daemon(run.path, "versitygw")
-    server.start(
-        [
-            *network.prefix,
-            binaries.binary("versitygw"),
-            f"--port={NODE_ADDRESS}:{PORT}",
-            f"--access={ACCESS_KEY_ID}",
-            f"--secret={SECRET_ACCESS_KEY}",
-            "--quiet",
-            "posix",
-            # Metadata in files of its own: not each file system has extended attributes.
-            f"--sidecar={metadata}",
-            run.buckets,
-        ]
-    )
-    server.wait_until(lambda: network.accepts(NODE_ADDRESS, PORT), _READY_LIMIT_SECONDS)
+@dataclass(frozen=True)
+class Gateway:
+    """One server before the cluster's buckets; several may serve the same buckets."""
 
+    run: RunFolder
+    prefix: tuple[str, ...]
+    """What starts a process at its place, such as `nsenter --net=…`."""
 
-def stop(run: RunFolder) -> None:
-    """Stop the server. Asked politely, it would wait for clients that keep their connections."""
-    Daemon(run.path, "versitygw").stop(limit_seconds=1)
+    address: str
+    """Address of the cluster's machine under which Pods reach it: there may be no DNS in the cluster."""
+
+    name: str = "versitygw"
+    port: int = 7070
+
+    @property
+    def endpoint(self) -> str:
+        """URL for Pods, and for whoever is in the cluster's network."""
+        return f"http://{self.address}:{self.port}"
+
+    def start(self) -> None:
+        """Start the server, with one bucket, and wait until it answers."""
+        metadata = self.run.path / "s3" / "metadata"
+        for folder in (self.run.buckets / BUCKET, metadata):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._daemon.start(
+            [
+                *self.prefix,
+                binaries.binary("versitygw"),
+                f"--port={self.address}:{self.port}",
+                f"--access={ACCESS_KEY_ID}",
+                f"--secret={SECRET_ACCESS_KEY}",
+                "--quiet",
+                "posix",
+                # Metadata in files of its own: not each file system has extended attributes.
+                f"--sidecar={metadata}",
+                self.run.buckets,
+            ]
+        )
+        self._daemon.wait_until(self._accepts, _READY_LIMIT_SECONDS)
+
+    def stop(self) -> None:
+        """Stop the server. Asked politely, it would wait for clients that keep their connections."""
+        self._daemon.stop(limit_seconds=1)
+
+    def _accepts(self) -> bool:
+        probe = [*self.prefix, "bash", "-c", f"exec 3<>/dev/tcp/{self.address}/{self.port}"]
+        return subprocess.run(probe, check=False, capture_output=True).returncode == 0
+
+    @property
+    def _daemon(self) -> Daemon:
+        return Daemon(self.run.path, self.name)

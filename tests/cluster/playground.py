@@ -16,6 +16,7 @@ import boto3
 import yaml
 
 from cluster import binaries, images, object_store
+from cluster.choice import AnyCluster, cluster_of
 from cluster.folders import REPOSITORY, RunFolder
 
 CHART = REPOSITORY / "charts" / "edgetune"
@@ -27,18 +28,18 @@ _EXAMPLE = REPOSITORY / "examples" / "sensor-faults"
 _HELM_LIMIT = "120s"
 
 
-def chart_values() -> dict[str, Any]:
-    """Values for this cluster: its images, its S3 server, and resources that fit its node.
+def profile(endpoint: str) -> dict[str, Any]:
+    """A profile for this cluster: the S3 server at a URL, and resources that fit its node.
 
     Training asks for a GPU, which the node only says it has: it runs on the CPU.
     """
     small: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "6Gi"}}
     training = {kind: {**amounts, "nvidia.com/gpu": 1} for kind, amounts in small.items()}
     stages = ("prepare", "merge", "quantize", "evaluate", "publish")
-    profile = {
+    return {
         "store": {
             "uri": f"s3://{object_store.BUCKET}/artifacts",
-            "endpoint": object_store.ENDPOINT,
+            "endpoint": endpoint,
             "region": "us-east-1",
             "pathStyle": True,
             "credentialsSecret": CREDENTIALS_SECRET,
@@ -47,13 +48,17 @@ def chart_values() -> dict[str, Any]:
         "resources": {**dict.fromkeys(stages, small), "train": training},
         "workVolumeSize": "8Gi",
     }
+
+
+def chart_values(cluster: AnyCluster, profiles: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for a cluster: its images, and profiles by name."""
     repository, tag = images.OPERATOR.rsplit(":", 1)
     return {
-        "profiles": {"default": profile},
+        "profiles": dict(profiles),
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
         "operator": {"logFormat": "text"},
         # The tag stays the same when the image changes.
-        "podAnnotations": {"edgetune.dev/image": images.Layout().descriptor(images.OPERATOR)["digest"]},
+        "podAnnotations": {"edgetune.dev/image": cluster.image_digest(images.OPERATOR)},
     }
 
 
@@ -83,16 +88,16 @@ def install_chart(kubeconfig: Path, values: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Fill the cluster whose network this process is in, and say what to try."""
-    folder = os.environ.get("EDGETUNE_CLUSTER")
-    if folder is None:
+    cluster = cluster_of(os.environ)
+    if cluster is None:
         print("playground: run it in a cluster's network, by `make cluster`", file=sys.stderr)
         return 1
-    run = RunFolder(Path(folder))
+    run, endpoint = cluster.run, cluster.object_store.endpoint
     print("installing the chart", file=sys.stderr)
-    install_chart(run.kubeconfig, chart_values())
+    install_chart(run.kubeconfig, chart_values(cluster, {"default": profile(endpoint)}))
     _apply(run.kubeconfig, team_manifests(TEAM))
     print("putting the demo's model and data into the bucket", file=sys.stderr)
-    _upload([*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
+    _upload(endpoint, [*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
     manifest = run.path / "sensor-faults.yaml"
     manifest.write_text(yaml.safe_dump(demo_object(), sort_keys=False), encoding="utf-8")
     print(_what_to_try(run, manifest))
@@ -130,10 +135,10 @@ def _restricted_namespace(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def _upload(paths: Iterable[Path]) -> None:
+def _upload(endpoint: str, paths: Iterable[Path]) -> None:
     client = boto3.client(
         "s3",
-        endpoint_url=object_store.ENDPOINT,
+        endpoint_url=endpoint,
         region_name="us-east-1",
         aws_access_key_id=object_store.ACCESS_KEY_ID,
         aws_secret_access_key=object_store.SECRET_ACCESS_KEY,

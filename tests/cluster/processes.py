@@ -71,6 +71,12 @@ class Daemon:
             raise RuntimeError(f"{self.name} {state}; its log ({self.log}) ends with:\n{log}")
 
 
+def stop_all(folder: Path) -> None:
+    """Stop whatever of a folder still runs."""
+    for pid_file in (folder / "pids").glob("*"):
+        Daemon(folder, pid_file.name).stop()
+
+
 def wait_for(condition: Callable[[], bool], limit_seconds: float, interval_seconds: float = 0.1) -> bool:
     """Whether a condition holds before the limit."""
     deadline = time.monotonic() + limit_seconds

@@ -122,10 +122,13 @@ class Kube:
         path = self.path(api_version, kind, namespace, name)
         return self._accepted("PATCH", path, patch, "application/merge-patch+json")
 
-    def delete(self, api_version: str, kind: str, namespace: str | None, name: str) -> None:
-        """Delete an object; one that is not there is deleted."""
+    def delete(
+        self, api_version: str, kind: str, namespace: str | None, name: str, grace_seconds: int | None = None
+    ) -> None:
+        """Delete an object, a Pod with its own grace period unless one is given; one that is gone is deleted."""
         path = self.path(api_version, kind, namespace, name)
-        reply = self.request("DELETE", path, {"propagationPolicy": "Background"})
+        grace = {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
+        reply = self.request("DELETE", path, {"propagationPolicy": "Background", **grace})
         if reply.code != 404:
             self._checked(reply, "DELETE", path)
 
@@ -176,6 +179,21 @@ class Kube:
             if time.monotonic() > deadline:
                 seen = "there is none" if found is None else json.dumps(found.get("status"), indent=1)
                 raise TimeoutError(f"{kind} {name}: not within {limit_seconds:.0f} s: {what}; status: {seen}")
+            time.sleep(_POLL_SECONDS)
+
+    def wait_until_gone(
+        self, api_version: str, kind: str, namespace: str | None, selector: str, limit_seconds: float = 60
+    ) -> None:
+        """Wait until no object matches a label selector.
+
+        Raises:
+            TimeoutError: some are left at the limit; with their names.
+        """
+        deadline = time.monotonic() + limit_seconds
+        while left := self.list(api_version, kind, namespace, selector):
+            if time.monotonic() > deadline:
+                named = ", ".join(found["metadata"]["name"] for found in left)
+                raise TimeoutError(f"{kind} {named}: still there after {limit_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
 
     def path(self, api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:

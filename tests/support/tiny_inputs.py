@@ -10,7 +10,7 @@ from support.tiny_data import Example, held_out_examples, training_examples
 from support.tiny_model import make_tiny_base
 from support.versitygw import S3Server
 
-_BASE = "models/tiny"
+BASE_KEY = "models/tiny"
 _TRAIN = "datasets/tiny/train.jsonl"
 _EVAL = "datasets/tiny/eval.jsonl"
 
@@ -20,7 +20,7 @@ def upload_tiny_inputs(server: S3Server, folder: Path, *, training_rows: int = 6
     client = server.client()
     base = make_tiny_base(folder / "base")
     for path in sorted(base.iterdir()):
-        client.upload_file(str(path), server.bucket, f"{_BASE}/{path.name}")
+        client.upload_file(str(path), server.bucket, f"{BASE_KEY}/{path.name}")
     for key, examples in ((_TRAIN, training_examples(training_rows)), (_EVAL, held_out_examples(held_out_rows))):
         client.put_object(Bucket=server.bucket, Key=key, Body=_jsonl(examples).encode())
 
@@ -32,7 +32,7 @@ def tiny_fine_tune(server: S3Server, namespace: str, name: str = "tiny", **secti
         sections: overlay the sections of the spec, by JSON name.
     """
     spec: dict[str, Any] = {
-        "baseModel": {"uri": f"s3://{server.bucket}/{_BASE}"},
+        "baseModel": {"uri": f"s3://{server.bucket}/{BASE_KEY}"},
         "dataset": {
             "train": {"uri": f"s3://{server.bucket}/{_TRAIN}"},
             "eval": {"uri": f"s3://{server.bucket}/{_EVAL}"},

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.folders import CACHE_VARIABLE, REPOSITORY, RunFolder, cache_folder, default_run_folder
+from cluster.choice import default_run_folder
+from cluster.folders import CACHE_VARIABLE, REPOSITORY, RunFolder, cache_folder
 from cluster.lock import Busy, exclusive
 
 HOLD = """
@@ -29,7 +30,8 @@ def test_the_cache_is_the_users_so_that_clones_share_it(monkeypatch: pytest.Monk
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "given"))
     assert cache_folder() == tmp_path / "given"
-    assert default_run_folder().path == tmp_path / "given" / "cluster"
+    folders = [default_run_folder(cluster_type).path for cluster_type in ("node", "kind")]
+    assert folders == [tmp_path / "given" / "cluster", tmp_path / "given" / "kind"]
 
 
 def test_a_cluster_in_another_folder_has_other_names(tmp_path: Path) -> None:

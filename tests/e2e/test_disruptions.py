@@ -1,0 +1,125 @@
+"""What ends Pods from outside: evictions, suspension, an operator that is killed. Nothing of it uses up attempts."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cluster.choice import AnyCluster
+from edgetune_contract.digest import checkpoints_key
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from support.kube import Document, Kube, audit_events
+from support.live_object import LiveObject
+from support.tiny_inputs import tiny_fine_tune
+from support.versitygw import S3Server
+
+from .conftest import Durations, InstalledOperator
+
+# The run with an S3 server that goes down takes minutes, most of them waiting: it goes on beside these tests.
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("unsteady_run")]
+STEPS = 240
+EVERY_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """What was seen of a run that was evicted once, and whose operator was killed three times."""
+
+    object: LiveObject
+    status: Document
+    evicted_at_step: int
+    """Step that the status told just before the eviction."""
+
+    second_attempt: list[Any]
+    """Lines that the second train Pod printed."""
+
+    creations: Counter[str]
+    """How often each Job was created, by its name, as the API server's audit log has it."""
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    cluster: AnyCluster, kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator, durations: Durations
+) -> Iterator[Disturbed]:
+    training = {"maxSteps": STEPS, "checkpoint": {"everySteps": EVERY_STEPS}}
+    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "disturbed", training=training))
+    with durations.timed("a run with an eviction and three kills of the operator"):
+        run.wait_for_pod(Stage.PREPARE)
+        operator.kill()
+
+        run.wait_for_step(EVERY_STEPS)
+        operator.kill()
+        operator.wait_until_ready()
+        first = run.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
+        evicted_at = run.wait_for_step(run.wait_for_step(1) + 2 * EVERY_STEPS)
+        kube.evict(namespace, first)
+        run.wait_for_pod(Stage.TRAIN, other_than=first)
+
+        run.wait_for_pod(Stage.EVALUATE)
+        operator.kill()
+        status = run.wait_for_end()
+    second = run.lines(run.pods(Stage.TRAIN)[0]["metadata"]["name"])
+    yield Disturbed(run, status, evicted_at, second, _creations(cluster, run))
+    run.delete()
+
+
+def test_an_evicted_training_goes_on_at_the_step_after_its_checkpoint(s3: S3Server, disturbed: Disturbed) -> None:
+    assert disturbed.status["phase"] == "Succeeded", disturbed.status
+    said = [line["say"] for line in disturbed.second_attempt if "say" in line]
+    resumed = next(sentence for sentence in said if sentence.startswith("training on"))
+    step = int(resumed.removeprefix("training on from the checkpoint of step "))
+    assert disturbed.evicted_at_step <= step < STEPS
+    trained = [line["progress"]["done"] for line in disturbed.second_attempt if "progress" in line]
+    assert (trained[0], trained[-1]) == (step + 1, STEPS)
+
+    row = disturbed.object.row(Stage.TRAIN)
+    assert row["metrics"]["steps"] == STEPS
+    checkpoints = f"artifacts/{disturbed.object.namespace}/{checkpoints_key(row['digest'])}"
+    assert not s3.object_path(checkpoints).exists(), "they are of no use any more"
+
+
+def test_an_eviction_is_a_preemption_and_no_attempt(disturbed: Disturbed) -> None:
+    row = disturbed.object.row(Stage.TRAIN)
+    assert (row["preemptions"], row["attempts"]) == (1, 1)
+    events = disturbed.object.kube.list("v1", "Event", disturbed.object.namespace)
+    assert [event["reason"] for event in events if _is_about(event, disturbed.object)].count("TrainInterrupted") == 1
+
+
+def test_an_operator_that_is_killed_three_times_creates_each_job_once(disturbed: Disturbed) -> None:
+    jobs = {row["name"]: row["job"] for row in disturbed.status["stages"]}
+    assert list(jobs) == list(Stage)
+    assert disturbed.creations == dict.fromkeys(jobs.values(), 1)
+
+
+def test_a_suspended_training_goes_on_from_its_checkpoint(
+    kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator
+) -> None:
+    del operator  # it only has to be there
+    training = {"maxSteps": STEPS, "seed": 7, "checkpoint": {"everySteps": EVERY_STEPS}}
+    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "suspended", training=training))
+    step = run.wait_for_step(EVERY_STEPS)
+    run.patch({"suspend": True})
+    run.wait(lambda status: status["phase"] == "Suspended" and not run.jobs(Stage.TRAIN), "its Job is gone")
+
+    run.patch({"suspend": False})
+    pod = run.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
+    assert run.wait_for_step(step + 1) < STEPS
+    said = [line["say"] for line in run.lines(pod) if "say" in line]
+    assert any(sentence.startswith("training on from the checkpoint of step ") for sentence in said), said
+
+    run.delete()
+    kube.wait_until_gone("v1", "Pod", namespace, f"{names.OWNER_LABEL}=suspended")
+
+
+def _is_about(event: Document, run: LiveObject) -> bool:
+    return (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == (names.KIND, run.name)
+
+
+def _creations(cluster: AnyCluster, run: LiveObject) -> Counter[str]:
+    events = [event for event in audit_events(cluster.audit_log()) if event["verb"] == "create"]
+    made = [event["objectRef"] for event in events if event["responseStatus"]["code"] == 201]
+    ours = [target for target in made if (target["resource"], target.get("namespace")) == ("jobs", run.namespace)]
+    return Counter(target["name"] for target in ours if target["name"].startswith(f"{run.name}-"))

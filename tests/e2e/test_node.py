@@ -1,0 +1,88 @@
+"""A node whose kubelet stops in mid-training: for a moment, and for so long that the cluster gives the node up."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cluster.choice import AnyCluster
+from cluster.controlplane import EVICTION_SECONDS, NODE_GRACE_SECONDS
+from cluster.lifecycle import Cluster
+from cluster.node import Node
+from edgetune_contract.stages import Stage
+from support.kube import Kube
+from support.live_object import LiveObject
+from support.second_node import second_node
+from support.tiny_inputs import tiny_fine_tune
+from support.versitygw import S3Server
+
+from .conftest import Durations, InstalledOperator
+
+pytestmark = pytest.mark.e2e
+EVERY_STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def node(cluster: AnyCluster) -> Node:
+    """The node, where tests may reach into it."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("kind's node runs its kubelet inside of a container: it is not stopped there")
+    return cluster.node
+
+
+@pytest.fixture(scope="module")
+def training(node: Node, kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator) -> Iterator[LiveObject]:
+    """An object in mid-training, with enough steps for all that happens to the node."""
+    del node, operator  # they only have to be there
+    steps = {"maxSteps": 1000, "checkpoint": {"everySteps": EVERY_STEPS}}
+    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "on-a-lost-node", training=steps))
+    run.wait_for_step(EVERY_STEPS)
+    yield run
+    run.delete()
+
+
+@contextmanager
+def stopped_kubelet(node: Node) -> Iterator[None]:
+    """The node without its kubelet, while its containers go on."""
+    node.stop_kubelet()
+    try:
+        yield
+    finally:
+        node.start_kubelet()
+
+
+def test_a_kubelet_that_is_back_in_time_disturbs_no_training(node: Node, training: LiveObject) -> None:
+    pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["uid"]
+    with stopped_kubelet(node):
+        time.sleep(NODE_GRACE_SECONDS / 3)
+
+    training.wait_for_step(training.wait_for_step(1) + EVERY_STEPS)
+    assert training.wait_for_pod(Stage.TRAIN)["metadata"]["uid"] == pod
+    row = training.row(Stage.TRAIN)
+    assert (row["state"], row["attempts"], row["preemptions"]) == ("Running", 1, 0)
+
+
+def test_a_lost_node_is_a_preemption_and_no_attempt(
+    node: Node, kube: Kube, training: LiveObject, durations: Durations
+) -> None:
+    pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
+    with durations.timed("from a node that is lost to the end of the run"):
+        with second_node(kube), stopped_kubelet(node):
+            kube.wait(
+                "v1",
+                "Pod",
+                training.namespace,
+                pod,
+                lambda found: "deletionTimestamp" in found["metadata"],
+                "the cluster has given the node up",
+                3 * (NODE_GRACE_SECONDS + EVICTION_SECONDS),
+            )
+            assert len(training.pods(Stage.TRAIN)) == 1, "no second Pod while the first may still write"
+        second = training.wait_for_pod(Stage.TRAIN, other_than=pod)["metadata"]["name"]
+        status = training.wait_for_end()
+    assert status["phase"] == "Succeeded", status
+    row = training.row(Stage.TRAIN)
+    assert (row["preemptions"], row["attempts"]) == (1, 1)
+    said = [line["say"] for line in training.lines(second) if "say" in line]
+    assert any(sentence.startswith("training on from the checkpoint of step ") for sentence in said), said

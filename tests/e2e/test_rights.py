@@ -1,0 +1,81 @@
+"""What the operator has asked of the API server in all the tests before, against what the chart lets it do."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster import playground
+from cluster.choice import AnyCluster
+from edgetune_contract.digest import prepare_digest
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.spec_check import parse_spec
+from support.chart import Manifest, render
+from support.kube import Document, Kube, audit_events
+from support.live_object import LiveObject
+from support.tiny_inputs import tiny_fine_tune
+from support.versitygw import S3Server
+
+from .conftest import InstalledOperator
+
+pytestmark = pytest.mark.e2e
+Right = tuple[str, str, str]
+"""API group, resource with its subresource, verb."""
+
+
+def test_an_object_waits_while_somebody_elses_job_has_its_name(kube: Kube, s3: S3Server, namespace: str) -> None:
+    manifest = tiny_fine_tune(s3, namespace, "taken")
+    name = names.job_name("taken", Stage.PREPARE, prepare_digest(parse_spec(manifest["spec"]).parameters))
+    kube.apply(_foreign_job(namespace, name))
+    run = LiveObject.apply(kube, manifest)
+    status = run.wait(lambda status: status["phase"] == "Stalled", "it is stalled")
+    stalled = next(condition for condition in status["conditions"] if condition["type"] == "Stalled")
+    assert stalled["reason"] == "JobNameTaken"
+    assert f"a Job {name} exists in namespace {namespace}" in stalled["message"]
+    run.delete()
+
+
+@pytest.fixture(scope="module")
+def requests(cluster: AnyCluster) -> list[Document]:
+    """The operator's requests, from the API server's audit log."""
+    user = f"system:serviceaccount:{playground.RELEASE_NAMESPACE}:{playground.RELEASE}"
+    return [event for event in audit_events(cluster.audit_log()) if event["user"]["username"] == user]
+
+
+def test_the_operator_is_refused_nothing(requests: list[Document]) -> None:
+    assert len(requests) > 100
+    refused = {event["requestURI"] for event in requests if event.get("responseStatus", {}).get("code") in (401, 403)}
+    assert refused == set()
+
+
+def test_the_chart_grants_nothing_that_the_operator_does_not_use(
+    operator: InstalledOperator, requests: list[Document]
+) -> None:
+    granted = set(_rights(render(operator.values)))
+    used = {_right(event["objectRef"], event["verb"]) for event in requests if "objectRef" in event}
+    assert granted - used == set()
+
+
+def _foreign_job(namespace: str, name: str) -> Manifest:
+    metadata = {"name": name, "namespace": namespace}
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {"suspend": True, "template": template},
+    }
+
+
+def _rights(manifests: list[Manifest]) -> Iterator[Right]:
+    """Rights of the operator's own roles."""
+    for manifest in manifests:
+        if manifest["kind"] in ("Role", "ClusterRole") and manifest["metadata"]["name"] == playground.RELEASE:
+            for rule in manifest["rules"]:
+                for group in rule["apiGroups"]:
+                    yield from ((group, resource, verb) for resource in rule["resources"] for verb in rule["verbs"])
+
+
+def _right(target: Document, verb: str) -> Right:
+    subresource = f"/{target['subresource']}" if "subresource" in target else ""
+    return target.get("apiGroup", ""), f"{target['resource']}{subresource}", verb

@@ -1,0 +1,115 @@
+"""A LoraFineTune on a cluster that really runs it: what tests wait for, and where they look."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from support.kube import Document, Kube
+
+_KIND = (names.API_VERSION, names.KIND)
+# A whole run takes 45 s on two idle cores.
+_LIMIT_SECONDS = 480
+_POLL_SECONDS = 0.1
+ENDED = ("Succeeded", "Failed", "Refused")
+
+
+@dataclass(frozen=True)
+class LiveObject:
+    """One object of a cluster, by its name."""
+
+    kube: Kube
+    namespace: str
+    name: str
+
+    @classmethod
+    def apply(cls, kube: Kube, manifest: Document) -> "LiveObject":
+        """Create or change the object that a manifest describes."""
+        metadata = kube.apply(manifest)["metadata"]
+        return cls(kube, metadata["namespace"], metadata["name"])
+
+    def status(self) -> Document:
+        """Its status as it is now; empty before the first pass."""
+        found = self.kube.get(*_KIND, self.namespace, self.name)
+        assert found is not None, f"{self.namespace}/{self.name} is gone"
+        status: Document = found.get("status") or {}
+        return status
+
+    def row(self, stage: Stage) -> Document:
+        """Status of one stage; empty if there is none yet."""
+        return next((row for row in self.status().get("stages", ()) if row["name"] == stage), {})
+
+    def patch(self, spec: Document) -> None:
+        """Change some fields of its spec."""
+        self.kube.merge(*_KIND, self.namespace, self.name, {"spec": spec})
+
+    def delete(self) -> None:
+        """Ask for its deletion."""
+        self.kube.delete(*_KIND, self.namespace, self.name)
+
+    def wait(self, holds: Callable[[Document], bool], what: str) -> Document:
+        """Its status, once a condition holds for it and it speaks of the current spec."""
+
+        def is_current(found: Document) -> bool:
+            status = found.get("status") or {}
+            return status.get("observedGeneration") == found["metadata"]["generation"] and holds(status)
+
+        found = self.kube.wait(*_KIND, self.namespace, self.name, is_current, what, _LIMIT_SECONDS)
+        status: Document = found["status"]
+        return status
+
+    def wait_for_end(self) -> Document:
+        """Its status, once its run has ended."""
+        return self.wait(lambda status: status.get("phase") in ENDED, "the run has ended")
+
+    def wait_for_step(self, step: int) -> int:
+        """Wait until training has come to a step, by what the status says; the step that it is at."""
+
+        def reached(status: Document) -> int:
+            progress = status.get("progress") or {}
+            return int(progress.get("step", 0)) if progress.get("stage") == Stage.TRAIN else 0
+
+        return reached(self.wait(lambda status: reached(status) >= step, f"training is at step {step}"))
+
+    def wait_for_pod(self, stage: Stage, *, other_than: str = "") -> Document:
+        """The stage's newest Pod that is not about to go away, once there is one.
+
+        Args:
+            other_than: name of an earlier Pod that does not count.
+        """
+        return self._wait_for_first(lambda: [pod for pod in self.pods(stage) if pod["metadata"]["name"] != other_than])
+
+    def wait_for_job(self, stage: Stage) -> Document:
+        """The stage's Job, once there is one."""
+        return self._wait_for_first(lambda: self.jobs(stage))
+
+    def _wait_for_first(self, find: Callable[[], list[Document]]) -> Document:
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        while True:
+            for found in find():
+                if "deletionTimestamp" not in found["metadata"]:
+                    return found
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"it is not there after {_LIMIT_SECONDS} s; the object is {self.status()['phase']}")
+            time.sleep(_POLL_SECONDS)
+
+    def pods(self, stage: Stage) -> list[Document]:
+        """The stage's Pods that are there, the newest first."""
+        found = self._owned("v1", "Pod", stage)
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+
+    def jobs(self, stage: Stage) -> list[Document]:
+        """The stage's Jobs that are there."""
+        return self._owned("batch/v1", "Job", stage)
+
+    def lines(self, pod: str) -> list[Any]:
+        """What a stage's Pod has said on stdout: one JSON object a line. Other lines are left out."""
+        lines = self.kube.logs(self.namespace, pod).splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def _owned(self, api_version: str, kind: str, stage: Stage) -> list[Document]:
+        selector = f"{names.OWNER_LABEL}={names.label_value(self.name)},{names.STAGE_LABEL}={stage}"
+        return self.kube.list(api_version, kind, self.namespace, selector)
