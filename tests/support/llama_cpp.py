@@ -71,6 +71,11 @@ def run_llama_cpp(
     return answer
 
 
+def packages_of_llama_cpp() -> Path:
+    """Folder from which an interpreter of this version can import llama_cpp."""
+    return next((_python().parent.parent / "lib").glob("python*/site-packages"))
+
+
 @cache
 def _python() -> Path:
     """The interpreter that has llama.cpp. Skips the test, saying why, where it cannot be built."""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_contract.evaluation import EvaluationSpec, Gates
+from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
 from edgetune_jobs.gates import Figures, judge
 
@@ -90,3 +91,70 @@ def test_a_refusal_never_prints_the_same_number_for_figure_and_limit(edge: float
     for refusal in judge(EvaluationSpec(gates=Gates(min_score=limit)), Figures(Scores(edge=edge), edge_bytes=0)):
         figure, _, printed_limit = refusal.removeprefix("minScore: the edge model scores ").partition("; the limit is ")
         assert figure != printed_limit
+
+
+def measured(**changes: object) -> EdgeMeasurement:
+    figures: dict[str, object] = {
+        "runtime": "transformers 5.23.0",
+        "promptTokensPerSecond": 200,
+        "generationTokensPerSecond": 12.34,
+        "timeToFirstTokenSeconds": 0.3,
+        "peakMemoryBytes": 1_100_000_000,
+        "baselineMemoryBytes": 700_000_000,
+        "cpu": "AMD EPYC",
+        "threads": 2,
+        "promptTokens": 60,
+        "newTokens": 32,
+    }
+    return EdgeMeasurement.model_validate(figures | changes)
+
+
+STOPPED = measured(
+    overMemory=True,
+    promptTokensPerSecond=None,
+    generationTokensPerSecond=None,
+    timeToFirstTokenSeconds=None,
+    baselineMemoryBytes=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("budget", "edge", "refusal"),
+    [
+        (
+            {"minTokensPerSecond": 20},
+            measured(),
+            "edge.minTokensPerSecond: the edge model generates 12.3 tokens/s with 2 threads of AMD EPYC; "
+            "the limit is 20.0 tokens/s",
+        ),
+        (
+            {"maxPeakMemory": "1G"},
+            measured(),
+            "edge.maxPeakMemory: the edge model took 1,100,000,000 bytes of memory in transformers 5.23.0, "
+            "700,000,000 of them before it was loaded; the limit is 1G, 1,000,000,000 bytes",
+        ),
+        (
+            {"memory": "1Gi", "minTokensPerSecond": 20},
+            STOPPED,
+            "edge.memory: the edge model took 1,100,000,000 bytes of memory in transformers 5.23.0; "
+            "the limit is 1Gi, 1,073,741,824 bytes",
+        ),
+        ({}, None, "edge: the edge model was not measured: ask for a retry of the evaluation"),
+    ],
+)
+def test_an_edge_budget_that_is_exceeded_is_one_sentence_with_figure_and_limit(
+    budget: Mapping[str, object], edge: EdgeMeasurement | None, refusal: str
+) -> None:
+    evaluation = EvaluationSpec(edge=EdgeBudget.model_validate(budget))
+
+    assert judge(evaluation, Figures(SCORES, edge_bytes=2000, edge=edge)) == (refusal,)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [None, {}, {"cpu": 2}, {"memory": "2Gi"}, {"minTokensPerSecond": 12.34}, {"maxPeakMemory": 1_100_000_000}],
+)
+def test_an_edge_budget_that_is_just_kept_holds(budget: Mapping[str, object] | None) -> None:
+    evaluation = EvaluationSpec.model_validate({"edge": budget})
+
+    assert judge(evaluation, Figures(SCORES, edge_bytes=2000, edge=measured())) == ()

@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -80,16 +80,16 @@ ORDER = TypeAdapter(Order)
 ANSWER = TypeAdapter(Answer)
 
 
-def time_model(runner: Runner, prompt: Sequence[int], new_tokens: int, clock: Callable[[], float]) -> Timing:
-    """Run the prompt a few times and take medians, after a warm-up of two tokens."""
-    warm_up = runner.tokens(prompt)
+def time_tokens(start: Callable[[], Iterator[int]], new_tokens: int, clock: Callable[[], float]) -> Timing:
+    """Let a prompt be answered a few times with `new_tokens` tokens and take medians, after a warm-up of two tokens."""
+    warm_up = start()
     next(warm_up)
     next(warm_up)
     first: list[float] = []
     further: list[float] = []
     began = clock()
     while not first or (len(first) < REPEATS and clock() - began < _ENOUGH_SECONDS):
-        tokens, asked = runner.tokens(prompt), clock()
+        tokens, asked = start(), clock()
         next(tokens)
         answered = clock()
         for _ in range(new_tokens - 1):
@@ -109,7 +109,7 @@ def main() -> None:
     baseline = models.peak_resident_bytes()
     _write(answer_file, Answer(runner.name, baseline, baseline))
     runner.load(order.folder, len(order.prompt) + order.new_tokens)
-    timing = time_model(runner, order.prompt, order.new_tokens, perf_counter)
+    timing = time_tokens(lambda: runner.tokens(order.prompt), order.new_tokens, perf_counter)
     _write(answer_file, Answer(runner.name, baseline, models.peak_resident_bytes(), timing))
 
 

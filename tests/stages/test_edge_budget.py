@@ -1,0 +1,119 @@
+"""Base and edge models of evaluate on this CPU, in processes of their own. No test here judges a time."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_contract.evaluation import EvaluationSpec
+from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.request import MAX_RESULT_BYTES, Result
+from edgetune_contract.spec import EdgeFormat
+from edgetune_contract.stages import Stage
+from edgetune_jobs.edge import measuring
+from edgetune_jobs.edge.process import Order
+from edgetune_jobs.edge.runtimes import AS_STORED, Runtime
+from edgetune_jobs.gates import Figures, judge
+from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.stages import evaluate
+from support.edge_models import make_model, write_gguf
+from support.llama_cpp import packages_of_llama_cpp
+from support.stage_context import RecordedProgress, stage_context
+from support.tiny_runs import tiny_parameters, train
+
+pytestmark = pytest.mark.slow
+
+LIMITS = {"cpu": "500m", "memory": "4Gi"}
+
+
+@pytest.fixture(scope="module")
+def progress() -> RecordedProgress:
+    return RecordedProgress()
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    random_base: Path, few_rows: Path, progress: RecordedProgress, tmp_path_factory: pytest.TempPathFactory
+) -> StageOutput:
+    """What evaluate makes of a tiny model within a budget."""
+    folder = tmp_path_factory.mktemp("budget")
+    parameters = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens": 1, "edge": LIMITS})
+    adapter = train(folder / "train", parameters, random_base, few_rows).adapter
+    inputs = {"base": random_base, "prepared": few_rows, "adapter": adapter, "edge-bnb-int8": random_base}
+    return evaluate.run(stage_context(Stage.EVALUATE, parameters, folder / "evaluate", inputs, progress=progress))
+
+
+def judged(output: StageOutput, **budget: Any) -> tuple[str, ...]:
+    """Refusals of a budget."""
+    assert output.scores is not None
+    evaluation = EvaluationSpec.model_validate({"edge": LIMITS | budget})
+    return judge(evaluation, Figures(output.scores, 1000, output.edge))
+
+
+def measurement(output: StageOutput) -> EdgeMeasurement:
+    assert output.edge is not None
+    return output.edge
+
+
+def test_base_and_edge_model_have_speeds_and_memory(evaluated: StageOutput, progress: RecordedProgress) -> None:
+    edge = measurement(evaluated)
+
+    assert edge.threads == 1
+    assert edge.cpu
+    assert (edge.new_tokens, edge.over_memory, edge.further) == (32, False, {})
+    for model in (edge, edge.base):
+        assert model is not None
+        assert model.runtime.startswith("transformers ")
+        assert (
+            min(
+                model.prompt_tokens_per_second or 0,
+                model.generation_tokens_per_second or 0,
+                model.time_to_first_token_seconds or 0,
+            )
+            > 0
+        )
+        assert 0 < (model.baseline_memory_bytes or 0) < model.peak_memory_bytes
+    assert progress.said[-2:] == ["measuring the edge model with 1 threads", "measuring the base model with 1 threads"]
+
+
+def test_a_model_within_its_budget_is_not_refused(evaluated: StageOutput) -> None:
+    assert judged(evaluated, minTokensPerSecond=0, maxPeakMemory="4Gi") == ()
+
+
+def test_a_model_that_is_too_slow_or_too_large_is_refused_with_figure_and_limit(evaluated: StageOutput) -> None:
+    slow, large = judged(evaluated, minTokensPerSecond=1_000_000, maxPeakMemory="1Mi")
+
+    assert slow.startswith("edge.minTokensPerSecond: the edge model generates ")
+    assert slow.endswith("; the limit is 1000000.0 tokens/s")
+    assert f"took {measurement(evaluated).peak_memory_bytes:,} bytes of memory in transformers" in large
+    assert large.endswith("of them before it was loaded; the limit is 1Mi, 1,048,576 bytes")
+
+
+def test_a_result_with_all_formats_is_a_termination_message(evaluated: StageOutput) -> None:
+    edge = measurement(evaluated)
+    further = dict.fromkeys((each.artifact for each in EdgeFormat), edge.base)
+    result = Result(
+        stage=Stage.EVALUATE,
+        digest="0" * 64,
+        scores=evaluated.scores,
+        metrics=dict(evaluated.metrics),
+        facts=dict(evaluated.facts),
+        edge=EdgeMeasurement.model_validate(edge.model_dump() | {"further": further}),
+    )
+
+    assert len(result.encode()) < MAX_RESULT_BYTES / 2
+    assert Result.decode(result.encode().decode()).edge == result.edge
+
+
+def test_gguf_is_measured_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(packages_of_llama_cpp()))
+    file = write_gguf(make_model(tmp_path / "model", "llama"), tmp_path / "edge")
+    order = Order(Runtime.LLAMA_CPP, file.parent, AS_STORED, (3, 4, 5, 6), 8, 1, os.getpid())
+
+    speed = measuring.measure(order, tmp_path, threading.Event(), None)
+
+    assert speed.runtime.startswith("llama.cpp (llama-cpp-python ")
+    assert (speed.generation_tokens_per_second or 0) > 0
+    assert 0 < (speed.baseline_memory_bytes or 0) < speed.peak_memory_bytes

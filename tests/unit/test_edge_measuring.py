@@ -1,0 +1,238 @@
+"""Measuring within an edge budget: cores, memory, time; what ends a measurement. No model is loaded here."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.quantities import parse_cpu
+from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.edge import machine, measuring
+from edgetune_jobs.edge.budget import check_measurable, median_prompt
+from edgetune_jobs.edge.machine import Cores
+from edgetune_jobs.edge.process import Order, Timing, time_tokens
+from edgetune_jobs.edge.runtimes import AS_STORED, Runtime, why_not_runnable
+from edgetune_jobs.errors import Interrupted, InvalidInput
+from support.tiny_runs import tiny_parameters
+
+_LIMIT_SECONDS = 60
+# Measures a folder without a model, in a process that signals end as they end a stage.
+_STAGE = """
+import os, sys, threading
+from pathlib import Path
+from edgetune_jobs.edge.measuring import measure
+from edgetune_jobs.edge.process import Order
+from edgetune_jobs.signals import Stopped, StopSignals
+signals = StopSignals()
+signals.install()
+folder = Path(sys.argv[1])
+order = Order("transformers", folder, "auto", (1, 2), 2, 1, os.getpid())
+try:
+    with signals.immediate():
+        measure(order, folder, threading.Event(), None)
+except Stopped:
+    sys.exit(75)
+"""
+
+
+def order(folder: Path, runtime: Runtime = Runtime.TRANSFORMERS) -> Order:
+    return Order(runtime, folder, AS_STORED, (1, 2), 2, 1, os.getpid())
+
+
+@pytest.mark.parametrize(("quantity", "cores"), [("2", 2.0), ("1.5", 1.5), ("500m", 0.5)])
+def test_cores_are_read_as_kubernetes_writes_them(quantity: str, cores: float) -> None:
+    assert parse_cpu(quantity) == cores
+
+
+@pytest.mark.parametrize("quantity", ["", "0", "-1", "2 cores", "1.2345", "1e3"])
+def test_what_is_no_number_of_cores_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is not a number of cores: use a number such as 2 or"):
+        parse_cpu(quantity)
+
+
+@pytest.mark.parametrize(("asked", "count"), [(None, 4), ("1", 1), ("500m", 1), ("1.2", 2), ("4", 4)])
+def test_a_part_of_a_core_is_a_core_and_without_a_budget_all_are_taken(
+    asked: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 4)
+
+    assert Cores.choose(asked) == Cores(count)
+
+
+def test_more_cores_than_the_stage_has_are_measured_with_those_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cpus", lambda: 2)
+
+    assert Cores.choose("8") == Cores(
+        2,
+        (
+            "spec.evaluation.edge.cpu asks for 8 cores, and the stage has 2: it was measured with 2; "
+            "give the stage evaluate more in the profile",
+        ),
+    )
+
+
+def test_memory_is_free_up_to_the_containers_limit_and_cached_files_count_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, usage = tmp_path / "memory.max", tmp_path / "memory.current"
+    limit.write_text("1000000\n")
+    usage.write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 200000\n")
+    monkeypatch.setattr(machine, "_CGROUP_FILES", ((tmp_path / "none", tmp_path / "none"), (limit, usage)))
+
+    assert machine.free_bytes() == 500_000
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, usage, machine_wide = tmp_path / "memory.max", tmp_path / "memory.current", tmp_path / "meminfo"
+    limit.write_text("max\n")
+    usage.write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 1\n")
+    machine_wide.write_text("MemTotal: 9 kB\nMemAvailable:  2048 kB\n")
+    monkeypatch.setattr(machine, "_CGROUP_FILES", ((limit, usage),))
+    monkeypatch.setattr(machine, "_MEMORY_INFO", machine_wide)
+
+    assert machine.free_bytes() == 2048 * 1024
+
+
+def test_the_prompt_is_that_of_median_length_and_a_text_is_its_own_prompt() -> None:
+    assert median_prompt([[1] * 5, [2], [3] * 3], [[0], [0], [0]]) == (3, 3, 3)
+    assert median_prompt([[], []], [[1, 2], [1, 2, 3]]) == (1, 2, 3)
+
+
+class SlowModel:
+    """Takes 2 seconds for a first token, 0.5 for each further one, and 3 times as long in its third run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.runs: list[int] = []
+
+    def tokens(self) -> Iterator[int]:
+        self.runs.append(0)
+        factor = 3.0 if len(self.runs) == 3 else 1.0
+        for token, seconds in enumerate([2.0] + [0.5] * 100):
+            self.now += factor * seconds
+            self.runs[-1] += 1
+            yield token
+
+
+def test_times_are_medians_of_three_runs_of_equal_length_after_a_warm_up() -> None:
+    model = SlowModel()
+
+    timing = time_tokens(model.tokens, new_tokens=5, clock=lambda: model.now)
+
+    assert timing == Timing(first_token=2.0, further_token=0.5)
+    assert model.runs == [2, 5, 5, 5]
+
+
+def test_a_slow_model_is_run_once() -> None:
+    model = SlowModel()
+
+    time_tokens(model.tokens, new_tokens=60, clock=lambda: model.now)
+
+    assert model.runs == [2, 60]
+
+
+def test_a_process_beyond_its_memory_is_stopped_and_its_figure_told(tmp_path: Path) -> None:
+    limit = 30 * 2**20
+
+    speed = measuring.measure(order(tmp_path), tmp_path, threading.Event(), limit)
+
+    assert speed.over_memory
+    assert speed.peak_memory_bytes > limit
+    assert (speed.runtime, speed.generation_tokens_per_second) == ("transformers", None)
+
+
+def test_a_machine_with_too_little_memory_is_told_from_a_model_that_takes_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_bytes", lambda: 30 * 2**20)
+
+    with pytest.raises(measuring.OutOfMemory, match=r"^its process had [\d,]+ bytes .* and 31,457,280 were free$"):
+        measuring.measure(order(tmp_path), tmp_path, threading.Event(), 2**40)
+
+
+def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    with pytest.raises(RuntimeError, match="ended with exit code 1; its words are in the log"):
+        measuring.measure(order(tmp_path), tmp_path, threading.Event(), None)
+
+
+def test_a_stop_ends_a_measurement(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
+        measuring.measure(order(tmp_path), tmp_path, stop, None)
+
+    assert children(os.getpid()) == []
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
+    number: signal.Signals, exit_code: int, tmp_path: Path
+) -> None:
+    stage = subprocess.Popen([sys.executable, "-c", _STAGE, str(tmp_path)])
+    wait_until(lambda: bool(children(stage.pid)) and is_measuring(children(stage.pid)[0]))
+    (child,) = children(stage.pid)
+
+    stage.send_signal(number)
+
+    assert stage.wait(_LIMIT_SECONDS) == exit_code
+    wait_until(lambda: not is_measuring(child))
+
+
+def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    parameters = tiny_parameters(quantization={"formats": ["GGUF-Q8_0"]}, evaluation={"edge": {}})
+
+    with pytest.raises(
+        InvalidInput,
+        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 is measured with llama\.cpp, which this image has not: install "
+        r"edgetune\[llama-cpp\] in it; or take spec\.evaluation\.edge away$",
+    ):
+        check_measurable(parameters)
+
+
+def test_without_a_budget_every_format_is_fine() -> None:
+    check_measurable(tiny_parameters(quantization={"formats": ["CompressedTensorsW8A8"]}))
+
+
+def test_a_format_for_gpu_servers_is_not_measured_on_a_cpu() -> None:
+    assert why_not_runnable(EdgeFormat.COMPRESSED_TENSORS_W8A8) == (
+        "CompressedTensorsW8A8 is made for vLLM, which this image has not; measure BitsAndBytesInt8 or GGUF-Q8_0"
+    )
+
+
+def children(process: int) -> list[int]:
+    """Process ids of a process's children."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_measuring(process: int) -> bool:
+    """Whether a process is one that measures, and has begun to: its parent's death ends it from there on."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        mapped = Path(f"/proc/{process}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return b"edgetune_jobs.edge.process" in command and "libtorch" in mapped
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LIMIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
