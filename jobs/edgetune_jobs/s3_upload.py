@@ -42,8 +42,11 @@ class UploadStream:
         self._upload_id = ""
 
     def __enter__(self) -> Self:
+        # The client adds such a checksum to each part by itself; the service takes them only if it was told before.
+        adds_checksums = self._client.meta.config.request_checksum_calculation == "when_supported"
+        checksums = {"ChecksumAlgorithm": "CRC32"} if adds_checksums else {}
         with s3_errors(self._uri):
-            self._upload_id = self._client.create_multipart_upload(**self._place)["UploadId"]
+            self._upload_id = self._client.create_multipart_upload(**self._place, **checksums)["UploadId"]
         return self
 
     def __exit__(

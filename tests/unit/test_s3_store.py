@@ -77,6 +77,22 @@ def test_both_checksum_modes_store_and_verify(
     assert (tmp_path / "back").read_bytes() == large_file.read_bytes()
 
 
+@pytest.mark.parametrize("mode", list(ChecksumMode))
+def test_a_file_that_is_written_as_it_comes_is_stored_in_both_checksum_modes(
+    s3_server: S3Server, s3_prefix: str, mode: ChecksumMode
+) -> None:
+    location = s3_server.location(s3_prefix, checksums=mode)
+    store = S3Store(location.uri, create_client(location, s3_server.admin))
+
+    with store.create_file("streamed.bin", 10) as file:
+        file.write(b"01234")
+        file.write(b"56789")
+
+    content = store.read("streamed.bin")
+    assert content is not None
+    assert content.data == b"0123456789"
+
+
 def test_a_large_file_goes_up_in_parts(store: S3Store, s3_proxy: FaultProxy, large_file: Path) -> None:
     store.upload_file(large_file, "large.bin")
 
