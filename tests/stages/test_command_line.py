@@ -162,6 +162,35 @@ def test_a_second_run_says_that_all_stages_were_done_and_ends_in_seconds(workpla
     assert all("done before" in happened(output)[stage] for stage in ("train", "merge", "quantize", "evaluate"))
 
 
+def test_a_pin_points_back_to_an_older_version_and_versions_and_verify_tell_so(workplace: Workplace) -> None:
+    evaluation = {"maxNewTokens": 24, "gates": {"minScore": 0.5}}
+    first = json.loads(workplace.pointer())["version"]
+    workplace.write_object(evaluation=evaluation)
+    assert workplace.run("run", "-f", "object.yaml")[0] == 0
+    second = json.loads(workplace.pointer())["version"]
+    workplace.write_object(evaluation=evaluation, publish={"pin": first[:12]})
+
+    _, planned = workplace.run("plan", "-f", "object.yaml")
+    code, output = workplace.run("run", "-f", "object.yaml")
+    _, listed = workplace.run("versions", "-f", "object.yaml")
+    verified, report = workplace.run("verify", str(workplace.home / "store" / "default" / "models" / _NAME))
+    pinned_at = json.loads(workplace.pointer())["version"]
+    workplace.write_object()
+    workplace.run("run", "-f", "object.yaml")
+
+    assert planned.startswith(f"publish   run    points latest.json at version {first[:12]}, as spec.publish.pin says")
+    assert code == 0, output
+    assert f"latest.json names version {first[:12]}, as spec.publish.pin says" in output
+    assert "Edge model:" not in output, "the spec's own is not the one that is pinned"
+    assert pinned_at == first != second
+    rows = {line.split()[0]: line for line in listed.splitlines()}
+    assert rows[first[:12]].endswith("current, pinned")
+    assert not rows[second[:12]].endswith(("current", "pinned"))
+    assert verified == 0, report
+    assert first in report
+    assert "seed             42" in report
+
+
 def test_an_edit_of_the_evaluation_runs_evaluate_and_publish_only_and_a_refusal_leaves_the_pointer(
     workplace: Workplace,
 ) -> None:
@@ -223,4 +252,14 @@ def test_the_same_object_runs_against_a_bucket(
 
     assert code == 0, output
     pointer = s3_server.object_path(f"{s3_prefix}/default/models/{_NAME}/latest.json")
-    assert json.loads(pointer.read_bytes())
+    edge = json.loads(pointer.read_bytes())["edge"]["artifact"]
+    latest = f"{store['uri']}/default/models/{_NAME}/latest.json"
+    options = ("--profiles", str(profiles))
+    verified, report = place.run("verify", latest, *options, environment=credentials)
+    question = ("--prompt", "Sensor log: pump 7.", "--max-new-tokens", "2")
+    answered, answer = place.run("generate", "--model", latest, *question, *options, environment=credentials)
+
+    assert verified == 0, report
+    assert f"{edge['bytes']:,} bytes are what was written" in report
+    assert answered == 0, answer
+    assert [path.name for path in (place.home / "models").iterdir()] == [edge["sha256"]]
