@@ -23,7 +23,15 @@ from support.tiny_inputs import tiny_fine_tune, upload_tiny_inputs
 from support.versitygw import S3Server
 
 # One cluster for all: what takes parts of it away comes after what needs them, what looks back comes last.
-_ORDER = ("test_disruptions", "test_finished_object", "test_outages", "test_node", "test_release", "test_rights")
+_ORDER = (
+    "test_disruptions",
+    "test_finished_object",
+    "test_deletion",
+    "test_outages",
+    "test_node",
+    "test_release",
+    "test_rights",
+)
 _durations = pytest.StashKey[list[tuple[str, float]]]()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from support.kube import Document, Kube
@@ -49,6 +50,11 @@ class LiveObject:
     def delete(self) -> None:
         """Ask for its deletion."""
         self.kube.delete(*_KIND, self.namespace, self.name)
+
+    def wait_until_gone(self) -> None:
+        """Wait until it is not there any more."""
+        if not wait_for(lambda: self.kube.get(*_KIND, self.namespace, self.name) is None, _LIMIT_SECONDS):
+            raise TimeoutError(f"{self.namespace}/{self.name} is still there; its status: {self.status()}")
 
     def wait(self, holds: Callable[[Document], bool], what: str) -> Document:
         """Its status, once a condition holds for it and it speaks of the current spec."""
