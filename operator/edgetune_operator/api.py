@@ -69,6 +69,7 @@ class Phase(StrEnum):
     QUANTIZING = "Quantizing"
     EVALUATING = "Evaluating"
     PUBLISHING = "Publishing"
+    STALLED = "Stalled"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     REFUSED = "Refused"

@@ -41,12 +41,13 @@ _STAGE_PHASES: Mapping[Stage, Phase] = {
     Stage.EVALUATE: Phase.EVALUATING,
     Stage.PUBLISH: Phase.PUBLISHING,
 }
-_END_PHASES: Mapping[Outcome, Phase] = {
+_OTHER_PHASES: Mapping[Outcome, Phase] = {
+    Outcome.BLOCKED: Phase.STALLED,
+    Outcome.STALLED: Phase.STALLED,
     Outcome.SUSPENDED: Phase.SUSPENDED,
     Outcome.PUBLISHED: Phase.SUCCEEDED,
     Outcome.REFUSED: Phase.REFUSED,
     Outcome.FAILED: Phase.FAILED,
-    Outcome.STALLED: Phase.FAILED,
 }
 _STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
 _Truth = Literal["True", "False", "Unknown"]
@@ -128,8 +129,8 @@ def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
 
 
 def _phase(view: View) -> Phase:
-    if view.outcome in _END_PHASES:
-        return _END_PHASES[view.outcome]
+    if view.outcome in _OTHER_PHASES:
+        return _OTHER_PHASES[view.outcome]
     return _STAGE_PHASES[view.stage] if view.stage else Phase.PENDING
 
 

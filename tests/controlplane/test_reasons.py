@@ -130,10 +130,11 @@ def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
 
     player.end_pod(pod, waiting(reason, message))
     stalled = player.wait_for_condition("Stalled", reason)
+    phase = player.object["status"]["phase"]
     player.end_pod(pod, running())
     player.wait(lambda found: condition(found, "Stalled") is None, "it goes on")
 
-    assert stalled["message"] == f"prepare: {message}"
+    assert (stalled["message"], phase) == (f"prepare: {message}", "Stalled")
     assert player.object["status"]["phase"] == "Preparing"
 
 

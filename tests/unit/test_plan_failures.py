@@ -137,7 +137,7 @@ def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: 
 
     assert training.condition("Stalled") == ("True", "ImagePullBackOff", f"train: {message}")
     assert training.condition("Reconciling") is None
-    assert training.status.phase == "Training"
+    assert training.status.phase == "Stalled"
 
 
 def test_a_stage_that_was_blocked_goes_on_by_itself_when_the_cause_is_gone(training: Scenario) -> None:

@@ -228,7 +228,7 @@ def test_an_unknown_profile_stalls_and_says_whom_to_ask() -> None:
 
     message = "spec.profile: there is no profile 'default'; ask the platform team for the names of the profiles"
     assert done.plan.actions == ()
-    assert scenario.status.phase == "Failed"
+    assert scenario.status.phase == "Stalled"
     assert scenario.condition("Stalled") == ("True", "ProfileNotFound", message)
     assert scenario.condition("Ready") == ("False", "ProfileNotFound", message)
 

@@ -4,11 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus
 from edgetune_operator.status import STAGE_CONDITIONS, dump, format_bytes, format_share
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
+
+MEASUREMENT = EdgeMeasurement(
+    runtime="transformers", peak_memory_bytes=1, cpu="AMD EPYC", threads=2, prompt_tokens=60, new_tokens=32
+)
 
 
 @pytest.fixture
@@ -112,6 +117,27 @@ def test_each_finished_run_is_in_the_history_once_newest_first(scenario: Scenari
     assert history[2].scores.edge == 0.94
 
 
+def test_the_measurement_of_the_edge_model_is_in_the_status_once_it_is_evaluated(scenario: Scenario) -> None:
+    scenario.measurement = MEASUREMENT
+    scenario.reconcile()
+    before = scenario.status.edge
+    scenario.finish_all()
+
+    assert before is None
+    assert scenario.status.edge == MEASUREMENT
+
+
+def test_a_run_without_an_edge_budget_forgets_the_measurement_of_the_one_before(scenario: Scenario) -> None:
+    scenario.measurement = MEASUREMENT
+    scenario.finish_all()
+    scenario.measurement = None
+    scenario.change(scenario.builder.edited("evaluation.maxExamples", 7))
+
+    scenario.finish_all()
+
+    assert scenario.status.edge is None
+
+
 def test_the_history_keeps_the_last_ten_runs(scenario: Scenario) -> None:
     for rank in range(1, 13):
         scenario.change(scenario.builder.edited("lora.rank", rank))
@@ -159,7 +185,7 @@ def test_where_nothing_runs_the_column_says_why(scenario: Scenario) -> None:
     scenario.reconcile()
 
     assert scenario.status.display is not None
-    assert (scenario.status.phase, scenario.status.display.progress) == ("Training", "ImagePullBackOff")
+    assert (scenario.status.phase, scenario.status.display.progress) == ("Stalled", "ImagePullBackOff")
 
 
 def test_a_status_of_nothing_is_only_what_it_speaks_of() -> None:
