@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from edgetune_contract.digest import prepared_digest, sha256_of, stage_digests
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Artifact, Publication, Request, Resolved, Result, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
@@ -152,6 +153,7 @@ class Scenario:
         self.pointer = ""
         self.data = "first version of the data"
         self.gates_hold = True
+        self.measurement: EdgeMeasurement | None = None
         self.reports_later_stages = True
 
     def reconcile(self) -> Pass:
@@ -300,7 +302,7 @@ class Scenario:
             result = result.model_copy(update={"artifacts": (artifact,)})
         if stage is Stage.EVALUATE:
             scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, improvement=90.0, drop=0.01, examples=64)
-            result = result.model_copy(update={"scores": scores})
+            result = result.model_copy(update={"scores": scores, "edge": self.measurement})
         return result
 
     def _publication(self, request: Request) -> Publication:
