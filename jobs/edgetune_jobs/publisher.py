@@ -35,13 +35,12 @@ class Pointer:
         content = self._store.read(self._key)
         return None if content is None else _version_of(content)
 
-    def move(self, document: VersionDocument) -> None:
-        """Put a version's document in its place, over whatever other writers put there meanwhile.
+    def move(self, data: bytes) -> None:
+        """Put a copy of a version's document in its place, over whatever other writers put there meanwhile.
 
         Raises:
             TransientFault: others moved it each time.
         """
-        data = encode(document)
         for _ in range(_POINTER_ATTEMPTS):
             current = self._store.read(self._key)
             try:
@@ -71,9 +70,10 @@ class StorePublisher:
 
     def publish(self, document: VersionDocument) -> Publication:
         """Write a version; move the pointer to it if its gates held."""
-        self._store.put(version_key(self._name, document.version), encode(document))
+        data = encode(document)
+        self._store.put(version_key(self._name, document.version), data)
         if document.published:
-            self._pointer.move(document)
+            self._pointer.move(data)
         return Publication(
             published=document.published,
             version=document.version,
@@ -88,9 +88,7 @@ class StorePublisher:
             InvalidInput: there is no such version, or its files are not in the store.
         """
         document = self._versions.find(pin)
-        self._versions.require_files(document)
-        if self._pointer.version != document.version:
-            self._pointer.move(document)
+        self._point_at(document.version)
         return Publication(published=True, version=document.version, pointer=self._pointer.uri, pinned=True)
 
     def restore(self, version: str) -> None:
@@ -99,14 +97,17 @@ class StorePublisher:
         Raises:
             InvalidInput: its document, or a file of its edge model, is not in the store.
         """
-        if self._pointer.version == version:
-            return
-        document = self._versions.read(version)
-        if document is None:
+        if self._pointer.version != version:
+            self._point_at(version)
+
+    def _point_at(self, version: str) -> None:
+        document, content = self._versions.read(version), self._store.read(version_key(self._name, version))
+        if document is None or content is None:
             missing = uri_of(self._store, version_key(self._name, version))
             raise InvalidInput(f"{missing} is missing, so {self._pointer.uri} cannot be moved to it; restore it")
         self._versions.require_files(document)
-        self._pointer.move(document)
+        if self._pointer.version != version:
+            self._pointer.move(content.data)
 
 
 def encode(document: VersionDocument) -> bytes:

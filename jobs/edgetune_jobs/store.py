@@ -196,8 +196,12 @@ def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None
     try:
         return model.model_validate_json(content.data)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise DamagedModel(f"{uri_of(store, key)} is damaged: {reason}; delete it to have it made again") from error
+        first = error.errors()[0]
+        what = f"is damaged: {first['msg']}; delete it to have it made again"
+        if first["type"] == "extra_forbidden":
+            field = ".".join(map(str, first["loc"]))
+            what = f"has a field that this release does not know ({field}): use the one that wrote it"
+        raise DamagedModel(f"{uri_of(store, key)} {what}") from error
 
 
 def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = False) -> str:

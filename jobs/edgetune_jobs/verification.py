@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from edgetune_contract.digest import manifest_key, version_key
+from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
@@ -159,10 +159,10 @@ def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Ite
     if not document.published:
         yield f"{file}: it names a version that the gates refused: {'; '.join(document.refusals)}"
     key = version_key(document.model, document.version)
-    original = read_model(store, key, VersionDocument)
+    original, pointer = store.read(key), store.read(pointer_key(document.model))
     if original is None:
         yield f"{file}: {uri_of(store, key)}, of which it is a copy, is missing"
-    elif original != document:
+    elif pointer is None or pointer.data != original.data:
         yield f"{file}: it is not a copy of {uri_of(store, key)}"
 
 

@@ -83,8 +83,8 @@ def verify(
     1 if anything is not, 2 if it could not be looked at.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-
-    found = _ask(lambda: _verification(uri, known))
+    with Console(stderr=True).status("reading all files"):
+        found = _ask(lambda: _verification(uri, known))
     if output is ReportFormat.JSON:
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))
     else:

@@ -94,6 +94,18 @@ def test_a_pin_points_back_to_an_older_version_by_its_first_digits(store: Store,
     assert pointed_at(store) == second.version
 
 
+def test_the_pointer_is_a_copy_to_the_byte_of_an_older_version_too(store: Store, model: PublishedModel) -> None:
+    first, _ = model.publish(), model.publish()
+    written_by_another_release = encode(first) + b"\n"
+    store.put(version_key(MODEL, first.version), written_by_another_release)
+
+    model.publisher.pin(first.version)
+
+    content = store.read(pointer_key(MODEL))
+    assert content is not None
+    assert content.data == written_by_another_release
+
+
 def test_a_pin_that_the_pointer_follows_already_writes_nothing(store: Store, model: PublishedModel) -> None:
     document = model.publish()
     before = store.put(pointer_key(MODEL), encode(document) + b" ")
@@ -191,6 +203,19 @@ def test_a_version_whose_document_is_damaged_is_told_and_hides_no_other(store: S
     assert f"{first.version[:12]} (unreadable)" in refusal(lambda: model.publisher.pin("f" * 12))
 
 
+def test_a_document_with_a_field_of_another_release_is_not_called_damaged(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
+    newer = json.dumps({**json.loads(encode(document)), "signature": "x"}).encode()
+    store.put(version_key(MODEL, document.version), newer)
+
+    message = refusal(lambda: model.publisher.pin(document.version))
+
+    assert message.endswith(
+        f"/versions/{document.version}.json has a field that this release does not know (signature): "
+        "use the one that wrote it"
+    )
+
+
 def test_restoring_needs_the_versions_document(store: Store, model: PublishedModel) -> None:
     first, second = model.publish(), model.publish()
 
@@ -210,7 +235,7 @@ def test_of_eight_writers_at_once_each_moves_the_pointer_and_the_last_one_stands
     def move(document: VersionDocument) -> None:
         barrier.wait()
         try:
-            Pointer(store, MODEL).move(document)
+            Pointer(store, MODEL).move(encode(document))
         except TransientFault as fault:
             failures.append(fault)
 
