@@ -71,6 +71,18 @@ LEGAL = (
     Verdict("a quantity with a binary suffix", {"evaluation.gates.maxEdgeBytes": "8Gi"}),
     Verdict("a quantity with a decimal suffix", {"evaluation.gates.maxEdgeBytes": "500M"}),
     Verdict("a quantity as text", {"evaluation.gates.maxEdgeBytes": "8589934592"}),
+    Verdict("an edge budget without limits", {"evaluation.edge": {}}),
+    Verdict(
+        "an edge budget",
+        {"evaluation.edge": {"cpu": "2", "memory": "2Gi", "minTokensPerSecond": 20, "maxPeakMemory": "1Gi"}},
+    ),
+    Verdict("cores as a number", {"evaluation.edge.cpu": 2}),
+    Verdict("a part of a core", {"evaluation.edge.cpu": "500m"}),
+    Verdict("a core and a half", {"evaluation.edge.cpu": "1.5"}),
+    Verdict(
+        "an edge budget beside a format for servers",
+        {"evaluation.edge": {}, "quantization.formats": ["GGUF-Q8_0", "CompressedTensorsW8A8"]},
+    ),
     Verdict("a version pinned by its first digits", {"publish.pin": "0123456789ab"}),
     Verdict("a version pinned", {"publish.pin": SHA256}),
     Verdict("another profile", {"profile": "a100-spot"}),
@@ -215,6 +227,20 @@ ILLEGAL = (
     Verdict("half a byte", {"evaluation.gates.maxEdgeBytes": 0.5}, f"{_QUANTITY}: input should be a valid string"),
     Verdict(
         "a truth as quantity", {"evaluation.gates.maxEdgeBytes": True}, f"{_QUANTITY}: input should be a valid string"
+    ),
+    Verdict("no cores", {"evaluation.edge.cpu": 0}, "spec.evaluation.edge.cpu: '0' has not the form"),
+    Verdict("cores below zero", {"evaluation.edge.cpu": -1}, "spec.evaluation.edge.cpu: '-1' has not the form"),
+    Verdict("cores in words", {"evaluation.edge.cpu": "two"}, "spec.evaluation.edge.cpu: 'two' has not the form"),
+    Verdict(
+        "a speed below zero",
+        {"evaluation.edge.minTokensPerSecond": -1},
+        "spec.evaluation.edge.minTokensPerSecond: input should be greater than or equal to 0",
+    ),
+    Verdict("memory in GB", {"evaluation.edge.memory": "2GB"}, "spec.evaluation.edge.memory: '2GB' has not the form"),
+    Verdict(
+        "an edge budget for a format for servers",
+        {"evaluation.edge": {}, "quantization.formats": ["CompressedTensorsW8A8", "GGUF-Q8_0"]},
+        "spec: evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 is not",
     ),
     Verdict(
         "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_WRONG_FORM}"

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from edgetune_cli.local import LocalCluster, ObjectBusy, ObjectFolder
 from edgetune_cli.show import show_outcome
+from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import ArtifactStatus, LoraFineTuneStatus, Sizes, StageState, StageStatus
@@ -66,6 +67,30 @@ def test_brackets_in_what_is_shown_are_no_markup() -> None:
     console = Console(markup=False, record=True, width=120)
     show_outcome(console, LoraFineTuneStatus(warnings=("see [/v2]/x and [red]y",)), frozenset())
     assert "Warning: see [/v2]/x and [red]y" in console.export_text()
+
+
+def test_the_speed_of_each_model_is_shown_with_the_machine_that_measured_it() -> None:
+    base = ModelSpeed(
+        runtime="transformers 5.23.0",
+        prompt_tokens_per_second=1234.56,
+        generation_tokens_per_second=9.87,
+        time_to_first_token_seconds=0.25,
+        peak_memory_bytes=1_200_000_000,
+        baseline_memory_bytes=700_000_000,
+    )
+    stopped = ModelSpeed(runtime="transformers", peak_memory_bytes=2_000_000_000, over_memory=True)
+    edge = EdgeMeasurement(
+        **stopped.model_dump(by_alias=False), cpu="AMD EPYC", threads=2, prompt_tokens=60, new_tokens=32, base=base
+    )
+    console = Console(markup=False, record=True, width=120)
+
+    show_outcome(console, LoraFineTuneStatus(edge=edge), frozenset())
+
+    text = console.export_text()
+    assert "Speed on 2 threads of AMD EPYC, 60 tokens of prompt" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["base", "1,234.6", "9.9", "0.25", "s", "1.2", "GB", "700", "MB", "transformers", "5.23.0"] in lines
+    assert ["edge", "-", "-", "-", "2.0", "GB", "-", "transformers"] in lines
 
 
 def test_every_edge_format_is_shown_with_its_size_and_scores() -> None:
