@@ -190,9 +190,12 @@ def test_a_job_that_a_queue_holds_back_is_queued(training: Scenario) -> None:
     without_pod(training)
     training.cluster.jobs[job]["spec"]["suspend"] = True
 
+    training.tell(f"uid-of-{job}", "Warning", "FailedCreate", "from before it was suspended")
+
     reconcile_later(training)
 
     told = "train: the Job is suspended until a queue admits it"
+    assert quiet_wait(training.reconcile().snapshot) is None
     assert training.condition("Reconciling") == ("True", "Queued", told)
 
 

@@ -90,6 +90,16 @@ def test_lost_steps_add_up_also_when_each_attempt_goes_on_from_the_same_checkpoi
     assert told(training) == (2, 40, 7, "2 preemptions; resumed at step 40, 7 steps lost")
 
 
+def test_after_another_interruption_the_older_resumption_is_not_told_again(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    reach(training, 44, resumed_from=40)
+    evict(training)
+
+    goes_on = "evicted from its node, as when a node is drained; goes on from its newest checkpoint"
+    assert told(training) == (2, None, 3, goes_on)
+
+
 def test_an_attempt_that_ends_before_anybody_asked_it_says_in_its_result_from_where_it_went_on(
     training: Scenario,
 ) -> None:
@@ -127,6 +137,18 @@ def test_an_edit_that_trains_anew_has_lost_nothing(training: Scenario) -> None:
     assert told(training) == (0, None, None, "")
 
 
+def test_an_edit_after_somebody_removed_the_job_begins_without_the_old_progress(training: Scenario) -> None:
+    reach(training, 43)
+    training.cluster.progress = None
+    training.cluster.remove_job(training.live_job)
+    training.change(training.builder.edited("lora.rank", 8))
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).job == training.live_job
+    assert training.status.progress is None
+
+
 def test_another_stage_that_was_interrupted_is_told_without_steps() -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.advance_to(Stage.EVALUATE)
@@ -161,6 +183,7 @@ def test_gpu_time_is_that_of_all_attempts_times_their_gpus() -> None:
 )
 def test_gpus_of_every_make_count(resource: str, gpus: int) -> None:
     assert Resources(requests={resource: 2, "memory": "1Gi"}, limits={resource: 2}).gpus == gpus
+    assert Resources(limits={resource: 2}).gpus == gpus
 
 
 def test_a_training_says_in_its_metrics_from_which_step_it_went_on() -> None:

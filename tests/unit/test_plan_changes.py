@@ -353,6 +353,7 @@ def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
 
     assert stalled == ("True", "JobRefused", "train: exceeded quota: gpus")
     assert (row.state, row.reason, row.job) == (StageState.PENDING, "JobRefused", "")
+    assert (row.attempts, row.started_at, row.message) == (0, None, "exceeded quota: gpus")
     assert created(done) == [Stage.TRAIN]
     assert scenario.condition("Stalled") is None
 
