@@ -1,6 +1,7 @@
 """Text becomes the same tokens in llama.cpp, in transformers from the GGUF file, and in the tokenizer itself."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,26 @@ def ids(tokenizer: Any, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
     return [list(tokenizer(text)["input_ids"]) for text in texts]
 
 
-@pytest.mark.parametrize("kind", [*BYTE_LEVEL, "legacy", "never"])
-def test_all_three_make_the_same_tokens(kind: str, tmp_path: Path) -> None:
+def alone(file: Path) -> Any:
+    """The tokenizer that transformers makes of the file when nothing lies beside it."""
     from transformers import AutoTokenizer
 
+    folder = file.parent / "alone"
+    folder.mkdir()
+    return AutoTokenizer.from_pretrained(folder, gguf_file=shutil.copy(file, folder / file.name).name)
+
+
+@pytest.mark.parametrize("kind", [*BYTE_LEVEL, "legacy", "never"])
+def test_llama_cpp_and_transformers_make_the_tokens_of_the_tokenizer(kind: str, tmp_path: Path) -> None:
     made = byte_level(kind) if kind in BYTE_LEVEL else sentence_piece(kind)
     file, tokenizer = written(tmp_path, made, "qwen2" if kind == "qwen2" else "llama")
     expected = ids(tokenizer)
 
     assert run_llama_cpp(file, texts=TEXTS)["tokens"] == expected
-    if kind not in ("legacy", "never"):  # transformers' own reading of GGUF knows one way to put spaces before text
-        assert ids(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)) == expected
+    # Of GGUF alone, transformers knows one way to put spaces before text, and does not split digits as SmolLM does:
+    # that is why tokenizer.json lies beside the file.
+    if kind not in ("legacy", "never", "smollm"):
+        assert ids(alone(file)) == expected
 
 
 def test_a_space_before_text_differs_where_the_warnings_say(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ TEXTS = (
     "",
     " ",
     "a",
+    "ngi angina, singing",
     " leading and trailing  ",
     "<|im_start|>user\nWhat's up in 2024?<|im_end|>\n<|im_start|>assistant\n",
     "عربي 中文 한국어 ελληνικά 🏳️‍🌈 ٣٤٥ x²½",
@@ -30,15 +31,8 @@ def byte_level(kind: str) -> Any:
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
-    if kind == "gpt-2":
-        tokenizer.pre_tokenizer = whole
-    elif kind == "smollm":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
-    else:
-        digits = r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}"
-        tokenizer.pre_tokenizer = _split(f"{_LETTERS}|{digits}|{_REST}")
-    if kind == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
+    # All learn the same merges, of digits too, so that only the way of splitting tells them apart.
+    tokenizer.pre_tokenizer = whole
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=700,
@@ -47,6 +41,13 @@ def byte_level(kind: str) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS * 3, trainer)
+    if kind == "smollm":
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
+    elif kind != "gpt-2":
+        digits = r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}"
+        tokenizer.pre_tokenizer = _split(f"{_LETTERS}|{digits}|{_REST}")
+    if kind == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(["<think>"])
     return wrap(tokenizer, adds_bos=kind == "llama-bpe")
 
@@ -118,7 +119,7 @@ def _pieces() -> tuple[str, ...]:
     trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False)
     tokenizer.train_from_iterator([_CORPUS[0], *words], trainer)
     learned = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # Some are made in two ways: ing of in and g, or of i and ng.
-    made = [text for text, _ in learned if len(text) > 1] + ["ng"]
+    # Some are made in two ways; and where ng and gi overlap, ng comes first.
+    made = [text for text, _ in learned if len(text) > 1] + ["ng", "gi"]
     single = [text for text, _ in learned if len(text) == 1]
     return (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *made, *single)
