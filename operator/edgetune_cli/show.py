@@ -224,9 +224,8 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
 
 
 def _speed_table(edge: EdgeMeasurement) -> Table:
-    title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
-    table = _table(title, "model", "prompt tokens/s", "new tokens/s", "first token", "peak memory", "before loading")
-    table.add_column("runtime")
+    title = f"\nTokens a second on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
+    table = _table(title, "model", "prompt", "generation", "first token", "peak memory", "without model")
     for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
         if speed is None:
             continue
@@ -235,10 +234,9 @@ def _speed_table(edge: EdgeMeasurement) -> Table:
             model,
             _format_speed(speed.prompt_tokens_per_second),
             _format_speed(speed.generation_tokens_per_second),
-            f"{first:.2f} s" if first is not None else "-",
+            f"{1000 * first:,.0f} ms" if first is not None else "-",
             format_bytes(speed.peak_memory_bytes),
             format_bytes(speed.baseline_memory_bytes) or "-",
-            speed.runtime,
         )
     return table
 
