@@ -25,6 +25,7 @@ from support.versitygw import S3Server
 # One cluster for all: what takes parts of it away comes after what needs them, what looks back comes last.
 _ORDER = (
     "test_disruptions",
+    "test_missing_secret",
     "test_finished_object",
     "test_deletion",
     "test_outages",
