@@ -1,10 +1,13 @@
-"""Seconds and peak memory of merge and quantize, against a plain copy of the same bytes; each in a process of its own.
+"""Merge and quantize in a stream and by the libraries, against reading and writing the same bytes once.
 
-    python tests/bench/bench_merge_quantize.py [--base FOLDER] [--runs N]
+    python tests/bench/bench_merge_quantize.py [--layers N] [--runs N] [--without-library]
 
-Without --base the model is a random one of about 100 million parameters in bfloat16. The copy reads and writes the
-merged model's files. All wait until what they wrote is on the disk. Seconds leave out the start of Python and the
-imports.
+The model is a random Llama in bfloat16 that is made on the fly: 20 layers are 2.0 GB. Each piece of work is a process
+of its own. The floor of a piece reads as many bytes as its inputs have and writes as many as its output has, in the
+same run. All wait until what they wrote is on the disk. Seconds leave out the start of Python and the imports.
+
+Memory is what the process has for itself: without pages of mapped files, which the system takes back when it needs
+them. Its bound is a quarter of the model or four times the largest tensor.
 """
 
 import argparse
@@ -15,168 +18,227 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.report import print_table
+from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs.models import peak_resident_bytes
+from support.large_model import make_large_adapter, make_large_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
+
+_CHUNK_BYTES = 8 * 2**20
+_LARGEST_TENSOR_BYTES = 32_000 * 2048 * 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work: from input folders to the folder of its name."""
+
+    name: str
+    stage: Stage
+    inputs: tuple[str, ...]
+    merge: dict[str, Any]
+
+    @property
+    def output(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a process took."""
+
+    seconds: float
+    cpu_seconds: float
+    memory: int
+    """Bytes of its own at the most."""
+
+    read: int
+    written: int
+    """Bytes that it asked the system to read and write."""
+
+
+WORK = (
+    Work("merge", Stage.MERGE, ("base", "adapter"), {"base": "Original"}),
+    Work("merge as trained", Stage.MERGE, ("base", "adapter"), {"base": "AsTrained"}),
+    Work("quantize", Stage.QUANTIZE, ("merged",), {}),
+    Work("merge and quantize", Stage.QUANTIZE, ("base", "adapter"), {"base": "Original", "keep": False}),
+)
 
 
 def main() -> None:
     """Measure and print; or with --child, do one piece of work and say what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, help="folder of a base model")
+    parser.add_argument("--layers", type=int, default=20, help="size of the model (20)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (3)")
-    parser.add_argument("--child", choices=list(_WORK), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--without-library", action="store_true", help="do not measure the libraries")
+    parser.add_argument("--folder", type=Path, help="where the files are made and removed (the temporary folder)")
+    parser.add_argument("--child", nargs=2, metavar=("WAY", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _work(options.child, options.folder)
+        _work(*options.child, options.folder)
         return
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        _make_inputs(folder, options.base)
-        _measure(folder, options.runs)
+        make_large_model(folder / "base", options.layers)
+        make_large_adapter(folder / "adapter", options.layers, Method.QLORA)
+        _measure(folder, options.runs, ["streaming"] if options.without_library else ["streaming", "library"])
 
 
-def _make_inputs(folder: Path, base: Path | None) -> None:
-    from edgetune_jobs import models
-    from edgetune_jobs.libraries import prepare_libraries
-    from support import tiny_data
-    from support.tiny_model import make_tiny_base
-    from support.tiny_runs import train
-
-    prepare_libraries()
-    if base is None:
-        make_tiny_base(folder / "base", pretrain_steps=0, dtype="bfloat16", hidden=1024, layers=8)
-    else:
-        shutil.copytree(base, folder / "base")
-    rows = tiny_data.write_prepared(
-        folder / "prepared", models.load_tokenizer(folder / "base"), tiny_data.training_examples(2), []
-    )
-    parameters = tiny_parameters(
-        training={"maxSteps": 1, "batchSize": 1, "microBatchSize": 1, "precision": "BF16", "warmupRatio": 0}
-    )
-    train(folder / "train", parameters, folder / "base", rows).adapter.rename(folder / "adapter")
-    shutil.rmtree(folder / "train")
-
-
-def _measure(folder: Path, runs: int) -> None:
-    figures: dict[str, list[tuple[float, int]]] = {name: [] for name in _WORK}
-    for _ in range(runs):
-        for name, values in figures.items():
-            values.append(_run_child(name, folder))
+def _measure(folder: Path, runs: int, ways: list[str]) -> None:
     rows = []
-    for name, values in figures.items():
-        seconds = [each[0] for each in values]
-        size = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
-        rows.append(
-            [
-                name.replace("-", " "),
-                f"{statistics.median(seconds):.2f}",
-                f"{min(seconds):.2f}",
-                f"{max(each[1] for each in values) / 1e6:,.0f}",
-                f"{size / 1e6:,.0f}",
-            ]
-        )
+    for work in WORK:
+        figures: dict[str, list[Figures]] = {way: [] for way in ("floor", *ways)}
+        for _ in range(runs):
+            for way in reversed(figures):  # the floor reads what the stage has written
+                figures[way].append(_run_child(way, work, folder))
+        floor = statistics.median(each.seconds for each in figures["floor"])
+        moved = figures["floor"][0].read + figures["floor"][0].written
+        rows += [_row(work, way, figures[way], floor, moved) for way in figures]
+        if work.name == "merge":
+            (folder / work.output / "merged").rename(folder / "merged")
+        shutil.rmtree(folder / work.output)
+        shutil.rmtree(folder / "floor")
+    size = sum(path.stat().st_size for path in (folder / "base").iterdir())
+    bound = max(size // 4, 4 * _LARGEST_TENSOR_BYTES)
     print_table(
-        f"Merge and quantize against a file copy ({runs} runs each)",
-        ["", "seconds (median)", "seconds (lowest)", "peak memory (MB)", "written (MB)"],
+        f"Merge and quantize a model of {size / 1e9:.2f} GB (medians of {runs} runs)",
+        ["", "", "seconds", "lowest", "x floor", "CPU s", "memory (MB)", "moved (MB)", "x floor"],
         rows,
-        ["Peak memory is the process's largest resident set, with Python and torch (about 500 MB) in it."],
+        [f"The bound of memory is {bound / 1e6:,.0f} MB. Python, torch and numpy take about 300 MB of it."],
     )
 
 
-def _run_child(name: str, folder: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one piece of work; what it wrote lies in the folder of its name."""
-    shutil.rmtree(folder / name, ignore_errors=True)
-    command = [sys.executable, __file__, "--child", name, "--folder", str(folder)]
+def _row(work: Work, way: str, figures: list[Figures], floor: float, floor_moved: int) -> list[str]:
+    seconds = statistics.median(each.seconds for each in figures)
+    moved = statistics.median(each.read + each.written for each in figures)
+    return [
+        work.name,
+        way,
+        f"{seconds:.2f}",
+        f"{min(each.seconds for each in figures):.2f}",
+        f"{seconds / floor:.2f}",
+        f"{statistics.median(each.cpu_seconds for each in figures):.2f}",
+        f"{max(each.memory for each in figures) / 1e6:,.0f}",
+        f"{moved / 1e6:,.0f}",
+        f"{moved / floor_moved:.2f}",
+    ]
+
+
+def _run_child(way: str, work: Work, folder: Path) -> Figures:
+    """What one piece of work took; what it wrote lies in the folder of its name."""
+    command = [sys.executable, __file__, "--child", way, work.name, "--folder", str(folder)]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-    return answer["seconds"], answer["peakBytes"]
+    return Figures(**answer)
 
 
-def _work(name: str, folder: Path) -> None:
-    prepare, work = _WORK[name]
-    prepare()
-    began = time.monotonic()
-    work(folder)
-    seconds = time.monotonic() - began
-    print(json.dumps({"seconds": seconds, "peakBytes": peak_resident_bytes()}))
+def _work(way: str, name: str, folder: Path) -> None:
+    work = next(work for work in WORK if work.name == name)
+    body = _floor if way == "floor" else _stage(way)
+    began, cpu, moved = time.monotonic(), time.process_time(), _moved()
+    with _watched_memory() as memory:
+        body(work, folder)
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+    read, written = (after - before for after, before in zip(_moved(), moved, strict=True))
+    figures = Figures(seconds, cpu_seconds, max(memory), read, written)
+    print(json.dumps(vars(figures)))
 
 
-def _import_stages() -> None:
-    from edgetune_jobs.libraries import prepare_libraries
+def _floor(work: Work, folder: Path) -> None:
+    """Read all inputs, and write as much as the output has."""
+    shutil.rmtree(folder / "floor", ignore_errors=True)
+    (folder / "floor").mkdir()
+    left = _size(folder / work.output)
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with (folder / "floor" / "copy").open("wb", buffering=0) as target:
+        for path in (path for name in work.inputs for path in (folder / name).iterdir()):
+            with path.open("rb", buffering=0) as source:
+                while count := source.readinto(buffer):
+                    left -= target.write(buffer[: min(count, left)])
+        os.fsync(target.fileno())
 
-    prepare_libraries()
+
+def _stage(way: str) -> Callable[[Work, Path], None]:
+    """The stage's body, with all imported that it needs."""
+    from edgetune_jobs.libraries import prepare_libraries, prepare_torch
+    from edgetune_jobs.stages import merge, quantize
+    from edgetune_jobs.tensors.families import NotUnderstood
+
     # Only loaded: what importing takes is not the stages' time.
-    import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
-    from transformers import AutoModelForCausalLM  # noqa: F401
+    if way == "library":
+        prepare_libraries()
+        import bitsandbytes
+        import peft
+        from transformers import AutoModelForCausalLM  # noqa: F401
 
-    from edgetune_jobs.stages import merge, quantize  # noqa: F401
+        def refuse(*_: object) -> None:
+            raise NotUnderstood(
+                f"the benchmark of {bitsandbytes.__name__} and {peft.__name__} wants the library's path"
+            )
 
+        streaming.understand = refuse
+    else:
+        prepare_torch()
+        from transformers import AutoConfig, GenerationConfig  # noqa: F401
 
-def _copy(folder: Path) -> None:
-    target = folder / "copy"
-    shutil.copytree(folder / "merge", target)
-    for path in target.rglob("*"):
-        if path.is_file():
-            _wait_for_disk(path)
+    def run(work: Work, folder: Path) -> None:
+        shutil.rmtree(folder / work.output, ignore_errors=True)
+        inputs = {name: folder / name for name in work.inputs}
+        body = {Stage.MERGE: merge.run, Stage.QUANTIZE: quantize.run}[work.stage]
+        scratch = Path(tempfile.mkdtemp(dir=folder))
+        context = stage_context(work.stage, tiny_parameters(merge=work.merge), scratch, inputs)
+        body(context)
+        for path in context.output.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        context.output.rename(folder / work.output)
+        shutil.rmtree(scratch)
 
-
-def _merge(folder: Path) -> None:
-    from edgetune_jobs.stages import merge
-
-    _run_stage(Stage.MERGE, merge.run, folder, {"base": folder / "base", "adapter": folder / "adapter"}, "merge")
-
-
-def _quantize(folder: Path) -> None:
-    from edgetune_jobs.stages import quantize
-
-    _run_stage(Stage.QUANTIZE, quantize.run, folder, {"merged": folder / "merge/merged"}, "quantize")
-
-
-def _quantize_on_the_fly(folder: Path) -> None:
-    from edgetune_jobs.stages import quantize
-
-    inputs = {"base": folder / "base", "adapter": folder / "adapter"}
-    _run_stage(Stage.QUANTIZE, quantize.run, folder, inputs, "merge-and-quantize")
-
-
-def _run_stage(stage: Stage, run: Callable[..., object], folder: Path, inputs: Mapping[str, Path], name: str) -> None:
-    work = Path(tempfile.mkdtemp(dir=folder))
-    context = stage_context(stage, tiny_parameters(), work, inputs)
-    run(context)
-    for path in context.output.rglob("*"):
-        if path.is_file():
-            _wait_for_disk(path)
-    context.output.rename(folder / name)
-    shutil.rmtree(work)
+    return run
 
 
-def _wait_for_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+@contextmanager
+def _watched_memory() -> Iterator[list[int]]:
+    """Bytes of this process's own memory, again and again while inside."""
+    found, ended = [_own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            found.append(_own_memory())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
-def _nothing() -> None:
-    """The copy needs no imports."""
+def _own_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon:")).split()[1])
 
 
-# In this order: quantize and copy read what merge wrote.
-_WORK: dict[str, tuple[Callable[[], None], Callable[[Path], None]]] = {
-    "merge": (_import_stages, _merge),
-    "quantize": (_import_stages, _quantize),
-    "merge-and-quantize": (_import_stages, _quantize_on_the_fly),
-    "copy": (_nothing, _copy),
-}
+def _moved() -> tuple[int, int]:
+    """Bytes that this process has read and written so far."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"]), int(fields["wchar"])
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.model_weights import StoredTensor
 from edgetune_jobs.stage import Progress
+from edgetune_jobs.tensors.weights import PIECE_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-PIECE_BYTES = 8 * 2**20
-_IN_FLIGHT_BYTES = 6 * PIECE_BYTES
+_IN_FLIGHT_BYTES = 8 * PIECE_BYTES
 
 
 class Weights(Protocol):
@@ -42,6 +42,10 @@ class Weights(Protocol):
 
     def rows(self, tensor: StoredTensor, first: int, count: int, prepared: Any) -> "torch.Tensor":
         """Rows of a tensor: [count, …] in the format that all encoders start from. The caller may change them."""
+        ...
+
+    def give_back(self, rows: "torch.Tensor") -> None:
+        """Take the memory of rows back, when all encoders have written them."""
         ...
 
 
@@ -128,7 +132,7 @@ class _Pass:
         self._progress = progress
         self._stop = stop
         self._prepared: dict[str, Future[Any]] = {}
-        self._begun: deque[tuple[_Piece, Future[list[Any]]]] = deque()
+        self._begun: deque[tuple[_Piece, Future[tuple[torch.Tensor, list[Any]]]]] = deque()
         self._in_flight = 0
         # Room for the tensor that is at work and a part of the next.
         self._most_in_flight = _IN_FLIGHT_BYTES + max(map(weights.held_bytes, weights.tensors), default=0)
@@ -165,16 +169,18 @@ class _Pass:
             self._prepared[name] = self._pool.submit(self._weights.prepare, piece.tensor)
         self._begun.append((piece, self._pool.submit(self._encode, piece, self._prepared.get(name))))
 
-    def _encode(self, piece: _Piece, prepared: "Future[Any] | None") -> list[Any]:
+    def _encode(self, piece: _Piece, prepared: "Future[Any] | None") -> "tuple[torch.Tensor, list[Any]]":
         common = None if prepared is None else prepared.result()
         rows = self._weights.rows(piece.tensor, piece.first, piece.count, common)
-        return [encoder.encode(piece.tensor, piece.first, rows) for encoder in self._encoders]
+        return rows, [encoder.encode(piece.tensor, piece.first, rows) for encoder in self._encoders]
 
     def _finish_first(self) -> int:
         """Write the oldest piece; its bytes."""
-        piece, encoded = self._begun.popleft()
-        for encoder, data in zip(self._encoders, encoded.result(), strict=True):
+        piece, future = self._begun.popleft()
+        rows, encoded = future.result()
+        for encoder, data in zip(self._encoders, encoded, strict=True):
             encoder.write(piece.tensor, piece.first, data)
+        self._weights.give_back(rows)
         self._in_flight -= piece.bytes
         if piece.is_last and piece.tensor.name in self._prepared:
             del self._prepared[piece.tensor.name]

@@ -1,5 +1,6 @@
 """Rows of stored tensors as torch tensors."""
 
+import threading
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
@@ -13,8 +14,37 @@ TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SAFETENSORS_DTYPES = {name: short for short, name in TORCH_DTYPES.items()}
 
 
-def read_rows(folder: ModelFolder, tensor: StoredTensor, first: int, count: int) -> "torch.Tensor":
-    """Rows of a tensor as they are stored: [count, …], in memory of their own.
+class Buffers:
+    """Memory for rows, used again and again: fresh memory costs the system as much time as reading into it does."""
+
+    def __init__(self, size: int) -> None:
+        """Hold nothing yet; all buffers will have `size` bytes."""
+        self._size = size
+        self._lock = threading.Lock()
+        self._free: list[torch.Tensor] = []
+
+    def take(self, size: int) -> "torch.Tensor":
+        """uint8 [size]; what is larger than all buffers gets memory of its own."""
+        import torch
+
+        if size > self._size:
+            return torch.empty(size, dtype=torch.uint8)
+        with self._lock:
+            buffer = self._free.pop() if self._free else torch.empty(self._size, dtype=torch.uint8)
+        return buffer[:size]
+
+    def give_back(self, rows: "torch.Tensor") -> None:
+        """Take back what nothing uses any more: the rows that lie in a buffer; others are left alone."""
+        base = rows._base
+        if base is not None and base.numel() == self._size and base.element_size() == 1:
+            with self._lock:
+                self._free.append(base)
+
+
+def read_rows(
+    folder: ModelFolder, tensor: StoredTensor, first: int, count: int, buffers: Buffers | None = None
+) -> "torch.Tensor":
+    """Rows of a tensor as they are stored: [count, …], in one of the buffers or in memory of their own.
 
     Raises:
         InvalidInput: the file was changed since its header was read.
@@ -22,7 +52,8 @@ def read_rows(folder: ModelFolder, tensor: StoredTensor, first: int, count: int)
     """
     import torch
 
-    data = torch.empty(count * tensor.row_bytes, dtype=torch.uint8)
+    size = count * tensor.row_bytes
+    data = buffers.take(size) if buffers else torch.empty(size, dtype=torch.uint8)
     _fill(folder, tensor.file, tensor.begin + first * tensor.row_bytes, memoryview(data.numpy()))
     return data.view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(count, *tensor.shape[1:])
 

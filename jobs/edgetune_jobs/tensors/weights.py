@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_weights import ModelFolder, StoredTensor
 from edgetune_jobs.tensors import nf4
-from edgetune_jobs.tensors.reader import read_rows
+from edgetune_jobs.tensors.reader import Buffers, read_rows
 
 if TYPE_CHECKING:
     import torch
+
+PIECE_BYTES = 4 * 2**20
+"""Of a piece as it is stored, if a row is not longer."""
 
 # Numbers of which intermediate results in float32 fit a core's cache.
 _CACHED_NUMBERS = 2**18
@@ -56,6 +59,8 @@ class ModelWeights:
     threads: int = 1
     """torch's threads in the library's place: see nf4.round_scales."""
 
+    buffers: Buffers = field(default_factory=lambda: Buffers(PIECE_BYTES))
+
     def held_bytes(self, tensor: StoredTensor) -> int:
         return tensor.bytes if tensor.name in self.through_nf4 else 0
 
@@ -74,12 +79,14 @@ class ModelWeights:
         Raises:
             InvalidInput: they are not finite.
         """
-        import torch
-
         if prepared is None:
-            rows = self._cast(read_rows(self.folder, tensor, first, count))
+            stored = read_rows(self.folder, tensor, first, count, self.buffers)
+            rows = self._cast(stored)
+            if rows is not stored:
+                self.buffers.give_back(stored)
         else:
-            rows = torch.empty_like(prepared.weight[first : first + count])
+            weight = prepared.weight[first : first + count]
+            rows = self.buffers.take(weight.numel() * weight.element_size()).view(weight.dtype).view_as(weight)
         lora = self.adapter.get(tensor.name)
         for part in _cached_rows(rows):
             piece = rows[part]
@@ -89,6 +96,10 @@ class ModelWeights:
                 _add(lora, first + part.start, piece)
             _check_finite(tensor.name, piece, is_merged=lora is not None)
         return rows
+
+    def give_back(self, rows: "torch.Tensor") -> None:
+        """Take memory back that `rows` gave."""
+        self.buffers.give_back(rows)
 
     def _cast(self, rows: "torch.Tensor") -> "torch.Tensor":
         import torch
