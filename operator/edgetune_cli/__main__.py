@@ -129,10 +129,10 @@ def _explain(ended: Ended, console: Console) -> None:
     if ended.stopped:
         console.print("\nStopped. What was done is kept; the same command again goes on from there.", highlight=False)
     elif ended.outcome is Outcome.PUBLISHED:
-        if not ended.ran or all(row.cached for row in ended.status.stages if row.name in ended.ran):
+        pinned = ended.status.publication is not None and ended.status.publication.pinned
+        if not pinned and all(row.cached for row in ended.status.stages if row.name in ended.ran):
             console.print("\nAll stages were done already: nothing had to run again.", highlight=False)
         edge = next((a for a in ended.status.artifacts if a.name.startswith("edge")), None)
-        pinned = ended.status.publication is not None and ended.status.publication.pinned
         console.print(f"\n{'Pinned' if pinned else 'Published'}. {ended.message}", highlight=False)
         if edge is not None and not pinned:
             place = local_path(edge.uri) if edge.uri.startswith("file://") else edge.uri

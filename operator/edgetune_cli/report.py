@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Manifest, Resolved, Scores
+from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_operator.status import format_bytes, format_share
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from edgetune_jobs.verification import ArtifactCheck, Verification
 
 _SHORT = 12
+_MODELS = ("base", "tuned", "merged", "edge")
 _OUTSIDE = "none: it ran outside of a container"
 
 
@@ -47,6 +50,7 @@ def report(console: Console, found: "Verification") -> None:
     made = _Made.of(found)
     if made is not None:
         _print_scores(console, made.scores)
+        _print_speed(console, made.speed)
         console.print("\nMade of", style="bold")
         for name, text in made.inputs():
             console.print(f"{name:17}{text}")
@@ -90,10 +94,34 @@ def _print_scores(console: Console, scores: Scores | None) -> None:
         return
     console.print(f"\nScores on {scores.examples} held-out rows", style="bold")
     table: list[tuple[str, ...]] = [("model", "keyword accuracy", "exact match", "loss")]
-    for model, details in scores.details.items():
+    for model, details in sorted(scores.details.items(), key=_order):
         shares = (format_share(share) or "-" for share in (details.keyword_accuracy, details.exact_match))
         table.append((model, *shares, "-" if details.loss is None else f"{details.loss:.3f}"))
     _print_lines(console, _aligned(table, right=(1, 2, 3)))
+
+
+def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
+    if edge is None:
+        return
+    title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, after a prompt of {edge.prompt_tokens} tokens"
+    console.print(title, style="bold")
+    table: list[tuple[str, ...]] = [("model", "tokens/s", "prompt tokens/s", "first token", "peak memory", "runtime")]
+    for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
+        if speed is not None:
+            rates = (_rate(speed.generation_tokens_per_second), _rate(speed.prompt_tokens_per_second))
+            first = "-" if speed.time_to_first_token_seconds is None else f"{speed.time_to_first_token_seconds:.2f} s"
+            table.append((model, *rates, first, format_bytes(speed.peak_memory_bytes), speed.runtime))
+    _print_lines(console, _aligned(table, right=(1, 2, 3, 4)))
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return "-" if tokens_per_second is None else f"{tokens_per_second:,.1f}"
+
+
+def _order(scored: tuple[str, object]) -> tuple[int, str]:
+    """The models in the order in which they are made; JSON has them by name."""
+    model = scored[0]
+    return _MODELS.index(model) if model in _MODELS else len(_MODELS), model
 
 
 def _print_verdict(console: Console, found: "Verification") -> None:
@@ -127,6 +155,7 @@ class _Made:
     parameters: Mapping[str, Any]
     stages: Sequence[_StageMade]
     scores: Scores | None
+    speed: EdgeMeasurement | None
 
     @classmethod
     def of(cls, found: "Verification") -> "_Made | None":
@@ -136,12 +165,14 @@ class _Made:
 
     @classmethod
     def _of_version(cls, version: VersionDocument) -> "_Made":
-        origins = version.provenance.stages.items()
+        origins = version.provenance.stages
         stages = [
             _StageMade(stage, made.digest, made.created_at, made.image, made.facts.get("device", ""), made.libraries)
-            for stage, made in origins
+            for stage in Stage
+            if (made := origins.get(stage)) is not None
         ]
-        return cls(version.provenance.resolved, version.provenance.parameters, stages, version.scores)
+        provenance = version.provenance
+        return cls(provenance.resolved, provenance.parameters, stages, version.scores, version.measurement)
 
     @classmethod
     def _of_manifest(cls, manifest: Manifest) -> "_Made":
@@ -154,7 +185,7 @@ class _Made:
             result.facts.get("device", ""),
             manifest.versions,
         )
-        return cls(manifest.resolved, manifest.parameters, [stage], result.scores)
+        return cls(manifest.resolved, manifest.parameters, [stage], result.scores, result.edge)
 
     def inputs(self) -> Iterator[tuple[str, str]]:
         """Base, data, method and seed: name and text. Documents of other releases may lack some."""

@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 from edgetune_cli.__main__ import app
 from edgetune_cli.models import _model_folder
 from edgetune_contract.digest import pointer_key, version_key
+from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
+from edgetune_contract.request import ModelScores
+from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
 from edgetune_jobs.errors import InvalidInput
@@ -146,6 +149,54 @@ def test_a_verified_model_ends_with_0_and_a_report_of_what_it_was_made_of(place:
         f"Verified: 3 files of {document.edge.artifact.bytes:,} bytes are what was written.",
     ):
         assert text in output, text
+
+
+def test_scores_and_speed_are_reported_in_the_order_of_the_models(tmp_path: Path) -> None:
+    store = LocalFolderStore((tmp_path / "store").as_uri())
+    model = PublishedModel(store, tmp_path / "local")
+    document = model.publish()
+    details = {name: ModelScores(keyword_accuracy=0.5, loss=1.5) for name in ("edge", "base", "tuned")}
+    speed = {"runtime": "transformers 5.23.0", "peak_memory_bytes": 2_000_000}
+    measurement = EdgeMeasurement(
+        cpu="Cortex-A76",
+        threads=2,
+        prompt_tokens=30,
+        new_tokens=16,
+        generation_tokens_per_second=21.25,
+        time_to_first_token_seconds=0.5,
+        base=ModelSpeed(**speed),
+        **speed,
+    )
+    scores = document.scores.model_copy(update={"details": details})
+    model.publisher.publish(document.model_copy(update={"scores": scores, "measurement": measurement}))
+
+    lines = CliRunner().invoke(app, ["verify", f"{tmp_path}/store/models/{MODEL}"]).output.splitlines()
+
+    scored = lines.index("Scores on 64 held-out rows")
+    assert [line.split()[0] for line in lines[scored + 2 : scored + 5]] == ["base", "tuned", "edge"]
+    assert lines[scored + 5].split() == []
+    assert lines[scored + 6] == "Speed on 2 threads of Cortex-A76, after a prompt of 30 tokens"
+    assert lines[scored + 8].split() == ["base", "-", "-", "-", "2.0", "MB", "transformers", "5.23.0"]
+    assert lines[scored + 9].split() == ["edge", "21.2", "-", "0.50", "s", "2.0", "MB", "transformers", "5.23.0"]
+
+
+def test_libraries_are_told_once_and_for_a_stage_that_differs(tmp_path: Path) -> None:
+    store = LocalFolderStore((tmp_path / "store").as_uri())
+    model = PublishedModel(store, tmp_path / "local")
+    document = model.publish()
+    (quantize,) = document.provenance.stages.values()
+    evaluate = quantize.model_copy(update={"libraries": {**quantize.libraries, "torch": "2.14.0"}, "image": ""})
+    stages = {Stage.EVALUATE: evaluate, Stage.QUANTIZE: quantize}
+    provenance = document.provenance.model_copy(update={"stages": stages, "parameters": {"method": "LoRA"}})
+    model.publisher.publish(document.model_copy(update={"provenance": provenance}))
+
+    output = CliRunner().invoke(app, ["verify", f"{tmp_path}/store/models/{MODEL}"]).output
+
+    assert "libraries        python 3.11.9, torch 2.13.0, transformers 5.23.0\n  evaluate       torch 2.14.0" in output
+    assert output.index("\nquantize   ") < output.index("\nevaluate   "), "in the order in which they ran"
+    assert "none: it ran outside of a container" in output
+    assert "method           LoRA, rank ?, alpha ?, ?" in output, "a document of another release may lack fields"
+    assert "evaluation data  ? % of the training data, split by the seed" in output
 
 
 def test_a_damaged_model_ends_with_1_and_names_each_file(place: Place) -> None:
