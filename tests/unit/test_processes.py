@@ -52,6 +52,16 @@ def test_exit_0_completes_the_job_and_the_termination_message_arrives(tmp_path: 
     assert [(pod.exit_code, pod.message) for pod in job.pods] == [(0, "all done")]
 
 
+def test_a_process_of_this_machine_does_not_name_the_image_that_a_pod_would_run_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGETUNE_IMAGE", raising=False)
+    log = "open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w')"
+    job = run(process_job(f"import os; {log}.write(os.environ.get('EDGETUNE_IMAGE', 'none'))", tmp_path))
+
+    assert job.pods[0].message == "none"
+
+
 def test_only_the_last_4096_bytes_of_a_termination_message_arrive(tmp_path: Path) -> None:
     script = "import os; open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w').write('x' * 5000 + 'end')"
     job = run(process_job(script, tmp_path))
