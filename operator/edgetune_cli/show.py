@@ -225,7 +225,7 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
 
 def _speed_table(edge: EdgeMeasurement) -> Table:
     title = f"\nTokens a second on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
-    table = _table(title, "model", "prompt", "generation", "first token", "peak memory", "without model")
+    table = _table(title, "model", "prompt", "generation", "first token", "peak memory", "libraries")
     for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
         if speed is None:
             continue

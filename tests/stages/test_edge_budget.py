@@ -1,7 +1,12 @@
 """Base and edge models of evaluate on this CPU, in processes of their own. No test here judges a time."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.edge import measuring
 from edgetune_jobs.edge.process import Order
 from edgetune_jobs.edge.runtimes import AS_STORED, Runtime
+from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.gates import Figures, judge
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate
@@ -24,6 +30,25 @@ from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters, train
 
 pytestmark = pytest.mark.slow
+
+_LIMIT_SECONDS = 60
+# Measures a model for hours, in a process that signals end as they end a stage.
+_STAGE = """
+import os, sys, threading
+from pathlib import Path
+from edgetune_jobs.edge.measuring import measure
+from edgetune_jobs.edge.process import Order
+from edgetune_jobs.signals import Stopped, StopSignals
+signals = StopSignals()
+signals.install()
+folder = Path(sys.argv[1])
+order = Order("transformers", folder, "auto", (1, 2), 10**6, 1, os.getpid())
+try:
+    with signals.immediate():
+        measure(order, folder.parent, threading.Event(), None)
+except Stopped:
+    sys.exit(75)
+"""
 
 LIMITS = {"cpu": "500m", "memory": "4Gi"}
 
@@ -117,3 +142,56 @@ def test_gguf_is_measured_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.Mon
     assert speed.runtime.startswith("llama.cpp (llama-cpp-python ")
     assert (speed.generation_tokens_per_second or 0) > 0
     assert 0 < (speed.baseline_memory_bytes or 0) < speed.peak_memory_bytes
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "llama", "llama")
+
+
+def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Thread(target=lambda: (wait_until(lambda: measuring_children(os.getpid()) != []), stop.set())).start()
+    order = Order(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
+        measuring.measure(order, tmp_path, stop, None)
+
+    assert measuring_children(os.getpid()) == []
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
+    number: signal.Signals, exit_code: int, model: Path
+) -> None:
+    stage = subprocess.Popen([sys.executable, "-c", _STAGE, str(model)])
+    wait_until(lambda: measuring_children(stage.pid) != [])
+    (child,) = measuring_children(stage.pid)
+
+    stage.send_signal(number)
+
+    assert stage.wait(_LIMIT_SECONDS) == exit_code
+    wait_until(lambda: not is_measuring(child))
+
+
+def measuring_children(process: int) -> list[int]:
+    """Process ids of a process's children that measure."""
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    return [child for file in children for child in map(int, file.read_text().split()) if is_measuring(child)]
+
+
+def is_measuring(process: int) -> bool:
+    """Whether a process is one that measures, and has begun to: its parent's death ends it from there on."""
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        mapped = Path(f"/proc/{process}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return b"edgetune_jobs.edge.process" in command and "libtorch" in mapped
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _LIMIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,12 +1,9 @@
 """Measuring within an edge budget: cores, memory, time; what ends a measurement. No model is loaded here."""
 
 import os
-import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,27 +15,8 @@ from edgetune_jobs.edge.budget import check_measurable, median_prompt
 from edgetune_jobs.edge.machine import Cores
 from edgetune_jobs.edge.process import Order, Timing, time_tokens
 from edgetune_jobs.edge.runtimes import AS_STORED, Runtime, why_not_runnable
-from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.errors import InvalidInput
 from support.tiny_runs import tiny_parameters
-
-_LIMIT_SECONDS = 60
-# Measures a folder without a model, in a process that signals end as they end a stage.
-_STAGE = """
-import os, sys, threading
-from pathlib import Path
-from edgetune_jobs.edge.measuring import measure
-from edgetune_jobs.edge.process import Order
-from edgetune_jobs.signals import Stopped, StopSignals
-signals = StopSignals()
-signals.install()
-folder = Path(sys.argv[1])
-order = Order("transformers", folder, "auto", (1, 2), 2, 1, os.getpid())
-try:
-    with signals.immediate():
-        measure(order, folder, threading.Event(), None)
-except Stopped:
-    sys.exit(75)
-"""
 
 
 def order(folder: Path, runtime: Runtime = Runtime.TRANSFORMERS) -> Order:
@@ -165,30 +143,6 @@ def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.M
         measuring.measure(order(tmp_path), tmp_path, threading.Event(), None)
 
 
-def test_a_stop_ends_a_measurement(tmp_path: Path) -> None:
-    stop = threading.Event()
-    stop.set()
-
-    with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
-        measuring.measure(order(tmp_path), tmp_path, stop, None)
-
-    assert children(os.getpid()) == []
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
-def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
-    number: signal.Signals, exit_code: int, tmp_path: Path
-) -> None:
-    stage = subprocess.Popen([sys.executable, "-c", _STAGE, str(tmp_path)])
-    wait_until(lambda: bool(children(stage.pid)) and is_measuring(children(stage.pid)[0]))
-    (child,) = children(stage.pid)
-
-    stage.send_signal(number)
-
-    assert stage.wait(_LIMIT_SECONDS) == exit_code
-    wait_until(lambda: not is_measuring(child))
-
-
 def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -211,28 +165,3 @@ def test_a_format_for_gpu_servers_is_not_measured_on_a_cpu() -> None:
     assert why_not_runnable(EdgeFormat.COMPRESSED_TENSORS_W8A8) == (
         "CompressedTensorsW8A8 is made for vLLM, which this image has not; measure BitsAndBytesInt8 or GGUF-Q8_0"
     )
-
-
-def children(process: int) -> list[int]:
-    """Process ids of a process's children."""
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-def is_measuring(process: int) -> bool:
-    """Whether a process is one that measures, and has begun to: its parent's death ends it from there on."""
-    try:
-        command = Path(f"/proc/{process}/cmdline").read_bytes()
-        mapped = Path(f"/proc/{process}/maps").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return b"edgetune_jobs.edge.process" in command and "libtorch" in mapped
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
