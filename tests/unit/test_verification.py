@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
-from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.request import Artifact, ChecksumMode, FileEntry, Manifest
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, VersionDocument
 from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
@@ -16,6 +16,7 @@ from edgetune_jobs.files import file_list_digest, fingerprint
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.format_readers import reader_of
 from edgetune_jobs.publisher import encode
+from edgetune_jobs.s3_client import create_client
 from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import Store, read_model, uri_of, write_model
 from edgetune_jobs.verification import Verification, verify
@@ -357,7 +358,9 @@ def test_a_file_that_the_way_has_changed_is_read_again_before_it_is_called_damag
 ) -> None:
     direct = S3Store(s3_server.location(s3_prefix).uri, s3_server.client())
     PublishedModel(direct, tmp_path / "local").publish()
-    store = S3Store(direct.uri, s3_server.client(s3_proxy.endpoint))
+    # Without the service's own checksums, which notice such a change by themselves.
+    location = s3_server.location(s3_prefix, s3_proxy.endpoint, checksums=ChecksumMode.WHEN_REQUIRED)
+    store = S3Store(direct.uri, create_client(location, s3_server.admin))
     s3_proxy.faults += [
         Fault("GET", WEIGHTS, times=1, flip_byte=20),
         Fault("GET", "config.json", times=1, cut_after=5),
