@@ -19,7 +19,7 @@ POD_NETWORK = "10.244.0.0/16"
 ADMIN = "admin"
 # A node that says nothing is lost after this time, and its Pods are evicted after that one.
 NODE_GRACE_SECONDS = 20
-EVICTION_SECONDS = 10
+EVICTION_SECONDS = 5
 # User names are those that the API server's own roles are bound to.
 _USERS = {
     ADMIN: ("admin", "system:masters"),

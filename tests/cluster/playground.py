@@ -6,6 +6,7 @@ It runs in the cluster's network: `python -m cluster exec python -m cluster.play
 import base64
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -100,6 +101,9 @@ def main() -> int:
     _upload(endpoint, [*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
     manifest = run.path / "sensor-faults.yaml"
     manifest.write_text(yaml.safe_dump(demo_object(), sort_keys=False), encoding="utf-8")
+    plugin = run.programs / "kubectl-edgetune"
+    plugin.unlink(missing_ok=True)
+    plugin.symlink_to(Path(sys.executable).with_name(plugin.name))
     print(_what_to_try(run, manifest))
     return 0
 
@@ -115,15 +119,15 @@ def demo_object() -> dict[str, Any]:
 
 
 def _what_to_try(run: RunFolder, manifest: Path) -> str:
-    kubectl = run.programs / "kubectl"
     return f"""
 The cluster is up, with the chart in it. To try:
 
-  alias kubectl={kubectl}
-  kubectl apply -f {manifest}
+  export PATH={shlex.quote(str(run.programs))}:"$PATH"
+  kubectl apply -f {shlex.quote(str(manifest))}
   kubectl -n {TEAM} get lft -w
-  kubectl -n {TEAM} describe lorafinetune sensor-faults
   kubectl -n {TEAM} get jobs,pods
+  kubectl -n {TEAM} describe lft sensor-faults
+  kubectl edgetune describe sensor-faults -n {TEAM}
   kubectl -n {RELEASE_NAMESPACE} logs deployment/{RELEASE} -f
 
 What the stages write lies below {run.buckets / object_store.BUCKET}.

@@ -1,5 +1,6 @@
 """A real cluster for the tests of this folder: `make e2e` starts it and runs them in its network."""
 
+import copy
 import os
 import secrets
 import time
@@ -170,11 +171,13 @@ class InstalledOperator:
 
 @pytest.fixture(scope="session")
 def operator(cluster: AnyCluster, kube: Kube, unsteady_gateway: Gateway, durations: Durations) -> InstalledOperator:
-    """The chart, installed from the built images for all namespaces, with one profile for each of the S3 servers."""
-    endpoints = {"default": cluster.object_store.endpoint, "unsteady": unsteady_gateway.endpoint}
-    values = playground.chart_values(
-        cluster, {name: playground.profile(endpoint) for name, endpoint in endpoints.items()}
-    )
+    """The chart, installed from the built images for all namespaces."""
+    profile = playground.profile(cluster.object_store.endpoint)
+    slow = copy.deepcopy(profile)
+    # Half a core: on fast machines, too, training is still at it after a node is lost.
+    slow["resources"]["train"]["limits"]["cpu"] = "500m"
+    unsteady = playground.profile(unsteady_gateway.endpoint)
+    values = playground.chart_values(cluster, {"default": profile, "slow": slow, "unsteady": unsteady})
     values["operator"]["pollSeconds"] = 1
     with durations.timed("helm install"):
         playground.install_chart(cluster.run.kubeconfig, values)

@@ -76,14 +76,14 @@ def test_an_evicted_training_goes_on_at_the_step_after_its_checkpoint(s3: S3Serv
     assert (trained[0], trained[-1]) == (step + 1, STEPS)
 
     row = disturbed.object.row(Stage.TRAIN)
-    assert row["metrics"]["steps"] == STEPS
+    assert (row["resumedFrom"], row["metrics"]["steps"]) == (step, STEPS)
     checkpoints = f"artifacts/{disturbed.object.namespace}/{checkpoints_key(row['digest'])}"
     assert not s3.object_path(checkpoints).exists(), "they are of no use any more"
 
 
-def test_an_eviction_is_a_preemption_and_no_attempt(disturbed: Disturbed) -> None:
+def test_an_eviction_is_a_preemption_and_no_attempt_and_loses_no_step(disturbed: Disturbed) -> None:
     row = disturbed.object.row(Stage.TRAIN)
-    assert (row["preemptions"], row["attempts"]) == (1, 1)
+    assert (row["preemptions"], row["attempts"], row["lostSteps"]) == (1, 1, 0)
     events = disturbed.object.kube.list("v1", "Event", disturbed.object.namespace)
     assert [event["reason"] for event in events if _is_about(event, disturbed.object)].count("TrainInterrupted") == 1
 
