@@ -22,6 +22,7 @@ from edgetune_operator.workqueue import WorkQueue
 _CONFLICT_SECONDS = 1.0
 # What only the cluster can judge may pass without anything that the watches see.
 _STALLED_SECONDS = 60.0
+_UNHEARD_SECONDS = 5.0
 # The Job of an earlier object of the same name is in nobody's cache.
 _PENDING_SECONDS = 2.0
 # What a deletion waits for may pass unseen as well, and it has a limit of its own.
@@ -104,6 +105,8 @@ class Controller:
         wait = quiet_wait(made.snapshot)
         if wait is not None:
             self._queue.add_after(key, wait.next_look(datetime.now(UTC)).total_seconds())
+        if made.plan.unheard:
+            self._queue.add_after(key, _UNHEARD_SECONDS)
         if made.plan.view.reason == Reason.PENDING:
             self._queue.add_after(key, _PENDING_SECONDS)
         if made.plan.view.outcome in (Outcome.STALLED, Outcome.BLOCKED):

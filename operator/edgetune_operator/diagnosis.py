@@ -24,6 +24,8 @@ Told = tuple[str, str]
 # Mounts and images are usually there by then; before, Events would be read for every healthy Pod.
 _QUIET = timedelta(seconds=10)
 _LONGEST_LOOK = timedelta(seconds=120)
+# Longer than it takes until the second lists after a start have told what the first ones and the watches did not.
+_HEARING = timedelta(seconds=20)
 # The kubelet says these of every Pod that it takes, and no more while a volume is missing.
 _SAYS_NOTHING = ("", "ContainerCreating", "PodInitializing")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
@@ -156,6 +158,17 @@ def why_stopped(pod: PodObservation) -> Told:
         reason, what = _KUBELET_DISRUPTIONS.get(pod.pod_reason, (Reason.INTERRUPTED, "stopped by its node"))
         return reason, f"{what}: {pod.pod_message}" if pod.pod_message else what
     return Reason.INTERRUPTED, "stopped from outside"
+
+
+def is_unheard(job: JobObservation, now: datetime) -> bool:
+    """Whether a Job has just ended and its last attempt is not seen to have: Jobs and Pods are watched apart."""
+    if job.finished_at is None or job.reason == "DeadlineExceeded":
+        return False
+    if job.state is JobState.COMPLETE:
+        heard = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
+    else:
+        heard = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
+    return not heard and now - datetime.fromisoformat(job.finished_at) < _HEARING
 
 
 def why_failed(job: JobObservation, spec: LoraFineTuneSpec) -> Told:

@@ -103,6 +103,8 @@ class Plan:
 
     actions: tuple[Action, ...]
     view: View
+    unheard: bool = False
+    """Whether the end of an attempt is awaited that no watch may tell."""
 
 
 def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot: Snapshot, now: datetime) -> Plan:
@@ -143,7 +145,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         run.start(stage, now)
     reason, message = _running_reason(run.rows[stage])
     outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
-    return Plan(actions, _view(run, snapshot, outcome, reason, message, stage))
+    return Plan(actions, _view(run, snapshot, outcome, reason, message, stage), run.unheard)
 
 
 def _profile_not_found(spec: LoraFineTuneSpec) -> str:

@@ -15,7 +15,7 @@ from edgetune_operator.api import (
     StageState,
     StageStatus,
 )
-from edgetune_operator.diagnosis import Told, interruptions, why_ended, why_failed, why_waiting
+from edgetune_operator.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
 from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reasons import Reason
@@ -41,6 +41,8 @@ class Run:
         self.artifacts = previous.artifacts
         self.publication = previous.publication
         self._reset: set[Stage] = set()
+        self.unheard = False
+        """Whether a Job has ended and its last attempt has not been seen to end."""
 
     @classmethod
     def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "Run":
@@ -113,6 +115,9 @@ class Run:
             done = next(pod for pod in reversed(job.pods) if pod.result == result)
             self._note_resumption(stage, done.name, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
+        elif job.state is not JobState.LIVE and is_unheard(job, now):
+            self.unheard = True
+            self._update(stage, state=StageState.RUNNING)
         elif job.state is JobState.FAILED:
             reason, message = why_failed(job, self._spec)
             self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)

@@ -166,6 +166,10 @@ class Scenario:
             raise AssertionError(f"the object is deleted or gone: {done}")
         return done
 
+    def let_pass(self, time: timedelta) -> None:
+        """Nothing happens for a while."""
+        self.cluster.now += time
+
     def change(self, builder: ObjectBuilder) -> None:
         """A person edits the object; the status stays."""
         status = self.cluster.document.get("status")
@@ -229,6 +233,9 @@ class Scenario:
         request = self.request
         self.end_pod(lambda pod: pod.failed(request.stage, request.digest, exit_code, message))
         self.end_job(lambda job: job.failed(reason, attempts=attempts, at=self.cluster.timestamp()))
+        if attempts > 1:
+            # The Pods of the others are gone: after a while, nobody waits for what they say.
+            self.let_pass(timedelta(minutes=1))
 
     def end_pod(self, ending: Any) -> None:
         """The newest Pod of the live Job ends in some way of PodBuilder."""

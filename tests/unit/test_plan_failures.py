@@ -1,5 +1,7 @@
 """How stages end when they do not finish, and what the object says then."""
 
+from datetime import timedelta
+
 import pytest
 
 from edgetune_contract.request import Result
@@ -7,9 +9,10 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import StageState
 from edgetune_operator.plan import Outcome
 from edgetune_operator.run import MAX_INTERRUPTIONS
-from support.builders import lora_fine_tune
+from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
+A_MINUTE = timedelta(minutes=1)
 LOST = "the stage ended without a readable result; running it again finds what it wrote"
 
 
@@ -72,6 +75,7 @@ def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenar
     training.end_pod(lambda pod: pod.ended(137, reason="OOMKilled"))
     training.end_job(lambda job: job.failed("BackoffLimitExceeded", attempts=4))
 
+    training.let_pass(A_MINUTE)
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
@@ -79,6 +83,38 @@ def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenar
     assert row.message == (
         "the container was killed at its memory limit; raise it in the profile (attempt 4, spec.retryLimit is 3)"
     )
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_job_whose_end_is_seen_before_that_of_its_pod_is_judged_by_its_pod(
+    training: Scenario, ends_well: bool
+) -> None:
+    job, result = training.live_job, training.simulated_result(training.request)
+    at = training.cluster.timestamp()
+    training.end_job(lambda job: job.complete(at) if ends_well else job.failed("PodFailurePolicy", at=at))
+    early = training.reconcile()
+    row = training.row(Stage.TRAIN)
+
+    pod = training.cluster.pods_of(job)[-1]
+    ending = PodBuilder(job, pod, now=at)
+    said = ending.succeeded(result) if ends_well else ending.failed(Stage.TRAIN, "d" * 64, 13, "loss is nan")
+    training.cluster.pods[pod] = said.build()
+    training.reconcile()
+
+    assert (early.plan.unheard, early.plan.actions) == (True, ())
+    assert (row.state, row.reason) == (StageState.RUNNING, "JobRunning")
+    assert training.row(Stage.TRAIN).reason == ("Succeeded" if ends_well else "TrainingDiverged")
+
+
+def test_a_job_whose_pod_is_never_seen_to_end_is_taken_for_lost_in_the_end(training: Scenario) -> None:
+    training.end_job(lambda job: job.complete(training.cluster.timestamp()))
+    training.reconcile()
+    training.let_pass(A_MINUTE)
+
+    done = training.reconcile()
+
+    assert done.plan.unheard is False
+    assert training.row(Stage.TRAIN).reason == "ResultLost"
 
 
 def test_a_stage_that_takes_too_long_names_the_deadline(training: Scenario) -> None:
@@ -95,6 +131,7 @@ def test_a_failed_job_whose_pods_are_gone_speaks_in_the_job_controllers_words(tr
     training.cluster.pods.clear()
     training.end_job(lambda job: job.failed("BackoffLimitExceeded", "Job has reached the specified backoff limit"))
 
+    training.let_pass(A_MINUTE)
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
@@ -105,6 +142,7 @@ def test_a_failed_job_that_says_nothing_at_all_still_has_a_reason(training: Scen
     training.cluster.pods.clear()
     training.end_job(lambda job: job.failed(""))
 
+    training.let_pass(A_MINUTE)
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
