@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,27 @@ async def _serve(kubeconfig: Path, namespace: str, job: Mapping[str, Any], statu
 
 
 async def _watch(session: aiohttp.ClientSession, queue: asyncio.Queue[Mapping[str, Any]], namespace: str) -> None:
-    """Watch objects that are created from now on."""
-    path = objects_path(namespace)
-    async with session.get(path) as answer:
-        version = (await answer.json())["metadata"]["resourceVersion"]
-    watch = f"{path}?watch=true&resourceVersion={version}"
-    async with session.get(watch, timeout=aiohttp.ClientTimeout(total=None)) as answer:
-        async for line in answer.content:
-            event = json.loads(line)
-            if event["type"] == "ADDED":
-                queue.put_nowait(event["object"]["metadata"])
+    """List, and watch from there; again when the API server ends the watch, as it does when a client is slow."""
+    path, seen = objects_path(namespace), set[str]()
+    while True:
+        async with session.get(path) as answer:
+            listed = await answer.json()
+        found = [item["metadata"] for item in listed["items"]]
+        watch = f"{path}?watch=true&resourceVersion={listed['metadata']['resourceVersion']}"
+        async with session.get(watch, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+            async for metadata in _created(found, answer):
+                if metadata["uid"] not in seen:
+                    seen.add(metadata["uid"])
+                    queue.put_nowait(metadata)
+
+
+async def _created(found: list[Mapping[str, Any]], watch: aiohttp.ClientResponse) -> AsyncIterator[Mapping[str, Any]]:
+    for metadata in found:
+        yield metadata
+    async for line in watch.content:
+        event = json.loads(line)
+        if event["type"] == "ADDED":
+            yield event["object"]["metadata"]
 
 
 async def _work(

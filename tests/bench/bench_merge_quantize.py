@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -177,19 +178,15 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
     # Only loaded: what importing takes is not the stages' time.
     if way == "library":
         prepare_libraries()
-        import bitsandbytes
-        import peft
+        import bitsandbytes  # noqa: F401
+        import peft  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
-        def refuse(*_: object) -> None:
-            raise NotUnderstood(
-                f"the benchmark of {bitsandbytes.__name__} and {peft.__name__} wants the library's path"
-            )
-
-        streaming.understand = refuse
+        reason = NotUnderstood("the benchmark wants the library's path")
+        patch("edgetune_jobs.streaming.understand", side_effect=reason).start()
     else:
         prepare_torch()
-        from transformers import AutoConfig, GenerationConfig  # noqa: F401
+        from transformers import GenerationConfig, LlamaConfig  # noqa: F401
 
     def run(work: Work, folder: Path) -> None:
         shutil.rmtree(folder / work.output, ignore_errors=True)

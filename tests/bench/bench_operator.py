@@ -96,7 +96,7 @@ def _bare_seconds(cluster: BenchCluster, count: int) -> float:
     fleet = Fleet(cluster.plane.kubeconfig(), NAMESPACE, count)
     with cluster.running_bare_client():
         cluster.wait_for_watch(cluster.operator_user)
-        fleet.apply()
+        fleet.create()
         cluster.wait_for_stage(Stage.PREPARE, count, _FIRST_JOBS_LIMIT_SECONDS)
     return seconds_to_first_jobs(cluster.audit.requests, cluster.operator_user)
 
@@ -129,7 +129,7 @@ class OperatorRun:
         return read_process(pid)
 
     def _first_jobs(self, bare_rate: float) -> list[Figure]:
-        self._fleet.apply()
+        self._fleet.create()
         self._cluster.wait_for_stage(Stage.PREPARE, self._count, _FIRST_JOBS_LIMIT_SECONDS)
         rate = self._count / seconds_to_first_jobs(self._cluster.audit.requests, self._user)
         _say(f"{rate:.0f} objects/s to their first Job")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,21 +56,28 @@ class Fleet:
     namespace: str
     count: int
 
-    def apply(self, annotations: Mapping[str, str] | None = None) -> None:
-        """Apply all manifests at once, as `kubectl apply --server-side` does: creates what is not there."""
-        asyncio.run(self._apply(annotations or {}))
+    def create(self) -> None:
+        """Create all objects at once."""
+        asyncio.run(self._send_all("POST", "application/json", lambda _: f"?fieldManager={_FIELD_MANAGER}"))
 
-    async def _apply(self, annotations: Mapping[str, str]) -> None:
-        spec = lora_fine_tune().build()["spec"]
+    def apply(self, annotations: Mapping[str, str] | None = None) -> None:
+        """Apply all manifests at once, as `kubectl apply --server-side` does."""
+        query = f"?fieldManager={_FIELD_MANAGER}&force=true"
+        kind = "application/apply-patch+yaml"  # JSON is YAML
+        asyncio.run(self._send_all("PATCH", kind, lambda name: f"/{name}{query}", annotations or {}))
+
+    async def _send_all(
+        self, method: str, content_type: str, suffix: Callable[[str], str], annotations: Mapping[str, str] | None = None
+    ) -> None:
+        spec, path = lora_fine_tune().build()["spec"], objects_path(self.namespace)
         async with session_for(self.kubeconfig) as session:
 
-            async def apply_one(name: str) -> None:
-                metadata = {"name": name, "namespace": self.namespace, "annotations": dict(annotations)}
+            async def send_one(name: str) -> None:
+                metadata = {"name": name, "namespace": self.namespace, "annotations": dict(annotations or {})}
                 body = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
-                path = f"{objects_path(self.namespace)}/{name}?fieldManager={_FIELD_MANAGER}"
-                await send(session, "PATCH", path, body, "application/apply-patch+yaml")
+                await send(session, method, path + suffix(name), body, content_type)
 
-            await asyncio.gather(*(apply_one(f"model-{number:05d}") for number in range(self.count)))
+            await asyncio.gather(*(send_one(f"model-{number:05d}") for number in range(self.count)))
 
     def phases(self) -> dict[str, int]:
         """How many objects are in each phase."""
