@@ -168,8 +168,8 @@ def _translate_client_error(error: Exception, uri: str) -> StageError:
     cause = error.__cause__ or error
     if isinstance(error, no_credentials):
         return AccessDenied(
-            f"no credentials for {uri}: {error}; name a Secret in the profile, give the pod an identity, or on your own "
-            "machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            f"no credentials for {uri}: {error}; name a Secret in the profile, give the pod an identity, or on your "
+            "own machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, (exceptions.ParamValidationError, exceptions.NoRegionError, ValueError)):
         return InvalidInput(f"{uri} cannot be asked for: {error}")
