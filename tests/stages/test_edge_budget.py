@@ -165,13 +165,17 @@ def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
     number: signal.Signals, exit_code: int, model: Path
 ) -> None:
     stage = subprocess.Popen([sys.executable, "-c", _STAGE, str(model)])
-    wait_until(lambda: measuring_children(stage.pid) != [])
-    (child,) = measuring_children(stage.pid)
+    try:
+        wait_until(lambda: measuring_children(stage.pid) != [])
+        (child,) = measuring_children(stage.pid)
 
-    stage.send_signal(number)
+        stage.send_signal(number)
 
-    assert stage.wait(_LIMIT_SECONDS) == exit_code
-    wait_until(lambda: not is_measuring(child))
+        assert stage.wait(_LIMIT_SECONDS) == exit_code
+        wait_until(lambda: not is_measuring(child))
+    finally:
+        stage.kill()
+        stage.wait()
 
 
 def measuring_children(process: int) -> list[int]:
@@ -185,7 +189,7 @@ def is_measuring(process: int) -> bool:
     try:
         command = Path(f"/proc/{process}/cmdline").read_bytes()
         mapped = Path(f"/proc/{process}/maps").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # it has ended
         return False
     return b"edgetune_jobs.edge.process" in command and "libtorch" in mapped
 
