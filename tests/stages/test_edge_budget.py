@@ -151,7 +151,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
     stop = threading.Event()
-    threading.Thread(target=lambda: (wait_until(lambda: measuring_children(os.getpid()) != []), stop.set())).start()
+
+    def set_when_it_measures() -> None:
+        wait_until(lambda: measuring_children(os.getpid()) != [])
+        stop.set()
+
+    threading.Thread(target=set_when_it_measures).start()
     order = Order(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
 
     with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
