@@ -119,6 +119,10 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # Kopf's default of 60 s would park an object after one error of its own.
     settings.execution.default_backoff = 1
     settings.networking.request_timeout = 30
+    # Kopf keeps the last body of everything that has had an event until nothing has come for so long. At the start that
+    # is all there is, and its default of 5 s would hold all of it in memory at once; so would a list in one piece.
+    settings.queueing.idle_timeout = 0.2
+    settings.watching.chunk_size = 100
     # Foreign Jobs and Pods never reach this process.
     settings.watching.label_selectors["batch", "v1", "jobs"] = OWNED
     settings.watching.label_selectors["", "v1", "pods"] = OWNED
