@@ -113,7 +113,7 @@ class Run:
         result = job.result
         if result is not None and self._is_whole(stage, result):
             done = next(pod for pod in reversed(job.pods) if pod.result == result)
-            self._note_resumption(stage, done.name, result.metrics.get("resumedFromStep"))
+            self._note_resumption(job, done.name, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
         elif job.state is not JobState.LIVE and is_unheard(job, now):
             self.unheard = True
@@ -162,14 +162,23 @@ class Run:
         self._count_interruptions(stage, job)
         seen = self._snapshot.progress
         if seen is not None and seen.stage is stage:
-            self._note_resumption(stage, seen.pod, seen.resumed_from)
+            self._note_resumption(job, seen.pod, seen.resumed_from)
 
-    def _note_resumption(self, stage: Stage, pod: str, step: float | None) -> None:
+    def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
         """A training's attempt says from which step it went on; the one before it may have been further."""
         before = self._snapshot.previous.progress
-        if stage is Stage.TRAIN and step is not None and before is not None and before.pod != pod:
-            lost = (self.rows[stage].lost_steps or 0) + max(before.step - int(step), 0)
-            self._update(stage, resumed_from=int(step), lost_steps=lost)
+        if job.stage is not Stage.TRAIN or step is None or before is None or before.pod == pod:
+            return
+        row = self.rows[job.stage]
+        is_counted = row.preemptions > 0 and row.resumed_from is None
+        # Only a Pod that was stopped from outside leaves nothing behind: it went while no operator looked.
+        is_unseen = not is_counted and all(known.name != before.pod for known in job.pods)
+        self._update(
+            job.stage,
+            preemptions=row.preemptions + is_unseen,
+            resumed_from=int(step),
+            lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
+        )
 
     def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
         """Count each interruption once, also over restarts of the operator: those later than the last one counted."""

@@ -1,6 +1,7 @@
 """What interruptions cost: steps that were done again and GPU time, over restarts of the operator too."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,10 @@ def evict(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.cluster.start_pod(scenario.live_job)
     scenario.reconcile()
+
+
+def _has_ended(pod: dict[str, Any]) -> bool:
+    return pod["status"]["phase"] in ("Succeeded", "Failed")
 
 
 def told(scenario: Scenario) -> tuple[int, int | None, int | None, str]:
@@ -111,6 +116,40 @@ def test_an_attempt_that_ends_before_anybody_asked_it_says_in_its_result_from_wh
     training.reconcile()
 
     assert told(training) == (1, 42, 1, "1 preemption; resumed at step 42, 1 step lost")
+
+
+def test_an_interruption_that_no_operator_saw_is_counted_when_the_next_attempt_goes_on(training: Scenario) -> None:
+    reach(training, 43)
+    training.evict()
+    reach(training, 41, resumed_from=40)
+    reach(training, 50, resumed_from=40)
+
+    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+
+    training.evict()
+    reach(training, 51, resumed_from=50)
+
+    assert told(training) == (2, 50, 3, "2 preemptions; resumed at step 50, 3 steps lost")
+
+
+def test_an_interruption_that_was_seen_is_not_counted_again_by_an_operator_that_starts_later(
+    training: Scenario,
+) -> None:
+    reach(training, 43)
+    evict(training)
+    training.cluster.pods = {name: pod for name, pod in training.cluster.pods.items() if not _has_ended(pod)}
+    reach(training, 41, resumed_from=40)
+
+    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+
+
+def test_an_attempt_that_failed_is_no_interruption(training: Scenario) -> None:
+    reach(training, 43)
+    training.end_pod(lambda pod: pod.ended(ExitCode.TRANSIENT))
+    training.cluster.start_pod(training.live_job)
+    reach(training, 41, resumed_from=40)
+
+    assert told(training)[:3] == (0, 40, 3)
 
 
 def test_progress_stays_while_the_next_attempt_is_on_its_way_and_goes_with_the_stage(training: Scenario) -> None:
