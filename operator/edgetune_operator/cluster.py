@@ -48,6 +48,10 @@ async def connect(cache: Cache) -> AsyncIterator["KubernetesCluster"]:
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
     async with client.ApiClient(configuration) as api:
+        session = api.rest_client.pool_manager
+        # That one looks into ~/.netrc and for proxies, in two threads before each request.
+        api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
+        session.detach()
         yield KubernetesCluster(api, cache)
 
 
