@@ -1,4 +1,7 @@
-"""llama.cpp for tests: built once into the cache, in an environment of its own, and run in processes of its own."""
+"""llama.cpp for tests: built once into the cache, in an environment of its own, and run in processes of its own.
+
+PYTHONPATH=tests python -m support.llama_cpp      builds it if it is not there; `make test` does so first
+"""
 
 import fcntl
 import json
@@ -7,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from cluster.folders import cache_folder
 
 _VERSION = "0.3.36"
+_COMPLETE, _FAILED = "complete", "failed"
 _BUILD_LIMIT_SECONDS = 1800
 _RUN_LIMIT_SECONDS = 120
 # Reads {"model", "texts", "prompts", "maxNewTokens"}, answers {"tokens", "logits", "answers", "template"}.
@@ -76,25 +79,41 @@ def packages_of_llama_cpp() -> Path:
     return next((_python().parent.parent / "lib").glob("python*/site-packages"))
 
 
-@cache
-def _python() -> Path:
-    """The interpreter that has llama.cpp. Skips the test, saying why, where it cannot be built."""
-    folder = cache_folder() / f"llama-cpp-python-{_VERSION}"
-    python = folder / "bin" / "python"
+def build() -> None:
+    """Build it if it is not there. Where that cannot be done, the reason is kept for the tests that are skipped."""
+    folder = _folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs at once, one builds
-        if not (folder / "complete").is_file():
-            print(f"building llama.cpp into {folder}", file=sys.stderr, flush=True)
-            failed = _build(folder, python)
-            if failed is not None:
-                pytest.skip(f"llama-cpp-python {_VERSION} cannot be built here: {failed}")
-            (folder / "complete").touch()
-    return python
+        if (folder / _COMPLETE).is_file():
+            return
+        print(f"building llama.cpp into {folder}: some minutes, once", file=sys.stderr, flush=True)
+        failed = _build(folder)
+        folder.mkdir(exist_ok=True)
+        if failed is None:
+            (folder / _COMPLETE).touch()
+        else:
+            print(f"llama.cpp cannot be built: {failed}; its tests are skipped", file=sys.stderr, flush=True)
+            (folder / _FAILED).write_text(failed)
 
 
-def _build(folder: Path, python: Path) -> str | None:
+def _python() -> Path:
+    """The interpreter that has llama.cpp. Skips the test, saying why, where there is none."""
+    folder = _folder()
+    if not (folder / _COMPLETE).is_file():
+        failed = folder / _FAILED
+        reason = failed.read_text() if failed.is_file() else "it was not built yet; `make test` does so"
+        pytest.skip(f"there is no llama-cpp-python {_VERSION}: {reason}")
+    return folder / "bin" / "python"
+
+
+def _folder() -> Path:
+    return cache_folder() / f"llama-cpp-python-{_VERSION}"
+
+
+def _build(folder: Path) -> str | None:
     """Build it; the last line of what went wrong, if anything did."""
+    python = folder / "bin" / "python"
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     if shutil.which("cc") is None and shutil.which("gcc") is None:
         return "there is no C compiler"
@@ -115,3 +134,7 @@ def _build(folder: Path, python: Path) -> str | None:
         if done.returncode != 0:
             return next(reversed(done.stderr.strip().splitlines()), f"{command[0]} ended with {done.returncode}")
     return None
+
+
+if __name__ == "__main__":
+    build()
