@@ -186,7 +186,6 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
         patch("edgetune_jobs.streaming.understand", side_effect=reason).start()
     else:
         prepare_torch()
-        from transformers import GenerationConfig, LlamaConfig  # noqa: F401
 
     def run(work: Work, folder: Path) -> None:
         shutil.rmtree(folder / work.output, ignore_errors=True)

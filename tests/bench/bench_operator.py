@@ -31,8 +31,8 @@ from support.audit import hand_off_seconds, seconds_to_first_jobs, writes
 
 _RATE_GOAL = 43.0
 _SHARE_GOAL = 0.5
-_LIMIT_SECONDS = 1200
-_FIRST_JOBS_LIMIT_SECONDS = 300
+_LIMIT_SECONDS = 3600
+_FIRST_JOBS_LIMIT_SECONDS = 600
 _REST_SECONDS = 5
 
 
@@ -75,7 +75,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=1000, help="LoraFineTunes that are created at once (1000)")
-    parser.add_argument("--stage-seconds", type=float, default=20.0, help="how long a stage's Pod runs (20, ±50 %%)")
+    parser.add_argument("--stage-seconds", type=float, default=60.0, help="how long a stage's Pod runs (60, ±50 %%)")
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="for how long idleness is measured (60)")
     parser.add_argument("--profile", type=Path, help="profile the operator with cProfile into this file")
     parser.add_argument("--compare", type=Path, help="file of an earlier run to print beside this one")
@@ -142,7 +142,8 @@ class OperatorRun:
 
     def _run_to_the_end(self, pid: int, empty: ProcessFigures) -> list[Figure]:
         self._cluster.wait_for_stage(Stage.PUBLISH, self._count, _LIMIT_SECONDS)
-        self._cluster.wait_for_rest(self._user, 2 * self._options.stage_seconds + _REST_SECONDS, _LIMIT_SECONDS)
+        longest = 1.5 * self._options.stage_seconds
+        self._cluster.wait_for_rest(self._user, longest + _REST_SECONDS, _LIMIT_SECONDS)
         phases = self._fleet.phases()
         if phases != {"Succeeded": self._count}:
             raise RuntimeError(f"not every object succeeded: {phases}")
