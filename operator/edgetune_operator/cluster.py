@@ -14,7 +14,7 @@ from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
 from edgetune_operator.cache import Cache, Kind, uid_of_owner
 from edgetune_operator.events import EventDraft
-from edgetune_operator.progress import read_metrics, running_train_pod
+from edgetune_operator.progress import ProgressReader
 from edgetune_operator.reasons import Reason
 from edgetune_operator.reconcile import Conflict, JobRefused, Key
 from edgetune_operator.resync import NotServed, Page
@@ -39,7 +39,7 @@ _REFUSALS = (400, 403, _INVALID)
 
 
 @contextlib.asynccontextmanager
-async def connect(cache: Cache) -> AsyncIterator["KubernetesCluster"]:
+async def connect(cache: Cache, progress: ProgressReader) -> AsyncIterator["KubernetesCluster"]:
     """A cluster from the Pod's service account, or from the user's kubeconfig outside of a cluster."""
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = _CONNECTIONS
@@ -52,15 +52,16 @@ async def connect(cache: Cache) -> AsyncIterator["KubernetesCluster"]:
         # That one looks into ~/.netrc and for proxies, in two threads before each request.
         api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
         session.detach()
-        yield KubernetesCluster(api, cache)
+        yield KubernetesCluster(api, cache, progress)
 
 
 class KubernetesCluster:
     """Satisfies `reconcile.Cluster`."""
 
-    def __init__(self, api: client.ApiClient, cache: Cache) -> None:
+    def __init__(self, api: client.ApiClient, cache: Cache, progress: ProgressReader) -> None:
         self._api = api
         self._cache = cache
+        self._progress = progress
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.get_object(key)
@@ -92,8 +93,7 @@ class KubernetesCluster:
         return events
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
-        pod = running_train_pod(self._cache.pods_of(owner["uid"]))
-        return await read_metrics(pod) if pod is not None else None
+        return self._progress.latest(owner)
 
     async def create_job(self, job: Mapping[str, Any]) -> None:
         path = _JOBS.format(namespace=job["metadata"]["namespace"])

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from edgetune_contract.stages import Stage
 from edgetune_operator import telemetry
 from edgetune_operator.api import LoraFineTuneStatus, StageState
 from edgetune_operator.cache import Cache
 from edgetune_operator.diagnosis import quiet_wait
 from edgetune_operator.events import EventDraft, transitions
-from edgetune_operator.observe import JobState, read_status
+from edgetune_operator.observe import read_status
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reasons import Reason
-from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, Pass, run_once
+from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, run_once
 from edgetune_operator.workqueue import WorkQueue
 
 _CONFLICT_SECONDS = 1.0
@@ -48,13 +47,11 @@ class Controller:
         cache: Cache,
         queue: WorkQueue[Key],
         profiles: Mapping[str, Profile],
-        poll_seconds: float,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._queue = queue
         self._profiles = profiles
-        self._poll_seconds = poll_seconds
         self._started: dict[Key, float] = {}
 
     def oldest_pass_seconds(self) -> float:
@@ -100,8 +97,6 @@ class Controller:
         if isinstance(made, DeletionPass):
             await self._go_on_deleting(key, document["metadata"], made)
             return
-        if _is_training(made):
-            self._queue.add_after(key, self._poll_seconds)
         wait = quiet_wait(made.snapshot)
         if wait is not None:
             self._queue.add_after(key, wait.next_look(datetime.now(UTC)).total_seconds())
@@ -141,12 +136,6 @@ def _bound(key: Key, **values: str) -> dict[str, str]:
 
 def _is_bug(error: Exception) -> bool:
     return isinstance(error, TypeError | KeyError | AttributeError | AssertionError | IndexError)
-
-
-def _is_training(made: Pass) -> bool:
-    """Whether there is progress to ask for: a training's Pod runs."""
-    live = [job for job in made.snapshot.jobs if job.stage is Stage.TRAIN and job.state is JobState.LIVE]
-    return any(pod.phase == "Running" for job in live for pod in job.pods)
 
 
 def _count_ended_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:

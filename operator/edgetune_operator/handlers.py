@@ -17,6 +17,7 @@ from edgetune_operator.controller import Controller
 from edgetune_operator.health import serving_health
 from edgetune_operator.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.profiles import Profile
+from edgetune_operator.progress import reading_progress
 from edgetune_operator.reconcile import Key
 from edgetune_operator.resync import Resync
 from edgetune_operator.settings import Settings
@@ -52,9 +53,10 @@ class Watcher:
         # Looking for new namespaces and kinds takes rights over the whole cluster.
         settings.scanning.disabled = bool(self._settings.namespaces)
         enter = self._resources.enter_async_context
-        cluster = await enter(connect(self._cache))
+        progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
+        cluster = await enter(connect(self._cache, progress))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
-        self._controller = Controller(cluster, self._cache, self._queue, self._profiles, self._settings.poll_seconds)
+        self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
         oldest, limit = self._controller.oldest_pass_seconds, self._settings.max_pass_age_seconds
         await enter(serving_health(self._settings.health_port, oldest, limit, lambda: resync.waits_for))
         server, thread = start_http_server(self._settings.metrics_port)

@@ -1,6 +1,8 @@
 """Progress of a running training, read from the metrics that its Pod serves."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -9,9 +11,69 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
+from edgetune_operator.cache import Cache
+from edgetune_operator.reconcile import Key
 from edgetune_operator.render import METRICS_PORT
 
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
+
+
+class ProgressReader:
+    """Reads the progress of running trainings beside the passes: a Pod that does not answer holds none of them up."""
+
+    def __init__(self, cache: Cache, interval_seconds: float, wake: Callable[[Key], None]) -> None:
+        """`interval_seconds`: between two readings of one training. `wake`: called when a reading brings news."""
+        self._cache = cache
+        self._interval = interval_seconds
+        self._wake = wake
+        self._latest: dict[str, ProgressStatus] = {}
+        self._followed: dict[str, asyncio.Task[None]] = {}
+        """Tasks by the Pod's UID."""
+
+    def latest(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        """The newest reading of an object's running training, which is followed from now on; None before the first."""
+        pod = running_train_pod(self._cache.pods_of(owner["uid"]))
+        if pod is None:
+            return None
+        uid: str = pod["metadata"]["uid"]
+        if uid not in self._followed:
+            self._followed[uid] = asyncio.create_task(self._follow(owner, pod))
+        return self._latest.get(uid)
+
+    async def _follow(self, owner: Mapping[str, Any], pod: Mapping[str, Any]) -> None:
+        """Read until the Pod runs no longer."""
+        key, uid = Key(owner["namespace"], owner["name"]), pod["metadata"]["uid"]
+        try:
+            while (running := running_train_pod(self._cache.pods_of(owner["uid"]))) is not None:
+                if running["metadata"]["uid"] != uid:
+                    return
+                progress = await read_metrics(pod)
+                if progress is not None and progress != self._latest.get(uid):
+                    self._latest[uid] = progress
+                    self._wake(key)
+                await asyncio.sleep(self._interval)
+        finally:
+            del self._followed[uid]
+            self._latest.pop(uid, None)
+
+    async def close(self) -> None:
+        """Follow nothing any more."""
+        tasks = list(self._followed.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def reading_progress(
+    cache: Cache, interval_seconds: float, wake: Callable[[Key], None]
+) -> AsyncIterator[ProgressReader]:
+    """A reader that is closed at the end."""
+    reader = ProgressReader(cache, interval_seconds, wake)
+    try:
+        yield reader
+    finally:
+        await reader.close()
 
 
 def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -33,7 +95,7 @@ async def read_metrics(pod: Mapping[str, Any]) -> ProgressStatus | None:
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
             session.get(f"http://{host}:{METRICS_PORT}/metrics") as response,
         ):
-            return parse_metrics(await response.text(), pod["metadata"]["name"])
+            return parse_metrics(await response.text(errors="replace"), pod["metadata"]["name"])
     except (aiohttp.ClientError, TimeoutError):
         return None
 
