@@ -3,23 +3,25 @@
 Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
 """
 
-import copy
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, merging
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.files import list_files
 from edgetune_jobs.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
+from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_json, read_tensors
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.tensors import nf4, pipeline
 from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
-from edgetune_jobs.tensors.reader import TORCH_DTYPES
+from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES, TORCH_DTYPES
 from edgetune_jobs.tensors.weights import LoraMatrices, ModelWeights
 
 STREAMING = "streaming"
@@ -27,6 +29,11 @@ STREAMING = "streaming"
 
 LIBRARY = "library"
 """Fact `path` of a stage: the libraries held the whole model in memory."""
+
+_GENERATION_CONFIG = "generation_config.json"
+# The new name and the old one, which older readers want.
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Of a model that is read over the network: requests that are on their way while the cores work.
 _REQUESTS = 4
@@ -87,8 +94,9 @@ def stored_model(model: ModelFolder) -> StreamedModel:
     """
     prepare_torch()
     tensors, layout = _read(model)
-    dtype = layout.config.dtype or TORCH_DTYPES[tensors[0].dtype]
-    return StreamedModel(ModelWeights(model, tensors, str(dtype).removeprefix("torch.")), layout)
+    named = (layout.settings.get(name) for name in _DTYPE_FIELDS)
+    dtype = next((name for name in named if name in SAFETENSORS_DTYPES), TORCH_DTYPES[tensors[0].dtype])
+    return StreamedModel(ModelWeights(model, tensors, dtype), layout)
 
 
 def stream(
@@ -114,17 +122,23 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
         dataset: the spec's section, for the prompt format.
         fields: what config.json says besides, such as quantization_config.
     """
-    from transformers import GenerationConfig
-
-    config = copy.deepcopy(model.layout.config)
-    config.dtype = model.weights.dtype
-    for name, value in fields.items():
-        setattr(config, name, value)
+    settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
+    if _DTYPE_FIELDS[1] in settings:
+        settings[_DTYPE_FIELDS[1]] = model.weights.dtype
     folder.mkdir(parents=True, exist_ok=True)
-    generation_config = GenerationConfig.from_model_config(config)
-    config.save_pretrained(folder)
-    generation_config.save_pretrained(folder)
+    _write_json(folder / CONFIG, settings)
+    _write_json(folder / _GENERATION_CONFIG, _generation_settings(settings))
     merging.copy_companions(model.weights.folder, folder, dataset)
+
+
+def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of generating for a model that comes without generation_config.json."""
+    tokens = {name: settings[name] for name in _TOKEN_FIELDS if settings.get(name) is not None}
+    return {"_from_model_config": True, "transformers_version": metadata.version("transformers"), **tokens}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def library_warning(reason: NotUnderstood) -> str:
@@ -140,7 +154,9 @@ def companion_bytes(folder: Path) -> int:
 
 def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
     tensors = read_tensors(model)
-    return tensors, understand(model.fetch([CONFIG]), tensors)
+    if CONFIG not in model.sizes:
+        raise InvalidInput(f"{model.label}: {model.uri} has no {CONFIG}")
+    return tensors, understand(model.fetch([CONFIG]), read_json(model, CONFIG), tensors)
 
 
 def _nf4_weights(layout: Layout) -> frozenset[str]:

@@ -12,7 +12,7 @@ from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs import merging, models
 from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import read_tensors
+from edgetune_jobs.model_weights import read_json, read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors.families import understand
@@ -166,6 +166,34 @@ def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_pat
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
 
 
+def test_a_base_without_generation_settings_gets_its_special_tokens_as_such(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", tied=True, dtype="bfloat16")
+    (base / "generation_config.json").unlink()
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": base})
+
+    quantize.run(context)
+
+    settings = models.load_stored(context.output / "edge-bnb-int8", torch.device("cpu")).generation_config
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (1, 2, 0)
+
+
+def test_a_configuration_of_an_older_version_is_read_with_its_defaults(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "gemma", tied=True, dtype="bfloat16")
+    path = base / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("tie_word_embeddings", "attention_bias", "dtype"):
+        del config[name]
+    path.write_text(json.dumps({**config, "torch_dtype": "bfloat16"}))
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": base})
+
+    output = quantize.run(context)
+
+    assert output.facts["path"] == "streaming"
+    edge = models.load_stored(context.output / "edge-bnb-int8", torch.device("cpu"))
+    assert edge.dtype is torch.bfloat16
+    assert edge.lm_head.weight is edge.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -224,7 +252,8 @@ def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, t
     folder = make_model(tmp_path / "model", family, tied=tied, dtype="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-    layout = understand(folder, read_tensors(LocalModelFolder(folder, "spec.baseModel")))
+    model_folder = LocalModelFolder(folder, "spec.baseModel")
+    layout = understand(folder, read_json(model_folder, "config.json"), read_tensors(model_folder))
 
     linears = {f"{name}.weight" for name, _ in models.quantizable_linears(model)}
     assert layout.linears == linears

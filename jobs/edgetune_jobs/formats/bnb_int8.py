@@ -8,6 +8,7 @@ from edgetune_jobs.model_weights import StoredTensor
 from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
+from edgetune_jobs.tensors.scratch import scratch
 from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 FLOAT16_MAX = 65504.0
 _LEVELS = 127.0
-_CACHED_NUMBERS = 2**18
+_CACHED_NUMBERS = 2**17
 # weight_format 0: rows as they are, in no order that a GPU would want.
 _ROW_MAJOR = b"\0"
 
@@ -114,8 +115,11 @@ def quantize_rows(name: str, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         _check_range(name, rows[part])
-        values = rows[part].to(torch.float16).float()
-        torch.amax(values.abs(), 1, out=scales[part])
+        shape = tuple(rows[part].shape)
+        half = scratch("half", shape, torch.float16).copy_(rows[part])
+        values = scratch("values", shape, torch.float32).copy_(half)
+        magnitudes = torch.abs(values, out=scratch("magnitudes", shape, torch.float32))
+        torch.amax(magnitudes, 1, out=scales[part])
         quantized[part] = values.mul_((_LEVELS / scales[part]).unsqueeze(1)).round_()
     return quantized, scales
 

@@ -6,6 +6,7 @@ the library's path.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,49 @@ class NotUnderstood(Exception):
 class Layout:
     """A model's tensors as its configuration wants them."""
 
-    config: Any
-    """transformers' PretrainedConfig."""
+    folder: Path
+    """Holds config.json."""
+
+    settings: Mapping[str, Any]
+    """What config.json says."""
 
     tensors: Mapping[str, Shape]
     linears: frozenset[str]
     """Weights of the linear layers within the blocks: those that can have an adapter and are quantized."""
+
+    @cached_property
+    def config(self) -> Any:
+        """transformers' PreTrainedConfig. Some need seconds and a hundred megabytes to be imported: ask only if you
+        must."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+
+
+class _Settings:
+    """config.json, with the defaults of the model's family."""
+
+    def __init__(self, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self._settings = {**defaults, **settings}
+
+    def size(self, name: str) -> int:
+        """A size.
+
+        Raises:
+            NotUnderstood: the configuration does not give it.
+        """
+        value = self._settings.get(name)
+        if type(value) is not int or value < 1:
+            raise NotUnderstood(f"its config.json does not give {name}")
+        return value
+
+    def optional_size(self, name: str) -> int | None:
+        """A size that may be missing or null."""
+        return None if self._settings.get(name) is None else self.size(name)
+
+    def flag(self, name: str) -> bool:
+        """A switch; off when it is missing."""
+        return bool(self._settings.get(name))
 
 
 @dataclass(frozen=True)
@@ -42,14 +80,14 @@ class _Sizes:
     head: int
 
     @classmethod
-    def of(cls, config: Any) -> "_Sizes":
-        heads = config.num_attention_heads
+    def of(cls, settings: _Settings) -> "_Sizes":
+        hidden, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
         return cls(
-            hidden=config.hidden_size,
-            inner=config.intermediate_size,
+            hidden=hidden,
+            inner=settings.size("intermediate_size"),
             heads=heads,
-            key_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            key_heads=settings.optional_size("num_key_value_heads") or heads,
+            head=settings.optional_size("head_dim") or hidden // heads,
         )
 
 
@@ -58,8 +96,11 @@ class _Family:
     architecture: str
     linears: Callable[[_Sizes], Mapping[str, Shape]]
     norms: Callable[[_Sizes], Mapping[str, Shape]]
-    biases: Callable[[Any], Sequence[str]] = field(default=lambda _: ())
+    biases: Callable[[_Settings], Sequence[str]] = field(default=lambda _: ())
     """Linear layers with a bias."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Of what older versions of transformers leave out of config.json."""
 
 
 def _separate(sizes: _Sizes) -> Mapping[str, Shape]:
@@ -102,79 +143,75 @@ _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def _optional_biases(config: Any) -> Sequence[str]:
-    attention = _ATTENTION if getattr(config, "attention_bias", False) else ()
-    return (*attention, *(_MLP if getattr(config, "mlp_bias", False) else ()))
+def _optional_biases(settings: _Settings) -> Sequence[str]:
+    attention = _ATTENTION if settings.flag("attention_bias") else ()
+    return (*attention, *(_MLP if settings.flag("mlp_bias") else ()))
 
 
+_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
 _FAMILIES: Mapping[str, _Family] = {
-    "gemma": _Family("GemmaForCausalLM", _separate, _two_norms, _optional_biases),
-    "gemma2": _Family("Gemma2ForCausalLM", _separate, _four_norms, _optional_biases),
+    "gemma": _Family("GemmaForCausalLM", _separate, _two_norms, _optional_biases, _GEMMA_DEFAULTS),
+    "gemma2": _Family("Gemma2ForCausalLM", _separate, _four_norms, _optional_biases, _GEMMA_DEFAULTS),
     "llama": _Family("LlamaForCausalLM", _separate, _two_norms, _optional_biases),
-    "mistral": _Family("MistralForCausalLM", _separate, _two_norms),
+    "mistral": _Family("MistralForCausalLM", _separate, _two_norms, defaults={"num_key_value_heads": 8}),
     "phi3": _Family("Phi3ForCausalLM", _fused, _two_norms),
     "qwen2": _Family("Qwen2ForCausalLM", _separate, _two_norms, lambda _: _ATTENTION[:3]),
-    "qwen3": _Family("Qwen3ForCausalLM", _separate, _head_norms, _optional_biases),
-    "smollm3": _Family("SmolLM3ForCausalLM", _separate, _two_norms, _optional_biases),
+    "qwen3": _Family("Qwen3ForCausalLM", _separate, _head_norms, _optional_biases, {"head_dim": 128}),
+    "smollm3": _Family("SmolLM3ForCausalLM", _separate, _two_norms, _optional_biases, {"tie_word_embeddings": True}),
 }
 
 KNOWN_TYPES = frozenset(_FAMILIES)
 """model_type of the families."""
 
 
-def understand(folder: Path, tensors: Sequence[StoredTensor]) -> Layout:
+def understand(folder: Path, settings: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> Layout:
     """The layout of a model, if it is exactly that of a known family.
 
     Args:
         folder: holds config.json.
+        settings: what config.json says.
         tensors: the model's tensors.
 
     Raises:
         NotUnderstood: says what differs.
     """
-    config = _read_config(folder)
-    family = _FAMILIES.get(config.model_type)
+    model_type = settings.get("model_type")
+    family = _FAMILIES.get(str(model_type))
     if family is None:
-        raise NotUnderstood(f"models of type {config.model_type} are not known tensor by tensor")
-    if list(config.architectures or ()) != [family.architecture]:
+        raise NotUnderstood(f"models of type {model_type} are not known tensor by tensor")
+    if settings.get("architectures") != [family.architecture]:
         raise NotUnderstood(f"its architecture is not {family.architecture}")
-    layout = _layout(family, config)
-    _compare(layout, tensors)
-    return layout
+    if settings.get("quantization_config"):
+        raise NotUnderstood("it is quantized already")
+    expected, linears = _expect(family, _Settings(settings, family.defaults))
+    _compare(expected, tensors)
+    return Layout(folder, settings, expected, linears)
 
 
-def _read_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotUnderstood("its config.json does not load") from error
-
-
-def _layout(family: _Family, config: Any) -> Layout:
-    sizes = _Sizes.of(config)
-    embedding = (config.vocab_size, sizes.hidden)
+def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], frozenset[str]]:
+    """All tensors, and which of them are weights of linear layers within the blocks."""
+    sizes = _Sizes.of(settings)
+    embedding = (settings.size("vocab_size"), sizes.hidden)
     tensors: dict[str, Shape] = {_EMBEDDING: embedding, "model.norm.weight": (sizes.hidden,)}
-    if not config.tie_word_embeddings:
+    if not settings.flag("tie_word_embeddings"):
         tensors[f"{OUTPUT_HEAD}.weight"] = embedding
     layer_linears, norms = family.linears(sizes), family.norms(sizes)
     linears = set()
-    for number in range(config.num_hidden_layers):
+    for number in range(settings.size("num_hidden_layers")):
         prefix = f"model.layers.{number}."
         tensors |= {f"{prefix}{name}.weight": shape for name, shape in {**layer_linears, **norms}.items()}
-        tensors |= {f"{prefix}{name}.bias": layer_linears[name][:1] for name in family.biases(config)}
+        tensors |= {f"{prefix}{name}.bias": layer_linears[name][:1] for name in family.biases(settings)}
         linears |= {f"{prefix}{name}.weight" for name in layer_linears}
-    return Layout(config, tensors, frozenset(linears))
+    return tensors, frozenset(linears)
 
 
-def _compare(layout: Layout, tensors: Sequence[StoredTensor]) -> None:
+def _compare(expected: Mapping[str, Shape], tensors: Sequence[StoredTensor]) -> None:
     there = {tensor.name: tensor for tensor in tensors}
-    for name in sorted(there.keys() - layout.tensors.keys()):
+    for name in sorted(there.keys() - expected.keys()):
         raise NotUnderstood(f"it has a tensor {name} beside those of its type")
-    for name in sorted(layout.tensors.keys() - there.keys()):
+    for name in sorted(expected.keys() - there.keys()):
         raise NotUnderstood(f"it has no tensor {name}")
-    for name, shape in layout.tensors.items():
+    for name, shape in expected.items():
         if there[name].shape != shape:
             raise NotUnderstood(f"its tensor {name} has another shape than config.json asks for")
         if there[name].dtype not in TORCH_DTYPES:

@@ -9,6 +9,8 @@ the time, and nothing of it needs to be imported.
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from edgetune_jobs.tensors.scratch import scratch
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,7 +43,10 @@ def block_scales(weight: "torch.Tensor") -> "torch.Tensor":
 
     The tensor is best so small that its float32 fit the cache.
     """
-    return weight.abs().float().view(-1, BLOCK).amax(1)
+    import torch
+
+    magnitudes = scratch("magnitudes", tuple(weight.shape), torch.float32).copy_(weight).abs_()
+    return magnitudes.view(-1, BLOCK).amax(1)
 
 
 def round_scales(scales: "torch.Tensor", threads: int) -> "torch.Tensor":
@@ -78,8 +83,11 @@ def round_blocks(weight: "torch.Tensor", scales: "torch.Tensor", rounded: "torch
         rounded: the same after `round_scales`.
         out: where to.
     """
+    import torch
+
     inverse = 1.0 / scales.clamp(min=_SMALLEST_SCALE)
-    scaled = weight.view(-1, BLOCK) * inverse.unsqueeze(1)
+    blocks = weight.view(-1, BLOCK)
+    scaled = torch.mul(blocks, inverse.unsqueeze(1), out=scratch("scaled", tuple(blocks.shape), torch.float32))
     values = _nearest(scaled.view(-1)).view_as(scaled)
     out.view(-1, BLOCK).copy_(values.mul_(rounded.unsqueeze(1)))
 
@@ -90,14 +98,16 @@ def _nearest(scaled: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     codes, bounds = _codes()
+    shape = tuple(scaled.shape)
+    index = scratch("index", shape, torch.uint8).zero_()
+    above = scratch("above", shape, torch.bool)
     # numpy compares five times as fast as torch does.
-    numbers = scaled.numpy()
-    above = np.empty(numbers.shape, dtype=np.bool_)
-    index = np.zeros(numbers.shape, dtype=np.uint8)
+    numbers, counted, is_above = scaled.numpy(), index.numpy(), above.numpy()
     for bound in bounds:
-        np.greater(numbers, bound, out=above)
-        np.add(index, above.view(np.uint8), out=index)
-    return codes.index_select(0, torch.from_numpy(index).to(torch.int32))
+        np.greater(numbers, bound, out=is_above)
+        np.add(counted, is_above.view(np.uint8), out=counted)
+    wide = scratch("wide", shape, torch.int32).copy_(index)
+    return torch.index_select(codes, 0, wide, out=scratch("values", shape, torch.float32))
 
 
 @cache

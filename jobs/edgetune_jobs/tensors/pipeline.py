@@ -21,7 +21,10 @@ from edgetune_jobs.tensors.weights import PIECE_BYTES
 if TYPE_CHECKING:
     import torch
 
-_IN_FLIGHT_BYTES = 8 * PIECE_BYTES
+# Pieces that wait to be written besides those that threads are at.
+_WAITING_PIECES = 1
+# One that is at work, and the next one.
+_PREPARED_TENSORS = 2
 
 
 class Weights(Protocol):
@@ -33,7 +36,7 @@ class Weights(Protocol):
         ...
 
     def held_bytes(self, tensor: StoredTensor) -> int:
-        """Memory that `prepare` takes until the last row of the tensor is written; 0 for most."""
+        """Memory that `prepare` takes until the last row of the tensor is written; 0 for what needs none of it."""
         ...
 
     def prepare(self, tensor: StoredTensor) -> Any:
@@ -46,6 +49,10 @@ class Weights(Protocol):
 
     def give_back(self, rows: "torch.Tensor") -> None:
         """Take the memory of rows back, when all encoders have written them."""
+        ...
+
+    def release(self, prepared: Any) -> None:
+        """Take the memory back that `prepare` gave, when the last row of the tensor is written."""
         ...
 
 
@@ -105,7 +112,7 @@ def stream(
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "weights", initializer=lambda: torch.set_num_threads(1))
     try:
-        _Pass(pool, weights, encoders, progress, stop).run()
+        _Pass(pool, workers, weights, encoders, progress, stop).run()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -121,6 +128,7 @@ class _Pass:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
+        workers: int,
         weights: Weights,
         encoders: Sequence[Encoder],
         progress: Progress,
@@ -135,7 +143,7 @@ class _Pass:
         self._begun: deque[tuple[_Piece, Future[tuple[torch.Tensor, list[Any]]]]] = deque()
         self._in_flight = 0
         # Room for the tensor that is at work and a part of the next.
-        self._most_in_flight = _IN_FLIGHT_BYTES + max(map(weights.held_bytes, weights.tensors), default=0)
+        self._most_in_flight = (workers + _WAITING_PIECES) * PIECE_BYTES
 
     def run(self) -> None:
         """Begin pieces while memory allows it, and write them in order."""
@@ -143,7 +151,7 @@ class _Pass:
         pieces = self._pieces()
         waiting = next(pieces, None)
         while waiting or self._begun:
-            while waiting and (not self._begun or self._in_flight + self._needed(waiting) <= self._most_in_flight):
+            while waiting and self._has_room(waiting):
                 self._begin(waiting)
                 waiting = next(pieces, None)
             done += self._finish_first()
@@ -158,11 +166,16 @@ class _Pass:
             for first in range(0, tensor.rows, step):
                 yield _Piece(tensor, first, min(step, tensor.rows - first))
 
-    def _needed(self, piece: _Piece) -> int:
-        return piece.bytes + (self._weights.held_bytes(piece.tensor) if piece.first == 0 else 0)
+    def _has_room(self, piece: _Piece) -> bool:
+        if not self._begun:
+            return True
+        is_prepared = piece.first == 0 and self._weights.held_bytes(piece.tensor) > 0
+        if is_prepared and len(self._prepared) == _PREPARED_TENSORS:
+            return False
+        return self._in_flight + piece.bytes <= self._most_in_flight
 
     def _begin(self, piece: _Piece) -> None:
-        self._in_flight += self._needed(piece)
+        self._in_flight += piece.bytes
         name = piece.tensor.name
         # Submitted before the pieces that wait for it: they cannot take all threads from it.
         if piece.first == 0 and self._weights.held_bytes(piece.tensor):
@@ -183,6 +196,5 @@ class _Pass:
         self._weights.give_back(rows)
         self._in_flight -= piece.bytes
         if piece.is_last and piece.tensor.name in self._prepared:
-            del self._prepared[piece.tensor.name]
-            self._in_flight -= self._weights.held_bytes(piece.tensor)
+            self._weights.release(self._prepared.pop(piece.tensor.name).result())
         return piece.bytes

@@ -1,6 +1,7 @@
 """Rows of stored tensors as torch tensors."""
 
 import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
@@ -17,28 +18,34 @@ SAFETENSORS_DTYPES = {name: short for short, name in TORCH_DTYPES.items()}
 class Buffers:
     """Memory for rows, used again and again: fresh memory costs the system as much time as reading into it does."""
 
-    def __init__(self, size: int) -> None:
-        """Hold nothing yet; all buffers will have `size` bytes."""
-        self._size = size
+    def __init__(self, least: int) -> None:
+        """Hold nothing yet.
+
+        Args:
+            least: bytes of the smallest buffers; all that is not larger shares these.
+        """
+        self._least = least
         self._lock = threading.Lock()
-        self._free: list[torch.Tensor] = []
+        self._free: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+        self._taken: dict[int, torch.Tensor] = {}
 
     def take(self, size: int) -> "torch.Tensor":
-        """uint8 [size]; what is larger than all buffers gets memory of its own."""
+        """uint8 [size], in a buffer that was given back or in a new one."""
         import torch
 
-        if size > self._size:
-            return torch.empty(size, dtype=torch.uint8)
+        capacity = max(size, self._least)
         with self._lock:
-            buffer = self._free.pop() if self._free else torch.empty(self._size, dtype=torch.uint8)
+            free = self._free[capacity]
+            buffer = free.pop() if free else torch.empty(capacity, dtype=torch.uint8)
+            self._taken[buffer.data_ptr()] = buffer
         return buffer[:size]
 
     def give_back(self, rows: "torch.Tensor") -> None:
-        """Take back what nothing uses any more: the rows that lie in a buffer; others are left alone."""
-        base = rows._base
-        if base is not None and base.numel() == self._size and base.element_size() == 1:
-            with self._lock:
-                self._free.append(base)
+        """Take back the buffer that `rows` begin in, when nothing uses it any more; other rows are left alone."""
+        with self._lock:
+            buffer = self._taken.pop(rows.data_ptr(), None)
+            if buffer is not None:
+                self._free[buffer.numel()].append(buffer)
 
 
 def read_rows(

@@ -8,6 +8,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_weights import ModelFolder, StoredTensor
 from edgetune_jobs.tensors import nf4
 from edgetune_jobs.tensors.reader import Buffers, read_rows
+from edgetune_jobs.tensors.scratch import scratch
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ PIECE_BYTES = 4 * 2**20
 """Of a piece as it is stored, if a row is not longer."""
 
 # Numbers of which intermediate results in float32 fit a core's cache.
-_CACHED_NUMBERS = 2**18
+_CACHED_NUMBERS = 2**17
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ class ModelWeights:
     threads: int = 1
     """torch's threads in the library's place: see nf4.round_scales."""
 
-    buffers: Buffers = field(default_factory=lambda: Buffers(PIECE_BYTES))
+    _pieces: Buffers = field(init=False, default_factory=lambda: Buffers(PIECE_BYTES))
+    _whole: Buffers = field(init=False)
+
+    def __post_init__(self) -> None:
+        largest = max(map(self.held_bytes, self.tensors), default=0)
+        object.__setattr__(self, "_whole", Buffers(largest))  # a few of one size serve all weights in turn
 
     def held_bytes(self, tensor: StoredTensor) -> int:
         return tensor.bytes if tensor.name in self.through_nf4 else 0
@@ -68,7 +74,7 @@ class ModelWeights:
         """Read a weight that goes through NF4 as a whole: its scales are rounded together."""
         import torch
 
-        weight = self._cast(read_rows(self.folder, tensor, 0, tensor.rows))
+        weight = self._read(tensor, 0, tensor.rows, self._whole)
         parts = [nf4.block_scales(weight[rows].view(-1)) for rows in _cached_rows(weight)]
         scales = torch.cat(parts) if parts else torch.empty(0)
         return _Nf4Weight(weight, scales, nf4.round_scales(scales, self.threads))
@@ -80,13 +86,10 @@ class ModelWeights:
             InvalidInput: they are not finite.
         """
         if prepared is None:
-            stored = read_rows(self.folder, tensor, first, count, self.buffers)
-            rows = self._cast(stored)
-            if rows is not stored:
-                self.buffers.give_back(stored)
+            rows = self._read(tensor, first, count, self._pieces)
         else:
             weight = prepared.weight[first : first + count]
-            rows = self.buffers.take(weight.numel() * weight.element_size()).view(weight.dtype).view_as(weight)
+            rows = self._pieces.take(weight.numel() * weight.element_size()).view(weight.dtype).view_as(weight)
         lora = self.adapter.get(tensor.name)
         for part in _cached_rows(rows):
             piece = rows[part]
@@ -99,12 +102,21 @@ class ModelWeights:
 
     def give_back(self, rows: "torch.Tensor") -> None:
         """Take memory back that `rows` gave."""
-        self.buffers.give_back(rows)
+        self._pieces.give_back(rows)
 
-    def _cast(self, rows: "torch.Tensor") -> "torch.Tensor":
+    def release(self, prepared: Any) -> None:
+        """Take memory back that `prepare` gave."""
+        self._whole.give_back(prepared.weight)
+
+    def _read(self, tensor: StoredTensor, first: int, count: int, buffers: Buffers) -> "torch.Tensor":
+        """Rows in the number format of the model."""
         import torch
 
-        return rows.to(getattr(torch, self.dtype))
+        stored = read_rows(self.folder, tensor, first, count, buffers)
+        rows = stored.to(getattr(torch, self.dtype))
+        if rows is not stored:
+            buffers.give_back(stored)
+        return rows
 
 
 def _cached_rows(rows: "torch.Tensor") -> Iterator[slice]:
@@ -123,8 +135,12 @@ def _round(prepared: _Nf4Weight, first: int, out: "torch.Tensor") -> None:
 
 
 def _add(lora: LoraMatrices, first: int, rows: "torch.Tensor") -> None:
-    delta = lora.second[first : first + len(rows)] @ lora.first
-    rows += delta.mul_(lora.scale).to(rows.dtype)
+    import torch
+
+    shape = tuple(rows.shape)
+    delta = scratch("delta", shape, torch.float32)
+    torch.mm(lora.second[first : first + len(rows)], lora.first, out=delta).mul_(lora.scale)
+    rows += scratch("rounded delta", shape, rows.dtype).copy_(delta)
 
 
 def _check_finite(name: str, rows: "torch.Tensor", is_merged: bool) -> None:
