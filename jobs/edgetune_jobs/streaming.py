@@ -13,11 +13,10 @@ from typing import Any
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, merging
-from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.files import list_files
 from edgetune_jobs.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_json, read_tensors
+from edgetune_jobs.model_weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.tensors import nf4, pipeline
 from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
@@ -154,9 +153,7 @@ def companion_bytes(folder: Path) -> int:
 
 def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
     tensors = read_tensors(model)
-    if CONFIG not in model.sizes:
-        raise InvalidInput(f"{model.label}: {model.uri} has no {CONFIG}")
-    return tensors, understand(model.fetch([CONFIG]), read_json(model, CONFIG), tensors)
+    return tensors, understand(model.fetch([CONFIG]), tensors)
 
 
 def _nf4_weights(layout: Layout) -> frozenset[str]:

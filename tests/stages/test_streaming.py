@@ -12,7 +12,7 @@ from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs import merging, models
 from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import read_json, read_tensors
+from edgetune_jobs.model_weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors.families import understand
@@ -252,8 +252,7 @@ def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, t
     folder = make_model(tmp_path / "model", family, tied=tied, dtype="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-    model_folder = LocalModelFolder(folder, "spec.baseModel")
-    layout = understand(folder, read_json(model_folder, "config.json"), read_tensors(model_folder))
+    layout = understand(folder, read_tensors(LocalModelFolder(folder, "spec.baseModel")))
 
     linears = {f"{name}.weight" for name, _ in models.quantizable_linears(model)}
     assert layout.linears == linears

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgetune_jobs.model_weights import StoredTensor
+from edgetune_jobs.json_rows import BrokenJson, parse_json
+from edgetune_jobs.model_weights import CONFIG, StoredTensor
 from edgetune_jobs.tensors.reader import TORCH_DTYPES
 
 Shape = tuple[int, ...]
@@ -164,17 +165,17 @@ KNOWN_TYPES = frozenset(_FAMILIES)
 """model_type of the families."""
 
 
-def understand(folder: Path, settings: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> Layout:
+def understand(folder: Path, tensors: Sequence[StoredTensor]) -> Layout:
     """The layout of a model, if it is exactly that of a known family.
 
     Args:
         folder: holds config.json.
-        settings: what config.json says.
         tensors: the model's tensors.
 
     Raises:
         NotUnderstood: says what differs.
     """
+    settings = _read_settings(folder)
     model_type = settings.get("model_type")
     family = _FAMILIES.get(str(model_type))
     if family is None:
@@ -186,6 +187,16 @@ def understand(folder: Path, settings: Mapping[str, Any], tensors: Sequence[Stor
     expected, linears = _expect(family, _Settings(settings, family.defaults))
     _compare(expected, tensors)
     return Layout(folder, settings, expected, linears)
+
+
+def _read_settings(folder: Path) -> Mapping[str, Any]:
+    try:
+        settings = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BrokenJson) as error:
+        raise NotUnderstood(f"its {CONFIG} does not load") from error
+    if not isinstance(settings, dict):
+        raise NotUnderstood(f"its {CONFIG} is not a JSON object")
+    return settings
 
 
 def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], frozenset[str]]:
