@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import __main__ as command
 from cluster.choice import default_run_folder
 from cluster.folders import CACHE_VARIABLE, REPOSITORY, RunFolder, cache_folder
+from cluster.lifecycle import Cluster
 from cluster.lock import Busy, exclusive
 
 HOLD = """
@@ -61,3 +63,22 @@ def test_of_two_processes_one_has_the_cluster_and_the_other_says_which(
             first.kill()
             assert second.stdout.readline() == "held\n"
             second.kill()
+
+
+def test_tests_do_not_take_away_the_cluster_that_somebody_plays_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv(CACHE_VARIABLE, str(cache))
+    for answer in ("ensure_possible", "is_up", "up", "down"):
+        monkeypatch.setattr(Cluster, answer, lambda *_, **__: True)
+    run = default_run_folder("node")
+    run.path.mkdir()
+    run.left_up_by.write_text("/home/me/edgetune", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["cluster", "run", "touch", str(cache / "ran")])
+
+    assert command.main() == 1
+
+    told = "a cluster is up, left by `make cluster` in /home/me/edgetune; end it with `make cluster-down`"
+    assert told in capsys.readouterr().err
+    assert not (cache / "ran").exists()
