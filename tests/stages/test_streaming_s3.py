@@ -266,3 +266,27 @@ def test_what_does_not_fit_one_part_is_sent_in_several(
     (tmp_path / "content").write_bytes(content)
     assert file.fingerprint == fingerprint(tmp_path / "content")
     assert sum("partNumber" in path for _, path in bucket.proxy.requests) == 4
+
+
+def test_an_upload_whose_writer_fails_is_aborted_at_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetune_jobs.s3_upload._PART_BYTES", 5 * 2**20)
+
+    def write_half() -> None:
+        with bucket.store().create_file("stages/large", 20 * 2**20) as file:
+            file.write(bytes(11 * 2**20))
+            raise InvalidInput("half way")
+
+    with pytest.raises(InvalidInput, match="half way"):
+        write_half()
+
+    assert bucket.leftovers() == []
+
+
+def test_a_file_of_another_size_than_was_said_does_not_appear(bucket: Bucket) -> None:
+    with (
+        pytest.raises(ValueError, match="was to get 10 bytes and got 3"),
+        bucket.store().create_file("stages/x", 10) as f,
+    ):
+        f.write(b"abc")
+
+    assert bucket.leftovers() == []
