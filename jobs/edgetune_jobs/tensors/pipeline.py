@@ -6,6 +6,7 @@
 What is read but not yet written is bounded, and so is memory, whatever the model's size.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -142,7 +143,6 @@ class _Pass:
         self._prepared: dict[str, Future[Any]] = {}
         self._begun: deque[tuple[_Piece, Future[tuple[torch.Tensor, list[Any]]]]] = deque()
         self._in_flight = 0
-        # Room for the tensor that is at work and a part of the next.
         self._most_in_flight = (workers + _WAITING_PIECES) * PIECE_BYTES
 
     def run(self) -> None:
@@ -161,7 +161,7 @@ class _Pass:
 
     def _pieces(self) -> Iterator[_Piece]:
         for tensor in self._weights.tensors:
-            multiple = max((encoder.row_multiple(tensor) for encoder in self._encoders), default=1)
+            multiple = math.lcm(*(encoder.row_multiple(tensor) for encoder in self._encoders)) or 1
             step = max(1, PIECE_BYTES // max(1, tensor.row_bytes) // multiple) * multiple
             for first in range(0, tensor.rows, step):
                 yield _Piece(tensor, first, min(step, tensor.rows - first))
