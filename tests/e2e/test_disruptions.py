@@ -45,7 +45,7 @@ def disturbed(
     cluster: AnyCluster, kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator, durations: Durations
 ) -> Iterator[Disturbed]:
     training = {"maxSteps": STEPS, "checkpoint": {"everySteps": EVERY_STEPS}}
-    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "disturbed", training=training))
+    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "disturbed", training=training, profile="slow"))
     with durations.timed("a run with an eviction and three kills of the operator"):
         run.wait_for_pod(Stage.PREPARE)
         operator.kill()
@@ -99,7 +99,7 @@ def test_a_suspended_training_goes_on_from_its_checkpoint(
 ) -> None:
     del operator  # it only has to be there
     training = {"maxSteps": STEPS, "seed": 7, "checkpoint": {"everySteps": EVERY_STEPS}}
-    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "suspended", training=training))
+    run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "suspended", training=training, profile="slow"))
     step = run.wait_for_step(EVERY_STEPS)
     run.patch({"suspend": True})
     run.wait(lambda status: status["phase"] == "Suspended" and not run.jobs(Stage.TRAIN), "its Job is gone")
