@@ -45,7 +45,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument(
         "--namespace", action="append", default=[], help="namespace to watch (repeatable; default: all)"
     )
-    parser.add_argument("--workers", type=int, default=32, help="passes at a time")
+    parser.add_argument("--workers", type=int, default=16, help="passes at a time")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="time between two readings of progress")
     parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz")
     parser.add_argument("--metrics-port", type=int, default=9090, help="port of /metrics")
