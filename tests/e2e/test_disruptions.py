@@ -20,7 +20,7 @@ from .conftest import Durations, InstalledOperator
 
 # The run with an S3 server that goes down takes minutes, most of them waiting: it goes on beside these tests.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("unsteady_run")]
-STEPS = 160
+STEPS = 240
 EVERY_STEPS = 10
 
 

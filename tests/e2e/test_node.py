@@ -35,7 +35,7 @@ def node(cluster: AnyCluster) -> Node:
 def training(node: Node, kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator) -> Iterator[LiveObject]:
     """An object in mid-training, with enough steps for all that happens to the node."""
     del node, operator  # they only have to be there
-    steps = {"maxSteps": 400, "checkpoint": {"everySteps": EVERY_STEPS}}
+    steps = {"maxSteps": 600, "checkpoint": {"everySteps": EVERY_STEPS}}
     run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "on-a-lost-node", training=steps, profile="slow"))
     run.wait_for_step(EVERY_STEPS)
     yield run
