@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -366,3 +367,31 @@ def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workp
         assert refusal.startswith(f"spec.quantization.formats[0]: the model cannot be written as {edge_format}: ")
         assert "of the type olmo cannot be" in refusal
         assert "llama, mistral" in refusal
+
+
+NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
+NO_LLAMA_CPP = (
+    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which this image has not: install edgetune[llama-cpp] "
+    "in it; or take spec.evaluation.edge away"
+)
+
+
+@pytest.fixture
+def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_an_edge_budget_that_this_image_cannot_measure_is_refused_before_anything_is_trained(
+    workplace: Workplace,
+) -> None:
+    assert workplace.refusal(**NOT_MEASURABLE) == NO_LLAMA_CPP
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_an_edge_budget_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput) as caught:
+        prepare.recheck(workplace.context(**NOT_MEASURABLE), prepared.metrics)
+    assert str(caught.value) == NO_LLAMA_CPP

@@ -10,6 +10,7 @@ from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs import dataset_checks, models
 from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.data import DataSet, read_data_set
+from edgetune_jobs.edge.budget import check_measurable
 from edgetune_jobs.edge_formats import check_formats
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.examples import Example, RowParser
@@ -50,10 +51,12 @@ def run(context: StageContext) -> StageOutput:
     """Prepare the sources base, train and, if the spec names one, eval; artifact `prepared`.
 
     Raises:
-        InvalidInput: the base cannot be fine-tuned as asked, or rows cannot be used: one message names all of them.
+        InvalidInput: the base cannot be fine-tuned as asked, or its edge model not be measured as asked, or rows cannot
+            be used: one message names all of them.
         Interrupted: `context.stop` was set.
     """
     parameters = context.request.parameters
+    check_measurable(parameters)
     context.progress.say("inspecting the base model")
     base = inspect_base(context.sources["base"])
     targets = targeted_layers(base, parameters.lora)
@@ -104,9 +107,10 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
 
     Raises:
         InvalidInput: the base lacks a target module, was not made for sequences of this length, or cannot be written in
-            one of the edge formats.
+            one of the edge formats; or the edge model cannot be measured as asked.
     """
     parameters = context.request.parameters
+    check_measurable(parameters)
     context.progress.say("inspecting the base model")
     base = inspect_base(context.sources["base"])
     targets = targeted_layers(base, parameters.lora)
