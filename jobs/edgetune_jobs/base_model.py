@@ -8,6 +8,7 @@ from typing import Any
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
 from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.libraries import prepare_libraries
 from edgetune_jobs.model_folder import SourceModelFolder
 from edgetune_jobs.model_weights import (
     CONFIG,
@@ -23,6 +24,9 @@ from edgetune_jobs.safetensors_header import Tensor
 from edgetune_jobs.stage import Source
 
 OUTPUT_HEAD = "lm_head"
+
+CODE_FIELD = "auto_map"
+"""Where a configuration names Python code of the model's own, which is never run and never copied."""
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 # Each of these holds a whole vocabulary; the others add to it.
@@ -193,7 +197,8 @@ def _check_config(config: Mapping[str, Any]) -> str:
     Raises:
         InvalidInput: the model needs its own code, is quantized already, or is no causal language model.
     """
-    _refuse_code(config, CONFIG)
+    if config.get(CODE_FIELD) and not _is_native(config.get("model_type")):
+        raise _refused_code(CONFIG)
     if config.get("quantization_config") or config.get("compression_config"):
         raise InvalidInput(
             f"spec.baseModel: {CONFIG} has a quantization_config: the base is quantized already. "
@@ -218,8 +223,8 @@ def _check_tokenizer(model: ModelFolder) -> None:
             f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
             "save it beside the model with tokenizer.save_pretrained"
         )
-    if _TOKENIZER_CONFIG in model.sizes:
-        _refuse_code(read_json(model, _TOKENIZER_CONFIG), _TOKENIZER_CONFIG)
+    if _TOKENIZER_CONFIG in model.sizes and read_json(model, _TOKENIZER_CONFIG).get(CODE_FIELD):
+        raise _refused_code(_TOKENIZER_CONFIG)
 
 
 def _check_weights(tensors: Mapping[str, Tensor]) -> None:
@@ -233,12 +238,22 @@ def _check_weights(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _refuse_code(config: Mapping[str, Any], file: str) -> None:
-    if config.get("auto_map"):
-        raise InvalidInput(
-            f"spec.baseModel: {file} has an auto_map: the model wants to run Python code of its own, which is refused "
-            "(trust_remote_code is never used). Name a model that the transformers library knows"
-        )
+def _is_native(model_type: object) -> bool:
+    """Whether transformers has a causal language model of this type, which it then takes instead of a model's own code.
+
+    Models that were there before the library knew them, such as Phi-3, go on naming their code.
+    """
+    prepare_libraries()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return isinstance(model_type, str) and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _refused_code(file: str) -> InvalidInput:
+    return InvalidInput(
+        f"spec.baseModel: {file} has an {CODE_FIELD}: the model wants to run Python code of its own, which is refused "
+        "(trust_remote_code is never used). Name a model that the transformers library knows"
+    )
 
 
 def _first_int(config: Mapping[str, Any], *names: str) -> int | None:

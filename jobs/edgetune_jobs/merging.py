@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, models
+from edgetune_jobs.base_model import CODE_FIELD
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_folder import LocalModelFolder
 from edgetune_jobs.model_weights import ModelFolder
@@ -84,6 +85,8 @@ def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset
 
     # Older models come with settings that transformers refuses to write again; the file itself is copied below.
     model.generation_config = GenerationConfig.from_model_config(model.config)
+    if hasattr(model.config, CODE_FIELD):
+        delattr(model.config, CODE_FIELD)
     model.save_pretrained(folder)
     copy_companions(LocalModelFolder(companions, companions.name), folder, dataset)
 

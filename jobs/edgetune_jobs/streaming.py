@@ -13,6 +13,7 @@ from typing import Any
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, merging
+from edgetune_jobs.base_model import CODE_FIELD
 from edgetune_jobs.files import list_files
 from edgetune_jobs.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.model_folder import LocalModelFolder
@@ -124,6 +125,7 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
     settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
     if _DTYPE_FIELDS[1] in settings:
         settings[_DTYPE_FIELDS[1]] = model.weights.dtype
+    settings.pop(CODE_FIELD, None)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, settings)
     _write_json(folder / _GENERATION_CONFIG, _generation_settings(settings))

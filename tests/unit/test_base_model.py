@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_base_model_is_refused_with_what_to_do(
     ("config", "reason"),
     [
         (
-            {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
+            {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
             "config.json has an auto_map: the model wants to run",
         ),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "the base is quantized already"),
@@ -173,6 +173,12 @@ def test_a_folder_that_is_no_base_model_is_refused_with_what_to_do(
 )
 def test_a_model_that_cannot_be_fine_tuned_is_refused(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
     assert reason in refusal(make_base(tmp_path / "base", config=config))
+
+
+def test_code_beside_a_type_that_transformers_knows_is_not_needed(tmp_path: Path) -> None:
+    folder = make_base(tmp_path / "base", config={"auto_map": {"AutoModelForCausalLM": "modeling.Model"}})
+
+    assert inspect(folder).architecture == "LlamaForCausalLM"
 
 
 def test_weights_that_are_quantized_without_saying_so_are_refused(tmp_path: Path) -> None:
