@@ -1,4 +1,4 @@
-"""A model that brings its own code beside a type that transformers knows, as Microsoft's Phi-3 does: no stage runs it."""
+"""A model that names code of its own beside a type that transformers knows, as Phi-3 does: no stage runs it."""
 
 import dataclasses
 import json
