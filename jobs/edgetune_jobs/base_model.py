@@ -42,6 +42,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
+# Their linear layers are Conv1D, which holds its weight the other way round: nothing here adds an adapter to that.
+_TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -195,7 +197,8 @@ def _check_config(config: Mapping[str, Any]) -> str:
     """The architecture's class name.
 
     Raises:
-        InvalidInput: the model needs its own code, is quantized already, or is no causal language model.
+        InvalidInput: the model needs its own code, is quantized already, is no causal language model, or has other
+            layers than linear ones.
     """
     if config.get(CODE_FIELD) and not _is_native(config.get("model_type")):
         raise _refused_code(CONFIG)
@@ -212,8 +215,14 @@ def _check_config(config: Mapping[str, Any]) -> str:
             f"spec.baseModel: {CONFIG} names the architecture {architectures[0][:128]!r}; only causal language models "
             "(…ForCausalLM, …LMHeadModel) can be fine-tuned"
         )
-    if not isinstance(config.get("model_type"), str):
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
         raise InvalidInput(f"spec.baseModel: {CONFIG} names no model_type: save the model with save_pretrained")
+    if model_type in _TRANSPOSED_TYPES:
+        raise InvalidInput(
+            f"spec.baseModel: the layers of the type {model_type} are Conv1D, not linear layers, and cannot be "
+            "fine-tuned here: name a base of another type, such as llama, mistral, qwen2, qwen3, gemma2 or phi3"
+        )
     return architectures[0]
 
 

@@ -51,13 +51,19 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
     """Linear layers that spec.lora.targetModules asks for, found before the adapter is put in.
 
     Raises:
-        InvalidInput: a name matches no module, the output head, or something that is no linear layer.
+        InvalidInput: a name matches no module, the output head, or something that is no linear layer; or there is no
+            linear layer at all.
     """
     from torch import nn
 
     modules = dict(model.named_modules())
     head = model.get_output_embeddings()
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head}
+    if not linears:
+        raise InvalidInput(
+            f"spec.baseModel: {type(model).__name__} has no linear layer besides its output head, so nothing of it can "
+            "carry an adapter: name another base"
+        )
     if lora.target_modules == "AllLinear":
         requested = _names_of_all(linears, modules)
     elif isinstance(lora.target_modules, str):

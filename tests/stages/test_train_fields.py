@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.training import find_targets
 from support import tiny_data
 from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
 
@@ -326,3 +327,14 @@ def test_progress_and_metrics_tell_loss_rate_and_speed(run: Runner) -> None:
     assert metrics["tokensPerSecond"] > 0
     assert metrics["trainSeconds"] > 0
     assert metrics["peakMemoryBytes"] > 100e6
+
+
+def test_a_base_without_linear_layers_is_refused_before_an_adapter_is_put_in() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=64, n_layer=1, n_head=2))
+
+    with pytest.raises(
+        InvalidInput, match=r"^spec\.baseModel: GPT2LMHeadModel has no linear layer besides its output head"
+    ):
+        find_targets(model, tiny_parameters().lora)

@@ -169,6 +169,10 @@ def test_a_folder_that_is_no_base_model_is_refused_with_what_to_do(
         ({"architectures": []}, "config.json names no architectures"),
         ({"architectures": [5]}, "config.json names no architectures"),
         ({"model_type": None}, "config.json names no model_type"),
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+            "spec.baseModel: the layers of the type gpt2 are Conv1D, not linear layers, and cannot be fine-tuned here",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_fine_tuned_is_refused(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
