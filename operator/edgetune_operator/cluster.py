@@ -31,6 +31,9 @@ _PAGE_SIZE = "200"
 OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 """Label selector of the Jobs and Pods that are the operator's."""
 
+_FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
+"""What a request ends with that the API server refuses, or that does not reach it."""
+
 _CONFLICT = 409
 _NOT_FOUND = 404
 _INVALID = 422
@@ -73,7 +76,7 @@ class KubernetesCluster:
         while True:
             try:
                 found = await self._call("GET", path.format(namespace=namespace), query=query)
-            except (ApiException, aiohttp.ClientError, TimeoutError) as error:
+            except _FAILURES as error:
                 raise NotServed(_why_not_served(error, kind, namespace)) from error
             yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
             if not found["metadata"].get("continue"):
@@ -179,10 +182,10 @@ class KubernetesCluster:
             raise
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
-        """Tell what happened in an Event of the object. Events are an echo: one that is refused is not sent again."""
+        """Tell what happened in an Event of the object. Events are an echo: one that fails is not sent again."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         body = {
-            "metadata": {"generateName": f"{owner['name'][:40]}-", "namespace": owner["namespace"]},
+            "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
             "involvedObject": {
                 "apiVersion": names.API_VERSION,
                 "kind": names.KIND,
@@ -198,7 +201,7 @@ class KubernetesCluster:
             "lastTimestamp": now,
             "count": 1,
         }
-        with contextlib.suppress(ApiException):
+        with contextlib.suppress(*_FAILURES):
             await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
 
     async def _call(

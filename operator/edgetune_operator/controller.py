@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from edgetune_operator.observe import read_status
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile
 from edgetune_operator.reasons import Reason
-from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, run_once
+from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, Pass, run_once
 from edgetune_operator.workqueue import WorkQueue
 
 _CONFLICT_SECONDS = 1.0
@@ -28,6 +29,20 @@ _PENDING_SECONDS = 2.0
 _DELETION_SECONDS = 10.0
 
 logger = logging.getLogger("edgetune")
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """How the passes go, in seconds."""
+
+    oldest_pass_seconds: float
+    """Age of the oldest pass that goes on now; 0 if none does."""
+
+    last_pass_seconds: float | None
+    """Time since a pass ended; None if none has."""
+
+    queue_wait_seconds: float
+    """Time that the first object in the queue has waited for its pass; 0 if none waits."""
 
 
 class EventCluster(Cluster, Protocol):
@@ -53,10 +68,16 @@ class Controller:
         self._queue = queue
         self._profiles = profiles
         self._started: dict[Key, float] = {}
+        self._last_end: float | None = None
 
-    def oldest_pass_seconds(self) -> float:
-        """Age of the oldest pass that goes on now; 0 if none does."""
-        return max((time.monotonic() - started for started in self._started.values()), default=0.0)
+    def vitals(self) -> Vitals:
+        """How the passes go."""
+        now = time.monotonic()
+        return Vitals(
+            oldest_pass_seconds=max((now - started for started in self._started.values()), default=0.0),
+            last_pass_seconds=now - self._last_end if self._last_end is not None else None,
+            queue_wait_seconds=self._queue.longest_wait(),
+        )
 
     async def work(self) -> None:
         """Make passes until cancelled."""
@@ -67,35 +88,42 @@ class Controller:
             self._started[key] = time.monotonic()
             try:
                 await self._pass(key)
+            except Conflict:
+                # The watch brings the change, and with it the next pass; the delay covers one that it brought already.
+                self._queue.add_after(key, _CONFLICT_SECONDS)
+                telemetry.PASSES.labels(result="conflict").inc()
+            except Exception as error:  # noqa: BLE001  logged; without its workers the operator would do nothing
+                self._fail(key, error)
             finally:
-                telemetry.PASS_SECONDS.observe(time.monotonic() - self._started.pop(key))
+                self._last_end = time.monotonic()
+                telemetry.LAST_PASS.set_to_current_time()
+                telemetry.PASS_SECONDS.observe(self._last_end - self._started.pop(key))
                 self._queue.done(key)
 
     async def _pass(self, key: Key) -> None:
         document = self._cache.get_object(key)
         before = read_status(document) if document is not None else LoraFineTuneStatus()
-        try:
-            made = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
-        except Conflict:
-            # The watch brings the change, and with it the next pass; the delay covers a change that it brought already.
-            self._queue.add_after(key, _CONFLICT_SECONDS)
-            telemetry.PASSES.labels(result="conflict").inc()
-            return
-        except Exception as error:
-            seconds = self._queue.retry(key)
-            telemetry.PASSES.labels(result="error").inc()
-            logger.warning(
-                "pass failed, again in %.1f s: %s", seconds, error, extra=_bound(key), exc_info=_is_bug(error)
-            )
-            return
+        made = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
         self._queue.forget(key)
         telemetry.PASSES.labels(result="changed" if made is not None and made.wrote_status else "unchanged").inc()
         if made is None or document is None:
             return
+        self._look_again(key, made)
         if made.wrote_status:
             await self._report(key, document["metadata"], before)
+        if isinstance(made, DeletionPass) and made.plan.farewell is not None:
+            await self._take_leave(key, document["metadata"], made.plan.farewell)
+
+    def _fail(self, key: Key, error: Exception) -> None:
+        seconds = self._queue.retry(key)
+        telemetry.PASSES.labels(result="error").inc()
+        logger.warning("pass failed, again in %.1f s: %s", seconds, error, extra=_bound(key), exc_info=_is_bug(error))
+
+    def _look_again(self, key: Key, made: Pass | DeletionPass) -> None:
+        """Ask for the next pass where nothing that the watches see may bring it."""
         if isinstance(made, DeletionPass):
-            await self._go_on_deleting(key, document["metadata"], made)
+            if made.plan.farewell is None:
+                self._queue.add_after(key, _DELETION_SECONDS)
             return
         wait = quiet_wait(made.snapshot)
         if wait is not None:
@@ -114,11 +142,7 @@ class Controller:
             logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
 
-    async def _go_on_deleting(self, key: Key, owner: Mapping[str, Any], made: DeletionPass) -> None:
-        farewell = made.plan.farewell
-        if farewell is None:
-            self._queue.add_after(key, _DELETION_SECONDS)
-            return
+    async def _take_leave(self, key: Key, owner: Mapping[str, Any], farewell: EventDraft) -> None:
         telemetry.DELETIONS.labels(result=farewell.reason).inc()
         logger.info("%s: %s", farewell.reason, farewell.message, extra=_bound(key))
         await self._cluster.post_event(owner, farewell)
@@ -135,7 +159,9 @@ def _bound(key: Key, **values: str) -> dict[str, str]:
 
 
 def _is_bug(error: Exception) -> bool:
-    return isinstance(error, TypeError | KeyError | AttributeError | AssertionError | IndexError)
+    """Whether it needs a traceback; what the network and the API server do is told in a sentence."""
+    bugs = TypeError | ValueError | LookupError | AttributeError | ArithmeticError | AssertionError | RuntimeError
+    return isinstance(error, bugs)
 
 
 def _count_ended_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:

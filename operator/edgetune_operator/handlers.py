@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -14,7 +14,7 @@ from edgetune_operator import names
 from edgetune_operator.cache import Cache, Kind
 from edgetune_operator.cluster import OWNED, connect
 from edgetune_operator.controller import Controller
-from edgetune_operator.health import serving_health
+from edgetune_operator.health import Health, serving_health
 from edgetune_operator.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.profiles import Profile
 from edgetune_operator.progress import reading_progress
@@ -57,17 +57,21 @@ class Watcher:
         cluster = await enter(connect(self._cache, progress))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
-        oldest, limit = self._controller.oldest_pass_seconds, self._settings.max_pass_age_seconds
-        await enter(serving_health(self._settings.health_port, oldest, limit, lambda: resync.waits_for))
+        health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
+        await enter(serving_health(self._settings.health_port, health, lambda: resync.waits_for))
         server, thread = start_http_server(self._settings.metrics_port)
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)
         self._resources.callback(server.shutdown)
         # A pass over half of the Jobs would take the others for missing.
         await resync.run_until_listed()
-        background = [self._queue.run_delays(), self._count_phases(), resync.run()]
-        for work in (*background, *(self._controller.work() for _ in range(self._settings.workers))):
-            self._resources.push_async_callback(_cancel, asyncio.create_task(work))
+        health.tasks = [
+            asyncio.create_task(self._queue.run_delays(), name="the queue's clock"),
+            asyncio.create_task(self._count_phases(), name="the count of phases"),
+            asyncio.create_task(resync.run(), name="the resync"),
+            *(asyncio.create_task(self._controller.work(), name="a worker") for _ in range(self._settings.workers)),
+        ]
+        self._resources.push_async_callback(_cancel, health.tasks)
 
     async def stop(self, **_: Any) -> None:
         """Stop the workers: a pass that goes on is cut off, and made again by the next operator."""
@@ -106,10 +110,10 @@ def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
     return dataclasses.replace(connection, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
 
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _configure(settings: kopf.OperatorSettings) -> None:

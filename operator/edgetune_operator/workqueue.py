@@ -30,7 +30,7 @@ class WorkQueue(Generic[K]):
     def __init__(self) -> None:
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._waiting: dict[K, float] = {}
-        """Keys in the queue, with the time when they were first wanted."""
+        """Keys in the queue, with the time when they were first wanted, in their order."""
 
         self._active: set[K] = set()
         self._again: set[K] = set()
@@ -43,6 +43,11 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that wait now, without those that are due later."""
         return len(self._waiting) + len(self._again)
+
+    def longest_wait(self) -> float:
+        """Seconds that the first key in the queue has waited; 0 if none waits."""
+        first = next(iter(self._waiting.values()), None)
+        return self._now() - first if first is not None else 0.0
 
     def add(self, key: K) -> None:
         """Ask for a pass as soon as possible."""

@@ -1,4 +1,4 @@
-"""Probes: alive while no pass hangs, ready while the operator can work; and what one without a cluster says."""
+"""Probes: alive while passes are made, ready while the operator can work; and what one without a cluster says."""
 
 import asyncio
 import json
@@ -9,29 +9,65 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_operator.health import serving_health
+from edgetune_operator.controller import Vitals
+from edgetune_operator.health import Health, serving_health
 from support.operator_process import free_ports, running_operator
 from support.probes import ask
 
 
-@pytest.mark.parametrize(
-    ("oldest_pass", "waits_for", "healthz", "readyz"),
-    [
-        (0.25, "", (200, '{"oldestPassSeconds": 0.25}'), (200, "ready")),
-        (301.0, "", (503, "a pass has been going on for 301 s"), (200, "ready")),
-        (0.0, "no CRD", (200, '{"oldestPassSeconds": 0.0}'), (503, "not ready: no CRD")),
-    ],
-)
-def test_a_hanging_pass_fails_liveness_and_a_missing_cluster_fails_readiness(
-    oldest_pass: float, waits_for: str, healthz: tuple[int, str], readyz: tuple[int, str]
-) -> None:
+def well(oldest_pass: float = 0.0, last_pass: float | None = 0.0, queue_wait: float = 0.0) -> Vitals:
+    """Passes as they go; by default, one has just ended and nothing waits."""
+    return Vitals(oldest_pass, last_pass, queue_wait)
+
+
+def probes(health: Health, waits_for: str = "") -> list[tuple[int, str]]:
+    """Answers of /healthz and /readyz."""
     (port,) = free_ports(1)
 
-    async def probes() -> tuple[tuple[int, str], tuple[int, str]]:
-        async with serving_health(port, lambda: oldest_pass, 300, lambda: waits_for):
-            return await asyncio.to_thread(ask, port, "/healthz"), await asyncio.to_thread(ask, port, "/readyz")
+    async def answers() -> list[tuple[int, str]]:
+        async with serving_health(port, health, lambda: waits_for):
+            return [await asyncio.to_thread(ask, port, path) for path in ("/healthz", "/readyz")]
 
-    assert asyncio.run(probes()) == (healthz, readyz)
+    return asyncio.run(answers())
+
+
+@pytest.mark.parametrize(
+    ("vitals", "complaint"),
+    [
+        (well(oldest_pass=299.0), ""),
+        (well(oldest_pass=301.0), "a pass has been going on for 301 s"),
+        (well(last_pass=301.0), ""),
+        (well(last_pass=2.0, queue_wait=301.0), ""),
+        (well(last_pass=301.0, queue_wait=301.0), "an object has waited for its pass for 301 s, and no pass is made"),
+        (well(last_pass=None, queue_wait=301.0), "an object has waited for its pass for 301 s, and no pass is made"),
+    ],
+    ids=["busy", "hanging", "idle", "long queue", "queue that stands still", "queue that never moved"],
+)
+def test_only_what_a_restart_mends_fails_liveness(vitals: Vitals, complaint: str) -> None:
+    assert Health(lambda: vitals, 300).complaint() == complaint
+
+
+def test_probes_tell_how_the_passes_go_and_what_the_operator_waits_for() -> None:
+    told = '{"oldestPassSeconds": 0.25, "lastPassSeconds": 1.5, "queueWaitSeconds": 0.0}'
+    started = '{"oldestPassSeconds": 0.0, "lastPassSeconds": null, "queueWaitSeconds": 0.0}'
+
+    assert probes(Health(lambda: well(0.25, 1.5), 300)) == [(200, told), (200, "ready")]
+    assert probes(Health(lambda: well(last_pass=None), 300), "no CRD") == [(200, started), (503, "not ready: no CRD")]
+    assert probes(Health(lambda: well(301.0), 300))[0] == (503, "a pass has been going on for 301 s")
+
+
+def test_a_worker_that_has_ended_fails_liveness() -> None:
+    async def worker() -> None:
+        raise AssertionError("a bug")
+
+    async def complaints() -> list[str]:
+        health = Health(well, 300)
+        health.tasks = [asyncio.create_task(worker(), name="a worker")]
+        seen = [health.complaint()]
+        await asyncio.wait(health.tasks)
+        return [*seen, health.complaint()]
+
+    assert asyncio.run(complaints()) == ["", "a worker has ended"]
 
 
 def kubeconfig(folder: Path, server: str) -> Path:

@@ -1,0 +1,174 @@
+"""The controller: workers that outlive whatever goes wrong in a pass and after it, and what is looked at again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+from kubernetes.aio import client
+
+from edgetune_operator.cache import Cache
+from edgetune_operator.cluster import KubernetesCluster
+from edgetune_operator.controller import Controller, Vitals
+from edgetune_operator.events import EventDraft
+from edgetune_operator.progress import ProgressReader
+from edgetune_operator.reconcile import JobRefused, Key
+from edgetune_operator.workqueue import WorkQueue
+from support.builders import NAMESPACE, lora_fine_tune
+from support.operator_process import free_ports
+from support.scenario import PROFILE, MemoryCluster
+
+KEY = Key(NAMESPACE, "sensor-faults")
+
+
+class EventCluster(MemoryCluster):
+    """A cluster in memory that takes Events and Jobs, unless a test says otherwise; the cache sees what it writes."""
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(lora_fine_tune().build())
+        self.cache = cache
+        self.cache.put_object(self.document)
+        self.reads = 0
+        self.posted: list[str] = []
+        self.read_error: Exception | None = None
+        self.event_error: Exception | None = None
+        self.job_error: JobRefused | None = None
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        self.reads += 1
+        if self.read_error is not None:
+            raise self.read_error
+        return await super().read_object(key)
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        if self.job_error is not None:
+            raise self.job_error
+        await super().create_job(job)
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        await super().write_status(owner, status)
+        self.cache.put_object(self.document)
+
+    async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:  # noqa: ARG002 - one object only
+        if self.event_error is not None:
+            raise self.event_error
+        self.posted.append(event.reason)
+
+
+class RecordingQueue(WorkQueue[Key]):
+    """A queue that remembers for when passes were asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later: list[float] = []
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        self.later.append(seconds)
+        super().add_after(key, seconds)
+
+
+class World:
+    """One worker over one object."""
+
+    def __init__(self) -> None:
+        cache = Cache()
+        self.cluster = EventCluster(cache)
+        self.queue = RecordingQueue()
+        self.controller = Controller(self.cluster, cache, self.queue, {"default": PROFILE})
+
+    def work(self, passes: int = 1, between: Callable[[], None] = lambda: None) -> Vitals:
+        """Let the worker make some passes, each asked for after the one before; how they went."""
+
+        async def scene() -> Vitals:
+            worker = asyncio.create_task(self.controller.work())
+            for number in range(passes):
+                self.queue.add(KEY)
+                async with asyncio.timeout(10):
+                    while self.cluster.reads <= number or self.controller.vitals().oldest_pass_seconds:
+                        await asyncio.sleep(0)
+                assert not worker.done(), "the worker has ended"
+                between()
+            worker.cancel()
+            return self.controller.vitals()
+
+        return asyncio.run(scene())
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize(
+    "error", [aiohttp.ClientOSError("connection lost"), TimeoutError(), ValueError("a bug")], ids=repr
+)
+def test_a_worker_goes_on_after_an_event_that_cannot_be_posted(world: World, error: Exception) -> None:
+    world.cluster.event_error = error
+
+    world.work(passes=3)
+
+    assert world.cluster.status_writes == 1
+    assert world.queue.later == [0.5], "the pass is made again, and finds nothing to do"
+
+
+def test_what_the_cluster_refused_is_tried_again_also_if_nobody_can_be_told(world: World) -> None:
+    world.cluster.job_error = JobRefused("JobRefused", "exceeded quota: none")
+    world.cluster.event_error = ConnectionResetError()
+
+    world.work()
+
+    assert 60.0 in world.queue.later
+
+
+def test_a_failed_pass_is_made_again_with_a_longer_delay_each_time(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.cluster.read_error = ConnectionResetError("reset by peer")
+
+    world.work(passes=2)
+
+    assert world.queue.later == [0.5, 1.0]
+    assert caplog.messages == [f"pass failed, again in {seconds} s: reset by peer" for seconds in (0.5, 1.0)]
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_bug_is_logged_with_its_traceback_and_stops_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def mend() -> None:
+        world.cluster.read_error = None
+
+    world.cluster.read_error = ValueError("a bug")
+    with caplog.at_level(logging.INFO):
+        world.work(passes=2, between=mend)
+
+    assert caplog.records[0].exc_info
+    assert world.cluster.posted == ["PrepareStarted"]
+
+
+def test_vitals_tell_when_the_last_pass_has_ended_and_how_long_the_first_object_waits(world: World) -> None:
+    async def waiting() -> Vitals:
+        world.queue.add(KEY)
+        await asyncio.sleep(0.01)
+        return world.controller.vitals()
+
+    before, after = asyncio.run(waiting()), World().work()
+
+    assert before.last_pass_seconds is None
+    assert before.queue_wait_seconds >= 0.01
+    assert after.last_pass_seconds is not None
+    assert after.last_pass_seconds < 10
+    assert (after.oldest_pass_seconds, after.queue_wait_seconds) == (0.0, 0.0)
+
+
+def test_an_event_that_does_not_reach_the_api_server_is_given_up() -> None:
+    (nobody,) = free_ports(1)
+    cache = Cache()
+
+    async def post() -> None:
+        progress = ProgressReader(cache, 5.0, lambda _: None)
+        async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{nobody}")) as api:
+            cluster = KubernetesCluster(api, cache, progress)
+            await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", "Told", "in vain"))
+
+    asyncio.run(post())
