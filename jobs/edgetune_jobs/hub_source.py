@@ -78,11 +78,11 @@ class HubSource:
             self._fetched.add(path)
         return self._target
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         # The whole file is needed anyway: prepare mirrors the model into the store.
         with (self.fetch([path]) / path).open("rb") as file:
             file.seek(start)
-            return file.read(length)
+            return file.readinto(buffer)
 
     @cached_property
     def _siblings(self) -> dict[str, Any]:

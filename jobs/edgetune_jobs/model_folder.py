@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.files import Fingerprint, list_files
+from edgetune_jobs.files import Buffer, Fingerprint, list_files
 from edgetune_jobs.stage import Source
 from edgetune_jobs.store import DamagedObject
 
@@ -36,10 +36,6 @@ class LocalModelFolder:
 
     def fetch(self, paths: Sequence[str]) -> Path:  # noqa: ARG002 - all of them are here
         return self._folder
-
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        with self._open(path) as file:
-            return os.pread(file.fileno(), length, start)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         with self._open(path) as file:
@@ -86,13 +82,8 @@ class SourceModelFolder:
     def fetch(self, paths: Sequence[str]) -> Path:
         return self._source.fetch(paths)
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        return self._source.read_range(path, start, length)
-
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        data = self._source.read_range(path, start, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        return self._source.read_into(path, start, buffer)
 
     def check(self) -> None:
         """Each read was pinned to what was listed."""
@@ -132,15 +123,10 @@ class StoredModelFolder:
     def fetch(self, paths: Sequence[str]) -> Path:
         return self._fetch([self._entries[path] for path in paths])
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        data = self._source.read_range(path, start, length)
-        self._hashes[path].add(start, data)
-        return data
-
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        data = self.read_range(path, start, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        arrived = self._source.read_into(path, start, buffer)
+        self._hashes[path].add(start, buffer[:arrived])
+        return arrived
 
     def check(self) -> None:
         for path, entry in self._entries.items():
@@ -161,17 +147,17 @@ class _OrderedHash:
         self._position = 0
         self._early: dict[int, bytes] = {}
 
-    def add(self, start: int, data: bytes) -> None:
-        """Take a part over; one that was there before counts once."""
+    def add(self, start: int, data: memoryview) -> None:
+        """Take a part over, which may be changed afterwards; one that was there before counts once."""
         with self._lock:
             if start > self._position:
-                self._early[start] = data
+                self._early[start] = bytes(data)
             elif start == self._position:
                 self._take(data)
                 while (following := self._early.pop(self._position, None)) is not None:
                     self._take(following)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: Buffer) -> None:
         self._hasher.update(data)
         self._position += len(data)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -41,10 +40,6 @@ class ModelFolder(Protocol):
 
     def fetch(self, paths: Sequence[str]) -> Path:
         """A local folder that holds these files."""
-        ...
-
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes of a file from `start` on."""
         ...
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
@@ -144,6 +139,14 @@ def read_tensors(folder: ModelFolder) -> tuple[StoredTensor, ...]:
     return tuple(tensors.values())
 
 
+def fill(folder: ModelFolder, file: str, start: int, buffer: memoryview) -> int:
+    """Read a file from `start` on into `buffer`, again from where it was cut; bytes read: fewer if the file ends."""
+    filled = 0
+    while filled < len(buffer) and (arrived := folder.read_into(file, start + filled, buffer[filled:])):
+        filled += arrived
+    return filled
+
+
 def read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
     """A JSON object of a model folder.
 
@@ -171,8 +174,12 @@ def some(names: Iterable[str], most: int = 6) -> str:
 
 
 def _read_shard(folder: ModelFolder, shard: str) -> list[StoredTensor]:
+    def read_range(start: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        return bytes(buffer[: fill(folder, shard, start, memoryview(buffer))])
+
     size = folder.sizes[shard]
-    tensors = read_header(partial(folder.read_range, shard), size, f"{folder.label}: {shard}")
+    tensors = read_header(read_range, size, f"{folder.label}: {shard}")
     # The header was checked to describe all bytes after it.
     start = size - max((tensor.end for tensor in tensors.values()), default=0)
     stored = [

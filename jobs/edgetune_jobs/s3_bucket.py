@@ -68,7 +68,7 @@ class S3Bucket:
 
         with s3_errors(self.uri(key)):
             try:
-                return self._get(Key=key)
+                return self._get(key)
             except ClientError as error:
                 if error.response["Error"]["Code"] == "NoSuchKey":
                     return None
@@ -125,24 +125,32 @@ class S3Bucket:
         sha256 = _full_object_sha256(response)
         return RemoteObject(key, response["ContentLength"], response["ETag"], sha256 is not None, sha256)
 
-    def read_range(self, key: str, start: int, length: int, etag: str) -> bytes:
-        """Up to `length` bytes from `start` on, of the content that `etag` names.
+    def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> int:
+        """Read the content that `etag` names from `start` on into `buffer`.
+
+        How many bytes arrived: fewer than asked for if the object ends, or if the body was cut after some of them.
 
         Raises:
-            InvalidInput: the object has other content by now.
+            InvalidInput: the object has other content by now, or the service does not send ranges.
         """
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
-        if length <= 0:
-            return b""
+        attempt = 1
         with s3_errors(self.uri(key)):
-            try:
-                return self._get(Key=key, Range=f"bytes={start}-{start + length - 1}", IfMatch=etag).data
-            except ClientError as error:
-                if status_of(error) == 416:
-                    return b""
-                self._refuse_changed(error, key)
-                raise
+            while buffer:
+                try:
+                    return self._receive_range(key, start, buffer, etag)
+                except ClientError as error:
+                    if status_of(error) == 416:
+                        return 0
+                    self._refuse_changed(error, key)
+                    raise
+                except BotoCoreError:
+                    if attempt == _ATTEMPTS:
+                        raise
+                _pause(attempt)
+                attempt += 1
+        return 0
 
     def create_file(self, key: str, size: int) -> UploadStream:
         """A new object of `size` bytes, written in a stream; an upload that fails or is interrupted is aborted."""
@@ -223,13 +231,13 @@ class S3Bucket:
                 if error.response["Error"]["Code"] != "NoSuchUpload":
                     raise
 
-    def _get(self, **arguments: str) -> Content:
-        """A small object or range. A body that is cut or changed is asked for again, a bounded number of times."""
+    def _get(self, key: str) -> Content:
+        """A small object. A body that is cut or changed is asked for again, a bounded number of times."""
         from botocore.exceptions import BotoCoreError
 
         attempt = 1
         while True:
-            response = self._client.get_object(Bucket=self._name, **arguments)
+            response = self._client.get_object(Bucket=self._name, Key=key)
             try:
                 return Content(response["Body"].read(), response["ETag"])
             except BotoCoreError:
@@ -237,6 +245,17 @@ class S3Bucket:
                     raise
             _pause(attempt)
             attempt += 1
+
+    def _receive_range(self, key: str, start: int, buffer: memoryview, etag: str) -> int:
+        last = start + len(buffer) - 1
+        response = self._client.get_object(Bucket=self._name, Key=key, Range=f"bytes={start}-{last}", IfMatch=etag)
+        with closing(response["Body"]) as content:
+            if not response.get("ContentRange", "").startswith(f"bytes {start}-"):
+                raise InvalidInput(
+                    f"{self.uri(key)} was asked for its bytes {start:,} to {last:,}, and the service sent others: "
+                    "let requests with the header Range through to a service that answers them"
+                )
+            return _fill(content, buffer)
 
     def _continue_download(
         self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event
@@ -331,6 +350,20 @@ class _Body:
     def fingerprint(self) -> Fingerprint:
         """Fingerprint of what has arrived."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
+
+
+def _fill(content: Any, buffer: memoryview) -> int:
+    """Bytes that a body brought; one that was cut counts as what came before, if anything did."""
+    from botocore.exceptions import BotoCoreError
+
+    filled = 0
+    try:
+        while arrived := content.readinto(buffer[filled : filled + CHUNK_BYTES]):
+            filled += arrived
+    except BotoCoreError:
+        if not filled:
+            raise
+    return filled
 
 
 def _pause(attempt: int) -> None:

@@ -89,10 +89,10 @@ class S3Source:
         self._fetched.update(missing)
         return self._target
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         check_paths(self._kind, self._uri, [path])
         found = self._object(path)
-        return self._bucket.read_range(found.key, start, length, found.etag)
+        return self._bucket.read_into(found.key, start, buffer, found.etag)
 
     def _find(self, key: str) -> tuple[bool, Mapping[str, RemoteObject]]:
         if self._kind is SourceKind.DATA and key and not self._uri.endswith("/"):

@@ -132,11 +132,11 @@ class FolderSource:
                 )
         return self._folder
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         check_paths(self._kind, self._uri, [path])
         with (self.fetch([path]) / path).open("rb") as file:
             file.seek(start)
-            return file.read(length)
+            return file.readinto(buffer)
 
     def _entry(self, path: str) -> FileEntry:
         if path not in self._entries:

@@ -75,8 +75,9 @@ class Source(Protocol):
         """A local folder that holds these files."""
         ...
 
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes of a file from `start` on."""
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
+        the way is cut."""
         ...
 
 

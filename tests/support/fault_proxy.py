@@ -47,6 +47,9 @@ class Fault:
     flip_byte: int | None = None
     """This byte of the answer's body is changed."""
 
+    without_header: str | None = None
+    """The answer comes without this header, in small letters."""
+
     seen: int = field(default=0, init=False)
 
     def takes(self, method: str, path: str) -> bool:
@@ -111,6 +114,7 @@ def running_proxy(target: str) -> Iterator[FaultProxy]:
             if fault.flip_byte is not None:
                 position = fault.flip_byte
                 content = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+            headers = [(name, value) for name, value in headers if name.lower() != fault.without_header]
             if fault.cut_after is not None:
                 content = content[: fault.cut_after]
                 self.close_connection = True

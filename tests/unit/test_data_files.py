@@ -253,7 +253,7 @@ def test_a_file_that_vanished_is_a_problem(tmp_path: Path) -> None:
 
     class Vanishing:
         uri, files, ignored, digest = source.uri, source.files, source.ignored, source.digest
-        read_range = source.read_range
+        read_into = source.read_into
 
         def fetch(self, paths: object) -> Path:
             del paths

@@ -9,8 +9,10 @@ from unittest.mock import patch
 import pytest
 
 from edgetune_contract.digest import sha256_of
-from edgetune_jobs.errors import AccessDenied, InvalidInput
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import fingerprint
+from edgetune_jobs.model_folder import SourceModelFolder
+from edgetune_jobs.model_weights import fill
 from edgetune_jobs.s3_bucket import RemoteObject, S3Bucket
 from edgetune_jobs.s3_source import S3Source
 from edgetune_jobs.sources import FolderSource, SourceKind, check_pin
@@ -30,6 +32,7 @@ MODEL = {
     ".git/config": b"[core]",
 }
 FETCHABLE = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer.model.v3"]
+TEN_MEGABYTES = hashlib.shake_128(b"model").digest(10_000_000)
 
 Open = Callable[[Mapping[str, bytes], str, SourceKind], Source]
 
@@ -108,7 +111,7 @@ def test_a_pickle_or_code_of_a_model_is_never_fetched(open_source: Open, path: s
     with pytest.raises(InvalidInput, match="is not a file that a model source is read from"):
         source.fetch([path])
     with pytest.raises(InvalidInput, match="is not a file that a model source is read from"):
-        source.read_range(path, 0, 1)
+        read_range(source, path, 0, 1)
 
 
 def test_a_path_that_climbs_out_is_refused(open_source: Open) -> None:
@@ -166,13 +169,18 @@ def test_a_folder_digest_is_the_hash_of_its_canonical_file_list(tmp_path: Path) 
     assert source.digest == sha256_of(entries)
 
 
+def read_range(source: Source, path: str, start: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    return bytes(buffer[: source.read_into(path, start, memoryview(buffer))])
+
+
 def test_a_range_is_read_without_the_rest(open_source: Open) -> None:
     source = open_source({"base/model.safetensors": b"0123456789"}, "base", SourceKind.MODEL)
 
-    assert source.read_range("model.safetensors", 2, 3) == b"234"
-    assert source.read_range("model.safetensors", 8, 100) == b"89"
-    assert source.read_range("model.safetensors", 10, 4) == b""
-    assert source.read_range("model.safetensors", 0, 0) == b""
+    assert read_range(source, "model.safetensors", 2, 3) == b"234"
+    assert read_range(source, "model.safetensors", 8, 100) == b"89"
+    assert read_range(source, "model.safetensors", 10, 4) == b""
+    assert read_range(source, "model.safetensors", 0, 0) == b""
 
 
 def test_nothing_at_the_uri_is_named_with_its_field(open_source: Open) -> None:
@@ -197,7 +205,7 @@ def test_a_file_that_changes_between_two_reads_is_noticed(open_source: Open) -> 
     with pytest.raises(InvalidInput, match=r"config\.json.* was changed while it was read"):
         source.fetch(["config.json"])
     with pytest.raises(InvalidInput, match=r"config\.json.* was changed while it was read"):
-        source.read_range("config.json", 0, 1)
+        read_range(source, "config.json", 0, 1)
 
 
 def test_a_pin_that_does_not_match_names_both_digests(open_source: Open) -> None:
@@ -322,3 +330,42 @@ def test_data_that_these_credentials_may_not_read_is_access_denied(s3_server: S3
         S3Source("s3://private/base", "spec.baseModel", SourceKind.MODEL, client, tmp_path)
     with pytest.raises(AccessDenied, match=r"lack s3:GetObject on s3://private/train\.jsonl"):
         S3Source("s3://private/train.jsonl", "spec.dataset.train", SourceKind.DATA, client, tmp_path)
+
+
+@pytest.fixture
+def proxied(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path) -> S3Source:
+    """A model of one file of 10 MB, behind the proxy."""
+    s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/model.safetensors", Body=TEN_MEGABYTES)
+    client = s3_server.client(s3_proxy.endpoint)
+    return S3Source(f"s3://{s3_server.bucket}/{s3_prefix}", "spec.source", SourceKind.MODEL, client, tmp_path)
+
+
+def test_a_range_that_is_cut_keeps_what_came_so_that_only_the_rest_is_asked_for(
+    proxied: S3Source, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.faults.append(Fault("GET", "model.safetensors", times=2, cut_after=5_000_000))
+    model = SourceModelFolder(proxied, "the model")
+    buffer = bytearray(9_000_000)
+
+    first = proxied.read_into("model.safetensors", 7, memoryview(buffer))
+    filled = fill(model, "model.safetensors", 7, memoryview(buffer))
+
+    assert 0 < first <= 5_000_000
+    assert filled == 9_000_000
+    assert buffer == TEN_MEGABYTES[7:9_000_007]
+
+
+def test_a_range_that_never_brings_a_byte_is_a_passing_fault(proxied: S3Source, s3_proxy: FaultProxy) -> None:
+    s3_proxy.faults.append(Fault("GET", "model.safetensors", cut_after=0))
+
+    with pytest.raises(TransientFault, match=r"the store cannot be reached for s3://.*/model\.safetensors"):
+        read_range(proxied, "model.safetensors", 0, 100)
+
+
+def test_a_service_that_does_not_know_ranges_is_refused_before_its_answer_is_read(
+    proxied: S3Source, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.faults.append(Fault("GET", "model.safetensors", without_header="content-range"))
+
+    with pytest.raises(InvalidInput, match=r"was asked for its bytes 10 to 109, and the service sent others"):
+        read_range(proxied, "model.safetensors", 10, 100)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
-from edgetune_jobs.model_weights import ModelFolder, StoredTensor
+from edgetune_jobs.model_weights import ModelFolder, StoredTensor, fill
 
 if TYPE_CHECKING:
     import torch
@@ -61,18 +61,11 @@ def read_rows(
 
     size = count * tensor.row_bytes
     data = buffers.take(size) if buffers else torch.empty(size, dtype=torch.uint8)
-    _fill(folder, tensor.file, tensor.begin + first * tensor.row_bytes, memoryview(data.numpy()))
+    start = tensor.begin + first * tensor.row_bytes
+    filled = fill(folder, tensor.file, start, memoryview(data.numpy()))
+    if filled < size:
+        raise TransientFault(
+            f"{folder.label}: {tensor.file} ends at byte {start + filled:,}, though its header says that there is "
+            "more; try again"
+        )
     return data.view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(count, *tensor.shape[1:])
-
-
-def _fill(folder: ModelFolder, file: str, start: int, buffer: memoryview) -> None:
-    """Read a whole range; one that arrives cut short is continued."""
-    filled = 0
-    while filled < len(buffer):
-        arrived = folder.read_into(file, start + filled, buffer[filled:])
-        if not arrived:
-            raise TransientFault(
-                f"{folder.label}: {file} ends at byte {start + filled:,}, though its header says that there is more; "
-                "try again"
-            )
-        filled += arrived
