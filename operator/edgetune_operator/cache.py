@@ -155,11 +155,17 @@ class Cache:
 
     def mark_job_deleting(self, uid: str, name: str, time: str) -> None:
         """Note that the deletion of an object's Job was accepted; the watch confirms it later."""
-        known = self._jobs[uid].get(name)
+        known = self._jobs.get(uid, {}).get(name)
         if known is not None:
             job = json.loads(known.text)
             job["metadata"].setdefault("deletionTimestamp", time)
             self._jobs[uid][name] = replace(known, text=_encode(job))
+
+    def forget_job(self, uid: str, name: str) -> None:
+        """Forget an object's Job that turned out to be gone; the watch may have missed its end."""
+        known = self._jobs.get(uid, {}).get(name)
+        if known is not None:
+            self._remove_job(known.read())
 
     def _put_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a Pod of an object's Job."""

@@ -37,6 +37,8 @@ _FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 _CONFLICT = 409
 _NOT_FOUND = 404
 _INVALID = 422
+_INTERNAL_ERROR = 500
+_WEBHOOK_FAILS = "failed calling webhook"
 # 403 is what quota and Pod Security answer; admission webhooks and policies also answer 400 and 422.
 _REFUSALS = (400, 403, _INVALID)
 
@@ -107,7 +109,7 @@ class KubernetesCluster:
                 await self._check_owner_of_existing(job, path)
                 # The watch brings that Job, and with it the next pass: it may have ended already.
                 return
-            if error.status in _REFUSALS:
+            if error.status in _REFUSALS or _is_of_a_webhook(error):
                 raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
             raise
         self._cache.put_job(created)
@@ -139,6 +141,8 @@ class KubernetesCluster:
         except ApiException as error:
             if error.status != _NOT_FOUND:
                 raise
+            self._cache.forget_job(owner["uid"], name)
+            raise Conflict(f"the Job {name} is gone already") from None
         self._cache.mark_job_deleting(owner["uid"], name, datetime.now(UTC).isoformat(timespec="seconds"))
 
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
@@ -226,6 +230,11 @@ class KubernetesCluster:
             _request_timeout=_TIMEOUT_SECONDS,
         )
         return answer
+
+
+def _is_of_a_webhook(error: ApiException) -> bool:
+    """Whether an admission webhook does not answer: the API server takes that for a fault of its own."""
+    return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in _message(error)
 
 
 def _refusal(error: ApiException) -> Reason:

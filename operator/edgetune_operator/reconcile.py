@@ -26,7 +26,7 @@ from edgetune_operator.status import project, project_deletion
 
 
 class Conflict(Exception):
-    """The object changed since it was read; the pass that the change asks for sees it."""
+    """What the pass has read is out of date; the next one sees what has changed since."""
 
 
 class JobRefused(Exception):
@@ -81,7 +81,11 @@ class Cluster(Protocol):
         ...
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
-        """Delete a Job of the object and its Pods, with their grace period; one that is gone already is no error."""
+        """Delete a Job of the object and its Pods, with their grace period.
+
+        Raises:
+            Conflict: the Job is gone already, and the pass has not seen that.
+        """
         ...
 
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:

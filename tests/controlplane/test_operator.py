@@ -1,6 +1,7 @@
 """The operator process on a real control plane: Jobs by the real Job controller, Pods whose kubelet the tests play."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,52 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
     player.apply(retryLimit=2)
     player.finish_from(Stage.PREPARE)
+    player.wait_for_phase("Succeeded")
+
+
+def webhook_that_nobody_answers(player: StagePlayer) -> dict[str, Any]:
+    """An admission webhook for the namespace's Jobs, whose server is gone."""
+    return {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": player.namespace},
+        "webhooks": [
+            {
+                "name": "policy.example.com",
+                "clientConfig": {"url": "https://127.0.0.1:1/"},
+                "failurePolicy": "Fail",
+                "timeoutSeconds": 1,
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": player.namespace}},
+                "rules": [
+                    {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["CREATE"]}
+                ],
+            }
+        ],
+    }
+
+
+def test_a_webhook_that_does_not_answer_stalls_the_object_and_what_was_done_before_is_recorded(
+    player: StagePlayer,
+) -> None:
+    player.apply()
+    player.live_pod(Stage.PREPARE)
+    webhook = webhook_that_nobody_answers(player)
+    player.kube.apply(webhook)
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "probe", "image": "none"}]}}
+    probe = {"metadata": {"name": "probe"}, "spec": {"template": template}}
+    jobs = f"{player.kube.path('batch/v1', 'Job', player.namespace)}?dryRun=All"
+    assert wait_for(lambda: player.kube.request("POST", jobs, probe).code == 500, 30), "the webhook is not asked"
+
+    player.finish(Stage.PREPARE)
+    stalled = player.wait_for_condition("Stalled", "JobRefused")
+    assert "the cluster refuses the Job: Internal error occurred: failed calling webhook" in stalled["message"]
+    assert player.row(Stage.PREPARE)["state"] == "Succeeded"
+
+    player.kube.delete(webhook["apiVersion"], webhook["kind"], None, player.namespace)
+    player.apply(retryLimit=2)
+    player.finish_from(Stage.TRAIN)
     player.wait_for_phase("Succeeded")
 
 

@@ -119,3 +119,20 @@ def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
     assert cache.put(Kind.JOB, job(2)) is None
     assert cache.put(Kind.OBJECT, at(1, lora_fine_tune().build())) == KEY
     assert len(cache.jobs_of(UID)) == 1
+
+
+def test_a_job_that_turned_out_to_be_gone_is_forgotten_with_its_pods(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").ended(0, "{}")))
+
+    cache.forget_job(UID, JOB)
+    cache.forget_job(UID, "never-there")
+
+    assert (cache.jobs_of(UID), cache.pods_of(UID)) == ([], [])
+
+
+def test_a_job_of_an_unknown_object_is_not_marked(cache: Cache) -> None:
+    cache.mark_job_deleting("unknown", JOB, "2026-11-24T08:00:00Z")
+
+    assert cache.documents(Kind.JOB) == []
+    assert "unknown" not in cache._jobs

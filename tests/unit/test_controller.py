@@ -2,21 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from kubernetes.aio import client
 
+from edgetune_contract.stages import Stage
 from edgetune_operator.cache import Cache
 from edgetune_operator.cluster import KubernetesCluster
 from edgetune_operator.controller import Controller, Vitals
 from edgetune_operator.events import EventDraft
 from edgetune_operator.progress import ProgressReader
-from edgetune_operator.reconcile import JobRefused, Key
+from edgetune_operator.reconcile import Conflict, JobRefused, Key
 from edgetune_operator.workqueue import WorkQueue
-from support.builders import NAMESPACE, lora_fine_tune
+from support.builders import NAMESPACE, UID, JobBuilder, lora_fine_tune
 from support.operator_process import free_ports
 from support.scenario import PROFILE, MemoryCluster
 
@@ -161,14 +164,43 @@ def test_vitals_tell_when_the_last_pass_has_ended_and_how_long_the_first_object_
     assert (after.oldest_pass_seconds, after.queue_wait_seconds) == (0.0, 0.0)
 
 
+@asynccontextmanager
+async def api_server(port: int, cache: Cache) -> AsyncIterator[KubernetesCluster]:
+    """A cluster at a port of this machine."""
+    progress = ProgressReader(cache, 5.0, lambda _: None)
+    async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")) as api:
+        yield KubernetesCluster(api, cache, progress)
+
+
 def test_an_event_that_does_not_reach_the_api_server_is_given_up() -> None:
     (nobody,) = free_ports(1)
-    cache = Cache()
 
     async def post() -> None:
-        progress = ProgressReader(cache, 5.0, lambda _: None)
-        async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{nobody}")) as api:
-            cluster = KubernetesCluster(api, cache, progress)
+        async with api_server(nobody, Cache()) as cluster:
             await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", "Told", "in vain"))
 
     asyncio.run(post())
+
+
+def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> None:
+    (port,) = free_ports(1)
+    cache = Cache()
+    job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="train").build()
+    job["metadata"]["uid"] = "job-uid"
+    cache.put_job(job)
+
+    async def delete() -> None:
+        application = web.Application()  # it has nothing at any path
+        runner = web.AppRunner(application)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            async with api_server(port, cache) as cluster:
+                await cluster.delete_job(lora_fine_tune().build()["metadata"], "train")
+        finally:
+            await runner.cleanup()
+
+    assert [found["metadata"]["name"] for found in cache.jobs_of(UID)] == ["train"]
+    with pytest.raises(Conflict, match="the Job train is gone already"):
+        asyncio.run(delete())
+    assert cache.jobs_of(UID) == []
