@@ -41,7 +41,7 @@ examples/sensor-faults/base: .venv/jobs .venv/smollm2
 demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model on this machine
 	@$(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
 
-test: .venv/dev ## Set up, then run all tests (at most 15 minutes on two cores, and 5 the first time to build llama.cpp)
+test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at most 15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

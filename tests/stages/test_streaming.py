@@ -21,6 +21,8 @@ from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
 ALL_LINEAR = {"target_modules": "all-linear"}
+DEMO = "smollm2-135m"
+DEMO_BASE = Path(__file__).parents[2] / "examples" / "sensor-faults" / "base"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Case:
     tied: bool = False
     stored: str = "bfloat16"
     """Number format of the base's files."""
+
+    older: bool = False
+    """Saved as older versions of the libraries did it, with tensors that are computed or that repeat others."""
 
     held: str = "bfloat16"
     """Number format that training held the base in."""
@@ -43,6 +48,7 @@ class Case:
 
     def __str__(self) -> str:
         words = [self.family, "tied" if self.tied else "untied", self.stored, self.held, self.base]
+        words += ["older"] if self.older else []
         return "-".join([*words, f"{self.shards}"])
 
 
@@ -68,6 +74,7 @@ CASES = [
     Case("phi3", lora={"target_modules": ["qkv_proj", "gate_up_proj", "lm_head"]}),
     Case("phi3", tied=True, shards=4, adapter="bfloat16"),
     Case("smollm3", tied=True, method=Method.LORA, adapter="bfloat16"),
+    pytest.param(Case(DEMO, tied=True), marks=pytest.mark.slow),
 ]
 
 
@@ -82,6 +89,14 @@ class Prepared:
     edge: Path
 
 
+def make_base(folder: Path, case: Case) -> Path:
+    if case.family != DEMO:
+        return make_model(folder, case.family, tied=case.tied, dtype=case.stored, shards=case.shards)
+    if not DEMO_BASE.is_dir():
+        pytest.skip(f"the demo's model is not there: make {DEMO_BASE.relative_to(Path(__file__).parents[2])}")
+    return DEMO_BASE
+
+
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Inputs, and the libraries' merged and edge models."""
@@ -89,7 +104,7 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     case: Case = request.param
     folder = tmp_path_factory.mktemp("case")
-    base = make_model(folder / "base", case.family, tied=case.tied, dtype=case.stored, shards=case.shards)
+    base = make_base(folder / "base", case)
     adapter = make_adapter(
         folder / "adapter", base, method=case.method, base_dtype=case.held, dtype=case.adapter, **case.lora
     )
@@ -252,7 +267,8 @@ def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, t
     folder = make_model(tmp_path / "model", family, tied=tied, dtype="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-    layout = understand(folder, read_tensors(LocalModelFolder(folder, "spec.baseModel")))
+    stored = LocalModelFolder(folder, "spec.baseModel")
+    layout = understand(stored, read_tensors(stored))
 
     linears = {f"{name}.weight" for name, _ in models.quantizable_linears(model)}
     assert layout.linears == linears
