@@ -176,7 +176,7 @@ class ProgressStatus(Model):
     pod: Annotated[str, Field(max_length=253)] = ""
     """The attempt that says so, by the name of its Pod. It stays while a later attempt has not said anything."""
 
-    resumed_from: Annotated[int, Field(ge=0)] = 0
+    resumed_from: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0
     """Optimizer step of the checkpoint that this attempt went on from; 0 is none."""
 
 

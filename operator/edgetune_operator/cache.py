@@ -148,7 +148,7 @@ class Cache:
         metadata, jobs, pods = body["metadata"], self._jobs[uid], self._pods[uid]
         if metadata["name"] in jobs and jobs[metadata["name"]].uid == metadata["uid"]:
             del jobs[metadata["name"]]
-        for name in [name for name, pod in pods.items() if _owner_uid(pod.read(), "Job") == metadata["uid"]]:
+        for name in [name for name, pod in pods.items() if job_uid_of(pod.read()) == metadata["uid"]]:
             del pods[name]
         self._drop_if_empty(uid)
         return self._keys.get(uid)
@@ -192,7 +192,7 @@ class Cache:
         if uid is None:
             return None
         name, pod = body["metadata"]["name"], _trimmed_pod(body)
-        job = _owner_uid(pod, "Job")
+        job = job_uid_of(pod)
         if _has_ended(pod) and any(known.uid == job for known in self._jobs[uid].values()):
             self._pods[uid][name] = Document.of(body, pod)
         else:
@@ -222,6 +222,11 @@ def uid_of_owner(job: Mapping[str, Any]) -> str | None:
         uid: str | None = labels.get(names.UID_LABEL)
         return uid
     return _owner_uid(job, names.KIND)
+
+
+def job_uid_of(pod: Mapping[str, Any]) -> str | None:
+    """UID of the Job that controls a Pod; None if none does."""
+    return _owner_uid(pod, "Job")
 
 
 def _uid_of_pod(body: Mapping[str, Any]) -> str | None:

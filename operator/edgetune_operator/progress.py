@@ -11,11 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.cache import Cache
+from edgetune_operator.cache import Cache, job_uid_of
 from edgetune_operator.reconcile import Key
 from edgetune_operator.render import METRICS_PORT
 
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
+_LIMIT_BYTES = 64 * 1024
 
 
 class ProgressReader:
@@ -32,7 +33,7 @@ class ProgressReader:
 
     def latest(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         """The newest reading of an object's running training, which is followed from now on; None before the first."""
-        pod = running_train_pod(self._cache.pods_of(owner["uid"]))
+        pod = self._running(owner)
         if pod is None:
             return None
         uid: str = pod["metadata"]["uid"]
@@ -40,11 +41,16 @@ class ProgressReader:
             self._followed[uid] = asyncio.create_task(self._follow(owner, pod))
         return self._latest.get(uid)
 
+    def _running(self, owner: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The Pod of the object's training that runs now. Labels are anybody's: it must be one of its Jobs'."""
+        jobs = {job["metadata"]["uid"] for job in self._cache.jobs_of(owner["uid"])}
+        return running_train_pod([pod for pod in self._cache.pods_of(owner["uid"]) if job_uid_of(pod) in jobs])
+
     async def _follow(self, owner: Mapping[str, Any], pod: Mapping[str, Any]) -> None:
         """Read until the Pod runs no longer."""
         key, uid = Key(owner["namespace"], owner["name"]), pod["metadata"]["uid"]
         try:
-            while (running := running_train_pod(self._cache.pods_of(owner["uid"]))) is not None:
+            while (running := self._running(owner)) is not None:
                 if running["metadata"]["uid"] != uid:
                     return
                 progress = await read_metrics(pod)
@@ -87,21 +93,34 @@ def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
 
 
 async def read_metrics(pod: Mapping[str, Any]) -> ProgressStatus | None:
-    """Progress of the training in a running Pod; None while it does not answer or has not begun."""
+    """Progress of the training in a running Pod; None while it does not answer or has not begun.
+
+    The Pod is the tenant's, and may answer anything: it does not decide whom the operator asks, nor how much it reads.
+    """
     address = pod["status"]["podIP"]
     host = f"[{address}]" if ":" in address else address
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(f"http://{host}:{METRICS_PORT}/metrics") as response,
+            aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False) as session,
+            session.get(f"http://{host}:{METRICS_PORT}/metrics", allow_redirects=False) as response,
         ):
-            return parse_metrics(await response.text(errors="replace"), pod["metadata"]["name"])
+            text = await _read_text(response.content)
     except (aiohttp.ClientError, TimeoutError):
         return None
+    return parse_metrics(text, pod["metadata"]["name"]) if text is not None else None
+
+
+async def _read_text(content: aiohttp.StreamReader) -> str | None:
+    """A whole body as text; None if it is longer than any training's."""
+    try:
+        await content.readexactly(_LIMIT_BYTES)
+    except asyncio.IncompleteReadError as end:
+        return end.partial.decode(errors="replace")
+    return None
 
 
 def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
-    """Progress from the text of the metrics of a Pod; None before the first step."""
+    """Progress from the text of the metrics of a Pod; None before the first step, and for what no training says."""
     try:
         values = {
             sample.name.removeprefix("edgetune_train_"): sample.value
@@ -109,16 +128,16 @@ def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
             for sample in family.samples
         }
         step, total = int(values["step"]), int(values["total_steps"])
-    except (KeyError, ValueError):
+        return ProgressStatus(
+            stage=Stage.TRAIN,
+            step=step,
+            total_steps=total,
+            percent=min(100 * step // total, 100) if total else 0,
+            loss=values.get("loss"),
+            tokens_per_second=values.get("tokens_per_second"),
+            eta_seconds=values.get("eta_seconds"),
+            pod=pod,
+            resumed_from=int(values.get("resumed_from_step", 0)),
+        )
+    except (KeyError, ValueError, OverflowError):
         return None
-    return ProgressStatus(
-        stage=Stage.TRAIN,
-        step=step,
-        total_steps=total,
-        percent=min(100 * step // total, 100) if total else 0,
-        loss=values.get("loss"),
-        tokens_per_second=values.get("tokens_per_second"),
-        eta_seconds=values.get("eta_seconds"),
-        pod=pod,
-        resumed_from=int(values.get("resumed_from_step", 0)),
-    )

@@ -1,18 +1,21 @@
-"""Following running trainings: beside the passes, for as long as their Pods run."""
+"""Following running trainings: beside the passes, for as long as their Pods run, and whatever those answer."""
 
 import asyncio
+import gzip
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from edgetune_contract.stages import Stage
 from edgetune_operator import names, progress
 from edgetune_operator.api import ProgressStatus
 from edgetune_operator.cache import Cache, Kind
-from edgetune_operator.progress import ProgressReader, reading_progress
+from edgetune_operator.progress import ProgressReader, parse_metrics, reading_progress
 from edgetune_operator.reconcile import Key
-from support.builders import NAMESPACE, UID, PodBuilder, lora_fine_tune
+from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
+from support.operator_process import free_ports
 
 OWNER = {"namespace": NAMESPACE, "name": "sensor-faults", "uid": UID}
 
@@ -26,7 +29,8 @@ def train_pod(version: int, name: str = "attempt-1", *, running: bool = True) ->
     """The object's training."""
     builder = PodBuilder("job", name)
     pod = (builder.running() if running else builder.ended(0, "{}")).build()
-    pod["metadata"] |= {"uid": f"uid-of-{name}", "resourceVersion": str(version)}
+    owner = {"kind": "Job", "uid": "uid-of-job", "controller": True}
+    pod["metadata"] |= {"uid": f"uid-of-{name}", "resourceVersion": str(version), "ownerReferences": [owner]}
     pod["metadata"]["labels"] |= {names.STAGE_LABEL: Stage.TRAIN.value, names.UID_LABEL: UID}
     pod["status"]["podIP"] = "10.0.0.1"
     return pod
@@ -38,6 +42,9 @@ class World:
     def __init__(self) -> None:
         self.cache = Cache()
         self.cache.put(Kind.OBJECT, lora_fine_tune().build())
+        job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="job").build()
+        job["metadata"]["uid"] = "uid-of-job"
+        self.cache.put(Kind.JOB, job)
         self.cache.put(Kind.POD, train_pod(1))
         self.woken: list[Key] = []
         self.asked: list[str] = []
@@ -142,3 +149,112 @@ def test_the_next_attempt_starts_without_the_progress_of_the_one_before(world: W
 
     run(world, scene)
     assert set(world.asked) == {"attempt-1", "attempt-2"}
+
+
+@pytest.mark.parametrize(
+    "owners", [[], [{"kind": "Job", "uid": "another", "controller": True}]], ids=["none", "another"]
+)
+def test_a_pod_that_only_has_the_labels_is_not_asked(world: World, owners: list[dict[str, Any]]) -> None:
+    stranger = train_pod(2)
+    stranger["metadata"]["ownerReferences"] = owners
+    world.cache.put(Kind.POD, stranger)
+
+    async def scene(reader: ProgressReader) -> None:
+        assert reader.latest(OWNER) is None
+        await asyncio.sleep(0.01)
+
+    run(world, scene)
+    assert world.asked == []
+
+
+class TenantPod:
+    """A real server on this machine, which answers as a tenant's Pod likes."""
+
+    METRICS = "edgetune_train_step 3\nedgetune_train_total_steps 10\n"
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.sent = 0
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.METRICS)
+
+    async def redirect(self, _: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/elsewhere"})
+
+    async def gzip_bomb(self, _: web.Request) -> web.Response:
+        body = gzip.compress(f"{self.METRICS}{'#' * 50_000_000}\n".encode())
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    async def endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"edgetune_train_step 3\n" * 1000)
+            self.sent += 22_000
+
+    async def elsewhere(self, _: web.Request) -> web.Response:
+        self.paths.append("/elsewhere")
+        return web.Response(text=self.METRICS)
+
+    def read(self, answer: str, monkeypatch: pytest.MonkeyPatch) -> ProgressStatus | None:
+        """What the operator reads from a Pod that answers so."""
+        (port,) = free_ports(1)
+        monkeypatch.setattr(progress, "METRICS_PORT", port)
+        application = web.Application()
+        application.add_routes([web.get("/metrics", getattr(self, answer)), web.get("/elsewhere", self.elsewhere)])
+
+        async def scene() -> ProgressStatus | None:
+            runner = web.AppRunner(application, shutdown_timeout=0.1)
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, "127.0.0.1", port).start()
+                return await progress.read_metrics({"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}})
+            finally:
+                await runner.cleanup()
+
+        return asyncio.run(scene())
+
+
+def test_a_pod_that_serves_its_metrics_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = TenantPod().read("metrics", monkeypatch)
+
+    assert reading is not None
+    assert (reading.step, reading.total_steps, reading.percent) == (3, 10, 30)
+
+
+def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = TenantPod()
+
+    assert pod.read("redirect", monkeypatch) is None
+    assert pod.paths == []
+
+
+def test_an_endless_answer_is_given_up_after_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod = TenantPod()
+
+    assert pod.read("endless", monkeypatch) is None
+    assert pod.sent < 20_000_000, "what fits into the buffers of a connection, and no more"
+
+
+def test_what_is_compressed_is_not_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TenantPod().read("gzip_bomb", monkeypatch) is None
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"step": "+Inf"},
+        {"step": "-1"},
+        {"step": "1e300"},
+        {"loss": "NaN"},
+        {"eta_seconds": "-5"},
+        {"resumed_from_step": "1e300"},
+        {"resumed_from_step": "+Inf"},
+    ],
+    ids=str,
+)
+def test_figures_that_the_status_could_not_hold_are_no_reading(figures: dict[str, str]) -> None:
+    said = {"step": "3", "total_steps": "10"} | figures
+
+    assert parse_metrics("".join(f"edgetune_train_{name} {value}\n" for name, value in said.items()), "pod") is None
