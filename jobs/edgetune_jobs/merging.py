@@ -35,27 +35,17 @@ _COMPANION_FILES = (
 
 
 def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
-    """Base with its adapter beside it, not merged, in the number format that the base was trained in.
+    """Base with its adapter beside it, not merged, to be run: in the number format that training held the base in.
 
     With AsTrained and an adapter of QLoRA, the base has the values that training saw: NF4 and back, held in 16 or 32
-    bits. That computes the same numbers as the 4-bit layers do, which unpack their weights in every pass.
+    bits. That computes the same numbers as the 4-bit layers do, which unpack their weights in every pass. On a CPU,
+    float16 becomes float32 in the end: see `models.widen_float16`.
 
     Raises:
         InvalidInput: base or adapter do not load, or do not fit each other.
     """
-    import torch
-
-    record = adapters.read_record(adapter)
-    model = models.load_base(base, getattr(torch, record.base_dtype), device)
-    if record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED:
-        models.as_trained_weights(model)
-    config = adapter_layers.read_adapter_config(adapter)
-    is_plain = not adapter_layers.special_options(config)
-    if is_plain:
-        _check_plain_adapter(adapter, model)
-    tuned = _load_adapter(model, adapter)
-    if not is_plain:
-        _check_all_used(adapter, tuned)
+    tuned = _load_tuned(base, adapter, merge_base, device)
+    models.widen_float16(tuned.get_base_model())
     return tuned
 
 
@@ -65,7 +55,7 @@ def merge(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.devic
     Raises:
         InvalidInput: base or adapter do not load, do not fit each other, or give weights that are not finite.
     """
-    tuned = load_tuned(base, adapter, merge_base, device)
+    tuned = _load_tuned(base, adapter, merge_base, device)
     try:
         return tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -109,6 +99,23 @@ def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> N
 def folder_bytes(folder: Path) -> int:
     """Size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
+    import torch
+
+    record = adapters.read_record(adapter)
+    model = models.load_base(base, getattr(torch, record.base_dtype), device)
+    if record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED:
+        models.as_trained_weights(model)
+    config = adapter_layers.read_adapter_config(adapter)
+    is_plain = not adapter_layers.special_options(config)
+    if is_plain:
+        _check_plain_adapter(adapter, model)
+    tuned = _load_adapter(model, adapter)
+    if not is_plain:
+        _check_all_used(adapter, tuned)
+    return tuned
 
 
 def _load_adapter(model: "PreTrainedModel", adapter: Path) -> "PeftModel":

@@ -124,16 +124,41 @@ def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.devic
     return model
 
 
+def load_merged(folder: Path, device: "torch.device") -> "PreTrainedModel":
+    """Merged model in the number format in which it is stored, in eval mode; its weights are to be read, not run.
+
+    Raises:
+        InvalidInput: the folder does not hold a model that loads from safetensors.
+    """
+    return _load(folder, device, dtype="auto")
+
+
 def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Merged or edge model in the number formats in which it is stored, in eval mode.
+    """Merged or edge model to be run, in eval mode: in the number formats in which it is stored.
+
+    On a CPU what is float16 becomes float32: see `widen_float16`.
 
     Raises:
         InvalidInput: the folder does not hold a model that loads from safetensors or GGUF.
     """
     file = gguf_loading.find_file(folder)
-    if file is None:
-        return _load(folder, device, dtype="auto")
-    return _load(folder, device, **gguf_loading.options(file, device))
+    if file is not None:
+        return _load(folder, device, **gguf_loading.options(file, device))
+    model = load_merged(folder, device)
+    widen_float16(model)
+    return model
+
+
+def widen_float16(model: "PreTrainedModel") -> None:
+    """Turn what a model on a CPU holds in float16 into float32, in place: the same numbers, computed 100 times faster.
+
+    A training on a GPU without bfloat16 leaves such models, and evaluation may have no GPU.
+    """
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype is torch.float16 and tensor.device.type == "cpu":
+            tensor.data = tensor.data.float()
 
 
 def as_trained_weights(model: "PreTrainedModel") -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetune_contract.spec import Precision
-from edgetune_jobs import models
+from edgetune_contract.spec import MergeBase, Method, Precision
+from edgetune_jobs import merging, models
 from edgetune_jobs.errors import InvalidInput
+from support.families import make_adapter
 
 CPU = torch.device("cpu")
 
@@ -117,3 +118,63 @@ def test_several_gpus_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(InvalidInput, match=r"4 are visible: .* CUDA_VISIBLE_DEVICES"):
         models.choose_device()
+
+
+IDS = torch.tensor([[5, 99, 300, 41]])
+
+
+def _in_float16(base: Path, folder: Path) -> Path:
+    """A copy of a model with its weights in float16, as a merged model of a training on an older GPU."""
+    models.load_base(base, torch.float16, CPU).save_pretrained(folder)
+    return folder
+
+
+def test_float16_is_computed_in_float32_on_a_cpu(random_base: Path, tmp_path: Path) -> None:
+    folder = _in_float16(random_base, tmp_path / "merged")
+
+    stored, run = models.load_merged(folder, CPU), models.load_stored(folder, CPU)
+
+    assert (stored.dtype, run.dtype) == (torch.float16, torch.float32)
+    for name, weight in stored.state_dict().items():
+        assert torch.equal(weight.float(), run.state_dict()[name]), name
+
+
+def test_what_an_int8_model_has_in_float16_is_computed_in_float32_too(random_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, config = _in_float16(random_base, tmp_path / "merged"), BitsAndBytesConfig(load_in_8bit=True)
+    edge = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype="auto", device_map={"": "cpu"}
+    )
+    edge.save_pretrained(tmp_path / "edge")
+
+    loaded = models.load_stored(tmp_path / "edge", CPU)
+
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.int8, torch.float32}
+    assert loaded(IDS).logits.dtype is torch.float32
+
+
+def test_other_number_formats_stay_as_they_are(random_base: Path, tmp_path: Path) -> None:
+    models.load_base(random_base, torch.bfloat16, CPU).save_pretrained(tmp_path / "merged")
+
+    assert models.load_stored(tmp_path / "merged", CPU).dtype is torch.bfloat16
+    assert models.load_stored(random_base, CPU).dtype is torch.float32
+
+
+@pytest.mark.parametrize("merge_base", MergeBase)
+def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
+    random_base: Path, tmp_path: Path, merge_base: MergeBase
+) -> None:
+    options = {"method": Method.QLORA, "base_dtype": "float16", "dtype": "float32", "target_modules": "all-linear"}
+    adapter = make_adapter(tmp_path / "adapter", random_base, **options)
+
+    tuned = merging.load_tuned(random_base, adapter, merge_base, CPU)
+
+    assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
+    held = models.load_base(random_base, torch.float16, CPU)
+    if merge_base is MergeBase.AS_TRAINED:
+        models.as_trained_weights(held)
+    name = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(
+        tuned.get_base_model().get_submodule(f"{name}.base_layer").weight, held.get_submodule(name).weight.float()
+    )

@@ -34,6 +34,20 @@ def test_transformers_computes_nearly_what_the_model_does(family: str, tmp_path:
     assert 0.001 < difference < CLOSE
 
 
+def test_a_model_in_float16_is_computed_in_float32_on_a_cpu(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama", dtype="float16")
+    edge = write_w8a8(model, tmp_path / "edge")
+
+    loaded = models.load_stored(edge, CPU)
+    with torch.inference_mode():
+        computed = loaded(IDS).logits
+
+    assert computed.dtype is torch.float32
+    assert torch.float16 not in {tensor.dtype for tensor in loaded.state_dict().values()}
+    expected = logits(model)
+    assert (computed[0] - expected).pow(2).mean().sqrt() / expected.std() < CLOSE
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_each_row_has_one_scale_and_whole_numbers_of_it(dtype: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama", dtype=dtype)

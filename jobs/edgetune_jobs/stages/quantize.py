@@ -130,7 +130,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
     source = streaming.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
     folder = source.fetch(list(source.sizes))
     if is_merged:
-        return models.load_stored(folder, device), folder
+        return models.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
     return merging.merge(folder, context.inputs["adapter"], merge_base, device), folder
 
