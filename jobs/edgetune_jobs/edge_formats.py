@@ -10,7 +10,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.formats.gguf_layout import lay_out
 from edgetune_jobs.formats.gguf_vocabulary import describe_vocabulary
 from edgetune_jobs.formats.support import Unsupported
-from edgetune_jobs.tensors.families import KNOWN_TYPES
+from edgetune_jobs.tensors.families import KNOWN_TYPES, is_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ def check_formats(
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-    shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
+    is_tied = bool(config.tie_word_embeddings)
+    shapes = {name: tensor.shape for name, tensor in base.tensors.items() if not is_left_out(name, is_tied)}
     for edge_format in wanted:
         with refusing(edge_format, parameters):
             if edge_format is EdgeFormat.GGUF_Q8_0:

@@ -58,7 +58,7 @@ def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
-    """A base with its adapter, in the number format that training held the base in.
+    """A base with its adapter, in the number format that `merging.merged_dtype` tells.
 
     Raises:
         NotUnderstood: only the libraries can merge these two.
@@ -77,7 +77,7 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
     weights = ModelWeights(
         folder=base,
         tensors=tensors,
-        dtype=record.base_dtype,
+        dtype=merging.merged_dtype(record.base_dtype, tensors),
         through_nf4=_nf4_weights(layout) if through_nf4 else frozenset(),
         adapter=_matrices(adapter, config, layout),
         threads=torch.get_num_threads(),
@@ -154,8 +154,10 @@ def companion_bytes(folder: Path) -> int:
 
 
 def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
+    """The tensors that the libraries take over, and the layout that they make."""
     tensors = read_tensors(model)
-    return tensors, understand(model.fetch([CONFIG]), tensors)
+    layout = understand(model, tensors)
+    return tuple(tensor for tensor in tensors if tensor.name in layout.tensors), layout
 
 
 def _nf4_weights(layout: Layout) -> frozenset[str]:

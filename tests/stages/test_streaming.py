@@ -16,7 +16,7 @@ from edgetune_jobs.model_weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors.families import understand
-from support.families import FAMILIES, make_adapter, make_model
+from support.families import FAMILIES, add_unused_tensors, make_adapter, make_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
@@ -73,7 +73,11 @@ CASES = [
     Case("gemma2", tied=True),
     Case("phi3", lora={"target_modules": ["qkv_proj", "gate_up_proj", "lm_head"]}),
     Case("phi3", tied=True, shards=4, adapter="bfloat16"),
+    Case("qwen3", held="float32"),
+    Case("llama", stored="float16", held="float32"),
     Case("smollm3", tied=True, method=Method.LORA, adapter="bfloat16"),
+    Case("llama", older=True, held="float16", stored="float16"),
+    Case("qwen2", tied=True, older=True, shards=4),
     pytest.param(Case(DEMO, tied=True), marks=pytest.mark.slow),
 ]
 
@@ -105,6 +109,8 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     case: Case = request.param
     folder = tmp_path_factory.mktemp("case")
     base = make_base(folder / "base", case)
+    if case.older:
+        add_unused_tensors(base)
     adapter = make_adapter(
         folder / "adapter", base, method=case.method, base_dtype=case.held, dtype=case.adapter, **case.lora
     )
@@ -245,6 +251,21 @@ def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
 
 
+def test_a_tied_model_with_an_output_head_of_its_own_takes_the_librarys_path_which_keeps_it(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    base = make_model(tmp_path / "merged", "llama", tied=True, dtype="bfloat16")
+    head = {"lm_head.weight": tensors_of(base)["model.embed_tokens.weight"] * 2}
+    save_file(tensors_of(base) | head, base / "model.safetensors", metadata={"format": "pt"})
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path, {"merged": base})
+
+    output = quantize.run(context)
+
+    assert output.facts["path"] == "library"
+    assert output.warnings[0].endswith("its lm_head.weight is not its embedding, though config.json ties them")
+    assert torch.equal(tensors_of(context.output / "edge-bnb-int8")["lm_head.weight"], head["lm_head.weight"])
+
+
 def test_a_model_of_a_family_that_is_not_known_takes_the_librarys_path(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -257,6 +278,49 @@ def test_a_model_of_a_family_that_is_not_known_takes_the_librarys_path(tmp_path:
     assert output.facts["path"] == "library"
     assert output.warnings[0].endswith("models of type gpt_neox are not known tensor by tensor")
     assert "int8" in str({tensor.dtype for tensor in tensors_of(context.output / "edge-bnb-int8").values()})
+
+
+@pytest.mark.parametrize(
+    ("stored", "held", "merged"),
+    [
+        ("bfloat16", "float32", "bfloat16"),
+        ("bfloat16", "float16", "bfloat16"),
+        ("float16", "float32", "float16"),
+        ("float16", "float16", "float16"),
+        ("float16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("float32", "float32", "float32"),
+    ],
+)
+def test_a_base_in_16_bits_becomes_a_merged_model_in_16_bits_whatever_has_trained_it(
+    tmp_path: Path, stored: str, held: str, merged: str
+) -> None:
+    base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
+    options = {"method": Method.QLORA, "base_dtype": held, "dtype": "float32", **ALL_LINEAR}
+    adapter = make_adapter(tmp_path / "adapter", base, **options)
+    context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", {"base": base, "adapter": adapter})
+
+    output = merge.run(context)
+
+    assert (output.facts["path"], output.facts["dtype"]) == ("streaming", merged)
+    assert {tensor.dtype for tensor in tensors_of(context.output / "merged").values()} == {getattr(torch, merged)}
+    assert json.loads((context.output / "merged" / "config.json").read_text())["dtype"] == merged
+
+
+@pytest.mark.parametrize(("stored", "held"), [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float16")])
+def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, stored: str, held: str) -> None:
+    base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
+    ours, trained = (models.load_base(base, getattr(torch, dtype), torch.device("cpu")) for dtype in (stored, held))
+
+    for model in (ours, trained):
+        models.as_trained_weights(model)
+
+    weights = trained.state_dict()
+    layers = [name for name, _ in models.quantizable_linears(ours)]
+    for name, weight in ((f"{layer}.weight", ours.get_submodule(layer).weight) for layer in layers):
+        # One rounding, to the format in which the merged model has it.
+        assert (weight.float() - weights[name].float()).abs().max() <= weight.abs().max().float() * 2**-8, name
+        assert (weight == weights[name].to(weight.dtype)).float().mean() > 0.999, name
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -24,7 +24,7 @@ from edgetune_jobs.sources import SourceKind
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.store import DamagedObject
-from support.families import make_adapter, make_model
+from support.families import add_unused_tensors, make_adapter, make_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
@@ -250,6 +250,17 @@ def test_a_merged_model_that_was_changed_in_the_store_is_noticed(bucket: Bucket,
         quantize_merged(bucket, inputs)
 
     assert bucket.leftovers() == []
+
+
+def test_a_model_in_the_store_is_whole_though_some_of_its_tensors_are_not_used(bucket: Bucket, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama", tied=True, dtype="bfloat16", shards=2)
+    add_unused_tensors(model)
+    bucket.upload(model, "merged")
+
+    quantize_merged(bucket, {"merged": model})
+
+    [key] = [key for key in bucket.leftovers() if key.endswith(".safetensors")]
+    assert "lm_head.weight" not in weights_of(bucket.server.object_path(f"{bucket.prefix}/store/{key}"))
 
 
 def test_what_does_not_fit_one_part_is_sent_in_several(

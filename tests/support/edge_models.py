@@ -129,7 +129,7 @@ def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
     from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 
     weights = stored_weights(model)
-    linears = understand(model, weights.tensors).linears
+    linears = understand(weights.folder, weights.tensors).linears
     groups = plan_w8a8(weights.tensors, linears, weights.dtype)
     with SafetensorsWriter(plan_files(groups, **plan_options), FolderFiles(output), ".") as writer:
         stream_all(weights, W8A8Encoder(writer, linears))

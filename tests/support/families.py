@@ -52,6 +52,24 @@ def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int
     return folder
 
 
+def add_unused_tensors(folder: Path) -> None:
+    """Add what older checkpoints store besides: rotary frequencies, and the output head of a model that ties it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = next(path for path in folder.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(path))
+    tensors = load_file(path)
+    added = {f"model.layers.{number}.self_attn.rotary_emb.inv_freq": torch.arange(16.0) for number in range(2)}
+    if json.loads((folder / "config.json").read_text())["tie_word_embeddings"]:
+        added["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | added, path, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] |= dict.fromkeys(added, path.name)
+        index.write_text(json.dumps(content))
+
+
 def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, dtype: str, **options: Any) -> Path:
     """An adapter with random matrices and the train stage's record, as if it had been trained on `base`.
 

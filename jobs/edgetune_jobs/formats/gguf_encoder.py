@@ -56,19 +56,15 @@ class GgufEncoder:
 
     def row_multiple(self, tensor: StoredTensor) -> int:
         """Rows of a head, where llama.cpp wants them in another order."""
-        planned = self._layout.tensors.get(tensor.name)
-        return max(1, planned.head_rows) if planned else 1
+        return max(1, self._layout.tensors[tensor.name].head_rows)
 
-    def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor | None":
-        """The rows as the file has them; None for a tensor that it does not have.
+    def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor":
+        """The rows as the file has them.
 
         Raises:
             InvalidInput: a weight is not finite, or too large.
         """
-        planned = self._layout.tensors.get(tensor.name)
-        if planned is None:
-            return None
-        encoded = planned.encode(rows)
+        encoded = self._layout.tensors[tensor.name].encode(rows)
         if encoded is None:
             raise InvalidInput(
                 f"{tensor.name} holds a number from row {first} on that is not finite or too large for Q8_0: "
@@ -76,11 +72,10 @@ class GgufEncoder:
             )
         return encoded
 
-    def write(self, tensor: StoredTensor, first: int, encoded: "torch.Tensor | None") -> None:
+    def write(self, tensor: StoredTensor, first: int, encoded: "torch.Tensor") -> None:
         """Write what `encode` gave."""
-        if encoded is not None:
-            is_last = first + len(encoded) == tensor.rows
-            self._write(self._layout.tensors[tensor.name], encoded, is_last=is_last)
+        is_last = first + len(encoded) == tensor.rows
+        self._write(self._layout.tensors[tensor.name], encoded, is_last=is_last)
 
     def _write(self, tensor: GgufTensor, values: "torch.Tensor", *, is_last: bool) -> None:
         if self._file is None:

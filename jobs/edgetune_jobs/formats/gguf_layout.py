@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 _ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _F32_BYTES = 4
-# Buffers of old checkpoints, computed from the configuration.
-_IGNORED = ("rotary_emb.inv_freq",)
 _ROPE_TYPES = ("default", "linear", "llama3")
-_HEAD = "lm_head.weight"
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -61,7 +58,7 @@ class GgufLayout:
 
     config: "PreTrainedConfig"
     tensors: Mapping[str, GgufTensor]
-    """By the tensor's name in the model, in the order of the file; tensors without an entry are not written."""
+    """By the tensor's name in the model, in the order of the file."""
 
     rope_factors: tuple[float, ...]
     """Divisors of the rotary frequencies (Llama 3.1); none for most models."""
@@ -115,11 +112,8 @@ def lay_out(config: "PreTrainedConfig", shapes: Mapping[str, tuple[int, ...]]) -
     by_name = {name: member for member, name in MODEL_ARCH_NAMES.items()}
     member: MODEL_ARCH = by_name[architecture]
     names = get_tensor_name_map(member, config.num_hidden_layers)
-    tied = bool(config.tie_word_embeddings)
     tensors = {}
     for source, shape in shapes.items():
-        if source.endswith(_IGNORED) or (tied and source == _HEAD):
-            continue
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise Unsupported(f"llama.cpp has no name for its tensor {source}")

@@ -4,6 +4,7 @@ Each is proven against the library: see tests/stages/test_streaming.py. What a f
 the library's path.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_jobs.json_rows import BrokenJson, parse_json
-from edgetune_jobs.model_weights import CONFIG, StoredTensor
-from edgetune_jobs.tensors.reader import TORCH_DTYPES
+from edgetune_jobs.model_weights import CONFIG, ModelFolder, StoredTensor
+from edgetune_jobs.tensors.reader import TORCH_DTYPES, pieces
 
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"
 OUTPUT_HEAD = "lm_head"
+_HEAD = f"{OUTPUT_HEAD}.weight"
+# Of old checkpoints, such as those of Llama 2.
+_COMPUTED = ".rotary_emb.inv_freq"
 
 
 class NotUnderstood(Exception):
@@ -70,6 +74,11 @@ class _Settings:
     def flag(self, name: str) -> bool:
         """A switch; off when it is missing."""
         return bool(self._settings.get(name))
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the embedding is the output head as well."""
+        return self.flag("tie_word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -165,16 +174,26 @@ KNOWN_TYPES = frozenset(_FAMILIES)
 """model_type of the families."""
 
 
-def understand(folder: Path, tensors: Sequence[StoredTensor]) -> Layout:
-    """The layout of a model, if it is exactly that of a known family.
+def is_left_out(name: str, is_tied: bool) -> bool:
+    """Whether transformers does not take a stored tensor over.
+
+    That are buffers which it computes by itself, and the output head of a model that is `is_tied`, if it is equal to
+    the embedding, which stands for it.
+    """
+    return name.endswith(_COMPUTED) or (is_tied and name == _HEAD)
+
+
+def understand(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
+    """The layout of a model, if it is exactly that of a known family. Tensors that are left out are not in it.
 
     Args:
-        folder: holds config.json.
-        tensors: the model's tensors.
+        model: the model; of its weights, only those that may be left out are read.
+        tensors: all that it stores.
 
     Raises:
         NotUnderstood: says what differs.
     """
+    folder = model.fetch([CONFIG])
     settings = _read_settings(folder)
     model_type = settings.get("model_type")
     family = _FAMILIES.get(str(model_type))
@@ -184,8 +203,11 @@ def understand(folder: Path, tensors: Sequence[StoredTensor]) -> Layout:
         raise NotUnderstood(f"its architecture is not {family.architecture}")
     if settings.get("quantization_config"):
         raise NotUnderstood("it is quantized already")
-    expected, linears = _expect(family, _Settings(settings, family.defaults))
-    _compare(expected, tensors)
+    with_defaults = _Settings(settings, family.defaults)
+    expected, linears = _expect(family, with_defaults)
+    there = {tensor.name: tensor for tensor in tensors}
+    _compare(expected, there, with_defaults.ties_head)
+    _check_left_out(model, [tensor for tensor in tensors if tensor.name not in expected], there[_EMBEDDING])
     return Layout(folder, settings, expected, linears)
 
 
@@ -204,8 +226,8 @@ def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], fro
     sizes = _Sizes.of(settings)
     embedding = (settings.size("vocab_size"), sizes.hidden)
     tensors: dict[str, Shape] = {_EMBEDDING: embedding, "model.norm.weight": (sizes.hidden,)}
-    if not settings.flag("tie_word_embeddings"):
-        tensors[f"{OUTPUT_HEAD}.weight"] = embedding
+    if not settings.ties_head:
+        tensors[_HEAD] = embedding
     layer_linears, norms = family.linears(sizes), family.norms(sizes)
     linears = set()
     for number in range(settings.size("num_hidden_layers")):
@@ -216,10 +238,10 @@ def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], fro
     return tensors, frozenset(linears)
 
 
-def _compare(expected: Mapping[str, Shape], tensors: Sequence[StoredTensor]) -> None:
-    there = {tensor.name: tensor for tensor in tensors}
+def _compare(expected: Mapping[str, Shape], there: Mapping[str, StoredTensor], is_tied: bool) -> None:
     for name in sorted(there.keys() - expected.keys()):
-        raise NotUnderstood(f"it has a tensor {name} beside those of its type")
+        if not is_left_out(name, is_tied):
+            raise NotUnderstood(f"it has a tensor {name} beside those of its type")
     for name in sorted(expected.keys() - there.keys()):
         raise NotUnderstood(f"it has no tensor {name}")
     for name, shape in expected.items():
@@ -227,3 +249,14 @@ def _compare(expected: Mapping[str, Shape], tensors: Sequence[StoredTensor]) -> 
             raise NotUnderstood(f"its tensor {name} has another shape than config.json asks for")
         if there[name].dtype not in TORCH_DTYPES:
             raise NotUnderstood(f"its tensor {name} is {there[name].dtype}")
+
+
+def _check_left_out(model: ModelFolder, tensors: Sequence[StoredTensor], embedding: StoredTensor) -> None:
+    """Read what is left out. Nothing may depend on it, and what is known of a file is the hash of all its bytes."""
+    for tensor in tensors:
+        if tensor.name != _HEAD:
+            deque(pieces(model, tensor), maxlen=0)
+        elif (tensor.dtype, tensor.shape) != (embedding.dtype, embedding.shape) or not all(
+            one == other for one, other in zip(pieces(model, tensor), pieces(model, embedding), strict=True)
+        ):
+            raise NotUnderstood(f"its {_HEAD} is not its embedding, though config.json ties them")

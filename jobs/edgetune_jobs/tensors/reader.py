@@ -2,9 +2,11 @@
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
+from edgetune_jobs.files import CHUNK_BYTES
 from edgetune_jobs.model_weights import ModelFolder, StoredTensor, fill
 
 if TYPE_CHECKING:
@@ -61,11 +63,29 @@ def read_rows(
 
     size = count * tensor.row_bytes
     data = buffers.take(size) if buffers else torch.empty(size, dtype=torch.uint8)
-    start = tensor.begin + first * tensor.row_bytes
-    filled = fill(folder, tensor.file, start, memoryview(data.numpy()))
-    if filled < size:
+    _fill(folder, tensor, first * tensor.row_bytes, memoryview(data.numpy()))
+    return data.view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(count, *tensor.shape[1:])
+
+
+def pieces(folder: ModelFolder, tensor: StoredTensor) -> Iterator[bytearray]:
+    """A tensor's bytes, in pieces of a few megabytes.
+
+    Raises:
+        InvalidInput: the file was changed since its header was read.
+        TransientFault: the file ends before its header says so.
+    """
+    for start in range(0, tensor.bytes, CHUNK_BYTES):
+        piece = bytearray(min(CHUNK_BYTES, tensor.bytes - start))
+        _fill(folder, tensor, start, memoryview(piece))
+        yield piece
+
+
+def _fill(folder: ModelFolder, tensor: StoredTensor, start: int, buffer: memoryview) -> None:
+    """Read bytes of a tensor from `start` on, counted from its own first byte."""
+    begin = tensor.begin + start
+    filled = fill(folder, tensor.file, begin, buffer)
+    if filled < len(buffer):
         raise TransientFault(
-            f"{folder.label}: {tensor.file} ends at byte {start + filled:,}, though its header says that there is "
+            f"{folder.label}: {tensor.file} ends at byte {begin + filled:,}, though its header says that there is "
             "more; try again"
         )
-    return data.view(getattr(torch, TORCH_DTYPES[tensor.dtype])).reshape(count, *tensor.shape[1:])
