@@ -2,16 +2,20 @@
 
 import shutil
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs import adapter_layers, adapters, models
 from edgetune_jobs.base_model import CODE_FIELD
+from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import ModelFolder
+from edgetune_jobs.model_weights import ModelFolder, StoredTensor, read_tensors
 from edgetune_jobs.prompts import PromptFormat
+from edgetune_jobs.tensors.reader import TORCH_DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -44,22 +48,43 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
     Raises:
         InvalidInput: base or adapter do not load, or do not fit each other.
     """
-    tuned = _load_tuned(base, adapter, merge_base, device)
+    tuned = _load_tuned(base, adapter, merge_base, device, adapters.read_record(adapter).base_dtype)
     models.widen_float16(tuned.get_base_model())
     return tuned
 
 
 def merge(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PreTrainedModel":
-    """Base with its adapter added to its weights.
+    """Base with its adapter added to its weights, in the number format that `merged_dtype` tells.
 
     Raises:
         InvalidInput: base or adapter do not load, do not fit each other, or give weights that are not finite.
     """
-    tuned = _load_tuned(base, adapter, merge_base, device)
+    stored = read_tensors(LocalModelFolder(base, BASE_FIELD))
+    dtype = merged_dtype(adapters.read_record(adapter).base_dtype, stored)
+    tuned = _load_tuned(base, adapter, merge_base, device, dtype)
     try:
         return tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise InvalidInput(f"the adapter cannot be merged: {error}") from error
+
+
+def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
+    """torch's name of the number format of a merged model: the base's own if that has 16 bits, whatever has trained it.
+
+    Rounding to NF4 then starts from the numbers from which it started in training: float32 holds all of both 16-bit
+    formats, and float16 those of bfloat16, but for some below 0.00001. bfloat16 does not hold those of float16: what
+    training has rounded to it stays so.
+
+    Args:
+        held: number format that training held the base in.
+        tensors: of the base.
+    """
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.bytes
+    stored = TORCH_DTYPES.get(max(sizes, key=sizes.__getitem__, default=""))
+    is_kept = stored == "bfloat16" or (stored == "float16" and held == "float32")
+    return stored if stored and is_kept else held
 
 
 def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset: DatasetSpec) -> None:
@@ -101,11 +126,11 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
+def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device", dtype: str) -> "PeftModel":
     import torch
 
     record = adapters.read_record(adapter)
-    model = models.load_base(base, getattr(torch, record.base_dtype), device)
+    model = models.load_base(base, getattr(torch, dtype), device)
     if record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED:
         models.as_trained_weights(model)
     config = adapter_layers.read_adapter_config(adapter)

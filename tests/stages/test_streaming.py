@@ -318,9 +318,11 @@ def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, sto
     weights = trained.state_dict()
     layers = [name for name, _ in models.quantizable_linears(ours)]
     for name, weight in ((f"{layer}.weight", ours.get_submodule(layer).weight) for layer in layers):
-        # One rounding, to the format in which the merged model has it.
-        assert (weight.float() - weights[name].float()).abs().max() <= weight.abs().max().float() * 2**-8, name
-        assert (weight == weights[name].to(weight.dtype)).float().mean() > 0.999, name
+        rounded = weights[name].to(weight.dtype)
+        if held == "float32":
+            assert torch.equal(weight, rounded), name
+        else:  # rounded to float16 first: it may be the number beside
+            torch.testing.assert_close(weight, rounded, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -6,7 +6,7 @@ from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs import adapters, merging, models, streaming
 from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.model_weights import ModelFolder
+from edgetune_jobs.model_weights import ModelFolder, read_tensors
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.families import NotUnderstood
@@ -18,7 +18,7 @@ ARTIFACT = "merged"
 
 
 def run(context: StageContext) -> StageOutput:
-    """Merge inputs base and adapter; artifact `merged`, in the number format that training held the base in.
+    """Merge inputs base and adapter; artifact `merged`, in the number format that `merging.merged_dtype` tells.
 
     Raises:
         InvalidInput: the adapter does not fit the base, or the merged weights are not finite.
@@ -47,7 +47,7 @@ def run(context: StageContext) -> StageOutput:
     }
     facts = {
         "path": path,
-        "dtype": record.base_dtype,
+        "dtype": merging.merged_dtype(record.base_dtype, read_tensors(base)),
         "mergeBase": "NF4 and back, as training saw it" if through_nf4 else "the stored weights",
     }
     return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, warnings)
