@@ -7,6 +7,7 @@ All of it is kept as JSON text, which takes a quarter of the memory of the dicts
 """
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ class Kind(StrEnum):
 class Document:
     """An object, Job or Pod in one of its states."""
 
+    namespace: str
     uid: str
     version: int
     """Resource version: larger is newer, for all that one API server holds."""
@@ -45,7 +47,8 @@ class Document:
     @classmethod
     def of(cls, body: Mapping[str, Any], kept: Mapping[str, Any]) -> "Document":
         """The state in a body; `kept` is what a pass looks at."""
-        return cls(body["metadata"]["uid"], version_of(body), _encode(kept))
+        metadata = body["metadata"]
+        return cls(sys.intern(metadata["namespace"]), metadata["uid"], version_of(body), _encode(kept))
 
     def read(self) -> dict[str, Any]:
         """What is kept of it, with its version."""
@@ -99,12 +102,15 @@ class Cache:
             case Kind.POD:
                 return self._remove_pod(body)
 
-    def documents(self, kind: Kind) -> list[Document]:
-        """All that is here of a kind."""
-        if kind is Kind.OBJECT:
-            return list(self._objects.values())
+    def documents(self, kind: Kind, namespace: str | None = None) -> list[Document]:
+        """All that is here of a kind, in one namespace or in all."""
         held = self._jobs if kind is Kind.JOB else self._pods
-        return [document for of_one in held.values() for document in of_one.values()]
+        every = [self._objects] if kind is Kind.OBJECT else held.values()
+        return [each for some in every for each in some.values() if namespace in (None, each.namespace)]
+
+    def keys(self, namespace: str | None = None) -> list[Key]:
+        """Keys of all objects, in one namespace or in all."""
+        return [key for key in self._objects if namespace in (None, key.namespace)]
 
     def get_object(self, key: Key) -> dict[str, Any] | None:
         """An object; None if there is none."""

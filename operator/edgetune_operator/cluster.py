@@ -71,19 +71,26 @@ class KubernetesCluster:
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.get_object(key)
 
+    async def check(self, namespace: str | None) -> None:
+        """Whether objects can be listed, for `resync.Resync`."""
+        await self._list(Kind.OBJECT, namespace, {"limit": "1"})
+
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """All of a kind that is the operator's, for `resync.Resync`."""
-        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
         query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
         while True:
-            try:
-                found = await self._call("GET", path.format(namespace=namespace), query=query)
-            except _FAILURES as error:
-                raise NotServed(_why_not_served(error, kind, namespace)) from error
+            found = await self._list(kind, namespace, query)
             yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
             if not found["metadata"].get("continue"):
                 return
             query["continue"] = found["metadata"]["continue"]
+
+    async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> dict[str, Any]:
+        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
+        try:
+            return await self._call("GET", path.format(namespace=namespace), query=query)
+        except _FAILURES as error:
+            raise NotServed(_why_not_served(error, kind, namespace)) from error
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self._cache.jobs_of(owner["uid"])

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -34,6 +35,7 @@ class Watcher:
         self._profiles = profiles
         self._cache = Cache()
         self._queue: WorkQueue[Key] = WorkQueue()
+        self._wake: Callable[[Key], None] = self._queue.add
         self._controller: Controller | None = None
         self._resources = contextlib.AsyncExitStack()
 
@@ -48,7 +50,7 @@ class Watcher:
         kopf.on.event("", "v1", "pods", labels=owned, registry=registry, id="pod")(self.on_pod)
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
-        """Connect, wait until everything is listed, and start the workers. Kopf watches when this is done."""
+        """Connect, wait until there are lists, and start the workers. Kopf watches when this is done."""
         _configure(settings)
         # Looking for new namespaces and kinds takes rights over the whole cluster.
         settings.scanning.disabled = bool(self._settings.namespaces)
@@ -56,6 +58,7 @@ class Watcher:
         progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
         cluster = await enter(connect(self._cache, progress))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
+        self._wake = resync.tell
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
         health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
         await enter(serving_health(self._settings.health_port, health, lambda: resync.waits_for))
@@ -93,7 +96,7 @@ class Watcher:
         take = self._cache.remove if event["type"] == "DELETED" else self._cache.put
         key = take(kind, event["object"])
         if key is not None:
-            self._queue.add(key)
+            self._wake(key)
 
     async def _count_phases(self) -> None:
         while self._controller is not None:
@@ -116,6 +119,16 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class EndlessBackoffs:
+    """Seconds between Kopf's attempts at a request that the API server refuses or does not answer.
+
+    At their end Kopf would stop the operator: for one namespace that is deleted or whose Role is gone, all others too.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0, 5.0, 10.0), itertools.repeat(20.0))
+
+
 def _configure(settings: kopf.OperatorSettings) -> None:
     # Our own Events come from transitions of the status.
     settings.posting.enabled = False
@@ -125,6 +138,7 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # Kopf's default of 60 s would park an object after one error of its own.
     settings.execution.default_backoff = 1
     settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = EndlessBackoffs()
     # Kopf keeps the last body of everything that has had an event until nothing has come for so long. At the start that
     # is all there is, and its default of 5 s would hold all of it in memory at once; so would a list in one piece.
     settings.queueing.idle_timeout = 0.2

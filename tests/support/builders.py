@@ -177,6 +177,7 @@ class PodBuilder:
         return {
             "metadata": {
                 "name": self.name,
+                "namespace": NAMESPACE,
                 "uid": f"uid-of-{self.name}",
                 "creationTimestamp": self.created,
                 "labels": {JOB_NAME_LABEL: self.job},

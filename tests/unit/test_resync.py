@@ -1,13 +1,15 @@
 """The cache and the lists that fill it: newer states win, what is gone goes, and Pods that ended are remembered."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from edgetune_operator import names
+from edgetune_operator import names, resync
 from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.handlers import EndlessBackoffs
 from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.reconcile import Key
 from edgetune_operator.resync import NotServed, Page, Resync
@@ -21,9 +23,9 @@ def body(name: str, version: int, **fields: Any) -> dict[str, Any]:
     return {"metadata": {**metadata, **fields}, "status": {}}
 
 
-def an_object(version: int, uid: str = "uid-of-sensor-faults") -> dict[str, Any]:
+def an_object(version: int, uid: str = "uid-of-sensor-faults", **metadata: str) -> dict[str, Any]:
     """The object."""
-    return body("sensor-faults", version, uid=uid)
+    return body("sensor-faults", version, uid=uid, **metadata)
 
 
 def a_job(version: int, name: str = "job-1") -> dict[str, Any]:
@@ -48,14 +50,31 @@ class ApiServer:
         self.bodies: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
         self.version = 100
         self.refusals: list[str] = []
+        self.forbidden: dict[str, str] = {}
+        """Why a namespace cannot be listed."""
+
+        self.lists: list[tuple[Kind, str | None]] = []
+
+    async def check(self, namespace: str | None) -> None:
+        """Refuse as a test says."""
+        if self.refusals:
+            raise NotServed(self.refusals.pop(0))
+        if namespace in self.forbidden:
+            raise NotServed(self.forbidden[namespace])
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """One item a page."""
-        if self.refusals:
-            raise NotServed(self.refusals.pop(0))
+        self.lists.append((kind, namespace))
         for each in [*self.bodies[kind], None]:
             if each is None or namespace in (None, each["metadata"]["namespace"]):
                 yield Page([] if each is None else [each], self.version)
+
+
+@pytest.fixture(autouse=True)
+def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look reads all lists."""
+    monkeypatch.setattr(resync, "_SECOND_LIST_SECONDS", 0.0)
+    monkeypatch.setattr(resync, "_LATER_LIST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -155,6 +174,95 @@ def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told
     assert caplog.messages == ["not ready: the API server does not answer", "not ready: the CRD is missing"]
 
 
+TEAM_B = Key("team-b", "sensor-faults")
+FORBIDDEN = {"team-b": "the operator may not list lorafinetunes in namespace team-b"}
+
+
+@pytest.fixture
+def two_teams(server: ApiServer) -> ApiServer:
+    """Another namespace has an object as well."""
+    server.bodies[Kind.OBJECT].append(an_object(11, uid="uid-of-team-b", namespace="team-b"))
+    return server
+
+
+def test_a_namespace_that_cannot_be_listed_stops_no_other(
+    two_teams: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_teams.forbidden = FORBIDDEN
+    world = World(two_teams, "team-a", "team-b")
+
+    assert set(world.read_lists()) == {KEY}
+    assert world.resync.waits_for == ""
+    world.read_lists()
+    assert caplog.messages == [f"namespace team-b is left out: {FORBIDDEN['team-b']}"]
+
+
+def test_a_namespace_that_can_be_listed_again_is_worked_on(two_teams: ApiServer) -> None:
+    two_teams.forbidden = FORBIDDEN
+    world = World(two_teams, "team-a", "team-b")
+    world.read_lists()
+    two_teams.forbidden = {}
+
+    assert set(world.read_lists()) == {TEAM_B}
+
+
+def test_what_was_known_of_a_namespace_stays_while_it_cannot_be_listed(two_teams: ApiServer) -> None:
+    world = World(two_teams, "team-a", "team-b")
+    world.read_lists()
+    two_teams.forbidden = FORBIDDEN
+    two_teams.bodies[Kind.OBJECT] = []
+
+    world.read_lists()
+
+    assert world.cache.keys() == [TEAM_B]
+
+
+def test_no_object_is_woken_before_its_namespace_is_listed(two_teams: ApiServer) -> None:
+    """The watch tells of objects and of their Jobs in any order; a pass would take unseen Jobs for missing."""
+    two_teams.forbidden = FORBIDDEN
+    world = World(two_teams, "team-a", "team-b")
+    world.read_lists()
+    world.woken.clear()
+
+    world.cache.put(Kind.OBJECT, an_object(11, uid="uid-of-team-b", namespace="team-b"))
+    world.resync.tell(TEAM_B)
+    world.resync.tell(KEY)
+
+    assert world.woken == [KEY]
+    two_teams.forbidden = {}
+    assert set(world.read_lists()) == {TEAM_B}, "though the list brings nothing new"
+
+
+def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServer) -> None:
+    world = World(two_teams, "team-a", "team-b")
+    world.read_lists()
+    two_teams.forbidden = dict.fromkeys(("team-a", "team-b"), "the API server does not answer")
+
+    asyncio.run(world.resync.look())
+
+    assert world.resync.waits_for == "the API server does not answer"
+    two_teams.forbidden = {}
+    world.read_lists()
+    assert world.resync.waits_for == ""
+
+
+def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resync, "_SECOND_LIST_SECONDS", 600.0)
+    world = World(server)
+    every = [(kind, None) for kind in Kind]
+    world.read_lists()
+    world.read_lists()
+    assert server.lists == every
+
+    server.refusals = ["the API server does not answer"]
+    asyncio.run(world.resync.look())
+    world.read_lists()
+
+    assert server.lists == [*every, *every]
+
+
 def test_a_pod_that_ended_is_remembered_until_its_job_is_gone(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
@@ -187,3 +295,8 @@ def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> 
 
     (kept,) = world.cache.documents(Kind.OBJECT)
     assert kept.uid == "another"
+
+
+def test_kopf_never_runs_out_of_attempts() -> None:
+    """It would stop the operator, and with it the work in all namespaces that can be watched."""
+    assert len(list(itertools.islice(EndlessBackoffs(), 1000))) == 1000
