@@ -1,0 +1,103 @@
+"""An operator for some namespaces, with the chart's own rights: what happens in one of them touches no other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cluster.controlplane import ControlPlane, running_control_plane
+from edgetune_contract.stages import Stage
+from edgetune_operator import names
+from edgetune_operator.crd import custom_resource_definition
+from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
+from support.chart import PROFILE, RELEASE, RELEASE_NAMESPACE, Manifest, find_helm, one, render
+from support.kube import Kube, condition
+from support.operator_process import OperatorProcess, running_installed_operator, service_account_kubeconfig
+from support.stage_player import StagePlayer
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not binaries_are_there(), reason=f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE}"),
+    pytest.mark.skipif(find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH"),
+]
+
+KEPT, LOST, GOING = NAMESPACES = ("team-kept", "team-lost", "team-going")
+RIGHTS = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with the CRD and some teams' namespaces."""
+    with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
+        kube = Kube.from_kubeconfig(plane.kubeconfig())
+        crd = custom_resource_definition()
+        kube.apply(crd)
+        kube.wait(
+            crd["apiVersion"],
+            crd["kind"],
+            None,
+            crd["metadata"]["name"],
+            lambda found: (condition(found, "Established") or {}).get("status") == "True",
+            "the CRD is established",
+        )
+        for name in (RELEASE_NAMESPACE, *NAMESPACES):
+            kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            kube.wait("v1", "ServiceAccount", name, "default", lambda _: True, "Pods have a service account")
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def kube(plane: ControlPlane) -> Kube:
+    """The administrator."""
+    return Kube.from_kubeconfig(plane.kubeconfig())
+
+
+@pytest.fixture(scope="module")
+def manifests(kube: Kube) -> list[Manifest]:
+    """The chart's manifests for these namespaces; its rights are in the cluster."""
+    values = {"watchNamespaces": list(NAMESPACES), "crd": {"install": False}, "profiles": {"default": PROFILE}}
+    rendered = render(values)
+    for manifest in rendered:
+        if manifest["kind"] in RIGHTS:
+            kube.apply(manifest)
+    return rendered
+
+
+RunOperator = Callable[[], AbstractContextManager[OperatorProcess]]
+
+
+@pytest.fixture
+def run_operator(plane: ControlPlane, kube: Kube, manifests: list[Manifest], tmp_path: Path) -> RunOperator:
+    """Runs the operator as its Deployment does, with its service account."""
+    own = service_account_kubeconfig(kube, plane.kubeconfig(), RELEASE_NAMESPACE, RELEASE)
+    profiles = one(manifests, "ConfigMap", f"{RELEASE}-profiles")["data"]["profiles.yaml"]
+    return partial(running_installed_operator, tmp_path, own, one(manifests, "Deployment"), profiles)
+
+
+def binding(manifests: list[Manifest], namespace: str) -> Manifest:
+    """What gives the operator its rights in a namespace."""
+    bindings = (each for each in manifests if each["kind"] == "RoleBinding")
+    return next(each for each in bindings if each["metadata"]["namespace"] == namespace)
+
+
+def test_a_namespace_without_rights_stops_no_other_and_is_worked_on_when_they_are_there(
+    run_operator: RunOperator, kube: Kube, manifests: list[Manifest]
+) -> None:
+    kept, lost = StagePlayer(kube, KEPT), StagePlayer(kube, LOST)
+    bound = binding(manifests, LOST)
+    kube.delete(bound["apiVersion"], bound["kind"], LOST, bound["metadata"]["name"])
+    lost.apply()
+
+    with run_operator() as operator:
+        kept.apply()
+        kept.finish(Stage.PREPARE)
+        kept.live_pod(Stage.TRAIN)
+        told = f"namespace {LOST} is left out: the operator may not list {names.PLURAL} in namespace {LOST}"
+        assert told in operator.log.read_text(encoding="utf-8")
+        assert lost.jobs() == []
+
+        kube.apply(bound)
+        lost.finish(Stage.PREPARE)
+        lost.live_pod(Stage.TRAIN)
