@@ -43,10 +43,11 @@ class LoraFineTuneSpec(Parameters):
     """Stop the running stage (training writes a checkpoint first) and keep all that is finished."""
 
     retry_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Failed attempts of one stage before the run has failed; preemptions do not count."""
+    """How often one stage is tried again after an attempt that failed: 3 means four attempts. Preemptions do not count.
+    A stage that runs keeps the limit that it started with."""
 
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
-    """Longest time of one stage, in seconds."""
+    """Longest time of one stage, in seconds. A stage that runs keeps the limit that it started with."""
 
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
     """What happens to the artifacts when the object is deleted. Retain leaves all of them. Delete removes, before the

@@ -21,7 +21,7 @@ from edgetune_operator.reconcile import Key
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled")
 _WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, JOB_NAME_LABEL)
-_WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION)
+_WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION, names.SETTINGS_ANNOTATION)
 
 
 class Kind(StrEnum):
@@ -284,7 +284,7 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
             "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
-        "spec": _picked(body.get("spec"), ("suspend",)),
+        "spec": _picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit")),
         "status": _picked(status, kept),
     }
 

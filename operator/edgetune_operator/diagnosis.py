@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 
 from edgetune_contract.stages import ExitCode, reason_for
-from edgetune_operator.api import LoraFineTuneSpec, StageStatus
+from edgetune_operator.api import StageStatus
 from edgetune_operator.observe import EventObservation, JobObservation, JobState, PodObservation, Snapshot
 from edgetune_operator.reasons import Reason
 
@@ -171,17 +171,16 @@ def is_unheard(job: JobObservation, now: datetime) -> bool:
     return not heard and now - datetime.fromisoformat(job.finished_at) < _HEARING
 
 
-def why_failed(job: JobObservation, spec: LoraFineTuneSpec) -> Told:
-    """Why a Job failed."""
+def why_failed(job: JobObservation) -> Told:
+    """Why a Job failed, with its own limits: those of the spec may have been edited since it was made."""
     if job.reason == "DeadlineExceeded":
-        limit = spec.active_deadline_seconds
-        message = f"not done after {limit} seconds; raise spec.activeDeadlineSeconds or ask for less"
+        message = f"not done after {job.deadline_seconds} seconds; raise spec.activeDeadlineSeconds or ask for less"
         return Reason.DEADLINE_EXCEEDED, message
     failed = [pod for pod in job.pods if pod.ended and pod.exit_code != ExitCode.DONE and not pod.disrupted]
     if not failed:
         return job.reason or Reason.JOB_FAILED, job.message or "the Job failed and left no Pod that says why"
     reason, message = why_ended(failed[-1])
-    attempts = f" (attempt {job.attempts}, spec.retryLimit is {spec.retry_limit})" if job.attempts > 1 else ""
+    attempts = f" (attempt {job.attempts}, spec.retryLimit was {job.backoff_limit})" if job.attempts > 1 else ""
     return reason, message + attempts
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgetune_operator.api import Condition, LoraFineTuneStatus, Phase, StageState, StageStatus
+from edgetune_operator.reasons import Reason
 
 _TOLD = (Phase.SUCCEEDED, Phase.SUSPENDED, Phase.DELETING)
 
@@ -39,6 +40,8 @@ def _stage_transitions(before: StageStatus, after: StageStatus) -> Iterator[Even
     stage = after.name.value.capitalize()
     if after.state is StageState.RUNNING and (before.state is not StageState.RUNNING or before.job != after.job):
         yield EventDraft("Normal", f"{stage}Started", f"created Job {after.job}")
+    if after.reason == Reason.REPLACED and before.reason != after.reason:
+        yield EventDraft("Normal", f"{stage}Replaced", after.message)
     if after.preemptions > before.preemptions:
         yield EventDraft("Warning", f"{stage}Interrupted", after.message or "stopped from outside; it goes on later")
     if after.state is StageState.SUCCEEDED and (before.state is not after.state or before.digest != after.digest):

@@ -22,6 +22,8 @@ MANAGER = "edgetune"
 DIGEST_ANNOTATION = f"{GROUP}/digest"
 # The token that was current when the Job was made: a finished Job of an older token answers no retry.
 RETRY_ANNOTATION = f"{GROUP}/retry"
+# What the Job has of profile and spec besides its digest: a hash. One that has not started is replaced when it changes.
+SETTINGS_ANNOTATION = f"{GROUP}/settings"
 
 # On the object, set by the operator with deletionPolicy Delete: it goes when the artifacts are gone.
 FINALIZER = f"{GROUP}/artifacts"

@@ -103,6 +103,15 @@ class JobObservation:
     retry: str
     """Retry token that was current when the Job was made."""
 
+    settings: str
+    """Hash of what profile and spec gave it; see `run.settings_digest`."""
+
+    backoff_limit: int | None
+    """Its own limit of retries: the spec may say another one by now."""
+
+    deadline_seconds: int | None
+    """Its own longest time, in seconds."""
+
     state: JobState
     deleting: bool
     suspended: bool
@@ -115,10 +124,21 @@ class JobObservation:
     attempts: int
     """Pods that were started and count, by the Job controller: it leaves out those that its failure policy ignores."""
 
+    active: int
+    """Pods that are pending or run, by the Job controller."""
+
     started_at: str | None
     finished_at: str | None
     pods: tuple[PodObservation, ...]
     """Oldest first."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether an attempt runs, or may: one that the Job counts and that no watch has told of may be anywhere."""
+        newest = self.pods[-1] if self.pods else None
+        if newest is None or newest.ended:
+            return self.active > 0 or (newest is not None and newest.exit_code == ExitCode.DONE)
+        return newest.phase != "Pending"
 
     @property
     def result(self) -> Result | None:
@@ -218,7 +238,7 @@ def _age(item: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObservation:
-    metadata, status = job["metadata"], job.get("status") or {}
+    metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations = metadata.get("annotations") or {}
     state, end = ending(job)
     return JobObservation(
@@ -228,12 +248,16 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         stage=Stage(metadata["labels"][names.STAGE_LABEL]),
         digest=annotations.get(names.DIGEST_ANNOTATION, ""),
         retry=annotations.get(names.RETRY_ANNOTATION, ""),
+        settings=annotations.get(names.SETTINGS_ANNOTATION, ""),
+        backoff_limit=spec.get("backoffLimit"),
+        deadline_seconds=spec.get("activeDeadlineSeconds"),
         state=state,
         deleting=metadata.get("deletionTimestamp") is not None,
-        suspended=bool((job.get("spec") or {}).get("suspend")),
+        suspended=bool(spec.get("suspend")),
         reason=end.get("reason") or "",
         message=end.get("message") or "",
         attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
+        active=status.get("active") or 0,
         started_at=status.get("startTime"),
         finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
         pods=observe_pods(job, pods),

@@ -127,6 +127,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
 
     run = Run.begin(spec, profile, snapshot)
     run.record_ended_jobs(now)
+    run.answer_requests(now)
     stage = run.next_stage()
     if stage is None:
         return Plan((), _view(run, snapshot, *_judge_gates(run)))
@@ -140,10 +141,10 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         return Plan(_deletions(run, snapshot, keep=None), view)
     actions: tuple[Action, ...] = _deletions(run, snapshot, keep=run.job_name(stage))
     going_away = actions or any(job.deleting for job in snapshot.jobs)
-    if run.job_of(stage) is None and not going_away:
+    if run.job_of(stage) is None and not going_away and not run.waits:
         actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
         run.start(stage, now)
-    reason, message = _running_reason(run.rows[stage])
+    reason, message = _running_reason(run, run.rows[stage])
     outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
     return Plan(actions, _view(run, snapshot, outcome, reason, message, stage), run.unheard)
 
@@ -181,6 +182,7 @@ def _view(
 ) -> View:
     """What the status will say: only what the rows that are done stand for."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
+    previous_retry = snapshot.previous.last_handled_retry
     return View(
         outcome=outcome,
         reason=reason,
@@ -193,7 +195,7 @@ def _view(
         edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
-        handled_retry=snapshot.new_retry or snapshot.previous.last_handled_retry,
+        handled_retry=previous_retry if run.waits else snapshot.new_retry or previous_retry,
     )
 
 
@@ -216,10 +218,13 @@ def _named(publication: PublicationStatus) -> str:
     return f"{publication.pointer} names version {publication.version[:12]}"
 
 
-def _running_reason(row: StageStatus) -> tuple[str, str]:
+def _running_reason(run: Run, row: StageStatus) -> tuple[str, str]:
+    if row.state is StageState.PENDING and row.reason == Reason.REPLACED:
+        return row.reason, f"{row.name}: {row.message}"
     if row.state is StageState.PENDING:
         return Reason.PENDING, f"{row.name}: waits until an older Job of this object is gone"
-    return row.reason, f"{row.name}: {row.message or 'running'}"
+    waits = f"; {run.waits}" if run.waits else ""
+    return row.reason, f"{row.name}: {row.message or 'running'}{waits}"
 
 
 def refused(decided: Plan, reason: str, message: str) -> Plan:

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     JOB_RUNNING = "JobRunning"
     PENDING = "Pending"
     QUEUED = "Queued"
+    REPLACED = "Replaced"
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
 

@@ -10,6 +10,7 @@ from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec
 from edgetune_operator.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
 from edgetune_operator.profiles import Profile, Resources
+from edgetune_operator.run import settings_digest
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
@@ -50,7 +51,11 @@ def render_job(
         "name": names.job_name(request.name, request.stage, request.digest),
         "namespace": request.namespace,
         "labels": _labels(owner, request.stage),
-        "annotations": {names.DIGEST_ANNOTATION: request.digest, names.RETRY_ANNOTATION: retry},
+        "annotations": {
+            names.DIGEST_ANNOTATION: request.digest,
+            names.RETRY_ANNOTATION: retry,
+            names.SETTINGS_ANNOTATION: settings_digest(spec, profile, request.stage),
+        },
         "ownerReferences": [_owner_reference(owner)],
     }
     limits = {"backoffLimit": spec.retry_limit, "activeDeadlineSeconds": spec.active_deadline_seconds}

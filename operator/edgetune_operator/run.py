@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
+from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
@@ -22,7 +22,20 @@ from edgetune_operator.reasons import Reason
 
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
+_SETTINGS_CHARACTERS = 16
+_REPLACED = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
+
+
+def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> str:
+    """Hash of what a stage's Job has of profile and spec besides its digest: a change of it changes no output."""
+    settings = {
+        "profile": profile.model_dump(mode="json", exclude={"resources"}),
+        "resources": profile.resources_for(stage).model_dump(mode="json"),
+        "retryLimit": spec.retry_limit,
+        "activeDeadlineSeconds": spec.active_deadline_seconds,
+    }
+    return sha256_of(settings)[:_SETTINGS_CHARACTERS]
 
 
 class Run:
@@ -41,8 +54,12 @@ class Run:
         self.artifacts = previous.artifacts
         self.publication = previous.publication
         self._reset: set[Stage] = set()
+        self._prepares_again = False
         self.unheard = False
         """Whether a Job has ended and its last attempt has not been seen to end."""
+
+        self.waits = ""
+        """What is done as soon as the running attempt has ended; empty if nothing waits for it."""
 
     @classmethod
     def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "Run":
@@ -51,23 +68,42 @@ class Run:
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
             run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
-        run._answer_retry()
+        if snapshot.generation != snapshot.previous.observed_generation:
+            run._try_failed_again()
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
         return run
 
-    def _answer_retry(self) -> None:
-        """A new retry token, or a new generation, makes failed stages pending; a token also checks the inputs again."""
-        snapshot = self._snapshot
-        live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
-        asked = snapshot.new_retry and (not live or any(job.retry == snapshot.new_retry for job in live))
-        edited = snapshot.generation != snapshot.previous.observed_generation
+    def _try_failed_again(self) -> None:
         for stage, row in self.rows.items():
-            if (asked and stage is Stage.PREPARE) or ((asked or edited) and row.state is StageState.FAILED):
-                self.rows[stage] = StageStatus(name=stage, digest=row.digest)
-                self._reset.add(stage)
+            if row.state is StageState.FAILED:
+                self._forget(stage)
+
+    def _forget(self, stage: Stage) -> None:
+        """The stage runs again, whatever earlier Jobs of it said."""
+        self.rows[stage] = StageStatus(name=stage, digest=self.rows[stage].digest)
+        self._reset.add(stage)
+
+    def answer_requests(self, now: datetime) -> None:
+        """Let prepare look at everything again for a new retry token, as soon as no attempt runs."""
+        if not self._snapshot.new_retry:
+            return
+        if self.unheard or any(self._is_disturbed(job) for job in self._snapshot.jobs):
+            self.waits = "the retry is answered when this stage has ended"
+            return
+        self._try_failed_again()
+        for stage, row in self.rows.items():
+            if row.state is StageState.RUNNING:
+                self._update(stage, state=StageState.PENDING, reason="", message="")
+        self._forget(Stage.PREPARE)
+        self._prepares_again = True
+        self.record_ended_jobs(now)
+
+    def _is_disturbed(self, job: JobObservation) -> bool:
+        """Whether a Job runs that would be stopped if prepare ran now."""
+        return job.state is JobState.LIVE and not job.deleting and job.runs and not self._is_of_new_retry(job)
 
     def _rekey(self, resolved: Resolved) -> None:
         """Give the stages after prepare their digests; a row of another digest starts anew."""
@@ -94,12 +130,18 @@ class Run:
                 return  # it says why, also when its Job and Pods are gone
             job = self.job_of(stage)
             if job is None:
-                if self.rows[stage].state is StageState.RUNNING:
-                    self._update(stage, state=StageState.PENDING)
+                self._note_replacement(stage)
                 return
             self._record(stage, job, now)
             if self.rows[stage].state is not StageState.SUCCEEDED:
                 return
+
+    def _note_replacement(self, stage: Stage) -> None:
+        """A stage whose Job is gone, or goes, waits for the next one."""
+        if self.rows[stage].state is StageState.RUNNING:
+            self._update(stage, state=StageState.PENDING)
+        if any(self._is_outdated(job) for job in self._snapshot.jobs if job.name == self.job_name(stage)):
+            self._update(stage, reason=Reason.REPLACED, message=_REPLACED)
 
     def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
         self._follow(stage, job)
@@ -119,7 +161,7 @@ class Run:
             self.unheard = True
             self._update(stage, state=StageState.RUNNING)
         elif job.state is JobState.FAILED:
-            reason, message = why_failed(job, self._spec)
+            reason, message = why_failed(job)
             self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
         elif job.state is JobState.COMPLETE:
             self._result_lost(stage, ended)
@@ -289,9 +331,16 @@ class Run:
 
     def answers(self, job: JobObservation) -> bool:
         """Whether a Job speaks for its stage as it stands now; one that ended before the stage was reset does not."""
-        if job.deleting:
+        if job.deleting or self._is_outdated(job):
             return False
-        return job.state is JobState.LIVE or job.stage not in self._reset or self._is_of_new_retry(job)
+        goes_on = job.state is JobState.LIVE and not (job.stage is Stage.PREPARE and self._prepares_again)
+        return goes_on or job.stage not in self._reset or self._is_of_new_retry(job)
+
+    def _is_outdated(self, job: JobObservation) -> bool:
+        """Whether a Job that has not started was made for a profile, or for limits, that are other ones by now."""
+        if job.state is not JobState.LIVE or job.deleting or job.runs:
+            return False
+        return job.settings != settings_digest(self._spec, self._profile, job.stage)
 
     def _is_of_new_retry(self, job: JobObservation) -> bool:
         """Whether an earlier pass made the Job for this very token, and could not write its status."""

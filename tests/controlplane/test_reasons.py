@@ -9,7 +9,7 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from support.kube import condition, pod_ended
 from support.scenario import request_of
-from support.stage_player import StagePlayer
+from support.stage_player import STORE, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +136,31 @@ def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
 
     assert (stalled["message"], phase) == (f"prepare: {message}", "Stalled")
     assert player.object["status"]["phase"] == "Preparing"
+
+
+def test_an_image_that_is_mended_in_the_profile_reaches_the_job_that_waits_for_it(
+    player: StagePlayer, operator: Operator
+) -> None:
+    player.apply()
+    job, pod = player.live_pod(Stage.PREPARE)
+    player.end_pod(pod, waiting("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jbos:0.1.0"'))
+    player.wait_for_condition("Stalled", "ImagePullBackOff")
+
+    operator.stop()
+    operator.start({"default": {"store": STORE, "image": {"reference": "ghcr.io/edgetune/jobs:mended"}}})
+    player.wait(lambda found: condition(found, "Stalled") is None, "the Job is made anew")
+    anew, _ = player.live_pod(Stage.PREPARE)
+    player.finish_from(Stage.PREPARE)
+    player.wait_for_phase("Succeeded")
+    operator.stop()
+    operator.start()
+
+    (container,) = anew["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "ghcr.io/edgetune/jobs:mended"
+    assert anew["metadata"]["name"] == job["metadata"]["name"]
+    assert anew["metadata"]["uid"] != job["metadata"]["uid"]
+    events = player.kube.list("v1", "Event", player.namespace)
+    assert any(event["reason"] == "PrepareReplaced" and "the profile" in event["message"] for event in events)
 
 
 @pytest.mark.parametrize(

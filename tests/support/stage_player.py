@@ -1,6 +1,7 @@
 """Plays kubelet and stages for an operator process on a control plane of its own, where nothing runs."""
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from support.operator_process import free_ports, running_operator
 from support.scenario import Scenario, request_of
 
 OBJECT = (names.API_VERSION, names.KIND)
-_STORE = {"uri": "s3://artifacts/edgetune"}
+STORE = {"uri": "s3://artifacts/edgetune"}
 SHORT_LIVED = "short-lived"
 """Profile whose Jobs are gone a second after their end."""
 
-_PROFILES = {"default": {"store": _STORE}, SHORT_LIVED: {"store": _STORE, "ttlSecondsAfterFinished": 1}}
+_PROFILES = {"default": {"store": STORE}, SHORT_LIVED: {"store": STORE, "ttlSecondsAfterFinished": 1}}
 
 
 class StagePlayer:
@@ -131,11 +132,11 @@ class Operator:
         self._plane = plane
         self._stack = ExitStack()
 
-    def start(self) -> None:
+    def start(self, profiles: Mapping[str, Any] = _PROFILES) -> None:
         health, metrics = free_ports(2)
         ports = ("--health-port", str(health), "--metrics-port", str(metrics))
         self._running = self._stack.enter_context(
-            running_operator(self._folder, self._plane.kubeconfig(), _PROFILES, *ports)
+            running_operator(self._folder, self._plane.kubeconfig(), profiles, *ports)
         )
 
     def stop(self) -> None:

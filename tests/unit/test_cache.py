@@ -88,6 +88,18 @@ def test_an_object_that_was_created_anew_is_taken_whatever_its_version(cache: Ca
     assert cache.put(Kind.OBJECT, at(5, lora_fine_tune().with_metadata(uid="another").build())) == KEY
 
 
+def test_what_a_pass_compares_of_a_job_is_kept(cache: Cache) -> None:
+    manifest = job(7)
+    manifest["metadata"]["annotations"][names.SETTINGS_ANNOTATION] = "0123456789abcdef"
+    manifest["spec"] = {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True, "template": {}}
+
+    cache.put(Kind.JOB, manifest)
+
+    (kept,) = cache.jobs_of(UID)
+    assert kept["metadata"]["annotations"][names.SETTINGS_ANNOTATION] == "0123456789abcdef"
+    assert kept["spec"] == {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True}
+
+
 def test_a_job_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:
     assert cache.put(Kind.JOB, job(2)) == KEY
     assert cache.put(Kind.JOB, job(3, ready=1, uncountedTerminatedPods={})) is None

@@ -5,7 +5,7 @@ import pytest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.events import transitions
 from support.builders import lora_fine_tune
-from support.scenario import Scenario
+from support.scenario import PROFILE, Scenario
 
 
 @pytest.fixture
@@ -31,6 +31,17 @@ def test_a_stage_that_starts_and_ends_is_told(scenario: Scenario) -> None:
     assert handed_over[0] == ("Normal", "PrepareSucceeded", "done in 0 s")
     assert handed_over[1] == ("Normal", "TrainStarted", f"created Job {scenario.live_job}")
     assert told(scenario) == []
+
+
+def test_a_job_that_is_replaced_is_told_with_the_reason(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
+    scenario.profiles = {"default": PROFILE.model_copy(update={"queue": "gpu"})}
+    replaced, made_anew = told(scenario), told(scenario)
+
+    message = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
+    assert replaced == [("Normal", "PrepareReplaced", message)]
+    assert made_anew == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
 
 
 def test_what_stalls_a_stage_is_told_once_and_again_when_the_cause_changes(scenario: Scenario) -> None:

@@ -244,14 +244,68 @@ def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenari
     assert scenario.status.resolved != before
 
 
-def test_a_retry_while_a_stage_runs_is_answered_and_disturbs_nothing(scenario: Scenario) -> None:
+def test_a_retry_while_a_stage_runs_disturbs_nothing_and_is_answered_when_it_has_ended(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     scenario.change(scenario.builder.with_retry_requested("impatient"))
-    done = scenario.reconcile()
+    waits = scenario.reconcile()
+    told, again = scenario.condition("Ready"), scenario.reconcile()
+    handled = scenario.status.last_handled_retry
+    scenario.finish()
+    ended = scenario.reconcile()
+    state, answered = scenario.row(Stage.TRAIN).state, scenario.status.last_handled_retry
 
-    assert done.plan.actions == ()
+    assert (waits.plan.actions, again.plan.actions, again.wrote_status) == ((), (), False)
+    message = "train: running; the retry is answered when this stage has ended"
+    assert (told, handled) == (("False", "JobRunning", message), "")
+    assert (state, answered) == (StageState.SUCCEEDED, "impatient")
+    assert (created(ended), [reason for _, reason in deleted(ended)]) == ([], [RUNS_AGAIN])
+    assert run_again(scenario) == [Stage.PREPARE, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]
+
+
+def test_a_retry_while_a_stage_runs_is_answered_when_it_has_failed(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    scenario.reconcile()
+
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
+    scenario.reconcile()
+
     assert scenario.status.last_handled_retry == "impatient"
+    assert run_again(scenario) == list(Stage)
+
+
+def test_no_stage_begins_while_a_retry_waits_for_a_job_whose_container_has_ended(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    result = scenario.simulated_result(scenario.request)
+    scenario.end_pod(lambda pod: pod.succeeded(result))
+
+    waits = scenario.reconcile()
+    scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
+    scenario.reconcile()
+
+    assert (waits.plan.actions, scenario.row(Stage.TRAIN).state) == ((), StageState.SUCCEEDED)
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN])
+def test_a_retry_replaces_a_job_that_has_not_started(scenario: Scenario, stage: Stage) -> None:
+    scenario.advance_to(stage)
+    scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff"))
+    blocked = scenario.live_job
+
+    scenario.change(scenario.builder.with_retry_requested("now"))
+    first = scenario.reconcile()
+    second = scenario.reconcile()
+
+    assert blocked in [name for name, _ in deleted(first)]
+    assert scenario.status.last_handled_retry == "now"
+    assert (created(second), scenario.row(stage).state) == (
+        [Stage.PREPARE],
+        StageState.RUNNING if stage is Stage.PREPARE else StageState.PENDING,
+    )
+    assert scenario.reconcile().wrote_status is False
 
 
 def test_a_retry_is_answered_once(scenario: Scenario) -> None:

@@ -53,7 +53,7 @@ def test_a_failure_after_several_attempts_names_their_number_and_the_limit(train
 
     training.reconcile()
 
-    message = "the store did not answer (attempt 4, spec.retryLimit is 3)"
+    message = "the store did not answer (attempt 4, spec.retryLimit was 3)"
     assert training.row(Stage.TRAIN).message == message
     assert training.row(Stage.TRAIN).attempts == 4
 
@@ -81,7 +81,7 @@ def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenar
     row = training.row(Stage.TRAIN)
     assert row.reason == "OutOfMemory"
     assert row.message == (
-        "the container was killed at its memory limit; raise it in the profile (attempt 4, spec.retryLimit is 3)"
+        "the container was killed at its memory limit; raise it in the profile (attempt 4, spec.retryLimit was 3)"
     )
 
 

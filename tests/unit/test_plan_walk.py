@@ -10,12 +10,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState
+from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.plan import CreateJob, Outcome
 from edgetune_operator.reconcile import JobRefused, Pass
 from edgetune_operator.reference import REASONS
 from edgetune_operator.status import dump
-from support.builders import lora_fine_tune
-from support.scenario import MemoryCluster, Scenario, created, request_of
+from support.builders import PodBuilder, lora_fine_tune
+from support.scenario import PROFILE, MemoryCluster, Scenario, created, request_of
 
 EDITS: tuple[tuple[str, Any], ...] = (
     ("lora.rank", 8),
@@ -67,7 +68,7 @@ class Walk(RuleBasedStateMachine):
         assert not [each for each in asked if each.stage is not Stage.PREPARE and each.digest in succeeded]
         assert len(created(done)) <= 1
         assert not created(done) or len(done.plan.actions) == 1
-        known = {code.reason for code in ExitCode} | set(REASONS) | {INTERNAL_ERROR, ""}
+        known = {code.reason for code in ExitCode} | set(REASONS) | {INTERNAL_ERROR, "Unschedulable", ""}
         assert {done.plan.view.reason, *(row.reason for row in done.plan.view.rows)} <= known
         return done
 
@@ -147,6 +148,22 @@ class Walk(RuleBasedStateMachine):
         """Whether there is one live Job with a Pod that runs."""
         live = self.cluster.live_jobs()
         return len(live) == 1 and live == [name for name in self.running() if name in live]
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_pod_waits_for_its_node(self) -> None:
+        self.scenario.end_pod(lambda pod: pod.unschedulable("no node fits"))
+
+    @rule()
+    def waiting_pods_get_their_node(self) -> None:
+        for name, pod in self.cluster.pods.items():
+            if pod["status"]["phase"] == "Pending":
+                job = pod["metadata"]["labels"][JOB_NAME_LABEL]
+                self.cluster.pods[name] = PodBuilder(job, name, pod["metadata"]["creationTimestamp"]).running().build()
+
+    @rule(queue=st.sampled_from(["", "gpu"]))
+    def the_platform_team_changes_the_profile(self, queue: str) -> None:
+        self.scenario.profiles = {"default": PROFILE.model_copy(update={"queue": queue})}
 
     @rule()
     def the_job_controller_catches_up(self) -> None:
@@ -241,6 +258,7 @@ class Walk(RuleBasedStateMachine):
             if done.plan.view.outcome.is_final:
                 assert not self.running()
                 return done.plan.view.outcome
+            self.waiting_pods_get_their_node()
             if self.has_running_pod():
                 self.scenario.finish()
             self.the_job_controller_catches_up()

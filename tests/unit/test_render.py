@@ -174,7 +174,11 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
     assert manifest["spec"]["template"]["metadata"] == {
         "labels": {key: manifest["metadata"]["labels"][key] for key in manifest["metadata"]["labels"] if key in own}
     }
-    assert manifest["metadata"]["annotations"].keys() == {names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION}
+    assert manifest["metadata"]["annotations"].keys() == {
+        names.DIGEST_ANNOTATION,
+        names.RETRY_ANNOTATION,
+        names.SETTINGS_ANNOTATION,
+    }
 
 
 def test_nothing_of_a_profile_is_left_in_a_job_that_does_not_ask_for_it() -> None:

@@ -1,0 +1,155 @@
+"""Jobs that have not started follow the profile and the limits of the spec; what runs is left alone."""
+
+from typing import Any
+
+import pytest
+
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import StageState
+from edgetune_operator.profiles import Image, Profile, Resources
+from support.builders import PodBuilder, lora_fine_tune
+from support.scenario import PROFILE, Scenario, created, deleted
+
+MENDED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:mended")})
+REPLACED = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    return Scenario(lora_fine_tune())
+
+
+def change_profile(scenario: Scenario, profile: Profile = MENDED) -> None:
+    """The platform team changes the profile; the operator starts again with it."""
+    scenario.profiles = {"default": profile}
+
+
+def blocked(pod: PodBuilder) -> PodBuilder:
+    return pod.waiting("ImagePullBackOff", "Back-off pulling image")
+
+
+def test_a_job_that_waits_for_its_image_is_made_anew_with_the_mended_one(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.end_pod(blocked)
+    scenario.reconcile()
+    before, job = scenario.status.phase, scenario.live_job
+
+    change_profile(scenario)
+    first = scenario.reconcile()
+    row, ready = scenario.row(Stage.PREPARE), scenario.condition("Reconciling")
+    second = scenario.reconcile()
+
+    assert (before, [name for name, _ in deleted(first)], created(first)) == ("Stalled", [job], [])
+    assert (row.state, row.reason, row.message) == (StageState.PENDING, "Replaced", REPLACED)
+    assert ready == ("True", "Replaced", f"prepare: {REPLACED}")
+    assert created(second) == [Stage.PREPARE]
+    (container,) = scenario.cluster.jobs[scenario.live_job]["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/jobs:mended"
+    assert scenario.row(Stage.PREPARE).reason == "JobRunning"
+    assert scenario.reconcile().plan.actions == ()
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        lambda pod: pod.unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        lambda pod: pod.waiting("ContainerCreating"),
+    ],
+)
+def test_a_job_whose_pod_is_pending_is_made_anew(scenario: Scenario, ending: Any) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.end_pod(ending)
+
+    change_profile(scenario, PROFILE.model_copy(update={"node_selector": {"gpu": "l4"}}))
+    scenario.reconcile()
+
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_a_job_that_a_queue_holds_back_is_made_anew(scenario: Scenario) -> None:
+    scenario.reconcile()
+    job = scenario.cluster.jobs[scenario.live_job]
+    job["spec"]["suspend"], job["status"] = True, {}
+    scenario.cluster.pods.clear()
+
+    change_profile(scenario)
+    scenario.reconcile()
+
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+def test_a_job_whose_pods_are_refused_is_made_anew_with_an_edited_limit(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.cluster.pods.clear()
+    scenario.cluster.jobs[scenario.live_job]["status"] = {}
+
+    scenario.change(scenario.builder.edited("activeDeadlineSeconds", 90_000))
+    scenario.reconcile()
+    scenario.reconcile()
+
+    assert scenario.cluster.jobs[scenario.live_job]["spec"]["activeDeadlineSeconds"] == 90_000
+
+
+@pytest.mark.parametrize("field", ["retryLimit", "activeDeadlineSeconds"])
+def test_a_running_stage_keeps_its_job_whatever_changes(scenario: Scenario, field: str) -> None:
+    scenario.advance_to(Stage.TRAIN)
+
+    change_profile(scenario)
+    scenario.change(scenario.builder.edited(field, 99))
+
+    assert scenario.reconcile().plan.actions == ()
+    assert scenario.reconcile().wrote_status is False
+
+
+def test_a_pod_that_the_job_counts_and_no_watch_has_told_of_may_run(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.cluster.pods.clear()
+
+    change_profile(scenario)
+
+    assert scenario.reconcile().plan.actions == ()
+
+
+def test_a_container_that_has_just_ended_well_is_not_run_again(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    result = scenario.simulated_result(scenario.request)
+    scenario.end_pod(lambda pod: pod.succeeded(result))
+    scenario.cluster.jobs[scenario.live_job]["status"]["active"] = 0
+
+    change_profile(scenario)
+
+    assert created(scenario.reconcile()) == [Stage.MERGE]
+
+
+def test_between_two_attempts_the_next_one_gets_the_mended_profile(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    request = scenario.request
+    scenario.end_pod(lambda pod: pod.failed(request.stage, request.digest, ExitCode.TRANSIENT, "no answer"))
+    scenario.cluster.jobs[scenario.live_job]["status"]["active"] = 0
+
+    change_profile(scenario)
+    scenario.reconcile()
+
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_resources_of_another_stage_replace_nothing(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.end_pod(blocked)
+
+    change_profile(scenario, PROFILE.model_copy(update={"resources": {Stage.TRAIN: Resources(requests={"cpu": 1})}}))
+
+    assert scenario.reconcile().plan.actions == ()
+
+
+def test_a_deadline_is_told_as_the_job_had_it(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.edited("activeDeadlineSeconds", 172_800))
+    scenario.reconcile()
+
+    scenario.end_job(lambda job: job.failed("DeadlineExceeded", "Job was active longer than specified deadline"))
+    scenario.reconcile()
+
+    assert scenario.row(Stage.TRAIN).message == (
+        "not done after 86400 seconds; raise spec.activeDeadlineSeconds or ask for less"
+    )
