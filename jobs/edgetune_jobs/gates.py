@@ -2,14 +2,25 @@
 
 from dataclasses import dataclass
 
-from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec
+from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import Scores
+from edgetune_contract.spec import EdgeFormat
 
 # Scores are quotients of small integers: differences below this are rounding.
 _TOLERANCE = 1e-9
 _NO_SCORE = "no evaluation row has an expected keyword or a reference answer; add some, or take the gate away"
+
+
+@dataclass(frozen=True)
+class FurtherEdge:
+    """What the gates judge of an edge model in a format after the first."""
+
+    edge_format: EdgeFormat
+    score: float | None
+    bytes: int
+    """Size of its files, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -23,32 +34,44 @@ class Figures:
     edge: EdgeMeasurement | None = None
     """How the edge model runs; None if it was not measured."""
 
+    further: tuple[FurtherEdge, ...] = ()
+    """Edge models in further formats: they are published too."""
+
 
 def judge(evaluation: EvaluationSpec, figures: Figures) -> tuple[str, ...]:
     """One sentence for each gate that does not hold, with the figure and the limit; empty when all hold.
 
-    A gate on a figure that does not exist does not hold.
+    A gate on a figure that does not exist does not hold. What is measured on the CPU is judged of the first format.
     """
     gates, scores = evaluation.gates, figures.scores
-    refusals = (
-        _judge_score(gates.min_score, scores),
+    refusals = [
         _judge_improvement(gates.min_improvement, scores),
-        _judge_drop(gates.max_drop, scores),
-        _judge_bytes(gates.max_edge_bytes, figures.edge_bytes),
+        *_judge_edge(gates, "the edge model", scores.tuned, scores.edge, figures.edge_bytes),
         *_judge_budget(evaluation.edge, figures.edge),
-    )
+    ]
+    for edge in figures.further:
+        refusals += _judge_edge(gates, f"the edge model in {edge.edge_format}", scores.tuned, edge.score, edge.bytes)
     return tuple(refusal for refusal in refusals if refusal is not None)
 
 
-def _judge_score(limit: float | None, scores: Scores) -> str | None:
+def _judge_edge(gates: Gates, name: str, tuned: float | None, score: float | None, size: int) -> tuple[str | None, ...]:
+    """Gates that hold for the edge model in each format."""
+    return (
+        _judge_score(gates.min_score, name, score),
+        _judge_drop(gates.max_drop, name, tuned, score),
+        _judge_bytes(gates.max_edge_bytes, name, size),
+    )
+
+
+def _judge_score(limit: float | None, name: str, score: float | None) -> str | None:
     if limit is None:
         return None
-    if scores.edge is None:
-        return f"minScore: the edge model has no score: {_NO_SCORE}"
-    if scores.edge >= limit - _TOLERANCE:
+    if score is None:
+        return f"minScore: {name} has no score: {_NO_SCORE}"
+    if score >= limit - _TOLERANCE:
         return None
-    digits = _digits(3, scores.edge, limit)
-    return f"minScore: the edge model scores {scores.edge:.{digits}f}; the limit is {limit:.{digits}f}"
+    digits = _digits(3, score, limit)
+    return f"minScore: {name} scores {score:.{digits}f}; the limit is {limit:.{digits}f}"
 
 
 def _judge_improvement(limit: float | None, scores: Scores) -> str | None:
@@ -67,25 +90,25 @@ def _judge_improvement(limit: float | None, scores: Scores) -> str | None:
     )
 
 
-def _judge_drop(limit: float | None, scores: Scores) -> str | None:
+def _judge_drop(limit: float | None, name: str, tuned: float | None, score: float | None) -> str | None:
     if limit is None:
         return None
-    if scores.tuned is None or scores.edge is None:
-        return f"maxDrop: the tuned and the edge model have no scores: {_NO_SCORE}"
-    drop = scores.tuned - scores.edge
+    if tuned is None or score is None:
+        return f"maxDrop: the tuned model and {name} have no scores: {_NO_SCORE}"
+    drop = tuned - score
     if drop <= limit + _TOLERANCE:
         return None
     digits = _digits(3, drop, limit)
     return (
-        f"maxDrop: the edge model scores {scores.edge:.3f}, {drop:.{digits}f} below the tuned model's "
-        f"{scores.tuned:.3f}; the limit is {limit:.{digits}f}"
+        f"maxDrop: {name} scores {score:.3f}, {drop:.{digits}f} below the tuned model's {tuned:.3f}; "
+        f"the limit is {limit:.{digits}f}"
     )
 
 
-def _judge_bytes(limit: str | None, edge_bytes: int) -> str | None:
-    if limit is None or edge_bytes <= parse_bytes(limit):
+def _judge_bytes(limit: str | None, name: str, size: int) -> str | None:
+    if limit is None or size <= parse_bytes(limit):
         return None
-    return f"maxEdgeBytes: the edge model has {edge_bytes:,} bytes; the limit is {limit}, {parse_bytes(limit):,} bytes"
+    return f"maxEdgeBytes: {name} has {size:,} bytes; the limit is {limit}, {parse_bytes(limit):,} bytes"
 
 
 def _judge_budget(budget: EdgeBudget | None, edge: EdgeMeasurement | None) -> tuple[str | None, ...]:

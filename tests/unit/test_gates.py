@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
-from edgetune_jobs.gates import Figures, judge
+from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.gates import Figures, FurtherEdge, judge
 
 SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
 NO_SCORES = Scores()
@@ -27,7 +28,7 @@ WHY = "no evaluation row has an expected keyword or a reference answer; add some
             SCORES,
             "maxDrop: the edge model scores 0.812, 0.041 below the tuned model's 0.853; the limit is 0.020",
         ),
-        ({"maxDrop": 0.02}, NO_SCORES, f"maxDrop: the tuned and the edge model have no scores: {WHY}"),
+        ({"maxDrop": 0.02}, NO_SCORES, f"maxDrop: the tuned model and the edge model have no scores: {WHY}"),
         (
             {"minImprovement": 70},
             SCORES,
@@ -74,7 +75,20 @@ def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
 
     names = [refusal.partition(":")[0] for refusal in judge(EvaluationSpec(gates=gates), Figures(SCORES, edge_bytes=2))]
 
-    assert names == ["minScore", "minImprovement", "maxDrop", "maxEdgeBytes"]
+    assert names == ["minImprovement", "minScore", "maxDrop", "maxEdgeBytes"]
+
+
+def test_every_format_has_to_hold_the_gates_and_a_refusal_names_the_format() -> None:
+    evaluation = EvaluationSpec(gates=Gates(min_score=0.8, min_improvement=10, max_drop=0.05, max_edge_bytes="2k"))
+    good = FurtherEdge(EdgeFormat.COMPRESSED_TENSORS_W8A8, 0.85, 2000)
+    bad = FurtherEdge(EdgeFormat.GGUF_Q8_0, 0.7, 3000)
+
+    assert judge(evaluation, Figures(SCORES, edge_bytes=2000, further=(good,))) == ()
+    assert judge(evaluation, Figures(SCORES, edge_bytes=2000, further=(good, bad))) == (
+        "minScore: the edge model in GGUF-Q8_0 scores 0.700; the limit is 0.800",
+        "maxDrop: the edge model in GGUF-Q8_0 scores 0.700, 0.153 below the tuned model's 0.853; the limit is 0.050",
+        "maxEdgeBytes: the edge model in GGUF-Q8_0 has 3,000 bytes; the limit is 2k, 2,000 bytes",
+    )
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))

@@ -6,11 +6,13 @@ With a pin: move the pointer to the version that it names, and nothing else.
 from collections.abc import Mapping
 
 from edgetune_contract.request import Artifact, FileEntry, Manifest, Request, Resolved, Scores
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.gates import Figures, judge
+from edgetune_jobs.gates import Figures, FurtherEdge, judge
 from edgetune_jobs.outputs import timestamp
+from edgetune_jobs.scoring import headline
 from edgetune_jobs.stage import Publisher, StageContext, StageOutput
 from edgetune_jobs.store import files_below
 
@@ -26,10 +28,7 @@ def run(context: StageContext) -> StageOutput:
     if request.resolved is None:
         raise InvalidInput("publish needs a request with what prepare resolved")
     manifests = _read_manifests(request, publisher)
-    evaluated = manifests[Stage.EVALUATE].result
-    edge, *_ = edge_artifacts(manifests[Stage.QUANTIZE])
-    figures = Figures(evaluated.scores or Scores(), edge.bytes, evaluated.edge)
-    refusals = judge(request.parameters.evaluation, figures)
+    refusals = judge(request.parameters.evaluation, _figures(manifests))
     context.progress.say("refused by its gates" if refusals else "publishing")
     return StageOutput(publication=publisher.publish(_version(request, request.resolved, manifests, refusals)))
 
@@ -49,6 +48,19 @@ def edge_artifacts(manifest: Manifest) -> tuple[Artifact, ...]:
 def _read_manifests(request: Request, publisher: Publisher) -> dict[Stage, Manifest]:
     skipped = {Stage.PUBLISH} if request.parameters.merge.keep else {Stage.PUBLISH, Stage.MERGE}
     return {stage: publisher.read_stage(stage) for stage in Stage if stage not in skipped}
+
+
+def _figures(manifests: Mapping[Stage, Manifest]) -> Figures:
+    evaluated = manifests[Stage.EVALUATE].result
+    scores = evaluated.scores or Scores()
+    edge, *further = edge_artifacts(manifests[Stage.QUANTIZE])
+    formats = {edge_format.artifact: edge_format for edge_format in EdgeFormat}
+    return Figures(
+        scores,
+        edge.bytes,
+        evaluated.edge,
+        tuple(FurtherEdge(formats[each.name], headline(scores.details[each.name]), each.bytes) for each in further),
+    )
 
 
 def _version(
