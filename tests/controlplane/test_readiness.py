@@ -29,7 +29,7 @@ def wait_until_told(port: int, what: str, log: Path) -> None:
         time.sleep(0.1)
 
 
-def test_an_operator_is_ready_when_there_is_an_api_server_that_serves_the_crd_and_not_before(tmp_path: Path) -> None:
+def test_an_operator_is_ready_while_an_api_server_serves_the_crd_and_at_no_other_time(tmp_path: Path) -> None:
     """It watches one namespace: then Kopf itself notices no CRD that comes later."""
     if not binaries_are_there():
         pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
@@ -56,6 +56,11 @@ def test_an_operator_is_ready_when_there_is_an_api_server_that_serves_the_crd_an
             player.apply()
             player.wait_for_phase("Preparing")
             assert ask(health, "/readyz") == (200, "ready")
+            plane.stop_api_server()
+            wait_until_told(health, "not ready: the API server does not answer", operator.log)
+            assert ask(health, "/healthz")[0] == 200
+            plane.start_api_server()
+            wait_until_told(health, "ready", operator.log)
     finally:
         stop_control_plane(plane.folder)
 
