@@ -7,13 +7,13 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import AccessDenied
+from edgetune_jobs.errors import AccessDenied, TransientFault
 from edgetune_jobs.files import (
     CHUNK_BYTES,
     FileSink,
@@ -98,19 +98,21 @@ class LocalFolderStore:
 
     @contextmanager
     def create_file(self, key: str, size: int) -> Iterator[HashingWriter]:
-        path = self._path(key)
-        with _access_errors(f"write {self._uri}/{key}"), disk_errors(path, size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            require_free_space(path.parent, size)
-            temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-            with _new_file(temporary) as file:
-                writer = HashingWriter(file)
-                yield writer
-                check_size(writer.fingerprint, size, f"{self._uri}/{key}")
-                file.flush()
-                os.fsync(file.fileno())
+        path, uri = self._path(key), f"{self._uri}/{key}"
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        with _access_errors(f"write {uri}"), disk_errors(path, size), ExitStack() as stack:
+            with _removals(uri):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                require_free_space(path.parent, size)
+                file = stack.enter_context(_new_file(temporary))
+            writer = HashingWriter(file)
+            yield writer
+            check_size(writer.fingerprint, size, uri)
+            file.flush()
+            os.fsync(file.fileno())
+            with _removals(uri):
                 temporary.replace(path)
-            _sync_folder(path.parent)
+                _sync_folder(path.parent)
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         with disk_errors(path, expected.bytes), path.open("wb") as target:
@@ -241,6 +243,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _removals(uri: str) -> Iterator[None]:
+    """Turns the loss of a file, or of its folder, to another process into a TransientFault."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TransientFault(
+            f"{uri} was removed while it was written, as by another attempt that has finished the same stage; try again"
+        ) from error
 
 
 @contextmanager

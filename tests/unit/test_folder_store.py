@@ -191,6 +191,25 @@ def test_files_that_a_killed_writer_left_are_not_listed_and_go_with_their_folder
     assert not left.parent.exists()
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_passing_fault(
+    store: LocalFolderStore, tmp_path: Path, size: int
+) -> None:
+    def lose() -> None:
+        with store.create_file("stages/merge/d/lost/model.safetensors", size) as file:
+            file.write(b"abc"[:size])
+            store.delete_tree("stages/merge/d", keep=("stages/merge/d/won",))
+
+    with pytest.raises(TransientFault, match=r"lost/model\.safetensors was removed while it was written"):
+        lose()
+    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_a_writer_misses_is_not_taken_for_its_own(store: LocalFolderStore, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), store.create_file("a", 3) as file:
+        file.write((tmp_path / "nothing").read_bytes())
+
+
 def test_a_uri_with_escapes_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
     path = tmp_path / "with space & ümlaut"
 
