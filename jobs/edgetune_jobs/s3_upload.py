@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgetune_jobs.files import Buffer, Fingerprint, check_size
-from edgetune_jobs.s3_client import s3_errors
+from edgetune_jobs.s3_client import s3_errors, status_of
 
 # Together with the part that is being filled, so many parts are in memory.
 _CONCURRENCY = 3
@@ -105,9 +105,29 @@ class UploadStream:
             self._send_part()
         while self._waiting:
             self._take_oldest()
+        from botocore.exceptions import ClientError
+
         parts = {"Parts": self._parts}
         with s3_errors(self._uri):
-            self._client.complete_multipart_upload(**self._place, UploadId=self._upload_id, MultipartUpload=parts)
+            try:
+                self._client.complete_multipart_upload(**self._place, UploadId=self._upload_id, MultipartUpload=parts)
+            except ClientError as error:
+                # The client asks again when an answer was lost: then the upload is gone because it is complete.
+                if error.response["Error"]["Code"] != "NoSuchUpload" or not self._is_there():
+                    raise
+
+    def _is_there(self) -> bool:
+        """Whether the object is in the bucket. Each attempt writes under keys of its own: nobody else can have put it
+        there."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._client.head_object(**self._place)
+        except ClientError as error:
+            if status_of(error) == 404:
+                return False
+            raise
+        return bool(found["ContentLength"] == self._size)
 
     def _abort(self) -> None:
         """Abort the upload when no part is on its way any more: a part that arrives later would stay and cost money.

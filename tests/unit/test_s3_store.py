@@ -93,6 +93,36 @@ def test_a_file_that_is_written_as_it_comes_is_stored_in_both_checksum_modes(
     assert content.data == b"0123456789"
 
 
+def test_a_streamed_file_is_stored_though_the_answer_to_its_completion_is_lost(
+    store: S3Store, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.faults.append(Fault("POST", "uploadId", times=1, loses_answer=True))
+
+    with store.create_file("streamed.bin", 10) as file:
+        file.write(b"0123456789")
+
+    content = store.read("streamed.bin")
+    assert content is not None
+    assert content.data == b"0123456789"
+    assert [method for method, path in s3_proxy.requests if "streamed.bin" in path].count("POST") == 3
+
+
+@pytest.mark.parametrize("others", [None, b"of another size"])
+def test_a_streamed_file_whose_upload_was_aborted_is_a_passing_fault(
+    store: S3Store, s3_server: S3Server, s3_prefix: str, others: bytes | None
+) -> None:
+    def lose() -> None:
+        with store.create_file("stages/streamed.bin", 10) as file:
+            file.write(b"0123456789")
+            store.discard_unfinished("stages")
+            if others:
+                store.put("stages/streamed.bin", others)
+
+    with pytest.raises(TransientFault, match=r"404 NoSuchUpload to (CompleteMultipartUpload|UploadPart) of s3://"):
+        lose()
+    assert unfinished_uploads(s3_server, s3_prefix) == []
+
+
 def test_a_large_file_goes_up_in_parts(store: S3Store, s3_proxy: FaultProxy, large_file: Path) -> None:
     store.upload_file(large_file, "large.bin")
 
