@@ -6,6 +6,8 @@ The pointer is a copy of the document of the version that it names. It is moved 
 import json
 from collections.abc import Callable
 
+from pydantic import ValidationError
+
 from edgetune_contract.digest import canonical_json, pointer_key, version_key
 from edgetune_contract.request import Manifest, Publication
 from edgetune_contract.stages import Stage
@@ -70,8 +72,7 @@ class StorePublisher:
 
     def publish(self, document: VersionDocument) -> Publication:
         """Write a version; move the pointer to it if its gates held."""
-        data = encode(document)
-        self._store.put(version_key(self._name, document.version), data)
+        data = self._write(document)
         if document.published:
             self._pointer.move(data)
         return Publication(
@@ -100,6 +101,17 @@ class StorePublisher:
         if self._pointer.version != version:
             self._point_at(version)
 
+    def _write(self, document: VersionDocument) -> bytes:
+        """Write a version's document; its bytes. One that stands and says the same stays, with the time that it tells:
+        the pointer may be a copy of it."""
+        key = version_key(self._name, document.version)
+        standing = self._store.read(key)
+        if standing is not None and _says_the_same(standing, document):
+            return standing.data
+        data = encode(document)
+        self._store.put(key, data)
+        return data
+
     def _point_at(self, version: str) -> None:
         document, content = self._versions.read(version), self._store.read(version_key(self._name, version))
         if document is None or content is None:
@@ -113,6 +125,15 @@ class StorePublisher:
 def encode(document: VersionDocument) -> bytes:
     """A version's document as it is stored: canonical JSON."""
     return canonical_json(document.model_dump(mode="json", exclude_none=True))
+
+
+def _says_the_same(content: Content, document: VersionDocument) -> bool:
+    """Whether a document that is stored differs in nothing but the time when it was written."""
+    try:
+        standing = VersionDocument.model_validate_json(content.data)
+    except ValidationError:
+        return False
+    return standing.model_copy(update={"created_at": document.created_at}) == document
 
 
 def _version_of(pointer: Content) -> str | None:

@@ -72,6 +72,26 @@ def test_a_publication_names_the_pointer(store: Store, model: PublishedModel) ->
     assert (publication.version, publication.pointer) == (document.version, f"{store.uri}/models/{MODEL}/latest.json")
 
 
+def test_a_version_that_is_published_again_keeps_its_document_and_its_time(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
+    before = store.read(version_key(MODEL, document.version))
+
+    model.publisher.publish(document.model_copy(update={"created_at": "2026-11-25T08:00:00+00:00"}))
+
+    assert store.read(version_key(MODEL, document.version)) == before == store.read(pointer_key(MODEL))
+
+
+def test_a_version_that_comes_out_otherwise_when_it_is_published_again_is_written_anew(
+    store: Store, model: PublishedModel
+) -> None:
+    document = model.publish()
+    refused = document.model_copy(update={"published": False, "refusals": ("minScore: too bad",)})
+
+    model.publisher.publish(refused)
+
+    assert Versions(store, MODEL).read(document.version) == refused
+
+
 def test_a_refused_version_is_written_and_the_pointer_stays(store: Store, model: PublishedModel) -> None:
     first = model.publish()
 
