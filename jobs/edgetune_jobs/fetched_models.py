@@ -46,7 +46,11 @@ def fetch_model(store: Store, address: Address, cache: Path) -> Path:
         found = store.fetch_folder(folder, files, partial)
         if found != partial:
             return found
-        partial.replace(kept)
+        try:
+            partial.replace(kept)
+        except OSError:
+            if not _is_whole(kept, files):  # else another process was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return kept

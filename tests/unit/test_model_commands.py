@@ -1,6 +1,7 @@
 """`edgetune versions`, `edgetune verify` and what `edgetune generate` fetches, on folders and a real S3 server."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from edgetune_cli.__main__ import app
 from edgetune_cli.models import _model_folder
 from edgetune_contract.digest import pointer_key, version_key
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
-from edgetune_contract.request import ModelScores
+from edgetune_contract.request import FileEntry, ModelScores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
@@ -335,6 +336,21 @@ def test_a_model_in_a_bucket_is_downloaded_once_and_found_by_each_of_its_address
     assert contents(folders.pop()) == {"config.json", "edgetune.json", WEIGHTS}
     assert contents(tmp_path / "cache") == {document.edge.artifact.sha256}
     assert downloads(s3_proxy) == 1
+
+
+def test_a_model_that_another_process_has_downloaded_meanwhile_is_taken(
+    remote: S3Store, document: VersionDocument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, fetch_folder = tmp_path / "cache" / document.edge.artifact.sha256, remote.fetch_folder
+
+    def fetch_with_another(folder: str, files: Sequence[FileEntry], target: Path) -> Path:
+        fetch_folder(folder, files, kept)
+        return fetch_folder(folder, files, target)
+
+    monkeypatch.setattr(remote, "fetch_folder", fetch_with_another)
+
+    assert fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache") == kept
+    assert contents(tmp_path / "cache") == {document.edge.artifact.sha256}
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added"])
