@@ -10,7 +10,7 @@ from typing import Any
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs import models, streaming
 from edgetune_jobs.edge_formats import refusing
-from edgetune_jobs.formats import bnb_int8, w8a8
+from edgetune_jobs.formats import bnb_int8, gguf_loading, w8a8
 from edgetune_jobs.formats.gguf_encoder import GgufEncoder, make_header
 from edgetune_jobs.formats.gguf_layout import lay_out
 from edgetune_jobs.formats.gguf_vocabulary import describe_vocabulary
@@ -19,8 +19,6 @@ from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.pipeline import Encoder
 from edgetune_jobs.tensors.plan import TensorGroup, plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-
-_GGUF_FILE = "model-Q8_0.gguf"
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWrit
         tokenizer = models.load_tokenizer(folder)
         vocabulary = describe_vocabulary(tokenizer, config.vocab_size, _other_ends(folder, tokenizer.eos_token_id))
     header = make_header(layout, vocabulary, context.request.name, context.scratch)
-    with GgufEncoder(layout, header, context.streams, f"{edge_format.artifact}/{_GGUF_FILE}") as encoder:
+    with GgufEncoder(layout, header, context.streams, f"{edge_format.artifact}/{gguf_loading.FILE}") as encoder:
         yield EdgeWriter(
             encoder=encoder,
             finish=lambda: encoder.total_bytes + streaming.companion_bytes(folder),

@@ -9,7 +9,7 @@ import torch
 
 from edgetune_jobs import models
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.formats import q8_0
+from edgetune_jobs.formats import gguf_loading, q8_0
 from support.edge_models import FAMILIES, make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
 
@@ -69,6 +69,14 @@ def test_a_number_that_q8_0_cannot_hold_is_refused_with_its_tensor(value: float,
 
     with pytest.raises(InvalidInput, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         write_gguf(model, tmp_path / "edge")
+
+
+def test_a_file_that_somebody_put_beside_the_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "another.gguf").write_bytes(b"GGUF")
+    assert gguf_loading.find_file(tmp_path) is None
+
+    (tmp_path / gguf_loading.FILE).write_bytes(b"GGUF")
+    assert gguf_loading.find_file(tmp_path) == tmp_path / gguf_loading.FILE
 
 
 def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, tmp_path: Path) -> None:

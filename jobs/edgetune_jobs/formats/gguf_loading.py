@@ -8,9 +8,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+FILE = "model-Q8_0.gguf"
+"""Name of the GGUF file in a model folder."""
+
+
 def find_file(folder: Path) -> Path | None:
     """The GGUF file of a model folder; None if it has none."""
-    return next(iter(sorted(folder.glob("*.gguf"))), None)
+    path = folder / FILE
+    return path if path.is_file() else None
 
 
 def options(file: Path, device: "torch.device") -> dict[str, Any]:
