@@ -28,9 +28,9 @@ class Access:
         Raises:
             AccessDenied: the credentials are incomplete.
         """
-        from edgetune_jobs.s3_client import Credentials, create_client
+        from edgetune_jobs.s3_client import create_client, find_credentials
 
-        return create_client(self.location, Credentials.from_folder(self.credentials_folder))
+        return create_client(self.location, find_credentials(self.credentials_folder))
 
     def open_store(self) -> Store:
         """The request's store."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ _CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_R
 _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 60
 _REQUEST_ATTEMPTS = 5
+# The kubelet takes about a minute to renew the files of a Secret, and tokens are renewed minutes before they expire.
+_REREAD_SECONDS = 60.0
 
 _RIGHTS: Mapping[str, str] = {
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
@@ -28,14 +31,13 @@ _RIGHTS: Mapping[str, str] = {
 }
 _BAD_CREDENTIALS = frozenset(
     {
-        "ExpiredToken",
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
         "InvalidToken",
         "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
     }
 )
+_EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired"})
 _PASSING = frozenset(
     {
         "BadDigest",
@@ -68,7 +70,11 @@ class Credentials:
         if folder is None:
             return None
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-        access_key_id, secret_access_key, session_token = (read_secret(folder, name) for name in names)
+        found: list[str | None] = []
+        # All of the old ones or all of the new ones, should they be renewed in between.
+        while found != (found := [read_secret(folder, name) for name in names]):
+            pass
+        access_key_id, secret_access_key, session_token = found
         if access_key_id is None and secret_access_key is None:
             return None
         if access_key_id is None or secret_access_key is None:
@@ -83,9 +89,43 @@ def read_secret(folder: Path, name: str) -> str | None:
     return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
 
 
-def create_client(location: StoreLocation, credentials: Credentials | None, attempts: int = _REQUEST_ATTEMPTS) -> Any:
+@dataclass(frozen=True)
+class MountedCredentials:
+    """An access key in files that are renewed from time to time, as session tokens in a mounted Secret are."""
+
+    folder: Path
+
+    def read(self) -> Credentials:
+        """What the files hold now.
+
+        Raises:
+            AccessDenied: there is no whole access key in them.
+        """
+        credentials = Credentials.from_folder(self.folder)
+        if credentials is None:
+            raise AccessDenied(
+                f"there are no S3 credentials in {self.folder} any more: add them to the profile's Secret"
+            )
+        return credentials
+
+
+def find_credentials(folder: Path | None) -> MountedCredentials | None:
+    """The credentials in a folder; None if it holds none.
+
+    Raises:
+        AccessDenied: a part of them is missing.
+    """
+    if folder is None or Credentials.from_folder(folder) is None:
+        return None
+    return MountedCredentials(folder)
+
+
+def create_client(
+    location: StoreLocation,
+    credentials: Credentials | MountedCredentials | None,
+    attempts: int = _REQUEST_ATTEMPTS,
+) -> Any:
     """A boto3 S3 client. Requests that fail in passing are sent up to `attempts` times, with growing pauses."""
-    import boto3
     from botocore.config import Config
 
     checksums = _CHECKSUMS[location.checksums]
@@ -99,15 +139,44 @@ def create_client(location: StoreLocation, credentials: Credentials | None, atte
         read_timeout=_READ_TIMEOUT_SECONDS,
     )
     with s3_errors(location.uri):
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=location.endpoint,
-            region_name=location.region,
+        session = _create_session(credentials)
+        return session.client("s3", endpoint_url=location.endpoint, region_name=location.region, config=config)
+
+
+def _create_session(credentials: Credentials | MountedCredentials | None) -> Any:
+    """A boto3 session with these credentials; those in files are read again from time to time."""
+    import boto3
+    import botocore.session
+    from botocore.credentials import CredentialProvider, CredentialResolver, RefreshableCredentials
+
+    if not isinstance(credentials, MountedCredentials):
+        return boto3.session.Session(
             aws_access_key_id=credentials.access_key_id if credentials else None,
             aws_secret_access_key=credentials.secret_access_key if credentials else None,
             aws_session_token=credentials.session_token if credentials else None,
-            config=config,
         )
+
+    def read() -> dict[str, str | None]:
+        now = credentials.read()
+        return {
+            "access_key": now.access_key_id,
+            "secret_key": now.secret_access_key,
+            "token": now.session_token,
+            "expiry_time": (datetime.now(UTC) + timedelta(seconds=_REREAD_SECONDS)).isoformat(),
+        }
+
+    class MountedFiles(CredentialProvider):  # type: ignore[misc] - botocore has no types
+        METHOD = "mounted-files"
+
+        def load(self) -> RefreshableCredentials:
+            # Read when the time is over, neither before nor in the background.
+            return RefreshableCredentials.create_from_metadata(
+                read(), read, self.METHOD, advisory_timeout=0, mandatory_timeout=0
+            )
+
+    botocore_session = botocore.session.get_session()
+    botocore_session.register_component("credential_provider", CredentialResolver([MountedFiles()]))
+    return boto3.session.Session(botocore_session=botocore_session)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -139,6 +208,10 @@ def _translate_response(error: Any, uri: str) -> StageError:
     code = error.response.get("Error", {}).get("Code", "")
     status = status_of(error)
     said = f"the store answered {status} {code}"
+    if code in _EXPIRED:
+        return TransientFault(
+            f"{said} for {uri}: the session token has expired; renew it in the profile's Secret before it does"
+        )
     if code in _BAD_CREDENTIALS:
         return AccessDenied(f"{said} for {uri}: it does not accept the access key; renew it in the profile's Secret")
     if status >= 500 or status in (408, 429) or code in _PASSING:

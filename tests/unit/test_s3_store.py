@@ -13,7 +13,7 @@ import pytest
 from edgetune_contract.request import ChecksumMode, StoreLocation
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.files import Fingerprint
-from edgetune_jobs.s3_client import Credentials, create_client
+from edgetune_jobs.s3_client import Credentials, create_client, find_credentials, s3_errors
 from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import Conflict, DamagedObject
 from support.fault_proxy import Fault, FaultProxy
@@ -329,6 +329,51 @@ def test_credentials_are_read_from_a_folder_without_the_new_line_at_their_end(tm
 
     assert Credentials.from_folder(tmp_path) == Credentials("key", "secret", None)
     assert Credentials.from_folder(None) is None
+
+
+def write_credentials(folder: Path, credentials: Credentials) -> None:
+    (folder / "AWS_ACCESS_KEY_ID").write_text(credentials.access_key_id)
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(credentials.secret_access_key)
+
+
+def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_client(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune_jobs.s3_client._REREAD_SECONDS", 0.05)
+    write_credentials(tmp_path, s3_server.reader)
+    location = s3_server.location(s3_prefix)
+    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))
+    with pytest.raises(AccessDenied, match="lack s3:PutObject"):
+        store.put("a.json", b"")
+
+    write_credentials(tmp_path, s3_server.admin)
+    time.sleep(0.1)  # longer than what was read is used
+
+    store.put("a.json", b"")
+
+
+def test_credentials_that_vanish_from_their_files_are_access_denied(
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgetune_jobs.s3_client._REREAD_SECONDS", 0.05)
+    write_credentials(tmp_path, s3_server.admin)
+    location = s3_server.location(s3_prefix)
+    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    time.sleep(0.1)  # longer than what was read is used
+
+    with pytest.raises(AccessDenied, match="there are no S3 credentials in .* any more"):
+        store.read("a.json")
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "TokenRefreshRequired"])
+def test_a_token_that_expired_is_a_passing_fault_since_another_attempt_reads_a_new_one(code: str) -> None:
+    from botocore.exceptions import ClientError
+
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    with pytest.raises(TransientFault, match="the session token has expired; renew it"), s3_errors("s3://bucket/key"):
+        raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
 
 
 def test_half_a_pair_of_credentials_is_named(tmp_path: Path) -> None:
