@@ -11,6 +11,7 @@ from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_jobs.errors import Interrupted, StageError
 from edgetune_jobs.files import disk_full, is_disk_full
+from edgetune_jobs.gpu_memory import is_out_of_gpu_memory
 from edgetune_jobs.signals import Stopped
 
 BUG = 1
@@ -49,7 +50,7 @@ def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
         return ExitCode.TRANSIENT, str(disk_full(Path(place))), None
     if isinstance(error, MemoryError):
         return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
-    if _is_out_of_gpu_memory(error):
+    if is_out_of_gpu_memory(error):
         return ExitCode.OUT_OF_GPU_MEMORY, f"out of GPU memory: {error}; {_how_to_fit(stage)}", None
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
@@ -58,17 +59,14 @@ def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
 def _how_to_fit(stage: Stage) -> str:
     if stage is Stage.TRAIN:
         return "lower spec.training.microBatchSize or spec.training.maxLength, or use a profile with a larger GPU"
+    if stage is Stage.EVALUATE:
+        return (
+            "even one row at a time: lower spec.evaluation.maxNewTokens, or use a profile whose resources "
+            "give the stage evaluate a larger GPU, or none: it runs on a CPU too"
+        )
     return f"use a profile whose resources give the stage {stage} a larger GPU, or none: it runs on a CPU too"
 
 
 def _says_disk_full(error: BaseException) -> bool:
     """An OSError by its number; what libraries make of it, such as safetensors, by its text."""
     return is_disk_full(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC) in str(error)
-
-
-def _is_out_of_gpu_memory(error: BaseException) -> bool:
-    """By name, so that light stages need not import torch."""
-    return any(
-        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
-        for kind in type(error).mro()
-    )

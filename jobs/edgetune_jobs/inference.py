@@ -4,6 +4,9 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgetune_jobs.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.models import free_memory
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,14 +36,17 @@ def greedy_answers(
 
     settings = greedy_settings(model, tokenizer, max_new_tokens)
     answers = [""] * len(prompts)
-    for rows in batches([len(prompt) + max_new_tokens for prompt in prompts], batch_size):
+
+    def answer(rows: Sequence[int]) -> None:
         ids, mask = _pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
         with torch.inference_mode():
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
         texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
-        on_rows(len(rows))
+
+    for count in in_batches(answer, [len(prompt) + max_new_tokens for prompt in prompts], batch_size):
+        on_rows(count)
     return answers
 
 
@@ -57,34 +63,21 @@ def mean_loss(
 
     The first token of a completion without a prompt has nothing before it and is left out.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
     total, tokens = 0.0, 0
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    for rows in batches(lengths, batch_size, _MOST_LOGITS // model.get_output_embeddings().weight.shape[0]):
+
+    def add(rows: Sequence[int]) -> None:
+        nonlocal total, tokens
         ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
-        learned = torch.zeros_like(mask)
-        for index, row in enumerate(rows):
-            length = len(completions[row]) if prompts[row] else len(completions[row]) - 1
-            learned[index, ids.shape[1] - length :] = 1
-        # Completions end at the right edge, so logits are only needed for the last columns.
-        columns = min(ids.shape[1], max(len(completions[row]) for row in rows) + 1)
-        with torch.inference_mode():
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                logits_to_keep=columns,
-                use_cache=False,
-                **_positions(model, mask),
-            ).logits
-            losses = cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), ids[:, -columns:][:, 1:].flatten(), reduction="none"
-            )
-        kept = learned[:, -columns:][:, 1:].flatten().bool()
-        total += losses[kept].double().sum().item()
-        tokens += int(kept.sum())
-        on_rows(len(rows))
+        # Completions end at the right edge: the columns before them need no logits.
+        learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
+        losses = _last_losses(model, ids, mask, max(learned))
+        for row_losses, count in zip(losses, learned, strict=True):
+            total += row_losses[len(row_losses) - count :].double().sum().item()
+            tokens += count
+
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    for count in in_batches(add, lengths, batch_size, _MOST_LOGITS // _vocabulary(model)):
+        on_rows(count)
     return total / tokens if tokens else None
 
 
@@ -110,19 +103,68 @@ def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     )
 
 
-def batches(lengths: Sequence[int], most_rows: int, most_tokens: int = _MOST_TOKENS) -> Iterator[list[int]]:
-    """Row numbers in batches of like length, longest first, so that running out of memory shows at once.
+def in_batches(
+    work: Callable[[Sequence[int]], None], lengths: Sequence[int], most_rows: int, most_tokens: int = _MOST_TOKENS
+) -> Iterator[int]:
+    """Have work done on row numbers in batches of like length, longest first; yields the size of each finished batch.
 
     A batch has at most `most_rows` rows and, padded, `most_tokens` tokens, and never more than _MOST_TOKENS; a longer
-    row is a batch of its own.
+    row is a batch of its own. Batches that the GPU's memory does not hold are halved from then on; what happens with
+    a single row is the caller's.
     """
     bound = min(most_tokens, _MOST_TOKENS)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     start = 0
     while start < len(order):
-        rows = max(1, min(most_rows, bound // max(1, lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+        count = max(1, min(most_rows, bound // max(1, lengths[order[start]])))
+        rows = order[start : start + count]
+        if _fits(work, rows):
+            yield len(rows)
+            start += len(rows)
+        else:
+            most_rows = len(rows) // 2
+
+
+def _fits(work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
+    """Do the work; False if the GPU's memory does not hold so many rows, but may hold fewer."""
+    try:
+        work(rows)
+        return True
+    except RuntimeError as error:
+        if len(rows) == 1 or not is_out_of_gpu_memory(error):
+            raise
+    free_memory()  # out here, where the failed pass is no longer referred to
+    return False
+
+
+def _last_losses(model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Tensor", count: int) -> "torch.Tensor":
+    """Cross-entropy of the last `count` tokens of each row, float32 [rows, count], with bounded memory for logits.
+
+    Where not all logits may be there at once, the model runs again for each part of them.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    rows, length = ids.shape
+    parts = [torch.empty(rows, 0, device=ids.device)]
+    step = max(1, _MOST_LOGITS // (_vocabulary(model) * rows))
+    with torch.inference_mode():
+        for begin in range(length - 1 - count, length - 1, step):
+            columns = torch.arange(begin, min(begin + step, length - 1), device=ids.device)
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_to_keep=columns,
+                use_cache=False,
+                **_positions(model, mask),
+            ).logits
+            losses = cross_entropy(logits.float().flatten(0, 1), ids[:, columns + 1].flatten(), reduction="none")
+            parts.append(losses.view(rows, -1))
+    return torch.cat(parts, dim=1)
+
+
+def _vocabulary(model: "PreTrainedModel") -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
 
 
 def _positions(model: "PreTrainedModel", mask: "torch.Tensor") -> "dict[str, torch.Tensor]":

@@ -1,5 +1,6 @@
 """Batched answers and losses are those of one row at a time."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from edgetune_jobs import inference, models
+from support.families import FAMILIES, make_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301]]
 COMPLETIONS = [[10, 1], [11, 12, 13, 1], [14], [15, 16, 1]]
@@ -97,12 +99,60 @@ def test_padding_does_not_shift_the_positions_of_models_that_count_them_from_the
     )
 
 
+def batches(lengths: list[int], most_rows: int, *most_tokens: int) -> list[list[int]]:
+    done: list[list[int]] = []
+    sizes = list(inference.in_batches(lambda rows: done.append(list(rows)), lengths, most_rows, *most_tokens))
+    assert sizes == list(map(len, done))
+    return done
+
+
 def test_batches_hold_all_rows_once_with_like_lengths_together_and_bounded() -> None:
     lengths = [5, 20_000, 900, 7, 900, 6]
 
-    assert list(inference.batches(lengths, 2)) == [[1], [2, 4], [3, 5], [0]]
-    assert list(inference.batches([3_000] * 7, 32)) == [[0, 1, 2, 3, 4], [5, 6]]
-    assert list(inference.batches([3_000] * 3, 32, 6_000)) == [[0, 1], [2]]
+    assert batches(lengths, 2) == [[1], [2, 4], [3, 5], [0]]
+    assert batches([3_000] * 7, 32) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert batches([3_000] * 3, 32, 6_000) == [[0, 1], [2]]
+
+
+def test_batches_are_halved_from_then_on_where_the_gpus_memory_does_not_hold_them() -> None:
+    tried: list[list[int]] = []
+
+    def work(rows: Sequence[int]) -> None:
+        tried.append(list(rows))
+        if len(rows) > 2:
+            raise RuntimeError("CUDA error: out of memory")
+
+    assert list(inference.in_batches(work, [9, 8, 7, 6, 5], 5)) == [2, 2, 1]
+    assert tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]
+
+
+def test_a_single_row_that_does_not_fit_and_other_faults_end_the_work() -> None:
+    def fail(message: str) -> Callable[[Sequence[int]], None]:
+        def work(_: Sequence[int]) -> None:
+            raise RuntimeError(message)
+
+        return work
+
+    for message, sizes in (("CUDA error: out of memory", [1]), ("a bug", [1, 1])):
+        with pytest.raises(RuntimeError, match=message):
+            list(inference.in_batches(fail(message), sizes, 2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_a_long_row_are_taken_in_parts(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(tmp_path / "model", family, tied=True, dtype="float32")
+    model: Any = models.load_base(folder, torch.float32, torch.device("cpu"))
+    prompts, completions = [[5, 9, 30], []], [list(range(40, 60)), list(range(90, 107))]
+    whole = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
+    seen: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
+    monkeypatch.setattr(inference, "_MOST_LOGITS", 6 * model.config.vocab_size)
+
+    parts = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
+
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert len(seen) == 4 + 3, "20 and 16 tokens, 6 at a time"
+    assert max(seen) == 6 * model.config.vocab_size
 
 
 def test_logits_of_a_batch_are_bounded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,13 @@ def test_a_gradient_that_is_not_finite_ends_training_with_its_step(
         stage.run(run.context)
 
 
-def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int) -> None:
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
+def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
     """A GPU whose memory does not hold `too_many` examples at once; there is none on the machines that test."""
     from trl import SFTTrainer
 
@@ -64,7 +70,7 @@ def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int) -> None:
 
     def limited(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if inputs["input_ids"].shape[0] >= too_many:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
         return step(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "training_step", limited)
@@ -87,17 +93,19 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(
     assert result.output.facts["microBatchSize"].startswith("1 x 12 accumulated, instead of 12: an earlier attempt")
 
 
-def test_out_of_memory_with_one_example_says_what_to_change(
-    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
+def test_one_example_that_does_not_fit_is_not_tried_again_but_told_what_to_change(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    _out_of_memory_at(monkeypatch, 1)
+    _out_of_memory_at(monkeypatch, 1, error)
     checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
     parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1})
     run = new_run(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
 
     with pytest.raises(
-        OutOfGpuMemory,
-        match=r"lower spec\.training\.maxLength, set spec\.training\.gradientCheckpointing: true, use method: QLoRA",
+        InvalidInput,
+        match=r"micro-batch of 1 examples .*lower spec\.training\.maxLength or spec\.lora\.rank, "
+        r"set spec\.training\.gradientCheckpointing: true, use method: QLoRA",
     ):
         stage.run(run.context)
 

@@ -5,7 +5,7 @@ import pytest
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.failures import failed_result
+from edgetune_jobs.failures import failed_result, failure_of
 
 
 class OutOfMemoryError(RuntimeError):
@@ -33,3 +33,36 @@ def test_a_stage_out_of_gpu_memory_is_given_the_advice_that_helps_it(stage: Stag
     assert failure.message.startswith("out of GPU memory: CUDA out of memory.; ")
     assert ("lower spec.training.microBatchSize" in failure.message) == (stage is Stage.TRAIN)
     assert (f"give the stage {stage} a larger GPU, or none" in failure.message) == (stage is not Stage.TRAIN)
+    assert ("lower spec.evaluation.maxNewTokens" in failure.message) == (stage is Stage.EVALUATE)
+
+
+class AcceleratorError(RuntimeError):
+    """By its name and module what torch raises where CUDA itself had no memory."""
+
+    __module__ = "torch"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["cuda", "cublas", "cudnn"],
+)
+def test_memory_that_cuda_or_its_libraries_lack_is_the_gpus_too(error: RuntimeError) -> None:
+    assert failure_of(error).reason == "OutOfGpuMemory"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("CUDA error: out of memory"),
+    ],
+    ids=["another fault of the GPU", "shapes", "not raised by torch"],
+)
+def test_other_faults_are_no_lack_of_gpu_memory(error: Exception) -> None:
+    assert failure_of(error).reason == "InternalError"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from edgetune_contract.spec import Method, Parameters, Precision
 from edgetune_jobs import models, training
 from edgetune_jobs.adapters import RECORD, TrainingRecord, save_adapter, write_json
-from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
+from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError
+from edgetune_jobs.gpu_memory import is_out_of_gpu_memory
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -33,18 +34,18 @@ def run(context: StageContext) -> StageOutput:
     """Train an adapter on inputs base and prepared; artifact `adapter`.
 
     Raises:
-        InvalidInput: the base, the target modules or the precision do not fit.
+        InvalidInput: the base, the target modules or the precision do not fit; or one example does not fit the GPU.
         TrainingDiverged: loss or gradient is not finite.
         OutOfGpuMemory: the micro-batch does not fit; a smaller one is left for the next attempt.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
     setup = _set_up(context)
-    import torch
-
     try:
         trainer, watch, count = _build(context, setup)
         resumed_from = _train(context, trainer)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_gpu_memory(error):
+            raise
         raise _out_of_memory(setup, context.checkpoints) from error
     return _save(context, setup, trainer, watch, count, resumed_from)
 
@@ -173,7 +174,8 @@ def _facts(setup: _Setup) -> dict[str, str]:
     return facts
 
 
-def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> OutOfGpuMemory:
+def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> StageError:
+    """What follows from running out of GPU memory: a smaller micro-batch for the next attempt, while there is one."""
     training_spec = setup.parameters.training
     size = setup.micro_batch_size
     smaller = training.next_micro_batch_size(training_spec.batch_size, size)
@@ -181,12 +183,12 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> OutOfGpuMe
         f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
     )
     if smaller is None or checkpoints is None:
-        advice = ["lower spec.training.maxLength"]
+        advice = ["lower spec.training.maxLength or spec.lora.rank"]
         if not training_spec.gradient_checkpointing:
             advice.append("set spec.training.gradientCheckpointing: true")
         if setup.parameters.method is Method.LORA:
             advice.append("use method: QLoRA")
-        return OutOfGpuMemory(f"{where}: {', '.join(advice)}, or use a profile with a larger GPU")
+        return InvalidInput(f"{where}, and fewer cannot be: {', '.join(advice)}, or use a profile with a larger GPU")
     checkpoints.write_micro_batch_size(smaller)
     return OutOfGpuMemory(
         f"{where}: the next attempt takes {smaller} and accumulates {training_spec.batch_size // smaller} of them, so "
