@@ -69,16 +69,17 @@ def dtype_of(precision: Precision) -> "torch.dtype":
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Tokenizer of a model folder, with a pad token: its own, else a spare one of its vocabulary, else EOS.
+    """Tokenizer of a model folder, with a pad token: its own, else a spare one that the model has a row for, else EOS.
 
     Raises:
         InvalidInput: the folder holds no tokenizer that loads, or one without an end-of-sequence token.
     """
     prepare_libraries()
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token is None:
@@ -87,8 +88,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
             "set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
-        vocabulary = tokenizer.get_vocab()
-        spare = (token for token in _PAD_TOKENS if token in vocabulary and token != tokenizer.eos_token)
+        vocabulary, rows = tokenizer.get_vocab(), config.get_text_config().vocab_size
+        spare = (token for token in _PAD_TOKENS if vocabulary.get(token, rows) < rows and token != tokenizer.eos_token)
         tokenizer.pad_token = next(spare, tokenizer.eos_token)
     return tokenizer
 

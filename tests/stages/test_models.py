@@ -93,6 +93,13 @@ def test_a_tokenizer_with_no_spare_token_pads_with_eos(copy: Path) -> None:
     assert models.load_tokenizer(copy).pad_token == "</s>"
 
 
+def test_a_spare_token_that_the_model_has_no_row_for_is_not_taken(copy: Path) -> None:
+    _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
+    _edit(copy / "config.json", lambda config: config.update(vocab_size=2, pad_token_id=None))
+
+    assert models.load_tokenizer(copy).pad_token == "</s>"
+
+
 def test_a_tokenizer_without_eos_is_refused(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("eos_token"))
 

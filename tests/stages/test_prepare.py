@@ -21,7 +21,7 @@ from edgetune_jobs.stages import prepare
 from support.base_folder import llama_shapes, make_base, write_safetensors
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.stage_context import RecordedProgress, stage_context
-from support.tiny_tokenizer import CHAT_TEMPLATE
+from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
 
 
 @dataclasses.dataclass
@@ -268,9 +268,22 @@ def _no_queries(folder: Path) -> None:
     write_safetensors(folder / "model.safetensors", shapes)
 
 
+def _pad_token_without_row(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<|new|>"})
+    tokenizer.save_pretrained(folder)
+    rows = len(tokenizer) - 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
+        (
+            _pad_token_without_row,
+            "(<|new|>), but its embedding has 343 rows: set pad_token in tokenizer_config.json to",
+        ),
         (_no_tokenizer, "the tokenizer does not load"),
         (_nonsense_tokenizer, "spec.baseModel: transformers cannot load its configuration or tokenizer: "),
         (_odd_configuration, "The hidden size (8) is not a multiple of the number of attention heads (3)"),

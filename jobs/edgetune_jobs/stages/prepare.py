@@ -74,7 +74,7 @@ def run(context: StageContext) -> StageOutput:
     rows = _divide(parameters, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
     problems.raise_if_any()
-    _check_fit(base, parameters, train, evaluation)
+    _check_fit(base, tokenizer, parameters, train, evaluation)
     preparation = Preparation(
         parameters=parameters,
         base=base,
@@ -232,17 +232,25 @@ class _Tokenizing:
         return count
 
 
-def _check_fit(base: BaseModel, parameters: Parameters, *counts: TokenCount) -> None:
+def _check_fit(
+    base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, *counts: TokenCount
+) -> None:
     """Check that the base takes these tokens.
 
     Raises:
-        InvalidInput: ids beyond its embedding, or sequences beyond its positions.
+        InvalidInput: ids beyond its embedding, also that of the pad token, or sequences beyond its positions.
     """
     largest = max(count.largest_id for count in counts)
     if base.vocabulary is not None and largest >= base.vocabulary:
         raise InvalidInput(
             f"spec.baseModel: its tokenizer makes token {largest}, but its embedding has {base.vocabulary:,} rows: "
             "tokenizer and weights are not of the same model"
+        )
+    if base.vocabulary is not None and tokenizer.pad_token_id >= base.vocabulary:
+        raise InvalidInput(
+            f"spec.baseModel: its tokenizer pads with token {tokenizer.pad_token_id} ({tokenizer.pad_token}), but its "
+            f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token that it has, "
+            f"such as {tokenizer.eos_token}, or take it away"
         )
     _check_positions(base, parameters, max(count.longest_kept for count in counts))
 
