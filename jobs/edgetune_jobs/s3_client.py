@@ -103,9 +103,7 @@ class MountedCredentials:
         """
         credentials = Credentials.from_folder(self.folder)
         if credentials is None:
-            raise AccessDenied(
-                f"there are no S3 credentials in {self.folder} any more: add them to the profile's Secret"
-            )
+            raise AccessDenied(f"the S3 credentials in {self.folder} are gone: add them to the profile's Secret")
         return credentials
 
 
@@ -165,7 +163,7 @@ def _create_session(credentials: Credentials | MountedCredentials | None) -> Any
             "expiry_time": (datetime.now(UTC) + timedelta(seconds=_REREAD_SECONDS)).isoformat(),
         }
 
-    class MountedFiles(CredentialProvider):  # type: ignore[misc] - botocore has no types
+    class MountedFiles(CredentialProvider):
         METHOD = "mounted-files"
 
         def load(self) -> RefreshableCredentials:
