@@ -322,6 +322,9 @@ class LoraFineTuneStatus(Model):
     last_handled_retry: Annotated[str, Field(max_length=MAX_RETRY_TOKEN)] = ""
     """Value of the annotation edgetune.dev/retry-requested that was answered last."""
 
+    store: Annotated[str, Field(max_length=2048)] = ""
+    """Where the stages of the run have put what they made: the profile's bucket and prefix, and the namespace."""
+
     resolved: Resolved | None = None
     """Content digests of base and data, ready to be pinned in the spec."""
 

@@ -139,7 +139,7 @@ def plan_deletion(
     if profile is None:
         return _skipped(snapshot, profile, f"spec.profile: there is no profile {spec.profile!r}")
     if clean_up is not None and clean_up.state is JobState.COMPLETE:
-        return _farewell(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
+        return _cleaned_up(snapshot, profile, clean_up)
     if clean_up is not None and clean_up.state is JobState.FAILED:
         return _failed(snapshot, profile, _why_failed(clean_up))
     if now - _began(snapshot, now) > _limit(profile):
@@ -203,6 +203,15 @@ def _farewell(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> Deletio
 
 def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
     message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
+def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
+    """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
+    store, made_in = profile.store.for_namespace(snapshot.namespace).uri, snapshot.previous.store
+    if made_in in ("", store):
+        return _farewell(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
+    message = f"{_left(snapshot, [made_in])} stay: the profile's store is {store} by now. There: {_told(clean_up)}"
+    return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
+
+
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
 
 
@@ -214,11 +223,11 @@ def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[Delet
 def _place(snapshot: Snapshot, profile: Profile | None) -> str:
     """What stays behind, and where: the beginning of a message, whose end is cut if it is long."""
     if profile is not None:
-        stores = [profile.store.for_namespace(snapshot.namespace).uri]
+        present = profile.store.for_namespace(snapshot.namespace).uri
+        stores = sorted({present, snapshot.previous.store or present})
     else:
         stores = sorted({artifact.uri.partition("/stages/")[0] for artifact in snapshot.previous.artifacts})
-    name = snapshot.name
-    left = " and ".join(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names" for uri in stores)
+    left = _left(snapshot, stores)
     return (
         f"{left} stay; the next object of this name that is deleted with Delete removes them"
         if left
@@ -228,6 +237,11 @@ def _place(snapshot: Snapshot, profile: Profile | None) -> str:
 
 def _told(clean_up: CleanUpObservation) -> str:
     done = next((result for result in reversed(clean_up.results) if result.failure is None), None)
+def _left(snapshot: Snapshot, stores: Sequence[str]) -> str:
+    name = snapshot.name
+    return " and ".join(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names" for uri in stores)
+
+
     if done is None:
         return "the artifacts are removed"
     removed = f"removed {done.removed_objects:,} objects ({done.removed_bytes:,} bytes)"

@@ -88,6 +88,7 @@ class View:
     """The first stage that is not done."""
 
     rows: tuple[StageStatus, ...]
+    store: str
     resolved: Resolved | None
     artifacts: tuple[ArtifactStatus, ...]
     scores: Scores | None
@@ -189,6 +190,7 @@ def _view(
         message=message,
         stage=stage,
         rows=tuple(run.rows[name] for name in Stage),
+        store=run.store,
         resolved=run.resolved,
         artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
         scores=run.scores if Stage.EVALUATE in done else None,
@@ -248,6 +250,7 @@ def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
         message=message,
         stage=None,
         rows=tuple(recorded.get(stage, StageStatus(name=stage)) for stage in Stage),
+        store=previous.store,
         resolved=previous.resolved,
         artifacts=previous.artifacts,
         scores=previous.scores,

@@ -23,6 +23,8 @@ from edgetune_operator.reasons import Reason
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
 _SETTINGS_CHARACTERS = 16
+_RETRY_WAITS = "the retry is answered when this stage has ended"
+_MOVE_WAITS = "the profile has another store by now: when this stage has ended, all of them are made or found there"
 _REPLACED = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
@@ -53,6 +55,10 @@ class Run:
         self.edge = previous.edge
         self.artifacts = previous.artifacts
         self.publication = previous.publication
+        self._present_store = profile.store.for_namespace(snapshot.namespace).uri
+        self.store = previous.store or self._present_store
+        """Where the rows' outputs lie."""
+
         self._reset: set[Stage] = set()
         self._prepares_again = False
         self.unheard = False
@@ -87,19 +93,27 @@ class Run:
         self._reset.add(stage)
 
     def answer_requests(self, now: datetime) -> None:
-        """Let prepare look at everything again for a new retry token, as soon as no attempt runs."""
-        if not self._snapshot.new_retry:
+        """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
+        token = self._snapshot.new_retry
+        moved = self.store != self._present_store and (bool(token) or self._is_to_go_on())
+        if not token and not moved:
             return
         if self.unheard or any(self._is_disturbed(job) for job in self._snapshot.jobs):
-            self.waits = "the retry is answered when this stage has ended"
+            self.waits = _RETRY_WAITS if token else _MOVE_WAITS
             return
-        self._try_failed_again()
         for stage, row in self.rows.items():
-            if row.state is StageState.RUNNING:
+            if moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
+                self._forget(stage)
+            elif row.state is StageState.RUNNING:
                 self._update(stage, state=StageState.PENDING, reason="", message="")
-        self._forget(Stage.PREPARE)
+        self.store = self._present_store
         self._prepares_again = True
         self.record_ended_jobs(now)
+
+    def _is_to_go_on(self) -> bool:
+        """Whether a stage is to come, which would look in vain in the present store for what earlier ones made."""
+        stage = self.next_stage()
+        return stage is not None and self.rows[stage].state is not StageState.FAILED
 
     def _is_disturbed(self, job: JobObservation) -> bool:
         """Whether a Job runs that would be stopped if prepare ran now."""

@@ -75,6 +75,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         started_at=started_at,
         finished_at=finished_at,
         last_handled_retry=view.handled_retry,
+        store=view.store,
         resolved=view.resolved,
         progress=view.progress,
         stages=view.rows,

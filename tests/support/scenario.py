@@ -155,6 +155,7 @@ class Scenario:
         self.gates_hold = True
         self.measurement: EdgeMeasurement | None = None
         self.reports_later_stages = True
+        self.store = PROFILE.store.uri
 
     def reconcile(self) -> Pass:
         """One pass, ten seconds after the one before."""
@@ -304,9 +305,7 @@ class Scenario:
     def _made(self, stage: Stage, digest: str) -> Result:
         result = Result(stage=stage, digest=digest, seconds=5.0)
         if stage in _ARTIFACTS:
-            uri = f"s3://artifacts/edgetune/team-a/stages/{stage}/{digest}/{_ARTIFACTS[stage]}"
-            artifact = Artifact(name=_ARTIFACTS[stage], uri=uri, bytes=500, sha256=sha256_of(uri))
-            result = result.model_copy(update={"artifacts": (artifact,)})
+            result = result.model_copy(update={"artifacts": (self.artifact(stage, digest),)})
         if stage is Stage.EVALUATE:
             scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, improvement=90.0, drop=0.01, examples=64)
             result = result.model_copy(update={"scores": scores, "edge": self.measurement})
@@ -317,6 +316,11 @@ class Scenario:
         pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
         if pin := request.parameters.publish.pin:
             version = next(known for known in self.manifests if known.startswith(pin))
+    def artifact(self, stage: Stage, digest: str) -> Artifact:
+        """What a stage makes, where the store is now."""
+        uri = f"{self.store}/team-a/stages/{stage}/{digest}/{_ARTIFACTS[stage]}"
+        return Artifact(name=_ARTIFACTS[stage], uri=uri, bytes=500, sha256=sha256_of(uri))
+
             return Publication(published=True, version=version, pointer=pointer, pinned=True)
         if self.gates_hold:
             return Publication(published=True, version=digest, pointer=pointer)

@@ -14,6 +14,7 @@ from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneStatus, Phase, StageState
 from edgetune_operator.deletion import CLEAN_UP_SECONDS
 from edgetune_operator.events import EventDraft, transitions
+from edgetune_operator.profiles import ProfileStore
 from edgetune_operator.reconcile import Conflict, DeletionPass, JobRefused, Key, run_once
 from edgetune_operator.spec_check import parse_spec
 from support.builders import UID, JobBuilder, ObjectBuilder, PodBuilder, lora_fine_tune
@@ -179,6 +180,21 @@ def test_a_lost_result_of_a_complete_clean_up_is_success_as_well(deletion: Delet
     deletion.end_clean_up(lambda pod: pod.ended(0, ""), complete)
 
     assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
+
+
+def test_what_was_made_in_a_store_that_the_profile_had_before_is_said_to_stay(deletion: Deletion) -> None:
+    deletion.profiles = {"default": PROFILE.model_copy(update={"store": ProfileStore(uri="s3://artifacts-2026/e")})}
+    deletion.delete()
+    deletion.step()
+    deletion.end_clean_up(succeeded(removed_objects=0, removed_bytes=0), complete)
+
+    assert deletion.step().plan.farewell == EventDraft(
+        "Warning",
+        "CleanUpFailed",
+        f"{STORE}/models/sensor-faults/ and what {STORE}/uses/*/*/sensor-faults names stay: the profile's store is "
+        "s3://artifacts-2026/e/team-a by now. There: removed 0 objects (0 bytes)",
+    )
+    assert deletion.cluster.gone
 
 
 def test_other_finalizers_stay(deletion: Deletion) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import StageState
-from edgetune_operator.profiles import Image, Profile, Resources
+from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 
@@ -22,6 +22,15 @@ def scenario() -> Scenario:
 def change_profile(scenario: Scenario, profile: Profile = MENDED) -> None:
     """The platform team changes the profile; the operator starts again with it."""
     scenario.profiles = {"default": profile}
+
+
+def run_again(scenario: Scenario) -> list[Stage]:
+    """Stages whose Jobs are created from now on until the end."""
+    ran = created(scenario.reconcile())
+    while scenario.cluster.live_jobs():
+        scenario.finish()
+        ran += created(scenario.reconcile())
+    return ran
 
 
 def blocked(pod: PodBuilder) -> PodBuilder:
@@ -153,3 +162,76 @@ def test_a_deadline_is_told_as_the_job_had_it(scenario: Scenario) -> None:
     assert scenario.row(Stage.TRAIN).message == (
         "not done after 86400 seconds; raise spec.activeDeadlineSeconds or ask for less"
     )
+
+
+ELSEWHERE = PROFILE.model_copy(update={"store": ProfileStore(uri="s3://artifacts-2026/edgetune")})
+
+
+def move_store(scenario: Scenario, *, copied: bool) -> None:
+    """The platform team changes the bucket, with or without copying what is in it."""
+    scenario.profiles = {"default": ELSEWHERE}
+    scenario.store = "s3://artifacts-2026/edgetune"
+    if not copied:
+        scenario.manifests.clear()
+
+
+@pytest.mark.parametrize(("copied", "ran"), [(False, list(Stage)), (True, [Stage.PREPARE, *list(Stage)[3:]])])
+def test_a_run_whose_profile_gets_another_store_finds_or_makes_everything_there(
+    scenario: Scenario, copied: bool, ran: list[Stage]
+) -> None:
+    scenario.advance_to(Stage.QUANTIZE)
+    scenario.end_pod(blocked)
+
+    move_store(scenario, copied=copied)
+    scenario.reconcile()
+    between = scenario.status
+
+    assert (between.artifacts, between.store) == ((), "s3://artifacts-2026/edgetune/team-a")
+    assert run_again(scenario) == ran
+    assert scenario.status.phase == "Succeeded"
+    new = {artifact.stage for artifact in scenario.status.artifacts if artifact.uri.startswith("s3://artifacts-2026/")}
+    # A manifest says where its files were when it was written.
+    assert new == ({Stage.PREPARE, Stage.QUANTIZE} if copied else set(list(Stage)[:4]))
+    assert scenario.reconcile().wrote_status is False
+
+
+def test_a_stage_that_runs_in_the_old_store_is_not_disturbed(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+
+    move_store(scenario, copied=False)
+    waits = scenario.reconcile()
+    told = scenario.condition("Reconciling")
+    scenario.finish()
+    scenario.manifests.clear()
+    scenario.reconcile()
+
+    assert waits.plan.actions == ()
+    assert told is not None
+    assert told[2] == (
+        "train: running; the profile has another store by now: when this stage has ended, all of them are made or "
+        "found there"
+    )
+    assert run_again(scenario) == list(Stage)
+
+
+def test_what_is_finished_stays_as_it_is_when_the_store_changes_until_somebody_edits_it(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    move_store(scenario, copied=True)
+    unchanged = scenario.reconcile()
+    scenario.change(scenario.builder.edited("evaluation.maxExamples", 10))
+    scenario.reconcile()
+
+    assert (unchanged.plan.actions, unchanged.wrote_status) == ((), False)
+    assert run_again(scenario) == [Stage.PREPARE, Stage.EVALUATE, Stage.PUBLISH]
+
+
+def test_a_retry_of_what_is_finished_looks_once_in_the_new_store(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    move_store(scenario, copied=False)
+    scenario.change(scenario.builder.with_retry_requested("move"))
+    scenario.reconcile()
+
+    assert run_again(scenario) == list(Stage)
+    assert scenario.status.last_handled_retry == "move"
