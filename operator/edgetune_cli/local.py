@@ -178,6 +178,9 @@ class LocalCluster:
         shutil.rmtree(job.folder, ignore_errors=True)
         self.changed.set()
 
+    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - a folder, which nobody deletes so
+        return False
+
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - one object only
         return not self._jobs
 

@@ -25,6 +25,7 @@ _CONNECTIONS = 64
 _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 _OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
+_NAMESPACES = "/api/v1/namespaces"
 _EVENTS = "/api/v1/namespaces/{namespace}/events"
 _PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
 _PAGE_SIZE = "200"
@@ -151,6 +152,15 @@ class KubernetesCluster:
             self._cache.forget_job(owner["uid"], name)
             raise Conflict(f"the Job {name} is gone already") from None
         self._cache.mark_job_deleting(owner["uid"], name, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    async def namespace_is_going(self, namespace: str) -> bool:
+        try:
+            found = await self._call("GET", f"{_NAMESPACES}/{namespace}")
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            return True
+        return found["metadata"].get("deletionTimestamp") is not None
 
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
         namespace = owner["namespace"]

@@ -2,7 +2,8 @@
 
         deletionTimestamp, and our finalizer holds the object
                  │
-        let go?  ├── policy is Retain by now ────────────────────► finalizer goes
+        let go?  ├── the namespace is being deleted as well ────────► finalizer goes, Warning
+                 ├── policy is Retain by now ────────────────────► finalizer goes
                  ├── spec invalid, profile not found ────────────► finalizer goes, Warning
                  ▼
      clean-up    ├── complete ───────────────────────────────────► finalizer goes
@@ -120,6 +121,7 @@ def plan_deletion(
     profile: Profile | None,
     snapshot: Snapshot,
     clean_up: CleanUpObservation | None,
+    namespace_is_going: bool,
     now: datetime,
 ) -> DeletionPlan:
     """Decide what one pass does for an object that is deleted and has our finalizer.
@@ -129,8 +131,12 @@ def plan_deletion(
         profile: the profile that the spec names; None if there is none of that name.
         snapshot: what was observed.
         clean_up: the clean-up Job, if there is one.
+        namespace_is_going: whether the namespace is being deleted: it takes no Job any more, and the operator's Role in
+            it may be gone already.
         now: the pass's one clock, with a time zone.
     """
+    if namespace_is_going:
+        return _skipped(snapshot, profile, "its namespace is being deleted, and takes no Job any more")
     if isinstance(spec, InvalidSpec):
         return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
     if spec.deletion_policy is DeletionPolicy.RETAIN:
@@ -167,12 +173,8 @@ def waiting_for_pods(decided: DeletionPlan) -> DeletionPlan:
     return replace(decided, actions=(), message="waits until the stages' Pods have ended")
 
 
-def refused_clean_up(
-    decided: DeletionPlan, snapshot: Snapshot, profile: Profile, reason: str, why: str
-) -> DeletionPlan:
-    """A plan whose Job the cluster did not take: it is tried again, unless the namespace is going as well."""
-    if reason == Reason.NAMESPACE_TERMINATING:
-        return _skipped(snapshot, profile, "its namespace is being deleted, and takes no Job any more")
+def refused_clean_up(decided: DeletionPlan, reason: str, why: str) -> DeletionPlan:
+    """A plan whose Job the cluster did not take: it is tried again."""
     return replace(decided, actions=(), reason=reason, message=why)
 
 
@@ -201,8 +203,6 @@ def _farewell(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> Deletio
     return DeletionPlan(actions, event.reason, event.message, event)
 
 
-def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
-    message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
     """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
     store, made_in = profile.store.for_namespace(snapshot.namespace).uri, snapshot.previous.store
@@ -212,6 +212,8 @@ def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservati
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
 
 
+def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
+    message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
 
 
@@ -235,13 +237,13 @@ def _place(snapshot: Snapshot, profile: Profile | None) -> str:
     )
 
 
-def _told(clean_up: CleanUpObservation) -> str:
-    done = next((result for result in reversed(clean_up.results) if result.failure is None), None)
 def _left(snapshot: Snapshot, stores: Sequence[str]) -> str:
     name = snapshot.name
     return " and ".join(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names" for uri in stores)
 
 
+def _told(clean_up: CleanUpObservation) -> str:
+    done = next((result for result in reversed(clean_up.results) if result.failure is None), None)
     if done is None:
         return "the artifacts are removed"
     removed = f"removed {done.removed_objects:,} objects ({done.removed_bytes:,} bytes)"

@@ -88,6 +88,10 @@ class Cluster(Protocol):
         """
         ...
 
+    async def namespace_is_going(self, namespace: str) -> bool:
+        """Whether a namespace is being deleted with all that is in it."""
+        ...
+
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
         """Whether no stage's Job is left and no Pod of one runs. Asks the cluster itself: watches may lag behind."""
         ...
@@ -181,7 +185,8 @@ async def _delete(
     owner = document["metadata"]
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, progress=None)
-    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), now)
+    going = await cluster.namespace_is_going(owner["namespace"])
+    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), going, now)
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
@@ -190,7 +195,7 @@ async def _delete(
         elif not await cluster.is_quiet(owner):
             decided = waiting_for_pods(decided)
         else:
-            decided = await _create_clean_up(cluster, owner, snapshot, profile, decided, action)
+            decided = await _create_clean_up(cluster, owner, profile, decided, action)
     if decided.farewell is not None:
         await cluster.write_finalizers(owner, [each for each in owner["finalizers"] if each != names.FINALIZER])
         return DeletionPass(decided, wrote_status=False)
@@ -202,17 +207,12 @@ async def _delete(
 
 
 async def _create_clean_up(
-    cluster: Cluster,
-    owner: Mapping[str, Any],
-    snapshot: Snapshot,
-    profile: Profile,
-    decided: DeletionPlan,
-    action: CreateCleanUp,
+    cluster: Cluster, owner: Mapping[str, Any], profile: Profile, decided: DeletionPlan, action: CreateCleanUp
 ) -> DeletionPlan:
     try:
         await cluster.create_job(render_clean_up(owner, profile, action.request))
     except JobRefused as error:
-        return refused_clean_up(decided, snapshot, profile, error.reason, str(error))
+        return refused_clean_up(decided, error.reason, str(error))
     return decided
 
 

@@ -23,6 +23,9 @@ from cluster.folders import REPOSITORY, RunFolder
 CHART = REPOSITORY / "charts" / "edgetune"
 RELEASE = "edgetune"
 RELEASE_NAMESPACE = "edgetune-system"
+CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
+"""Prefix of the names of the release's ClusterRoles."""
+
 CREDENTIALS_SECRET = "edgetune-s3"
 TEAM = "team-a"
 _EXAMPLE = REPOSITORY / "examples" / "sensor-faults"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.controlplane import ControlPlane, running_control_plane
+from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.crd import custom_resource_definition
@@ -101,3 +102,22 @@ def test_a_namespace_without_rights_stops_no_other_and_is_worked_on_when_they_ar
         kube.apply(bound)
         lost.finish(Stage.PREPARE)
         lost.live_pod(Stage.TRAIN)
+
+
+def test_a_namespace_is_deleted_with_the_operators_rights_and_an_object_that_would_be_cleaned_up(
+    run_operator: RunOperator, kube: Kube
+) -> None:
+    """Roles go in any order with what they are for. The Job has no Pod, as in a queue: Pods would go first."""
+    player = StagePlayer(kube, GOING)
+    with run_operator() as operator:
+        player.apply(deletionPolicy="Delete")
+        job, _ = player.live_pod(Stage.PREPARE)
+        kube.merge("batch/v1", "Job", GOING, job["metadata"]["name"], {"spec": {"suspend": True}})
+        kube.wait_until_gone("v1", "Pod", GOING, "")
+        player.wait_for_condition("Ready", "Queued")
+
+        kube.delete("v1", "Namespace", None, GOING)
+
+        gone = wait_for(lambda: kube.get("v1", "Namespace", None, GOING) is None, 60)
+        assert gone, operator.log.read_text(encoding="utf-8")
+        assert "CleanUpSkipped" in operator.log.read_text(encoding="utf-8")

@@ -74,7 +74,8 @@ def test_an_operator_for_one_namespace_goes_on_there_and_leaves_others_alone(
     roles = [found for found in parse(operator.helm("get", "manifest", RELEASE)) if "rules" in found]
     assert {_kind(role) for role in roles if _lets_write(role)} == {
         ("Role", RELEASE),
-        ("ClusterRole", f"{RELEASE}-edit"),
+        ("ClusterRole", playground.CLUSTER_NAME),
+        ("ClusterRole", f"{playground.CLUSTER_NAME}-edit"),
     }
 
 

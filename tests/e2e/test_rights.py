@@ -69,8 +69,9 @@ def _foreign_job(namespace: str, name: str) -> Manifest:
 
 def _rights(manifests: list[Manifest]) -> Iterator[Right]:
     """Rights of the operator's own roles."""
+    own = (playground.RELEASE, playground.CLUSTER_NAME)
     for manifest in manifests:
-        if manifest["kind"] in ("Role", "ClusterRole") and manifest["metadata"]["name"] == playground.RELEASE:
+        if manifest["kind"] in ("Role", "ClusterRole") and manifest["metadata"]["name"] in own:
             for rule in manifest["rules"]:
                 for group in rule["apiGroups"]:
                     yield from ((group, resource, verb) for resource in rule["resources"] for verb in rule["verbs"])

@@ -83,15 +83,15 @@ def helm(*arguments: str, values: Values | None = None, environment: Mapping[str
     return done.stdout
 
 
-def render(values: Values) -> list[Manifest]:
+def render(values: Values, namespace: str = RELEASE_NAMESPACE) -> list[Manifest]:
     """All manifests of an install, the test's Pod among them."""
-    return list(parse(rendered_text(values)))
+    return list(parse(rendered_text(values, namespace=namespace)))
 
 
-def rendered_text(values: Values, *arguments: str) -> str:
+def rendered_text(values: Values, *arguments: str, namespace: str = RELEASE_NAMESPACE) -> str:
     """The same as helm writes it."""
     version = ("--kube-version", KUBERNETES_VERSION)
-    return helm("template", RELEASE, str(CHART), "-n", RELEASE_NAMESPACE, *version, *arguments, values=values)
+    return helm("template", RELEASE, str(CHART), "-n", namespace, *version, *arguments, values=values)
 
 
 def parse(text: str) -> Iterator[Manifest]:

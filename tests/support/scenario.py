@@ -49,6 +49,7 @@ class MemoryCluster:
         self.pods_ended = True
         self.finalizer_writes = 0
         self.gone = False
+        self.namespace_goes = False
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         """The object; None for any other key."""
@@ -88,6 +89,10 @@ class MemoryCluster:
             self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()
         else:
             self.remove_job(name)
+
+    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - holds one namespace
+        """What the test set."""
+        return self.namespace_goes
 
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - as above
         """Whether no Job but the clean-up's is left, and no Pod runs unless the test says so."""

@@ -56,7 +56,11 @@ RULES = {
     ("", "pods"): {"list", "watch"},
     ("", "events"): {"create", "list"},
 }
-CLUSTER_RULES = RULES | {("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"}}
+CLUSTER_RULES = RULES | {
+    ("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"},
+    ("", "namespaces"): {"get"},
+}
+CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
 each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)
 
 
@@ -304,14 +308,14 @@ def test_one_operator_runs_at_a_time_and_is_probed() -> None:
 def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
     manifests = render({})
 
-    assert rules(one(manifests, "ClusterRole")) == CLUSTER_RULES
-    assert one(manifests, "ClusterRoleBinding")["subjects"] == [
+    assert rules(one(manifests, "ClusterRole", CLUSTER_NAME)) == CLUSTER_RULES
+    assert one(manifests, "ClusterRoleBinding", CLUSTER_NAME)["subjects"] == [
         {"kind": "ServiceAccount", "name": "edgetune", "namespace": RELEASE_NAMESPACE}
     ]
     assert not {"Role", "RoleBinding"} & {manifest["kind"] for manifest in manifests}
 
 
-def test_an_operator_for_some_namespaces_has_no_rights_in_others() -> None:
+def test_an_operator_for_some_namespaces_lets_objects_go_with_their_namespace_and_does_nothing_in_others() -> None:
     manifests = render(NAMESPACED)
 
     roles = [manifest for manifest in manifests if manifest["kind"] == "Role"]
@@ -319,18 +323,30 @@ def test_an_operator_for_some_namespaces_has_no_rights_in_others() -> None:
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
     assert [binding["metadata"]["namespace"] for binding in bindings] == ["team-a", "team-b"]
     assert all(rules(role) == RULES for role in roles)
-    assert "ClusterRoleBinding" not in {manifest["kind"] for manifest in manifests}
+    everywhere = one(manifests, "ClusterRole", CLUSTER_NAME)
+    assert rules(everywhere) == {("edgetune.dev", "lorafinetunes"): {"patch"}, ("", "namespaces"): {"get"}}
+    assert everywhere["rules"][1]["resourceNames"] == ["team-a", "team-b"]
+
+
+@each_install
+def test_releases_of_one_name_in_two_namespaces_do_not_share_what_belongs_to_the_whole_cluster(values: Values) -> None:
+    names_of_kind = [
+        {each["metadata"]["name"] for each in render(values, namespace) if each["kind"].startswith("ClusterRole")}
+        for namespace in ("one", "other")
+    ]
+
+    assert names_of_kind[0] & names_of_kind[1] == set()
 
 
 def test_owner_references_can_be_allowed_where_the_cluster_enforces_them() -> None:
-    role = one(render({"rbac": {"ownerReferencesPermissionEnforcement": True}}), "ClusterRole")
+    role = one(render({"rbac": {"ownerReferencesPermissionEnforcement": True}}), "ClusterRole", CLUSTER_NAME)
 
     assert rules(role) == CLUSTER_RULES | {("edgetune.dev", "lorafinetunes/finalizers"): {"update"}}
 
 
 def test_users_get_their_rights_through_the_clusters_own_roles() -> None:
     manifests = render({})
-    edit, view = one(manifests, "ClusterRole", "edgetune-edit"), one(manifests, "ClusterRole", "edgetune-view")
+    edit, view = (one(manifests, "ClusterRole", f"{CLUSTER_NAME}-{role}") for role in ("edit", "view"))
 
     assert rules(view) == {("edgetune.dev", "lorafinetunes"): {"get", "list", "watch"}}
     assert rules(edit)["edgetune.dev", "lorafinetunes"] == {"create", "delete", "deletecollection", "patch", "update"}

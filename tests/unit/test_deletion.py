@@ -371,10 +371,8 @@ def test_a_clean_up_that_the_cluster_refuses_is_tried_again_until_the_time_is_ov
     assert deletion.cluster.gone
 
 
-def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(
-    deletion: Deletion, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refusing(deletion, monkeypatch, "NamespaceTerminating", "the cluster refuses the Job: it is being terminated")
+def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(deletion: Deletion) -> None:
+    deletion.cluster.namespace_goes = True
     deletion.delete()
 
     assert deletion.step().plan.farewell == EventDraft(
@@ -383,6 +381,19 @@ def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(
         f"{LEFT}. Nothing was removed: its namespace is being deleted, and takes no Job any more",
     )
     assert deletion.cluster.gone
+
+
+def test_an_object_in_a_namespace_that_is_deleted_does_not_wait_for_its_stages() -> None:
+    """The operator's Role goes with the namespace: it may not even be allowed to delete their Jobs."""
+    deletion = Deletion(with_delete())
+    deletion.reconcile()
+    (running,) = deletion.cluster.live_jobs()
+    deletion.cluster.namespace_goes = True
+    deletion.delete()
+
+    assert deletion.step().plan.actions == ()
+    assert deletion.cluster.gone
+    assert deletion.cluster.live_jobs() == [running]
 
 
 def test_a_profile_that_is_gone_lets_the_object_go_at_once_and_the_status_tells_where_the_artifacts_are(

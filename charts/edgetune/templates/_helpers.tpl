@@ -13,6 +13,11 @@
 {{- end }}
 {{- end }}
 
+{{- /* Prefix of the names of what belongs to no namespace: there may be a release of this name in each namespace. */ -}}
+{{- define "edgetune.clusterName" -}}
+{{- printf "%s-%s" (include "edgetune.fullname" .) .Release.Namespace }}
+{{- end }}
+
 {{- define "edgetune.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "edgetune.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
