@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -116,6 +117,11 @@ class LineProgress:
             self._stream.flush()
 
 
+def _every_address() -> str:
+    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone where there is no other."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus comes from anywhere
+
+
 class TrainingMetrics:
     """Prometheus metrics of a training.
 
@@ -166,7 +172,7 @@ class TrainingMetrics:
         from prometheus_client import start_http_server
 
         try:
-            server, thread = start_http_server(port, registry=self._registry)
+            server, thread = start_http_server(port, _every_address(), registry=self._registry)
         except OSError as error:
             logger.warning("no metrics: port %d cannot be served: %s", port, error)
             yield

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Watcher:
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
         health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
         await enter(serving_health(self._settings.health_port, health, lambda: resync.waits_for))
-        server, thread = start_http_server(self._settings.metrics_port)
+        server, thread = start_http_server(self._settings.metrics_port, every_address())
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)
         self._resources.callback(server.shutdown)
@@ -102,6 +103,11 @@ class Watcher:
         while self._controller is not None:
             self._controller.count_phases()
             await asyncio.sleep(_PHASE_COUNT_SECONDS)
+
+
+def every_address() -> str:
+    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone where there is no other."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus comes from anywhere
 
 
 def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:

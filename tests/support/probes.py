@@ -1,13 +1,23 @@
 """The operator's probes as the kubelet asks them."""
 
+import socket
 import urllib.error
 import urllib.request
 
 
-def ask(port: int, path: str) -> tuple[int, str]:
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6, at least on loopback."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def ask(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
     """Status and body of an answer; 0 while nobody answers."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -12,7 +12,7 @@ import pytest
 from edgetune_operator.controller import Vitals
 from edgetune_operator.health import Health, serving_health
 from support.operator_process import free_ports, running_operator
-from support.probes import ask
+from support.probes import ask, has_ipv6
 
 
 def well(oldest_pass: float = 0.0, last_pass: float | None = 0.0, queue_wait: float = 0.0) -> Vitals:
@@ -97,6 +97,8 @@ def test_an_operator_without_an_api_server_lives_waits_and_says_so(tmp_path: Pat
             time.sleep(0.1)
         assert ask(health, "/healthz")[0] == 200
         assert ask(health, "/readyz")[0] == 503
+        for host in ("127.0.0.1", "[::1]") if has_ipv6() else ("127.0.0.1",):
+            assert (ask(health, "/healthz", host)[0], ask(metrics, "/metrics", host)[0]) == (200, 200)
         assert operator.process.poll() is None
 
         operator.process.terminate()

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 from edgetune_contract.stages import Stage
 from edgetune_jobs.progress import LineProgress, Snapshot, TrainingMetrics
+from support.probes import has_ipv6
+
+WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 class Clock:
@@ -153,6 +156,15 @@ def test_a_training_serves_its_figures_to_prometheus(free_port: int, scrape: Cal
     ):
         assert line in text
     assert "edgetune_train_learning_rate{" not in text, "it was never reported"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=WITH_IPV6)])
+def test_prometheus_may_come_by_either_internet_protocol(free_port: int, host: str) -> None:
+    with (
+        TrainingMetrics("team-a", "sensor-faults").serving(free_port),
+        urllib.request.urlopen(f"http://{host}:{free_port}/metrics", timeout=5) as answer,
+    ):
+        assert answer.status == 200
 
 
 def test_updates_that_make_no_line_reach_the_metrics(free_port: int, scrape: Callable[[], str]) -> None:
