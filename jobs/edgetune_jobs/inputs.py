@@ -11,7 +11,7 @@ from edgetune_jobs.connect import BASE_FIELD, Access
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.mirror import fetch_mirror, find_mirror
 from edgetune_jobs.model_folder import SourceModelFolder, StoredModelFolder
-from edgetune_jobs.model_weights import ModelFolder
+from edgetune_jobs.model_weights import ModelFolder, used_files
 from edgetune_jobs.stage import Progress, Source
 from edgetune_jobs.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
 
@@ -153,7 +153,7 @@ class InputGatherer:
         if base.uri.startswith("hf://"):
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
         source = self._unchanged_base(base, target)
-        return source.fetch([entry.path for entry in source.files])
+        return source.fetch(used_files(SourceModelFolder(source, BASE_FIELD)))
 
     def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Source:
         source = self._access.open_base(base, target)

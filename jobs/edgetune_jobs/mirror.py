@@ -8,7 +8,10 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
+from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput, TransientFault
+from edgetune_jobs.model_folder import SourceModelFolder
+from edgetune_jobs.model_weights import used_files
 from edgetune_jobs.stage import Progress, Source
 from edgetune_jobs.store import (
     DamagedObject,
@@ -24,11 +27,15 @@ from edgetune_jobs.store import (
 
 
 def mirror_model(store: Store, source: Source, progress: Progress) -> None:
-    """Copy a model's files into the store, unless they are there already."""
+    """Copy the files of a model that are read into the store, unless they are there already.
+
+    Raises:
+        InvalidInput: the model has no weights.
+    """
     folder = _folder(source.digest)
     if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
         return
-    paths = [entry.path for entry in source.files]
+    paths = used_files(SourceModelFolder(source, BASE_FIELD))
     attempt = secrets.token_hex(8)
     entries = []
     for number, path in enumerate(paths, start=1):

@@ -115,6 +115,16 @@ def weight_files(folder: ModelFolder) -> list[str]:
     )
 
 
+def used_files(folder: ModelFolder) -> list[str]:
+    """Files of a model without weights that nothing reads, such as the same ones in another layout beside them.
+
+    Raises:
+        InvalidInput: there are no weights.
+    """
+    weights = weight_files(folder)
+    return [path for path in folder.sizes if path in weights or not path.endswith(".safetensors")]
+
+
 def read_tensors(folder: ModelFolder) -> tuple[StoredTensor, ...]:
     """Tensors of all shards, in the order in which the shards hold them.
 

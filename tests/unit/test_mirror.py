@@ -1,6 +1,7 @@
 """Copies of models in the store: whole or not there, whoever else copies the same model, whatever networks do."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,24 @@ def test_what_killed_attempts_left_is_removed_by_the_copy_that_completes(source:
 
     assert not list(store.list(f"sources/{source.digest}/0123456789abcdef"))
     assert len(list(store.list("sources"))) == 3
+
+
+def test_weights_that_nothing_reads_are_not_copied(tmp_path: Path) -> None:
+    """As in Mistral's repositories, which have all weights twice: as shards, and in a layout of their own."""
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    used = {
+        "config.json": "{}",
+        "model-1.safetensors": "one",
+        "model-2.safetensors": "two",
+        "model.safetensors.index.json": json.dumps(index),
+        "tokenizer.model": "pieces",
+    }
+    (tmp_path / "hub").mkdir()
+    for name, content in {**used, "consolidated.safetensors": "one and two"}.items():
+        (tmp_path / "hub" / name).write_text(content)
+    source = FolderSource((tmp_path / "hub").as_uri(), "spec.baseModel", SourceKind.MODEL)
+    store = LocalFolderStore((tmp_path / "store").as_uri())
+
+    mirror_model(store, source, PROGRESS)
+
+    assert mirrored(store, source, tmp_path / "fetched") == sorted(used)

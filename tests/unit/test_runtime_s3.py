@@ -29,6 +29,7 @@ def runs(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Pa
     files = {
         "base/config.json": b"{}",
         "base/model.safetensors": b"weights",
+        "base/consolidated.safetensors": b"the same weights in another layout",
         "base/pytorch_model.bin": b"a pickle",
         "train.jsonl": b'{"instruction": "a", "response": "b"}\n',
     }
@@ -227,7 +228,9 @@ def test_a_store_that_is_down_is_a_passing_fault(runs: StageRuns, s3_proxy: Faul
     assert "the store cannot be reached for s3://" in ended.failure
 
 
-def test_the_base_is_fetched_without_its_pickles(runs: StageRuns, s3_proxy: FaultProxy) -> None:
+def test_the_base_is_fetched_without_its_pickles_and_weights_that_nothing_reads(
+    runs: StageRuns, s3_proxy: FaultProxy
+) -> None:
     runs.run_up_to(Stage.PREPARE)
     s3_proxy.requests.clear()
 

@@ -6,7 +6,7 @@ from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs import adapters, merging, models, streaming
 from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.model_weights import ModelFolder, read_tensors
+from edgetune_jobs.model_weights import ModelFolder, read_tensors, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.families import NotUnderstood
@@ -40,7 +40,7 @@ def run(context: StageContext) -> StageOutput:
         written = _merge_in_stream(context, model)
     through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
-        "baseBytes": sum(base.sizes.values()),
+        "baseBytes": sum(base.sizes[path] for path in used_files(base)),
         "adapterBytes": merging.folder_bytes(adapter),
         "mergedBytes": written,
         "peakMemoryBytes": models.peak_resident_bytes(),
@@ -67,7 +67,7 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
 def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> int:
     """Merge in memory; the bytes written."""
     parameters = context.request.parameters
-    folder = base.fetch(list(base.sizes))
+    folder = base.fetch(used_files(base))
     model = merging.merge(folder, adapter, parameters.merge.base, models.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")

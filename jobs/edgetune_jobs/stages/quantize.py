@@ -15,6 +15,7 @@ from edgetune_jobs.errors import Interrupted, InvalidInput
 from edgetune_jobs.formats.bnb_int8 import FLOAT16_MAX
 from edgetune_jobs.formats.support import Unsupported
 from edgetune_jobs.model_folder import LocalModelFolder
+from edgetune_jobs.model_weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.families import NotUnderstood
@@ -128,7 +129,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
     """The merged model, and the folder that its tokenizer comes from."""
     is_merged = streaming.has_model(context, "merged")
     source = streaming.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
-    folder = source.fetch(list(source.sizes))
+    folder = source.fetch(used_files(source))
     if is_merged:
         return models.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
