@@ -36,12 +36,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """By model_type, with what its configuration says besides the sizes."""
 
 
-def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int = 1) -> Path:
-    """A random model in `folder`, in about so many shards."""
+def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int = 1, **sizes: int) -> Path:
+    """A random model in `folder`, in about so many shards; `sizes` replace those of config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(family, **_SIZES, **FAMILIES[family], tie_word_embeddings=tied)
+    config = AutoConfig.for_model(family, **_SIZES | FAMILIES[family] | sizes, tie_word_embeddings=tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)

@@ -83,6 +83,9 @@ class StageRuns:
     environment: dict[str, str] = field(default_factory=dict)
     resolved: Resolved | None = None
     name: str = "sensor-faults"
+    command: tuple[str, ...] = (sys.executable, str(STAGE_PROCESS))
+    """The process of a stage: that of the tests, or the real one."""
+
     _started: int = 0
 
     def request(self, stage: Stage, **changes: Any) -> Request:
@@ -121,7 +124,7 @@ class StageRuns:
         if self.credentials_folder is not None:
             variables["EDGETUNE_CREDENTIALS_DIR"] = str(self.credentials_folder)
         process = subprocess.Popen(
-            [sys.executable, str(STAGE_PROCESS)],
+            self.command,
             env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
