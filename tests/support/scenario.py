@@ -155,12 +155,12 @@ class Scenario:
         self.cluster = MemoryCluster(builder.build())
         self.profiles = {} if profile is None else {"default": profile}
         self.manifests: dict[str, Result] = {}
+        self.store = PROFILE.store.uri
         self.pointer = ""
         self.data = "first version of the data"
         self.gates_hold = True
         self.measurement: EdgeMeasurement | None = None
         self.reports_later_stages = True
-        self.store = PROFILE.store.uri
 
     def reconcile(self) -> Pass:
         """One pass, ten seconds after the one before."""
@@ -316,16 +316,16 @@ class Scenario:
             result = result.model_copy(update={"scores": scores, "edge": self.measurement})
         return result
 
-    def _publication(self, request: Request) -> Publication:
-        digest = request.digest
-        pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
-        if pin := request.parameters.publish.pin:
-            version = next(known for known in self.manifests if known.startswith(pin))
     def artifact(self, stage: Stage, digest: str) -> Artifact:
         """What a stage makes, where the store is now."""
         uri = f"{self.store}/team-a/stages/{stage}/{digest}/{_ARTIFACTS[stage]}"
         return Artifact(name=_ARTIFACTS[stage], uri=uri, bytes=500, sha256=sha256_of(uri))
 
+    def _publication(self, request: Request) -> Publication:
+        digest = request.digest
+        pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
+        if pin := request.parameters.publish.pin:
+            version = next(known for known in self.manifests if known.startswith(pin))
             return Publication(published=True, version=version, pointer=pointer, pinned=True)
         if self.gates_hold:
             return Publication(published=True, version=digest, pointer=pointer)
