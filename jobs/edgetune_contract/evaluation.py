@@ -30,7 +30,8 @@ class EdgeBudget(Model):
 
 
 class Gates(Model):
-    """Limits that must hold before a model is published; each is optional."""
+    """Limits that must hold before a model is published; each is optional. Those on the edge model hold for it in every
+    format."""
 
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
     """Lowest score of the edge model, 0 to 1."""

@@ -337,7 +337,7 @@ class QuantizationSpec(Model):
     ] = (EdgeFormat.BITSANDBYTES_INT8,)
     """Formats to write. BitsAndBytesInt8 is LLM.int8 in the layout that from_pretrained reads; GGUF-Q8_0 is one file
     for llama.cpp (Llama, Mistral, Qwen2, Qwen3); CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The
-    first is the edge model that is scored, gated and shown in the status; all are published."""
+    first is the edge model that the status shows; all are scored, gated and published."""
 
     outlier_threshold: Annotated[float, Field(ge=0, le=1000)] = 6.0
     """BitsAndBytesInt8: activations above this magnitude are multiplied in 16 bits; 0 switches the split off."""
