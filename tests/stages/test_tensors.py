@@ -238,6 +238,27 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     assert not list(context.output.iterdir())
 
 
+@pytest.mark.parametrize("is_rounded", [False, True], ids=["as stored", "through NF4"])
+def test_a_weight_beyond_the_number_format_of_the_model_is_not_called_damaged(
+    models_folder: Path, tmp_path: Path, is_rounded: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = Path(shutil.copytree(models_folder / "whole", tmp_path / "base"))
+    stored = load_file(folder / "model.safetensors")
+    stored[name][2, 3] = -1e5
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    model = LocalModelFolder(folder, "spec.baseModel")
+    tensors = read_tensors(model)
+    weights = ModelWeights(model, tensors, "float16", through_nf4=frozenset({name} if is_rounded else ()))
+    tensor = next(tensor for tensor in tensors if tensor.name == name)
+    prepared = weights.prepare(tensor) if is_rounded else None
+
+    with pytest.raises(InvalidInput, match=r"up_proj\.weight holds 99840, beyond the largest float16 \(65504\)"):
+        weights.rows(tensor, 0, tensor.rows, prepared)
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(models_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(models_folder / "whole", tmp_path / "base"))
     model = LocalModelFolder(folder, "spec.baseModel")

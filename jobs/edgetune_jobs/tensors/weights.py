@@ -97,7 +97,8 @@ class ModelWeights:
                 _round(prepared, first + part.start, piece)
             if lora is not None:
                 _add(lora, first + part.start, piece)
-            _check_finite(tensor.name, piece, is_merged=lora is not None)
+            if not _is_finite(piece):
+                raise self._not_finite(tensor, first + part.start, len(piece))
         return rows
 
     def give_back(self, rows: "torch.Tensor") -> None:
@@ -107,6 +108,25 @@ class ModelWeights:
     def release(self, prepared: Any) -> None:
         """Take memory back that `prepare` gave."""
         self._whole.give_back(prepared.weight)
+
+    def _not_finite(self, tensor: StoredTensor, first: int, count: int) -> InvalidInput:
+        """What is wrong with rows that come out as NaN or infinity, by what is stored of them."""
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        stored = read_rows(self.folder, tensor, first, count)
+        if not _is_finite(stored):
+            return InvalidInput(f"{tensor.name} holds NaN or infinity: the model is damaged; save or copy it again")
+        if not _is_finite(stored.to(dtype)):
+            return InvalidInput(
+                f"{tensor.name} holds {stored.abs().max().item():g}, beyond the largest {self.dtype} "
+                f"({torch.finfo(dtype).max:g}), in which the model is held: train with spec.training.precision BF16 or "
+                "FP32, or choose another base"
+            )
+        return InvalidInput(
+            f"the adapter cannot be merged: {tensor.name} is not finite with it; train it again with a lower "
+            "learningRate"
+        )
 
     def _read(self, tensor: StoredTensor, first: int, count: int, buffers: Buffers) -> "torch.Tensor":
         """Rows in the number format of the model."""
@@ -143,15 +163,8 @@ def _add(lora: LoraMatrices, first: int, rows: "torch.Tensor") -> None:
     rows += scratch("rounded delta", shape, rows.dtype).copy_(delta)
 
 
-def _check_finite(name: str, rows: "torch.Tensor", is_merged: bool) -> None:
+def _is_finite(rows: "torch.Tensor") -> bool:
     if not rows.numel():
-        return
+        return True
     low, high = (value.item() for value in rows.aminmax())
-    # Comparisons with NaN are false.
-    if low > float("-inf") and high < float("inf"):
-        return
-    if is_merged:
-        raise InvalidInput(
-            f"the adapter cannot be merged: {name} is not finite with it; train it again with a lower learningRate"
-        )
-    raise InvalidInput(f"{name} holds NaN or infinity: the model is damaged; save or copy it again")
+    return bool(low > float("-inf") and high < float("inf"))  # comparisons with NaN are false
