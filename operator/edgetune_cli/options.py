@@ -1,5 +1,6 @@
 """Options that several commands share, and what they stand for."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local import local_profile
 from edgetune_operator.profiles import InvalidProfiles, Profile, load_profiles
 
+# This machine has files, and its own certificates of authorities.
+_HERE: Mapping[str, Any] = {"allow_file_uris": True, "ca_bundle_config_map": None}
 DEFAULT_WORK_DIR = Path(".edgetune")
 
 WorkDir = Annotated[
@@ -52,8 +55,6 @@ def read_profiles(path: Path | None, folder: Path) -> dict[str, Profile]:
     if path is None:
         return {"default": local_profile(folder)}
     try:
-        return {
-            name: profile.model_copy(update={"allow_file_uris": True}) for name, profile in load_profiles(path).items()
-        }
+        return {name: profile.model_copy(update=_HERE) for name, profile in load_profiles(path).items()}
     except InvalidProfiles as error:
         fail(str(error), ExitStatus.UNUSABLE_INPUT)

@@ -3,18 +3,25 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from edgetune_contract.model import Model
 from edgetune_contract.request import ChecksumMode, StoreLocation
 from edgetune_contract.stages import Stage
+from edgetune_operator import names
 
 Quantities = dict[str, str | int]
-# nvidia.com/gpu, nvidia.com/mig-1g.10gb, amd.com/gpu, gpu.intel.com/i915
-_GPU = re.compile(r"/gpu|^gpu\.|/mig-")
+# Not shares of one, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
+_GPU = re.compile(r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""Where the S3 client, requests and the others look for the certificates of authorities."""
+
+OWN_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
+"""What stages have in their environment, besides names that begin with EDGETUNE_."""
 
 
 class Resources(Model):
@@ -23,17 +30,24 @@ class Resources(Model):
     requests: Quantities = {}
     limits: Quantities = {}
 
+    @model_validator(mode="after")
+    def _count_whole_gpus(self) -> Self:
+        for name, count in (*self.requests.items(), *self.limits.items()):
+            if _GPU.fullmatch(name) and not str(count).isdecimal():
+                raise ValueError(f"{name} must be a whole number, is {count!r}")
+        return self
+
     @property
     def gpus(self) -> int:
         """GPUs, or slices of one, of whatever make."""
-        return sum(int(count) for name, count in (self.requests | self.limits).items() if _GPU.search(name))
+        return sum(int(count) for name, count in (self.requests | self.limits).items() if _GPU.fullmatch(name))
 
 
 class Image(Model):
     """The container image of the stages."""
 
     reference: str = "ghcr.io/edgetune/jobs:0.1.0"
-    pull_policy: str = "IfNotPresent"
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     """Names of image pull Secrets in the object's namespace."""
 
@@ -94,17 +108,46 @@ class Profile(Model):
     runtime_class_name: str | None = None
     priority_class_name: str | None = None
     service_account_name: str | None = None
+    openshift: bool = False
+    """Leave user and groups of Pods to the cluster: OpenShift gives each namespace a range, and refuses others."""
+
+    pod_labels: dict[str, str] = {}
+    """More labels of the stages' Pods, such as those that a cloud's workload identity asks for."""
+
+    pod_annotations: dict[str, str] = {}
+    """Annotations of the stages' Pods, such as sidecar.istio.io/inject: "false"."""
+
+    env: dict[str, str] = {}
+    """More environment variables of the stages, such as HTTPS_PROXY and NO_PROXY. Whoever may read Jobs reads them."""
+
+    ca_bundle_config_map: str | None = None
+    """ConfigMap of the object's namespace whose key ca.crt has the certificates of all authorities to be trusted."""
+
     queue: str | None = None
     """Kueue LocalQueue: becomes the label kueue.x-k8s.io/queue-name."""
 
-    termination_grace_period_seconds: int = 120
+    termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
     """Time that a stopped training has for its checkpoint, in seconds."""
 
-    ttl_seconds_after_finished: int = 3600
-    """How long finished Jobs stay, in seconds. Status and store keep what matters."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=300)] = 3600
+    """How long finished Jobs stay, in seconds: long enough to be seen. Status and store keep what matters."""
 
     allow_file_uris: bool = False
     """Whether base and data may be file:// (local runs only: a Pod has no such files)."""
+
+    @model_validator(mode="after")
+    def _leave_the_operators_own_names(self) -> Self:
+        for name in self.env:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"env: {name!r} is no name of an environment variable")
+            if name in OWN_VARIABLES or name.startswith("EDGETUNE_"):
+                raise ValueError(f"env: {name} is the operator's own")
+            if self.ca_bundle_config_map and name in CA_VARIABLES:
+                raise ValueError(f"env: {name} is set for caBundleConfigMap; give one of the two")
+        for label in self.pod_labels:
+            if label.startswith(f"{names.GROUP}/") or label == names.MANAGED_BY_LABEL:
+                raise ValueError(f"podLabels: {label} is the operator's own")
+        return self
 
     def resources_for(self, stage: Stage) -> Resources:
         """Resources of a stage's container."""

@@ -9,20 +9,22 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec
 from edgetune_operator.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.profiles import Profile, Resources
+from edgetune_operator.profiles import CA_VARIABLES, Profile, Resources
 from edgetune_operator.run import settings_digest
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
+CA_BUNDLE_DIR = "/etc/edgetune/ca"
 METRICS_PORT = 8080
+_CA_KEY = "ca.crt"
 _USER = 65532
 
+RESTRICTED_POD_OF_ANY_USER: Mapping[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 RESTRICTED_POD: Mapping[str, Any] = {
-    "runAsNonRoot": True,
+    **RESTRICTED_POD_OF_ANY_USER,
     "runAsUser": _USER,
     "runAsGroup": _USER,
     "fsGroup": _USER,
-    "seccompProfile": {"type": "RuntimeDefault"},
 }
 RESTRICTED_CONTAINER: Mapping[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -104,9 +106,14 @@ def _job(
             # Two Pods of one Job never run together: the first writes its checkpoint before the second reads it.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": pod_failure_rules()},
-            "template": {"metadata": {"labels": dict(labels)}, "spec": _pod_spec(profile, container)},
+            "template": {"metadata": _pod_metadata(profile, labels), "spec": _pod_spec(profile, container)},
         },
     }
+
+
+def _pod_metadata(profile: Profile, labels: Mapping[str, str]) -> dict[str, Any]:
+    metadata = {"labels": {**profile.pod_labels, **labels}, "annotations": profile.pod_annotations}
+    return {key: value for key, value in metadata.items() if value}
 
 
 def pod_failure_rules() -> list[dict[str, Any]]:
@@ -146,7 +153,7 @@ def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": profile.termination_grace_period_seconds,
-        "securityContext": dict(RESTRICTED_POD),
+        "securityContext": dict(RESTRICTED_POD_OF_ANY_USER if profile.openshift else RESTRICTED_POD),
         "containers": [container],
         "volumes": _volumes(profile),
     } | {key: value for key, value in optional.items() if value}
@@ -158,6 +165,8 @@ def _container(
     mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": WORK_DIR}]
     if profile.store.credentials_secret:
         mounts.append({"name": "s3-credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
+    if profile.ca_bundle_config_map:
+        mounts.append({"name": "ca-bundle", "mountPath": CA_BUNDLE_DIR, "readOnly": True})
     return {
         "name": names.CONTAINER,
         "image": profile.image.reference,
@@ -188,6 +197,9 @@ def _environment(profile: Profile, request: str, asks_hub: bool) -> list[dict[st
     }
     if profile.store.credentials_secret:
         values["EDGETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+    if profile.ca_bundle_config_map:
+        values |= dict.fromkeys(CA_VARIABLES, f"{CA_BUNDLE_DIR}/{_CA_KEY}")
+    values |= profile.env
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -196,4 +208,7 @@ def _volumes(profile: Profile) -> list[dict[str, Any]]:
     if profile.store.credentials_secret:
         secret = {"secretName": profile.store.credentials_secret, "defaultMode": 0o440}
         volumes.append({"name": "s3-credentials", "secret": secret})
+    if profile.ca_bundle_config_map:
+        bundle = {"name": profile.ca_bundle_config_map, "items": [{"key": _CA_KEY, "path": _CA_KEY}]}
+        volumes.append({"name": "ca-bundle", "configMap": bundle})
     return volumes

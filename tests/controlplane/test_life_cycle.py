@@ -10,7 +10,7 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from support.kube import condition, pod_ended
 from support.scenario import request_of
-from support.stage_player import OBJECT, SHORT_LIVED, Operator, StagePlayer
+from support.stage_player import OBJECT, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
 
@@ -114,9 +114,10 @@ def test_a_stage_that_takes_too_long_fails_with_its_deadline(player: StagePlayer
 
 
 def test_jobs_that_their_time_to_live_removes_are_not_missed(player: StagePlayer) -> None:
-    player.apply(profile=SHORT_LIVED)
+    player.apply()
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
+    player.shorten_lives()
     eventually(lambda: not player.jobs(), "the Jobs are gone")
 
     player.ask_for_retry("look again")
@@ -144,9 +145,10 @@ def test_a_result_that_is_lost_costs_one_short_run(player: StagePlayer) -> None:
 def test_a_job_that_came_and_went_while_the_operator_was_down_runs_again_and_finds_its_output(
     player: StagePlayer, operator: Operator
 ) -> None:
-    player.apply(profile=SHORT_LIVED)
+    player.apply()
     player.finish(Stage.PREPARE)
     player.live_pod(Stage.TRAIN)
+    player.shorten_lives()
     operator.stop()
     player.finish(Stage.TRAIN)
     eventually(lambda: not player.jobs(Stage.TRAIN), "the Job is gone, and its Pod")

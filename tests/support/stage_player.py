@@ -17,10 +17,7 @@ from support.scenario import Scenario, request_of
 
 OBJECT = (names.API_VERSION, names.KIND)
 STORE = {"uri": "s3://artifacts/edgetune"}
-SHORT_LIVED = "short-lived"
-"""Profile whose Jobs are gone a second after their end."""
-
-_PROFILES = {"default": {"store": STORE}, SHORT_LIVED: {"store": STORE, "ttlSecondsAfterFinished": 1}}
+PROFILES = {"default": {"store": STORE}}
 
 
 class StagePlayer:
@@ -88,6 +85,12 @@ class StagePlayer:
         result = Result.failed(stage, request_of(job).digest, code, code.reason, message)
         self.end_pod(pod, pod_ended(code, result.encode().decode()))
 
+    def shorten_lives(self) -> None:
+        """The Jobs that are there now are gone a second after their end."""
+        for job in self.jobs():
+            short = {"spec": {"ttlSecondsAfterFinished": 1}}
+            self.kube.merge("batch/v1", "Job", self.namespace, job["metadata"]["name"], short)
+
     def ask_for_retry(self, token: str) -> None:
         """As `kubectl annotate` does."""
         annotations = {"annotations": {names.RETRY_REQUESTED_ANNOTATION: token}}
@@ -132,7 +135,7 @@ class Operator:
         self._plane = plane
         self._stack = ExitStack()
 
-    def start(self, profiles: Mapping[str, Any] = _PROFILES) -> None:
+    def start(self, profiles: Mapping[str, Any] = PROFILES) -> None:
         health, metrics = free_ports(2)
         ports = ("--health-port", str(health), "--metrics-port", str(metrics))
         self._running = self._stack.enter_context(

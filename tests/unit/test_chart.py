@@ -13,7 +13,7 @@ from edgetune_operator.chart import CRD_PATH, VALUES_SCHEMA_PATH, profile_defini
 from edgetune_operator.crd import custom_resource_definition
 from edgetune_operator.generate import differences
 from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources, load_profiles
-from edgetune_operator.render import METRICS_PORT, RESTRICTED_CONTAINER, RESTRICTED_POD
+from edgetune_operator.render import METRICS_PORT, RESTRICTED_CONTAINER, RESTRICTED_POD, RESTRICTED_POD_OF_ANY_USER
 from edgetune_operator.settings import Settings, parse_settings
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 from support.chart import (
@@ -387,6 +387,19 @@ def test_network_policies_let_through_what_is_needed() -> None:
     from_operator, from_prometheus = training["ingress"][0]["from"]
     assert from_operator["podSelector"]["matchLabels"].items() <= labels.items()
     assert from_prometheus == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def test_on_openshift_pods_get_their_user_from_the_cluster_and_reach_its_dns(tmp_path: Path) -> None:
+    own = {**PROFILE, "openshift": False}
+    values = {**ALL_SWITCHES, "openshift": True, "profiles": {"default": PROFILE, "own": own}}
+    manifests = render(values)
+
+    profiles = mounted_profiles(values, tmp_path)
+    policies = (one(manifests, "NetworkPolicy")["spec"], one(manifests, "NetworkPolicy", "edgetune-stages")["spec"])
+    assert all(spec["securityContext"] == RESTRICTED_POD_OF_ANY_USER for spec in pod_specs(manifests).values())
+    assert {name: profile.openshift for name, profile in profiles.items()} == {"default": True, "own": False}
+    for policy in policies:
+        assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 5353, 5353]
 
 
 def test_the_tests_metric_is_one_that_the_operator_serves() -> None:

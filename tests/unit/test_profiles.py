@@ -45,6 +45,22 @@ profiles:
 
 
 @pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ({"nvidia.com/gpu": 2}, 2),
+        ({"amd.com/gpu": "1"}, 1),
+        ({"nvidia.com/mig-1g.10gb": 3}, 3),
+        ({"gpu.intel.com/i915": 1}, 1),
+        ({"volcano.sh/gpu-memory": "8Gi", "nvidia.com/gpumem": "8000", "nvidia.com/gpu": 1}, 1),
+        ({"gpu.intel.com/memory.max": "8Gi"}, 0),
+        ({"cpu": "8", "memory": "8Gi"}, 0),
+    ],
+)
+def test_gpus_are_counted_and_no_shares_of_their_memory(resources: dict[str, str | int], gpus: int) -> None:
+    assert Resources(limits=resources).gpus == gpus
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("profiles: {default: {}}", "profiles.default.store: Field required"),
@@ -54,6 +70,32 @@ profiles:
             "profiles.default.gpu: Extra inputs are not permitted",
         ),
         ("profiles: {default: {store: {uri: 's3://b'}, resources: {test: {}}}}", "profiles.default.resources.test"),
+        *(
+            (f"profiles: {{default: {{store: {{uri: 's3://b'}}, {text}}}}}", f"profiles.default{problem}")
+            for text, problem in (
+                (
+                    "ttlSecondsAfterFinished: 0",
+                    ".ttlSecondsAfterFinished: Input should be greater than or",
+                ),
+                ("terminationGracePeriodSeconds: 0", ".terminationGracePeriodSeconds: Input should be greater than or"),
+                ("image: {pullPolicy: Sometimes}", ".image.pullPolicy: Input should be 'Always', 'IfNotPresent' or"),
+                (
+                    "resources: {train: {limits: {nvidia.com/gpu: 1Gi}}}",
+                    ".resources.train: Value error, nvidia.com/gpu must be a whole number, is '1Gi'",
+                ),
+                ("env: {EDGETUNE_REQUEST: x}", ": Value error, env: EDGETUNE_REQUEST is the operator's own"),
+                ("env: {HF_HUB_OFFLINE: '0'}", ": Value error, env: HF_HUB_OFFLINE is the operator's own"),
+                ("env: {A-B: x}", ": Value error, env: 'A-B' is no name of an environment variable"),
+                (
+                    "caBundleConfigMap: ca, env: {SSL_CERT_FILE: /x}",
+                    ": Value error, env: SSL_CERT_FILE is set for caBundleConfigMap; give one of the two",
+                ),
+                (
+                    "podLabels: {edgetune.dev/uid: x}",
+                    ": Value error, podLabels: edgetune.dev/uid is the operator",
+                ),
+            )
+        ),
         ("profiles: [", "not YAML: while parsing"),
         ("", "Input should be a valid dictionary"),
     ],

@@ -12,7 +12,7 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from edgetune_operator.generate import differences
-from edgetune_operator.profiles import Profile
+from edgetune_operator.profiles import CA_VARIABLES, OWN_VARIABLES, Profile
 from edgetune_operator.render import pod_failure_rules, render_job
 from support.apiserver import REPOSITORY
 from support.builders import UID, ObjectBuilder, lora_fine_tune
@@ -171,9 +171,9 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
 
     own = {names.STAGE_LABEL, names.OWNER_LABEL, names.UID_LABEL, names.MANAGED_BY_LABEL}
     assert manifest["metadata"]["labels"].keys() == own | {"kueue.x-k8s.io/queue-name"}
-    assert manifest["spec"]["template"]["metadata"] == {
-        "labels": {key: manifest["metadata"]["labels"][key] for key in manifest["metadata"]["labels"] if key in own}
-    }
+    of_pod = manifest["spec"]["template"]["metadata"]
+    assert of_pod["labels"] == FULL.pod_labels | {key: manifest["metadata"]["labels"][key] for key in own}
+    assert of_pod["annotations"] == FULL.pod_annotations
     assert manifest["metadata"]["annotations"].keys() == {
         names.DIGEST_ANNOTATION,
         names.RETRY_ANNOTATION,
@@ -189,12 +189,46 @@ def test_nothing_of_a_profile_is_left_in_a_job_that_does_not_ask_for_it() -> Non
     assert [volume["name"] for volume in pod["volumes"]] == ["work"]
 
 
+def test_a_profile_adds_labels_annotations_and_variables_to_pods_and_nothing_to_jobs() -> None:
+    manifest = job(Stage.MERGE, FULL)
+
+    metadata, environment = manifest["spec"]["template"]["metadata"], environment_of(manifest)
+    assert metadata["labels"]["azure.workload.identity/use"] == "true"
+    assert metadata["annotations"] == {"sidecar.istio.io/inject": "false"}
+    assert "azure.workload.identity/use" not in manifest["metadata"]["labels"]
+    assert environment["HTTPS_PROXY"] == "http://proxy.example.internal:3128"
+
+
+def test_a_bundle_of_authorities_is_mounted_and_every_client_told_of_it() -> None:
+    manifest = job(Stage.PREPARE, FULL)
+
+    (mount,) = (each for each in container_of(manifest)["volumeMounts"] if each["name"] == "ca-bundle")
+    (volume,) = (each for each in pod_of(manifest)["volumes"] if each["name"] == "ca-bundle")
+    assert volume["configMap"] == {"name": "ca-bundle", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    told = {environment_of(manifest)[name] for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")}
+    assert told == {f"{mount['mountPath']}/ca.crt"}
+
+
+def test_what_a_profile_may_not_set_is_what_stages_have_of_their_own() -> None:
+    own = environment_of(job(Stage.TRAIN, FULL)).keys() - FULL.env.keys() - set(CA_VARIABLES)
+
+    assert {name for name in own if not name.startswith("EDGETUNE_")} == set(OWN_VARIABLES)
+
+
+def test_on_openshift_the_cluster_gives_pods_their_user_and_groups() -> None:
+    restricted = pod_of(job(Stage.TRAIN, DEFAULT))["securityContext"]
+    openshift = pod_of(job(Stage.TRAIN, FULL))["securityContext"]
+
+    assert openshift == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert restricted == openshift | {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
+
+
 def test_credentials_are_files_and_no_variables() -> None:
     manifest = job(Stage.TRAIN, FULL)
 
     environment = environment_of(manifest)
     assert environment["EDGETUNE_CREDENTIALS_DIR"] == "/var/run/secrets/edgetune/s3"
-    assert not any("AWS" in name for name in environment)
+    assert not any("AWS" in name and "KEY" in name for name in environment)
     assert not any("valueFrom" in variable for variable in container_of(manifest)["env"])
 
 

@@ -54,18 +54,24 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The profiles file. JSON is YAML, and keeps 1000000 as it is: YAML has 1e+06 in some versions of Helm, which reads as text. */ -}}
 {{- define "edgetune.profiles" -}}
 {{- $reference := include "edgetune.imageReference" (dict "image" .Values.jobsImage "version" .Chart.AppVersion) }}
+{{- $defaults := dict "image" (dict "reference" $reference) }}
+{{- if .Values.openshift }}
+{{- $_ := set $defaults "openshift" true }}
+{{- end }}
 {{- $profiles := dict }}
 {{- range $name, $profile := .Values.profiles }}
-{{- $_ := set $profiles $name (mustMergeOverwrite (dict "image" (dict "reference" $reference)) $profile) }}
+{{- $_ := set $profiles $name (mustMergeOverwrite (mustDeepCopy $defaults) $profile) }}
 {{- end }}
 {{- dict "profiles" $profiles | mustToPrettyJson }}
 {{- end }}
 
 {{- define "edgetune.restrictedPod" -}}
 runAsNonRoot: true
+{{- if not .Values.openshift }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
