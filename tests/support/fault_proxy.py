@@ -69,87 +69,101 @@ class FaultProxy:
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of each request, in the order of arrival."""
 
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, method: str, path: str) -> Fault | None:
+        """Note a request that has arrived; what is to happen to it, if anything."""
+        with self._lock:
+            self.requests.append((method, path))
+            return next((fault for fault in self.faults if fault.takes(method, path)), None)
+
 
 @contextmanager
 def running_proxy(target: str) -> Iterator[FaultProxy]:
     """A proxy before the server at the URL `target`, on a free port, until the block ends."""
-    host = urlsplit(target).netloc
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_request(self) -> None:
-            length = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(length)
-            if len(body) < length:  # the client was killed
-                self.close_connection = True
-                return
-            with lock:
-                proxy.requests.append((self.command, self.path))
-                fault = next((fault for fault in proxy.faults if fault.takes(self.command, self.path)), None)
-            if fault is None:
-                self._answer(*self._forward(body))
-            else:
-                self._fail(fault, body)
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request  # noqa: N815 - names of the base class
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def _fail(self, fault: Fault, body: bytes) -> None:
-            if fault.before_forwarding is not None:
-                fault.before_forwarding()
-            if fault.status is not None:
-                self._answer(fault.status, [("Content-Length", "0")], b"")
-                return
-            answer = self._forward(body) if fault.forwarded else None
-            if fault.after_forwarding is not None:
-                fault.after_forwarding()
-            if answer is None or fault.loses_answer:
-                self.close_connection = True
-                return
-            status, headers, content = answer
-            if fault.flip_byte is not None:
-                position = fault.flip_byte
-                content = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
-            headers = [(name, value) for name, value in headers if name.lower() != fault.without_header]
-            if fault.cut_after is not None:
-                content = content[: fault.cut_after]
-                self.close_connection = True
-            self._answer(status, headers, content)
-
-        def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            connection = HTTPConnection(host, timeout=60)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _CONNECTION_HEADERS}
-            connection.request(self.command, self.path, body=body, headers=headers)
-            response = connection.getresponse()
-            content = response.read()
-            connection.close()
-            kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _CONNECTION_HEADERS]
-            return response.status, kept, content
-
-        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-            try:
-                self.send_response_only(status)
-                for name, value in headers:
-                    self.send_header(name, value)
-                if not any(name.lower() == "content-length" for name, _ in headers):
-                    self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # the client was killed
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    proxy = FaultProxy(f"http://127.0.0.1:{server.server_port}")
+    server = _Server(urlsplit(target).netloc)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield proxy
+        yield server.proxy
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = target
+        """Host and port of the real server."""
+
+        self.proxy = FaultProxy(f"http://127.0.0.1:{self.server_port}")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "_Server"
+
+    def handle_request(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed
+            self.close_connection = True
+            return
+        fault = self.server.proxy.note(self.command, self.path)
+        if fault is None:
+            self._answer(*self._forward(body))
+        else:
+            self._fail(fault, body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_request  # noqa: N815 - names of the base class
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _fail(self, fault: Fault, body: bytes) -> None:
+        if fault.before_forwarding is not None:
+            fault.before_forwarding()
+        if fault.status is not None:
+            self._answer(fault.status, [("Content-Length", "0")], b"")
+            return
+        answer = self._forward(body) if fault.forwarded else None
+        if fault.after_forwarding is not None:
+            fault.after_forwarding()
+        if answer is None or fault.loses_answer:
+            self.close_connection = True
+            return
+        status, headers, content = answer
+        if fault.flip_byte is not None:
+            position = fault.flip_byte
+            content = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        headers = [(name, value) for name, value in headers if name.lower() != fault.without_header]
+        if fault.cut_after is not None:
+            content = content[: fault.cut_after]
+            self.close_connection = True
+        self._answer(status, headers, content)
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = HTTPConnection(self.server.target, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _CONNECTION_HEADERS}
+        connection.request(self.command, self.path, body=body, headers=headers)
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _CONNECTION_HEADERS]
+        return response.status, kept, content
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        try:
+            self.send_response_only(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            if not any(name.lower() == "content-length" for name, _ in headers):
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client was killed
