@@ -4,17 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from edgetune_cli.show import show_outcome
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
-from edgetune_operator.api import SHORT_VERSION, LoraFineTuneStatus, StageStatus
-from edgetune_operator.observe import read_status
+from edgetune_operator.api import SHORT_VERSION, LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.status import format_bytes, format_share
 
 _RESOURCE = f"{names.PLURAL}.{names.GROUP}"
@@ -28,22 +29,30 @@ app = typer.Typer(
 
 _Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: the context's.")]
 _Name = Annotated[str, typer.Argument(help="Name of the LoraFineTune.", show_default=False)]
+_Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+_Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="Path of the kubeconfig.")]
 
 
 @app.command()
 def get(
+    name: Annotated[str | None, typer.Argument(help="Name of one; default: all.", show_default=False)] = None,
     namespace: _Namespace = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False,
+    selector: Annotated[str | None, typer.Option("--selector", "-l", help="Label selector, such as team=a.")] = None,
+    context: _Context = None,
+    kubeconfig: _Kubeconfig = None,
 ) -> None:
     """List LoraFineTunes with progress, scores and sizes."""
-    scope = ["--all-namespaces"] if all_namespaces else _scope(namespace)
-    items = _read("get", _RESOURCE, *scope, "-o", "json")["items"]
+    scope = ["--all-namespaces"] if all_namespaces else _given(namespace=namespace)
+    wanted = [*([name] if name else []), *scope, *_given(selector=selector)]
+    found = _read("get", _RESOURCE, *wanted, *_given(context=context, kubeconfig=kubeconfig), "-o", "json")
+    items = found.get("items", [found])
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     titles = ("NAMESPACE", "NAME", "PHASE", "PROGRESS", "BASE", "TUNED", "EDGE", "ADAPTER", "EDGE SIZE", "MESSAGE")
     for title in titles:
         table.add_column(title, no_wrap=title != "MESSAGE")
     for item in items:
-        status = read_status(item)
+        status = _status(item)
         shown = status.display
         figures = (
             (shown.progress, shown.base, shown.tuned, shown.edge, shown.adapter_size, shown.edge_size) if shown else ()
@@ -56,13 +65,16 @@ def get(
 
 
 @app.command()
-def describe(name: _Name, namespace: _Namespace = None) -> None:
+def describe(
+    name: _Name, namespace: _Namespace = None, context: _Context = None, kubeconfig: _Kubeconfig = None
+) -> None:
     """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions, history and Events.
 
     A version of the history, or its first 12 digits, is what spec.publish.pin takes to go back to it.
     """
-    document = _read("get", _RESOURCE, name, *_scope(namespace), "-o", "json")
-    status = read_status(document)
+    access = _given(namespace=namespace, context=context, kubeconfig=kubeconfig)
+    document = _read("get", _RESOURCE, name, *access, "-o", "json")
+    status = _status(document)
     console = Console(soft_wrap=True, markup=False)
     console.print(f"{document['metadata']['namespace']}/{name}: {status.phase}", style="bold", highlight=False)
     show_outcome(console, status, frozenset(row.name for row in status.stages))
@@ -78,7 +90,7 @@ def describe(name: _Name, namespace: _Namespace = None) -> None:
         console.print(_history(status))
     console.print("\nEvents", style="bold")
     selector = f"involvedObject.kind={names.KIND},involvedObject.name={name}"
-    _run("get", "events", *_scope(namespace), "--field-selector", selector, "--sort-by", ".lastTimestamp")
+    _run("get", "events", *access, "--field-selector", selector, "--sort-by", ".lastTimestamp")
 
 
 @app.command()
@@ -87,13 +99,16 @@ def logs(
     namespace: _Namespace = None,
     stage: Annotated[Stage | None, typer.Option(help="Stage; default: the one that runs or ran last.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    context: _Context = None,
+    kubeconfig: _Kubeconfig = None,
 ) -> None:
     """Print the log of a stage's Job, for as long as its Pod is there."""
-    status = read_status(_read("get", _RESOURCE, name, *_scope(namespace), "-o", "json"))
+    access = _given(namespace=namespace, context=context, kubeconfig=kubeconfig)
+    status = _status(_read("get", _RESOURCE, name, *access, "-o", "json"))
     row = _row(status, stage)
     if row is None:
         _fail(f"{name}: {f'stage {stage}' if stage else 'no stage'} has run yet")
-    _run("logs", f"job/{row.job}", *_scope(namespace), *(["--follow"] if follow else []))
+    _run("logs", f"job/{row.job}", *access, *(["--follow"] if follow else []))
 
 
 def main() -> None:
@@ -117,16 +132,34 @@ def _history(status: LoraFineTuneStatus) -> Table:
 
 
 def _row(status: LoraFineTuneStatus, stage: Stage | None) -> StageStatus | None:
+    """The row of a stage that has a Job; without a stage the one that runs, else the one that was started last."""
     with_jobs = [row for row in status.stages if row.job and stage in (None, row.name)]
-    return with_jobs[-1] if with_jobs else None
+    return max(with_jobs, key=lambda row: (row.state is StageState.RUNNING, row.started_at or ""), default=None)
+
+
+def _status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
+    """Status of an object; of one that another version wrote, the fields that this one can read."""
+    written: Mapping[str, Any] = document.get("status") or {}
+    try:
+        return LoraFineTuneStatus.model_validate(written)
+    except ValidationError as error:
+        unread = {str(problem["loc"][0]) for problem in error.errors()}
+    metadata = document["metadata"]
+    message = (
+        f"{metadata['namespace']}/{metadata['name']}: another version of the operator wrote this status; left out is "
+        f"what this plugin cannot read: {', '.join(sorted(unread))}"
+    )
+    typer.secho(message, fg=typer.colors.YELLOW, err=True)
+    return LoraFineTuneStatus.model_validate({key: value for key, value in written.items() if key not in unread})
 
 
 def _ready_message(status: LoraFineTuneStatus) -> str:
     return next((condition.message for condition in status.conditions if condition.type == "Ready"), "")
 
 
-def _scope(namespace: str | None) -> list[str]:
-    return ["--namespace", namespace] if namespace else []
+def _given(**options: str | None) -> list[str]:
+    """Options as kubectl takes them, without those that were not given."""
+    return [f"--{name}={value}" for name, value in options.items() if value]
 
 
 def _kubectl() -> str:

@@ -52,6 +52,19 @@ def test_get_lists_objects_with_scores_and_sizes(environment: dict[str, str]) ->
     assert "94.0%" in line
 
 
+def test_get_takes_a_name_a_selector_a_context_and_a_kubeconfig(environment: dict[str, str]) -> None:
+    kubeconfig = environment.pop("KUBECONFIG")
+    access = ("--kubeconfig", kubeconfig, "-n", "default")
+    named = plugin(environment, "get", NAME, *access)
+    selected = plugin(environment, "get", "-l", "team=nobody", *access)
+    elsewhere = plugin(environment, "get", *access, "--context", "nowhere")
+
+    assert (named.returncode, selected.returncode, elsewhere.returncode) == (0, 0, 1)
+    assert NAME in named.stdout
+    assert NAME not in selected.stdout
+    assert 'context "nowhere" does not exist' in elsewhere.stderr
+
+
 def test_describe_shows_stages_conditions_and_artifacts(environment: dict[str, str]) -> None:
     done = plugin(environment, "describe", NAME, "--namespace", "default")
 
