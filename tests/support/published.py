@@ -1,6 +1,7 @@
 """Published versions of a model in a store, made by the real publisher without any stage: small files, true lists."""
 
 import json
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,9 @@ def replaced(document: VersionDocument, **entry: Any) -> tuple[FileEntry, ...]:
 def no_stage(stage: Stage) -> Manifest:
     """Fails: publishing a finished document reads no stage."""
     raise AssertionError(f"{stage} was read")
+
+
+def lying_weights() -> bytes:
+    """A safetensors file whose one tensor is said to end beyond the file."""
+    header = json.dumps({"weight": {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"12345678"

@@ -1,7 +1,6 @@
 """Verification of versions, stages and artifacts: every damage is told with the name of its file."""
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,17 @@ from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.request import Artifact, ChecksumMode, FileEntry, Manifest
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, VersionDocument
-from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
+from edgetune_jobs.addresses import ModelAddress, StageAddress
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.files import file_list_digest, fingerprint
 from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.format_readers import reader_of
 from edgetune_jobs.publisher import encode
 from edgetune_jobs.s3_client import create_client
 from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import Store, read_model, uri_of, write_model
 from edgetune_jobs.verification import Verification, verify
 from support.fault_proxy import Fault, FaultProxy
-from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, edge_folder
+from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, lying_weights
 from support.versitygw import S3Server
 
 WEIGHTS = "model.safetensors"
@@ -144,12 +142,6 @@ def test_all_damages_are_told_at_once(store: Store, document: VersionDocument, l
     names = [problem.partition(":")[0] for problem in verify(store, latest).problems]
 
     assert names == [f"{EDGE}/config.json", f"{EDGE}/edgetune.json", f"{EDGE}/extra"]
-
-
-def lying_weights() -> bytes:
-    """A safetensors file whose one tensor is said to end beyond the file."""
-    header = json.dumps({"weight": {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"12345678"
 
 
 def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: bytes, path: str = WEIGHTS) -> Manifest:
@@ -368,80 +360,3 @@ def test_a_file_that_the_way_has_changed_is_read_again_before_it_is_called_damag
 
     assert verify(store, ModelAddress(store.uri, MODEL, None)).problems == ()
     assert sum(method == "GET" and path.endswith(WEIGHTS) for method, path in s3_proxy.requests) == 2
-
-
-def read(path: str, content: bytes, piece: int) -> str:
-    """What a format's reader says of a file that comes in pieces."""
-    reader = reader_of(path)
-    reader.write(b"the beginning of an answer that was cut")
-    reader.restart()
-    for start in range(0, len(content), piece):
-        reader.write(content[start : start + piece])
-    return reader.problem(len(content))
-
-
-@pytest.mark.parametrize("piece", [1, 7, 8, 9, 1000])
-def test_a_header_is_read_in_pieces_of_any_size(tmp_path: Path, piece: int) -> None:
-    sound = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
-
-    assert read(WEIGHTS, sound, piece) == ""
-    assert "was it cut short?" in read(WEIGHTS, lying_weights(), piece)
-    assert "too few for a header" in read(WEIGHTS, b"123", piece)
-    assert "claims 9,223,372,036,854,775,807 bytes" in read(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", piece)
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"GGUF\x03\0\0\0rest", ""),
-        (b"GGUF\x09\0\0\0", "m.gguf is not a GGUF file of version 2 or 3"),
-        (b"GGU", "m.gguf is not a GGUF file of version 2 or 3"),
-    ],
-)
-def test_a_gguf_file_is_known_by_its_first_bytes(content: bytes, problem: str) -> None:
-    assert read("m.gguf", content, 3) == problem
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("s3://b/models/m", ModelAddress("s3://b", "m", None)),
-        ("s3://b/p/ns/models/m/latest.json", ModelAddress("s3://b/p/ns", "m", None)),
-        ("s3://b/models/x/models/m/", ModelAddress("s3://b/models/x", "m", None)),
-        (f"s3://b/ns/models/m/versions/{DIGEST}.json", ModelAddress("s3://b/ns", "m", DIGEST)),
-        ("file:///s/ns/models/m", ModelAddress("file:///s/ns", "m", None)),
-        (f"s3://b/ns/stages/merge/{DIGEST}", StageAddress("s3://b/ns", Stage.MERGE, DIGEST, None)),
-        (f"s3://b/ns/stages/train/{DIGEST}/manifest.json", StageAddress("s3://b/ns", Stage.TRAIN, DIGEST, None)),
-        (
-            f"s3://b/ns/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/",
-            StageAddress("s3://b/ns", Stage.QUANTIZE, DIGEST, f"{ATTEMPT}/{EDGE}"),
-        ),
-    ],
-)
-def test_an_address_is_a_store_and_what_is_in_it(text: str, expected: object) -> None:
-    assert parse_address(text) == expected
-
-
-def test_a_path_is_an_address_from_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    assert parse_address("a b/../store/models/m") == ModelAddress((tmp_path / "store").as_uri(), "m", None)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "m",
-        "s3://b",
-        "s3://models/m",
-        "https://h/models/m",
-        "s3://b/models/m/versions",
-        f"s3://b/stages/{DIGEST}",
-        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}",
-        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/{WEIGHTS}",
-    ],
-)
-def test_what_names_nothing_is_told_what_to_name(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"names nothing in a store: give a model's …/models/NAME/latest\.json"):
-        parse_address(text)

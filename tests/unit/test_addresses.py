@@ -1,0 +1,58 @@
+"""Addresses of what can be verified and used: a model, a version, a stage, an artifact."""
+
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.stages import Stage
+from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
+from edgetune_jobs.errors import InvalidInput
+from support.published import ATTEMPT, EDGE
+
+WEIGHTS = "model.safetensors"
+DIGEST = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://b/models/m", ModelAddress("s3://b", "m", None)),
+        ("s3://b/p/ns/models/m/latest.json", ModelAddress("s3://b/p/ns", "m", None)),
+        ("s3://b/models/x/models/m/", ModelAddress("s3://b/models/x", "m", None)),
+        (f"s3://b/ns/models/m/versions/{DIGEST}.json", ModelAddress("s3://b/ns", "m", DIGEST)),
+        ("file:///s/ns/models/m", ModelAddress("file:///s/ns", "m", None)),
+        (f"s3://b/ns/stages/merge/{DIGEST}", StageAddress("s3://b/ns", Stage.MERGE, DIGEST, None)),
+        (f"s3://b/ns/stages/train/{DIGEST}/manifest.json", StageAddress("s3://b/ns", Stage.TRAIN, DIGEST, None)),
+        (
+            f"s3://b/ns/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/",
+            StageAddress("s3://b/ns", Stage.QUANTIZE, DIGEST, f"{ATTEMPT}/{EDGE}"),
+        ),
+    ],
+)
+def test_an_address_is_a_store_and_what_is_in_it(text: str, expected: object) -> None:
+    assert parse_address(text) == expected
+
+
+def test_a_path_is_an_address_from_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert parse_address("a b/../store/models/m") == ModelAddress((tmp_path / "store").as_uri(), "m", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "m",
+        "s3://b",
+        "s3://models/m",
+        "https://h/models/m",
+        "s3://b/models/m/versions",
+        f"s3://b/stages/{DIGEST}",
+        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}",
+        f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/{WEIGHTS}",
+    ],
+)
+def test_what_names_nothing_is_told_what_to_name(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"names nothing in a store: give a model's …/models/NAME/latest\.json"):
+        parse_address(text)
