@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.errors import InvalidInput
@@ -16,13 +17,14 @@ from edgetune_jobs.verification import place_of
 _MODELS = ("merged", "edge-")
 
 
-def fetch_model(store: Store, address: Address, cache: Path) -> Path:
+def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFormat | None = None) -> Path:
     """A local folder with the model that an address names: a version's edge model, or a stage's merged or edge model.
 
     Args:
         store: the store at `address.root`.
         address: what to fetch.
         cache: copies of what lies elsewhere are kept below it, by their digest.
+        edge_format: which of a version's edge models; None is the first one, which was scored for the gates.
 
     Raises:
         InvalidInput: nothing is there, or no model, or its list of files is not the one that was written.
@@ -30,7 +32,9 @@ def fetch_model(store: Store, address: Address, cache: Path) -> Path:
         AccessDenied, TransientFault: it cannot be read.
     """
     artifact, files, folder = (
-        _of_version(store, address) if isinstance(address, ModelAddress) else _of_stage(store, address)
+        _of_version(store, address, edge_format)
+        if isinstance(address, ModelAddress)
+        else _of_stage(store, address, edge_format)
     )
     if file_list_digest(files) != artifact.sha256:
         raise InvalidInput(
@@ -56,24 +60,34 @@ def fetch_model(store: Store, address: Address, cache: Path) -> Path:
     return kept
 
 
-def _of_version(store: Store, address: ModelAddress) -> tuple[Artifact, Sequence[FileEntry], str]:
+def _of_version(
+    store: Store, address: ModelAddress, edge_format: EdgeFormat | None
+) -> tuple[Artifact, Sequence[FileEntry], str]:
     document = read_model(store, address.key, VersionDocument)
     if document is None:
         raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
-    return document.edge.artifact, document.edge.files, document.edge.key
+    edges = {edge.artifact.name: edge for edge in document.edges}
+    wanted = edge_format.artifact if edge_format is not None else document.edge.artifact.name
+    if wanted not in edges:
+        raise InvalidInput(f"{uri_of(store, address.key)} has no model {wanted}, only {', '.join(edges)}")
+    edge = edges[wanted]
+    return edge.artifact, edge.files, edge.key
 
 
-def _of_stage(store: Store, address: StageAddress) -> tuple[Artifact, Sequence[FileEntry], str]:
+def _of_stage(
+    store: Store, address: StageAddress, edge_format: EdgeFormat | None
+) -> tuple[Artifact, Sequence[FileEntry], str]:
     manifest = read_model(store, address.key, Manifest)
     if manifest is None:
         raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
+    names = _MODELS if edge_format is None else (edge_format.artifact,)
     for artifact in manifest.result.artifacts:
         place = place_of(manifest, artifact)
-        if place is not None and address.artifact in (None, place) and artifact.name.startswith(_MODELS):
+        if place is not None and address.artifact in (None, place) and artifact.name.startswith(names):
             return artifact, files_below(manifest.files, place), f"{address.folder}/{place}"
+    kind, where = edge_format or "merged or edge", " there" if address.artifact else ""
     raise InvalidInput(
-        f"{uri_of(store, address.key)} names no merged or edge model{' there' if address.artifact else ''}: give the "
-        "folder of one, or a model's latest.json"
+        f"{uri_of(store, address.key)} names no {kind} model{where}: give the folder of one, or a model's latest.json"
     )
 
 

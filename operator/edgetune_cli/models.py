@@ -17,6 +17,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
 from edgetune_cli.report import report, version_lines
 from edgetune_contract.request import StoreLocation
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
 from edgetune_operator.profiles import Profile
 from edgetune_operator.spec_check import parse_spec
@@ -103,6 +104,10 @@ def generate(
         ),
     ],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The instruction; '-' reads standard input.")],
+    edge_format: Annotated[
+        EdgeFormat | None,
+        typer.Option("--format", help="Which of a version's edge models; default: the first.", show_default=False),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
@@ -112,7 +117,7 @@ def generate(
     A model in a bucket is downloaded once, and verified each time.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    folder = _ask(lambda: _model_folder(model, known, workdir.resolve() / "models"))
+    folder = _ask(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
@@ -133,7 +138,9 @@ def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":
     return verify_address(_open(_location(address.root, profiles)), address)
 
 
-def _model_folder(model: str, profiles: Mapping[str, Profile], cache: Path) -> Path:
+def _model_folder(
+    model: str, profiles: Mapping[str, Profile], cache: Path, edge_format: EdgeFormat | None = None
+) -> Path:
     """A local folder with the model. A folder of this machine is used as it is, also outside of a store."""
     from edgetune_jobs.addresses import parse_address
     from edgetune_jobs.fetched_models import fetch_model
@@ -143,7 +150,7 @@ def _model_folder(model: str, profiles: Mapping[str, Profile], cache: Path) -> P
     if not model.startswith("s3://") and (folder / FILE).is_file():
         return folder
     address = parse_address(model)
-    return fetch_model(_open(_location(address.root, profiles)), address, cache)
+    return fetch_model(_open(_location(address.root, profiles)), address, cache, edge_format)
 
 
 def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str, Any]]:

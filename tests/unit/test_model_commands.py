@@ -14,6 +14,7 @@ from edgetune_cli.models import _model_folder
 from edgetune_contract.digest import pointer_key, version_key
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import FileEntry, ModelScores
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
@@ -392,6 +393,27 @@ def test_a_list_of_files_that_was_changed_is_not_used(
 
     with pytest.raises(InvalidInput, match="its list of files is not the one that was written; see what `edgetune"):
         fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache")
+
+
+def test_a_format_chooses_among_the_models_of_a_version(
+    remote: S3Store, document: VersionDocument, tmp_path: Path
+) -> None:
+    uri = document.edge.artifact.uri.replace(EDGE, EdgeFormat.GGUF_Q8_0.artifact)
+    artifact = document.edge.artifact.model_copy(update={"name": EdgeFormat.GGUF_Q8_0.artifact, "uri": uri})
+    gguf = document.edge.model_copy(update={"artifact": artifact})
+    for entry in gguf.files:
+        content = remote.read(f"{document.edge.key}/{entry.path}")
+        assert content is not None
+        remote.put(f"{gguf.key}/{entry.path}", content.data)
+    remote.delete_tree(document.edge.key)
+    remote.put(pointer_key(MODEL), encode(document.model_copy(update={"further_edges": (gguf,)})))
+    address, cache = ModelAddress(remote.uri, MODEL, None), tmp_path / "cache"
+
+    folder = fetch_model(remote, address, cache, EdgeFormat.GGUF_Q8_0)
+
+    assert contents(folder) == {"config.json", "edgetune.json", WEIGHTS}
+    with pytest.raises(InvalidInput, match="has no model edge-ct-w8a8, only edge-bnb-int8, edge-gguf-q8_0"):
+        fetch_model(remote, address, cache, EdgeFormat.COMPRESSED_TENSORS_W8A8)
 
 
 def test_a_stage_without_a_model_is_told(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
