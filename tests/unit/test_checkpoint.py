@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from edgetune_jobs.checkpoint import StoreCheckpoints
-from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.store import FileList, Store, read_model
 from support.fault_proxy import Fault, FaultProxy
@@ -16,14 +15,6 @@ from support.versitygw import S3Server
 
 DIGEST = "d" * 64
 FOLDER = f"checkpoints/{DIGEST}"
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
-    if request.param == "folder":
-        return LocalFolderStore((tmp_path / "store").as_uri())
-    server: S3Server = request.getfixturevalue("s3_server")
-    return S3Store(server.location(s3_prefix).uri, server.client())
 
 
 @pytest.fixture

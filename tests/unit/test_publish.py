@@ -14,12 +14,10 @@ from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.folder_store import LocalFolderStore
 from edgetune_jobs.publisher import Pointer, encode
-from edgetune_jobs.s3_store import S3Store
 from edgetune_jobs.stages.publish import edge_artifacts
 from edgetune_jobs.store import Content, Store
 from edgetune_jobs.versions import Versions
 from support.published import MODEL, PublishedModel
-from support.versitygw import S3Server
 
 
 def test_a_quantize_manifest_without_an_edge_model_is_refused() -> None:
@@ -27,14 +25,6 @@ def test_a_quantize_manifest_without_an_edge_model_is_refused() -> None:
 
     with pytest.raises(InvalidInput, match="the manifest of quantize names no edge model"):
         edge_artifacts(manifest)
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
-    if request.param == "folder":
-        return LocalFolderStore((tmp_path / "store").as_uri())
-    server: S3Server = request.getfixturevalue("s3_server")
-    return S3Store(server.location(s3_prefix).uri, server.client())
 
 
 @pytest.fixture

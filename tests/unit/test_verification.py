@@ -26,14 +26,6 @@ WEIGHTS = "model.safetensors"
 DIGEST = "0" * 64
 
 
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
-    if request.param == "folder":
-        return LocalFolderStore((tmp_path / "store").as_uri())
-    server: S3Server = request.getfixturevalue("s3_server")
-    return S3Store(server.location(s3_prefix).uri, server.client())
-
-
 @pytest.fixture
 def document(store: Store, tmp_path: Path) -> VersionDocument:
     """A published version that the pointer names."""
