@@ -119,8 +119,8 @@ class StageStatus(Model):
     gpu_seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
     """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had."""
 
-    interrupted_at: Timestamp | None = None
-    """When the last of those attempts ended (RFC 3339)."""
+    interrupted_created_at: Timestamp | None = None
+    """When the Pod of the last of those attempts was created (RFC 3339): by it, each of them counts once."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""

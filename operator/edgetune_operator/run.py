@@ -237,14 +237,18 @@ class Run:
         )
 
     def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
-        """Count each interruption once, also over restarts of the operator: those later than the last one counted."""
+        """Count each interruption once, also over restarts of the operator: those of Pods newer than the last counted.
+
+        Attempts follow each other, and one clock dates them; when they ended, each node says by its own.
+        """
         row = self.rows[stage]
-        news = [pod for pod in job.pods if pod.interrupted and (pod.finished_at or "") > (row.interrupted_at or "")]
+        counted = row.interrupted_created_at or ""
+        news = [pod for pod in job.pods if pod.interrupted and (pod.created_at or "") > counted]
         if news:
             self._update(
                 stage,
                 preemptions=row.preemptions + len(news),
-                interrupted_at=max(pod.finished_at or "" for pod in news) or None,
+                interrupted_created_at=max(pod.created_at or "" for pod in news),
                 resumed_from=None,
                 gpu_seconds=self._gpu_seconds(stage, news),
             )

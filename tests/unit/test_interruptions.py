@@ -1,5 +1,6 @@
 """What interruptions cost: steps that were done again and GPU time, over restarts of the operator too."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -141,6 +142,19 @@ def test_an_interruption_that_was_seen_is_not_counted_again_by_an_operator_that_
     reach(training, 41, resumed_from=40)
 
     assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+
+
+def test_an_interruption_counts_also_if_its_nodes_clock_is_behind_that_of_the_one_before(training: Scenario) -> None:
+    reach(training, 43)
+    evict(training)
+    training.cluster.now += timedelta(minutes=1)
+    behind = "2026-11-24T07:00:00Z"
+    training.end_pod(lambda pod: replace(pod, now=behind).ended(137).disrupted())
+
+    training.reconcile()
+    training.reconcile()
+
+    assert told(training)[0] == 2
 
 
 def test_an_attempt_that_failed_is_no_interruption(training: Scenario) -> None:

@@ -237,6 +237,7 @@ def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(train
 def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_pod_is_forgotten(
     training: Scenario,
 ) -> None:
+    training.let_pass(timedelta(seconds=1))
     training.end_pod(lambda pod: pod.ended(143).disrupted())
     first = training.cluster.pods_of(training.live_job)[-1]
     training.cluster.start_pod(training.live_job)
@@ -254,6 +255,7 @@ def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_p
 
 def test_a_stage_that_is_interrupted_again_and_again_fails(training: Scenario) -> None:
     for _ in range(MAX_INTERRUPTIONS + 1):
+        training.let_pass(timedelta(seconds=1))
         training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED))
         training.cluster.start_pod(training.live_job)
         training.reconcile()
