@@ -244,7 +244,7 @@ def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_
 
     output = merge.run(context)
 
-    assert output.facts["path"] == "library"
+    assert (output.facts["path"], output.facts["dtype"]) == ("library", "float32")
     assert f"the adapter uses {special}" in output.warnings[0]
     expected = PeftModel.from_pretrained(models.load_stored(base, torch.device("cpu")), str(adapter)).merge_and_unload()
     found = tensors_of(context.output / "merged")

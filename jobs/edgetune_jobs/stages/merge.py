@@ -6,7 +6,7 @@ from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs import adapters, merging, models, streaming
 from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.model_weights import ModelFolder, read_tensors, used_files
+from edgetune_jobs.model_weights import ModelFolder, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.streaming import StreamedModel
 from edgetune_jobs.tensors.families import NotUnderstood
@@ -34,20 +34,20 @@ def run(context: StageContext) -> StageOutput:
     except NotUnderstood as reason:
         path = streaming.LIBRARY
         warnings.append(streaming.library_warning(reason))
-        written = _merge_by_library(context, base, adapter)
+        written, dtype = _merge_by_library(context, base, adapter)
     else:
         path = streaming.STREAMING
-        written = _merge_in_stream(context, model)
+        written, dtype = _merge_in_stream(context, model), model.weights.dtype
     through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
-        "baseBytes": sum(base.sizes[path] for path in used_files(base)),
+        "baseBytes": sum(base.sizes[file] for file in used_files(base)),
         "adapterBytes": merging.folder_bytes(adapter),
         "mergedBytes": written,
         "peakMemoryBytes": models.peak_resident_bytes(),
     }
     facts = {
         "path": path,
-        "dtype": merging.merged_dtype(record.base_dtype, read_tensors(base)),
+        "dtype": dtype,
         "mergeBase": "NF4 and back, as training saw it" if through_nf4 else "the stored weights",
     }
     return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, warnings)
@@ -64,12 +64,12 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
     return writer.total_bytes + streaming.companion_bytes(folder)
 
 
-def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> int:
-    """Merge in memory; the bytes written."""
+def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> tuple[int, str]:
+    """Merge in memory; the bytes written, and torch's name of the number format."""
     parameters = context.request.parameters
     folder = base.fetch(used_files(base))
     model = merging.merge(folder, adapter, parameters.merge.base, models.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
     merging.save_model(model, context.output / ARTIFACT, folder, parameters.dataset)
-    return merging.folder_bytes(context.output / ARTIFACT)
+    return merging.folder_bytes(context.output / ARTIFACT), str(model.dtype).removeprefix("torch.")
