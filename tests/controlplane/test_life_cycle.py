@@ -100,6 +100,24 @@ def test_a_retry_runs_a_failed_stage_again_and_is_answered(player: StagePlayer) 
     assert player.wait_for_phase("Succeeded")["status"]["lastHandledRetry"] == "again"
 
 
+def test_a_retry_while_a_stage_runs_begins_when_it_has_ended(player: StagePlayer) -> None:
+    player.apply()
+    job, pod = player.live_pod(Stage.PREPARE)
+    player.end_pod(pod, {"phase": "Running"})
+    player.ask_for_retry("early")
+
+    waits = "prepare: running; the retry is answered when this stage has ended"
+    player.wait(lambda found: (condition(found, "Ready") or {}).get("message") == waits, "the retry waits")
+    handled = player.object["status"].get("lastHandledRetry")
+    result = player.stages.simulated_result(request_of(job))
+    player.end_pod(pod, pod_ended(0, result.encode().decode()))
+    player.finish_from(Stage.PREPARE)
+
+    assert handled is None
+    assert player.wait_for_phase("Succeeded")["status"]["lastHandledRetry"] == "early"
+    assert job["metadata"]["uid"] not in uids(player).values()
+
+
 def test_a_stage_that_takes_too_long_fails_with_its_deadline(player: StagePlayer) -> None:
     player.apply(activeDeadlineSeconds=60)
     job, _ = player.live_pod(Stage.PREPARE)

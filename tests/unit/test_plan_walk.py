@@ -12,6 +12,7 @@ from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState
 from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.plan import CreateJob, Outcome
+from edgetune_operator.profiles import ProfileStore
 from edgetune_operator.reconcile import JobRefused, Pass
 from edgetune_operator.reference import REASONS
 from edgetune_operator.status import dump
@@ -161,9 +162,10 @@ class Walk(RuleBasedStateMachine):
                 job = pod["metadata"]["labels"][JOB_NAME_LABEL]
                 self.cluster.pods[name] = PodBuilder(job, name, pod["metadata"]["creationTimestamp"]).running().build()
 
-    @rule(queue=st.sampled_from(["", "gpu"]))
-    def the_platform_team_changes_the_profile(self, queue: str) -> None:
-        self.scenario.profiles = {"default": PROFILE.model_copy(update={"queue": queue})}
+    @rule(queue=st.sampled_from(["", "gpu"]), store=st.sampled_from(["s3://artifacts/edgetune", "s3://copied"]))
+    def the_platform_team_changes_the_profile(self, queue: str, store: str) -> None:
+        changes = {"queue": queue, "store": ProfileStore(uri=store)}
+        self.scenario.profiles = {"default": PROFILE.model_copy(update=changes)}
 
     @rule()
     def the_job_controller_catches_up(self) -> None:
