@@ -72,26 +72,27 @@ class KubernetesCluster:
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.get_object(key)
 
-    async def check(self, namespace: str | None) -> None:
-        """Whether objects can be listed, for `resync.Resync`."""
-        await self._list(Kind.OBJECT, namespace, {"limit": "1"})
+    async def check(self) -> None:
+        """Whether the API server answers, for `resync.Resync`; takes no rights."""
+        try:
+            await self._call("GET", "/readyz")
+        except _FAILURES as error:
+            if not isinstance(error, ApiException) or error.status >= _INTERNAL_ERROR:
+                raise NotServed(_why_no_answer(error)) from error
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """All of a kind that is the operator's, for `resync.Resync`."""
+        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
         query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
         while True:
-            found = await self._list(kind, namespace, query)
+            try:
+                found = await self._call("GET", path.format(namespace=namespace), query=query)
+            except _FAILURES as error:
+                raise NotServed(_why_not_served(error, kind, namespace)) from error
             yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
             if not found["metadata"].get("continue"):
                 return
             query["continue"] = found["metadata"]["continue"]
-
-    async def _list(self, kind: Kind, namespace: str | None, query: Mapping[str, str]) -> dict[str, Any]:
-        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
-        try:
-            return await self._call("GET", path.format(namespace=namespace), query=query)
-        except _FAILURES as error:
-            raise NotServed(_why_not_served(error, kind, namespace)) from error
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self._cache.jobs_of(owner["uid"])
@@ -262,10 +263,15 @@ def _refusal(error: ApiException) -> Reason:
     return Reason.JOB_REFUSED
 
 
+def _why_no_answer(error: Exception) -> str:
+    what = f"{error.status} {_message(error)}" if isinstance(error, ApiException) else error or type(error).__name__
+    return f"the API server does not answer: {what}; trying again"
+
+
 def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
     """What stands in the way of a list, and what to do."""
     if not isinstance(error, ApiException):
-        return f"the API server does not answer: {error or type(error).__name__}; trying again"
+        return _why_no_answer(error)
     if error.status == _NOT_FOUND:
         crd = f"{names.PLURAL}.{names.GROUP}"
         return (

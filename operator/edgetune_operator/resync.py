@@ -43,11 +43,11 @@ class Page:
 class Lister(Protocol):
     """What a resync needs of a cluster."""
 
-    async def check(self, namespace: str | None) -> None:
-        """Ask whether there are lists to have; costs next to nothing.
+    async def check(self) -> None:
+        """Ask whether the API server answers; costs next to nothing.
 
         Raises:
-            NotServed: there are none.
+            NotServed: it does not.
         """
         ...
 
@@ -72,11 +72,13 @@ class Resync:
         self._listed: set[str | None] = set()
         self._due: dict[str | None, float] = dict.fromkeys(self._namespaces, -math.inf)
         self._failing: dict[str | None, str] = dict.fromkeys(self._namespaces, "the first lists have not been read")
-        self._listing = asyncio.Lock()
+        self._unreachable = ""
 
     @property
     def waits_for(self) -> str:
         """Why no namespace can be worked on; empty if one can."""
+        if self._unreachable:
+            return self._unreachable
         if len(self._failing) < len(self._namespaces):
             return ""
         return "; ".join(dict.fromkeys(self._failing.values()))
@@ -102,24 +104,32 @@ class Resync:
             await self.look()
 
     async def look(self) -> None:
-        """See whether the API server gives lists of each namespace, and read those that are due."""
-        await asyncio.gather(*(self._look_at(namespace) for namespace in self._namespaces))
+        """Ask whether the API server answers, and read the lists that are due."""
+        try:
+            await self._lister.check()
+        except NotServed as error:
+            if str(error) != self._unreachable:
+                logger.warning("not ready: %s", error)
+            self._unreachable = str(error)
+            # What happens from now on may go unseen.
+            self._due = dict.fromkeys(self._namespaces, -math.inf)
+            return
+        self._unreachable = ""
+        for namespace in self._namespaces:
+            if self._due[namespace] <= _now():
+                await self._read(namespace)
         telemetry.NAMESPACES_FAILING.set(len(self._failing))
 
-    async def _look_at(self, namespace: str | None) -> None:
+    async def _read(self, namespace: str | None) -> None:
         try:
-            await self._lister.check(namespace)
-            if self._due[namespace] <= _now():
-                async with self._listing:  # one at a time: each holds a page in memory
-                    for kind in Kind:
-                        await self._list(kind, namespace)
-                self._note_listed(namespace)
+            for kind in Kind:
+                await self._list(kind, namespace)
         except NotServed as error:
-            # What happens from now on may go unseen.
             self._due[namespace] = -math.inf
             self._complain(namespace, str(error))
         else:
             self._failing.pop(namespace, None)
+            self._note_listed(namespace)
 
     def _note_listed(self, namespace: str | None) -> None:
         first = namespace not in self._listed

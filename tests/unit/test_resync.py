@@ -55,15 +55,15 @@ class ApiServer:
 
         self.lists: list[tuple[Kind, str | None]] = []
 
-    async def check(self, namespace: str | None) -> None:
+    async def check(self) -> None:
         """Refuse as a test says."""
         if self.refusals:
             raise NotServed(self.refusals.pop(0))
-        if namespace in self.forbidden:
-            raise NotServed(self.forbidden[namespace])
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """One item a page."""
+        if namespace in self.forbidden:
+            raise NotServed(self.forbidden[namespace])
         self.lists.append((kind, namespace))
         for each in [*self.bodies[kind], None]:
             if each is None or namespace in (None, each["metadata"]["namespace"]):
@@ -236,11 +236,11 @@ def test_no_object_is_woken_before_its_namespace_is_listed(two_teams: ApiServer)
 def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServer) -> None:
     world = World(two_teams, "team-a", "team-b")
     world.read_lists()
-    two_teams.forbidden = dict.fromkeys(("team-a", "team-b"), "the API server does not answer")
+    two_teams.forbidden = {"team-a": "may not list jobs", "team-b": "may not list lorafinetunes"}
 
     asyncio.run(world.resync.look())
 
-    assert world.resync.waits_for == "the API server does not answer"
+    assert world.resync.waits_for == "may not list jobs; may not list lorafinetunes"
     two_teams.forbidden = {}
     world.read_lists()
     assert world.resync.waits_for == ""
@@ -258,7 +258,9 @@ def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(
 
     server.refusals = ["the API server does not answer"]
     asyncio.run(world.resync.look())
+    assert world.resync.waits_for == "the API server does not answer"
     world.read_lists()
+    assert world.resync.waits_for == ""
 
     assert server.lists == [*every, *every]
 
