@@ -114,23 +114,23 @@ def quantize_rows(name: str, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch
     step = max(1, _CACHED_NUMBERS // max(1, rows.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        _check_range(name, rows[part])
         shape = tuple(rows[part].shape)
         half = scratch("half", shape, torch.float16).copy_(rows[part])
         values = scratch("values", shape, torch.float32).copy_(half)
         magnitudes = torch.abs(values, out=scratch("magnitudes", shape, torch.float32))
         torch.amax(magnitudes, 1, out=scales[part])
+        if not scales[part].max().item() <= FLOAT16_MAX:  # comparisons with NaN are false
+            raise _out_of_range(name, rows[part])
         quantized[part] = values.mul_((_LEVELS / scales[part]).unsqueeze(1)).round_()
     return quantized, scales
 
 
-def _check_range(name: str, rows: "torch.Tensor") -> None:
-    largest = max((abs(value.item()) for value in rows.aminmax()), default=0.0)
-    if not largest <= FLOAT16_MAX:
-        raise InvalidInput(
-            f"{name} holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
-            "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
-        )
+def _out_of_range(name: str, rows: "torch.Tensor") -> InvalidInput:
+    largest = rows.abs().max().item()
+    return InvalidInput(
+        f"{name} holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
+        "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
+    )
 
 
 def _beside(weight: str, name: str) -> str:
