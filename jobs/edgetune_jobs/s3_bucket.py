@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
-from edgetune_jobs.files import CHUNK_BYTES, FileSink, Fingerprint, HashingReader, Sink, disk_errors
+from edgetune_jobs.files import CHUNK_BYTES, FileSink, Fingerprint, Sink, disk_errors
 from edgetune_jobs.s3_client import s3_errors, status_of
-from edgetune_jobs.s3_upload import UploadStream
+from edgetune_jobs.s3_upload import PART_BYTES, UploadStream
 from edgetune_jobs.store import Conflict, Content, DamagedObject
 
-PART_BYTES = 64 * 2**20
-_CONCURRENCY = 4
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
 _CONFLICT_STATUSES = (409, 412)
@@ -44,19 +42,16 @@ class S3Bucket:
     """
 
     def __init__(self, client: Any, name: str, part_bytes: int = PART_BYTES) -> None:
-        from boto3.s3.transfer import TransferConfig
+        """Ask for nothing yet.
 
+        Args:
+            client: a boto3 S3 client.
+            name: the bucket's name.
+            part_bytes: larger files go up in parts of so many bytes.
+        """
         self._client = client
         self._name = name
-        self._transfer = TransferConfig(
-            multipart_threshold=part_bytes,
-            multipart_chunksize=part_bytes,
-            max_concurrency=_CONCURRENCY,
-            # The CRT client cannot resolve the custom endpoints of S3-compatible services.
-            preferred_transfer_client="classic",
-        )
-        # Bounds the memory of an upload: parts that wait for a connection are held in memory.
-        self._transfer.max_in_memory_upload_chunks = _CONCURRENCY
+        self._part_bytes = part_bytes
 
     def uri(self, key: str) -> str:
         """URI of a key."""
@@ -154,14 +149,19 @@ class S3Bucket:
 
     def create_file(self, key: str, size: int) -> UploadStream:
         """A new object of `size` bytes, written in a stream; an upload that fails or is interrupted is aborted."""
-        return UploadStream(self._client, self._name, key, size)
+        return UploadStream(self._client, self._name, key, size, self._part_bytes)
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
-        """Stream a file in parts, hashed on the way; a multipart upload that fails or is interrupted is aborted."""
-        with s3_errors(self.uri(key)), path.open("rb") as file:
-            reader = HashingReader(file)
-            self._client.upload_fileobj(reader, self._name, key, Config=self._transfer)
-        return reader.fingerprint
+        """Send a file, a large one in parts, hashed on the way; an upload that fails or is interrupted is aborted."""
+        size = path.stat().st_size
+        if size <= self._part_bytes:
+            data = path.read_bytes()
+            self.put(key, data)
+            return Fingerprint(len(data), hashlib.sha256(data).hexdigest())
+        with self.create_file(key, size) as target, path.open("rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                target.write(chunk)
+        return target.fingerprint
 
     def download_file(
         self,

@@ -8,9 +8,9 @@ from typing import Any
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.files import Fingerprint, Sink, checked_relative, require_free_space
 from edgetune_jobs.parallel import for_each
-from edgetune_jobs.s3_bucket import PART_BYTES, S3Bucket
+from edgetune_jobs.s3_bucket import S3Bucket
 from edgetune_jobs.s3_client import split_uri
-from edgetune_jobs.s3_upload import UploadStream
+from edgetune_jobs.s3_upload import PART_BYTES, UploadStream
 from edgetune_jobs.store import Content, StoredObject
 
 

@@ -12,14 +12,14 @@ from edgetune_jobs.s3_client import s3_errors, status_of
 
 # Together with the part that is being filled, so many parts are in memory.
 _CONCURRENCY = 3
-_PART_BYTES = 16 * 2**20
+PART_BYTES = 16 * 2**20
 _MOST_PARTS = 10_000
 
 
 class UploadStream:
     """One upload, within a `with` block: complete at its end, aborted when the block raises."""
 
-    def __init__(self, client: Any, bucket: str, key: str, size: int) -> None:
+    def __init__(self, client: Any, bucket: str, key: str, size: int, part_bytes: int = PART_BYTES) -> None:
         """Begin nothing yet.
 
         Args:
@@ -27,12 +27,13 @@ class UploadStream:
             bucket: the bucket's name.
             key: the object's key.
             size: bytes that will be written.
+            part_bytes: of each part, unless that makes more parts than S3 allows.
         """
         self._client = client
         self._place = {"Bucket": bucket, "Key": key}
         self._uri = f"s3://{bucket}/{key}"
         self._size = size
-        self._part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
+        self._part_bytes = max(part_bytes, -(-size // _MOST_PARTS))
         self._hasher = hashlib.sha256()
         self._bytes = 0
         self._part = bytearray()
@@ -91,7 +92,8 @@ class UploadStream:
 
     def _take_oldest(self) -> None:
         with s3_errors(self._uri):
-            self._parts.append(self._waiting.popleft().result())
+            self._parts.append(self._waiting[0].result())
+        self._waiting.popleft()  # not before: a signal may end the waiting, and what is on its way has to be known
 
     def _upload_part(self, number: int, data: bytes) -> dict[str, Any]:
         response = self._client.upload_part(**self._place, UploadId=self._upload_id, PartNumber=number, Body=data)
@@ -100,13 +102,13 @@ class UploadStream:
         return {"PartNumber": number, "ETag": response["ETag"], **checksums}
 
     def _complete(self) -> None:
+        from botocore.exceptions import ClientError
+
         check_size(self.fingerprint, self._size, self._uri)
         if self._part or not self._bytes:
             self._send_part()
         while self._waiting:
             self._take_oldest()
-        from botocore.exceptions import ClientError
-
         parts = {"Parts": self._parts}
         with s3_errors(self._uri):
             try:

@@ -81,7 +81,7 @@ class Bucket:
 
     def store(self) -> S3Store:
         client = self.server.client(self.proxy.endpoint, attempts=3)
-        return S3Store(f"s3://{self.server.bucket}/{self.prefix}/store", client)
+        return S3Store(f"s3://{self.server.bucket}/{self.prefix}/store", client, part_bytes=5 * 2**20)
 
     def leftovers(self) -> list[str]:
         """Objects and unfinished uploads below the store."""
@@ -263,10 +263,7 @@ def test_a_model_in_the_store_is_whole_though_some_of_its_tensors_are_not_used(b
     assert "lm_head.weight" not in weights_of(bucket.server.object_path(f"{bucket.prefix}/store/{key}"))
 
 
-def test_what_does_not_fit_one_part_is_sent_in_several(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("edgetune_jobs.s3_upload._PART_BYTES", 5 * 2**20)
+def test_what_does_not_fit_one_part_is_sent_in_several(bucket: Bucket, tmp_path: Path) -> None:
     content: Any = bytes(range(256)) * (17 * 2**12)
 
     with bucket.store().create_file("stages/large", len(content)) as file:
@@ -279,9 +276,7 @@ def test_what_does_not_fit_one_part_is_sent_in_several(
     assert sum("partNumber" in path for _, path in bucket.proxy.requests) == 4
 
 
-def test_an_upload_whose_writer_fails_is_aborted_at_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgetune_jobs.s3_upload._PART_BYTES", 5 * 2**20)
-
+def test_an_upload_whose_writer_fails_is_aborted_at_once(bucket: Bucket) -> None:
     def write_half() -> None:
         with bucket.store().create_file("stages/large", 20 * 2**20) as file:
             file.write(bytes(11 * 2**20))

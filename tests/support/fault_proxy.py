@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -147,12 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, headers, content)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = HTTPConnection(self.server.target, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _CONNECTION_HEADERS}
-        connection.request(self.command, self.path, body=body, headers=headers)
-        response = connection.getresponse()
-        content = response.read()
-        connection.close()
+        with closing(HTTPConnection(self.server.target, timeout=60)) as connection:
+            connection.request(self.command, self.path, body=body, headers=headers)
+            response = connection.getresponse()
+            content = response.read()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _CONNECTION_HEADERS]
         return response.status, kept, content
 

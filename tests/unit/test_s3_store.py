@@ -123,6 +123,17 @@ def test_a_streamed_file_whose_upload_was_aborted_is_a_passing_fault(
     assert unfinished_uploads(s3_server, s3_prefix) == []
 
 
+def test_a_large_file_is_stored_though_the_answer_to_its_completion_is_lost(
+    store: S3Store, s3_proxy: FaultProxy, large_file: Path, tmp_path: Path
+) -> None:
+    s3_proxy.faults.append(Fault("POST", "uploadId", times=1, loses_answer=True))
+
+    sent = store.upload_file(large_file, "large.bin")
+
+    store.download_file("large.bin", tmp_path / "back", sent)
+    assert (tmp_path / "back").read_bytes() == large_file.read_bytes()
+
+
 def test_a_large_file_goes_up_in_parts(store: S3Store, s3_proxy: FaultProxy, large_file: Path) -> None:
     store.upload_file(large_file, "large.bin")
 
