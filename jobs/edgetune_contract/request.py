@@ -45,6 +45,11 @@ class StoreLocation(Model):
     checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
     """When the S3 client adds checksums of its own to requests."""
 
+    @property
+    def place(self) -> str:
+        """The store in one word, or with the service that has it: two services may have buckets of one name."""
+        return f"{self.uri} at {self.endpoint}" if self.endpoint else self.uri
+
 
 class Resolved(Model):
     """What the names in the spec stood for when prepare looked: content digests, ready to be pinned in the spec."""

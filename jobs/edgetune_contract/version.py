@@ -89,7 +89,7 @@ class VersionDocument(Model):
     """One sentence a gate that did not hold, with the figure and the limit."""
 
     edge: EdgeModel
-    """In the first format of the spec: the one that was scored for the gates."""
+    """In the first format of the spec: the one that the status shows."""
 
     further_edges: tuple[EdgeModel, ...] = ()
     """The same model in the other formats of the spec, in their order."""

@@ -24,7 +24,7 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
         store: the store at `address.root`.
         address: what to fetch.
         cache: copies of what lies elsewhere are kept below it, by their digest.
-        edge_format: which of a version's edge models; None is the first one, which was scored for the gates.
+        edge_format: which of a version's edge models; None is the first one.
 
     Raises:
         InvalidInput: nothing is there, or no model, or its list of files is not the one that was written.

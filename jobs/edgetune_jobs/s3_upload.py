@@ -14,6 +14,8 @@ from edgetune_jobs.s3_client import s3_errors, status_of
 _CONCURRENCY = 3
 PART_BYTES = 16 * 2**20
 _MOST_PARTS = 10_000
+# Within a Pod's grace period, whatever the service does.
+_LAST_PARTS_SECONDS = 30
 
 
 class UploadStream:
@@ -140,6 +142,6 @@ class UploadStream:
 
         for part in self._waiting:
             part.cancel()
-        wait(self._waiting)
+        wait(self._waiting, timeout=_LAST_PARTS_SECONDS)
         with suppress(BotoCoreError, ClientError):
             self._client.abort_multipart_upload(**self._place, UploadId=self._upload_id)

@@ -74,6 +74,11 @@ class StepWatch(TrainerCallback):
         self.seconds = 0.0
         """Time that this attempt has trained, checkpoints included."""
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether this attempt has finished a step."""
+        return len(self._recent) > 1
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self._started = time.monotonic()
         self._resumed_from = state.global_step

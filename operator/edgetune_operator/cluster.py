@@ -36,6 +36,7 @@ _FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 """What a request ends with that the API server refuses, or that does not reach it."""
 
 _CONFLICT = 409
+_FORBIDDEN = 403
 _NOT_FOUND = 404
 _INVALID = 422
 _INTERNAL_ERROR = 500
@@ -77,7 +78,8 @@ class KubernetesCluster:
         try:
             await self._call("GET", "/readyz")
         except _FAILURES as error:
-            if not isinstance(error, ApiException) or error.status >= _INTERNAL_ERROR:
+            # 500 is an answer: one of the API server's own checks fails for a moment.
+            if not isinstance(error, ApiException) or error.status > _INTERNAL_ERROR:
                 raise NotServed(_why_no_answer(error)) from error
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
@@ -158,6 +160,8 @@ class KubernetesCluster:
         try:
             found = await self._call("GET", f"{_NAMESPACES}/{namespace}")
         except ApiException as error:
+            if error.status == _FORBIDDEN:
+                return False  # then only the refusal of its clean-up Job tells
             if error.status != _NOT_FOUND:
                 raise
             return True

@@ -135,8 +135,9 @@ def plan_deletion(
             it may be gone already.
         now: the pass's one clock, with a time zone.
     """
-    if namespace_is_going:
-        return _skipped(snapshot, profile, "its namespace is being deleted, and takes no Job any more")
+    is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
+    if namespace_is_going and not is_done:
+        return _cut_off(snapshot, profile, clean_up)
     if isinstance(spec, InvalidSpec):
         return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
     if spec.deletion_policy is DeletionPolicy.RETAIN:
@@ -205,11 +206,17 @@ def _farewell(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> Deletio
 
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
     """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
-    store, made_in = profile.store.for_namespace(snapshot.namespace).uri, snapshot.previous.store
+    store, made_in = profile.store.for_namespace(snapshot.namespace).place, snapshot.previous.store
     if made_in in ("", store):
         return _farewell(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
     message = f"{_left(snapshot, [made_in])} stay: the profile's store is {store} by now. There: {_told(clean_up)}"
     return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
+
+
+def _cut_off(snapshot: Snapshot, profile: Profile | None, clean_up: CleanUpObservation | None) -> DeletionPlan:
+    if clean_up is None or profile is None:
+        return _skipped(snapshot, profile, "its namespace is being deleted, and takes no Job any more")
+    return _failed(snapshot, profile, "its namespace is being deleted, and with it the Job that was at it")
 
 
 def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
@@ -225,7 +232,7 @@ def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[Delet
 def _place(snapshot: Snapshot, profile: Profile | None) -> str:
     """What stays behind, and where: the beginning of a message, whose end is cut if it is long."""
     if profile is not None:
-        present = profile.store.for_namespace(snapshot.namespace).uri
+        present = profile.store.for_namespace(snapshot.namespace).place
         stores = sorted({present, snapshot.previous.store or present})
     else:
         stores = sorted({artifact.uri.partition("/stages/")[0] for artifact in snapshot.previous.artifacts})
@@ -237,9 +244,12 @@ def _place(snapshot: Snapshot, profile: Profile | None) -> str:
     )
 
 
-def _left(snapshot: Snapshot, stores: Sequence[str]) -> str:
-    name = snapshot.name
-    return " and ".join(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names" for uri in stores)
+def _left(snapshot: Snapshot, places: Sequence[str]) -> str:
+    name, left = snapshot.name, []
+    for place in places:
+        uri, at, endpoint = place.partition(" at ")
+        left.append(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names{at}{endpoint}")
+    return " and ".join(left)
 
 
 def _told(clean_up: CleanUpObservation) -> str:

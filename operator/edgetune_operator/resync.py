@@ -113,6 +113,7 @@ class Resync:
             self._unreachable = str(error)
             # What happens from now on may go unseen.
             self._due = dict.fromkeys(self._namespaces, -math.inf)
+            telemetry.NAMESPACES_FAILING.set(len(self._namespaces))
             return
         self._unreachable = ""
         for namespace in self._namespaces:

@@ -25,7 +25,7 @@ MAX_INTERRUPTIONS = 100
 _SETTINGS_CHARACTERS = 16
 _RETRY_WAITS = "the retry is answered when this stage has ended"
 _MOVE_WAITS = "the profile has another store by now: when this stage has ended, all of them are made or found there"
-_REPLACED = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
+_REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
@@ -55,7 +55,7 @@ class Run:
         self.edge = previous.edge
         self.artifacts = previous.artifacts
         self.publication = previous.publication
-        self._present_store = profile.store.for_namespace(snapshot.namespace).uri
+        self._present_store = profile.store.for_namespace(snapshot.namespace).place
         self.store = previous.store or self._present_store
         """Where the rows' outputs lie."""
 
@@ -355,10 +355,10 @@ class Run:
         return goes_on or job.stage not in self._reset or self._is_of_new_retry(job)
 
     def _is_outdated(self, job: JobObservation) -> bool:
-        """Whether a Job that has not started was made for a profile, or for limits, that are other ones by now."""
+        """Whether a Job of which no attempt runs was made for a profile, or for limits, that are other ones by now."""
         if job.state is not JobState.LIVE or job.deleting or job.runs:
             return False
-        return job.settings != settings_digest(self._spec, self._profile, job.stage)
+        return bool(job.settings) and job.settings != settings_digest(self._spec, self._profile, job.stage)
 
     def _is_of_new_retry(self, job: JobObservation) -> bool:
         """Whether an earlier pass made the Job for this very token, and could not write its status."""

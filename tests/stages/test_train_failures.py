@@ -112,6 +112,29 @@ def test_one_example_that_does_not_fit_is_not_tried_again_but_told_what_to_chang
     assert checkpoints.micro_batch_size is None
 
 
+def test_one_example_that_no_longer_fits_is_tried_again_from_the_checkpoint(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    step = SFTTrainer.training_step
+
+    def taken_by_others(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2:
+            raise OUT_OF_MEMORY[0]
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", taken_by_others)
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1})
+    run = new_run(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    with pytest.raises(
+        OutOfGpuMemory, match=r"micro-batch of 1 examples .*, after steps that fitted: the next attempt"
+    ):
+        stage.run(run.context)
+
+
 def test_a_trainable_count_that_differs_from_the_request_is_refused(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

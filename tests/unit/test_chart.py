@@ -344,6 +344,14 @@ def test_owner_references_can_be_allowed_where_the_cluster_enforces_them() -> No
     assert rules(role) == CLUSTER_RULES | {("edgetune.dev", "lorafinetunes/finalizers"): {"update"}}
 
 
+def test_without_rights_on_namespaces_nothing_belongs_to_the_whole_cluster() -> None:
+    rbac = {"namespaceDeletion": False, "aggregateToUserRoles": False}
+    manifests = render({"watchNamespaces": ["team-a"], "rbac": rbac, "crd": {"install": False}})
+
+    assert [each["kind"] for each in manifests if each["kind"].startswith("Cluster")] == []
+    assert one(manifests, "Role")["metadata"]["namespace"] == "team-a"
+
+
 def test_users_get_their_rights_through_the_clusters_own_roles() -> None:
     manifests = render({})
     edit, view = (one(manifests, "ClusterRole", f"{CLUSTER_NAME}-{role}") for role in ("edit", "view"))
@@ -400,6 +408,7 @@ def test_on_openshift_pods_get_their_user_from_the_cluster_and_reach_its_dns(tmp
     assert {name: profile.openshift for name, profile in profiles.items()} == {"default": True, "own": False}
     for policy in policies:
         assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 5353, 5353]
+    assert ("edgetune.dev", "lorafinetunes/finalizers") in rules(one(manifests, "ClusterRole", CLUSTER_NAME))
 
 
 def test_the_tests_metric_is_one_that_the_operator_serves() -> None:

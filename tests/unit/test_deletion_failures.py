@@ -10,7 +10,7 @@ from edgetune_contract.request import Failure
 from edgetune_contract.stages import Stage
 from edgetune_operator.events import EventDraft
 from edgetune_operator.reconcile import JobRefused
-from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, published_with_delete, with_delete
+from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import TICK
 
 MAX_EVENT_MESSAGE = 1024  # as the API server has it
@@ -135,6 +135,27 @@ def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(deletion: Deletio
         f"{LEFT}. Nothing was removed: its namespace is being deleted, and takes no Job any more",
     )
     assert deletion.cluster.gone
+
+
+def test_a_clean_up_that_its_namespace_cuts_off_is_not_told_as_one_that_removed_nothing(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    deletion.cluster.namespace_goes = True
+
+    assert deletion.step().plan.farewell == EventDraft(
+        "Warning",
+        "CleanUpFailed",
+        f"{LEFT}. The clean-up was given up: its namespace is being deleted, and with it the Job that was at it",
+    )
+
+
+def test_a_clean_up_that_was_complete_before_its_namespace_went_is_told(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    deletion.end_clean_up(succeeded(removed_objects=2, removed_bytes=10), complete)
+    deletion.cluster.namespace_goes = True
+
+    assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "removed 2 objects (10 bytes)")
 
 
 def test_an_object_in_a_namespace_that_is_deleted_does_not_wait_for_its_stages() -> None:

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator import names
 from edgetune_operator.api import StageState
 from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 
 MENDED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:mended")})
-REPLACED = "the profile or a limit of the spec was changed before the stage had started: its Job is made anew"
+REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
 
 
 @pytest.fixture
@@ -193,6 +194,30 @@ def test_a_run_whose_profile_gets_another_store_finds_or_makes_everything_there(
     # A manifest says where its files were when it was written.
     assert new == ({Stage.PREPARE, Stage.QUANTIZE} if copied else set(list(Stage)[:4]))
     assert scenario.reconcile().wrote_status is False
+
+
+def test_a_bucket_of_the_same_name_in_another_service_is_another_store(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.QUANTIZE)
+    scenario.end_pod(blocked)
+    store = PROFILE.store.model_copy(update={"endpoint": "https://minio.example"})
+
+    scenario.profiles = {"default": PROFILE.model_copy(update={"store": store})}
+    scenario.manifests.clear()
+    scenario.reconcile()
+
+    assert scenario.status.store == f"{PROFILE.store.uri}/team-a at https://minio.example"
+    assert run_again(scenario) == list(Stage)
+
+
+def test_a_job_without_a_hash_of_its_settings_is_left_alone(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.end_pod(blocked)
+    (job,) = scenario.cluster.live_jobs()
+    del scenario.cluster.jobs[job]["metadata"]["annotations"][names.SETTINGS_ANNOTATION]
+
+    scenario.profiles = {"default": MENDED}
+
+    assert scenario.reconcile().plan.actions == ()
 
 
 def test_a_stage_that_runs_in_the_old_store_is_not_disturbed(scenario: Scenario) -> None:

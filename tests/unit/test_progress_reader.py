@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from edgetune_contract.stages import Stage
+from edgetune_jobs.progress import Snapshot, TrainingMetrics
 from edgetune_operator import names, progress
 from edgetune_operator.api import ProgressStatus
 from edgetune_operator.cache import Cache, Kind
@@ -224,6 +225,19 @@ def test_a_pod_that_serves_its_metrics_is_read(monkeypatch: pytest.MonkeyPatch) 
 
     assert reading is not None
     assert (reading.step, reading.total_steps, reading.percent) == (3, 10, 30)
+
+
+def test_what_a_training_serves_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setattr(progress, "METRICS_PORT", port)
+    metrics = TrainingMetrics(NAMESPACE, "sensor-faults")
+    metrics.observe(Snapshot(done=3, total=10, unit="steps", figures={"loss": 1.5}))
+
+    with metrics.serving(port):
+        reading = asyncio.run(progress.read_metrics({"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}}))
+
+    assert reading is not None
+    assert (reading.step, reading.total_steps, reading.loss) == (3, 10, 1.5)
 
 
 def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ capabilities: {drop: [ALL]}
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes/status]
   verbs: [patch]
-{{- if .Values.rbac.ownerReferencesPermissionEnforcement }}
+{{- if or .Values.openshift .Values.rbac.ownerReferencesPermissionEnforcement }}
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes/finalizers]
   verbs: [update]

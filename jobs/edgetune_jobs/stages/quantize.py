@@ -59,7 +59,7 @@ def run(context: StageContext) -> StageOutput:
         "quantizedLayers": written.layers,
         "peakMemoryBytes": models.peak_resident_bytes(),
     }
-    # The first is the one that is scored for the gates.
+    # The first is the one that the status shows.
     artifacts = {edge_format.artifact: edge_format.artifact for edge_format in formats}
     return StageOutput(artifacts, metrics, {"path": path, "formats": " ".join(formats)}, written.warnings)
 

@@ -36,17 +36,17 @@ def run(context: StageContext) -> StageOutput:
     Raises:
         InvalidInput: the base, the target modules or the precision do not fit; or one example does not fit the GPU.
         TrainingDiverged: loss or gradient is not finite.
-        OutOfGpuMemory: the micro-batch does not fit; a smaller one is left for the next attempt.
+        OutOfGpuMemory: the micro-batch does not fit, or no longer; the next attempt takes a smaller one, if there is.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
-    setup = _set_up(context)
+    setup, watch = _set_up(context), None
     try:
         trainer, watch, count = _build(context, setup)
         resumed_from = _train(context, trainer)
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
-        raise _out_of_memory(setup, context.checkpoints) from error
+        raise _out_of_memory(setup, context.checkpoints, fitted=watch is not None and watch.has_stepped) from error
     return _save(context, setup, trainer, watch, count, resumed_from)
 
 
@@ -174,7 +174,7 @@ def _facts(setup: _Setup) -> dict[str, str]:
     return facts
 
 
-def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> StageError:
+def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bool) -> StageError:
     """What follows from running out of GPU memory: a smaller micro-batch for the next attempt, while there is one."""
     training_spec = setup.parameters.training
     size = setup.micro_batch_size
@@ -182,6 +182,11 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None) -> StageError
     where = (
         f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
     )
+    if fitted and smaller is None:
+        return OutOfGpuMemory(
+            f"{where}, after steps that fitted: the next attempt goes on from the newest checkpoint; if it happens "
+            "again, lower spec.training.maxLength, or use a GPU that nobody shares"
+        )
     if smaller is None or checkpoints is None:
         advice = ["lower spec.training.maxLength or spec.lora.rank"]
         if not training_spec.gradient_checkpointing:
