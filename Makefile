@@ -8,7 +8,7 @@ CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test e2e cluster cluster-down check generate bench format clean clean-cache
+.PHONY: help demo test programs e2e cluster cluster-down check generate bench format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize
 test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at most 15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+programs: .venv/dev ## Build Kubernetes' own programs once, without which the tests on a real API server are left out
+	@PYTHONPATH=tests $(BIN)/python -c 'from cluster import binaries; binaries.build()'
 
 # 77 says that this machine cannot run a node: not a failure of what is tested.
 e2e: .venv/dev ## Run the chart and the images on a Kubernetes with a real node (Linux, root; 30 minutes the first time), or CLUSTER=kind
