@@ -115,6 +115,19 @@ def test_an_edit_that_is_taken_back_publishes_what_was_made_before(scenario: Sce
     assert scenario.status.publication.version == version
 
 
+def test_an_edit_that_is_taken_back_with_a_retry_asks_for_no_gpu(scenario: Scenario) -> None:
+    scenario.finish_all()
+    version = scenario.pointer
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    run_again(scenario)
+    scenario.cluster.remove_ended_jobs()
+
+    scenario.change(scenario.builder.edited("lora.rank", 16).with_retry_requested("revert"))
+
+    assert run_again(scenario) == [Stage.PREPARE, Stage.PUBLISH]
+    assert scenario.pointer == version
+
+
 def test_results_of_an_older_spec_are_not_shown_as_those_of_the_new_one(scenario: Scenario) -> None:
     scenario.finish_all()
 
