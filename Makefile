@@ -11,11 +11,11 @@ export HF_HUB_OFFLINE := 1
 .PHONY: help demo test programs e2e cluster cluster-down check generate bench format clean clean-cache
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/uv: pyproject.toml
 	@echo "Setting up the environment in .venv with $(PYTHON) (torch and its CUDA libraries: about 5 GB)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Edgetune needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Edgetune needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	@touch $@
