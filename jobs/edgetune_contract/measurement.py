@@ -10,15 +10,16 @@ class ModelSpeed(Model):
     """What ran the model, with its version: transformers, or llama.cpp for GGUF."""
 
     prompt_tokens_per_second: float | None = None
-    """Tokens of the prompt read a second: the median of three runs. Absent if the model was stopped before."""
+    """Tokens of the prompt read a second: the median of up to three runs (no further one begins after 20 seconds).
+    Absent if the model was stopped before."""
 
     generation_tokens_per_second: float | None = None
-    """Tokens generated a second after the first one: the median of three runs. Absent if the model was stopped
+    """Tokens generated a second after the first one: the median of the same runs. Absent if the model was stopped
     before."""
 
     time_to_first_token_seconds: float | None = None
-    """From the prompt to the first token of the answer, in seconds: the median of three runs, after a warm-up. Absent
-    if the model was stopped before."""
+    """From the prompt to the first token of the answer, in seconds: the median of the same runs, after a warm-up.
+    Absent if the model was stopped before."""
 
     peak_memory_bytes: int
     """Most memory that the whole process had in use: its largest resident set, in bytes. The libraries count, and so do

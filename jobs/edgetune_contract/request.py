@@ -52,7 +52,7 @@ class StoreLocation(Model):
 
 
 class Resolved(Model):
-    """What the names in the spec stood for when prepare looked: content digests, ready to be pinned in the spec."""
+    """What the names in the spec stood for when prepare looked: content digests."""
 
     base: Digest
     """SHA-256 of the base model's file list."""

@@ -326,7 +326,7 @@ class LoraFineTuneStatus(Model):
     """Where the stages of the run have put what they made: the profile's bucket and prefix, and the namespace."""
 
     resolved: Resolved | None = None
-    """Content digests of base and data, ready to be pinned in the spec."""
+    """Content digests of base and data, which the spec can pin as revision; an hf:// base is pinned by its commit."""
 
     progress: ProgressStatus | None = None
     """How far the running stage is."""
