@@ -142,7 +142,9 @@ def test_notes_ask_for_a_profile_where_there_is_none(kubeconfig: Path) -> None:
 def test_notes_tell_the_next_commands_for_these_values(apiserver: ApiServer, kubeconfig: Path) -> None:
     told = notes(kubeconfig, {"profiles": {"a100": PROFILE}, "watchNamespaces": [NAMESPACE]})
 
-    assert f"kubectl create secret generic edgetune-s3 -n {NAMESPACE}" in told
+    namespace, _, secret = told.partition(f"kubectl create secret generic edgetune-s3 -n {NAMESPACE}")
+    assert f"kubectl create namespace {NAMESPACE}\n" in namespace
+    assert secret
     assert f"helm test notes -n {RELEASE_NAMESPACE}" in told
     example = yaml.safe_load(told.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0])
     assert example["spec"]["profile"] == "a100"
