@@ -92,7 +92,8 @@ def test_the_default_resources_are_those_of_the_code() -> None:
 
 
 def test_the_example_is_a_legal_object() -> None:
-    document = yaml.safe_load(OPERATIONS.partition("```yaml\n")[2].partition("```")[0])
+    page = section("What a user applies and sees")
+    document = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
 
     assert check_object(document) == ()
 
