@@ -384,8 +384,8 @@ def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workp
 
 NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
 NO_LLAMA_CPP = (
-    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which this image has not: install edgetune[llama-cpp] "
-    "in it; or take spec.evaluation.edge away"
+    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which is not here: build the image with the argument "
+    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or take spec.evaluation.edge away'
 )
 
 

@@ -32,7 +32,10 @@ def why_not_runnable(edge_format: EdgeFormat) -> str | None:
     if edge_format not in RUNTIMES:
         return f"{edge_format} is made for vLLM, which this image has not; measure BitsAndBytesInt8 or GGUF-Q8_0"
     if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
-        return f"{edge_format} is measured with llama.cpp, which this image has not: install edgetune[llama-cpp] in it"
+        return (
+            f"{edge_format} is measured with llama.cpp, which is not here: build the image with the argument "
+            'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp'
+        )
     return None
 
 
