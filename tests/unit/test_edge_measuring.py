@@ -151,8 +151,8 @@ def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(
 
     with pytest.raises(
         InvalidInput,
-        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 is measured with llama\.cpp, which is not here: build the image with "
-        r'the argument EXTRAS="jobs llama-cpp", .*; or take spec\.evaluation\.edge away$',
+        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 is measured with llama\.cpp, which is not here: build the image "
+        r'with the argument EXTRAS="jobs llama-cpp", .*; or take spec\.evaluation\.edge away$',
     ):
         check_measurable(parameters)
 
