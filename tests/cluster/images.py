@@ -190,6 +190,8 @@ class _Store:
         return subprocess.run([*self._command(), "inspect", name], check=False, capture_output=True).returncode == 0
 
     def remove_dangling(self) -> None:
+        # A build that was cut off, as by a full disk, leaves a container, and what that uses cannot be removed.
+        self._buildah("rm", "--all")
         self._buildah("rmi", "--prune")
 
     def _buildah(self, *arguments: str | Path) -> None:
