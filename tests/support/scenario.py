@@ -347,3 +347,12 @@ def created(done: Pass) -> list[Stage]:
 def deleted(done: Pass) -> list[tuple[str, str]]:
     """Names of the Jobs that a pass deleted, with the reason."""
     return [(action.name, action.reason) for action in done.plan.actions if isinstance(action, DeleteJob)]
+
+
+def run_again(scenario: Scenario) -> list[Stage]:
+    """Stages whose Jobs are created from now on until the end."""
+    ran = created(scenario.reconcile())
+    while scenario.cluster.live_jobs():
+        scenario.finish()
+        ran += created(scenario.reconcile())
+    return ran

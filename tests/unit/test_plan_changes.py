@@ -9,7 +9,7 @@ from edgetune_operator.api import StageState
 from edgetune_operator.plan import Outcome
 from edgetune_operator.reconcile import JobRefused
 from support.builders import lora_fine_tune
-from support.scenario import Scenario, created, deleted
+from support.scenario import Scenario, created, deleted, run_again
 
 NOT_PART = "it is not part of the current run"
 RUNS_AGAIN = "the stage runs again"
@@ -19,15 +19,6 @@ RUNS_AGAIN = "the stage runs again"
 def scenario() -> Scenario:
     """The smallest object, before its first pass."""
     return Scenario(lora_fine_tune())
-
-
-def run_again(scenario: Scenario) -> list[Stage]:
-    """Stages whose Jobs are created from now on until the end."""
-    ran = created(scenario.reconcile())
-    while scenario.cluster.live_jobs():
-        scenario.finish()
-        ran += created(scenario.reconcile())
-    return ran
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from edgetune_operator import names
 from edgetune_operator.api import StageState
 from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
 from support.builders import PodBuilder, lora_fine_tune
-from support.scenario import PROFILE, Scenario, created, deleted
+from support.scenario import PROFILE, Scenario, created, deleted, run_again
 
 MENDED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:mended")})
 REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
@@ -23,15 +23,6 @@ def scenario() -> Scenario:
 def change_profile(scenario: Scenario, profile: Profile = MENDED) -> None:
     """The platform team changes the profile; the operator starts again with it."""
     scenario.profiles = {"default": profile}
-
-
-def run_again(scenario: Scenario) -> list[Stage]:
-    """Stages whose Jobs are created from now on until the end."""
-    ran = created(scenario.reconcile())
-    while scenario.cluster.live_jobs():
-        scenario.finish()
-        ran += created(scenario.reconcile())
-    return ran
 
 
 def blocked(pod: PodBuilder) -> PodBuilder:
