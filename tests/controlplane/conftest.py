@@ -7,7 +7,7 @@ import pytest
 from cluster.controlplane import ControlPlane, running_control_plane
 from edgetune_operator.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, ApiServer, binaries_are_there, running_apiserver
-from support.kube import Kube, condition
+from support.kube import Kube, install_crd
 from support.stage_player import Operator, StagePlayer
 
 
@@ -28,16 +28,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
     with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
         kube = Kube.from_kubeconfig(plane.kubeconfig())
-        crd = custom_resource_definition()
-        kube.apply(crd)
-        kube.wait(
-            crd["apiVersion"],
-            crd["kind"],
-            None,
-            crd["metadata"]["name"],
-            lambda found: (condition(found, "Established") or {}).get("status") == "True",
-            "the CRD is established",
-        )
+        install_crd(kube, custom_resource_definition())
         yield plane
 
 

@@ -14,7 +14,7 @@ from edgetune_operator import names
 from edgetune_operator.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
 from support.chart import PROFILE, RELEASE, RELEASE_NAMESPACE, Manifest, find_helm, one, render
-from support.kube import Kube, condition
+from support.kube import Kube, install_crd
 from support.operator_process import OperatorProcess, running_installed_operator, service_account_kubeconfig
 from support.stage_player import StagePlayer
 
@@ -33,16 +33,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane with the CRD and some teams' namespaces."""
     with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
         kube = Kube.from_kubeconfig(plane.kubeconfig())
-        crd = custom_resource_definition()
-        kube.apply(crd)
-        kube.wait(
-            crd["apiVersion"],
-            crd["kind"],
-            None,
-            crd["metadata"]["name"],
-            lambda found: (condition(found, "Established") or {}).get("status") == "True",
-            "the CRD is established",
-        )
+        install_crd(kube, custom_resource_definition())
         for name in (RELEASE_NAMESPACE, *NAMESPACES):
             kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
             kube.wait("v1", "ServiceAccount", name, "default", lambda _: True, "Pods have a service account")

@@ -18,7 +18,7 @@ from edgetune_operator.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
 from support.audit import AuditLog, writes
 from support.builders import lora_fine_tune
-from support.kube import Kube, condition, pod_ended
+from support.kube import Kube, install_crd, pod_ended
 from support.operator_process import free_ports, running_operator, service_account_kubeconfig
 from support.scenario import Scenario
 
@@ -101,8 +101,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
     with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
         kube = Kube.from_kubeconfig(plane.kubeconfig())
-        crd = custom_resource_definition()
-        kube.apply(crd)
+        install_crd(kube, custom_resource_definition())
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         account = {"name": ACCOUNT, "namespace": NAMESPACE}
         kube.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
@@ -116,14 +115,6 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
             }
         )
         kube.wait("v1", "ServiceAccount", NAMESPACE, "default", lambda _: True, "Pods have a service account")
-        kube.wait(
-            crd["apiVersion"],
-            crd["kind"],
-            None,
-            crd["metadata"]["name"],
-            lambda found: (condition(found, "Established") or {}).get("status") == "True",
-            "the CRD is established",
-        )
         yield plane
 
 

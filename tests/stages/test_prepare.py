@@ -1,10 +1,6 @@
 """prepare, from sources to the folder that train and evaluate read."""
 
-import dataclasses
 import json
-import shutil
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,73 +8,18 @@ from typing import Any
 import pytest
 
 from edgetune_contract.request import Result
-from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.sources import FolderSource, SourceKind
-from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import prepare
-from support.base_folder import llama_shapes, make_base, write_safetensors
-from support.data_rows import instruction_rows, jsonl, write_file
-from support.stage_context import RecordedProgress, stage_context
-from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
-
-
-@dataclasses.dataclass
-class Workplace:
-    """A base and data in a folder, and the stage run on them."""
-
-    folder: Path
-    runs: int = 0
-    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
-    progress: RecordedProgress = dataclasses.field(default_factory=RecordedProgress)
-
-    def context(self, **spec: Any) -> StageContext:
-        self.runs += 1
-        dataset = {"train": {"uri": f"file://{self.folder}/train.jsonl"}, **spec.pop("dataset", {})}
-        parameters = Parameters.model_validate(
-            {
-                "baseModel": {"uri": f"file://{self.folder}/base"},
-                "dataset": dataset,
-                "training": {"maxLength": 256, **spec.pop("training", {})},
-                **spec,
-            }
-        )
-        sources = {
-            "base": FolderSource(parameters.base_model.uri, "spec.baseModel", SourceKind.MODEL),
-            "train": FolderSource(parameters.dataset.train.uri, "spec.dataset.train", SourceKind.DATA),
-        }
-        if parameters.dataset.eval is not None:
-            sources["eval"] = FolderSource(parameters.dataset.eval.uri, "spec.dataset.eval", SourceKind.DATA)
-        context = stage_context(
-            Stage.PREPARE, parameters, self.folder / f"run-{self.runs}", {}, stop=self.stop, progress=self.progress
-        )
-        return dataclasses.replace(context, sources=sources)
-
-    def run(self, **spec: Any) -> tuple[StageOutput, Path]:
-        context = self.context(**spec)
-        output = prepare.run(context)
-        return output, context.output / output.artifacts["prepared"]
-
-    def refusal(self, **spec: Any) -> str:
-        context = self.context(**spec)
-        with pytest.raises(InvalidInput) as caught:
-            prepare.run(context)
-        assert list(context.output.iterdir()) == []
-        return str(caught.value)
-
-    def write(self, name: str, rows: list[dict[str, object]]) -> dict[str, dict[str, str]]:
-        """A data file, and the entry of spec.dataset that names it."""
-        write_file(self.folder / name, jsonl(rows))
-        return {name.removesuffix(".jsonl"): {"uri": f"file://{self.folder}/{name}"}}
+from support.base_folder import llama_shapes, write_safetensors
+from support.data_rows import instruction_rows
+from support.tiny_tokenizer import make_tokenizer
+from support.workplace import Workplace, make_workplace
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    make_base(tmp_path / "base", chat_template=CHAT_TEMPLATE)
-    place = Workplace(tmp_path)
-    place.write("train.jsonl", instruction_rows(300))
-    return place
+    return make_workplace(tmp_path)
 
 
 def table(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -348,63 +289,3 @@ def test_prepared_data_that_the_base_cannot_be_trained_on_as_asked_are_refused(
 
     with pytest.raises(InvalidInput, match=reason):
         prepare.recheck(workplace.context(**spec), prepared.metrics)
-
-
-TOO_NARROW = (
-    "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: its tensor model.embed_tokens.weight has "
-    "rows of 8 numbers; Q8_0 needs a multiple of 32. Take the format away, or choose another base"
-)
-BOTH = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}}
-
-
-def test_a_base_that_an_edge_format_cannot_hold_is_refused_before_anything_is_trained(workplace: Workplace) -> None:
-    assert workplace.refusal(**BOTH) == TOO_NARROW
-
-
-def test_a_format_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
-    prepared, _ = workplace.run()
-
-    with pytest.raises(InvalidInput) as caught:
-        prepare.recheck(workplace.context(**BOTH), prepared.metrics)
-    assert str(caught.value) == TOO_NARROW
-
-
-def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workplace) -> None:
-    shutil.rmtree(workplace.folder / "base")
-    olmo = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
-    make_base(workplace.folder / "base", config=olmo)
-
-    for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8"):
-        refusal = workplace.refusal(quantization={"formats": [edge_format]})
-
-        assert refusal.startswith(f"spec.quantization.formats[0]: the model cannot be written as {edge_format}: ")
-        assert "of the type olmo cannot be" in refusal
-        assert "llama, mistral" in refusal
-
-
-NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
-NO_LLAMA_CPP = (
-    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which is not here: build the image with the argument "
-    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or take spec.evaluation.edge away'
-)
-
-
-@pytest.fixture
-def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-
-
-@pytest.mark.usefixtures("without_llama_cpp")
-def test_an_edge_budget_that_this_image_cannot_measure_is_refused_before_anything_is_trained(
-    workplace: Workplace,
-) -> None:
-    assert workplace.refusal(**NOT_MEASURABLE) == NO_LLAMA_CPP
-
-
-@pytest.mark.usefixtures("without_llama_cpp")
-def test_an_edge_budget_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
-    prepared, _ = workplace.run()
-
-    with pytest.raises(InvalidInput) as caught:
-        prepare.recheck(workplace.context(**NOT_MEASURABLE), prepared.metrics)
-    assert str(caught.value) == NO_LLAMA_CPP

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cluster.binaries import find
@@ -125,3 +126,30 @@ def golden_files() -> dict[str, str]:
 
 if __name__ == "__main__":
     sys.exit(run(golden_files(), sys.argv[1:]))
+
+
+def rules(role: Manifest) -> dict[tuple[str, str], set[str]]:
+    """Verbs by group and resource."""
+    return {
+        (group, resource): set(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+
+
+NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}
+INSTALLS: dict[str, Values] = {
+    "default": {},
+    "all switches": ALL_SWITCHES,
+    "namespaced": NAMESPACED,
+    "namespaced with all switches": {**ALL_SWITCHES, **NAMESPACED},
+    "without CRD": {"crd": {"install": False}},
+    "without RBAC": {"rbac": {"create": False, "aggregateToUserRoles": False}, "serviceAccount": {"create": False}},
+    "network policy of the operator alone": {"networkPolicy": {"enabled": True}},
+    "other names": {"fullnameOverride": "tuner", "serviceAccount": {"name": "robot"}},
+}
+CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
+"""Of what belongs to the whole cluster."""
+
+each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)

@@ -238,6 +238,19 @@ def audit_events(path: Path) -> list[Document]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def install_crd(kube: "Kube", crd: Document) -> None:
+    """Apply a CRD and wait until its objects are served."""
+    kube.apply(crd)
+    kube.wait(
+        crd["apiVersion"],
+        crd["kind"],
+        None,
+        crd["metadata"]["name"],
+        lambda found: (condition(found, "Established") or {}).get("status") == "True",
+        "the CRD is established",
+    )
+
+
 def condition(document: Mapping[str, Any], kind: str) -> Document | None:
     """A condition in an object's status."""
     conditions: list[Document] = (document.get("status") or {}).get("conditions") or []

@@ -26,6 +26,7 @@ class StoredEncoder:
     def row_multiple(self, tensor: StoredTensor) -> int:  # noqa: ARG002 - rows are independent
         return 1
 
+    # All rows alike, whichever they are.
     def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002
         return rows
 

@@ -1,0 +1,78 @@
+"""What prepare finds out about edge formats and their budget, before anything is trained."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.stages import prepare
+from support.base_folder import make_base
+from support.workplace import Workplace, make_workplace
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return make_workplace(tmp_path)
+
+
+TOO_NARROW = (
+    "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: its tensor model.embed_tokens.weight has "
+    "rows of 8 numbers; Q8_0 needs a multiple of 32. Take the format away, or choose another base"
+)
+BOTH = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}}
+
+
+def test_a_base_that_an_edge_format_cannot_hold_is_refused_before_anything_is_trained(workplace: Workplace) -> None:
+    assert workplace.refusal(**BOTH) == TOO_NARROW
+
+
+def test_a_format_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput) as caught:
+        prepare.recheck(workplace.context(**BOTH), prepared.metrics)
+    assert str(caught.value) == TOO_NARROW
+
+
+def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workplace) -> None:
+    shutil.rmtree(workplace.folder / "base")
+    olmo = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
+    make_base(workplace.folder / "base", config=olmo)
+
+    for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8"):
+        refusal = workplace.refusal(quantization={"formats": [edge_format]})
+
+        assert refusal.startswith(f"spec.quantization.formats[0]: the model cannot be written as {edge_format}: ")
+        assert "of the type olmo cannot be" in refusal
+        assert "llama, mistral" in refusal
+
+
+NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
+NO_LLAMA_CPP = (
+    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which is not here: build the image with the argument "
+    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or take spec.evaluation.edge away'
+)
+
+
+@pytest.fixture
+def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_an_edge_budget_that_this_image_cannot_measure_is_refused_before_anything_is_trained(
+    workplace: Workplace,
+) -> None:
+    assert workplace.refusal(**NOT_MEASURABLE) == NO_LLAMA_CPP
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_an_edge_budget_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput) as caught:
+        prepare.recheck(workplace.context(**NOT_MEASURABLE), prepared.metrics)
+    assert str(caught.value) == NO_LLAMA_CPP

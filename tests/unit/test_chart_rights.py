@@ -1,0 +1,92 @@
+"""What the chart lets the operator and users do."""
+
+import pytest
+
+from support.apiserver import BINARIES_VARIABLE
+from support.chart import (
+    CLUSTER_NAME,
+    NAMESPACED,
+    RELEASE_NAMESPACE,
+    Values,
+    each_install,
+    find_helm,
+    one,
+    render,
+    rules,
+)
+
+pytestmark = pytest.mark.skipif(
+    find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH: the chart is not tested"
+)
+
+RULES = {
+    ("edgetune.dev", "lorafinetunes"): {"list", "patch", "watch"},
+    ("edgetune.dev", "lorafinetunes/status"): {"patch"},
+    ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
+    ("", "pods"): {"list", "watch"},
+    ("", "events"): {"create", "list"},
+}
+CLUSTER_RULES = RULES | {
+    ("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"},
+    ("", "namespaces"): {"get"},
+}
+
+
+def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
+    manifests = render({})
+
+    assert rules(one(manifests, "ClusterRole", CLUSTER_NAME)) == CLUSTER_RULES
+    assert one(manifests, "ClusterRoleBinding", CLUSTER_NAME)["subjects"] == [
+        {"kind": "ServiceAccount", "name": "edgetune", "namespace": RELEASE_NAMESPACE}
+    ]
+    assert not {"Role", "RoleBinding"} & {manifest["kind"] for manifest in manifests}
+
+
+def test_an_operator_for_some_namespaces_lets_objects_go_with_their_namespace_and_does_nothing_in_others() -> None:
+    manifests = render(NAMESPACED)
+
+    roles = [manifest for manifest in manifests if manifest["kind"] == "Role"]
+    bindings = [manifest for manifest in manifests if manifest["kind"] == "RoleBinding"]
+    assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
+    assert [binding["metadata"]["namespace"] for binding in bindings] == ["team-a", "team-b"]
+    assert all(rules(role) == RULES for role in roles)
+    everywhere = one(manifests, "ClusterRole", CLUSTER_NAME)
+    assert rules(everywhere) == {("edgetune.dev", "lorafinetunes"): {"patch"}, ("", "namespaces"): {"get"}}
+    assert everywhere["rules"][1]["resourceNames"] == ["team-a", "team-b"]
+
+
+@each_install
+def test_releases_of_one_name_in_two_namespaces_do_not_share_what_belongs_to_the_whole_cluster(values: Values) -> None:
+    names_of_kind = [
+        {each["metadata"]["name"] for each in render(values, namespace) if each["kind"].startswith("ClusterRole")}
+        for namespace in ("one", "other")
+    ]
+
+    assert names_of_kind[0] & names_of_kind[1] == set()
+
+
+def test_owner_references_can_be_allowed_where_the_cluster_enforces_them() -> None:
+    role = one(render({"rbac": {"ownerReferencesPermissionEnforcement": True}}), "ClusterRole", CLUSTER_NAME)
+
+    assert rules(role) == CLUSTER_RULES | {("edgetune.dev", "lorafinetunes/finalizers"): {"update"}}
+
+
+def test_without_rights_on_namespaces_nothing_belongs_to_the_whole_cluster() -> None:
+    rbac = {"namespaceDeletion": False, "aggregateToUserRoles": False}
+    manifests = render({"watchNamespaces": ["team-a"], "rbac": rbac, "crd": {"install": False}})
+
+    assert [each["kind"] for each in manifests if each["kind"].startswith("Cluster")] == []
+    assert one(manifests, "Role")["metadata"]["namespace"] == "team-a"
+
+
+def test_users_get_their_rights_through_the_clusters_own_roles() -> None:
+    manifests = render({})
+    edit, view = (one(manifests, "ClusterRole", f"{CLUSTER_NAME}-{role}") for role in ("edit", "view"))
+
+    assert rules(view) == {("edgetune.dev", "lorafinetunes"): {"get", "list", "watch"}}
+    assert rules(edit)["edgetune.dev", "lorafinetunes"] == {"create", "delete", "deletecollection", "patch", "update"}
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert [label for label in edit["metadata"]["labels"] if label.startswith(prefix)] == [
+        f"{prefix}edit",
+        f"{prefix}admin",
+    ]

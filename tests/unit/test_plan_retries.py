@@ -1,0 +1,210 @@
+"""Retries that somebody asks for: when a token is answered, and what runs again."""
+
+import pytest
+
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import StageState
+from support.builders import lora_fine_tune
+from support.scenario import Scenario, created, deleted, run_again
+
+NOT_PART = "it is not part of the current run"
+RUNS_AGAIN = "the stage runs again"
+
+
+@pytest.fixture
+def scenario() -> Scenario:
+    """The smallest object, before its first pass."""
+    return Scenario(lora_fine_tune())
+
+
+def test_a_retry_after_a_failure_looks_at_the_inputs_again_and_runs_the_failed_stage(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite at step 7", reason="PodFailurePolicy")
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    first = scenario.reconcile()
+    ran = run_again(scenario)
+
+    assert sorted(reason for _, reason in deleted(first)) == [RUNS_AGAIN, RUNS_AGAIN]
+    assert scenario.status.last_handled_retry == "again"
+    assert ran == list(Stage)
+    assert scenario.status.phase == "Succeeded"
+
+
+def test_a_retry_works_when_the_failed_job_is_gone_already(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.DENIED, "access denied")
+    scenario.reconcile()
+    scenario.cluster.remove_job(scenario.row(Stage.PREPARE).job)
+
+    scenario.change(scenario.builder.with_retry_requested("again"))
+
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+def test_a_retry_of_what_is_done_looks_at_the_inputs_and_runs_nothing_else(scenario: Scenario) -> None:
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.with_retry_requested("look"))
+
+    assert run_again(scenario) == []
+    assert run_again(scenario) == [Stage.PREPARE]
+    assert scenario.status.phase == "Succeeded"
+    made = [artifact.name for artifact in scenario.status.artifacts]
+    assert sorted(made) == ["adapter", "edge-bnb-int8", "merged", "prepared"]
+
+
+def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenario) -> None:
+    scenario.finish_all()
+    before = scenario.status.resolved
+    scenario.data = "second version of the data"
+
+    scenario.change(scenario.builder.with_retry_requested("new data"))
+    scenario.reconcile()
+
+    assert run_again(scenario) == list(Stage)
+    assert scenario.status.resolved != before
+
+
+def test_a_retry_while_a_stage_runs_disturbs_nothing_and_is_answered_when_it_has_ended(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    waits = scenario.reconcile()
+    told, again = scenario.condition("Ready"), scenario.reconcile()
+    handled = scenario.status.last_handled_retry
+    scenario.finish()
+    ended = scenario.reconcile()
+    state, answered = scenario.row(Stage.TRAIN).state, scenario.status.last_handled_retry
+
+    assert (waits.plan.actions, again.plan.actions, again.wrote_status) == ((), (), False)
+    message = "train: running; the retry is answered when this stage has ended"
+    assert (told, handled) == (("False", "JobRunning", message), "")
+    assert (state, answered) == (StageState.SUCCEEDED, "impatient")
+    assert (created(ended), [reason for _, reason in deleted(ended)]) == ([], [RUNS_AGAIN])
+    assert run_again(scenario) == [Stage.PREPARE, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]
+
+
+def test_a_retry_while_a_stage_runs_is_answered_when_it_has_failed(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    scenario.reconcile()
+
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
+    scenario.reconcile()
+
+    assert scenario.status.last_handled_retry == "impatient"
+    assert run_again(scenario) == list(Stage)
+
+
+def test_no_stage_begins_while_a_retry_waits_for_a_job_whose_container_has_ended(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    result = scenario.simulated_result(scenario.request)
+    scenario.end_pod(lambda pod: pod.succeeded(result))
+
+    waits = scenario.reconcile()
+    scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
+    scenario.reconcile()
+
+    assert (waits.plan.actions, scenario.row(Stage.TRAIN).state) == ((), StageState.SUCCEEDED)
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN])
+def test_a_retry_replaces_a_job_that_has_not_started(scenario: Scenario, stage: Stage) -> None:
+    scenario.advance_to(stage)
+    scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff"))
+    blocked = scenario.live_job
+
+    scenario.change(scenario.builder.with_retry_requested("now"))
+    first = scenario.reconcile()
+    second = scenario.reconcile()
+
+    assert blocked in [name for name, _ in deleted(first)]
+    assert scenario.status.last_handled_retry == "now"
+    assert (created(second), scenario.row(stage).state) == (
+        [Stage.PREPARE],
+        StageState.RUNNING if stage is Stage.PREPARE else StageState.PENDING,
+    )
+    assert scenario.reconcile().wrote_status is False
+
+
+def test_a_retry_is_answered_once(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.INVALID, "bad data")
+    scenario.change(scenario.builder.with_retry_requested("once"))
+    run_again(scenario)
+    run_again(scenario)
+    scenario.cluster.remove_ended_jobs()
+
+    assert scenario.status.phase == "Succeeded"
+    assert run_again(scenario) == []
+
+
+def test_taking_the_annotation_away_asks_for_nothing(scenario: Scenario) -> None:
+    scenario.change(scenario.builder.with_retry_requested("first"))
+    scenario.finish_all()
+
+    scenario.change(scenario.builder.with_metadata(annotations={}))
+
+    assert run_again(scenario) == []
+    assert scenario.status.last_handled_retry == "first"
+
+
+def test_a_retry_whose_answer_could_not_be_written_is_not_run_twice(scenario: Scenario) -> None:
+    scenario.reconcile()
+    scenario.fail(ExitCode.TRANSIENT, "the store did not answer")
+    scenario.reconcile()
+    unanswered = scenario.cluster.document["status"]
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    scenario.reconcile()
+    scenario.reconcile()
+    scenario.finish()
+    scenario.cluster.document["status"] = unanswered
+
+    done = scenario.reconcile()
+
+    assert created(done) == [Stage.TRAIN]
+    assert deleted(done) == []
+
+
+def test_a_retry_while_suspended_is_there_when_the_run_goes_on(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite")
+    scenario.reconcile()
+    scenario.change(scenario.builder.edited("suspend", True).with_retry_requested("later"))
+    scenario.reconcile()
+    scenario.reconcile()
+    suspended = scenario.status.phase
+
+    scenario.change(scenario.builder.edited("suspend", False))
+
+    assert suspended == "Suspended"
+    assert created(scenario.reconcile()) == [Stage.PREPARE]
+    scenario.finish()
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_a_token_that_is_longer_than_the_status_can_hold_is_answered_too(scenario: Scenario) -> None:
+    scenario.change(scenario.builder.with_retry_requested("x" * 5000))
+
+    scenario.finish_all()
+
+    assert scenario.status.last_handled_retry == "x" * 256
+    assert run_again(scenario) == []
+
+
+def test_a_retry_makes_anew_what_has_gone_from_the_store_in_the_meantime() -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.finish_all()
+    scenario.manifests.clear()
+
+    scenario.change(scenario.builder.with_retry_requested("look again"))
+    scenario.reconcile()  # prepare's ended Job goes first
+    scenario.finish_all()  # prepare finds nothing in the store, and the other ended Jobs go
+    scenario.finish_all()
+
+    assert scenario.status.phase == "Succeeded"
+    assert {result.stage for result in scenario.manifests.values()} == set(Stage) - {Stage.PREPARE}
