@@ -57,12 +57,13 @@ class StagePlayer:
         deadline = time.monotonic() + 60
         selector = f"{names.STAGE_LABEL}={stage}"
         while time.monotonic() < deadline:
-            pods = self.kube.list("v1", "Pod", self.namespace, selector)
-            pods = [pod for pod in pods if pod["status"].get("phase") == "Pending" and not _deleting(pod)]
-            jobs = {job["metadata"]["name"]: job for job in self.kube.list("batch/v1", "Job", self.namespace, selector)}
-            owners = [pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] for pod in pods]
-            if owners and owners[-1] in jobs:
-                return jobs[owners[-1]], pods[-1]
+            # A Job that is deleted stays until its Pods are gone, and a moment passes before they are deleted too.
+            found = self.kube.list("batch/v1", "Job", self.namespace, selector)
+            jobs = {job["metadata"]["uid"]: job for job in found if not _deleting(job)}
+            for pod in reversed(self.kube.list("v1", "Pod", self.namespace, selector)):
+                job = jobs.get(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])
+                if job is not None and pod["status"].get("phase") == "Pending" and not _deleting(pod):
+                    return job, pod
             time.sleep(0.1)
         raise TimeoutError(f"no Pod of stage {stage} within 60 s; status: {self.object.get('status')}")
 
