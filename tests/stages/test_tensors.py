@@ -123,6 +123,22 @@ def test_nf4_and_back_is_bitsandbytes_bit_for_bit(
     assert torch.equal(found, expected)
 
 
+def test_nf4_decides_numbers_at_a_bound_as_bitsandbytes_does() -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    codes = torch.tensor(nf4._CODES)
+    bounds = (codes[1:] + codes[:-1]) / 2
+    around = [torch.nextafter(bounds, torch.full((), end)) for end in (-1.0, 1.0)]
+    weight = torch.ones(nf4.BLOCK)  # the largest magnitude, by which the others are divided
+    weight[: 3 * len(bounds)] = torch.cat([bounds, *around])
+    expected = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4")).view(-1)
+
+    scales, found = nf4.block_scales(weight), torch.empty_like(weight)
+    nf4.round_blocks(weight, scales, scales, found)
+
+    assert torch.equal(found, expected)
+
+
 def test_a_buffer_that_was_given_back_is_used_again_and_no_other() -> None:
     buffers = Buffers(100)
     first, second = buffers.take(40), buffers.take(100)

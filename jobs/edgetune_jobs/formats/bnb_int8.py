@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_weights import StoredTensor
 from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
-from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES
+from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES, Buffers
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.scratch import scratch
+from edgetune_jobs.tensors.scratch import cached_rows, scratch
 from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of
+from edgetune_jobs.tensors.weights import PIECE_BYTES
 
 if TYPE_CHECKING:
     import torch
 
 FLOAT16_MAX = 65504.0
 _LEVELS = 127.0
-_CACHED_NUMBERS = 2**17
 # weight_format 0: rows as they are, in no order that a GPU would want.
 _ROW_MAJOR = b"\0"
 
@@ -67,6 +67,7 @@ class Int8Encoder:
         self._linears = linears
         self._others = StoredEncoder(writer)
         self._scales = bytearray()
+        self._buffers = Buffers(PIECE_BYTES)
 
     def row_multiple(self, tensor: StoredTensor) -> int:  # noqa: ARG002 - rows are independent
         return 1
@@ -77,9 +78,12 @@ class Int8Encoder:
         Raises:
             InvalidInput: a weight is beyond float16, from which LLM.int8 starts.
         """
+        import torch
+
         if tensor.name not in self._linears:
             return self._others.encode(tensor, first, rows)
-        return quantize_rows(tensor.name, rows)
+        quantized = self._buffers.take(rows.numel()).view(torch.int8).view(rows.shape)
+        return quantized, quantize_rows(tensor.name, rows, quantized)
 
     def write(self, tensor: StoredTensor, first: int, encoded: Any) -> None:
         if tensor.name not in self._linears:
@@ -92,37 +96,37 @@ class Int8Encoder:
             self._writer.set_tail(_beside(tensor.name, "weight_format"), _ROW_MAJOR)
             self._scales.clear()
         self._writer.write(bytes_of(weight))
+        self._buffers.give_back(weight)
 
 
-def quantize_rows(name: str, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torch.Tensor":
     """Each row in steps of its largest magnitude / 127, as bitsandbytes' int8_vectorwise_quant does it, bit for bit.
 
     Args:
         name: what messages call the weight.
         rows: [rows, inputs] in float32, float16 or bfloat16; they are left as they are.
+        out: int8 [rows, inputs].
 
     Returns:
-        int8 [rows, inputs] and the largest magnitudes, float32 [rows].
+        The largest magnitudes, float32 [rows].
 
     Raises:
         InvalidInput: a weight is not finite or beyond float16, from which LLM.int8 starts.
     """
     import torch
 
-    quantized = torch.empty(rows.shape, dtype=torch.int8)
     scales = torch.empty(len(rows), dtype=torch.float32)
-    step = max(1, _CACHED_NUMBERS // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
+    for part in cached_rows(rows):
         shape = tuple(rows[part].shape)
-        half = scratch("half", shape, torch.float16).copy_(rows[part])
-        values = scratch("values", shape, torch.float32).copy_(half)
+        # By way of float32: torch turns bfloat16 into float16 one by one.
+        values = scratch("values", shape, torch.float32).copy_(rows[part])
+        values.copy_(scratch("half", shape, torch.float16).copy_(values))
         magnitudes = torch.abs(values, out=scratch("magnitudes", shape, torch.float32))
         torch.amax(magnitudes, 1, out=scales[part])
         if not scales[part].max().item() <= FLOAT16_MAX:  # comparisons with NaN are false
             raise _out_of_range(name, rows[part])
-        quantized[part] = values.mul_((_LEVELS / scales[part]).unsqueeze(1)).round_()
-    return quantized, scales
+        out[part] = values.mul_((_LEVELS / scales[part]).unsqueeze(1)).round_()
+    return scales
 
 
 def _out_of_range(name: str, rows: "torch.Tensor") -> InvalidInput:

@@ -2,8 +2,8 @@
 
 A block is 64 numbers in a row. Each is divided by its block's largest magnitude and rounded to one of 16 codes; the
 magnitudes themselves are rounded to 8 bits, 256 of them sharing a scale, after their mean was taken off. bitsandbytes
-searches the codes number by number; comparing a piece that fits the cache with each of the 15 bounds takes a tenth of
-the time, and nothing of it needs to be imported.
+searches the codes number by number. Here a number's upper 16 bits are looked up, which decide all but about one in a
+hundred; only these are searched for. Nothing of bitsandbytes needs to be imported.
 """
 
 from functools import cache
@@ -97,26 +97,32 @@ def _nearest(scaled: "torch.Tensor") -> "torch.Tensor":
     import numpy as np
     import torch
 
-    codes, bounds = _codes()
+    codes, bounds, by_upper_half = _codes()
     shape = tuple(scaled.shape)
-    index = scratch("index", shape, torch.uint8).zero_()
-    above = scratch("above", shape, torch.bool)
-    # numpy compares five times as fast as torch does.
-    numbers, counted, is_above = scaled.numpy(), index.numpy(), above.numpy()
-    for bound in bounds:
-        np.greater(numbers, bound, out=is_above)
-        np.add(counted, is_above.view(np.uint8), out=counted)
-    wide = scratch("wide", shape, torch.int32).copy_(index)
-    return torch.index_select(codes, 0, wide, out=scratch("values", shape, torch.float32))
+    numbers = scaled.numpy()
+    upper = scratch("upper halves", shape, torch.int32)
+    np.right_shift(numbers.view(np.uint32), 16, out=upper.numpy().view(np.uint32))
+    values = torch.index_select(by_upper_half, 0, upper, out=scratch("values", shape, torch.float32))
+    found = values.numpy()
+    undecided = np.flatnonzero(np.isnan(found, out=scratch("undecided", shape, torch.bool).numpy()))
+    found[undecided] = codes[np.searchsorted(bounds, numbers[undecided])]
+    return values
 
 
 @cache
-def _codes() -> tuple["torch.Tensor", Any]:
-    """The 16 codes, float32, and the 15 bounds between them, as numpy float32."""
+def _codes() -> tuple[Any, Any, "torch.Tensor"]:
+    """The 16 codes and the 15 bounds between them, as numpy float32; the code by the upper 16 bits of a float32.
+
+    The last is float32 [65536]: NaN for the upper halves that numbers on both sides of a bound have.
+    """
+    import numpy as np
     import torch
 
-    codes = torch.tensor(_CODES, dtype=torch.float32)
-    return codes, ((codes[1:] + codes[:-1]) / 2).numpy()
+    codes = np.array(_CODES, dtype=np.float32)
+    bounds = (codes[1:] + codes[:-1]) / 2
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    first, last = (codes[np.searchsorted(bounds, ends.view(np.float32))] for ends in (upper, upper | 0xFFFF))
+    return codes, bounds, torch.from_numpy(np.where(first == last, first, np.float32("nan")))
 
 
 @cache

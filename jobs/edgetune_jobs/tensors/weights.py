@@ -1,6 +1,6 @@
 """Rows of a model's weights: as stored, or with an adapter added as peft's merge_and_unload does it, bit for bit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,16 +8,13 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.model_weights import ModelFolder, StoredTensor
 from edgetune_jobs.tensors import nf4
 from edgetune_jobs.tensors.reader import Buffers, read_rows
-from edgetune_jobs.tensors.scratch import scratch
+from edgetune_jobs.tensors.scratch import cached_rows, scratch
 
 if TYPE_CHECKING:
     import torch
 
 PIECE_BYTES = 4 * 2**20
 """Of a piece as it is stored, if a row is not longer."""
-
-# Numbers of which intermediate results in float32 fit a core's cache.
-_CACHED_NUMBERS = 2**17
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class ModelWeights:
         import torch
 
         weight = self._read(tensor, 0, tensor.rows, self._whole)
-        parts = [nf4.block_scales(weight[rows].view(-1)) for rows in _cached_rows(weight)]
+        parts = [nf4.block_scales(weight[rows].view(-1)) for rows in cached_rows(weight)]
         scales = torch.cat(parts) if parts else torch.empty(0)
         return _Nf4Weight(weight, scales, nf4.round_scales(scales, self.threads))
 
@@ -91,7 +88,7 @@ class ModelWeights:
             weight = prepared.weight[first : first + count]
             rows = self._pieces.take(weight.numel() * weight.element_size()).view(weight.dtype).view_as(weight)
         lora = self.adapter.get(tensor.name)
-        for part in _cached_rows(rows):
+        for part in cached_rows(rows):
             piece = rows[part]
             if prepared is not None:
                 _round(prepared, first + part.start, piece)
@@ -137,14 +134,6 @@ class ModelWeights:
         if rows is not stored:
             buffers.give_back(stored)
         return rows
-
-
-def _cached_rows(rows: "torch.Tensor") -> Iterator[slice]:
-    """Slices of the first dimension that fit the cache."""
-    count = len(rows)
-    step = max(1, _CACHED_NUMBERS * count // max(1, rows.numel()))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
 
 
 def _round(prepared: _Nf4Weight, first: int, out: "torch.Tensor") -> None:
