@@ -155,7 +155,7 @@ class LocalCluster:
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        manifest = {**job, "metadata": {**job["metadata"], "creationTimestamp": timestamp()}}
+        manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": timestamp()}}
         self._progress, self.said = None, ""
         process_job = ProcessJob(
             manifest=manifest,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import MAX_RESULT_BYTES
-from edgetune_operator.observe import JOB_NAME_LABEL
 
 _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20
@@ -177,10 +176,11 @@ class ProcessJob:
                     self.on_line(value)
 
     def _new_pod(self, attempt: int) -> dict[str, Any]:
+        owner = {"kind": "Job", "name": self.name, "uid": self.manifest["metadata"]["uid"], "controller": True}
         pod = {
             "metadata": {
                 "name": f"{self.name}-{attempt}",
-                "labels": {JOB_NAME_LABEL: self.name},
+                "ownerReferences": [owner],
                 "creationTimestamp": timestamp(),
             },
             "status": {

@@ -12,15 +12,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from edgetune_operator import names
-from edgetune_operator.observe import JOB_NAME_LABEL
+from edgetune_operator.observe import controller_uid
 from edgetune_operator.reconcile import Key
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled")
-_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, JOB_NAME_LABEL)
+_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL)
 _WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION, names.SETTINGS_ANNOTATION)
 
 
@@ -65,16 +65,27 @@ class Document:
         return known is None or known.uid != self.uid or self.text != known.text
 
 
+class Owner(NamedTuple):
+    """Whose a Job or a Pod is. A UID alone does not tell: somebody may name it in a namespace of his own."""
+
+    namespace: str
+    uid: str
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Self:
+        """The object with this metadata."""
+        return cls(metadata["namespace"], metadata["uid"])
+
+
 class Cache:
     """Latest state of objects, Jobs and Pods. Own writes go in at once, so that a pass never sees less than it did."""
 
     def __init__(self) -> None:
         self._objects: dict[Key, Document] = {}
         self._phases: dict[Key, str] = {}
-        self._jobs: defaultdict[str, dict[str, Document]] = defaultdict(dict)
-        self._pods: defaultdict[str, dict[str, Document]] = defaultdict(dict)
-        self._keys: dict[str, Key] = {}
-        """Keys by the object's UID."""
+        self._jobs: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
+        self._pods: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
+        self._keys: dict[Owner, Key] = {}
 
     def put(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
         """Take in what a watch or a list told, unless a newer state of it is here already.
@@ -129,115 +140,109 @@ class Cache:
             return None
         self._objects[key] = document
         self._phases[key] = (body.get("status") or {}).get("phase", "Pending")
-        self._keys[document.uid] = key
+        self._keys[Owner.of(body["metadata"])] = key
         return key if document.tells_more_than(known) else None
 
     def _remove_object(self, body: Mapping[str, Any]) -> None:
         """Forget a deleted object; one of the same name that was created since stays."""
-        uid = body["metadata"]["uid"]
-        key = self._keys.pop(uid, None)
-        if key in self._objects and self._objects[key].uid == uid:
+        owner = Owner.of(body["metadata"])
+        key = self._keys.pop(owner, None)
+        if key in self._objects and self._objects[key].uid == owner.uid:
             del self._objects[key], self._phases[key]
-        self._jobs.pop(uid, None)
-        self._pods.pop(uid, None)
+        self._jobs.pop(owner, None)
+        self._pods.pop(owner, None)
 
     def put_job(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a Job; see `put`."""
-        uid = uid_of_owner(body)
-        return self._put_owned(self._jobs, uid, body, _trimmed_job(body)) if uid is not None else None
+        return self._put_owned(self._jobs, owner_of_job(body), body, _trimmed_job(body))
 
     def _remove_job(self, body: Mapping[str, Any]) -> Key | None:
         """Forget a deleted Job and its Pods."""
-        uid = uid_of_owner(body)
-        if uid is None:
+        owner = owner_of_job(body)
+        if owner is None:
             return None
-        metadata, jobs, pods = body["metadata"], self._jobs[uid], self._pods[uid]
+        metadata, jobs, pods = body["metadata"], self._jobs[owner], self._pods[owner]
         if metadata["name"] in jobs and jobs[metadata["name"]].uid == metadata["uid"]:
             del jobs[metadata["name"]]
-        for name in [name for name, pod in pods.items() if job_uid_of(pod.read()) == metadata["uid"]]:
+        for name in [name for name, pod in pods.items() if controller_uid(pod.read(), "Job") == metadata["uid"]]:
             del pods[name]
-        self._drop_if_empty(uid)
-        return self._keys.get(uid)
+        self._drop_if_empty(owner)
+        return self._keys.get(owner)
 
-    def mark_job_deleting(self, uid: str, name: str, time: str) -> None:
+    def mark_job_deleting(self, owner: Mapping[str, Any], name: str, time: str) -> None:
         """Note that the deletion of an object's Job was accepted; the watch confirms it later."""
-        known = self._jobs.get(uid, {}).get(name)
+        known = self._jobs.get(Owner.of(owner), {}).get(name)
         if known is not None:
             job = json.loads(known.text)
             job["metadata"].setdefault("deletionTimestamp", time)
-            self._jobs[uid][name] = replace(known, text=_encode(job))
+            self._jobs[Owner.of(owner)][name] = replace(known, text=_encode(job))
 
-    def forget_job(self, uid: str, name: str) -> None:
+    def forget_job(self, owner: Mapping[str, Any], name: str) -> None:
         """Forget an object's Job that turned out to be gone; the watch may have missed its end."""
-        known = self._jobs.get(uid, {}).get(name)
+        known = self._jobs.get(Owner.of(owner), {}).get(name)
         if known is not None:
             self._remove_job(known.read())
 
     def _put_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Take in a Pod of an object's Job."""
-        uid = _uid_of_pod(body)
-        return self._put_owned(self._pods, uid, body, _trimmed_pod(body)) if uid is not None else None
+        return self._put_owned(self._pods, _owner_by_label(body), body, _trimmed_pod(body))
 
     def _put_owned(
         self,
-        held: defaultdict[str, dict[str, Document]],
-        uid: str,
+        held: defaultdict[Owner, dict[str, Document]],
+        owner: Owner | None,
         body: Mapping[str, Any],
         kept: Mapping[str, Any],
     ) -> Key | None:
+        if owner is None:
+            return None
         name, document = body["metadata"]["name"], Document.of(body, kept)
-        known = held[uid].get(name)
+        known = held[owner].get(name)
         if not document.supersedes(known):
             return None
-        held[uid][name] = document
-        return self._keys.get(uid) if document.tells_more_than(known) else None
+        held[owner][name] = document
+        return self._keys.get(owner) if document.tells_more_than(known) else None
 
     def _remove_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A Pod is gone: one that had ended stays as long as its Job, another is forgotten."""
-        uid = _uid_of_pod(body)
-        if uid is None:
+        owner = _owner_by_label(body)
+        if owner is None:
             return None
         name, pod = body["metadata"]["name"], _trimmed_pod(body)
-        job = job_uid_of(pod)
-        if _has_ended(pod) and any(known.uid == job for known in self._jobs[uid].values()):
-            self._pods[uid][name] = Document.of(body, pod)
+        job = controller_uid(pod, "Job")
+        if _has_ended(pod) and any(known.uid == job for known in self._jobs[owner].values()):
+            self._pods[owner][name] = Document.of(body, pod)
         else:
-            self._pods[uid].pop(name, None)
-        self._drop_if_empty(uid)
-        return self._keys.get(uid)
+            self._pods[owner].pop(name, None)
+        self._drop_if_empty(owner)
+        return self._keys.get(owner)
 
-    def _drop_if_empty(self, uid: str) -> None:
-        held: Iterable[defaultdict[str, dict[str, Document]]] = (self._jobs, self._pods)
-        for of_uid in held:
-            if not of_uid[uid]:
-                del of_uid[uid]
+    def _drop_if_empty(self, owner: Owner) -> None:
+        held: Iterable[defaultdict[Owner, dict[str, Document]]] = (self._jobs, self._pods)
+        for of_owner in held:
+            if not of_owner[owner]:
+                del of_owner[owner]
 
-    def jobs_of(self, uid: str) -> list[dict[str, Any]]:
-        """Jobs of an object."""
-        return [job.read() for job in self._jobs.get(uid, {}).values()]
+    def jobs_of(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Jobs of the object with this metadata."""
+        return [job.read() for job in self._jobs.get(Owner.of(owner), {}).values()]
 
-    def pods_of(self, uid: str) -> list[dict[str, Any]]:
-        """Pods of an object's Jobs, also ended ones that are gone."""
-        return [pod.read() for pod in self._pods.get(uid, {}).values()]
-
-
-def uid_of_owner(job: Mapping[str, Any]) -> str | None:
-    """UID of the object that a Job belongs to; of a clean-up Job, which has no owner, by its label."""
-    labels = job["metadata"].get("labels") or {}
-    if labels.get(names.STAGE_LABEL) == names.CLEAN_UP:
-        uid: str | None = labels.get(names.UID_LABEL)
-        return uid
-    return _owner_uid(job, names.KIND)
+    def pods_of(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Pods with the label of the object with this metadata, also ended ones that are gone."""
+        return [pod.read() for pod in self._pods.get(Owner.of(owner), {}).values()]
 
 
-def job_uid_of(pod: Mapping[str, Any]) -> str | None:
-    """UID of the Job that controls a Pod; None if none does."""
-    return _owner_uid(pod, "Job")
+def owner_of_job(job: Mapping[str, Any]) -> Owner | None:
+    """The object that a Job belongs to; of a clean-up Job, which has no owner reference, by its label."""
+    if (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL) == names.CLEAN_UP:
+        return _owner_by_label(job)
+    uid = controller_uid(job, names.KIND)
+    return Owner(job["metadata"]["namespace"], uid) if uid is not None else None
 
 
-def _uid_of_pod(body: Mapping[str, Any]) -> str | None:
-    uid: str | None = (body["metadata"].get("labels") or {}).get(names.UID_LABEL)
-    return uid
+def _owner_by_label(body: Mapping[str, Any]) -> Owner | None:
+    uid = (body["metadata"].get("labels") or {}).get(names.UID_LABEL)
+    return Owner(body["metadata"]["namespace"], uid) if uid is not None else None
 
 
 def version_of(body: Mapping[str, Any]) -> int:
@@ -253,11 +258,6 @@ def _has_ended(pod: Mapping[str, Any]) -> bool:
     """Whether a Pod's container has ended, or its node is gone and cannot say so."""
     terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
     return terminated or pod["status"].get("phase") == "Failed"
-
-
-def _owner_uid(body: Mapping[str, Any], kind: str) -> str | None:
-    owners = body["metadata"].get("ownerReferences") or []
-    return next((owner["uid"] for owner in owners if owner.get("controller") and owner["kind"] == kind), None)
 
 
 def _trimmed_object(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.cache import Cache, Kind, uid_of_owner
+from edgetune_operator.cache import Cache, Kind, owner_of_job
 from edgetune_operator.events import EventDraft
 from edgetune_operator.progress import ProgressReader
 from edgetune_operator.reasons import Reason
@@ -97,10 +97,10 @@ class KubernetesCluster:
             query["continue"] = found["metadata"]["continue"]
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return self._cache.jobs_of(owner["uid"])
+        return self._cache.jobs_of(owner)
 
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return self._cache.pods_of(owner["uid"])
+        return self._cache.pods_of(owner)
 
     async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
         path = _EVENTS.format(namespace=owner["namespace"])
@@ -133,7 +133,7 @@ class KubernetesCluster:
         """
         metadata = job["metadata"]
         existing = await self._call("GET", f"{path}/{metadata['name']}")
-        if uid_of_owner(existing) == uid_of_owner(job):
+        if owner_of_job(existing) == owner_of_job(job):
             return
         owners = existing["metadata"].get("ownerReferences") or []
         if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
@@ -152,9 +152,9 @@ class KubernetesCluster:
         except ApiException as error:
             if error.status != _NOT_FOUND:
                 raise
-            self._cache.forget_job(owner["uid"], name)
+            self._cache.forget_job(owner, name)
             raise Conflict(f"the Job {name} is gone already") from None
-        self._cache.mark_job_deleting(owner["uid"], name, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._cache.mark_job_deleting(owner, name, datetime.now(UTC).isoformat(timespec="seconds"))
 
     async def namespace_is_going(self, namespace: str) -> bool:
         try:

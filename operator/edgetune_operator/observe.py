@@ -13,8 +13,6 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
 from edgetune_operator.api import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
 
-JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
-
 
 @dataclass(frozen=True)
 class PodObservation:
@@ -226,10 +224,15 @@ def _event(event: Mapping[str, Any]) -> EventObservation:
     )
 
 
+def controller_uid(body: Mapping[str, Any], kind: str) -> str | None:
+    """UID of what controls a Job or a Pod; None if nothing of that kind does."""
+    owners = body["metadata"].get("ownerReferences") or []
+    return next((owner["uid"] for owner in owners if owner.get("controller") and owner["kind"] == kind), None)
+
+
 def _is_ours(job: Mapping[str, Any], uid: str) -> bool:
-    owners = job["metadata"].get("ownerReferences") or []
     stage = (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
-    return stage in set(Stage) and any(owner.get("controller") and owner.get("uid") == uid for owner in owners)
+    return stage in set(Stage) and controller_uid(job, names.KIND) == uid
 
 
 def _age(item: Mapping[str, Any]) -> tuple[str, str]:
@@ -276,9 +279,8 @@ def ending(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
 
 
 def observe_pods(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[PodObservation, ...]:
-    """A Job's attempts, oldest first."""
-    name = job["metadata"]["name"]
-    own = [pod for pod in pods if (pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL) == name]
+    """A Job's attempts, oldest first. Labels and names are anybody's: the Job's UID tells which Pods it has made."""
+    own = [pod for pod in pods if controller_uid(pod, "Job") == job["metadata"]["uid"]]
     return tuple(_pod(pod) for pod in sorted(own, key=_age))
 
 

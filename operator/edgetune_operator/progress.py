@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.cache import Cache, job_uid_of
+from edgetune_operator.cache import Cache
+from edgetune_operator.observe import controller_uid
 from edgetune_operator.reconcile import Key
 from edgetune_operator.render import METRICS_PORT
 
@@ -45,8 +46,8 @@ class ProgressReader:
 
     def _running(self, owner: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The Pod of the object's training that runs now. Labels are anybody's: it must be one of its Jobs'."""
-        jobs = {job["metadata"]["uid"] for job in self._cache.jobs_of(owner["uid"])}
-        return running_train_pod([pod for pod in self._cache.pods_of(owner["uid"]) if job_uid_of(pod) in jobs])
+        jobs = {job["metadata"]["uid"] for job in self._cache.jobs_of(owner)}
+        return running_train_pod([pod for pod in self._cache.pods_of(owner) if controller_uid(pod, "Job") in jobs])
 
     async def _follow(self, owner: Mapping[str, Any], pod: Mapping[str, Any]) -> None:
         """Read until the Pod runs no longer."""

@@ -7,7 +7,6 @@ from typing import Any, Self
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_operator import names
-from edgetune_operator.observe import JOB_NAME_LABEL
 
 UID = "11111111-2222-3333-4444-555555555555"
 NAMESPACE = "team-a"
@@ -107,9 +106,11 @@ class JobBuilder:
 
     def build(self) -> dict[str, Any]:
         """The Job."""
+        name = self.name or names.job_name("sensor-faults", self.stage, self.digest)
         metadata: dict[str, Any] = {
-            "name": self.name or names.job_name("sensor-faults", self.stage, self.digest),
+            "name": name,
             "namespace": NAMESPACE,
+            "uid": f"uid-of-{name}",
             "creationTimestamp": self.created,
             "labels": {names.STAGE_LABEL: self.stage.value},
             "annotations": {names.DIGEST_ANNOTATION: self.digest, names.RETRY_ANNOTATION: self.retry},
@@ -132,6 +133,7 @@ class PodBuilder:
     conditions: tuple[dict[str, str], ...] = ()
     told: dict[str, str] = field(default_factory=dict)
     now: str = CREATED
+    job_uid: str = ""
 
     def running(self) -> Self:
         """The container runs."""
@@ -174,13 +176,15 @@ class PodBuilder:
     def build(self) -> dict[str, Any]:
         """The Pod."""
         containers = [{"name": names.CONTAINER, "state": copy.deepcopy(self.state)}] if self.state else []
+        owner = {"kind": "Job", "name": self.job, "uid": self.job_uid or f"uid-of-{self.job}", "controller": True}
         return {
             "metadata": {
                 "name": self.name,
                 "namespace": NAMESPACE,
                 "uid": f"uid-of-{self.name}",
                 "creationTimestamp": self.created,
-                "labels": {JOB_NAME_LABEL: self.job},
+                "labels": {names.UID_LABEL: UID},
+                "ownerReferences": [owner],
             },
             "status": {
                 **self.told,

@@ -39,6 +39,7 @@ def job_running(script: str, folder: Path, **spec_changes: Any) -> dict[str, Any
         parameters=spec.parameters,
     )
     job = render_job(OWNER, spec, profile, request, retry="")
+    job["metadata"]["uid"] = "8b2c3f5e-0000-4000-8000-000000000002"
     job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", "-c", script]
     return job
 

@@ -20,7 +20,6 @@ from edgetune_contract.request import Artifact, Publication, Request, Resolved, 
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus, StageStatus
-from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.plan import CreateJob, DeleteJob
 from edgetune_operator.profiles import Profile, ProfileStore
 from edgetune_operator.reconcile import Key, Pass, run_once
@@ -126,7 +125,7 @@ class MemoryCluster:
 
     def pods_of(self, job: str) -> list[str]:
         """Names of a Job's Pods, oldest first."""
-        return [name for name, pod in self.pods.items() if pod["metadata"]["labels"][JOB_NAME_LABEL] == job]
+        return [name for name, pod in self.pods.items() if pod["metadata"]["ownerReferences"][0]["name"] == job]
 
     def remove_job(self, name: str) -> None:
         """The Job and its Pods are gone."""

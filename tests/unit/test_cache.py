@@ -11,6 +11,7 @@ from edgetune_operator.reconcile import Key
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 
 KEY = Key(NAMESPACE, "sensor-faults")
+OWNER = {"namespace": NAMESPACE, "uid": UID}
 JOB = "sensor-faults-train-0123456789"
 
 
@@ -23,20 +24,13 @@ def at(version: int, document: dict[str, Any]) -> dict[str, Any]:
 def job(version: int, **status: Any) -> dict[str, Any]:
     """The object's Job."""
     built = at(version, JobBuilder(Stage.TRAIN, "0123456789" * 6 + "abcd", name=JOB).build())
-    built["metadata"]["uid"] = "job-uid"
     built["status"] |= status
     return built
 
 
 def pod(version: int, builder: PodBuilder) -> dict[str, Any]:
     """A Pod of that Job."""
-    built = at(version, builder.build())
-    built["metadata"]["labels"][names.UID_LABEL] = UID
-    built["metadata"] |= {
-        "uid": f"uid-of-{builder.name}",
-        "ownerReferences": [{"kind": "Job", "uid": "job-uid", "controller": True}],
-    }
-    return built
+    return at(version, builder.build())
 
 
 @pytest.fixture
@@ -52,8 +46,8 @@ def test_a_document_is_read_as_it_was_put(cache: Cache) -> None:
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
 
     assert cache.get_object(KEY) == at(1, lora_fine_tune().with_metadata(annotations={}).build())
-    assert [found["metadata"]["name"] for found in cache.jobs_of(UID)] == [JOB]
-    assert [found["status"]["phase"] for found in cache.pods_of(UID)] == ["Running"]
+    assert [found["metadata"]["name"] for found in cache.jobs_of(OWNER)] == [JOB]
+    assert [found["status"]["phase"] for found in cache.pods_of(OWNER)] == ["Running"]
 
 
 def test_what_kubectl_keeps_for_itself_is_not_kept(cache: Cache) -> None:
@@ -95,7 +89,7 @@ def test_what_a_pass_compares_of_a_job_is_kept(cache: Cache) -> None:
 
     cache.put(Kind.JOB, manifest)
 
-    (kept,) = cache.jobs_of(UID)
+    (kept,) = cache.jobs_of(OWNER)
     assert kept["metadata"]["annotations"][names.SETTINGS_ANNOTATION] == "0123456789abcdef"
     assert kept["spec"] == {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True}
 
@@ -118,11 +112,11 @@ def test_a_pod_wakes_its_object_only_when_something_changed_that_a_pass_looks_at
 
 def test_a_job_that_is_going_away_wakes_its_object_when_it_is_gone(cache: Cache) -> None:
     cache.put(Kind.JOB, job(2))
-    cache.mark_job_deleting(UID, JOB, "2026-11-24T08:00:00Z")
-    assert cache.jobs_of(UID)[0]["metadata"]["deletionTimestamp"] == "2026-11-24T08:00:00Z"
+    cache.mark_job_deleting(OWNER, JOB, "2026-11-24T08:00:00Z")
+    assert cache.jobs_of(OWNER)[0]["metadata"]["deletionTimestamp"] == "2026-11-24T08:00:00Z"
 
     assert cache.remove(Kind.JOB, job(3)) == KEY
-    assert cache.jobs_of(UID) == []
+    assert cache.jobs_of(OWNER) == []
 
 
 def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
@@ -130,21 +124,52 @@ def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
 
     assert cache.put(Kind.JOB, job(2)) is None
     assert cache.put(Kind.OBJECT, at(1, lora_fine_tune().build())) == KEY
-    assert len(cache.jobs_of(UID)) == 1
+    assert len(cache.jobs_of(OWNER)) == 1
 
 
 def test_a_job_that_turned_out_to_be_gone_is_forgotten_with_its_pods(cache: Cache) -> None:
     cache.put(Kind.JOB, job(2))
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").ended(0, "{}")))
 
-    cache.forget_job(UID, JOB)
-    cache.forget_job(UID, "never-there")
+    cache.forget_job(OWNER, JOB)
+    cache.forget_job(OWNER, "never-there")
 
-    assert (cache.jobs_of(UID), cache.pods_of(UID)) == ([], [])
+    assert (cache.jobs_of(OWNER), cache.pods_of(OWNER)) == ([], [])
 
 
 def test_a_job_of_an_unknown_object_is_not_marked(cache: Cache) -> None:
-    cache.mark_job_deleting("unknown", JOB, "2026-11-24T08:00:00Z")
+    cache.mark_job_deleting(OWNER | {"uid": "unknown"}, JOB, "2026-11-24T08:00:00Z")
 
     assert cache.documents(Kind.JOB) == []
-    assert "unknown" not in cache._jobs
+    assert not cache._jobs
+
+
+def test_what_names_the_object_in_another_namespace_is_not_the_objects(cache: Cache) -> None:
+    """Labels and owner references are anybody's, and a name is taken once a namespace."""
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
+    forged_job, forged_pod = job(4), pod(5, PodBuilder(JOB, "pod").ended(0, "{}"))
+    clean_up = JobBuilder(Stage.PUBLISH, "", name="clean-up").complete().build()
+    clean_up["metadata"]["labels"] = {names.STAGE_LABEL: names.CLEAN_UP, names.UID_LABEL: UID}
+    forged = [(Kind.JOB, forged_job), (Kind.JOB, at(6, clean_up)), (Kind.POD, forged_pod)]
+    for _, body in forged:
+        body["metadata"] |= {"namespace": "team-b", "uid": "of-the-forger"}
+
+    woken = [cache.put(kind, body) for kind, body in forged]
+    woken += [cache.remove(kind, body) for kind, body in forged[1:]]
+
+    assert woken == [None] * 5
+    assert [found["metadata"]["uid"] for found in cache.jobs_of(OWNER)] == [f"uid-of-{JOB}"]
+    assert [found["metadata"]["uid"] for found in cache.pods_of(OWNER)] == ["uid-of-pod"]
+
+
+def test_a_pod_that_is_told_of_after_its_job_went_leaves_with_its_own_end(cache: Cache) -> None:
+    ended = PodBuilder(JOB, "pod").ended(0, "{}")
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
+    cache.remove(Kind.JOB, job(4))
+
+    cache.put(Kind.POD, pod(5, ended))
+    cache.remove(Kind.POD, pod(6, ended))
+
+    assert cache.documents(Kind.POD) == []

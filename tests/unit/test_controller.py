@@ -24,6 +24,7 @@ from support.operator_process import free_ports
 from support.scenario import PROFILE, MemoryCluster
 
 KEY = Key(NAMESPACE, "sensor-faults")
+OWNER = {"namespace": NAMESPACE, "uid": UID}
 
 
 class EventCluster(MemoryCluster):
@@ -186,7 +187,6 @@ def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> No
     (port,) = free_ports(1)
     cache = Cache()
     job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="train").build()
-    job["metadata"]["uid"] = "job-uid"
     cache.put_job(job)
 
     async def delete() -> None:
@@ -200,7 +200,7 @@ def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> No
         finally:
             await runner.cleanup()
 
-    assert [found["metadata"]["name"] for found in cache.jobs_of(UID)] == ["train"]
+    assert [found["metadata"]["name"] for found in cache.jobs_of(OWNER)] == ["train"]
     with pytest.raises(Conflict, match="the Job train is gone already"):
         asyncio.run(delete())
-    assert cache.jobs_of(UID) == []
+    assert cache.jobs_of(OWNER) == []

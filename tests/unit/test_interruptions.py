@@ -12,7 +12,7 @@ from edgetune_jobs.progress import Snapshot, TrainingMetrics
 from edgetune_operator.api import ProgressStatus
 from edgetune_operator.profiles import Resources
 from edgetune_operator.progress import parse_metrics
-from support.builders import lora_fine_tune
+from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario
 
 
@@ -155,6 +155,15 @@ def test_an_interruption_counts_also_if_its_nodes_clock_is_behind_that_of_the_on
     training.reconcile()
 
     assert told(training)[0] == 2
+
+
+def test_an_attempt_of_a_job_of_the_same_name_that_is_gone_is_no_interruption(training: Scenario) -> None:
+    left = PodBuilder(training.live_job, "left", training.cluster.timestamp(), job_uid="of-the-job-before")
+    training.cluster.pods["left"] = left.ended(ExitCode.INTERRUPTED).build()
+
+    training.reconcile()
+
+    assert told(training) == (0, None, None, "")
 
 
 def test_an_attempt_that_failed_is_no_interruption(training: Scenario) -> None:

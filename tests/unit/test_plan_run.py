@@ -10,7 +10,7 @@ from edgetune_operator.api import ProgressStatus, StageState
 from edgetune_operator.plan import Outcome
 from edgetune_operator.profiles import Profile, ProfileStore
 from edgetune_operator.spec_check import parse_spec
-from support.builders import JobBuilder, lora_fine_tune
+from support.builders import JobBuilder, PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 
 
@@ -210,6 +210,20 @@ def test_a_job_of_another_owner_is_neither_read_nor_deleted(scenario: Scenario, 
     assert own["metadata"]["name"] == foreign["metadata"]["name"]
     assert deleted(done) == []
     assert scenario.row(Stage.PREPARE).state is not StageState.SUCCEEDED
+
+
+def test_a_pod_that_bears_our_labels_alone_says_nothing_for_a_stage(scenario: Scenario) -> None:
+    scenario.reconcile()
+    result = scenario.simulated_result(scenario.request).encode().decode()
+    forged = PodBuilder(scenario.live_job, "forged", job_uid="of-no-job").ended(0, result).build()
+    scenario.cluster.pods["forged"] = forged
+
+    scenario.reconcile()
+    before = scenario.row(Stage.PREPARE).state
+    forged["metadata"]["ownerReferences"] = []
+    scenario.reconcile()
+
+    assert (before, scenario.row(Stage.PREPARE).state) == (StageState.RUNNING, StageState.RUNNING)
 
 
 def test_a_job_without_our_label_is_not_read(scenario: Scenario) -> None:

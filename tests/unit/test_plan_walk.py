@@ -10,7 +10,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api import LoraFineTuneStatus, StageState
-from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.plan import CreateJob, Outcome
 from edgetune_operator.profiles import ProfileStore
 from edgetune_operator.reconcile import JobRefused, Pass
@@ -159,7 +158,7 @@ class Walk(RuleBasedStateMachine):
     def waiting_pods_get_their_node(self) -> None:
         for name, pod in self.cluster.pods.items():
             if pod["status"]["phase"] == "Pending":
-                job = pod["metadata"]["labels"][JOB_NAME_LABEL]
+                job = pod["metadata"]["ownerReferences"][0]["name"]
                 self.cluster.pods[name] = PodBuilder(job, name, pod["metadata"]["creationTimestamp"]).running().build()
 
     @rule(queue=st.sampled_from(["", "gpu"]), store=st.sampled_from(["s3://artifacts/edgetune", "s3://copied"]))

@@ -30,9 +30,8 @@ def train_pod(version: int, name: str = "attempt-1", *, running: bool = True) ->
     """The object's training."""
     builder = PodBuilder("job", name)
     pod = (builder.running() if running else builder.ended(0, "{}")).build()
-    owner = {"kind": "Job", "uid": "uid-of-job", "controller": True}
-    pod["metadata"] |= {"uid": f"uid-of-{name}", "resourceVersion": str(version), "ownerReferences": [owner]}
-    pod["metadata"]["labels"] |= {names.STAGE_LABEL: Stage.TRAIN.value, names.UID_LABEL: UID}
+    pod["metadata"]["resourceVersion"] = str(version)
+    pod["metadata"]["labels"][names.STAGE_LABEL] = Stage.TRAIN.value
     pod["status"]["podIP"] = "10.0.0.1"
     return pod
 
@@ -44,7 +43,6 @@ class World:
         self.cache = Cache()
         self.cache.put(Kind.OBJECT, lora_fine_tune().build())
         job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="job").build()
-        job["metadata"]["uid"] = "uid-of-job"
         self.cache.put(Kind.JOB, job)
         self.cache.put(Kind.POD, train_pod(1))
         self.woken: list[Key] = []

@@ -10,7 +10,6 @@ import pytest
 from edgetune_operator import names, resync
 from edgetune_operator.cache import Cache, Kind
 from edgetune_operator.handlers import EndlessBackoffs
-from edgetune_operator.observe import JOB_NAME_LABEL
 from edgetune_operator.reconcile import Key
 from edgetune_operator.resync import NotServed, Page, Resync
 
@@ -36,7 +35,7 @@ def a_job(version: int, name: str = "job-1") -> dict[str, Any]:
 
 def a_pod(version: int, name: str = "pod-1", *, ended: bool = False) -> dict[str, Any]:
     """A Pod of job-1."""
-    labels = {names.UID_LABEL: "uid-of-sensor-faults", JOB_NAME_LABEL: "job-1"}
+    labels = {names.UID_LABEL: "uid-of-sensor-faults"}
     owner = {"controller": True, "kind": "Job", "uid": "uid-of-job-1"}
     state = {"terminated": {"exitCode": 75}} if ended else {"running": {}}
     pod = body(name, version, labels=labels, ownerReferences=[owner])
