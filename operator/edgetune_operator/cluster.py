@@ -177,11 +177,14 @@ class KubernetesCluster:
     async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
         written = await self._replace(owner, "", "/metadata/finalizers", list(finalizers))
         if written is None:
-            return owner
+            self._cache.remove(Kind.OBJECT, {"metadata": owner})
+            raise Conflict(f"{owner['namespace']}/{owner['name']} is gone already")
         metadata: Mapping[str, Any] = written["metadata"]
-        # A deleted object without finalizers is gone, and the watch may have said so already.
+        # A deleted object without finalizers is gone; the watch has said so already, or will.
         if metadata.get("finalizers") or not metadata.get("deletionTimestamp"):
             self._cache.put_object(written)
+        else:
+            self._cache.remove(Kind.OBJECT, written)
         return metadata
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:

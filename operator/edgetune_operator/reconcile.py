@@ -100,7 +100,7 @@ class Cluster(Protocol):
         """Replace the object's finalizers; its metadata after that. A deleted object without any is gone.
 
         Raises:
-            Conflict: the object changed since it was read.
+            Conflict: the object changed since it was read, or is gone.
         """
         ...
 

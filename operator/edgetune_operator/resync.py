@@ -146,10 +146,12 @@ class Resync:
         known = {document.uid: document.version for document in self._cache.documents(kind, namespace)}
         async for page in self._lister.list_pages(kind, namespace):
             versions.append(page.version)
+            # The watch has told their end since: the page would bring them back.
+            gone = known.keys() - {document.uid for document in self._cache.documents(kind, namespace)}
             for body in page.items:
                 uid = body["metadata"]["uid"]
                 listed.add(uid)
-                if known.get(uid) != version_of(body):
+                if uid not in gone and known.get(uid) != version_of(body):
                     self._tell(self._cache.put(kind, body))
         for document in self._cache.documents(kind, namespace):
             # What was created after the list is newer than it.

@@ -77,7 +77,7 @@ def columns(player: StagePlayer, *wanted: str) -> dict[str, Any]:
 def test_kubectl_get_shows_phase_progress_scores_and_sizes(player: StagePlayer) -> None:
     player.apply()
     player.finish(Stage.PREPARE)
-    player.live_pod(Stage.TRAIN)
+    player.wait_for_phase("Training")
     training = columns(player, "Name", "Phase", "Base", "Edge-size")
     player.finish_from(Stage.TRAIN)
     player.wait_for_phase("Succeeded")

@@ -75,6 +75,11 @@ class StagePlayer:
         path = f"{self.kube.path('v1', 'Pod', self.namespace, pod['metadata']['name'])}?gracePeriodSeconds=0"
         self.kube.request("DELETE", path)
 
+    def wait_for_deletion(self, job: Mapping[str, Any]) -> None:
+        """A Job whose owner is gone is marked as deleted by the garbage collector, sooner or later."""
+        name = job["metadata"]["name"]
+        self.kube.wait("batch/v1", "Job", self.namespace, name, _deleting, f"Job {name} is deleted")
+
     def finish(self, stage: Stage) -> None:
         job, pod = self.live_pod(stage)
         result = self.stages.simulated_result(request_of(job))

@@ -12,6 +12,7 @@ from aiohttp import web
 from kubernetes.aio import client
 
 from edgetune_contract.stages import Stage
+from edgetune_operator import names
 from edgetune_operator.cache import Cache
 from edgetune_operator.cluster import KubernetesCluster
 from edgetune_operator.controller import Controller, Vitals
@@ -183,24 +184,69 @@ def test_an_event_that_does_not_reach_the_api_server_is_given_up() -> None:
     asyncio.run(post())
 
 
-def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> None:
+@asynccontextmanager
+async def serving(cache: Cache, *routes: web.RouteDef) -> AsyncIterator[KubernetesCluster]:
+    """A cluster that has nothing at all other paths."""
     (port,) = free_ports(1)
+    application = web.Application()
+    application.add_routes(routes)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        async with api_server(port, cache) as cluster:
+            yield cluster
+    finally:
+        await runner.cleanup()
+
+
+def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> None:
     cache = Cache()
     job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="train").build()
     cache.put_job(job)
 
     async def delete() -> None:
-        application = web.Application()  # it has nothing at any path
-        runner = web.AppRunner(application)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", port).start()
-            async with api_server(port, cache) as cluster:
-                await cluster.delete_job(lora_fine_tune().build()["metadata"], "train")
-        finally:
-            await runner.cleanup()
+        async with serving(cache) as cluster:
+            await cluster.delete_job(lora_fine_tune().build()["metadata"], "train")
 
     assert [found["metadata"]["name"] for found in cache.jobs_of(OWNER)] == ["train"]
     with pytest.raises(Conflict, match="the Job train is gone already"):
         asyncio.run(delete())
     assert cache.jobs_of(OWNER) == []
+
+
+def a_deleted_object() -> dict[str, Any]:
+    """An object that only the operator's finalizer holds."""
+    document = lora_fine_tune().build()
+    held = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [names.FINALIZER], "resourceVersion": "7"}
+    return {**document, "metadata": {**document["metadata"], **held}}
+
+
+def test_an_object_that_goes_with_its_finalizer_is_forgotten_at_once() -> None:
+    cache, document = Cache(), a_deleted_object()
+    cache.put_object(document)
+
+    async def answer(_: web.Request) -> web.Response:
+        metadata = {key: value for key, value in document["metadata"].items() if key != "finalizers"}
+        return web.json_response({**document, "metadata": metadata})
+
+    async def release() -> None:
+        async with serving(cache, web.patch("/{path:.*}", answer)) as cluster:
+            await cluster.write_finalizers(document["metadata"], [])
+
+    asyncio.run(release())
+
+    assert cache.get_object(KEY) is None, "another pass would say farewell again"
+
+
+def test_an_object_that_is_gone_already_is_forgotten_and_nothing_more_is_said_of_it() -> None:
+    cache, document = Cache(), a_deleted_object()
+    cache.put_object(document)
+
+    async def release() -> None:
+        async with serving(cache) as cluster:
+            await cluster.write_finalizers(document["metadata"], [])
+
+    with pytest.raises(Conflict, match="is gone already"):
+        asyncio.run(release())
+    assert cache.get_object(KEY) is None

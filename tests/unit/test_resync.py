@@ -148,6 +148,26 @@ def test_a_list_does_not_undo_what_the_watch_has_told_since(server: ApiServer) -
     assert "terminated" in pod["status"]["containerStatuses"][0]["state"]
 
 
+def test_a_list_does_not_bring_back_what_went_while_it_was_under_way(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(server)
+    world.read_lists()
+    server.bodies[Kind.JOB] = [a_job(version=50)]
+    list_pages = server.list_pages
+
+    async def list_while_it_goes(kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
+        async for page in list_pages(kind, namespace):
+            if kind is Kind.JOB:
+                world.cache.remove(Kind.JOB, a_job(version=51))
+            yield page
+
+    monkeypatch.setattr(server, "list_pages", list_while_it_goes)
+    world.read_lists()
+
+    assert world.names(Kind.JOB) == []
+
+
 def test_only_the_namespaces_that_are_watched_are_listed(server: ApiServer) -> None:
     world = World(server, "team-b")
 
