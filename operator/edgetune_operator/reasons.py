@@ -89,3 +89,6 @@ BLOCKING = frozenset(
     )
 )
 """Reasons for which a stage that waits is stalled: the Job lives and goes on by itself once the cause is gone."""
+
+UNPLANNED = frozenset((Reason.INVALID_SPEC, Reason.PROFILE_NOT_FOUND))
+"""Reasons for which a pass looks at no stage."""

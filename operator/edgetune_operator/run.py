@@ -18,7 +18,7 @@ from edgetune_operator.api import (
 from edgetune_operator.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
 from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
 from edgetune_operator.profiles import Profile
-from edgetune_operator.reasons import Reason
+from edgetune_operator.reasons import UNPLANNED, Reason
 
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
@@ -74,13 +74,21 @@ class Run:
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
             run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
-        if snapshot.generation != snapshot.previous.observed_generation:
+        if run._is_edited():
             run._try_failed_again()
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
         return run
+
+    def _is_edited(self) -> bool:
+        """Whether the stages have not been looked at since the spec was edited."""
+        previous, generation = self._snapshot.previous, self._snapshot.generation
+        if generation != previous.observed_generation:
+            return True
+        unplanned = any(each.type == "Ready" and each.reason in UNPLANNED for each in previous.conditions)
+        return unplanned and all(entry.generation != generation for entry in previous.history[:1])
 
     def _try_failed_again(self) -> None:
         for stage, row in self.rows.items():

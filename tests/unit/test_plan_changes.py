@@ -9,7 +9,7 @@ from edgetune_operator.api import StageState
 from edgetune_operator.plan import Outcome
 from edgetune_operator.reconcile import JobRefused
 from support.builders import lora_fine_tune
-from support.scenario import Scenario, created, deleted, run_again
+from support.scenario import PROFILE, Scenario, created, deleted, run_again
 
 NOT_PART = "it is not part of the current run"
 RUNS_AGAIN = "the stage runs again"
@@ -198,18 +198,62 @@ def test_suspending_what_is_done_changes_nothing(scenario: Scenario) -> None:
     assert scenario.status.phase == "Succeeded"
 
 
-def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
+def fail_the_training(scenario: Scenario) -> None:
+    """The training is tried as often as it may be, and fails."""
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
-    failed = scenario.reconcile().plan.view.outcome
+    assert scenario.reconcile().plan.view.outcome is Outcome.FAILED
+
+
+def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
+    fail_the_training(scenario)
 
     scenario.change(scenario.builder.edited("retryLimit", 10))
     scenario.reconcile()
     done = scenario.reconcile()
 
-    assert failed is Outcome.FAILED
     assert created(done) == [Stage.TRAIN]
     assert scenario.cluster.jobs[scenario.live_job]["spec"]["backoffLimit"] == 10
+
+
+def test_an_edit_after_a_failure_tries_again_also_if_it_names_a_profile_that_comes_later(scenario: Scenario) -> None:
+    fail_the_training(scenario)
+    scenario.change(scenario.builder.edited("profile", "large"))
+    scenario.reconcile()
+    stalled = scenario.condition("Stalled")
+    scenario.reconcile()
+
+    scenario.profiles["large"] = PROFILE
+    scenario.reconcile()
+
+    assert (stalled or ())[:2] == ("True", "ProfileNotFound")
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_an_edit_after_a_failure_tries_again_also_if_only_a_later_operator_can_read_it(scenario: Scenario) -> None:
+    fail_the_training(scenario)
+    scenario.change(scenario.builder.edited("retryLimit", -1))
+    scenario.reconcile()
+    stalled = scenario.condition("Stalled")
+
+    scenario.change(scenario.builder.with_spec("retryLimit", 10))
+    scenario.reconcile()
+
+    assert (stalled or ())[:2] == ("True", "InvalidSpec")
+    assert created(scenario.reconcile()) == [Stage.TRAIN]
+
+
+def test_a_profile_that_was_away_for_a_while_asks_for_no_training_that_has_failed(scenario: Scenario) -> None:
+    fail_the_training(scenario)
+    profiles, scenario.profiles = scenario.profiles, {}
+    scenario.reconcile()
+    stalled = scenario.condition("Stalled")
+
+    scenario.profiles = profiles
+    scenario.reconcile()
+
+    assert (stalled or ())[:2] == ("True", "ProfileNotFound")
+    assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
 
 
 def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
