@@ -117,10 +117,11 @@ class StageStatus(Model):
     the step that it went on from."""
 
     gpu_seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had."""
+    """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had. One that a
+    suspension or an edit of the spec stopped is among them."""
 
-    interrupted_created_at: Timestamp | None = None
-    """When the Pod of the last of those attempts was created (RFC 3339): by it, each of them counts once."""
+    counted_created_at: Timestamp | None = None
+    """When the Pod of the last attempt that ended was created (RFC 3339): by it, each attempt counts once."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""

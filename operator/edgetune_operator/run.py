@@ -73,13 +73,16 @@ class Run:
         run = cls(spec, profile, snapshot)
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
-            run.rows[Stage.PREPARE] = StageStatus(name=Stage.PREPARE, digest=digest)
+            run._begin_anew(Stage.PREPARE, digest)
         if run._is_edited():
             run._try_failed_again()
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
+        for job in snapshot.jobs:
+            if job.deleting:
+                run._count_attempts(job)
         return run
 
     def _is_edited(self) -> bool:
@@ -97,8 +100,14 @@ class Run:
 
     def _forget(self, stage: Stage) -> None:
         """The stage runs again, whatever earlier Jobs of it said."""
-        self.rows[stage] = StageStatus(name=stage, digest=self.rows[stage].digest)
+        self._begin_anew(stage, self.rows[stage].digest)
         self._reset.add(stage)
+
+    def _begin_anew(self, stage: Stage, digest: str) -> None:
+        """An empty row; attempts that were counted in the one before are not counted in this one."""
+        self.rows[stage] = StageStatus(
+            name=stage, digest=digest, counted_created_at=self.rows[stage].counted_created_at
+        )
 
     def answer_requests(self, now: datetime) -> None:
         """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
@@ -131,16 +140,14 @@ class Run:
         """Give the stages after prepare their digests; a row of another digest starts anew."""
         digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
         for stage in list(Stage)[1:]:
-            digest = digests.get(stage, "")
-            if not digest:
-                self.rows[stage] = StageStatus(name=stage, state=StageState.SKIPPED, reason=Reason.MERGE_NOT_KEPT)
-            else:
-                self._take_digest(stage, digest)
+            self._take_digest(stage, digests.get(stage, ""))
+            if stage not in digests:
+                self._update(stage, state=StageState.SKIPPED, reason=Reason.MERGE_NOT_KEPT)
 
     def _take_digest(self, stage: Stage, digest: str) -> None:
         if self.rows[stage].digest == digest:
             return
-        self.rows[stage] = StageStatus(name=stage, digest=digest)
+        self._begin_anew(stage, digest)
         if stage is Stage.PUBLISH:
             # The pointer may have moved on since an earlier Job published this very version.
             self._reset.add(stage)
@@ -172,7 +179,6 @@ class Run:
             "started_at": started_at,
             "finished_at": finished_at,
             "seconds": seconds_between(started_at, finished_at),
-            "gpu_seconds": self._gpu_seconds(stage, [pod for pod in job.pods if not pod.interrupted]),
         }
         result = job.result
         if result is not None and self._is_whole(stage, result):
@@ -223,7 +229,7 @@ class Run:
         started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
         self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
-        self._count_interruptions(stage, job)
+        self._count_attempts(job)
         seen = self._snapshot.progress
         if seen is not None and seen.stage is stage:
             self._note_resumption(job, seen.pod, seen.resumed_from)
@@ -244,22 +250,24 @@ class Run:
             lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
         )
 
-    def _count_interruptions(self, stage: Stage, job: JobObservation) -> None:
-        """Count each interruption once, also over restarts of the operator: those of Pods newer than the last counted.
+    def _count_attempts(self, job: JobObservation) -> None:
+        """Count each attempt that ended once, also over restarts of the operator: those of Pods newer than the last.
 
         Attempts follow each other, and one clock dates them; when they ended, each node says by its own.
         """
-        row = self.rows[stage]
-        counted = row.interrupted_created_at or ""
-        news = [pod for pod in job.pods if pod.interrupted and (pod.created_at or "") > counted]
-        if news:
-            self._update(
-                stage,
-                preemptions=row.preemptions + len(news),
-                interrupted_created_at=max(pod.created_at or "" for pod in news),
-                resumed_from=None,
-                gpu_seconds=self._gpu_seconds(stage, news),
-            )
+        row = self.rows[job.stage]
+        news = [pod for pod in job.pods if pod.ended and (pod.created_at or "") > (row.counted_created_at or "")]
+        if not news:
+            return
+        # Those of a Job that goes were stopped by this operator, or by whoever deleted it.
+        times = 0 if job.deleting else sum(pod.interrupted for pod in news)
+        self._update(
+            job.stage,
+            preemptions=row.preemptions + times,
+            counted_created_at=max(pod.created_at or "" for pod in news),
+            resumed_from=None if times else row.resumed_from,
+            gpu_seconds=self._gpu_seconds(job.stage, news),
+        )
 
     def _gpu_seconds(self, stage: Stage, pods: Sequence[PodObservation]) -> float | None:
         """The row's GPU time with that of some more attempts; None for a stage that asks for no GPU."""
@@ -311,8 +319,7 @@ class Run:
                 self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)
             elif stage is not Stage.PREPARE and stage not in done and row.state is StageState.SUCCEEDED:
                 # Gone from the store, or left out of a long message: then a short run finds it.
-                self.rows[stage] = StageStatus(name=stage, digest=row.digest)
-                self._reset.add(stage)
+                self._forget(stage)
 
     def _take_outputs(self, result: Result) -> None:
         made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)

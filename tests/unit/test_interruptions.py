@@ -1,4 +1,4 @@
-"""What interruptions cost: steps that were done again and GPU time, over restarts of the operator too."""
+"""What interruptions cost: steps that were done again, over restarts of the operator too."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -10,10 +10,9 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.progress import Snapshot, TrainingMetrics
 from edgetune_operator.api import ProgressStatus
-from edgetune_operator.profiles import Resources
 from edgetune_operator.progress import parse_metrics
 from support.builders import PodBuilder, lora_fine_tune
-from support.scenario import PROFILE, Scenario
+from support.scenario import Scenario
 
 
 @pytest.fixture
@@ -221,31 +220,6 @@ def test_another_stage_that_was_interrupted_is_told_without_steps() -> None:
 
     row = scenario.row(Stage.EVALUATE)
     assert (row.reason, row.message) == ("Resumed", "1 preemption")
-
-
-def test_gpu_time_is_that_of_all_attempts_times_their_gpus() -> None:
-    two = Resources(requests={"nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2})
-    scenario = Scenario(lora_fine_tune(), PROFILE.model_copy(update={"resources": {Stage.TRAIN: two}}))
-    scenario.advance_to(Stage.TRAIN)
-    evict(scenario)
-    scenario.cluster.pods.pop(scenario.cluster.pods_of(scenario.live_job)[0])
-    scenario.cluster.now += timedelta(seconds=100)
-    scenario.finish()
-
-    scenario.reconcile()
-
-    # The first attempt ended when it began; the second began a pass before 110 s were over.
-    assert scenario.row(Stage.TRAIN).gpu_seconds == 2 * 110
-    assert scenario.row(Stage.PREPARE).gpu_seconds is None
-
-
-@pytest.mark.parametrize(
-    ("resource", "gpus"),
-    [("nvidia.com/gpu", 2), ("nvidia.com/mig-1g.10gb", 2), ("amd.com/gpu", 2), ("gpu.intel.com/i915", 2), ("cpu", 0)],
-)
-def test_gpus_of_every_make_count(resource: str, gpus: int) -> None:
-    assert Resources(requests={resource: 2, "memory": "1Gi"}, limits={resource: 2}).gpus == gpus
-    assert Resources(limits={resource: 2}).gpus == gpus
 
 
 def test_a_training_says_in_its_metrics_from_which_step_it_went_on() -> None:
