@@ -15,13 +15,23 @@ from edgetune_operator import names
 
 Quantities = dict[str, str | int]
 # Not shares of one, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
-_GPU = re.compile(r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+GPU_PATTERN = r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)"
+"""Names of resources that are counted as GPUs."""
+
+VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
+"""Names of environment variables."""
+
+_GPU = re.compile(GPU_PATTERN)
+_VARIABLE = re.compile(VARIABLE_PATTERN)
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Where the S3 client, requests and the others look for the certificates of authorities."""
 
 OWN_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
-"""What stages have in their environment, besides names that begin with EDGETUNE_."""
+"""What stages have in their environment, besides names that begin with OWN_VARIABLE_PREFIX."""
+
+OWN_VARIABLE_PREFIX = "EDGETUNE_"
+OWN_LABEL_PREFIX = f"{names.GROUP}/"
+"""Of the labels that the operator finds its Pods by, besides names.MANAGED_BY_LABEL."""
 
 
 class Resources(Model):
@@ -140,12 +150,12 @@ class Profile(Model):
         for name in self.env:
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"env: {name!r} is no name of an environment variable")
-            if name in OWN_VARIABLES or name.startswith("EDGETUNE_"):
+            if name in OWN_VARIABLES or name.startswith(OWN_VARIABLE_PREFIX):
                 raise ValueError(f"env: {name} is the operator's own")
             if self.ca_bundle_config_map and name in CA_VARIABLES:
                 raise ValueError(f"env: {name} is set for caBundleConfigMap; give one of the two")
         for label in self.pod_labels:
-            if label.startswith(f"{names.GROUP}/") or label == names.MANAGED_BY_LABEL:
+            if label.startswith(OWN_LABEL_PREFIX) or label == names.MANAGED_BY_LABEL:
                 raise ValueError(f"podLabels: {label} is the operator's own")
         return self
 

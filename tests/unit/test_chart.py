@@ -12,7 +12,7 @@ from edgetune_operator import names, telemetry
 from edgetune_operator.chart import CRD_PATH, VALUES_SCHEMA_PATH, profile_definitions
 from edgetune_operator.crd import custom_resource_definition
 from edgetune_operator.generate import differences
-from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources, load_profiles
+from edgetune_operator.profiles import Image, InvalidProfiles, Profile, ProfileStore, Resources, load_profiles
 from edgetune_operator.render import METRICS_PORT, RESTRICTED_CONTAINER, RESTRICTED_POD, RESTRICTED_POD_OF_ANY_USER
 from edgetune_operator.settings import Settings, parse_settings
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
@@ -137,6 +137,13 @@ def test_every_value_has_its_schema_and_its_comment() -> None:
             "at '/profiles/default/store/uri': 'bucket'",
         ),
         (
+            {"profiles": {"default": {"store": {"uri": "file:///x"}}}},
+            "at '/profiles/default/store/uri': 'file:///x' does not match pattern '^s3://",
+        ),
+        ({"nameOverride": "edge.tune"}, "at '/nameOverride': 'edge.tune' does not match pattern"),
+        ({"fullnameOverride": "edge.tune"}, "at '/fullnameOverride': 'edge.tune' does not match pattern"),
+        ({"fullnameOverride": "1edge"}, "at '/fullnameOverride': '1edge' does not match pattern"),
+        (
             {"profiles": {"default": {**PROFILE, "resources": {"tune": {}}}}},
             "at '/profiles/default/resources': additional properties 'tune' not allowed",
         ),
@@ -150,6 +157,60 @@ def test_a_wrong_value_is_refused_with_its_path(values: Values, complaint: str) 
         render(values)
 
     assert complaint in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("profile", "complaint"),
+    [
+        ({"env": {"HOME": "/x"}}, "/env/HOME': value must be 'left out: the operator sets it'"),
+        ({"env": {"EDGETUNE_REQUEST": "{}"}}, "/env/EDGETUNE_REQUEST': value must be 'left out: the operator sets it'"),
+        ({"env": {"1X": "x"}}, "/env': additional properties '1X' not allowed"),
+        (
+            {"env": {"SSL_CERT_FILE": "/ca"}, "caBundleConfigMap": "ca"},
+            "/env/SSL_CERT_FILE': value must be 'left out: caBundleConfigMap sets it'",
+        ),
+        (
+            {"podLabels": {"edgetune.dev/uid": "x"}},
+            "/podLabels/edgetune.dev~1uid': value must be 'left out: the operator sets it'",
+        ),
+        (
+            {"podLabels": {"app.kubernetes.io/managed-by": "x"}},
+            "/podLabels/app.kubernetes.io~1managed-by': value must be 'left out: the operator sets it'",
+        ),
+        (
+            {"resources": {"train": {"limits": {"nvidia.com/gpu": "1.5"}}}},
+            "/resources/train/limits/nvidia.com~1gpu': '1.5' does not match pattern '^[0-9]+$'",
+        ),
+        (
+            {"resources": {"train": {"requests": {"nvidia.com/mig-1g.5gb": -1}}}},
+            "/resources/train/requests/nvidia.com~1mig-1g.5gb': minimum: got -1, want 0",
+        ),
+    ],
+)
+def test_helm_refuses_what_would_stop_the_operator_at_its_start(
+    profile: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "profiles.yaml"
+    path.write_text(yaml.safe_dump({"profiles": {"default": {**PROFILE, **profile}}}), encoding="utf-8")
+
+    with pytest.raises(InvalidProfiles):
+        load_profiles(path)
+    with pytest.raises(Refused) as refusal:
+        render({"profiles": {"default": {**PROFILE, **profile}}})
+
+    assert f"at '/profiles/default{complaint}" in str(refusal.value)
+
+
+def test_values_beside_those_that_are_refused_reach_the_operator(tmp_path: Path) -> None:
+    profile = {
+        **PROFILE,
+        "env": {"HTTPS_PROXY": "http://proxy:3128", "MY_HOME": "/x", "SSL_CERT_FILE": "/ca"},
+        "podLabels": {"team": "x", "edgetune.development/uid": "x"},
+        "resources": {"train": {"limits": {"cpu": "1.5", "nvidia.com/gpu": "2", "nvidia.com/gpumem": "1.5Gi"}}},
+        "caBundleConfigMap": None,
+    }
+
+    assert mounted_profiles({"profiles": {"default": profile}}, tmp_path)["default"].env == profile["env"]
 
 
 def test_a_cluster_that_is_too_old_is_refused() -> None:
