@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from edgetune_operator import telemetry
-from edgetune_operator.api import LoraFineTuneStatus, StageState
+from edgetune_operator.api import LoraFineTuneStatus
 from edgetune_operator.cache import Cache
 from edgetune_operator.diagnosis import quiet_wait
 from edgetune_operator.events import EventDraft, transitions
@@ -137,7 +137,7 @@ class Controller:
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
         after = read_status(self._cache.get_object(key) or {})
-        _count_ended_stages(before, after)
+        telemetry.count_stages(before, after)
         for event in transitions(before, after):
             logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
@@ -162,25 +162,3 @@ def _is_bug(error: Exception) -> bool:
     """Whether it needs a traceback; what the network and the API server do is told in a sentence."""
     bugs = TypeError | ValueError | LookupError | AttributeError | ArithmeticError | AssertionError | RuntimeError
     return isinstance(error, bugs)
-
-
-def _count_ended_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:
-    known = {row.name: row for row in before.stages}
-    for row in after.stages:
-        was = known.get(row.name)
-        interrupted = row.preemptions - (was.preemptions if was is not None else 0)
-        if interrupted > 0:
-            telemetry.PREEMPTIONS.labels(stage=row.name).inc(interrupted)
-        lost = (row.lost_steps or 0) - ((was.lost_steps or 0) if was is not None else 0)
-        telemetry.LOST_STEPS.inc(max(lost, 0))
-        ended = row.state in (StageState.SUCCEEDED, StageState.FAILED)
-        if not ended or (was is not None and was.state is row.state and was.digest == row.digest):
-            continue
-        telemetry.STAGES.labels(stage=row.name, state=row.state, cached=str(row.cached).lower()).inc()
-        telemetry.STAGE_ATTEMPTS.labels(stage=row.name).inc(row.attempts)
-        if row.seconds is not None:
-            telemetry.STAGE_SECONDS.labels(stage=row.name).observe(row.seconds)
-        if not row.cached:
-            telemetry.GPU_SECONDS.labels(stage=row.name).inc(row.gpu_seconds or 0.0)
-        made = sum(artifact.bytes for artifact in after.artifacts if artifact.stage is row.name)
-        telemetry.ARTIFACT_BYTES.labels(stage=row.name).inc(made)

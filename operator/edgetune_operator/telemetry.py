@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
+
 _STAGE_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 
 OBJECTS = Gauge("edgetune_objects", "LoraFineTunes by phase.", ["phase"])
@@ -20,7 +22,31 @@ ARTIFACT_BYTES = Counter("edgetune_artifact_bytes_total", "Bytes of the artifact
 DELETIONS = Counter("edgetune_deletions_total", "Objects with deletionPolicy Delete that went.", ["result"])
 GPU_SECONDS = Counter(
     "edgetune_gpu_seconds_total",
-    "GPU time of the stages that ended: seconds of their containers times GPUs.",
+    "GPU time of the attempts that ended: seconds of their containers times GPUs.",
     ["stage"],
 )
 LOST_STEPS = Counter("edgetune_lost_steps_total", "Optimizer steps that were done again after interruptions.")
+
+
+def count_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:
+    """Count what has happened to the stages of an object between two of its statuses."""
+    known = {row.name: row for row in before.stages}
+    for row in after.stages:
+        was = known.get(row.name)
+        if was is None or was.digest != row.digest:
+            was = StageStatus(name=row.name)  # its figures begin anew
+        PREEMPTIONS.labels(stage=row.name).inc(max(row.preemptions - was.preemptions, 0))
+        LOST_STEPS.inc(max((row.lost_steps or 0) - (was.lost_steps or 0), 0))
+        GPU_SECONDS.labels(stage=row.name).inc(max((row.gpu_seconds or 0.0) - (was.gpu_seconds or 0.0), 0.0))
+        if row.state in (StageState.SUCCEEDED, StageState.FAILED) and row.state is not was.state:
+            _count_end(row, sum(artifact.bytes for artifact in after.artifacts if artifact.stage is row.name))
+
+
+def _count_end(row: StageStatus, made_bytes: int) -> None:
+    STAGES.labels(stage=row.name, state=row.state, cached=str(row.cached).lower()).inc()
+    STAGE_ATTEMPTS.labels(stage=row.name).inc(row.attempts)
+    if row.cached:
+        return  # its time and what it made were counted when it was made
+    if row.seconds is not None:
+        STAGE_SECONDS.labels(stage=row.name).observe(row.seconds)
+    ARTIFACT_BYTES.labels(stage=row.name).inc(made_bytes)

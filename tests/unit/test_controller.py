@@ -10,10 +10,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes.aio import client
+from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
-from edgetune_operator.cache import Cache
+from edgetune_operator.cache import Cache, Kind
 from edgetune_operator.cluster import KubernetesCluster
 from edgetune_operator.controller import Controller, Vitals
 from edgetune_operator.events import EventDraft
@@ -78,10 +79,10 @@ class World:
     """One worker over one object."""
 
     def __init__(self) -> None:
-        cache = Cache()
-        self.cluster = EventCluster(cache)
+        self.cache = Cache()
+        self.cluster = EventCluster(self.cache)
         self.queue = RecordingQueue()
-        self.controller = Controller(self.cluster, cache, self.queue, {"default": PROFILE})
+        self.controller = Controller(self.cluster, self.cache, self.queue, {"default": PROFILE})
 
     def work(self, passes: int = 1, between: Callable[[], None] = lambda: None) -> Vitals:
         """Let the worker make some passes, each asked for after the one before; how they went."""
@@ -164,6 +165,45 @@ def test_vitals_tell_when_the_last_pass_has_ended_and_how_long_the_first_object_
     assert after.last_pass_seconds is not None
     assert after.last_pass_seconds < 10
     assert (after.oldest_pass_seconds, after.queue_wait_seconds) == (0.0, 0.0)
+
+
+def passes(result: str) -> float:
+    """How many passes of this process have ended so."""
+    return REGISTRY.get_sample_value("edgetune_passes_total", {"result": result}) or 0.0
+
+
+@pytest.mark.parametrize(
+    ("error", "results"),
+    [
+        (None, {"changed": 1, "unchanged": 1}),
+        (Conflict("changed meanwhile"), {"conflict": 2}),
+        (ConnectionResetError("reset by peer"), {"error": 2}),
+    ],
+    ids=["well", "conflict", "error"],
+)
+def test_each_pass_is_counted_by_how_it_ended(world: World, error: Exception | None, results: dict[str, int]) -> None:
+    every = ("changed", "unchanged", "conflict", "error")
+    before = {result: passes(result) for result in every}
+    world.cluster.read_error = error
+
+    world.work(passes=2)
+
+    added = {result: passes(result) - before[result] for result in every}
+    assert {result: count for result, count in added.items() if count} == results
+
+
+def test_the_gauge_of_objects_tells_the_phases_that_there_are_now(world: World) -> None:
+    def objects(phase: str) -> float | None:
+        return REGISTRY.get_sample_value("edgetune_objects", {"phase": phase})
+
+    other = lora_fine_tune("other").with_metadata(uid="of-the-other").with_status({"phase": "Training"}).build()
+    world.cache.put_object(other)
+    world.controller.count_phases()
+    before = objects("Pending"), objects("Training")
+    world.cache.remove(Kind.OBJECT, other)
+    world.controller.count_phases()
+
+    assert (before, objects("Pending"), objects("Training")) == ((1, 1), 1, None)
 
 
 @asynccontextmanager
