@@ -9,7 +9,7 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from support.kube import condition, pod_ended
 from support.scenario import request_of
-from support.stage_player import STORE, Operator, StagePlayer
+from support.stage_player import PROFILES, STORE, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
 
@@ -163,23 +163,69 @@ def test_an_image_that_is_mended_in_the_profile_reaches_the_job_that_waits_for_i
     assert any(event["reason"] == "PrepareReplaced" and "the profile" in event["message"] for event in events)
 
 
+def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words_until_one_does(player: StagePlayer) -> None:
+    player.apply()
+    _, pod = player.live_pod(Stage.PREPARE)
+    message = "0/3 nodes are available: 3 Insufficient memory."
+    unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+
+    player.end_pod(pod, {"phase": "Pending", "conditions": [unscheduled]})
+    told = player.wait_for_condition("Reconciling", "Unschedulable")
+    player.end_pod(pod, {**running(), "conditions": [{"type": "PodScheduled", "status": "True"}]})
+    player.wait_for_condition("Reconciling", "JobRunning")
+
+    assert told["message"] == f"prepare: {message}"
+
+
+def test_an_object_whose_profile_is_missing_goes_on_when_the_profile_is_there(
+    player: StagePlayer, operator: Operator
+) -> None:
+    player.apply(profile="late")
+    stalled = player.wait_for_condition("Stalled", "ProfileNotFound")
+    phase = player.object["status"]["phase"]
+
+    operator.stop()
+    operator.start({**PROFILES, "late": {"store": STORE}})
+    player.finish_from(Stage.PREPARE)
+    done = player.wait_for_phase("Succeeded")
+    operator.stop()
+    operator.start()
+
+    assert stalled["message"] == (
+        "spec.profile: there is no profile 'late'; ask the platform team for the names of the profiles"
+    )
+    assert phase == "Stalled"
+    assert condition(done, "Stalled") is None
+
+
 @pytest.mark.parametrize(
-    ("disruption", "reason"),
+    ("disruption", "kubelets", "reason"),
     [
-        ("EvictionByEvictionAPI", "Evicted"),
-        ("PreemptionByScheduler", "Preempted"),
-        ("DeletionByTaintManager", "NodeLost"),
-        ("DeletionByPodGC", "NodeLost"),
+        ("EvictionByEvictionAPI", {}, "Evicted"),
+        ("PreemptionByScheduler", {}, "Preempted"),
+        ("DeletionByTaintManager", {}, "NodeLost"),
+        ("DeletionByPodGC", {}, "NodeLost"),
+        (
+            "TerminationByKubelet",
+            {"reason": "Evicted", "message": "The node was low on resource: memory."},
+            "NodePressure",
+        ),
+        (
+            "TerminationByKubelet",
+            {"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."},
+            "NodeShutdown",
+        ),
     ],
 )
 def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_tried_again(
-    player: StagePlayer, disruption: str, reason: str
+    player: StagePlayer, disruption: str, kubelets: dict[str, str], reason: str
 ) -> None:
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
 
-    player.end_pod(pod, {**pod_ended(137), **disrupted(disruption)})
-    player.wait_for_condition("Reconciling", reason)
+    player.end_pod(pod, {**pod_ended(137), **disrupted(disruption), **kubelets})
+    told = player.wait_for_condition("Reconciling", reason)
+    assert kubelets.get("message", "") in told["message"]
     player.remove_pod(pod)
     player.finish_from(Stage.PREPARE)
 
@@ -218,6 +264,26 @@ def test_a_failure_that_no_other_attempt_would_mend_fails_at_once(
     stalled = player.wait_for_condition("Stalled", reason)
     assert stalled["message"] == "prepare: the stage's own words"
     assert player.object["status"]["phase"] == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory"), (ExitCode.TRANSIENT, "TransientFault")]
+)
+def test_a_failure_that_another_attempt_might_mend_is_final_when_the_attempts_are_used_up(
+    player: StagePlayer, code: ExitCode, reason: str
+) -> None:
+    player.apply(retryLimit=1)
+    player.finish(Stage.PREPARE)
+
+    player.fail(Stage.TRAIN, code, "the stage's own words")
+    again = player.wait_for_condition("Reconciling", "AttemptFailed")
+    player.fail(Stage.TRAIN, code, "the stage's last words")
+    stalled = player.wait_for_condition("Stalled", reason)
+
+    assert again["message"] == f"train: an attempt failed and is tried again: {reason}: the stage's own words"
+    assert stalled["message"] == "train: the stage's last words (attempt 2, spec.retryLimit was 1)"
+    row = player.row(Stage.TRAIN)
+    assert (row["state"], row["attempts"], player.object["status"]["phase"]) == ("Failed", 2, "Failed")
 
 
 @pytest.mark.parametrize(
