@@ -4,16 +4,20 @@ from typing import Any
 
 import pytest
 
+from edgetune_contract.spec import BaseModelSpec, DatasetSpec, TrainingSpec
 from edgetune_operator import names
 from edgetune_operator.api import LoraFineTuneSpec
 from edgetune_operator.spec_check import parse_spec
 from support.apiserver import ApiServer
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
-from support.verdicts import VERDICTS, Verdict
+from support.verdicts import ILLEGAL, VERDICTS, Verdict
 
 OBJECTS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
 DRY_RUN = f"{OBJECTS}?dryRun=All&fieldValidation=Strict"
+
+RULES = [rule.message for model in (BaseModelSpec, DatasetSpec, TrainingSpec, LoraFineTuneSpec) for rule in model.rules]
+"""What the model and the CRD say alike."""
 
 
 def submitted(document: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +32,17 @@ def test_the_api_server_gives_the_models_verdict(apiserver: ApiServer, verdict: 
     assert reply.accepted is verdict.legal, reply.message
     if not verdict.legal:
         assert verdict.path in reply.message
+
+
+@pytest.mark.parametrize("message", RULES)
+def test_a_rule_that_relates_fields_is_told_in_the_models_words(apiserver: ApiServer, message: str) -> None:
+    verdict = next(each for each in ILLEGAL if each.problem.endswith(f": {message}"))
+
+    reply = apiserver.request("POST", DRY_RUN, submitted(verdict.object))
+
+    (cause,) = reply.body["details"]["causes"]
+    assert cause["field"] == verdict.path
+    assert cause["message"].endswith(f": {message}")
 
 
 def test_the_smallest_object_comes_back_with_every_default_of_the_model(apiserver: ApiServer) -> None:

@@ -240,7 +240,8 @@ ILLEGAL = (
     Verdict(
         "an edge budget for a format for servers",
         {"evaluation.edge": {}, "quantization.formats": ["CompressedTensorsW8A8", "GGUF-Q8_0"]},
-        "spec: evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 is not",
+        "spec: evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 is not "
+        "for: put BitsAndBytesInt8 or GGUF-Q8_0 first",
     ),
     Verdict(
         "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_WRONG_FORM}"
