@@ -49,6 +49,8 @@ CLEAN_UP_RETRIES = 3
 CLEANED_UP = "CleanedUp"
 """Condition whose time says when the deletion began, also to an operator that was down meanwhile."""
 
+# Jobs and Pods are watched apart: an attempt's words may come after its Job's end.
+_HEARING = timedelta(seconds=20)
 # For what lies around the Job: its creation, the scheduler, images.
 _MARGIN_SECONDS = 60
 
@@ -59,6 +61,7 @@ class CleanUpObservation:
 
     state: JobState
     deleting: bool
+    ended_at: datetime | None
     message: str
     """The Job controller's sentence about its end."""
 
@@ -111,6 +114,7 @@ def observe_clean_up(
     return CleanUpObservation(
         state=state,
         deleting=job["metadata"].get("deletionTimestamp") is not None,
+        ended_at=datetime.fromisoformat(end["lastTransitionTime"]) if end.get("lastTransitionTime") else None,
         message=end.get("message") or "",
         pods=observe_pods(job, pods),
     )
@@ -145,6 +149,9 @@ def plan_deletion(
         return _farewell(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, left), _stop_clean_up(snapshot, clean_up))
     if profile is None:
         return _skipped(snapshot, profile, f"spec.profile: there is no profile {spec.profile!r}")
+    if clean_up is not None and _is_unheard(clean_up, now):
+        name = names.clean_up_job_name(snapshot.name, snapshot.uid)
+        return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waits for what its Pod says")
     if clean_up is not None and clean_up.state is JobState.COMPLETE:
         return _cleaned_up(snapshot, profile, clean_up)
     if clean_up is not None and clean_up.state is JobState.FAILED:
@@ -192,6 +199,12 @@ def _condition_message(snapshot: Snapshot) -> str:
 def _limit(profile: Profile) -> timedelta:
     """Longest time of a deletion: what stops first has its grace period, then the Job has its time."""
     return timedelta(seconds=profile.termination_grace_period_seconds + CLEAN_UP_SECONDS + _MARGIN_SECONDS)
+
+
+def _is_unheard(clean_up: CleanUpObservation, now: datetime) -> bool:
+    """Whether the Job has just ended and its last attempt is not seen to have."""
+    heard = clean_up.pods and clean_up.pods[-1].ended
+    return not heard and clean_up.ended_at is not None and now - clean_up.ended_at < _HEARING
 
 
 def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> tuple[DeleteJob, ...]:

@@ -34,16 +34,16 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 @pytest.fixture(scope="session")
 def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The operator, running."""
+    """The operator; `player` lets it run."""
     operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
-    operator.start()
     yield operator
     operator.stop()
 
 
 @pytest.fixture
-def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:  # noqa: ARG001
-    """Plays the kubelet in a namespace of the test's own."""
+def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:
+    """Plays the kubelet in a namespace of the test's own; the operator runs."""
+    operator.ensure()
     kube = Kube.from_kubeconfig(control_plane.kubeconfig())
     namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})

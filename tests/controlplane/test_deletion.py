@@ -53,6 +53,7 @@ def release(player: StagePlayer, config_map: str) -> None:
         config_map,
         lambda found: found["metadata"].get("deletionTimestamp") is not None,
         "it is deleted",
+        limit_seconds=120,  # the garbage collector learns of a new kind every 30 s
     )
     player.kube.merge("v1", "ConfigMap", player.namespace, config_map, {"metadata": {"finalizers": None}})
 
@@ -167,6 +168,7 @@ def test_a_clean_up_that_a_quota_refuses_begins_when_the_quota_is_gone(player: S
     hard = {"count/jobs.batch": "0"}
     player.kube.apply({**quota, "spec": {"hard": hard}})
     player.kube.set_status("v1", "ResourceQuota", player.namespace, "none", {"hard": hard, "used": hard})
+    player.wait_for_answer(403)
 
     delete(player)
     found = player.wait(
@@ -175,6 +177,7 @@ def test_a_clean_up_that_a_quota_refuses_begins_when_the_quota_is_gone(player: S
     assert "exceeded quota: none" in (condition(found, "CleanedUp") or {})["message"]
 
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
+    player.wait_for_answer(201)
     finish_clean_up(player)
     wait_until_gone(player)
 

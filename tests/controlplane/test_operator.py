@@ -120,6 +120,7 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the
         "none",
         {"hard": {"count/jobs.batch": "0"}, "used": {"count/jobs.batch": "0"}},
     )
+    player.wait_for_answer(403)
     player.apply()
 
     found = player.wait(lambda found: condition(found, "Stalled") is not None, "it is stalled")
@@ -129,6 +130,7 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the
     assert "exceeded quota: none" in stalled["message"]
 
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
+    player.wait_for_answer(201)
     player.apply(retryLimit=2)
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
@@ -164,10 +166,7 @@ def test_a_webhook_that_does_not_answer_stalls_the_object_and_what_was_done_befo
     player.live_pod(Stage.PREPARE)
     webhook = webhook_that_nobody_answers(player)
     player.kube.apply(webhook)
-    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "probe", "image": "none"}]}}
-    probe = {"metadata": {"name": "probe"}, "spec": {"template": template}}
-    jobs = f"{player.kube.path('batch/v1', 'Job', player.namespace)}?dryRun=All"
-    assert wait_for(lambda: player.kube.request("POST", jobs, probe).code == 500, 30), "the webhook is not asked"
+    player.wait_for_answer(500)
 
     player.finish(Stage.PREPARE)
     stalled = player.wait_for_condition("Stalled", "JobRefused")
@@ -175,6 +174,7 @@ def test_a_webhook_that_does_not_answer_stalls_the_object_and_what_was_done_befo
     assert player.row(Stage.PREPARE)["state"] == "Succeeded"
 
     player.kube.delete(webhook["apiVersion"], webhook["kind"], None, player.namespace)
+    player.wait_for_answer(201)
     player.apply(retryLimit=2)
     player.finish_from(Stage.TRAIN)
     player.wait_for_phase("Succeeded")

@@ -111,7 +111,7 @@ def test_a_suspended_training_goes_on_from_its_checkpoint(
     assert any(sentence.startswith("training on from the checkpoint of step ") for sentence in said), said
 
     run.delete()
-    kube.wait_until_gone("v1", "Pod", namespace, f"{names.OWNER_LABEL}=suspended")
+    kube.wait_until_gone("v1", "Pod", namespace, f"{names.OWNER_LABEL}=suspended", limit_seconds=180)
 
 
 def _is_about(event: Document, run: LiveObject) -> bool:

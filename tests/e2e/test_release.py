@@ -6,6 +6,7 @@ import pytest
 
 from cluster import playground
 from cluster.choice import AnyCluster
+from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
 from edgetune_operator import names
 from support.chart import CHART, Manifest, parse
@@ -55,7 +56,8 @@ def test_an_uninstall_leaves_the_crd_and_the_objects_only(
 
     left = {_kind(manifest) for manifest in installed if _is_there(kube, manifest)}
     assert left == {("CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")}
-    assert operator.pods() == []
+    # The Deployment's ReplicaSet and Pod go after it, by the garbage collector.
+    assert wait_for(lambda: operator.pods() == [], 60)
     assert kube.list("v1", "Secret", playground.RELEASE_NAMESPACE, "owner=helm") == []
     assert run.status()["phase"] == "Succeeded"
 

@@ -1,5 +1,6 @@
 """Base and edge models of evaluate on this CPU, in processes of their own. No test here judges a time."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -153,8 +154,10 @@ def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
     stop = threading.Event()
 
     def set_when_it_measures() -> None:
-        wait_until(lambda: measuring_children(os.getpid()) != [])
-        stop.set()
+        try:
+            wait_until(lambda: measuring_children(os.getpid()) != [])
+        finally:
+            stop.set()
 
     threading.Thread(target=set_when_it_measures).start()
     order = Order(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
@@ -185,8 +188,11 @@ def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
 
 def measuring_children(process: int) -> list[int]:
     """Process ids of a process's children that measure."""
-    children = Path(f"/proc/{process}/task").glob("*/children")
-    return [child for file in children for child in map(int, file.read_text().split()) if is_measuring(child)]
+    found: list[int] = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # that thread has ended
+            found += map(int, file.read_text().split())
+    return [child for child in found if is_measuring(child)]
 
 
 def is_measuring(process: int) -> bool:

@@ -249,6 +249,11 @@ def install_crd(kube: "Kube", crd: Document) -> None:
         lambda found: (condition(found, "Established") or {}).get("status") == "True",
         "the CRD is established",
     )
+    group, version = crd["spec"]["group"], crd["spec"]["versions"][0]["name"]
+    deadline = time.monotonic() + _REQUEST_LIMIT_SECONDS
+    while not kube.request("GET", f"/apis/{group}/{version}").accepted:  # another controller publishes it
+        assert time.monotonic() < deadline, f"{group}/{version} is not served"
+        time.sleep(_POLL_SECONDS)
 
 
 def condition(document: Mapping[str, Any], kind: str) -> Document | None:

@@ -40,7 +40,8 @@ class OutageInEachStage(threading.Thread):
     def wait_for_end(self) -> Document:
         """The object's status, once its run has ended."""
         status = self.object.wait_for_end()
-        self.join(timeout=OUTAGE_SECONDS + 10)
+        self.join(timeout=OUTAGE_SECONDS + 60)
+        assert not self.is_alive(), "the server is still down, or not yet in the last stage"
         if self._error is not None:
             raise self._error
         return status

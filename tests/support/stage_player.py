@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.controlplane import ControlPlane
+from cluster.processes import wait_for
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
@@ -75,6 +76,14 @@ class StagePlayer:
         path = f"{self.kube.path('v1', 'Pod', self.namespace, pod['metadata']['name'])}?gracePeriodSeconds=0"
         self.kube.request("DELETE", path)
 
+    def wait_for_answer(self, code: int) -> None:
+        """The API server answers so to a Job that it is asked for on trial: quotas and webhooks come and go late."""
+        template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "trial", "image": "none"}]}}
+        job = {"metadata": {"name": "trial"}, "spec": {"template": template}}
+        path = f"{self.kube.path('batch/v1', 'Job', self.namespace)}?dryRun=All"
+        if not wait_for(lambda: self.kube.request("POST", path, job).code == code, 30):
+            raise TimeoutError(f"a Job is not answered with {code} within 30 s")
+
     def wait_for_deletion(self, job: Mapping[str, Any]) -> None:
         """A Job whose owner is gone is marked as deleted by the garbage collector, sooner or later."""
         name = job["metadata"]["name"]
@@ -140,8 +149,16 @@ class Operator:
         self._folder = folder
         self._plane = plane
         self._stack = ExitStack()
+        self._profiles: Mapping[str, Any] | None = None
+
+    def ensure(self) -> None:
+        """It runs with the usual profiles, whatever a test that failed has left."""
+        if self._profiles != PROFILES:
+            self.stop()
+            self.start()
 
     def start(self, profiles: Mapping[str, Any] = PROFILES) -> None:
+        self._profiles = profiles
         health, metrics = free_ports(2)
         ports = ("--health-port", str(health), "--metrics-port", str(metrics))
         self._running = self._stack.enter_context(
@@ -149,6 +166,7 @@ class Operator:
         )
 
     def stop(self) -> None:
+        self._profiles = None
         self._stack.close()
 
     def kill(self) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +68,22 @@ class RunningStage:
         raise AssertionError(f"the process ended without saying {text!r}: {self.wait()}")
 
     def wait(self) -> Ended:
-        """The process's end."""
-        stdout, stderr = self.process.communicate(timeout=_LIMIT_SECONDS)
+        """The process's end; it is killed when that does not come."""
+        # Not by `communicate`, which does not see what `wait_for` has read ahead.
+        stdout, stderr = self.process.stdout, self.process.stderr
+        if stdout is None or stderr is None:
+            raise AssertionError("the process has no stdout or no stderr")
+        killer = threading.Timer(_LIMIT_SECONDS, self.process.kill)
+        killer.start()
+        with ThreadPoolExecutor(1) as thread:
+            complaints = thread.submit(stderr.read)
+            rest = stdout.read()
+        code = self.process.wait()
+        killer.cancel()
+        stdout.close()
+        stderr.close()
         message = self.termination_log.read_bytes() if self.termination_log.exists() else b""
-        return Ended(self.process.returncode, message, "".join(self.said) + stdout, stderr)
+        return Ended(code, message, "".join([*self.said, rest]), complaints.result())
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """An object that is deleted with its artifacts, from the finalizer to its end. Passes are the real `run_once`."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -125,6 +126,29 @@ def test_a_lost_result_of_a_complete_clean_up_is_success_as_well(deletion: Delet
     deletion.delete()
     deletion.step()
     deletion.end_clean_up(lambda pod: pod.ended(0, ""), complete)
+
+    assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
+
+
+def test_the_words_of_a_clean_up_are_waited_for_when_its_job_is_seen_to_end_first(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    at = deletion.cluster.timestamp()
+    deletion.end_clean_up(lambda pod: pod, lambda job: job.complete(at))
+    waiting = deletion.step().plan
+    deletion.end_clean_up(succeeded(removed_objects=5, removed_bytes=100), lambda job: job.complete(at))
+    farewell = deletion.step().plan.farewell
+
+    assert (waiting.farewell, waiting.message) == (None, f"Job {JOB} has ended; waits for what its Pod says")
+    assert farewell == EventDraft("Normal", "CleanedUp", "removed 5 objects (100 bytes)")
+
+
+def test_a_clean_up_whose_pod_is_gone_is_not_waited_for_longer_than_its_words_may_take(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    at = deletion.cluster.timestamp()
+    deletion.end_clean_up(lambda pod: pod, lambda job: job.complete(at))
+    deletion.cluster.now += timedelta(seconds=20)
 
     assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
 

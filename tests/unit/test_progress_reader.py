@@ -5,6 +5,7 @@ import gzip
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -58,7 +59,7 @@ class World:
 
     async def readings(self, count: int) -> None:
         """Wait until Pods were asked so often, and what they said is taken in."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.asked) < count:
                 await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -218,6 +219,13 @@ class TenantPod:
         return asyncio.run(scene())
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator waits longer for an answer than it does for those of Pods."""
+    monkeypatch.setattr(progress, "_TIMEOUT", aiohttp.ClientTimeout(total=30))
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_pod_that_serves_its_metrics_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     reading = TenantPod().read("metrics", monkeypatch)
 
@@ -225,6 +233,7 @@ def test_a_pod_that_serves_its_metrics_is_read(monkeypatch: pytest.MonkeyPatch) 
     assert (reading.step, reading.total_steps, reading.percent) == (3, 10, 30)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_a_training_serves_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
     monkeypatch.setattr(progress, "METRICS_PORT", port)
