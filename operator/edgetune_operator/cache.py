@@ -1,7 +1,7 @@
 """What the watches have told so far: the objects, and of their Jobs and Pods what a pass looks at.
 
-Jobs and Pods are kept without their specs. A Pod that has ended stays until its Job is gone: evicted and preempted Pods
-disappear within a second of their end, and only the watch sees how they ended.
+Of the specs of Jobs and Pods, next to nothing is kept. A Pod that has ended stays until its Job is gone: evicted and
+preempted Pods disappear within a second of their end, and only the watch sees how they ended.
 
 All of it is kept as JSON text, which takes a quarter of the memory of the dicts that it stands for.
 """
@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 from edgetune_operator import names
-from edgetune_operator.observe import controller_uid
+from edgetune_operator.observe import containers_of, controller_uid
 from edgetune_operator.reconcile import Key
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
@@ -278,13 +278,17 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = body["metadata"]
     status = body.get("status") or {}
     kept = ("startTime", "completionTime", "active", "failed", "succeeded", "conditions")
+    resources = [{"name": each["name"], "resources": each.get("resources") or {}} for each in containers_of(body)]
     return {
         "metadata": {
             **_picked(metadata, _METADATA),
             "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
-        "spec": _picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit")),
+        "spec": {
+            **_picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit")),
+            "template": {"spec": {"containers": resources}},
+        },
         "status": _picked(status, kept),
     }
 

@@ -110,6 +110,9 @@ class JobObservation:
     deadline_seconds: int | None
     """Its own longest time, in seconds."""
 
+    resources: Mapping[str, str | int]
+    """What each of its attempts has, by the names of resources: the profile may say something else by now."""
+
     state: JobState
     deleting: bool
     suspended: bool
@@ -254,6 +257,7 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         settings=annotations.get(names.SETTINGS_ANNOTATION, ""),
         backoff_limit=spec.get("backoffLimit"),
         deadline_seconds=spec.get("activeDeadlineSeconds"),
+        resources=_resources(job),
         state=state,
         deleting=metadata.get("deletionTimestamp") is not None,
         suspended=bool(spec.get("suspend")),
@@ -265,6 +269,18 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
         pods=observe_pods(job, pods),
     )
+
+
+def containers_of(job: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Containers of a Job's Pods."""
+    template = (job.get("spec") or {}).get("template") or {}
+    containers: Sequence[Mapping[str, Any]] = (template.get("spec") or {}).get("containers") or []
+    return containers
+
+
+def _resources(job: Mapping[str, Any]) -> Mapping[str, str | int]:
+    asked = next((each.get("resources") or {} for each in containers_of(job) if each["name"] == names.CONTAINER), {})
+    return {**(asked.get("requests") or {}), **(asked.get("limits") or {})}
 
 
 def ending(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:

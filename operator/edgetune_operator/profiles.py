@@ -50,7 +50,12 @@ class Resources(Model):
     @property
     def gpus(self) -> int:
         """GPUs, or slices of one, of whatever make."""
-        return sum(int(count) for name, count in (self.requests | self.limits).items() if _GPU.fullmatch(name))
+        return count_gpus(self.requests | self.limits)
+
+
+def count_gpus(quantities: Mapping[str, str | int]) -> int:
+    """GPUs, or slices of one, among the resources that a container asks for."""
+    return sum(int(count) for name, count in quantities.items() if _GPU.fullmatch(name) and str(count).isdecimal())
 
 
 class Image(Model):

@@ -17,7 +17,7 @@ from edgetune_operator.api import (
 )
 from edgetune_operator.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
 from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
-from edgetune_operator.profiles import Profile
+from edgetune_operator.profiles import Profile, count_gpus
 from edgetune_operator.reasons import UNPLANNED, Reason
 
 # The Job controller re-creates a Pod that exits 75 without limit.
@@ -266,16 +266,15 @@ class Run:
             preemptions=row.preemptions + times,
             counted_created_at=max(pod.created_at or "" for pod in news),
             resumed_from=None if times else row.resumed_from,
-            gpu_seconds=self._gpu_seconds(job.stage, news),
+            gpu_seconds=self._gpu_seconds(job, news),
         )
 
-    def _gpu_seconds(self, stage: Stage, pods: Sequence[PodObservation]) -> float | None:
-        """The row's GPU time with that of some more attempts; None for a stage that asks for no GPU."""
-        gpus = self._profile.resources_for(stage).gpus
+    def _gpu_seconds(self, job: JobObservation, pods: Sequence[PodObservation]) -> float | None:
+        """The row's GPU time with that of some more attempts; None for a stage that has had no GPU."""
+        before, gpus = self.rows[job.stage].gpu_seconds, count_gpus(job.resources)
         if not gpus:
-            return None
-        seconds = sum(seconds_between(pod.started_at, pod.finished_at) or 0.0 for pod in pods)
-        return (self.rows[stage].gpu_seconds or 0.0) + gpus * seconds
+            return before
+        return (before or 0.0) + gpus * sum(seconds_between(pod.started_at, pod.finished_at) or 0.0 for pod in pods)
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own, with what the stages after it and the status need of it."""

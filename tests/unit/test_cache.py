@@ -85,13 +85,17 @@ def test_an_object_that_was_created_anew_is_taken_whatever_its_version(cache: Ca
 def test_what_a_pass_compares_of_a_job_is_kept(cache: Cache) -> None:
     manifest = job(7)
     manifest["metadata"]["annotations"][names.SETTINGS_ANNOTATION] = "0123456789abcdef"
-    manifest["spec"] = {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True, "template": {}}
+    stage = {"name": "stage", "resources": {"requests": {"nvidia.com/gpu": "2"}, "limits": {"nvidia.com/gpu": "2"}}}
+    limits = {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True}
+    pod_spec = {"containers": [stage | {"image": "edgetune"}, {"name": "sidecar"}], "nodeSelector": {}}
+    manifest["spec"] = {**limits, "template": {"metadata": {}, "spec": pod_spec}, "completions": 1}
 
     cache.put(Kind.JOB, manifest)
 
     (kept,) = cache.jobs_of(OWNER)
     assert kept["metadata"]["annotations"][names.SETTINGS_ANNOTATION] == "0123456789abcdef"
-    assert kept["spec"] == {"backoffLimit": 3, "activeDeadlineSeconds": 600, "suspend": True}
+    containers = [stage, {"name": "sidecar", "resources": {}}]
+    assert kept["spec"] == {**limits, "template": {"spec": {"containers": containers}}}
 
 
 def test_a_job_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:

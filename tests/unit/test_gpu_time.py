@@ -115,6 +115,19 @@ def test_what_an_older_spec_had_by_its_stop_is_not_counted_for_the_new_one(train
     assert told(training) == (2 * 100, 0)
 
 
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_a_profile_that_changes_while_a_training_runs_changes_not_what_it_has(training: Scenario, gpus: int) -> None:
+    evict(training, after_seconds=30)
+    resources = Resources(limits={"nvidia.com/gpu": gpus})
+    training.profiles = {"default": PROFILE.model_copy(update={"resources": {Stage.TRAIN: resources}})}
+    training.let_pass(timedelta(seconds=100))
+    training.finish()
+
+    training.reconcile()
+
+    assert told(training) == (2 * (30 + 100), 1)
+
+
 def test_a_failed_training_that_is_tried_again_begins_at_nothing(training: Scenario) -> None:
     training.let_pass(timedelta(seconds=30))
     training.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
