@@ -88,6 +88,16 @@ class StageState(StrEnum):
     SKIPPED = "Skipped"
 
 
+class CountedAttempts(Model):
+    """The last attempts of a stage that ended; all earlier ones were counted as well."""
+
+    created_at: Timestamp
+    """When their Pods were created (RFC 3339)."""
+
+    pods: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=64)]
+    """Names of their Pods: as a rule one, since attempts follow each other."""
+
+
 class StageStatus(Model):
     """One stage of the current run."""
 
@@ -120,8 +130,8 @@ class StageStatus(Model):
     """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had. One that a
     suspension or an edit of the spec stopped is among them."""
 
-    counted_created_at: Timestamp | None = None
-    """When the Pod of the last attempt that ended was created (RFC 3339): by it, each attempt counts once."""
+    counted: CountedAttempts | None = None
+    """The last attempts that ended and were counted: by them, each attempt counts once."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""

@@ -15,9 +15,10 @@ from edgetune_operator.api import (
     StageState,
     StageStatus,
 )
+from edgetune_operator.attempts import count_attempts
 from edgetune_operator.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
-from edgetune_operator.observe import JobObservation, JobState, PodObservation, Snapshot, seconds_between, timestamp
-from edgetune_operator.profiles import Profile, count_gpus
+from edgetune_operator.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
+from edgetune_operator.profiles import Profile
 from edgetune_operator.reasons import UNPLANNED, Reason
 
 # The Job controller re-creates a Pod that exits 75 without limit.
@@ -82,7 +83,7 @@ class Run:
             run._rekey(run.resolved)
         for job in snapshot.jobs:
             if job.deleting:
-                run._count_attempts(job)
+                run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
         return run
 
     def _is_edited(self) -> bool:
@@ -105,9 +106,7 @@ class Run:
 
     def _begin_anew(self, stage: Stage, digest: str) -> None:
         """An empty row; attempts that were counted in the one before are not counted in this one."""
-        self.rows[stage] = StageStatus(
-            name=stage, digest=digest, counted_created_at=self.rows[stage].counted_created_at
-        )
+        self.rows[stage] = StageStatus(name=stage, digest=digest, counted=self.rows[stage].counted)
 
     def answer_requests(self, now: datetime) -> None:
         """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
@@ -229,7 +228,7 @@ class Run:
         started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
         self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
-        self._count_attempts(job)
+        self.rows[stage] = count_attempts(self.rows[stage], job)
         seen = self._snapshot.progress
         if seen is not None and seen.stage is stage:
             self._note_resumption(job, seen.pod, seen.resumed_from)
@@ -249,32 +248,6 @@ class Run:
             resumed_from=int(step),
             lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
         )
-
-    def _count_attempts(self, job: JobObservation) -> None:
-        """Count each attempt that ended once, also over restarts of the operator: those of Pods newer than the last.
-
-        Attempts follow each other, and one clock dates them; when they ended, each node says by its own.
-        """
-        row = self.rows[job.stage]
-        news = [pod for pod in job.pods if pod.ended and (pod.created_at or "") > (row.counted_created_at or "")]
-        if not news:
-            return
-        # Those of a Job that goes were stopped by this operator, or by whoever deleted it.
-        times = 0 if job.deleting else sum(pod.interrupted for pod in news)
-        self._update(
-            job.stage,
-            preemptions=row.preemptions + times,
-            counted_created_at=max(pod.created_at or "" for pod in news),
-            resumed_from=None if times else row.resumed_from,
-            gpu_seconds=self._gpu_seconds(job, news),
-        )
-
-    def _gpu_seconds(self, job: JobObservation, pods: Sequence[PodObservation]) -> float | None:
-        """The row's GPU time with that of some more attempts; None for a stage that has had no GPU."""
-        before, gpus = self.rows[job.stage].gpu_seconds, count_gpus(job.resources)
-        if not gpus:
-            return before
-        return (before or 0.0) + gpus * sum(seconds_between(pod.started_at, pod.finished_at) or 0.0 for pod in pods)
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own, with what the stages after it and the status need of it."""

@@ -96,16 +96,23 @@ def test_suspending_deletes_the_running_job_and_resuming_creates_it_anew(player:
     player.apply()
     player.finish(Stage.PREPARE)
     _, pod = player.live_pod(Stage.TRAIN)
+    # What a kubelet does for its grace period: the Pod is there until it is confirmed that its container has ended.
+    path = player.kube.path("v1", "Pod", player.namespace, pod["metadata"]["name"])
+    held = {"metadata": {"finalizers": ["test/still-writing"]}}
+    assert player.kube.request("PATCH", path, held, "application/merge-patch+json").accepted
     player.apply(suspend=True)
     player.wait_for_phase("Suspended")
-    # No kubelet is here to confirm that the container has ended.
-    player.kube.request(
-        "DELETE", f"/api/v1/namespaces/{player.namespace}/pods/{pod['metadata']['name']}?gracePeriodSeconds=0"
-    )
+    player.end_pod(pod, pod_ended(ExitCode.INTERRUPTED))
+    player.wait(lambda _: player.row(Stage.TRAIN).get("gpuSeconds") == 60.0, "the stopped training's GPU time counts")
+    released = {"metadata": {"finalizers": None}}
+    assert player.kube.request("PATCH", path, released, "application/merge-patch+json").accepted
+    player.remove_pod(pod)
 
     player.apply(suspend=False)
     player.finish_from(Stage.TRAIN)
     player.wait_for_phase("Succeeded")
+    row = player.row(Stage.TRAIN)
+    assert (row["gpuSeconds"], row.get("preemptions", 0)) == (120.0, 0)
 
 
 def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the_quota_is_gone(

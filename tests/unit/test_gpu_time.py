@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.profiles import Resources
 from support.builders import PodBuilder, lora_fine_tune
-from support.scenario import PROFILE, Scenario
+from support.scenario import PROFILE, TICK, Scenario
 
 TWO_GPUS = Resources(requests={"nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2})
 
@@ -105,6 +105,23 @@ def test_attempts_that_were_counted_before_the_stop_are_not_counted_again(traini
     stop(training, "suspend", True)
 
     assert told(training) == (2 * (30 + 40 + 100), 1)
+
+
+def test_attempts_of_one_second_count_once_each(training: Scenario) -> None:
+    """Such as one that its node refuses at once: the one in its place may run for hours."""
+    training.end_pod(lambda pod: pod.told_by_kubelet("UnexpectedAdmissionError").disrupted())
+    training.reconcile()
+    training.cluster.now -= TICK
+    training.cluster.start_pod(training.live_job)
+    names = training.cluster.pods_of(training.live_job)
+    created = {training.cluster.pods[name]["metadata"]["creationTimestamp"] for name in names}
+    training.let_pass(TICK + timedelta(seconds=100))
+    training.end_pod(lambda pod: pod.ended(137).disrupted())
+    training.reconcile()
+    training.reconcile()
+
+    assert len(created) == 1
+    assert told(training) == (2 * 110, 2)
 
 
 def test_what_an_older_spec_had_by_its_stop_is_not_counted_for_the_new_one(training: Scenario) -> None:
