@@ -41,7 +41,7 @@ class PodObservation:
     """Its sentence."""
 
     started_at: str | None
-    """When the container that ended had started."""
+    """When the container started; None while it has not."""
 
     finished_at: str | None
     """When the container ended; None while it has not, or if its node never said."""
@@ -319,7 +319,7 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         disruption=disruption.get("reason") or ("DisruptionTarget" if disruption else ""),
         pod_reason=status.get("reason") or "",
         pod_message=(status.get("message") or "").strip(),
-        started_at=ended.get("startedAt"),
+        started_at=(ended or state.get("running") or {}).get("startedAt"),
         finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
     )
 

@@ -137,7 +137,7 @@ class PodBuilder:
 
     def running(self) -> Self:
         """The container runs."""
-        return replace(self, phase="Running", state={"running": {}})
+        return replace(self, phase="Running", state={"running": {"startedAt": self.created}})
 
     def waiting(self, reason: str, message: str = "") -> Self:
         """The container waits, such as for its image."""

@@ -1,5 +1,6 @@
 """GPU time: of every attempt that has ended, once, whatever ended it."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -105,6 +106,16 @@ def test_attempts_that_were_counted_before_the_stop_are_not_counted_again(traini
     stop(training, "suspend", True)
 
     assert told(training) == (2 * (30 + 40 + 100), 1)
+
+
+def test_a_container_whose_end_its_node_never_told_has_had_its_gpus_until_the_node_was_given_up(
+    training: Scenario,
+) -> None:
+    training.let_pass(timedelta(seconds=100))
+    training.end_pod(lambda pod: replace(pod.running(), phase="Failed").disrupted("DeletionByPodGC"))
+    training.reconcile()
+
+    assert told(training) == (2 * 100, 1)
 
 
 def test_attempts_of_one_second_count_once_each(training: Scenario) -> None:
