@@ -71,9 +71,11 @@ generate: .venv/dev ## Make the CRD, the field reference and the golden manifest
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
 
-bench: .venv/dev ## Measure training, merge and quantize, and the operator with 1,000 objects (docs/benchmarks.md)
+bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, edge models, and the operator with 1,000 objects (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py
 	@$(BIN)/python tests/bench/bench_merge_quantize.py
+	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
+	@$(BIN)/python tests/bench/bench_edge_models.py
 	@$(BIN)/python tests/bench/bench_operator.py
 
 format: .venv/dev ## Format the code
