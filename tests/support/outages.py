@@ -14,7 +14,10 @@ _POLL_SECONDS = 0.1
 
 
 class OutageInEachStage(threading.Thread):
-    """Takes a server away for 30 s as soon as each stage has its first Pod, until the object's run has ended."""
+    """Takes a server away for 30 s in each stage, until the object's run has ended.
+
+    As soon as the stage has its first Pod, and from a training while it makes steps: others are too short to be met so.
+    """
 
     def __init__(self, run: LiveObject, gateway: Gateway) -> None:
         super().__init__(name="outages", daemon=True)
@@ -57,7 +60,14 @@ class OutageInEachStage(threading.Thread):
         self._gateway.start()
 
     def _has_come_to(self, stage: Stage) -> bool:
-        return bool(self.object.pods(stage)) or self.object.status().get("phase") in ENDED
+        return self._is_at_work(stage) or self.object.status().get("phase") in ENDED
+
+    def _is_at_work(self, stage: Stage) -> bool:
+        pods = self.object.pods(stage)
+        if stage is not Stage.TRAIN:
+            return bool(pods)
+        lines = (line for pod in pods for line in self.object.lines(pod["metadata"]["name"]))
+        return any(str(line.get("say")).startswith("training") for line in lines)
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
         """Wait until a condition holds; False if cancelled before."""
