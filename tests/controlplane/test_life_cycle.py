@@ -8,7 +8,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator import names
-from support.kube import condition, pod_ended
+from support.kube import condition, pod_ended, pod_running, pod_waiting
 from support.scenario import request_of
 from support.stage_player import OBJECT, Operator, StagePlayer
 
@@ -103,7 +103,11 @@ def test_a_retry_runs_a_failed_stage_again_and_is_answered(player: StagePlayer) 
 def test_a_retry_while_a_stage_runs_begins_when_it_has_ended(player: StagePlayer) -> None:
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
-    player.end_pod(pod, {"phase": "Running"})
+    # That it runs is seen once nothing stalls the object: a retry would begin at once while it waits.
+    player.end_pod(pod, pod_waiting("ImagePullBackOff"))
+    player.wait_for_condition("Stalled", "ImagePullBackOff")
+    player.end_pod(pod, pod_running())
+    player.wait(lambda found: condition(found, "Stalled") is None, "it runs")
     player.ask_for_retry("early")
 
     waits = "prepare: running; the retry is answered when this stage has ended"

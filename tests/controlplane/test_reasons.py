@@ -7,7 +7,7 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from support.kube import condition, pod_ended
+from support.kube import condition, pod_ended, pod_running, pod_waiting
 from support.scenario import request_of
 from support.stage_player import PROFILES, STORE, Operator, StagePlayer
 
@@ -15,20 +15,6 @@ pytestmark = pytest.mark.slow
 
 # What a Pod waits for in silence is told after 10 s; the Job controller tries again after 1, 2, 4, 8, 16, 32 s.
 _LIMIT_SECONDS = 90
-
-
-def waiting(reason: str, message: str = "") -> dict[str, Any]:
-    """Status of a Pod whose container waits."""
-    state = {"waiting": {"reason": reason, "message": message}}
-    container = {"name": "stage", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": state}
-    return {"phase": "Pending", "containerStatuses": [container]}
-
-
-def running() -> dict[str, Any]:
-    """Status of a Pod whose container runs."""
-    started = waiting("")
-    started["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}, "waiting": None}
-    return {**started, "phase": "Running"}
 
 
 def disrupted(reason: str) -> dict[str, Any]:
@@ -81,7 +67,7 @@ def test_what_waits_in_silence_is_told_from_events_and_recovers(player: StagePla
     for each in (player, limited, spent):
         each.apply()
     _, pod = player.live_pod(Stage.PREPARE)
-    player.end_pod(pod, waiting("ContainerCreating"))
+    player.end_pod(pod, pod_waiting("ContainerCreating"))
     tell(player, pod, "FailedMount", 'MountVolume.SetUp failed for volume "s3-credentials" : secret "s3" not found')
 
     missing = player.wait_for_condition("Stalled", "SecretNotFound", _LIMIT_SECONDS)
@@ -101,7 +87,7 @@ def test_what_waits_in_silence_is_told_from_events_and_recovers(player: StagePla
         "pods=0; the Job tries again by itself"
     )
 
-    player.end_pod(pod, running())
+    player.end_pod(pod, pod_running())
     player.wait(lambda found: condition(found, "Stalled") is None, "the Secret is there")
     player.kube.delete("v1", "LimitRange", limited.namespace, "tiny")
     player.kube.delete("v1", "ResourceQuota", spent.namespace, "none")
@@ -128,10 +114,10 @@ def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
 
-    player.end_pod(pod, waiting(reason, message))
+    player.end_pod(pod, pod_waiting(reason, message))
     stalled = player.wait_for_condition("Stalled", reason)
     phase = player.object["status"]["phase"]
-    player.end_pod(pod, running())
+    player.end_pod(pod, pod_running())
     player.wait(lambda found: condition(found, "Stalled") is None, "it goes on")
 
     assert (stalled["message"], phase) == (f"prepare: {message}", "Stalled")
@@ -143,7 +129,7 @@ def test_an_image_that_is_mended_in_the_profile_reaches_the_job_that_waits_for_i
 ) -> None:
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
-    player.end_pod(pod, waiting("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jbos:0.1.0"'))
+    player.end_pod(pod, pod_waiting("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jbos:0.1.0"'))
     player.wait_for_condition("Stalled", "ImagePullBackOff")
 
     operator.stop()
@@ -171,7 +157,7 @@ def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words_until_one_does
 
     player.end_pod(pod, {"phase": "Pending", "conditions": [unscheduled]})
     told = player.wait_for_condition("Reconciling", "Unschedulable")
-    player.end_pod(pod, {**running(), "conditions": [{"type": "PodScheduled", "status": "True"}]})
+    player.end_pod(pod, {**pod_running(), "conditions": [{"type": "PodScheduled", "status": "True"}]})
     player.wait_for_condition("Reconciling", "JobRunning")
 
     assert told["message"] == f"prepare: {message}"

@@ -216,6 +216,20 @@ class Kube:
         return reply
 
 
+def pod_waiting(reason: str, message: str = "") -> Document:
+    """Status of a Pod whose container waits, for `Kube.set_status`."""
+    state = {"waiting": {"reason": reason, "message": message}}
+    container = {"name": "stage", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+    return {"phase": "Pending", "containerStatuses": [container]}
+
+
+def pod_running() -> Document:
+    """Status of a Pod whose container runs, for `Kube.set_status`."""
+    started = pod_waiting("")
+    started["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}, "waiting": None}
+    return {**started, "phase": "Running"}
+
+
 def pod_ended(exit_code: int, message: str = "", reason: str = "", *, container: str = "stage") -> Document:
     """Status of a Pod whose container has ended, for `Kube.set_status`."""
     terminated = {
