@@ -189,7 +189,9 @@ class KubernetesCluster:
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         written = await self._replace(owner, "/status", "/status", status)
-        if written is not None:
+        if written is None:
+            self._cache.remove(Kind.OBJECT, {"metadata": owner})
+        else:
             self._cache.put_object(written)
 
     async def _replace(

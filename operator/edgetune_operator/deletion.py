@@ -204,7 +204,7 @@ def _limit(profile: Profile) -> timedelta:
 def _is_unheard(clean_up: CleanUpObservation, now: datetime) -> bool:
     """Whether the Job has just ended and its last attempt is not seen to have."""
     heard = clean_up.pods and clean_up.pods[-1].ended
-    return not heard and clean_up.ended_at is not None and now - clean_up.ended_at < _HEARING
+    return not heard and clean_up.ended_at is not None and timedelta(0) <= now - clean_up.ended_at < _HEARING
 
 
 def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> tuple[DeleteJob, ...]:

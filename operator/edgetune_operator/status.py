@@ -65,7 +65,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     """
     previous, time = snapshot.previous, timestamp(now)
     sizes = _sizes(view)
-    finished_at = (previous.finished_at or time) if view.outcome.is_final else None
+    finished_at = _finished_at(view.outcome, previous.finished_at, time)
     restarted = previous.finished_at is not None and finished_at is None
     started_at = time if restarted or previous.started_at is None else previous.started_at
     status = LoraFineTuneStatus(
@@ -88,9 +88,16 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         history=previous.history,
         display=_display(view, sizes),
     )
-    if finished_at is not None and previous.finished_at is None and view.outcome is not Outcome.STALLED:
+    if finished_at is not None and previous.finished_at is None:
         status = status.model_copy(update={"history": (_entry(status, view), *previous.history)[:MAX_HISTORY]})
     return dump(status)
+
+
+def _finished_at(outcome: Outcome, previous: str | None, time: str) -> str | None:
+    """When the run ended; a run that nothing can be done for has not, and goes on when that has passed."""
+    if outcome is Outcome.STALLED:
+        return previous
+    return (previous or time) if outcome.is_final else None
 
 
 def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetime) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def stopped_kubelet(node: Node) -> Iterator[None]:
 def test_a_kubelet_that_is_back_in_time_disturbs_no_training(node: Node, training: LiveObject) -> None:
     pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["uid"]
     with stopped_kubelet(node):
-        time.sleep(NODE_GRACE_SECONDS / 10)
+        time.sleep(NODE_GRACE_SECONDS / 3)
 
     training.wait_for_step(training.wait_for_step(1) + EVERY_STEPS)
     assert training.wait_for_pod(Stage.TRAIN)["metadata"]["uid"] == pod

@@ -36,8 +36,8 @@ def evict(scenario: Scenario, after_seconds: int) -> None:
     scenario.cluster.start_pod(scenario.live_job)
 
 
-def stop(scenario: Scenario, path: str, value: object, exit_code: int = ExitCode.INTERRUPTED) -> float:
-    """An edit stops the training, whose container ends 90 seconds after it; the seconds that the attempt ran."""
+def stop(scenario: Scenario, path: str, value: object, exit_code: int = ExitCode.INTERRUPTED) -> None:
+    """An edit stops the training, whose container ends 90 seconds after it."""
     job = scenario.live_job
     name = scenario.cluster.pods_of(job)[-1]
     scenario.change(scenario.builder.edited(path, value))
@@ -47,7 +47,6 @@ def stop(scenario: Scenario, path: str, value: object, exit_code: int = ExitCode
     ended = PodBuilder(job, name, created, now=scenario.cluster.timestamp()).ended(exit_code)
     scenario.cluster.pods[name] = ended.build()
     scenario.reconcile()
-    return 100.0
 
 
 def let_go(scenario: Scenario) -> None:

@@ -256,6 +256,24 @@ def test_a_profile_that_was_away_for_a_while_asks_for_no_training_that_has_faile
     assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
 
 
+def test_a_run_that_fails_while_its_profile_is_away_is_in_the_history_and_not_tried_again(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    profiles, scenario.profiles = scenario.profiles, {}
+    scenario.reconcile()
+    stalled_at = scenario.status.finished_at
+    scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
+    scenario.profiles = profiles
+    scenario.reconcile()
+    history = scenario.status.history
+    scenario.profiles = {}
+    scenario.reconcile()
+    scenario.profiles = profiles
+
+    assert stalled_at is None
+    assert [entry.outcome for entry in history] == ["Failed"]
+    assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
+
+
 def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
     scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:

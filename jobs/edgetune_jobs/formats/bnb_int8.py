@@ -67,7 +67,7 @@ class Int8Encoder:
         self._linears = linears
         self._others = StoredEncoder(writer)
         self._scales = bytearray()
-        self._buffers = Buffers(PIECE_BYTES)
+        self._buffers = Buffers(PIECE_BYTES // 2)
 
     def row_multiple(self, tensor: StoredTensor) -> int:  # noqa: ARG002 - rows are independent
         return 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# So few that intermediate results in float32 fit a shared cache, so many that Python between the steps costs little.
+# So few that intermediate results in float32 fit the cache, so many that Python between the steps costs little.
 _CACHED_NUMBERS = 2**19
 
 
@@ -32,7 +32,7 @@ def scratch(use: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Te
 
 
 def cached_rows(rows: "torch.Tensor") -> Iterator[slice]:
-    """Slices of the first dimension, so small that intermediate results in float32 fit a core's cache."""
+    """Slices of the first dimension, so small that intermediate results in float32 fit the cache."""
     count = len(rows)
     step = max(1, _CACHED_NUMBERS * count // max(1, rows.numel()))
     for start in range(0, count, step):
