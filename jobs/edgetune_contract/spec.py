@@ -1,7 +1,7 @@
 """Parameter models: the part of a LoraFineTune's spec that reaches the stages. Defaults are the article's.
 
-The same models make the CRD's schema (`edgetune_operator.crd`), so every string, list and number has bounds and every
-field a description with its unit.
+The same models make the CRD's schema (`edgetune_operator.generate.crd`), so every string, list and number has bounds
+and every field a description with its unit.
 """
 
 import re

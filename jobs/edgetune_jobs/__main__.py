@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from edgetune_jobs.signals import StopSignals
+from edgetune_jobs.runtime.signals import StopSignals
 
 if TYPE_CHECKING:
     from edgetune_contract.stages import Stage
-    from edgetune_jobs.stage_run import StageCode
+    from edgetune_jobs.runtime.stage_run import StageCode
 
 _ENVIRONMENT = """environment:
   EDGETUNE_REQUEST          the request, as JSON
@@ -46,14 +46,14 @@ def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoRe
     Progress goes to stdout as JSON lines, everything else to stderr.
     """
     signals, stream = _take_over()
-    from edgetune_jobs.runtime import load_stage_code, run_stage
+    from edgetune_jobs.runtime.process import load_stage_code, run_stage
 
     _end(run_stage(os.environ, signals, stream, load_code or load_stage_code))
 
 
 def _run_clean_up_process() -> NoReturn:
     signals, _ = _take_over()
-    from edgetune_jobs.runtime import run_clean_up
+    from edgetune_jobs.runtime.process import run_clean_up
 
     _end(run_clean_up(os.environ, signals))
 

@@ -11,8 +11,8 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_jobs.files import Buffer
-from edgetune_jobs.model_weights import ModelFolder
+from edgetune_jobs.models.weights import ModelFolder
+from edgetune_jobs.store.files import Buffer
 
 
 class Progress(Protocol):

@@ -16,10 +16,10 @@ from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkD
 from edgetune_cli.preview import preview
 from edgetune_cli.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
-from edgetune_operator.observe import read_status
-from edgetune_operator.plan import Outcome
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.observe import read_status
+from edgetune_operator.decisions.plan import Outcome
 from edgetune_operator.reconcile import Key
-from edgetune_operator.spec_check import parse_spec
 
 app = typer.Typer(
     help="From one LoraFineTune object to a scored INT8 edge model.",

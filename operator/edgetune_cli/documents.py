@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from edgetune_operator.spec_check import Problem, check_object
+from edgetune_operator.api.spec_check import Problem, check_object
 
 _MERGE = "tag:yaml.org,2002:merge"
 _URI_FIELDS = (("baseModel",), ("dataset", "train"), ("dataset", "eval"))

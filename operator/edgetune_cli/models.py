@@ -19,12 +19,12 @@ from edgetune_cli.report import report, version_lines
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.profiles import Profile
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.spec_check import parse_spec
 
 if TYPE_CHECKING:
-    from edgetune_jobs.store import Store
-    from edgetune_jobs.verification import Verification
+    from edgetune_jobs.publishing.verification import Verification
+    from edgetune_jobs.store.store import Store
 
 Answer = TypeVar("Answer")
 
@@ -121,7 +121,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
-        from edgetune_jobs.generate import stream
+        from edgetune_jobs.evaluation.generate import stream
 
         for piece in stream(folder, text, max_new_tokens):
             typer.echo(piece, nl=False)
@@ -131,8 +131,8 @@ def generate(
 
 
 def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":
-    from edgetune_jobs.addresses import parse_address
-    from edgetune_jobs.verification import verify as verify_address
+    from edgetune_jobs.publishing.addresses import parse_address
+    from edgetune_jobs.publishing.verification import verify as verify_address
 
     address = parse_address(uri)
     return verify_address(_open(_location(address.root, profiles)), address)
@@ -142,9 +142,9 @@ def _model_folder(
     model: str, profiles: Mapping[str, Profile], cache: Path, edge_format: EdgeFormat | None = None
 ) -> Path:
     """A local folder with the model. A folder of this machine is used as it is, also outside of a store."""
-    from edgetune_jobs.addresses import parse_address
-    from edgetune_jobs.fetched_models import fetch_model
-    from edgetune_jobs.prompts import FILE
+    from edgetune_jobs.data.prompts import FILE
+    from edgetune_jobs.publishing.addresses import parse_address
+    from edgetune_jobs.publishing.fetched_models import fetch_model
 
     folder = Path(unquote(urlsplit(model).path)) if model.startswith("file://") else Path(model)
     if not model.startswith("s3://") and (folder / FILE).is_file():
@@ -155,8 +155,8 @@ def _model_folder(
 
 def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str, Any]]:
     """What is said of each version of a model, newest first."""
-    from edgetune_jobs.publisher import Pointer
-    from edgetune_jobs.versions import Versions
+    from edgetune_jobs.publishing.publisher import Pointer
+    from edgetune_jobs.publishing.versions import Versions
 
     store = _open(location)
     current = Pointer(store, name).version
@@ -193,7 +193,7 @@ def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocatio
     """Store and name of a model."""
 
     def parse() -> tuple[StoreLocation, str]:
-        from edgetune_jobs.addresses import ModelAddress, parse_address
+        from edgetune_jobs.publishing.addresses import ModelAddress, parse_address
 
         address = parse_address(model)
         if not isinstance(address, ModelAddress):
@@ -218,7 +218,7 @@ def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
 
 
 def _open(location: StoreLocation) -> "Store":
-    from edgetune_jobs.connect import Access
+    from edgetune_jobs.store.connect import Access
 
     return Access(location, credentials_folder=None).open_store()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneSpec, LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus, StageState, StageStatus
 
 
 @dataclass(frozen=True)

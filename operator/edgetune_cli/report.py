@@ -11,10 +11,10 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Manifest, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.status import format_bytes, format_share
+from edgetune_operator.decisions.status import format_bytes, format_share
 
 if TYPE_CHECKING:
-    from edgetune_jobs.verification import ArtifactCheck, Verification
+    from edgetune_jobs.publishing.verification import ArtifactCheck, Verification
 
 _SHORT = 12
 _MODELS = ("base", "tuned", "merged", "edge")

@@ -13,14 +13,14 @@ from typing import Any
 from edgetune_cli.local import LocalCluster
 from edgetune_cli.show import ProgressView
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneStatus
-from edgetune_operator.deletion import finalizers_wanted
-from edgetune_operator.events import EventDraft
-from edgetune_operator.observe import read_status
-from edgetune_operator.plan import CreateJob, Outcome, View
-from edgetune_operator.profiles import Profile
+from edgetune_operator.api.objects import LoraFineTuneStatus
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.deletion import finalizers_wanted
+from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.observe import read_status
+from edgetune_operator.decisions.plan import CreateJob, Outcome, View
 from edgetune_operator.reconcile import DeletionPass, Key, Pass, run_once
-from edgetune_operator.spec_check import parse_spec
 
 _TICK_SECONDS = 1.0
 

@@ -13,10 +13,10 @@ from rich.table import Table
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
-from edgetune_operator.plan import Outcome, View
-from edgetune_operator.reasons import Reason
-from edgetune_operator.status import format_bytes, format_share
+from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.decisions.plan import Outcome, View
+from edgetune_operator.decisions.status import format_bytes, format_share
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 _MODELS = ("base", "tuned", "merged", "edge")

@@ -5,9 +5,9 @@ import sys
 
 import kopf
 
-from edgetune_operator.handlers import Watcher
-from edgetune_operator.profiles import InvalidProfiles, load_profiles
-from edgetune_operator.settings import parse_settings
+from edgetune_operator.api.profiles import InvalidProfiles, load_profiles
+from edgetune_operator.process.settings import parse_settings
+from edgetune_operator.process.watches import Watcher
 
 
 def main() -> None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from edgetune_operator import names
-from edgetune_operator.api import LoraFineTuneSpec, ProgressStatus
-from edgetune_operator.deletion import (
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import LoraFineTuneSpec, ProgressStatus
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
+from edgetune_operator.decisions.deletion import (
     CreateCleanUp,
     DeletionPlan,
     finalizers_wanted,
@@ -16,13 +18,11 @@ from edgetune_operator.deletion import (
     refused_clean_up,
     waiting_for_pods,
 )
-from edgetune_operator.diagnosis import quiet_wait
-from edgetune_operator.observe import Snapshot, observe, observe_events
-from edgetune_operator.plan import DeleteJob, Plan, plan, refused
-from edgetune_operator.profiles import Profile
-from edgetune_operator.render import render_clean_up, render_job
-from edgetune_operator.spec_check import InvalidSpec, parse_spec
-from edgetune_operator.status import project, project_deletion
+from edgetune_operator.decisions.diagnosis import quiet_wait
+from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
+from edgetune_operator.decisions.plan import DeleteJob, Plan, plan, refused
+from edgetune_operator.decisions.render import render_clean_up, render_job
+from edgetune_operator.decisions.status import project, project_deletion
 
 
 class Conflict(Exception):

@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.api.objects import LoraFineTuneStatus, StageState, StageStatus
 
 _STAGE_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 

@@ -14,7 +14,7 @@ import yaml
 from cluster.binaries import binary
 from cluster.controlplane import KWOK_STAGES, ControlPlane, running_control_plane
 from edgetune_contract.stages import Stage
-from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.audit import AuditLog
 from support.chart import RELEASE, RELEASE_NAMESPACE, Manifest, one, render
 from support.kube import Kube

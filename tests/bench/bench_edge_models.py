@@ -22,11 +22,11 @@ from bench.report import print_table
 from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
-from edgetune_jobs.edge import measuring
-from edgetune_jobs.edge.process import Order
-from edgetune_jobs.edge.runtimes import AS_STORED, Runtime
-from edgetune_jobs.files import list_files
+from edgetune_jobs.evaluation.edge import measuring
+from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime
 from edgetune_jobs.stages import quantize
+from edgetune_jobs.store.files import list_files
 from support.apiserver import REPOSITORY
 from support.llama_cpp import packages_of_llama_cpp
 from support.stage_context import stage_context

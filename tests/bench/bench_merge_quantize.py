@@ -174,7 +174,7 @@ def _floor(work: Work, folder: Path) -> None:
 
 def _stage(way: str) -> Callable[[Work, Path], None]:
     """The stage's body, with all imported that it needs."""
-    from edgetune_jobs.libraries import prepare_libraries, prepare_torch
+    from edgetune_jobs.models.libraries import prepare_libraries, prepare_torch
     from edgetune_jobs.stages import merge, quantize
     from edgetune_jobs.tensors.families import NotUnderstood
 
@@ -186,7 +186,7 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
         from transformers import AutoModelForCausalLM  # noqa: F401
 
         reason = NotUnderstood("the benchmark wants the library's path")
-        patch("edgetune_jobs.streaming.understand", side_effect=reason).start()
+        patch("edgetune_jobs.tensors.streamed_model.understand", side_effect=reason).start()
     else:
         prepare_torch()
 

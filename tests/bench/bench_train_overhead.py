@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.report import print_table
 from edgetune_contract.spec import Parameters
-from edgetune_jobs import models
-from edgetune_jobs.libraries import prepare_libraries
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.libraries import prepare_libraries
 from support import tiny_data
 from support.tiny_model import make_tiny_base
 from support.tiny_runs import tiny_parameters, train
@@ -43,7 +43,7 @@ def main() -> None:
         folder = Path(name)
         base = make_tiny_base(folder / "base", hidden=256, layers=4, pretrain_steps=0)
         prepared = tiny_data.write_prepared(
-            folder / "prepared", models.load_tokenizer(base), tiny_data.training_examples(600), []
+            folder / "prepared", loading.load_tokenizer(base), tiny_data.training_examples(600), []
         )
         bare: list[float] = []
         stage: list[float] = []
@@ -89,7 +89,9 @@ def _measure_bare(base: Path, prepared: Path, work: Path, steps: int) -> float:
 
     spec = _parameters(steps)
     on_cpu = not torch.cuda.is_available()
-    bf16 = models.dtype_of(models.resolve_precision(spec.training.precision, models.choose_device())) is torch.bfloat16
+    bf16 = (
+        loading.dtype_of(loading.resolve_precision(spec.training.precision, loading.choose_device())) is torch.bfloat16
+    )
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = AutoModelForCausalLM.from_pretrained(
         base,

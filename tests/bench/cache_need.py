@@ -4,8 +4,8 @@ import json
 import tracemalloc
 from pathlib import Path
 
-from edgetune_operator import names
-from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.api import names
+from edgetune_operator.cluster.cache import Cache, Kind
 from support.kube import Kube
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.builders import lora_fine_tune
 from support.kube import Kube
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.controlplane import ControlPlane, running_control_plane
-from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, ApiServer, binaries_are_there, running_apiserver
 from support.kube import Kube, install_crd
 from support.stage_player import Operator, StagePlayer

@@ -11,8 +11,8 @@ import yaml
 
 from edgetune_contract.digest import prepare_digest
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api import names
+from edgetune_operator.api.spec_check import parse_spec
 from support.apiserver import BINARIES_VARIABLE, ApiServer
 from support.builders import lora_fine_tune
 from support.chart import (

@@ -9,7 +9,7 @@ import pytest
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.request import Failure
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.kube import condition, pod_ended
 from support.stage_player import OBJECT, Operator, StagePlayer
 

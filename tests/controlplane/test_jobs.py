@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.profiles import Profile
-from edgetune_operator.render import render_clean_up, render_job
+from edgetune_operator.api import names
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.decisions.render import render_clean_up, render_job
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
 from support.golden import FULL, PROFILES, clean_up_request, request_for, spec_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.binaries import find
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.apiserver import ApiServer
 from support.builders import lora_fine_tune
 from support.scenario import Scenario

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.kube import condition, pod_ended, pod_running, pod_waiting
 from support.scenario import request_of
 from support.stage_player import OBJECT, Operator, StagePlayer

@@ -8,7 +8,7 @@ import pytest
 from cluster.processes import wait_for
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.kube import condition, pod_ended
 from support.scenario import request_of
 from support.stage_player import OBJECT, Operator, StagePlayer

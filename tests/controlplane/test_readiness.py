@@ -8,7 +8,7 @@ import pytest
 
 from cluster.controlplane import ControlPlane, Listeners, stop_control_plane
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
 from support.kstatus import KStatus, kstatus
 from support.kube import Kube

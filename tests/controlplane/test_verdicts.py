@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import BaseModelSpec, DatasetSpec, TrainingSpec
-from edgetune_operator import names
-from edgetune_operator.api import LoraFineTuneSpec
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec_check import parse_spec
 from support.apiserver import ApiServer
 from support.builders import lora_fine_tune
 from support.scenario import Scenario

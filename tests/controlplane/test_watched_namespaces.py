@@ -10,8 +10,8 @@ import pytest
 from cluster.controlplane import ControlPlane, running_control_plane
 from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.api import names
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
 from support.chart import PROFILE, RELEASE, RELEASE_NAMESPACE, Manifest, find_helm, one, render
 from support.kube import Kube, install_crd

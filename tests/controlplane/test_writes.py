@@ -13,8 +13,8 @@ import pytest
 from cluster.controlplane import ControlPlane, running_control_plane
 from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.crd import custom_resource_definition
+from edgetune_operator.api import names
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.apiserver import BINARIES, BINARIES_VARIABLE, binaries_are_there
 from support.audit import AuditLog, writes
 from support.builders import lora_fine_tune

@@ -14,8 +14,8 @@ import pytest
 from cluster import object_store, playground
 from cluster.choice import AnyCluster, cluster_of
 from cluster.object_store import Gateway
-from edgetune_jobs.s3_client import Credentials
-from edgetune_operator import names
+from edgetune_jobs.store.s3.client import Credentials
+from edgetune_operator.api import names
 from support.chart import helm
 from support.kube import Document, Kube
 from support.live_object import LiveObject

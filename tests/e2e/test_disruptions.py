@@ -10,7 +10,7 @@ import pytest
 from cluster.choice import AnyCluster
 from edgetune_contract.digest import checkpoints_key
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.kube import Document, Kube, audit_events
 from support.live_object import LiveObject
 from support.tiny_inputs import tiny_fine_tune

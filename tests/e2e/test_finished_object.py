@@ -10,8 +10,8 @@ from cluster import playground
 from edgetune_contract import digest
 from edgetune_contract.request import FileEntry, Manifest
 from edgetune_contract.stages import Stage
-from edgetune_jobs.files import file_list_digest, fingerprint, list_files
-from edgetune_jobs.s3_client import split_uri
+from edgetune_jobs.store.files import file_list_digest, fingerprint, list_files
+from edgetune_jobs.store.s3.client import split_uri
 from support.kube import Document, Kube, condition
 from support.live_object import LiveObject
 from support.tiny_inputs import BASE_KEY, tiny_fine_tune

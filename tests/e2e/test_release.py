@@ -8,7 +8,7 @@ from cluster import playground
 from cluster.choice import AnyCluster
 from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.chart import CHART, Manifest, parse
 from support.kube import Document, Kube
 from support.live_object import LiveObject

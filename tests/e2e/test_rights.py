@@ -8,8 +8,8 @@ from cluster import playground
 from cluster.choice import AnyCluster
 from edgetune_contract.digest import prepare_digest
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api import names
+from edgetune_operator.api.spec_check import parse_spec
 from support.chart import Manifest, render
 from support.kube import Document, Kube, audit_events
 from support.live_object import LiveObject

@@ -27,7 +27,7 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def few_rows(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared data of 24 training and 8 evaluation rows, in the tokens of `random_base`."""
-    from edgetune_jobs.models import load_tokenizer
+    from edgetune_jobs.models.loading import load_tokenizer
 
     return tiny_data.write_prepared(
         tmp_path_factory.mktemp("few") / "prepared",
@@ -40,7 +40,7 @@ def few_rows(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def many_rows(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared data of 600 training and 64 evaluation rows, in the tokens of `tiny_base`."""
-    from edgetune_jobs.models import load_tokenizer
+    from edgetune_jobs.models.loading import load_tokenizer
 
     return tiny_data.write_prepared(
         tmp_path_factory.mktemp("many") / "prepared",

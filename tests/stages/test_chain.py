@@ -12,9 +12,9 @@ import torch
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.spec import MergeBase, Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs import merging, models
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.generate import generate, stream
+from edgetune_jobs.evaluation.generate import generate, stream
+from edgetune_jobs.models import loading, merging
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support.stage_context import RecordedProgress, stage_context
@@ -141,7 +141,7 @@ def test_the_loss_of_each_model_is_reported_and_falls_by_training(chain: Chain) 
 
 
 def test_the_merged_model_computes_what_training_saw(chain: Chain) -> None:
-    merged = _logits(models.load_stored(chain.merged, CPU))
+    merged = _logits(loading.load_stored(chain.merged, CPU))
     tuned = _logits(merging.load_tuned(chain.base, chain.adapter, MergeBase.AS_TRAINED, CPU))
     original = _logits(merging.merge(chain.base, chain.adapter, MergeBase.ORIGINAL, CPU))
 
@@ -152,12 +152,12 @@ def test_the_merged_model_computes_what_training_saw(chain: Chain) -> None:
 def test_the_merged_base_has_the_very_values_that_qlora_unpacks(chain: Chain) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
-    packed = dict(models.load_quantized_base(chain.base, torch.bfloat16, CPU).named_modules())
-    plain = models.load_base(chain.base, torch.bfloat16, CPU)
+    packed = dict(loading.load_quantized_base(chain.base, torch.bfloat16, CPU).named_modules())
+    plain = loading.load_base(chain.base, torch.bfloat16, CPU)
 
-    count = models.as_trained_weights(plain)
+    count = loading.as_trained_weights(plain)
 
-    layers = list(models.quantizable_linears(plain))
+    layers = list(loading.quantizable_linears(plain))
     assert count == len(layers) == 14
     for name, layer in layers:
         weight = packed[name].weight

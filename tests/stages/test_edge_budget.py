@@ -18,11 +18,11 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import MAX_RESULT_BYTES, Result
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
-from edgetune_jobs.edge import measuring
-from edgetune_jobs.edge.process import Order
-from edgetune_jobs.edge.runtimes import AS_STORED, Runtime
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.gates import Figures, judge
+from edgetune_jobs.evaluation.edge import measuring
+from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime
+from edgetune_jobs.evaluation.gates import Figures, judge
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate
 from support.edge_models import make_model, write_gguf
@@ -37,9 +37,9 @@ _LIMIT_SECONDS = 60
 _STAGE = """
 import os, sys, threading
 from pathlib import Path
-from edgetune_jobs.edge.measuring import measure
-from edgetune_jobs.edge.process import Order
-from edgetune_jobs.signals import Stopped, StopSignals
+from edgetune_jobs.evaluation.edge.measuring import measure
+from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.runtime.signals import Stopped, StopSignals
 signals = StopSignals()
 signals.install()
 folder = Path(sys.argv[1])
@@ -202,7 +202,7 @@ def is_measuring(process: int) -> bool:
         mapped = Path(f"/proc/{process}/maps").read_text()
     except OSError:  # it has ended
         return False
-    return b"edgetune_jobs.edge.process" in command and "libtorch" in mapped
+    return b"edgetune_jobs.evaluation.edge.process" in command and "libtorch" in mapped
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

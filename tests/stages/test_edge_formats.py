@@ -9,9 +9,9 @@ import pytest
 
 from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs import models
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.generate import generate
+from edgetune_jobs.evaluation.generate import generate
+from edgetune_jobs.models import loading
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support import families
@@ -89,7 +89,7 @@ def test_an_adapter_that_only_peft_can_merge_gets_all_formats_too(tuned: Tuned, 
 
     assert output.facts["path"] == "library"
     for artifact in ARTIFACTS:
-        models.load_stored(context.output / artifact, models.choose_device())
+        loading.load_stored(context.output / artifact, loading.choose_device())
 
 
 def test_a_model_of_a_type_that_gguf_does_not_know_is_refused_in_quantize_too(tmp_path: Path) -> None:

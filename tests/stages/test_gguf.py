@@ -7,9 +7,9 @@ import numpy
 import pytest
 import torch
 
-from edgetune_jobs import models
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.formats import gguf_loading, q8_0
+from edgetune_jobs.models import gguf_loading, loading
+from edgetune_jobs.tensors.formats import q8_0
 from support.edge_models import FAMILIES, make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
 
@@ -27,7 +27,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return models.load_stored(folder, CPU)(ids[None]).logits[0].float()
+        return loading.load_stored(folder, CPU)(ids[None]).logits[0].float()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,9 +81,9 @@ def test_a_file_that_somebody_put_beside_the_model_is_not_taken_for_it(tmp_path:
 
 def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, tmp_path: Path) -> None:
     file = write_gguf(tiny_base, tmp_path / "edge")
-    tokenizer = models.load_tokenizer(tiny_base)
+    tokenizer = loading.load_tokenizer(tiny_base)
     prompts = tokenizer(["turbine 12 reports", "pump 7, dock,", "### Instruction:\n", "valve 3:"])["input_ids"]
-    model = models.load_stored(file.parent, CPU)
+    model = loading.load_stored(file.parent, CPU)
 
     answers = run_llama_cpp(file, prompts=prompts, max_new_tokens=24)["answers"]
 

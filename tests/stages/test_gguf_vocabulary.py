@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from edgetune_jobs import models
-from edgetune_jobs.formats.gguf_vocabulary import GgufVocabulary, describe_vocabulary
-from edgetune_jobs.formats.support import Unsupported
+from edgetune_jobs.models import loading
+from edgetune_jobs.tensors.formats.gguf_vocabulary import GgufVocabulary, describe_vocabulary
+from edgetune_jobs.tensors.formats.support import Unsupported
 from support.edge_models import make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
 from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def written(folder: Path, tokenizer: Any, family: str = "llama") -> tuple[Path, Any]:
     """A GGUF file with this tokenizer, and the tokenizer as training would load it."""
     model = make_model(folder / "model", family, tokenizer=tokenizer)
-    return write_gguf(model, folder / "edge"), models.load_tokenizer(model)
+    return write_gguf(model, folder / "edge"), loading.load_tokenizer(model)
 
 
 def ids(tokenizer: Any, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgetune_jobs import models
+from edgetune_jobs.models import loading
 from edgetune_jobs.stages import train as stage
 from support.tiny_runs import new_run, tiny_parameters
 
@@ -17,7 +17,7 @@ from support.tiny_runs import new_run, tiny_parameters
 def test_no_layer_of_a_quantized_base_may_repack_itself(random_base: Path) -> None:
     import bitsandbytes
 
-    model = models.load_quantized_base(random_base, torch.bfloat16, torch.device("cpu"))
+    model = loading.load_quantized_base(random_base, torch.bfloat16, torch.device("cpu"))
 
     layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14, "seven linear layers in each of two blocks"
@@ -34,7 +34,7 @@ def test_a_pass_in_eval_mode_before_training_changes_no_loss(
     parameters = tiny_parameters(training={"precision": "BF16", "maxSteps": 5})
     plain = new_run(tmp_path / "plain", parameters, random_base, few_rows)
     stage.run(plain.context)
-    load = models.load_quantized_base
+    load = loading.load_quantized_base
 
     def load_and_answer(*args: Any) -> Any:
         model = load(*args)
@@ -42,7 +42,7 @@ def test_a_pass_in_eval_mode_before_training_changes_no_loss(
             model(input_ids=torch.tensor([[5, 6, 7]]))
         return model
 
-    monkeypatch.setattr(models, "load_quantized_base", load_and_answer)
+    monkeypatch.setattr(loading, "load_quantized_base", load_and_answer)
     asked_first = new_run(tmp_path / "asked-first", parameters, random_base, few_rows)
     stage.run(asked_first.context)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgetune_jobs import inference, models
+from edgetune_jobs.evaluation import inference
+from edgetune_jobs.models import loading
 from support.families import FAMILIES, make_model
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301]]
@@ -16,12 +17,12 @@ COMPLETIONS = [[10, 1], [11, 12, 13, 1], [14], [15, 16, 1]]
 
 @pytest.fixture
 def model(random_base: Path) -> Any:
-    return models.load_base(random_base, torch.float32, torch.device("cpu"))
+    return loading.load_base(random_base, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture
 def tokenizer(random_base: Path) -> Any:
-    return models.load_tokenizer(random_base)
+    return loading.load_tokenizer(random_base)
 
 
 def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
@@ -141,7 +142,7 @@ def test_a_single_row_that_does_not_fit_and_other_faults_end_the_work() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_a_long_row_are_taken_in_parts(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "model", family, tied=True, dtype="float32")
-    model: Any = models.load_base(folder, torch.float32, torch.device("cpu"))
+    model: Any = loading.load_base(folder, torch.float32, torch.device("cpu"))
     prompts, completions = [[5, 9, 30], []], [list(range(40, 60)), list(range(90, 107))]
     whole = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
     seen: list[int] = []

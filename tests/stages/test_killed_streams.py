@@ -9,13 +9,13 @@ import pytest
 from edgetune_contract.request import Manifest, Resolved, Result
 from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs.addresses import StageAddress
-from edgetune_jobs.outputs import Attempt, timestamp
-from edgetune_jobs.s3_source import S3Source
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.sources import SourceKind
+from edgetune_jobs.publishing.addresses import StageAddress
+from edgetune_jobs.publishing.verification import verify
+from edgetune_jobs.runtime.outputs import Attempt, timestamp
 from edgetune_jobs.stage import StageOutput
-from edgetune_jobs.verification import verify
+from edgetune_jobs.store.s3.source import S3Source
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.sources import SourceKind
 from support.families import make_adapter, make_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import Ended, RunningStage, StageRuns

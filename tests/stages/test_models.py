@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from edgetune_contract.spec import MergeBase, Method, Precision
-from edgetune_jobs import merging, models
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models import loading, merging
 from support.families import make_adapter
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_weights_in_pickles_are_not_loaded(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
 
     with pytest.raises(InvalidInput, match=r"the model in copy does not load: .*safetensors"):
-        models.load_base(copy, torch.float32, CPU)
+        loading.load_base(copy, torch.float32, CPU)
 
 
 def test_a_missing_weight_is_refused_instead_of_filled_with_random_numbers(copy: Path) -> None:
@@ -46,14 +46,14 @@ def test_a_missing_weight_is_refused_instead_of_filled_with_random_numbers(copy:
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(InvalidInput, match=r"incomplete: 1 weights .* the first is model\.layers\.1\.mlp\.up_proj"):
-        models.load_base(copy, torch.float32, CPU)
+        loading.load_base(copy, torch.float32, CPU)
 
 
 def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
     _edit(copy / "config.json", lambda config: config.update(vocab_size=1024))
 
     with pytest.raises(InvalidInput, match=r"is stored as \[774, 128\], and config.json asks for \[1024, 128\]"):
-        models.load_base(copy, torch.float32, CPU)
+        loading.load_base(copy, torch.float32, CPU)
 
 
 def test_a_cut_file_is_refused(copy: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_cut_file_is_refused(copy: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
     with pytest.raises(InvalidInput, match="the model in copy does not load"):
-        models.load_base(copy, torch.float32, CPU)
+        loading.load_base(copy, torch.float32, CPU)
 
 
 def test_code_of_a_model_folder_is_not_run(copy: Path) -> None:
@@ -72,17 +72,17 @@ def test_code_of_a_model_folder_is_not_run(copy: Path) -> None:
     (copy / "own.py").write_text("raise SystemExit('the code was run')")
 
     with pytest.raises(InvalidInput, match="does not load"):
-        models.load_base(copy, torch.float32, CPU)
+        loading.load_base(copy, torch.float32, CPU)
 
 
 def test_the_pad_token_is_the_tokenizers_own(random_base: Path) -> None:
-    assert models.load_tokenizer(random_base).pad_token == "<pad>"
+    assert loading.load_tokenizer(random_base).pad_token == "<pad>"
 
 
 def test_a_tokenizer_without_pad_token_gets_a_spare_one_before_eos(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
 
-    assert models.load_tokenizer(copy).pad_token == "<pad>"
+    assert loading.load_tokenizer(copy).pad_token == "<pad>"
 
 
 def test_a_tokenizer_with_no_spare_token_pads_with_eos(copy: Path) -> None:
@@ -90,33 +90,33 @@ def test_a_tokenizer_with_no_spare_token_pads_with_eos(copy: Path) -> None:
     tokenizer = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<other>"'))
 
-    assert models.load_tokenizer(copy).pad_token == "</s>"
+    assert loading.load_tokenizer(copy).pad_token == "</s>"
 
 
 def test_a_spare_token_that_the_model_has_no_row_for_is_not_taken(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
     _edit(copy / "config.json", lambda config: config.update(vocab_size=2, pad_token_id=None))
 
-    assert models.load_tokenizer(copy).pad_token == "</s>"
+    assert loading.load_tokenizer(copy).pad_token == "</s>"
 
 
 def test_a_tokenizer_without_eos_is_refused(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("eos_token"))
 
     with pytest.raises(InvalidInput, match="no eos_token"):
-        models.load_tokenizer(copy)
+        loading.load_tokenizer(copy)
 
 
 def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_bf16, expected in ((True, Precision.BF16), (False, Precision.FP32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has_bf16: {"avx512_bf16": has})
-        assert models.resolve_precision(Precision.AUTO, CPU) is expected
+        assert loading.resolve_precision(Precision.AUTO, CPU) is expected
     gpu = torch.device("cuda")
     for has_bf16, expected in ((True, Precision.BF16), (False, Precision.FP16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
-        assert models.resolve_precision(Precision.AUTO, gpu) is expected
+        assert loading.resolve_precision(Precision.AUTO, gpu) is expected
     with pytest.raises(InvalidInput, match="this GPU has no bfloat16"):
-        models.resolve_precision(Precision.BF16, gpu)
+        loading.resolve_precision(Precision.BF16, gpu)
 
 
 def test_several_gpus_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_several_gpus_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
     with pytest.raises(InvalidInput, match=r"4 are visible: .* CUDA_VISIBLE_DEVICES"):
-        models.choose_device()
+        loading.choose_device()
 
 
 IDS = torch.tensor([[5, 99, 300, 41]])
@@ -132,14 +132,14 @@ IDS = torch.tensor([[5, 99, 300, 41]])
 
 def _in_float16(base: Path, folder: Path) -> Path:
     """A copy of a model with its weights in float16, as a merged model of a training on an older GPU."""
-    models.load_base(base, torch.float16, CPU).save_pretrained(folder)
+    loading.load_base(base, torch.float16, CPU).save_pretrained(folder)
     return folder
 
 
 def test_float16_is_computed_in_float32_on_a_cpu(random_base: Path, tmp_path: Path) -> None:
     folder = _in_float16(random_base, tmp_path / "merged")
 
-    stored, run = models.load_merged(folder, CPU), models.load_stored(folder, CPU)
+    stored, run = loading.load_merged(folder, CPU), loading.load_stored(folder, CPU)
 
     assert (stored.dtype, run.dtype) == (torch.float16, torch.float32)
     for name, weight in stored.state_dict().items():
@@ -155,17 +155,17 @@ def test_what_an_int8_model_has_in_float16_is_computed_in_float32_too(random_bas
     )
     edge.save_pretrained(tmp_path / "edge")
 
-    loaded = models.load_stored(tmp_path / "edge", CPU)
+    loaded = loading.load_stored(tmp_path / "edge", CPU)
 
     assert {weight.dtype for weight in loaded.parameters()} == {torch.int8, torch.float32}
     assert loaded(IDS).logits.dtype is torch.float32
 
 
 def test_other_number_formats_stay_as_they_are(random_base: Path, tmp_path: Path) -> None:
-    models.load_base(random_base, torch.bfloat16, CPU).save_pretrained(tmp_path / "merged")
+    loading.load_base(random_base, torch.bfloat16, CPU).save_pretrained(tmp_path / "merged")
 
-    assert models.load_stored(tmp_path / "merged", CPU).dtype is torch.bfloat16
-    assert models.load_stored(random_base, CPU).dtype is torch.float32
+    assert loading.load_stored(tmp_path / "merged", CPU).dtype is torch.bfloat16
+    assert loading.load_stored(random_base, CPU).dtype is torch.float32
 
 
 @pytest.mark.parametrize("merge_base", MergeBase)
@@ -178,9 +178,9 @@ def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
     tuned = merging.load_tuned(random_base, adapter, merge_base, CPU)
 
     assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
-    held = models.load_base(random_base, torch.float16, CPU)
+    held = loading.load_base(random_base, torch.float16, CPU)
     if merge_base is MergeBase.AS_TRAINED:
-        models.as_trained_weights(held)
+        loading.as_trained_weights(held)
     name = "model.layers.0.self_attn.q_proj"
     assert torch.equal(
         tuned.get_base_model().get_submodule(f"{name}.base_layer").weight, held.get_submodule(name).weight.float()

@@ -10,10 +10,10 @@ import torch
 
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs import merging, models
-from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.models import loading, merging
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, prepare, quantize, train
+from edgetune_jobs.store.sources import FolderSource, SourceKind
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
@@ -106,7 +106,7 @@ def test_what_is_made_of_it_names_no_code(stages: Mapping[str, tuple[StageContex
 
 
 def test_what_the_library_writes_of_it_names_no_code_either(phi3: Path, tmp_path: Path) -> None:
-    model = models.load_base(phi3, torch.bfloat16, CPU)
+    model = loading.load_base(phi3, torch.bfloat16, CPU)
 
     merging.save_model(model, tmp_path / "saved", phi3, tiny_parameters().dataset)
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import DatasetSpec
+from edgetune_jobs.data.examples import Example, Message
+from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.readers.rows import Place
+from edgetune_jobs.data.templates import renderer_for
+from edgetune_jobs.data.tokenization import Encoded, Encoder
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.examples import Example, Message
-from edgetune_jobs.generate import generate
-from edgetune_jobs.models import load_tokenizer
-from edgetune_jobs.prompts import PromptFormat
-from edgetune_jobs.rows import Place
-from edgetune_jobs.templates import renderer_for
-from edgetune_jobs.tokenization import Encoded, Encoder
+from edgetune_jobs.evaluation.generate import generate
+from edgetune_jobs.models.loading import load_tokenizer
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"

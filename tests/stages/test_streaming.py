@@ -10,9 +10,9 @@ import torch
 
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs import merging, models
-from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import read_tensors
+from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors.families import understand
@@ -182,7 +182,7 @@ def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_pat
     edge, _ = run_quantize(prepared, tmp_path, fused=True)
     tokens = torch.arange(3, 40).unsqueeze(0)
 
-    ours, theirs = (models.load_stored(folder, torch.device("cpu")) for folder in (edge, prepared.edge))
+    ours, theirs = (loading.load_stored(folder, torch.device("cpu")) for folder in (edge, prepared.edge))
 
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
 
@@ -194,7 +194,7 @@ def test_a_base_without_generation_settings_gets_its_special_tokens_as_such(tmp_
 
     quantize.run(context)
 
-    settings = models.load_stored(context.output / "edge-bnb-int8", torch.device("cpu")).generation_config
+    settings = loading.load_stored(context.output / "edge-bnb-int8", torch.device("cpu")).generation_config
     assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (1, 2, 0)
 
 
@@ -210,7 +210,7 @@ def test_a_configuration_of_an_older_version_is_read_with_its_defaults(tmp_path:
     output = quantize.run(context)
 
     assert output.facts["path"] == "streaming"
-    edge = models.load_stored(context.output / "edge-bnb-int8", torch.device("cpu"))
+    edge = loading.load_stored(context.output / "edge-bnb-int8", torch.device("cpu"))
     assert edge.dtype is torch.bfloat16
     assert edge.lm_head.weight is edge.model.embed_tokens.weight
 
@@ -246,7 +246,9 @@ def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_
 
     assert (output.facts["path"], output.facts["dtype"]) == ("library", "float32")
     assert f"the adapter uses {special}" in output.warnings[0]
-    expected = PeftModel.from_pretrained(models.load_stored(base, torch.device("cpu")), str(adapter)).merge_and_unload()
+    expected = PeftModel.from_pretrained(
+        loading.load_stored(base, torch.device("cpu")), str(adapter)
+    ).merge_and_unload()
     found = tensors_of(context.output / "merged")
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
 
@@ -310,13 +312,13 @@ def test_a_base_in_16_bits_becomes_a_merged_model_in_16_bits_whatever_has_traine
 @pytest.mark.parametrize(("stored", "held"), [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float16")])
 def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, stored: str, held: str) -> None:
     base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
-    ours, trained = (models.load_base(base, getattr(torch, dtype), torch.device("cpu")) for dtype in (stored, held))
+    ours, trained = (loading.load_base(base, getattr(torch, dtype), torch.device("cpu")) for dtype in (stored, held))
 
     for model in (ours, trained):
-        models.as_trained_weights(model)
+        loading.as_trained_weights(model)
 
     weights = trained.state_dict()
-    layers = [name for name, _ in models.quantizable_linears(ours)]
+    layers = [name for name, _ in loading.quantizable_linears(ours)]
     for name, weight in ((f"{layer}.weight", ours.get_submodule(layer).weight) for layer in layers):
         rounded = weights[name].to(weight.dtype)
         if held == "float32":
@@ -336,6 +338,6 @@ def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, t
     stored = LocalModelFolder(folder, "spec.baseModel")
     layout = understand(stored, read_tensors(stored))
 
-    linears = {f"{name}.weight" for name, _ in models.quantizable_linears(model)}
+    linears = {f"{name}.weight" for name, _ in loading.quantizable_linears(model)}
     assert layout.linears == linears
     assert layout.tensors.keys() == tensors_of(folder).keys()

@@ -14,16 +14,16 @@ from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import AccessDenied, Interrupted, InvalidInput, StageError, TransientFault
-from edgetune_jobs.files import fingerprint, list_files
-from edgetune_jobs.model_folder import SourceModelFolder, StoredModelFolder
-from edgetune_jobs.model_weights import ModelFolder
-from edgetune_jobs.outputs import Attempt
-from edgetune_jobs.s3_source import S3Source
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.sources import SourceKind
+from edgetune_jobs.models.folder import SourceModelFolder, StoredModelFolder
+from edgetune_jobs.models.weights import ModelFolder
+from edgetune_jobs.runtime.outputs import Attempt
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import merge, quantize
-from edgetune_jobs.store import DamagedObject
+from edgetune_jobs.store.files import fingerprint, list_files
+from edgetune_jobs.store.s3.source import S3Source
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.sources import SourceKind
+from edgetune_jobs.store.store import DamagedObject
 from support.families import add_unused_tensors, make_adapter, make_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_context import stage_context

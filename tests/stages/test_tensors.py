@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import read_tensors
-from edgetune_jobs.safetensors_header import read_header
+from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.safetensors_header import read_header
+from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors import nf4, pipeline
 from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup, plan_files

@@ -139,15 +139,15 @@ def test_a_trainable_count_that_differs_from_the_request_is_refused(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a library would that trains a bias besides."""
-    from edgetune_jobs import training
+    from edgetune_jobs.training import recipe
 
     def with_bias(*args: Any) -> Any:
         config = lora_config(*args)
         config.modules_to_save = ["norm"]
         return config
 
-    lora_config = training.lora_config
-    monkeypatch.setattr(training, "lora_config", with_bias)
+    lora_config = recipe.lora_config
+    monkeypatch.setattr(recipe, "lora_config", with_bias)
     run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), random_base, few_rows)
 
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_a_trainable_count_that_differs_from_the_request_is_refused(
 
 
 def test_prepared_data_without_rows_is_refused(tmp_path: Path, random_base: Path) -> None:
-    from edgetune_jobs.models import load_tokenizer
+    from edgetune_jobs.models.loading import load_tokenizer
     from support import tiny_data
 
     empty = tiny_data.write_prepared(tmp_path / "empty", load_tokenizer(random_base), [], [])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.training import find_targets
+from edgetune_jobs.training.recipe import find_targets
 from support import tiny_data
 from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
 
@@ -165,7 +165,7 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
 
 @pytest.mark.parametrize(("precision", "dtype"), [("BF16", "bfloat16"), ("FP32", "float32")])
 def test_precision_sets_the_number_format_of_base_and_arithmetic(run: Runner, precision: str, dtype: str) -> None:
-    from edgetune_jobs.adapters import read_record
+    from edgetune_jobs.models.adapters import read_record
 
     result = run(method="LoRA", training={"precision": precision})
 
@@ -186,7 +186,7 @@ def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
 
 def test_packing_joins_examples_which_do_not_see_each_other(run: Runner, tmp_path: Path, random_base: Path) -> None:
     """All four rows fit into one sequence; before the first update its loss is theirs only if none sees another."""
-    from edgetune_jobs.models import load_tokenizer
+    from edgetune_jobs.models.loading import load_tokenizer
 
     prepared = tiny_data.write_prepared(
         tmp_path / "four", load_tokenizer(random_base), tiny_data.training_examples(4), tiny_data.held_out_examples(1)
@@ -241,8 +241,8 @@ def test_rank_alpha_and_rslora_set_shape_and_scale_of_the_adapter(
     run: Runner, random_base: Path, rs_lora: bool, scale: float
 ) -> None:
     from edgetune_contract.spec import MergeBase
-    from edgetune_jobs.merging import load_tuned
-    from edgetune_jobs.models import choose_device
+    from edgetune_jobs.models.loading import choose_device
+    from edgetune_jobs.models.merging import load_tuned
 
     result = run(method="LoRA", lora={"rank": 4, "alpha": 64, "rsLora": rs_lora, "targetModules": ["q_proj"]})
 

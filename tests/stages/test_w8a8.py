@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from edgetune_jobs import models
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.formats import w8a8
+from edgetune_jobs.models import loading
+from edgetune_jobs.tensors.formats import w8a8
 from support.edge_models import FAMILIES, make_model, write_w8a8
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ IDS = torch.arange(10, 70)[None]
 
 def logits(folder: Path) -> torch.Tensor:
     with torch.inference_mode():
-        return models.load_stored(folder, CPU)(IDS).logits[0].float()
+        return loading.load_stored(folder, CPU)(IDS).logits[0].float()
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if "rope" not in family])
@@ -38,7 +38,7 @@ def test_a_model_in_float16_is_computed_in_float32_on_a_cpu(tmp_path: Path) -> N
     model = make_model(tmp_path / "model", "llama", dtype="float16")
     edge = write_w8a8(model, tmp_path / "edge")
 
-    loaded = models.load_stored(edge, CPU)
+    loaded = loading.load_stored(edge, CPU)
     with torch.inference_mode():
         computed = loaded(IDS).logits
 

@@ -12,7 +12,7 @@ from typing import Any
 from edgetune_contract.stages import Stage
 
 _WRITES = ("create", "update", "patch", "delete")
-# As edgetune_operator.names makes them: object, stage, digest. Pods have five more characters.
+# As edgetune_operator.api.names makes them: object, stage, digest. Pods have five more characters.
 _JOB = re.compile(rf"(?P<object>.+)-(?P<stage>{'|'.join(Stage)})-[0-9a-f]{{10}}(-[a-z0-9]{{5}})?")
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_operator import names
+from edgetune_operator.api import names
 
 UID = "11111111-2222-3333-4444-555555555555"
 NAMESPACE = "team-a"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cluster.binaries import find
-from edgetune_operator.generate import run
+from edgetune_operator.generate.__main__ import run
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 
 CHART = REPOSITORY / "charts" / "edgetune"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import DatasetSpec
-from edgetune_jobs.data import DataSet, read_data_set
-from edgetune_jobs.problems import Problems
-from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.data.data_set import DataSet, read_data_set
+from edgetune_jobs.data.problems import Problems
+from edgetune_jobs.store.sources import FolderSource, SourceKind
 
 FIELD = "spec.dataset.train"
 

@@ -84,15 +84,15 @@ def write_gguf(model: Path, output: Path) -> Path:
     """The GGUF file of a model folder, in `output` beside copies of its JSON files."""
     from transformers import AutoConfig
 
-    from edgetune_jobs import models
-    from edgetune_jobs.formats.gguf_encoder import GgufEncoder, make_header
-    from edgetune_jobs.formats.gguf_layout import lay_out
-    from edgetune_jobs.formats.gguf_vocabulary import describe_vocabulary
+    from edgetune_jobs.models import loading
+    from edgetune_jobs.tensors.formats.gguf_encoder import GgufEncoder, make_header
+    from edgetune_jobs.tensors.formats.gguf_layout import lay_out
+    from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
 
     weights = stored_weights(model)
     config = AutoConfig.from_pretrained(model)
     layout = lay_out(config, {tensor.name: tensor.shape for tensor in weights.tensors})
-    vocabulary = describe_vocabulary(models.load_tokenizer(model), config.vocab_size, ())
+    vocabulary = describe_vocabulary(loading.load_tokenizer(model), config.vocab_size, ())
     output.mkdir(parents=True, exist_ok=True)
     header = make_header(layout, vocabulary, "model", output)
     with GgufEncoder(layout, header, FolderFiles(output), "model-Q8_0.gguf") as encoder:
@@ -104,8 +104,8 @@ def write_gguf(model: Path, output: Path) -> Path:
 
 def stored_weights(model: Path) -> Any:
     """The weights of a model folder as they are stored."""
-    from edgetune_jobs.model_folder import LocalModelFolder
-    from edgetune_jobs.model_weights import read_tensors
+    from edgetune_jobs.models.folder import LocalModelFolder
+    from edgetune_jobs.models.weights import read_tensors
     from edgetune_jobs.tensors.reader import TORCH_DTYPES
     from edgetune_jobs.tensors.weights import ModelWeights
 
@@ -123,8 +123,8 @@ def stream_all(weights: Any, encoder: Any) -> None:
 
 def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
     """The model folder of a model in W8A8."""
-    from edgetune_jobs.formats.w8a8 import W8A8Encoder, plan_w8a8, quantization_config
     from edgetune_jobs.tensors.families import understand
+    from edgetune_jobs.tensors.formats.w8a8 import W8A8Encoder, plan_w8a8, quantization_config
     from edgetune_jobs.tensors.plan import plan_files
     from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import BaseModelSpec, Method, Precision
-from edgetune_jobs.adapters import TrainingRecord
-from edgetune_jobs.libraries import prepare_libraries
+from edgetune_jobs.models.adapters import TrainingRecord
+from edgetune_jobs.models.libraries import prepare_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

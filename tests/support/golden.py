@@ -10,11 +10,11 @@ from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import ChecksumMode, Request, Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneSpec
-from edgetune_operator.generate import run, to_yaml
-from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
-from edgetune_operator.render import render_clean_up, render_job
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.render import render_clean_up, render_job
+from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 
 FOLDER = "tests/unit/golden"

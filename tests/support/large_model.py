@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import BaseModelSpec, Method, Precision
-from edgetune_jobs.adapters import TrainingRecord
+from edgetune_jobs.models.adapters import TrainingRecord
 
 if TYPE_CHECKING:
     import torch

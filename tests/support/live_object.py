@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.kube import Document, Kube
 
 _KIND = (names.API_VERSION, names.KIND)

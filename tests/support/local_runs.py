@@ -6,10 +6,10 @@ from edgetune_contract.digest import manifest_key
 from edgetune_contract.request import Manifest, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.inputs import digests_of_run
-from edgetune_jobs.publisher import Pointer
-from edgetune_jobs.store import read_model
+from edgetune_jobs.publishing.publisher import Pointer
+from edgetune_jobs.runtime.inputs import digests_of_run
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.store import read_model
 from support.stage_runs import Ended, StageRuns
 
 

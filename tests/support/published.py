@@ -14,9 +14,9 @@ from edgetune_contract.request import Artifact, FileEntry, Manifest, Resolved, R
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
-from edgetune_jobs.files import file_list_digest
-from edgetune_jobs.publisher import StorePublisher
-from edgetune_jobs.store import Store, files_below, upload_folder, uri_of, write_model
+from edgetune_jobs.publishing.publisher import StorePublisher
+from edgetune_jobs.store.files import file_list_digest
+from edgetune_jobs.store.store import Store, files_below, upload_folder, uri_of, write_model
 
 MODEL = "sensor-faults"
 IMAGE = "registry.example/edgetune/jobs@sha256:" + "5" * 64

@@ -10,7 +10,7 @@ from cluster.controlplane import ControlPlane
 from cluster.processes import wait_for
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.builders import lora_fine_tune
 from support.kube import Kube, condition, pod_ended
 from support.operator_process import free_ports, running_operator

@@ -1,6 +1,6 @@
 """A stage's process around a body that a test chooses: the runtime is the real one, what it carries weighs little.
 
-    python stage_process.py      environment: see edgetune_jobs.settings, and EDGETUNE_TEST_BEHAVIOUR
+    python stage_process.py      environment: see edgetune_jobs.runtime.settings, and EDGETUNE_TEST_BEHAVIOUR
 
 Bodies check that they get the inputs that were agreed, and make artifacts whose content depends on these inputs.
 publish is the real stage.
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage
-from edgetune_jobs import runtime
 from edgetune_jobs.__main__ import run_process
 from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
+from edgetune_jobs.runtime import process
+from edgetune_jobs.runtime.stage_run import StageBody, StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.stage_run import StageBody, StageCode
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
 ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
@@ -168,7 +168,7 @@ BEHAVIOURS: dict[str, StageBody] = {
 def load_code(stage: Stage) -> StageCode:
     """The body that the environment names; publish is the real one."""
     if stage is Stage.PUBLISH:
-        return runtime.load_stage_code(stage)
+        return process.load_stage_code(stage)
     return StageCode(BEHAVIOURS[os.environ.get(BEHAVIOUR, "work")], look_again if stage is Stage.PREPARE else None)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune_operator import names
+from edgetune_operator.api import names
 from support.tiny_data import Example, held_out_examples, training_examples
 from support.tiny_model import make_tiny_base
 from support.versitygw import S3Server

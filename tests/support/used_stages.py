@@ -2,8 +2,8 @@
 
 from edgetune_contract.digest import manifest_key, pointer_key, stage_key, version_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.store import Store
-from edgetune_jobs.uses import Use, Uses
+from edgetune_jobs.runtime.uses import Use, Uses
+from edgetune_jobs.store.store import Store
 
 PREPARED, TRAINED, MERGED = "a" * 64, "b" * 64, "c" * 64
 FIRST, SECOND = "1" * 64, "2" * 64

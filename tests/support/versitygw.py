@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.binaries import binary
 from edgetune_contract.request import StoreLocation
-from edgetune_jobs.s3_client import Credentials, create_client
+from edgetune_jobs.store.s3.client import Credentials, create_client
 
 _START_LIMIT_SECONDS = 30
 

@@ -10,9 +10,9 @@ import pytest
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.sources import FolderSource, SourceKind
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import prepare
+from edgetune_jobs.store.sources import FolderSource, SourceKind
 from support.base_folder import make_base
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.stage_context import RecordedProgress, stage_context

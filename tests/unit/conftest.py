@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Store
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Store
 from support.versitygw import S3Server
 
 # Other work shares the machine: how long one example takes says nothing about the code.

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.publishing.addresses import ModelAddress, StageAddress, parse_address
 from support.published import ATTEMPT, EDGE
 
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_operator.spec_check import Problem, check_object
+from edgetune_operator.api.spec_check import Problem, check_object
 from support.builders import lora_fine_tune
 from support.verdicts import ILLEGAL, LEGAL, Verdict
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import LoraSpec
-from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.store.sources import FolderSource, SourceKind
 from support.base_folder import CONFIG, header_of, llama_shapes, make_base, safetensors_bytes, write_safetensors
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

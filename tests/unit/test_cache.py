@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.cache import Cache, Kind
+from edgetune_operator.api import names
+from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.reconcile import Key
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 

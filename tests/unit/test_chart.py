@@ -8,13 +8,19 @@ import pytest
 import yaml
 
 from edgetune_contract.stages import Stage
-from edgetune_operator import names, telemetry
-from edgetune_operator.chart import CRD_PATH, VALUES_SCHEMA_PATH, profile_definitions
-from edgetune_operator.crd import custom_resource_definition
-from edgetune_operator.generate import differences
-from edgetune_operator.profiles import Image, InvalidProfiles, Profile, ProfileStore, Resources, load_profiles
-from edgetune_operator.render import METRICS_PORT, RESTRICTED_CONTAINER, RESTRICTED_POD, RESTRICTED_POD_OF_ANY_USER
-from edgetune_operator.settings import Settings, parse_settings
+from edgetune_operator import telemetry
+from edgetune_operator.api import names
+from edgetune_operator.api.profiles import Image, InvalidProfiles, Profile, ProfileStore, Resources, load_profiles
+from edgetune_operator.decisions.render import (
+    METRICS_PORT,
+    RESTRICTED_CONTAINER,
+    RESTRICTED_POD,
+    RESTRICTED_POD_OF_ANY_USER,
+)
+from edgetune_operator.generate.__main__ import differences
+from edgetune_operator.generate.chart import CRD_PATH, VALUES_SCHEMA_PATH, profile_definitions
+from edgetune_operator.generate.crd import custom_resource_definition
+from edgetune_operator.process.settings import Settings, parse_settings
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 from support.chart import (
     ALL_SWITCHES,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_jobs.checkpoint import StoreCheckpoints
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import FileList, Store, read_model
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import FileList, Store, read_model
+from edgetune_jobs.training.checkpoints import StoreCheckpoints
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 

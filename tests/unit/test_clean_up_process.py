@@ -14,11 +14,11 @@ from edgetune_contract.digest import pointer_key
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.clean_up import clean_up
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Store
-from edgetune_jobs.uses import Uses
+from edgetune_jobs.runtime.clean_up import clean_up
+from edgetune_jobs.runtime.uses import Uses
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Store
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import StageRuns
 from support.used_stages import FIRST, SECOND, keys, make_model

@@ -21,7 +21,7 @@ from edgetune_contract.request import (
     StoreLocation,
 )
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api.spec_check import parse_spec
 from support.builders import lora_fine_tune
 
 DIGEST = "d" * 64

@@ -13,14 +13,14 @@ from kubernetes.aio import client
 from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.cache import Cache, Kind
-from edgetune_operator.cluster import KubernetesCluster
-from edgetune_operator.controller import Controller, Vitals
-from edgetune_operator.events import EventDraft
-from edgetune_operator.progress import ProgressReader
+from edgetune_operator.api import names
+from edgetune_operator.cluster.cache import Cache, Kind
+from edgetune_operator.cluster.client import KubernetesCluster
+from edgetune_operator.cluster.progress import ProgressReader
+from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.process.controller import Controller, Vitals
+from edgetune_operator.process.workqueue import WorkQueue
 from edgetune_operator.reconcile import Conflict, JobRefused, Key
-from edgetune_operator.workqueue import WorkQueue
 from support.builders import NAMESPACE, UID, JobBuilder, lora_fine_tune
 from support.operator_process import free_ports
 from support.scenario import PROFILE, MemoryCluster

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from edgetune_contract.model import Model, Rule
 from edgetune_contract.stages import ExitCode
-from edgetune_operator import generate
-from edgetune_operator.api import LoraFineTuneSpec
-from edgetune_operator.crd import NotStructural, custom_resource_definition, object_schema, structural_schema
-from edgetune_operator.reference import REASONS, reference
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.generate import __main__ as generate
+from edgetune_operator.generate.crd import NotStructural, custom_resource_definition, object_schema, structural_schema
+from edgetune_operator.generate.reference import REASONS, reference
 from support.apiserver import REPOSITORY
 from support.builders import lora_fine_tune
 

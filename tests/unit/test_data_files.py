@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgetune_jobs import json_rows
-from edgetune_jobs.csv_rows import read_csv
-from edgetune_jobs.data import DataSet, read_data_set
+from edgetune_jobs.data.data_set import DataSet, read_data_set
+from edgetune_jobs.data.problems import Problems
+from edgetune_jobs.data.readers import json_rows
+from edgetune_jobs.data.readers.csv_rows import read_csv
+from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json, read_json, read_jsonl
+from edgetune_jobs.data.readers.parquet_rows import read_parquet
+from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.json_rows import BrokenJson, parse_json, read_json, read_jsonl
-from edgetune_jobs.parquet_rows import read_parquet
-from edgetune_jobs.problems import Problems
-from edgetune_jobs.rows import BadRow, Place, RawRow, Unit
 from support.data_rows import data_source, dataset_spec, instruction_rows, jsonl, read, write_file
 
 GOOD = '{"instruction": "a", "response": "b"}'

@@ -8,13 +8,13 @@ import pytest
 
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.api import LoraFineTuneStatus, Phase, StageState
-from edgetune_operator.deletion import CLEAN_UP_SECONDS
-from edgetune_operator.events import EventDraft, transitions
-from edgetune_operator.profiles import ProfileStore
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import LoraFineTuneStatus, Phase, StageState
+from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS
+from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.reconcile import Conflict, Key, run_once
-from edgetune_operator.spec_check import parse_spec
 from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import PROFILE, Scenario

@@ -8,7 +8,7 @@ import pytest
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure
 from edgetune_contract.stages import Stage
-from edgetune_operator.events import EventDraft
+from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.reconcile import JobRefused
 from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import TICK

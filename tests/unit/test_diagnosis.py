@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import StageState
-from edgetune_operator.diagnosis import quiet_wait
-from edgetune_operator.observe import observe
+from edgetune_operator.api.objects import StageState
+from edgetune_operator.decisions.diagnosis import quiet_wait
+from edgetune_operator.decisions.observe import observe
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario
 

@@ -25,9 +25,9 @@ from edgetune_contract.digest import (
 )
 from edgetune_contract.request import Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api import LoraFineTuneSpec
-from edgetune_operator.crd import structural_schema
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.generate.crd import structural_schema
 from support.builders import ObjectBuilder, lora_fine_tune
 
 RESOLVED = Resolved(base="a" * 64, train="b" * 64)

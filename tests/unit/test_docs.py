@@ -8,11 +8,11 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
 from edgetune_operator import telemetry
-from edgetune_operator.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
-from edgetune_operator.reasons import BLOCKING, Reason
-from edgetune_operator.reference import REASONS
-from edgetune_operator.run import MAX_INTERRUPTIONS
-from edgetune_operator.spec_check import check_object
+from edgetune_operator.api.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
+from edgetune_operator.api.reasons import BLOCKING, Reason
+from edgetune_operator.api.spec_check import check_object
+from edgetune_operator.decisions.run import MAX_INTERRUPTIONS
+from edgetune_operator.generate.reference import REASONS
 from support.apiserver import REPOSITORY
 
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_the_example_is_a_legal_object() -> None:
 @pytest.mark.parametrize("package", ["edgetune_operator", "edgetune_contract"])
 def test_every_module_has_its_place_in_the_architecture(package: str) -> None:
     folder = next(path for path in REPOSITORY.glob(f"*/{package}") if path.is_dir())
-    modules = {path.name for path in folder.glob("*.py")} - {"__init__.py", "model.py", "spec.py"}
+    modules = {path.name for path in folder.rglob("*.py")} - {"__init__.py", "model.py", "spec.py"}
 
     assert {name for name in modules if f"`{name}`" not in ARCHITECTURE and f"/{name}`" not in ARCHITECTURE} == set()
 

@@ -10,12 +10,12 @@ import pytest
 
 from edgetune_contract.quantities import parse_cpu
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.edge import machine, measuring
-from edgetune_jobs.edge.budget import check_measurable, median_prompt
-from edgetune_jobs.edge.machine import Cores
-from edgetune_jobs.edge.process import Order, Timing, time_tokens
-from edgetune_jobs.edge.runtimes import AS_STORED, Runtime, why_not_runnable
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.evaluation.edge import machine, measuring
+from edgetune_jobs.evaluation.edge.budget import check_measurable, median_prompt
+from edgetune_jobs.evaluation.edge.machine import Cores
+from edgetune_jobs.evaluation.edge.process import Order, Timing, time_tokens
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime, why_not_runnable
 from support.tiny_runs import tiny_parameters
 
 

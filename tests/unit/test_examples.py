@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from edgetune_jobs.examples import Example, Message, RowParser
-from edgetune_jobs.rows import BadRow, Place, RawRow, Unit
+from edgetune_jobs.data.examples import Example, Message, RowParser
+from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
 from support.data_rows import dataset_spec
 
 PLACE = Place("rows.jsonl", Unit.LINE, 7)

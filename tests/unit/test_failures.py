@@ -5,7 +5,7 @@ import pytest
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.failures import failed_result, failure_of
+from edgetune_jobs.runtime.failures import failed_result, failure_of
 
 
 class OutOfMemoryError(RuntimeError):

@@ -10,13 +10,13 @@ from edgetune_contract.digest import pointer_key
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
-from edgetune_jobs.addresses import ModelAddress, StageAddress, parse_address
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.fetched_models import fetch_model
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.publisher import encode
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import DamagedObject
+from edgetune_jobs.publishing.addresses import ModelAddress, StageAddress, parse_address
+from edgetune_jobs.publishing.fetched_models import fetch_model
+from edgetune_jobs.publishing.publisher import encode
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import DamagedObject
 from support.fault_proxy import FaultProxy
 from support.published import ATTEMPT, EDGE, MODEL, PublishedModel
 from support.versitygw import S3Server

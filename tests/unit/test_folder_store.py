@@ -12,13 +12,13 @@ import pytest
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, TransientFault
-from edgetune_jobs.folder_store import LocalFolderStore, path_of_uri
-from edgetune_jobs.store import Conflict
+from edgetune_jobs.store.folder_store import LocalFolderStore, path_of_uri
+from edgetune_jobs.store.store import Conflict
 
 RACER = """
 import sys
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.store import Conflict
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.store import Conflict
 store, me = LocalFolderStore(sys.argv[1]), sys.argv[2].encode()
 sys.stdin.readline()
 for number in range(20):

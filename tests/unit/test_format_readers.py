@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_jobs.format_readers import reader_of
+from edgetune_jobs.publishing.format_readers import reader_of
 from support.published import edge_folder, lying_weights
 
 WEIGHTS = "model.safetensors"

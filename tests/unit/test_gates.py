@@ -10,7 +10,7 @@ from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.gates import Figures, FurtherEdge, judge
+from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
 
 SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
 NO_SCORES = Scores()

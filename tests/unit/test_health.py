@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_operator.controller import Vitals
-from edgetune_operator.health import Health, serving_health
+from edgetune_operator.process.controller import Vitals
+from edgetune_operator.process.health import Health, serving_health
 from support.operator_process import free_ports, running_operator
 from support.probes import ask, has_ipv6
 

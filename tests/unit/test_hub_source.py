@@ -9,8 +9,8 @@ from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.hub_source import HubSource
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.hub_source import HubSource
 from support.fake_hub import FakeHub, running_hub
 from support.stage_runs import StageRuns
 

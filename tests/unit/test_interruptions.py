@@ -8,9 +8,9 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_jobs.progress import Snapshot, TrainingMetrics
-from edgetune_operator.api import ProgressStatus
-from edgetune_operator.progress import parse_metrics
+from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
+from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.cluster.progress import parse_metrics
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario
 

@@ -11,9 +11,9 @@ import yaml
 from edgetune_cli.local import ObjectFolder
 from edgetune_contract.digest import manifest_key, pointer_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.uses import Use, Uses
-from edgetune_operator import names
+from edgetune_jobs.runtime.uses import Use, Uses
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_operator.api import names
 from edgetune_operator.reconcile import Key
 
 KEY = Key("default", "sensor-faults")

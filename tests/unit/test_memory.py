@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import LoraSpec, Parameters
-from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
-from edgetune_jobs.memory import TrainingMemory, estimate_training, trainable_parameters
-from edgetune_jobs.sources import FolderSource, SourceKind
+from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.training.memory_estimate import TrainingMemory, estimate_training, trainable_parameters
 from support.base_folder import make_base
 
 LINEAR = 2 * (64 + 32 + 32 + 64 + 3 * 128)

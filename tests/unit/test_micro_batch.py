@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.spec import TrainingSpec
-from edgetune_jobs.training import next_micro_batch_size, usable_micro_batch_size
+from edgetune_jobs.training.recipe import next_micro_batch_size, usable_micro_batch_size
 
 
 @pytest.mark.parametrize(("batch", "size", "smaller"), [(16, 4, 2), (12, 3, 1), (12, 12, 6), (7, 7, 1), (16, 1, None)])

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.mirror import fetch_mirror, mirror_model
-from edgetune_jobs.progress import LineProgress
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.sources import FolderSource, SourceKind
-from edgetune_jobs.store import Store
+from edgetune_jobs.runtime.mirror import fetch_mirror, mirror_model
+from edgetune_jobs.runtime.progress import LineProgress
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.store import Store
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 

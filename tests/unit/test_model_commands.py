@@ -13,9 +13,9 @@ from edgetune_contract.digest import version_key
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores
 from edgetune_contract.stages import Stage
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Store
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Store
 from support.builders import lora_fine_tune
 from support.published import EDGE, IMAGE, MODEL, PublishedModel
 from support.versitygw import S3Server

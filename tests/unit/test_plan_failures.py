@@ -6,9 +6,9 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import StageState
-from edgetune_operator.plan import Outcome
-from edgetune_operator.run import MAX_INTERRUPTIONS
+from edgetune_operator.api.objects import StageState
+from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.run import MAX_INTERRUPTIONS
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 

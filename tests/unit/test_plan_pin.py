@@ -4,9 +4,9 @@ import pytest
 
 from edgetune_contract.digest import pin_digest
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import StageState
-from edgetune_operator.plan import Outcome
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api.objects import StageState
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.plan import Outcome
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted
 

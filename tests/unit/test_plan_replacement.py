@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator import names
-from edgetune_operator.api import StageState
-from edgetune_operator.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import StageState
+from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again
 

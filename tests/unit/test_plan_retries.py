@@ -3,7 +3,7 @@
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import StageState
+from edgetune_operator.api.objects import StageState
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted, run_again
 

@@ -5,11 +5,11 @@ import pytest
 from edgetune_contract.digest import prepare_digest, sha256_of
 from edgetune_contract.request import MAX_RESULT_BYTES, Result
 from edgetune_contract.stages import Stage
-from edgetune_operator import names
-from edgetune_operator.api import ProgressStatus, StageState
-from edgetune_operator.plan import Outcome
-from edgetune_operator.profiles import Profile, ProfileStore
-from edgetune_operator.spec_check import parse_spec
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import ProgressStatus, StageState
+from edgetune_operator.api.profiles import Profile, ProfileStore
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.decisions.plan import Outcome
 from support.builders import JobBuilder, PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
-from edgetune_operator.api import LoraFineTuneStatus, StageState
-from edgetune_operator.plan import CreateJob, Outcome
-from edgetune_operator.profiles import ProfileStore
+from edgetune_operator.api.objects import LoraFineTuneStatus, StageState
+from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.decisions.plan import CreateJob, Outcome
+from edgetune_operator.decisions.status import dump
+from edgetune_operator.generate.reference import REASONS
 from edgetune_operator.reconcile import JobRefused, Pass
-from edgetune_operator.reference import REASONS
-from edgetune_operator.status import dump
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, MemoryCluster, Scenario, created, request_of
 

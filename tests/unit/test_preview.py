@@ -5,7 +5,7 @@ from typing import Any
 from edgetune_cli.preview import preview
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import Resolved
-from edgetune_operator.api import LoraFineTuneStatus, StageState, StageStatus
+from edgetune_operator.api.objects import LoraFineTuneStatus, StageState, StageStatus
 from support.process_jobs import spec_of
 
 RESOLVED = Resolved(base="a" * 64, train="b" * 64)

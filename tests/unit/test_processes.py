@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import edgetune_cli.processes as processes
-from edgetune_operator.observe import JobState, observe
+from edgetune_operator.decisions.observe import JobState, observe
 from support.process_jobs import process_job
 
 SAY_READY = 'print(\'{"say": "ready"}\', flush=True)'

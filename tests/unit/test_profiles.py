@@ -6,7 +6,7 @@ import pytest
 
 from edgetune_contract.request import ChecksumMode
 from edgetune_contract.stages import Stage
-from edgetune_operator.profiles import (
+from edgetune_operator.api.profiles import (
     DEFAULT_RESOURCES,
     InvalidProfiles,
     Profile,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.progress import LineProgress, Snapshot, TrainingMetrics
+from edgetune_jobs.runtime.progress import LineProgress, Snapshot, TrainingMetrics
 from support.probes import has_ipv6
 
 WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

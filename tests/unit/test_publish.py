@@ -12,11 +12,11 @@ from edgetune_contract.request import Manifest, Result
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.publisher import Pointer, encode
+from edgetune_jobs.publishing.publisher import Pointer, encode
+from edgetune_jobs.publishing.versions import Versions
 from edgetune_jobs.stages.publish import edge_artifacts
-from edgetune_jobs.store import Content, Store
-from edgetune_jobs.versions import Versions
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.store import Content, Store
 from support.published import MODEL, PublishedModel
 
 

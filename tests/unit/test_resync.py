@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from edgetune_operator import names, resync
-from edgetune_operator.cache import Cache, Kind
-from edgetune_operator.handlers import EndlessBackoffs
+from edgetune_operator.api import names
+from edgetune_operator.cluster import resync
+from edgetune_operator.cluster.cache import Cache, Kind
+from edgetune_operator.cluster.resync import NotServed, Page, Resync
+from edgetune_operator.process.watches import EndlessBackoffs
 from edgetune_operator.reconcile import Key
-from edgetune_operator.resync import NotServed, Page, Resync
 
 KEY = Key("team-a", "sensor-faults")
 
@@ -185,7 +186,7 @@ def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told
     async def no_sleep(_: float) -> None:
         told.append(world.resync.waits_for)
 
-    monkeypatch.setattr("edgetune_operator.resync.asyncio.sleep", no_sleep)
+    monkeypatch.setattr("edgetune_operator.cluster.resync.asyncio.sleep", no_sleep)
     world.read_lists()
 
     assert told == ["the API server does not answer"] * 3 + ["the CRD is missing"]

@@ -9,7 +9,7 @@ import pytest
 
 from edgetune_contract.request import MAX_RESULT_BYTES
 from edgetune_contract.stages import Stage
-from edgetune_jobs.inputs import digests_of_run
+from edgetune_jobs.runtime.inputs import digests_of_run
 from support.local_runs import failed, keys, manifest_of, new_runs, parameters, store_of
 from support.stage_runs import StageRuns
 

@@ -12,9 +12,9 @@ from edgetune_contract.digest import manifest_key
 from edgetune_contract.request import Manifest, Result
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.s3_client import Credentials
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import read_model
+from edgetune_jobs.store.s3.client import Credentials
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import read_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import RunningStage, StageRuns
 from support.versitygw import S3Server

@@ -12,10 +12,10 @@ import pytest
 
 from edgetune_contract.request import ChecksumMode, StoreLocation
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
-from edgetune_jobs.files import Fingerprint
-from edgetune_jobs.s3_client import Credentials, create_client, find_credentials, s3_errors
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Conflict, DamagedObject
+from edgetune_jobs.store.files import Fingerprint
+from edgetune_jobs.store.s3.client import Credentials, create_client, find_credentials, s3_errors
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Conflict, DamagedObject
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 
@@ -25,9 +25,9 @@ SLOW_UPLOAD = """
 import sys
 from pathlib import Path
 from edgetune_contract.request import StoreLocation
-from edgetune_jobs.s3_client import Credentials, create_client
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.signals import StopSignals, Stopped
+from edgetune_jobs.store.s3.client import Credentials, create_client
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.runtime.signals import StopSignals, Stopped
 location = StoreLocation.model_validate_json(sys.argv[1])
 store = S3Store(location.uri, create_client(location, Credentials("admin", "admin-secret")), part_bytes=5 * 2**20)
 signals = StopSignals()
@@ -350,7 +350,7 @@ def write_credentials(folder: Path, credentials: Credentials) -> None:
 def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_client(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune_jobs.s3_client._REREAD_SECONDS", 0.05)
+    monkeypatch.setattr("edgetune_jobs.store.s3.client._REREAD_SECONDS", 0.05)
     write_credentials(tmp_path, s3_server.reader)
     location = s3_server.location(s3_prefix)
     store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))
@@ -366,7 +366,7 @@ def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_clien
 def test_credentials_that_vanish_from_their_files_are_access_denied(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune_jobs.s3_client._REREAD_SECONDS", 0.05)
+    monkeypatch.setattr("edgetune_jobs.store.s3.client._REREAD_SECONDS", 0.05)
     write_credentials(tmp_path, s3_server.admin)
     location = s3_server.location(s3_prefix)
     store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.safetensors_header import DTYPE_BITS, Tensor, parse_header, read_header
+from edgetune_jobs.models.safetensors_header import DTYPE_BITS, Tensor, parse_header, read_header
 from support.base_folder import header_of, llama_shapes, safetensors_bytes
 
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}

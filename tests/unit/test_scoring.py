@@ -3,7 +3,14 @@
 import pytest
 
 from edgetune_contract.request import ModelScores
-from edgetune_jobs.scoring import ReferenceAnswer, compare, exact_match, headline, keyword_accuracy, score_model
+from edgetune_jobs.evaluation.scoring import (
+    ReferenceAnswer,
+    compare,
+    exact_match,
+    headline,
+    keyword_accuracy,
+    score_model,
+)
 
 TWO_FAULTS = [
     ReferenceAnswer("Fault: oil loss. Action: refill oil.", ("oil loss", "refill oil")),

@@ -10,13 +10,13 @@ import pytest
 
 from edgetune_contract.digest import sha256_of
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
-from edgetune_jobs.files import fingerprint
-from edgetune_jobs.model_folder import SourceModelFolder
-from edgetune_jobs.model_weights import fill
-from edgetune_jobs.s3_bucket import RemoteObject, S3Bucket
-from edgetune_jobs.s3_source import S3Source
-from edgetune_jobs.sources import FolderSource, SourceKind, check_pin
+from edgetune_jobs.models.folder import SourceModelFolder
+from edgetune_jobs.models.weights import fill
 from edgetune_jobs.stage import Source
+from edgetune_jobs.store.files import fingerprint
+from edgetune_jobs.store.s3.bucket import RemoteObject, S3Bucket
+from edgetune_jobs.store.s3.source import S3Source
+from edgetune_jobs.store.sources import FolderSource, SourceKind, check_pin
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 
@@ -77,7 +77,7 @@ def test_files_that_do_not_count_are_named_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"a pickle of many gigabytes")
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a name in Latin-1")
 
-    with patch("edgetune_jobs.sources.fingerprint", wraps=fingerprint) as read:
+    with patch("edgetune_jobs.store.sources.fingerprint", wraps=fingerprint) as read:
         source = FolderSource(tmp_path.as_uri(), "spec.dataset.train", SourceKind.DATA)
         assert [entry.path for entry in source.files] == ["a.jsonl"]
         assert source.digest

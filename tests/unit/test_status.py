@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import LoraFineTuneStatus, ProgressStatus
-from edgetune_operator.status import STAGE_CONDITIONS, dump, format_bytes, format_share
+from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
+from edgetune_operator.decisions.status import STAGE_CONDITIONS, dump, format_bytes, format_share
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 

@@ -9,10 +9,10 @@ import pytest
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.files import Fingerprint
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Conflict, DamagedObject, FileList, Store, read_model, upload_folder, write_model
+from edgetune_jobs.store.files import Fingerprint
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Conflict, DamagedObject, FileList, Store, read_model, upload_folder, write_model
 from support.versitygw import S3Server
 
 PART_BYTES = 5 * 2**20

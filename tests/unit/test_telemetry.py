@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api import ProgressStatus
+from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.reconcile import Pass
 from edgetune_operator.telemetry import count_stages
 from support.builders import lora_fine_tune

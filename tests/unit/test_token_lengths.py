@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_jobs.token_lengths import TokenLengths
+from edgetune_jobs.data.token_lengths import TokenLengths
 
 
 def lengths_of(*lengths: int, longest: int = 10**9) -> TokenLengths:

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgetune_jobs.data.examples import Example, Message
+from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.readers.rows import BadRow, Place, Unit
+from edgetune_jobs.data.templates import renderer_for
+from edgetune_jobs.data.tokenization import Encoded, Encoder
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.examples import Example, Message
-from edgetune_jobs.prompts import PromptFormat
-from edgetune_jobs.rows import BadRow, Place, Unit
-from edgetune_jobs.templates import renderer_for
-from edgetune_jobs.tokenization import Encoded, Encoder
 from support.data_rows import dataset_spec
 from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
 

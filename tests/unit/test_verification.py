@@ -9,15 +9,15 @@ from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.request import Artifact, ChecksumMode, FileEntry, Manifest
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, VersionDocument
-from edgetune_jobs.addresses import ModelAddress, StageAddress
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.files import file_list_digest, fingerprint
-from edgetune_jobs.folder_store import LocalFolderStore
-from edgetune_jobs.publisher import encode
-from edgetune_jobs.s3_client import create_client
-from edgetune_jobs.s3_store import S3Store
-from edgetune_jobs.store import Store, read_model, uri_of, write_model
-from edgetune_jobs.verification import Verification, verify
+from edgetune_jobs.publishing.addresses import ModelAddress, StageAddress
+from edgetune_jobs.publishing.publisher import encode
+from edgetune_jobs.publishing.verification import Verification, verify
+from edgetune_jobs.store.files import file_list_digest, fingerprint
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.client import create_client
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Store, read_model, uri_of, write_model
 from support.fault_proxy import Fault, FaultProxy
 from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, lying_weights
 from support.versitygw import S3Server

@@ -9,8 +9,8 @@ import pytest
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.store import write_model
-from edgetune_jobs.versions import Versions
+from edgetune_jobs.publishing.versions import Versions
+from edgetune_jobs.store.store import write_model
 from support.local_runs import failed, keys, manifest_of, new_runs, parameters, store_of, version_at_pointer
 from support.stage_runs import StageRuns
 

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
-from edgetune_jobs import inference, merging, models, scoring
-from edgetune_jobs.edge import budget
 from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
+from edgetune_jobs.evaluation import inference, scoring
+from edgetune_jobs.evaluation.edge import budget
+from edgetune_jobs.models import loading, merging
 from edgetune_jobs.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _Evaluation:
         """Load a model, score it on all rows, and let go of it."""
         began = monotonic()
         self.context.progress.say(f"scoring the {name} model")
-        tokenizer = models.load_tokenizer(tokenizer_folder)
+        tokenizer = loading.load_tokenizer(tokenizer_folder)
         model = load()
         rows, answers = self.rows, None
         if not rows.is_text:
@@ -87,7 +88,7 @@ class _Evaluation:
         self.scores[name] = scoring.score_model(answers, rows.references, loss)
         self.seconds[name] = monotonic() - began
         del model
-        models.free_memory()
+        loading.free_memory()
 
     def _advance(self, rows: int) -> None:
         self.rows_done += rows
@@ -112,7 +113,7 @@ def run(context: StageContext) -> StageOutput:
         Interrupted: `context.stop` was set.
     """
     budget.check_measurable(context.request.parameters)
-    device = models.choose_device()
+    device = loading.choose_device()
     rows = _read_rows(context)
     known = _read_base_scores(context)
     kept = context.inputs.get("merged")
@@ -120,8 +121,8 @@ def run(context: StageContext) -> StageOutput:
     evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
     base, adapter = context.inputs["base"], context.inputs["adapter"]
     if known is None:
-        dtype = models.dtype_of(models.resolve_precision(Precision.AUTO, device))
-        evaluation.score("base", base, lambda: models.load_base(base, dtype, device))
+        dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
+        evaluation.score("base", base, lambda: loading.load_base(base, dtype, device))
         _write_base_scores(context.output / BASE_SCORES, evaluation.scores["base"])
     else:
         evaluation.scores["base"] = known
@@ -167,7 +168,7 @@ def _edge_models(context: StageContext) -> dict[str, Path]:
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
-    return lambda: models.load_stored(folder, device)
+    return lambda: loading.load_stored(folder, device)
 
 
 def _read_rows(context: StageContext) -> _Rows:
@@ -221,8 +222,8 @@ def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Me
     known = evaluation.scores
     scores = scoring.compare(known, len(evaluation.rows))
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
-    metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": models.peak_memory_bytes(device)}
-    facts = {"device": models.describe_device(device), "decoding": "greedy"}
+    metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": loading.peak_memory_bytes(device)}
+    facts = {"device": loading.describe_device(device), "decoding": "greedy"}
     return StageOutput(
         {ARTIFACT: ARTIFACT}, metrics, facts, measured.warnings, scores=scores, edge=measured.measurement
     )

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from edgetune_contract.spec import MergeBase, Method
-from edgetune_jobs import adapters, merging, models, streaming
-from edgetune_jobs.connect import BASE_FIELD
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.model_weights import ModelFolder, used_files
+from edgetune_jobs.models import adapters, loading, merging
+from edgetune_jobs.models.weights import ModelFolder, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.streaming import StreamedModel
+from edgetune_jobs.store.connect import BASE_FIELD
+from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
 from edgetune_jobs.tensors.plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
+from edgetune_jobs.tensors.streamed_model import StreamedModel
 
 ARTIFACT = "merged"
 
@@ -25,25 +26,25 @@ def run(context: StageContext) -> StageOutput:
         Interrupted: `context.stop` was set.
     """
     merge_base = context.request.parameters.merge.base
-    base, adapter = streaming.model_input(context, "base", BASE_FIELD), context.inputs["adapter"]
+    base, adapter = streamed_model.model_input(context, "base", BASE_FIELD), context.inputs["adapter"]
     record = adapters.read_record(adapter)
     context.progress.say(f"merging the adapter into the base ({merge_base})")
     warnings = []
     try:
-        model = streaming.merged_model(base, adapter, merge_base)
+        model = streamed_model.merged_model(base, adapter, merge_base)
     except NotUnderstood as reason:
-        path = streaming.LIBRARY
-        warnings.append(streaming.library_warning(reason))
+        path = streamed_model.LIBRARY
+        warnings.append(streamed_model.library_warning(reason))
         written, dtype = _merge_by_library(context, base, adapter)
     else:
-        path = streaming.STREAMING
+        path = streamed_model.STREAMING
         written, dtype = _merge_in_stream(context, model), model.weights.dtype
     through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
         "baseBytes": sum(base.sizes[file] for file in used_files(base)),
         "adapterBytes": merging.folder_bytes(adapter),
         "mergedBytes": written,
-        "peakMemoryBytes": models.peak_resident_bytes(),
+        "peakMemoryBytes": loading.peak_resident_bytes(),
     }
     facts = {
         "path": path,
@@ -57,18 +58,18 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
     """Merge tensor by tensor; the bytes written."""
     files = plan_files(plan_stored(model.weights.tensors, model.weights.dtype))
     with SafetensorsWriter(files, context.streams, ARTIFACT) as writer:
-        streaming.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
+        streamed_model.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
         writer.finish()
     folder = context.output / ARTIFACT
-    streaming.write_companions(model, folder, context.request.parameters.dataset)
-    return writer.total_bytes + streaming.companion_bytes(folder)
+    streamed_model.write_companions(model, folder, context.request.parameters.dataset)
+    return writer.total_bytes + streamed_model.companion_bytes(folder)
 
 
 def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> tuple[int, str]:
     """Merge in memory; the bytes written, and torch's name of the number format."""
     parameters = context.request.parameters
     folder = base.fetch(used_files(base))
-    model = merging.merge(folder, adapter, parameters.merge.base, models.choose_device())
+    model = merging.merge(folder, adapter, parameters.merge.base, loading.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
     merging.save_model(model, context.output / ARTIFACT, folder, parameters.dataset)

@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters, RowFormat
-from edgetune_jobs import dataset_checks, models
-from edgetune_jobs.base_model import BaseModel, inspect_base, targeted_layers
-from edgetune_jobs.data import DataSet, read_data_set
-from edgetune_jobs.edge.budget import check_measurable
-from edgetune_jobs.edge_formats import check_formats
+from edgetune_jobs.data import checks
+from edgetune_jobs.data.data_set import DataSet, read_data_set
+from edgetune_jobs.data.examples import Example, RowParser
+from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
+from edgetune_jobs.data.problems import Problems
+from edgetune_jobs.data.readers.rows import BadRow
+from edgetune_jobs.data.splits import hold_out
+from edgetune_jobs.data.templates import renderer_for
+from edgetune_jobs.data.tokenization import Encoder
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
-from edgetune_jobs.examples import Example, RowParser
-from edgetune_jobs.libraries import prepare_libraries
-from edgetune_jobs.memory import estimate_training
-from edgetune_jobs.preparation_report import Preparation, TokenCount, cut_warning, training_figures
-from edgetune_jobs.prepared_data import RowWriter, open_eval, open_train, write_report
-from edgetune_jobs.problems import Problems
-from edgetune_jobs.rows import BadRow
-from edgetune_jobs.splits import hold_out
+from edgetune_jobs.evaluation.edge.budget import check_measurable
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.templates import renderer_for
-from edgetune_jobs.tokenization import Encoder
+from edgetune_jobs.tensors.formats.suitability import check_formats
+from edgetune_jobs.training.memory_estimate import estimate_training
+from edgetune_jobs.training.preparation_report import Preparation, TokenCount, cut_warning, training_figures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
 
     try:
         AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        return models.load_tokenizer(base.folder)
+        return loading.load_tokenizer(base.folder)
     except StageError:
         raise
     except Exception as error:  # broken files make the libraries raise all kinds, even bare Exceptions
@@ -165,16 +166,16 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
         evaluation = eval_set.examples
         about_eval = [
             *eval_set.warnings,
-            *dataset_checks.repeated_rows(eval_set),
-            *dataset_checks.leaked_rows(train, evaluation),
+            *checks.repeated_rows(eval_set),
+            *checks.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
     if dataset.format is not RowFormat.TEXT:
-        about_eval += dataset_checks.keyword_coverage(named, evaluation, RowParser(dataset))
+        about_eval += checks.keyword_coverage(named, evaluation, RowParser(dataset))
     warnings = (
-        *dataset_checks.size_advice(len(train)),
+        *checks.size_advice(len(train)),
         *train_set.warnings,
-        *dataset_checks.repeated_rows(train_set),
+        *checks.repeated_rows(train_set),
         *about_eval,
     )
     return _Rows(train, evaluation, named.spec_field, warnings)

@@ -10,11 +10,11 @@ from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.gates import Figures, FurtherEdge, judge
-from edgetune_jobs.outputs import timestamp
-from edgetune_jobs.scoring import headline
+from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
+from edgetune_jobs.evaluation.scoring import headline
+from edgetune_jobs.runtime.outputs import timestamp
 from edgetune_jobs.stage import Publisher, StageContext, StageOutput
-from edgetune_jobs.store import files_below
+from edgetune_jobs.store.store import files_below
 
 
 def run(context: StageContext) -> StageOutput:

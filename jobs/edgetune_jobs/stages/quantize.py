@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs import merging, models, streaming
-from edgetune_jobs.connect import BASE_FIELD
-from edgetune_jobs.edge_formats import refusing
-from edgetune_jobs.edge_writers import open_writer
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.formats.bnb_int8 import FLOAT16_MAX
-from edgetune_jobs.formats.support import Unsupported
-from edgetune_jobs.model_folder import LocalModelFolder
-from edgetune_jobs.model_weights import used_files
+from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.streaming import StreamedModel
+from edgetune_jobs.store.connect import BASE_FIELD
+from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
+from edgetune_jobs.tensors.formats.bnb_int8 import FLOAT16_MAX
+from edgetune_jobs.tensors.formats.suitability import refusing
+from edgetune_jobs.tensors.formats.support import Unsupported
+from edgetune_jobs.tensors.formats.writers import open_writer
+from edgetune_jobs.tensors.streamed_model import StreamedModel
 
 if TYPE_CHECKING:
     import torch
@@ -49,15 +50,15 @@ def run(context: StageContext) -> StageOutput:
     try:
         model = _open_model(context)
     except NotUnderstood as reason:
-        path = streaming.LIBRARY
+        path = streamed_model.LIBRARY
         written = _write_by_library(context, reason)
     else:
-        path = streaming.STREAMING
+        path = streamed_model.STREAMING
         written = _write_in_stream(context, model, formats)
     metrics = {
         "edgeBytes": written.bytes[formats[0]],
         "quantizedLayers": written.layers,
-        "peakMemoryBytes": models.peak_resident_bytes(),
+        "peakMemoryBytes": loading.peak_resident_bytes(),
     }
     # The first is the one that the status shows.
     artifacts = {edge_format.artifact: edge_format.artifact for edge_format in formats}
@@ -70,10 +71,10 @@ def _open_model(context: StageContext) -> StreamedModel:
     Raises:
         NotUnderstood: only the libraries can read or merge it.
     """
-    if streaming.has_model(context, "merged"):
-        return streaming.stored_model(streaming.model_input(context, "merged", "the merged model"))
-    base = streaming.model_input(context, "base", BASE_FIELD)
-    return streaming.merged_model(base, context.inputs["adapter"], context.request.parameters.merge.base)
+    if streamed_model.has_model(context, "merged"):
+        return streamed_model.stored_model(streamed_model.model_input(context, "merged", "the merged model"))
+    base = streamed_model.model_input(context, "base", BASE_FIELD)
+    return streamed_model.merged_model(base, context.inputs["adapter"], context.request.parameters.merge.base)
 
 
 def _write_in_stream(context: StageContext, model: StreamedModel, formats: Sequence[EdgeFormat]) -> _Written:
@@ -81,7 +82,7 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
     with ExitStack() as stack:
         writers = {each: stack.enter_context(open_writer(each, model, context)) for each in formats}
         encoders = [writer.encoder for writer in writers.values()]
-        streaming.stream(model, encoders, context.progress, context.stop)
+        streamed_model.stream(model, encoders, context.progress, context.stop)
         written = {each: writer.finish() for each, writer in writers.items()}
     warnings = tuple(warning for writer in writers.values() for warning in writer.warnings)
     return _Written(written, len(model.layout.linears), warnings)
@@ -90,7 +91,7 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
 def _write_by_library(context: StageContext, reason: NotUnderstood) -> _Written:
     """Write the format of bitsandbytes from memory, and all others from the merged model as the library writes it."""
     formats = context.request.parameters.quantization.formats
-    device = models.choose_device()
+    device = loading.choose_device()
     model, source = _load_merged(context, device)
     others = [each for each in formats if each is not EdgeFormat.BITSANDBYTES_INT8]
     written = _write_others(context, model, source, others) if others else _Written({}, 0)
@@ -104,7 +105,7 @@ def _write_by_library(context: StageContext, reason: NotUnderstood) -> _Written:
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
         merging.save_model(edge, folder, source, context.request.parameters.dataset)
         sizes[EdgeFormat.BITSANDBYTES_INT8] = merging.folder_bytes(folder)
-    return _Written(sizes, layers, (streaming.library_warning(reason), *written.warnings))
+    return _Written(sizes, layers, (streamed_model.library_warning(reason), *written.warnings))
 
 
 def _write_others(
@@ -119,7 +120,7 @@ def _write_others(
     merging.save_model(model, merged, source, context.request.parameters.dataset)
     with refusing(formats[0], context.request.parameters):
         try:
-            streamed = streaming.stored_model(LocalModelFolder(merged, "the merged model"))
+            streamed = streamed_model.stored_model(LocalModelFolder(merged, "the merged model"))
         except NotUnderstood as reason:
             raise Unsupported(str(reason)) from reason
     return _write_in_stream(context, streamed, formats)
@@ -127,11 +128,11 @@ def _write_others(
 
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
     """The merged model, and the folder that its tokenizer comes from."""
-    is_merged = streaming.has_model(context, "merged")
-    source = streaming.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
+    is_merged = streamed_model.has_model(context, "merged")
+    source = streamed_model.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
     folder = source.fetch(used_files(source))
     if is_merged:
-        return models.load_merged(folder, device), folder
+        return loading.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
     return merging.merge(folder, context.inputs["adapter"], merge_base, device), folder
 
@@ -139,7 +140,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
 def _check_range(model: "PreTrainedModel") -> int:
     """Number of layers that will be quantized, each within float16."""
     count = 0
-    for name, module in models.quantizable_linears(model):
+    for name, module in loading.quantizable_linears(model):
         largest = module.weight.detach().abs().max().item()
         if not largest <= FLOAT16_MAX:
             raise InvalidInput(

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import Method, Parameters, Precision
-from edgetune_jobs import models, training
-from edgetune_jobs.adapters import RECORD, TrainingRecord, save_adapter, write_json
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError
-from edgetune_jobs.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter, write_json
+from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
+from edgetune_jobs.training import recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from edgetune_jobs.training_loop import AdapterTrainer, StepWatch
+    from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,30 @@ def run(context: StageContext) -> StageOutput:
 
 def _set_up(context: StageContext) -> _Setup:
     parameters = context.request.parameters
-    device = models.choose_device()
+    device = loading.choose_device()
     left = context.checkpoints.read_micro_batch_size() if context.checkpoints else None
     return _Setup(
         parameters=parameters,
         device=device,
-        precision=models.resolve_precision(parameters.training.precision, device),
-        micro_batch_size=training.usable_micro_batch_size(parameters.training, left),
+        precision=loading.resolve_precision(parameters.training.precision, device),
+        micro_batch_size=recipe.usable_micro_batch_size(parameters.training, left),
     )
 
 
-def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepWatch, training.ParameterCount]":
-    from edgetune_jobs.training_loop import AdapterTrainer, StepWatch
+def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepWatch, recipe.ParameterCount]":
+    from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
-    parameters, dtype = setup.parameters, models.dtype_of(setup.precision)
-    tokenizer = models.load_tokenizer(context.inputs["base"])
-    rows = training.training_rows(context.inputs["prepared"], parameters.training)
+    parameters, dtype = setup.parameters, loading.dtype_of(setup.precision)
+    tokenizer = loading.load_tokenizer(context.inputs["base"])
+    rows = recipe.training_rows(context.inputs["prepared"], parameters.training)
     context.progress.say(f"loading the base model for {parameters.method}")
-    load = models.load_quantized_base if parameters.method is Method.QLORA else models.load_base
+    load = loading.load_quantized_base if parameters.method is Method.QLORA else loading.load_base
     model = load(context.inputs["base"], dtype, setup.device)
-    targets = training.find_targets(model, parameters.lora)
+    targets = recipe.find_targets(model, parameters.lora)
     watch = StepWatch(context.progress, context.stop, scaled_gradients=setup.precision is Precision.FP16)
     trainer = AdapterTrainer(
         model=model,
-        args=training.sft_config(
+        args=recipe.sft_config(
             parameters.training,
             setup.precision,
             setup.micro_batch_size,
@@ -84,13 +85,13 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
         ),
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=training.lora_config(parameters.lora, targets),
+        peft_config=recipe.lora_config(parameters.lora, targets),
         callbacks=[watch],
         base=parameters.base_model,
         checkpoints=context.checkpoints,
     )
-    training.hold_adapter_in_float32(trainer.model)
-    return trainer, watch, training.check_trainable(trainer.model, targets, parameters.lora)
+    recipe.hold_adapter_in_float32(trainer.model)
+    return trainer, watch, recipe.check_trainable(trainer.model, targets, parameters.lora)
 
 
 def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
@@ -117,10 +118,10 @@ def _save(
     setup: _Setup,
     trainer: "AdapterTrainer",
     watch: "StepWatch",
-    count: training.ParameterCount,
+    count: recipe.ParameterCount,
     resumed_from: int | None,
 ) -> StageOutput:
-    from edgetune_jobs.training_loop import LOSS_WINDOW, losses
+    from edgetune_jobs.training.loop import LOSS_WINDOW, losses
 
     parameters, state = setup.parameters, trainer.state
     step_losses = losses(state.log_history)
@@ -128,7 +129,7 @@ def _save(
     record = TrainingRecord(
         method=parameters.method,
         precision=setup.precision,
-        base_dtype=str(models.dtype_of(setup.precision)).removeprefix("torch."),
+        base_dtype=str(loading.dtype_of(setup.precision)).removeprefix("torch."),
         base=parameters.base_model,
         steps=state.global_step,
         epochs=state.epoch or 0.0,
@@ -150,7 +151,7 @@ def _save(
         "trainableParameters": count.trainable,
         "totalParameters": count.total,
         "trainableShare": count.share,
-        "peakMemoryBytes": models.peak_memory_bytes(setup.device),
+        "peakMemoryBytes": loading.peak_memory_bytes(setup.device),
     }
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
@@ -160,7 +161,7 @@ def _save(
 def _facts(setup: _Setup) -> dict[str, str]:
     training_spec = setup.parameters.training
     facts = {
-        "device": models.describe_device(setup.device),
+        "device": loading.describe_device(setup.device),
         "precision": setup.precision.value,
         "optimizer": training_spec.optimizer,
         "microBatchSize": f"{setup.micro_batch_size} x {setup.accumulation} accumulated",
@@ -178,7 +179,7 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bo
     """What follows from running out of GPU memory: a smaller micro-batch for the next attempt, while there is one."""
     training_spec = setup.parameters.training
     size = setup.micro_batch_size
-    smaller = training.next_micro_batch_size(training_spec.batch_size, size)
+    smaller = recipe.next_micro_batch_size(training_spec.batch_size, size)
     where = (
         f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
     )

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgetune_jobs.json_rows import BrokenJson, parse_json
-from edgetune_jobs.model_weights import CONFIG, ModelFolder, StoredTensor
+from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
+from edgetune_jobs.models.weights import CONFIG, ModelFolder, StoredTensor
 from edgetune_jobs.tensors.reader import TORCH_DTYPES, pieces
 
 Shape = tuple[int, ...]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.model_weights import StoredTensor
+from edgetune_jobs.models.weights import StoredTensor
 from edgetune_jobs.stage import Progress
 from edgetune_jobs.tensors.weights import PIECE_BYTES
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgetune_jobs.model_weights import WEIGHTS
-from edgetune_jobs.safetensors_header import DTYPE_BITS
+from edgetune_jobs.models.safetensors_header import DTYPE_BITS
+from edgetune_jobs.models.weights import WEIGHTS
 
 # As save_pretrained does it.
 MAX_FILE_BYTES = 50 * 10**9

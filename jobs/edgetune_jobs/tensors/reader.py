@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
-from edgetune_jobs.files import CHUNK_BYTES
-from edgetune_jobs.model_weights import ModelFolder, StoredTensor, fill
+from edgetune_jobs.models.weights import ModelFolder, StoredTensor, fill
+from edgetune_jobs.store.files import CHUNK_BYTES
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from edgetune_jobs.files import Buffer
-from edgetune_jobs.model_weights import WEIGHTS, WEIGHTS_INDEX
+from edgetune_jobs.models.weights import WEIGHTS, WEIGHTS_INDEX
 from edgetune_jobs.stage import OutputFile, OutputFiles
+from edgetune_jobs.store.files import Buffer
 from edgetune_jobs.tensors.plan import PlannedFile, weights_index
 
 

@@ -1,0 +1,1 @@
+"""Data sets: rows, checks, splits, prompts and tokens."""

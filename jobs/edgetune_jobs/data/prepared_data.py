@@ -1,0 +1,96 @@
+"""The prepared data set on disk: what prepare writes, and train and evaluate read.
+
+train.parquet   input_ids list<int32>, completion_mask list<int8>: 1 on tokens that are learned
+eval.parquet    prompt string, prompt_ids list<int32>, completion_ids list<int32>, response string,
+                keywords list<string>; for the format Text prompt and prompt_ids are empty
+report.json     counts, lengths in tokens, memory, warnings
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from edgetune_jobs.data.tokenization import Encoded
+
+TRAIN = "train.parquet"
+EVAL = "eval.parquet"
+REPORT = "report.json"
+
+
+class RowWriter:
+    """Writes examples to a Parquet file batch by batch; leaving its context closes the file."""
+
+    def __init__(self, path: Path, schema: Any, row_of: Callable[[Encoded], dict[str, object]]) -> None:
+        """
+        Args:
+            path: the file.
+            schema: its pyarrow schema.
+            row_of: an example's values by column.
+        """
+        from pyarrow import parquet
+
+        self._schema = schema
+        self._row_of = row_of
+        self._writer = parquet.ParquetWriter(path, schema)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def write(self, batch: Sequence[Encoded]) -> None:
+        """Append examples."""
+        import pyarrow
+
+        rows = [self._row_of(encoded) for encoded in batch]
+        self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._schema))
+
+
+def open_train(folder: Path) -> RowWriter:
+    """Begin train.parquet."""
+    import pyarrow
+
+    schema = pyarrow.schema(
+        {"input_ids": pyarrow.list_(pyarrow.int32()), "completion_mask": pyarrow.list_(pyarrow.int8())}
+    )
+    return RowWriter(folder / TRAIN, schema, _train_row)
+
+
+def open_eval(folder: Path) -> RowWriter:
+    """Begin eval.parquet."""
+    import pyarrow
+
+    schema = pyarrow.schema(
+        {
+            "prompt": pyarrow.string(),
+            "prompt_ids": pyarrow.list_(pyarrow.int32()),
+            "completion_ids": pyarrow.list_(pyarrow.int32()),
+            "response": pyarrow.string(),
+            "keywords": pyarrow.list_(pyarrow.string()),
+        }
+    )
+    return RowWriter(folder / EVAL, schema, _eval_row)
+
+
+def write_report(folder: Path, report: Mapping[str, object]) -> None:
+    """Write report.json."""
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _train_row(encoded: Encoded) -> dict[str, object]:
+    return {"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask}
+
+
+def _eval_row(encoded: Encoded) -> dict[str, object]:
+    return {
+        "prompt": encoded.prompt,
+        "prompt_ids": encoded.prompt_ids,
+        "completion_ids": encoded.completion_ids,
+        "response": encoded.example.response,
+        "keywords": list(encoded.example.keywords),
+    }

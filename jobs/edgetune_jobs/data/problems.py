@@ -1,0 +1,60 @@
+"""What is wrong with a data set, gathered so that a person can mend all of it at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from edgetune_jobs.data.readers.rows import BadRow, Place
+from edgetune_jobs.errors import InvalidInput
+
+MOST_LISTED = 20
+_LONGEST_REASON = 300
+
+
+@dataclass
+class Problems:
+    """Rows that cannot be used: the first 20 with place and reason, and the number of all."""
+
+    total: int = 0
+    listed: list[tuple[str, BadRow]] = field(default_factory=list)
+    """Field of the spec that names the data, and what is wrong there."""
+
+    def add(self, spec_field: str, bad: BadRow) -> None:
+        """Note one more."""
+        self.total += 1
+        if len(self.listed) < MOST_LISTED:
+            self.listed.append((spec_field, bad))
+
+    def raise_if_any(self) -> None:
+        """End here if a row cannot be used.
+
+        Raises:
+            InvalidInput: names the first 20 by file, place and reason, and says how many there are.
+        """
+        if self.total:
+            raise InvalidInput("\n".join((self._heading(), *self._lines())))
+
+    def _heading(self) -> str:
+        rows = "1 row or file" if self.total == 1 else f"{self.total:,} rows or files"
+        shown = f"; the first {MOST_LISTED}" if self.total > MOST_LISTED else ""
+        return f"the data has {rows} that cannot be used; none is left out silently, so mend or remove them{shown}:"
+
+    def _lines(self) -> Iterator[str]:
+        """One line a problem; successive places of one file with the same reason share a line."""
+        for (spec_field, file, reason), group in groupby(
+            self.listed, key=lambda entry: (entry[0], entry[1].place.file, entry[1].reason)
+        ):
+            places = [bad.place for _, bad in group]
+            shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+            yield f"{spec_field}: {_join(file, places)}: {shown}"
+
+
+def _join(file: str, places: list[Place]) -> str:
+    numbers = [place.number for place in places if place.number is not None]
+    if len(places) == 1 or len(numbers) != len(places):
+        return str(places[0])
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        shown = f"{numbers[0]} to {numbers[-1]}"
+    else:
+        shown = ", ".join(str(number) for number in numbers)
+    return f"{file} {places[0].unit}s {shown}"

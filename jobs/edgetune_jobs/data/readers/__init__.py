@@ -1,0 +1,1 @@
+"""Readers of rows, one module a file format."""

@@ -1,0 +1,107 @@
+"""Rows of .csv files: a header with the field names, commas, double quotes, UTF-8."""
+
+import csv
+from collections.abc import Collection, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TextIO
+
+from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
+from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+
+# Bytes that are not UTF-8 become characters from here on, so that one bad cell does not hide the rows after it.
+_ESCAPED_BYTES = range(0xDC80, 0xDD00)
+
+
+class _LineTooLong(Exception):
+    """A line is longer than a row may be."""
+
+
+def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[RawRow | BadRow]:
+    """Rows by the header's names. Empty cells are None; a row's place is the line where it begins.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+        list_fields: fields whose cells may hold a JSON list, which CSV has no way of its own to say.
+    """
+    with path.open("rb") as file:
+        if encoding := foreign_encoding(file.read(4)):
+            yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+            return
+    csv.field_size_limit(MAX_ROW_BYTES)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        records = _records(text, name)
+        header = next(records, None)
+        if header is None:
+            return
+        if isinstance(header, BadRow):
+            yield header
+            return
+        place, columns = header
+        if reason := _check_header(columns):
+            yield BadRow(place, reason)
+            return
+        for record in records:
+            yield record if isinstance(record, BadRow) else _to_row(*record, columns, list_fields)
+
+
+def _records(text: TextIO, name: str) -> Iterator[tuple[Place, list[str]] | BadRow]:
+    """Cells of one record after the other, with the line where it begins; empty lines are no records."""
+    reader = csv.reader(_bounded_lines(text), strict=True)
+    while True:
+        place = Place(name, Unit.LINE, reader.line_num + 1)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield BadRow(place, f"broken CSV: {error}")
+            continue
+        except _LineTooLong:
+            yield BadRow(place, f"is longer than {MAX_ROW_BYTES >> 20} MiB; the lines after it were not read")
+            return
+        if cells is None:
+            return
+        if cells:
+            yield place, cells
+
+
+def _bounded_lines(text: TextIO) -> Iterator[str]:
+    while line := text.readline(MAX_ROW_BYTES + 1):
+        if len(line) > MAX_ROW_BYTES:
+            raise _LineTooLong
+        yield line
+
+
+def _check_header(columns: list[str]) -> str | None:
+    """What is wrong with a header, if anything."""
+    if byte := _byte_not_utf8(columns):
+        return not_utf8(byte, "in the header")
+    if len(columns) == 1 and (separator := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        return f"the header {columns[0]!r} has no comma but {separator!r}: separate cells by commas"
+    if len(set(columns)) != len(columns):
+        return f"the header names a field twice: {', '.join(columns)}"
+    return None
+
+
+def _to_row(place: Place, cells: list[str], columns: list[str], list_fields: Collection[str]) -> RawRow | BadRow:
+    if byte := _byte_not_utf8(cells):
+        return BadRow(place, not_utf8(byte, "in this row"))
+    if len(cells) != len(columns):
+        return BadRow(place, f"has {len(cells)} cells, but the header has {len(columns)}")
+    row: dict[str, object] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        row[column] = cell or None
+        if column in list_fields and cell.lstrip().startswith("["):
+            try:
+                row[column] = parse_json(cell)
+            except BrokenJson as error:
+                return BadRow(place, f"{column!r} begins like a list, but is {error.reason}")
+    return RawRow(place, row)
+
+
+def _byte_not_utf8(cells: list[str]) -> int | None:
+    """First byte of these cells that is not UTF-8."""
+    for character in chain.from_iterable(cells):
+        if ord(character) in _ESCAPED_BYTES:
+            return ord(character) - 0xDC00
+    return None

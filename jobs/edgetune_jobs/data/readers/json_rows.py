@@ -1,0 +1,171 @@
+"""Rows of .jsonl and .json files."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+
+# A .json file is parsed as a whole, so it has to fit into memory several times over.
+MAX_JSON_BYTES = 2**30
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class BrokenJson(ValueError):
+    """The text is not JSON; `line` and `column` count from 1 and are None where the parser gives no place."""
+
+    def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+        self.column = column
+
+
+def parse_json(text: str) -> Any:
+    """Value of a JSON text, strictly: no NaN or Infinity, no field twice in one object.
+
+    Raises:
+        BrokenJson: the text is anything else, or nested too deeply.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        hint = " (NUL bytes: is the file UTF-16? save it as UTF-8)" if "\x00" in text else ""
+        raise BrokenJson(f"broken JSON: {error.msg}{hint}", error.lineno, error.colno) from error
+    except RecursionError as error:
+        raise BrokenJson("broken JSON: nested too deeply") from error
+    except ValueError as error:  # a refused constant or field, or a number of thousands of digits
+        raise BrokenJson(f"broken JSON: {error}") from error
+
+
+def read_jsonl(path: Path, name: str) -> Iterator[RawRow | BadRow]:
+    """One JSON value a line; lines of white space alone are no rows.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+    """
+    with path.open("rb") as file:
+        for number, line in _lines(file):
+            place = Place(name, Unit.LINE, number)
+            if number == 1 and line is not None and (encoding := foreign_encoding(line)):
+                yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+                return
+            row = _parse_line(place, line)
+            if row is not None:
+                yield row
+
+
+def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
+    """A list of rows, or one row a line.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        yield BadRow(Place(name), f"is larger than {MAX_JSON_BYTES >> 30} GiB: write it as .jsonl, one object a line")
+        return
+    content = path.read_bytes().removeprefix(_BOM)
+    if encoding := foreign_encoding(content):
+        yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+        return
+    if not content.strip():
+        return
+    if not content.lstrip().startswith(b"["):
+        yield from _read_objects(path, name, content)
+        return
+    try:
+        rows = parse_json(_decode(content))
+    except BrokenJson as error:
+        yield _bad_file(name, error)
+        return
+    for number, value in enumerate(rows, start=1):
+        yield RawRow(Place(name, Unit.ROW, number), value)
+
+
+def _read_objects(path: Path, name: str, content: bytes) -> Iterator[RawRow | BadRow]:
+    """Rows of a .json file that is no list: one object a line, or a single object over several lines."""
+    try:
+        value = parse_json(_decode(content))
+    except BrokenJson as error:
+        first_line = content.lstrip().split(b"\n", maxsplit=1)[0].rstrip()
+        if first_line.startswith(b"{") and first_line.endswith(b"}"):
+            yield from read_jsonl(path, name)
+        else:
+            yield _bad_file(name, error)
+        return
+    yield RawRow(Place(name, Unit.ROW, 1), value)
+
+
+def _bad_file(name: str, error: BrokenJson) -> BadRow:
+    place = Place(name) if error.line is None else Place(name, Unit.LINE, error.line)
+    return BadRow(place, _with_column(error))
+
+
+def _with_column(error: BrokenJson) -> str:
+    return error.reason if error.column is None else f"{error.reason}, column {error.column}"
+
+
+def _decode(content: bytes) -> str:
+    """Text of a whole file.
+
+    Raises:
+        BrokenJson: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line_start = content.rfind(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BrokenJson(
+            not_utf8(content[error.start], f"at position {error.start - line_start + 1} of the line"), line
+        ) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines; None for one that is longer than a row may be, which is skipped without holding it in memory."""
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) <= MAX_ROW_BYTES:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_ROW_BYTES)
+        yield number, None
+
+
+def _parse_line(place: Place, line: bytes | None) -> RawRow | BadRow | None:
+    if line is None:
+        return BadRow(place, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+    if place.number == 1:
+        line = line.removeprefix(_BOM)
+    try:
+        text = line.rstrip(b"\r\n").decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(place, not_utf8(line[error.start], f"at position {error.start + 1} of the line"))
+    if not text.strip():
+        return None
+    try:
+        return RawRow(place, parse_json(text))
+    except BrokenJson as error:
+        return BadRow(place, _with_column(error))
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} stands twice in one object")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_fields)

@@ -1,0 +1,133 @@
+"""Base and edge models within the edge budget: spec.evaluation.edge."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune_contract.evaluation import EdgeBudget
+from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
+from edgetune_contract.quantities import parse_bytes
+from edgetune_contract.spec import EdgeFormat, Parameters, Precision
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
+from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
+from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
+from edgetune_jobs.models import loading
+from edgetune_jobs.stage import StageContext
+
+_FIELD = "spec.evaluation.edge"
+_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, and what could not be."""
+
+    measurement: EdgeMeasurement | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def check_measurable(parameters: Parameters) -> None:
+    """Check, before hours of work, that the edge model can be measured if that is asked for.
+
+    Raises:
+        InvalidInput: this image cannot run the first format.
+    """
+    problem = why_not_runnable(parameters.quantization.formats[0])
+    if parameters.evaluation.edge is not None and problem is not None:
+        raise InvalidInput(f"{_FIELD}: {problem}; or take {_FIELD} away")
+
+
+def median_prompt(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Token ids of the prompt of median length; of whole texts, which have no prompt, those of the text."""
+    rows = sorted((prompt or completion for prompt, completion in zip(prompts, completions, strict=True)), key=len)
+    return tuple(rows[len(rows) // 2])
+
+
+def measure_models(context: StageContext, prompt: Sequence[int]) -> Measured:
+    """Run base and edge models on the CPU, one after the other; nothing without an edge budget.
+
+    Args:
+        context: the work order of evaluate, with all models among its inputs.
+        prompt: token ids.
+
+    Raises:
+        InvalidInput: the machine has too little memory to measure the edge model.
+        TransientFault: a process was killed by somebody else.
+        Interrupted: `context.stop` was set.
+    """
+    asked = context.request.parameters.evaluation.edge
+    return Measured() if asked is None else _Measuring(context, asked, tuple(prompt)).run()
+
+
+class _Measuring:
+    """The measurement of all models of one run."""
+
+    def __init__(self, context: StageContext, budget: EdgeBudget, prompt: tuple[int, ...]) -> None:
+        self._context = context
+        self._memory = parse_bytes(budget.memory) if budget.memory is not None else None
+        self._cores = Cores.choose(budget.cpu)
+        self._prompt = prompt
+        self._warnings = list(self._cores.warnings)
+
+    def run(self) -> Measured:
+        first, *others = self._context.request.parameters.quantization.formats
+        edge = self._edge_model(first)
+        base = self._comparison("base", self._order(self._context.inputs["base"], Runtime.TRANSFORMERS, _base_dtype()))
+        further = {other.artifact: self._further_model(other) for other in others}
+        measurement = EdgeMeasurement(
+            **edge.model_dump(by_alias=False),
+            cpu=cpu_model(),
+            threads=self._cores.count,
+            prompt_tokens=len(self._prompt),
+            new_tokens=_NEW_TOKENS,
+            base=base,
+            further={name: speed for name, speed in further.items() if speed is not None},
+        )
+        return Measured(measurement, tuple(self._warnings))
+
+    def _edge_model(self, first: EdgeFormat) -> ModelSpeed:
+        try:
+            return self._measure("edge", self._format_order(first), self._memory)
+        except OutOfMemory as error:
+            raise InvalidInput(
+                f"{_FIELD}: the machine has too little memory to measure the edge model: {error}; give the stage "
+                f"evaluate more memory in the profile, or lower {_FIELD}.memory to what a device has"
+            ) from error
+
+    def _further_model(self, edge_format: EdgeFormat) -> ModelSpeed | None:
+        problem = why_not_runnable(edge_format)
+        if problem is None:
+            return self._comparison(edge_format.artifact, self._format_order(edge_format))
+        self._warnings.append(f"{edge_format.artifact} was not measured: {problem}")
+        return None
+
+    def _comparison(self, name: str, order: Order) -> ModelSpeed | None:
+        """A model that no gate asks for: without it, the run goes on."""
+        try:
+            return self._measure(name, order, None)
+        except OutOfMemory as error:
+            self._warnings.append(
+                f"{name} was not measured: the machine has too little memory for it on the CPU: {error}"
+            )
+            return None
+
+    def _measure(self, name: str, order: Order, memory: int | None) -> ModelSpeed:
+        self._context.progress.say(f"measuring the {name} model with {self._cores.count} threads")
+        return measure(order, self._context.scratch, self._context.stop, memory)
+
+    def _format_order(self, edge_format: EdgeFormat) -> Order:
+        return self._order(self._context.inputs[edge_format.artifact], RUNTIMES[edge_format], AS_STORED)
+
+    def _order(self, folder: Path, runtime: Runtime, dtype: str) -> Order:
+        return Order(runtime, folder, dtype, self._prompt, _NEW_TOKENS, self._cores.count, os.getpid())
+
+
+def _base_dtype() -> str:
+    """The number format in which a CPU computes the base, as it does for its scores."""
+    import torch
+
+    device = torch.device("cpu")
+    return str(loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))).removeprefix("torch.")

@@ -1,0 +1,125 @@
+"""Measures models in processes of their own, and keeps an eye on their memory."""
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgetune_contract.measurement import ModelSpeed
+from edgetune_jobs.errors import Interrupted, TransientFault
+from edgetune_jobs.evaluation.edge import machine
+from edgetune_jobs.evaluation.edge.process import ANSWER, ORDER, Answer, Order
+
+_LOOK_SECONDS = 0.02
+# Some of what is free is left to the stage itself.
+_SHARE_OF_FREE_MEMORY = 0.9
+_STANDARD_ERROR = 2
+# A process that the kernel or somebody else has killed.
+_KILLED = -9
+
+
+class OutOfMemory(Exception):
+    """The machine, or the container, has too little memory for a model. The message has the figures."""
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a process ended."""
+
+    exit_code: int
+    peak_bytes: int
+    """Largest resident set that was seen."""
+
+    stopped: bool
+    """Whether it was stopped for its memory."""
+
+
+def measure(order: Order, scratch: Path, stop: threading.Event, memory: int | None) -> ModelSpeed:
+    """Run a model in a process of its own.
+
+    Args:
+        order: what to measure.
+        scratch: folder for files that are thrown away.
+        stop: ends the measurement when it is set.
+        memory: limit on the process's resident set in bytes: beyond it, it is stopped.
+
+    Raises:
+        OutOfMemory: the process took what is free on this machine, and that is less than the limit.
+        TransientFault: the process was killed by somebody else.
+        Interrupted: `stop` was set.
+        RuntimeError: the process failed; its words are in the log.
+    """
+    free = machine.free_bytes()
+    bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
+    limit = min((each for each in (memory, bound) if each is not None), default=None)
+    answer_file = scratch / f"{order.folder.name}-speed.json"
+    answer_file.unlink(missing_ok=True)
+    ending = _run(order, scratch / f"{order.folder.name}-order.json", answer_file, stop, limit)
+    answer = ANSWER.validate_json(answer_file.read_bytes()) if answer_file.is_file() else None
+    over_memory = memory is not None and max(ending.peak_bytes, answer.peak_bytes if answer else 0) > memory
+    if ending.stopped and not over_memory:
+        raise OutOfMemory(
+            f"its process had {ending.peak_bytes:,} bytes in memory when it was stopped, and {free or 0:,} were free"
+        )
+    if not ending.stopped:
+        _check_exit(order, ending.exit_code)
+    return _speed(order, answer, ending, over_memory)
+
+
+def _run(order: Order, order_file: Path, answer_file: Path, stop: threading.Event, limit: int | None) -> _Ending:
+    order_file.write_bytes(ORDER.dump_json(order))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(order.threads),
+        "CUDA_VISIBLE_DEVICES": "",  # a CPU is measured, also on a machine with a GPU
+    }
+    command = [sys.executable, "-m", "edgetune_jobs.evaluation.edge.process", str(order_file), str(answer_file)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR) as process:
+        try:
+            return _watch(process, stop, limit)
+        finally:
+            process.kill()
+
+
+def _watch(process: subprocess.Popen[bytes], stop: threading.Event, limit: int | None) -> _Ending:
+    """Wait for the end of a process, and stop it when it takes more memory than it may."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, machine.resident_bytes(process.pid))
+        if limit is not None and peak > limit:
+            process.kill()
+            return _Ending(process.wait(), peak, stopped=True)
+        if stop.is_set():
+            raise Interrupted("stopped by SIGTERM while measuring; the next attempt starts the evaluation again")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_SECONDS)
+    return _Ending(process.returncode, peak, stopped=False)
+
+
+def _check_exit(order: Order, exit_code: int) -> None:
+    if exit_code == _KILLED:
+        raise TransientFault(
+            f"the process that measured {order.folder.name} was killed, probably because the container's memory ran "
+            "out: give the stage evaluate more memory in the profile"
+        )
+    if exit_code != 0:
+        raise RuntimeError(
+            f"the process that measured {order.folder.name} ended with exit code {exit_code}; its words are in the log"
+        )
+
+
+def _speed(order: Order, answer: Answer | None, ending: _Ending, over_memory: bool) -> ModelSpeed:
+    peak = max(ending.peak_bytes, answer.peak_bytes if answer else 0)
+    timing = answer.timing if answer else None
+    return ModelSpeed(
+        runtime=answer.runtime if answer else order.runtime.value,
+        prompt_tokens_per_second=round(len(order.prompt) / timing.first_token, 1) if timing else None,
+        generation_tokens_per_second=round(1 / timing.further_token, 2) if timing else None,
+        time_to_first_token_seconds=round(timing.first_token, 4) if timing else None,
+        peak_memory_bytes=peak,
+        baseline_memory_bytes=answer.baseline_bytes if answer else None,
+        over_memory=over_memory,
+    )

@@ -1,0 +1,62 @@
+"""Answers of a merged or edge model to one prompt, for the command line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.evaluation import inference
+from edgetune_jobs.models import loading
+
+
+def generate(model: Path, prompt: str, max_new_tokens: int) -> str:
+    """The model's most likely answer of up to `max_new_tokens` tokens.
+
+    Args:
+        model: folder of a merged or edge model, with edgetune.json.
+        prompt: the bare question: it is wrapped as the training rows were.
+        max_new_tokens: longest answer in tokens.
+
+    Raises:
+        InvalidInput: the folder holds no model of edgetune, or the prompt is empty.
+    """
+    return "".join(stream(model, prompt, max_new_tokens))
+
+
+def stream(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
+    """Like `generate`, in pieces of text as they come."""
+    wrap = PromptFormat.read(model)
+    if not prompt.strip():
+        raise InvalidInput("the prompt is empty")
+    device = loading.choose_device()
+    tokenizer = loading.load_tokenizer(model)
+    loaded = loading.load_stored(model, device)
+    import torch
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids = torch.tensor([wrap.token_ids(tokenizer, prompt)], device=device)
+    options: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "generation_config": inference.greedy_settings(loaded, tokenizer, max_new_tokens),
+        "streamer": streamer,
+    }
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                loaded.generate(**options)
+        except BaseException as error:  # noqa: BLE001  handed to the reader's thread, which raises it
+            failure.append(error)
+            streamer.end()
+
+    worker = Thread(target=work, daemon=True)
+    worker.start()
+    yield from streamer
+    worker.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,187 @@
+"""Greedy answers and losses of a causal language model, in batches."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.models.loading import free_memory
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TokenIds = Sequence[int]
+
+# Bounds the memory of keys and values: a model of 7 billion parameters keeps about 0.5 MB a token.
+_MOST_TOKENS = 16_384
+# Bounds the memory of logits when losses are computed: 1 GiB in float32.
+_MOST_LOGITS = 2**28
+
+
+def greedy_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[TokenIds],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> list[str]:
+    """Most likely answer to each prompt, token by token up to EOS or `max_new_tokens`, in the order of the prompts.
+
+    Prompts of like length share a batch, padded on the left; `on_rows` is told the size of each finished batch.
+    """
+    import torch
+
+    settings = greedy_settings(model, tokenizer, max_new_tokens)
+    answers = [""] * len(prompts)
+
+    def answer(rows: Sequence[int]) -> None:
+        ids, mask = _pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
+        with torch.inference_mode():
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for row, text in zip(rows, texts, strict=True):
+            answers[row] = text
+
+    for count in in_batches(answer, [len(prompt) + max_new_tokens for prompt in prompts], batch_size):
+        on_rows(count)
+    return answers
+
+
+def mean_loss(
+    model: "PreTrainedModel",
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> float | None:
+    """Mean cross-entropy over all completion tokens in nats, in float32; None without any token to predict.
+
+    The first token of a completion without a prompt has nothing before it and is left out.
+    """
+    total, tokens = 0.0, 0
+
+    def add(rows: Sequence[int]) -> None:
+        nonlocal total, tokens
+        ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
+        # Completions end at the right edge: the columns before them need no logits.
+        learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
+        losses = _last_losses(model, ids, mask, max(learned))
+        for row_losses, count in zip(losses, learned, strict=True):
+            total += row_losses[len(row_losses) - count :].double().sum().item()
+            tokens += count
+
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    for count in in_batches(add, lengths, batch_size, _MOST_LOGITS // _vocabulary(model)):
+        on_rows(count)
+    return total / tokens if tokens else None
+
+
+def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> Any:
+    """Generation settings for plain greedy decoding, with every end token of model and tokenizer.
+
+    The model's own settings, such as a temperature or a penalty for repetitions, are put aside: all models are to be
+    scored by the same rule.
+    """
+    from transformers import GenerationConfig
+
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ends = configured if isinstance(configured, list) else [configured]
+    eos = sorted({token for token in [tokenizer.eos_token_id, *ends] if token is not None})
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+
+
+def in_batches(
+    work: Callable[[Sequence[int]], None], lengths: Sequence[int], most_rows: int, most_tokens: int = _MOST_TOKENS
+) -> Iterator[int]:
+    """Have work done on row numbers in batches of like length, longest first; yields the size of each finished batch.
+
+    A batch has at most `most_rows` rows and, padded, `most_tokens` tokens, and never more than _MOST_TOKENS; a longer
+    row is a batch of its own. Batches that the GPU's memory does not hold are halved from then on; what happens with
+    a single row is the caller's.
+    """
+    bound = min(most_tokens, _MOST_TOKENS)
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(order):
+        count = max(1, min(most_rows, bound // max(1, lengths[order[start]])))
+        rows = order[start : start + count]
+        if _fits(work, rows):
+            yield len(rows)
+            start += len(rows)
+        else:
+            most_rows = len(rows) // 2
+
+
+def _fits(work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
+    """Do the work; False if the GPU's memory does not hold so many rows, but may hold fewer."""
+    try:
+        work(rows)
+        return True
+    except RuntimeError as error:
+        if len(rows) == 1 or not is_out_of_gpu_memory(error):
+            raise
+    free_memory()  # out here, where the failed pass is no longer referred to
+    return False
+
+
+def _last_losses(model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Tensor", count: int) -> "torch.Tensor":
+    """Cross-entropy of the last `count` tokens of each row, float32 [rows, count], with bounded memory for logits.
+
+    Where not all logits may be there at once, the model runs again for each part of them.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    rows, length = ids.shape
+    parts = [torch.empty(rows, 0, device=ids.device)]
+    step = max(1, _MOST_LOGITS // (_vocabulary(model) * rows))
+    with torch.inference_mode():
+        for begin in range(length - 1 - count, length - 1, step):
+            columns = torch.arange(begin, min(begin + step, length - 1), device=ids.device)
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_to_keep=columns,
+                use_cache=False,
+                **_positions(model, mask),
+            ).logits
+            losses = cross_entropy(logits.float().flatten(0, 1), ids[:, columns + 1].flatten(), reduction="none")
+            parts.append(losses.view(rows, -1))
+    return torch.cat(parts, dim=1)
+
+
+def _vocabulary(model: "PreTrainedModel") -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _positions(model: "PreTrainedModel", mask: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    """Position of each token in its own row, for models that take it: padding on the left must not shift the text."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+
+
+def _pad_left(
+    rows: Sequence[TokenIds], pad_token_id: int, device: "torch.device"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Token ids and attention mask, int64 [rows, longest row]."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

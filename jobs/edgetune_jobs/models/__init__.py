@@ -1,0 +1,1 @@
+"""Models and adapters as folders of safetensors: inspected, loaded, merged."""

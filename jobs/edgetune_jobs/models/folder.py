@@ -1,0 +1,172 @@
+"""Model folders on this machine, behind a Source, and in the store."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+
+from edgetune_contract.request import FileEntry
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.stage import Source
+from edgetune_jobs.store.files import Buffer, Fingerprint, list_files
+from edgetune_jobs.store.store import DamagedObject
+
+
+class LocalModelFolder:
+    """A model in a local folder, which is only read."""
+
+    ignored: Sequence[str] = ()
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self._folder = folder
+        self.label = label
+        self.uri = folder.as_uri() if folder.is_absolute() else str(folder)
+        self._states: dict[str, tuple[int, int]] = {}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by its path, as they were when it was first asked for."""
+        for path in list_files(self._folder):
+            self._states[path] = _state((self._folder / path).stat())
+        return {path: size for path, (size, _) in self._states.items()}
+
+    def fetch(self, paths: Sequence[str]) -> Path:  # noqa: ARG002 - all of them are here
+        return self._folder
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        with self._open(path) as file:
+            return os.preadv(file.fileno(), [buffer], start)
+
+    def check(self) -> None:
+        """Nothing else is known of a local file than that it was not changed."""
+
+    @contextmanager
+    def _open(self, path: str) -> Iterator[FileIO]:
+        """A file as it was when it was listed.
+
+        Raises:
+            InvalidInput: it was changed since.
+        """
+        if path not in self.sizes:
+            raise InvalidInput(f"{self.label}: {self.uri} has no file {path}")
+        with (self._folder / path).open("rb", buffering=0) as file:
+            if _state(os.fstat(file.fileno())) != self._states[path]:
+                raise InvalidInput(f"{self.label}: {path} was changed while it was read; try again when nobody writes")
+            yield file
+
+
+class SourceModelFolder:
+    """A model behind a Source: S3 objects are read by range, each pinned to the content that was listed."""
+
+    def __init__(self, source: Source, label: str) -> None:
+        self._source = source
+        self.label = label
+
+    @property
+    def uri(self) -> str:
+        return self._source.uri
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        return self._source.ignored
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by its path."""
+        return {entry.path: entry.bytes for entry in self._source.files}
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        return self._source.fetch(paths)
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        return self._source.read_into(path, start, buffer)
+
+    def check(self) -> None:
+        """Each read was pinned to what was listed."""
+
+
+class StoredModelFolder:
+    """A model in the store, with its manifest: what is read of a file is hashed, and compared when it is all."""
+
+    ignored: Sequence[str] = ()
+
+    def __init__(
+        self, source: Source, label: str, entries: Sequence[FileEntry], fetch: Callable[[Sequence[FileEntry]], Path]
+    ) -> None:
+        """Take over the manifest's entries.
+
+        Args:
+            source: reads the files by range.
+            label: what messages call the model.
+            entries: of the manifest, with paths relative to the model's folder.
+            fetch: gives a local folder with verified copies of files.
+        """
+        self._source = source
+        self._entries = {entry.path: entry for entry in entries}
+        self._fetch = fetch
+        self._hashes = {path: _OrderedHash() for path in self._entries}
+        self.label = label
+
+    @property
+    def uri(self) -> str:
+        return self._source.uri
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by its path, by the manifest."""
+        return {path: entry.bytes for path, entry in self._entries.items()}
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        return self._fetch([self._entries[path] for path in paths])
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        arrived = self._source.read_into(path, start, buffer)
+        self._hashes[path].add(start, buffer[:arrived])
+        return arrived
+
+    def check(self) -> None:
+        for path, entry in self._entries.items():
+            found = self._hashes[path].fingerprint
+            if found.bytes and found != Fingerprint(entry.bytes, entry.sha256):
+                raise DamagedObject(
+                    f"{self.uri}/{path} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256} arrived, where "
+                    f"{entry.bytes:,} bytes with SHA-256 {entry.sha256} were written"
+                )
+
+
+class _OrderedHash:
+    """SHA-256 of a file whose parts arrive in about their order, from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hasher = hashlib.sha256()
+        self._position = 0
+        self._early: dict[int, bytes] = {}
+
+    def add(self, start: int, data: memoryview) -> None:
+        """Take a part over, which may be changed afterwards; one that was there before counts once."""
+        with self._lock:
+            if start > self._position:
+                self._early[start] = bytes(data)
+            elif start == self._position:
+                self._take(data)
+                while (following := self._early.pop(self._position, None)) is not None:
+                    self._take(following)
+
+    def _take(self, data: Buffer) -> None:
+        self._hasher.update(data)
+        self._position += len(data)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint of what has arrived without a gap."""
+        with self._lock:
+            return Fingerprint(self._position, self._hasher.hexdigest())
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,269 @@
+"""A base model as its files describe it: configuration, tokenizer files, tensors. Nothing of it is loaded or run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.folder import SourceModelFolder
+from edgetune_jobs.models.libraries import prepare_libraries
+from edgetune_jobs.models.safetensors_header import Tensor
+from edgetune_jobs.models.weights import (
+    CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    ModelFolder,
+    read_json,
+    read_tensors,
+    some,
+    weight_files,
+)
+from edgetune_jobs.stage import Source
+from edgetune_jobs.store.connect import BASE_FIELD
+
+OUTPUT_HEAD = "lm_head"
+
+CODE_FIELD = "auto_map"
+"""Where a configuration names Python code of the model's own, which is never run and never copied."""
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+# Each of these holds a whole vocabulary; the others add to it.
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (
+    *_VOCABULARIES,
+    _TOKENIZER_CONFIG,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
+# Their linear layers are Conv1D, which holds its weight the other way round: nothing here adds an adapter to that.
+_TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer within the model's repeated blocks."""
+
+    name: str
+    """Such as model.layers.0.self_attn.q_proj."""
+
+    weights: int
+    features: int
+    """Inputs plus outputs: an adapter of rank r on this layer has r times as many parameters."""
+
+    @property
+    def short_name(self) -> str:
+        """Such as q_proj."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a base model without loading it."""
+
+    folder: Path
+    """Local folder with configuration and tokenizer, without weights."""
+
+    config: Mapping[str, Any]
+    architecture: str
+    bytes: int
+    """Size of the files that a run uses."""
+
+    tensors: Mapping[str, Tensor]
+    """The tensors that from_pretrained reads, by name."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has; a tied output head counts once."""
+        return sum(tensor.numbers for name, tensor in self.tensors.items() if not self._is_tied(name))
+
+    @property
+    def linear_layers(self) -> tuple[LinearLayer, ...]:
+        """Linear layers of the blocks, in the order of their names: those that can have an adapter.
+
+        They are told by their tensors: two dimensions, and a block's number in the name, which embeddings and the
+        output head do not have. Experts are left out: the libraries fuse them into tensors that take no adapter.
+        """
+        return tuple(
+            LinearLayer(name.removesuffix(".weight"), tensor.numbers, sum(tensor.shape))
+            for name, tensor in sorted(self.tensors.items())
+            if _is_linear(name, tensor)
+        )
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the model was made for, in tokens, if the configuration says so."""
+        return _first_int(self.config, "max_position_embeddings", "n_positions")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream; 0 if the configuration does not say."""
+        return _first_int(self.config, "hidden_size", "n_embd") or 0
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks; 0 if the configuration does not say."""
+        return _first_int(self.config, "num_hidden_layers", "n_layer") or 0
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding: token ids lie below it."""
+        return _first_int(self.config, "vocab_size")
+
+    def _is_tied(self, name: str) -> bool:
+        return bool(self.config.get("tie_word_embeddings")) and name == f"{OUTPUT_HEAD}.weight"
+
+
+def inspect_base(source: Source) -> BaseModel:
+    """Look at a base model: small files are fetched, of the weights only the headers are read.
+
+    Raises:
+        InvalidInput: it is not a causal language model in safetensors, or holds code, or is quantized already, or a
+            file of it is broken.
+    """
+    model = SourceModelFolder(source, BASE_FIELD)
+    if CONFIG not in model.sizes:
+        raise InvalidInput(
+            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {some([*model.sizes, *source.ignored])}): "
+            "name the folder that save_pretrained wrote"
+        )
+    shards = weight_files(model)
+    small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in model.sizes]
+    folder = source.fetch(small)
+    config = read_json(model, CONFIG)
+    architecture = _check_config(config)
+    _check_tokenizer(model)
+    tensors = {each.name: Tensor(each.dtype, each.shape, each.begin, each.end) for each in read_tensors(model)}
+    _check_weights(tensors)
+    index = [WEIGHTS_INDEX] if shards != [WEIGHTS] else []
+    return BaseModel(
+        folder=folder,
+        config=config,
+        architecture=architecture,
+        bytes=sum(model.sizes[name] for name in {*small, *shards, *index}),
+        tensors=tensors,
+    )
+
+
+def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:
+    """The linear layers that get an adapter: those whose name is, or ends in, one of the target modules.
+
+    Raises:
+        InvalidInput: a target module is no linear layer of the base.
+    """
+    layers = base.linear_layers
+    requested = lora.target_modules
+    if requested == "AllLinear":
+        targets: Sequence[str] = sorted({layer.short_name for layer in layers})
+    elif isinstance(requested, str):
+        targets = TARGET_MODULE_PRESETS[requested]
+    else:
+        targets = requested
+    unknown = [target for target in targets if not any(_is_meant(layer, target) for layer in layers)]
+    if unknown or not targets:
+        there = ", ".join(sorted({layer.short_name for layer in layers})) or "none"
+        what = f"no linear layer {', '.join(unknown)}" if unknown else "no linear layer at all"
+        preset = f" ({requested} is {', '.join(targets)})" if isinstance(requested, str) else ""
+        raise InvalidInput(
+            f"spec.lora.targetModules: the base ({base.architecture}) has {what}{preset}; "
+            f"its linear layers are: {there}. Name some of these, or AllLinear"
+        )
+    return tuple(layer for layer in layers if any(_is_meant(layer, target) for target in targets))
+
+
+def _is_meant(layer: LinearLayer, target: str) -> bool:
+    return layer.name == target or layer.name.endswith(f".{target}")
+
+
+def _is_linear(name: str, tensor: Tensor) -> bool:
+    parts = name.split(".")
+    return (
+        parts[-1] == "weight"
+        and len(tensor.shape) == 2
+        and any(part.isdigit() for part in parts)
+        and "experts" not in parts
+        and "embed" not in parts[-2]
+    )
+
+
+def _check_config(config: Mapping[str, Any]) -> str:
+    """The architecture's class name.
+
+    Raises:
+        InvalidInput: the model needs its own code, is quantized already, is no causal language model, or has other
+            layers than linear ones.
+    """
+    if config.get(CODE_FIELD) and not _is_native(config.get("model_type")):
+        raise _refused_code(CONFIG)
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise InvalidInput(
+            f"spec.baseModel: {CONFIG} has a quantization_config: the base is quantized already. "
+            "Name the model in 16 or 32 bits; QLoRA quantizes it by itself"
+        )
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise InvalidInput(f"spec.baseModel: {CONFIG} names no architectures: save the model with save_pretrained")
+    if not architectures[0].endswith(_CAUSAL_LM):
+        raise InvalidInput(
+            f"spec.baseModel: {CONFIG} names the architecture {architectures[0][:128]!r}; only causal language models "
+            "(…ForCausalLM, …LMHeadModel) can be fine-tuned"
+        )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise InvalidInput(f"spec.baseModel: {CONFIG} names no model_type: save the model with save_pretrained")
+    if model_type in _TRANSPOSED_TYPES:
+        raise InvalidInput(
+            f"spec.baseModel: the layers of the type {model_type} are Conv1D, not linear layers, and cannot be "
+            "fine-tuned here: name a base of another type, such as llama, mistral, qwen2, qwen3, gemma2 or phi3"
+        )
+    return architectures[0]
+
+
+def _check_tokenizer(model: ModelFolder) -> None:
+    if not any(name in model.sizes for name in _VOCABULARIES):
+        raise InvalidInput(
+            f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
+            "save it beside the model with tokenizer.save_pretrained"
+        )
+    if _TOKENIZER_CONFIG in model.sizes and read_json(model, _TOKENIZER_CONFIG).get(CODE_FIELD):
+        raise _refused_code(_TOKENIZER_CONFIG)
+
+
+def _check_weights(tensors: Mapping[str, Tensor]) -> None:
+    packed = sorted(
+        name for name, tensor in tensors.items() if _is_linear(name, tensor) and tensor.dtype not in _FLOATS
+    )
+    if packed:
+        raise InvalidInput(
+            f"spec.baseModel: {len(packed)} weights are {tensors[packed[0]].dtype} (first: {packed[0]}), so the base "
+            "is quantized already: name the model in 16 or 32 bits"
+        )
+
+
+def _is_native(model_type: object) -> bool:
+    """Whether transformers has a causal language model of this type, which it then takes instead of a model's own code.
+
+    Models that were there before the library knew them, such as Phi-3, go on naming their code.
+    """
+    prepare_libraries()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return isinstance(model_type, str) and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _refused_code(file: str) -> InvalidInput:
+    return InvalidInput(
+        f"spec.baseModel: {file} has an {CODE_FIELD}: the model wants to run Python code of its own, which is refused "
+        "(trust_remote_code is never used). Name a model that the transformers library knows"
+    )
+
+
+def _first_int(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if type(config.get(name)) is int), None)

@@ -1,0 +1,303 @@
+"""Base models and tokenizers: how they are loaded, on which device, in which number format.
+
+Weights come from safetensors only; nothing is fetched, no code of a model folder is run.
+"""
+
+import gc
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune_contract.spec import Precision
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models import gguf_loading
+from edgetune_jobs.models.libraries import prepare_libraries
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PROCESS_STATUS = Path("/proc/self/status")
+_PAD_TOKENS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
+_DTYPES = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32: "float32"}
+
+
+def choose_device() -> "torch.device":
+    """The GPU if there is one, else the CPU.
+
+    Raises:
+        InvalidInput: several GPUs are visible; a stage uses one.
+    """
+    prepare_libraries()
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise InvalidInput(
+            f"a stage uses one GPU, but {torch.cuda.device_count()} are visible: "
+            "request nvidia.com/gpu: 1 in the profile, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    return torch.device("cuda", 0)
+
+
+def resolve_precision(requested: Precision, device: "torch.device") -> Precision:
+    """BF16, FP16 or FP32: `requested`, with Auto made out from the hardware.
+
+    Raises:
+        InvalidInput: the hardware cannot train in the requested precision.
+    """
+    has_bf16 = _has_bf16(device)
+    if requested is Precision.AUTO:
+        if has_bf16:
+            return Precision.BF16
+        return Precision.FP16 if device.type == "cuda" else Precision.FP32
+    if requested is Precision.FP16 and device.type == "cpu":
+        raise InvalidInput("spec.training.precision: FP16 needs a GPU, and there is none: use Auto, BF16 or FP32")
+    if requested is Precision.BF16 and device.type == "cuda" and not has_bf16:
+        raise InvalidInput("spec.training.precision: this GPU has no bfloat16 arithmetic: use Auto, FP16 or FP32")
+    return requested
+
+
+def dtype_of(precision: Precision) -> "torch.dtype":
+    """torch's number format of a resolved precision (not Auto)."""
+    import torch
+
+    return getattr(torch, _DTYPES[precision])
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Tokenizer of a model folder, with a pad token: its own, else a spare one that the model has a row for, else EOS.
+
+    Raises:
+        InvalidInput: the folder holds no tokenizer that loads, or one without an end-of-sequence token.
+    """
+    prepare_libraries()
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {_first_line(error)}") from error
+    if tokenizer.eos_token is None:
+        raise InvalidInput(
+            "spec.baseModel: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
+            "set eos_token in tokenizer_config.json"
+        )
+    if tokenizer.pad_token is None:
+        vocabulary, rows = tokenizer.get_vocab(), config.get_text_config().vocab_size
+        spare = (token for token in _PAD_TOKENS if vocabulary.get(token, rows) < rows and token != tokenizer.eos_token)
+        tokenizer.pad_token = next(spare, tokenizer.eos_token)
+    return tokenizer
+
+
+def load_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
+    """Base or merged model in `dtype` on `device`, in eval mode.
+
+    Raises:
+        InvalidInput: the folder does not hold a model that loads from safetensors.
+    """
+    return _load(folder, device, dtype=dtype)
+
+
+def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
+    """Base with its linear layers in NF4 with double quantization, all else in `dtype`; arithmetic in `dtype`.
+
+    Raises:
+        InvalidInput: the folder does not hold a model that loads from safetensors.
+    """
+    prepare_libraries()
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+    model = _load(folder, device, dtype=dtype, quantization_config=config)
+    _keep_training_layout(model)
+    return model
+
+
+def load_merged(folder: Path, device: "torch.device") -> "PreTrainedModel":
+    """Merged model in the number format in which it is stored, in eval mode; its weights are to be read, not run.
+
+    Raises:
+        InvalidInput: the folder does not hold a model that loads from safetensors.
+    """
+    return _load(folder, device, dtype="auto")
+
+
+def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
+    """Merged or edge model to be run, in eval mode: in the number formats in which it is stored.
+
+    On a CPU what is float16 becomes float32: see `widen_float16`.
+
+    Raises:
+        InvalidInput: the folder does not hold a model that loads from safetensors or GGUF.
+    """
+    file = gguf_loading.find_file(folder)
+    if file is not None:
+        return _load(folder, device, **gguf_loading.options(file, device))
+    model = load_merged(folder, device)
+    widen_float16(model)
+    return model
+
+
+def widen_float16(model: "PreTrainedModel") -> None:
+    """Turn what a model on a CPU holds in float16 into float32, in place: the same numbers, computed 100 times faster.
+
+    A training on a GPU without bfloat16 leaves such models, and evaluation may have no GPU.
+    """
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype is torch.float16 and tensor.device.type == "cpu":
+            tensor.data = tensor.data.float()
+
+
+def as_trained_weights(model: "PreTrainedModel") -> int:
+    """Put every weight that QLoRA holds in NF4 through NF4 and back, in place: the base as training saw it.
+
+    All such layers change, not only those with an adapter: the adapter was trained to make up for the rounding of all.
+    The values are bitwise those of `load_quantized_base(…)` after dequantization. Returns the number of layers.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    count = 0
+    with torch.no_grad():
+        for _, module in quantizable_linears(model):
+            weight = module.weight
+            packed = Params4bit(
+                weight.detach().clone(),
+                requires_grad=False,
+                quant_type="nf4",
+                compress_statistics=True,
+                quant_storage=torch.uint8,
+            ).to(weight.device)
+            weight.copy_(dequantize_4bit(packed.data, packed.quant_state))
+            count += 1
+    return count
+
+
+def quantizable_linears(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.nn.Linear]]":
+    """The linear layers that transformers hands to bitsandbytes, by name: all but the output head and tied ones."""
+    from torch import nn
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and should_convert_module(name, skipped):
+            yield name, module
+
+
+def peak_memory_bytes(device: "torch.device") -> int:
+    """Most memory in use so far: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident set of this process so far."""
+    if _PROCESS_STATUS.exists():
+        # Unlike getrusage's figure, this one does not begin with what the parent process had in use.
+        line = next(line for line in _PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> None:
+    """Give the memory of models that nothing refers to any more back, on the GPU too."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def describe_device(device: "torch.device") -> str:
+    """The GPU's name, or the CPU with the number of threads."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedModel":
+    prepare_libraries()
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with both shapes
+            **options,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InvalidInput(
+            f"the model in {folder.name} does not load: {_first_line(error)} "
+            "(needed: config.json of a causal language model, and its weights as safetensors)"
+        ) from error
+    _check_complete(folder, loading)
+    return model.eval()
+
+
+def _check_complete(folder: Path, loading: Mapping[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers, saying so in a log line only."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InvalidInput(
+            f"the model in {folder.name} is incomplete: {len(missing)} weights that config.json asks for are missing, "
+            f"the first is {missing[0]}"
+        )
+    for name, stored, expected in sorted(loading["mismatched_keys"]):
+        raise InvalidInput(
+            f"the model in {folder.name} does not fit its config.json: {name} is stored as {list(stored)}, and "
+            f"config.json asks for {list(expected)}"
+        )
+
+
+def _keep_training_layout(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from repacking NF4 weights for inference on CPUs with AVX512-BF16.
+
+    The repacked layout has no gradient: after one forward pass in eval mode the base would let no gradient through, and
+    training would go on with a falling loss and wrong updates.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _has_bf16(device: "torch.device") -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__

@@ -1,0 +1,222 @@
+"""Where a model folder keeps its tensors: index, shards and headers, checked without reading a tensor."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.safetensors_header import read_header
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_JSON_BYTES = 100_000_000
+
+
+class ModelFolder(Protocol):
+    """Files of a model, wherever they lie."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it: a field of the spec such as spec.baseModel, or the name of an artifact."""
+        ...
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each file by its path."""
+        ...
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Paths of the files that are never read, for messages."""
+        ...
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        """A local folder that holds these files."""
+        ...
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
+        the way is cut."""
+        ...
+
+    def check(self) -> None:
+        """Compare what was read, once it is all, with what is known of the files.
+
+        Raises:
+            DamagedObject: it is not the same.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor, and the bytes of a file that hold it: C order, little-endian."""
+
+    name: str
+    file: str
+    dtype: str
+    """safetensors' name of the number format, such as BF16."""
+
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the file's start."""
+
+    end: int
+    """One after the last byte."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor."""
+        return self.end - self.begin
+
+    @property
+    def rows(self) -> int:
+        """Size of the first dimension; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row; 0 when there is none."""
+        return self.bytes // self.rows if self.rows else 0
+
+
+def weight_files(folder: ModelFolder) -> list[str]:
+    """The safetensors files that from_pretrained reads, sorted.
+
+    Raises:
+        InvalidInput: there are none.
+    """
+    label, uri = folder.label, folder.uri
+    if WEIGHTS in folder.sizes:
+        return [WEIGHTS]
+    if WEIGHTS_INDEX in folder.sizes:
+        return sorted(set(_weight_map(folder).values()))
+    if "adapter_model.safetensors" in folder.sizes:
+        raise InvalidInput(f"{label}.uri: {uri} is a LoRA adapter, not a base model: merge it into its base first")
+    pickles = [name for name in folder.ignored if PurePosixPath(name).suffix in _PICKLES]
+    if pickles:
+        raise InvalidInput(
+            f"{label}.uri: {uri} has its weights as pickles only ({some(pickles)}), which are never "
+            "loaded because a pickle can run code. Convert them where you trust the files: "
+            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
+        )
+    raise InvalidInput(
+        f"{label}.uri: {uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
+        f"{some([*folder.sizes, *folder.ignored])}): weights "
+        "have to be safetensors under these names, as save_pretrained writes them"
+    )
+
+
+def used_files(folder: ModelFolder) -> list[str]:
+    """Files of a model without weights that nothing reads, such as the same ones in another layout beside them.
+
+    Raises:
+        InvalidInput: there are no weights.
+    """
+    weights = weight_files(folder)
+    return [path for path in folder.sizes if path in weights or not path.endswith(".safetensors")]
+
+
+def read_tensors(folder: ModelFolder) -> tuple[StoredTensor, ...]:
+    """Tensors of all shards, in the order in which the shards hold them.
+
+    Raises:
+        InvalidInput: a header is broken, a tensor is in two shards, or one that the index names is in neither.
+    """
+    shards = weight_files(folder)
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for tensor in _read_shard(folder, shard):
+            if tensor.name in tensors:
+                other = tensors[tensor.name].file
+                raise InvalidInput(f"{folder.label}: tensor {tensor.name!r} is in both {other} and {shard}")
+            tensors[tensor.name] = tensor
+    if shards != [WEIGHTS]:
+        for name, shard in _weight_map(folder).items():
+            if name not in tensors or tensors[name].file != shard:
+                raise InvalidInput(
+                    f"{folder.label}: {WEIGHTS_INDEX} says that tensor {name[:128]!r} is in {shard}, but it is not; "
+                    "save or copy the model again"
+                )
+    return tuple(tensors.values())
+
+
+def fill(folder: ModelFolder, file: str, start: int, buffer: memoryview) -> int:
+    """Read a file from `start` on into `buffer`, again from where it was cut; bytes read: fewer if the file ends."""
+    filled = 0
+    while filled < len(buffer) and (arrived := folder.read_into(file, start + filled, buffer[filled:])):
+        filled += arrived
+    return filled
+
+
+def read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        InvalidInput: it is anything else.
+    """
+    if folder.sizes[name] > _MAX_JSON_BYTES:
+        raise InvalidInput(f"{folder.label}: {name} has {folder.sizes[name]:,} bytes, too many for a configuration")
+    try:
+        value = parse_json((folder.fetch([name]) / name).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{folder.label}: {name} is not UTF-8; save or copy the model again") from error
+    except BrokenJson as error:
+        place = "" if error.line is None else f" (line {error.line}, column {error.column})"
+        raise InvalidInput(f"{folder.label}: {name} is {error.reason}{place}; save or copy the model again") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{folder.label}: {name} is not a JSON object; save or copy the model again")
+    return value
+
+
+def some(names: Iterable[str], most: int = 6) -> str:
+    """The first few of some names, for messages."""
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "") or "nothing"
+
+
+def _read_shard(folder: ModelFolder, shard: str) -> list[StoredTensor]:
+    def read_range(start: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        return bytes(buffer[: fill(folder, shard, start, memoryview(buffer))])
+
+    size = folder.sizes[shard]
+    tensors = read_header(read_range, size, f"{folder.label}: {shard}")
+    # The header was checked to describe all bytes after it.
+    start = size - max((tensor.end for tensor in tensors.values()), default=0)
+    stored = [
+        StoredTensor(name, shard, tensor.dtype, tensor.shape, start + tensor.begin, start + tensor.end)
+        for name, tensor in tensors.items()
+    ]
+    return sorted(stored, key=lambda tensor: (tensor.begin, tensor.end))
+
+
+def _weight_map(folder: ModelFolder) -> dict[str, str]:
+    """Which file holds which tensor, by the index.
+
+    Raises:
+        InvalidInput: the index is broken or names files that are not there.
+    """
+    weight_map = read_json(folder, WEIGHTS_INDEX).get("weight_map")
+    label = folder.label
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidInput(f"{label}: {WEIGHTS_INDEX} has no weight_map; save or copy the model again")
+    files = folder.sizes
+    missing = sorted({str(file) for file in weight_map.values() if not isinstance(file, str) or file not in files})
+    if missing:
+        raise InvalidInput(
+            f"{label}: {WEIGHTS_INDEX} names {len(missing)} files that are not there ({some(missing)}): "
+            "copy the missing shards into the model's folder"
+        )
+    odd = sorted(file for file in set(weight_map.values()) if not file.endswith(".safetensors"))
+    if odd:
+        raise InvalidInput(f"{label}: {WEIGHTS_INDEX} names files that are no safetensors shards: {some(odd)}")
+    return weight_map

@@ -1,0 +1,1 @@
+"""Published versions: written, pointed at, listed, verified, fetched."""

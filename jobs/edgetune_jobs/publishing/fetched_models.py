@@ -1,0 +1,98 @@
+"""Models of a store as local folders, verified: what is on this machine is used where it is, the rest is cached."""
+
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.spec import EdgeFormat
+from edgetune_contract.version import VersionDocument
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
+from edgetune_jobs.publishing.verification import place_of
+from edgetune_jobs.store.files import Fingerprint, file_list_digest, fingerprint, list_files
+from edgetune_jobs.store.store import Store, files_below, read_model, uri_of
+
+_MODELS = ("merged", "edge-")
+
+
+def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFormat | None = None) -> Path:
+    """A local folder with the model that an address names: a version's edge model, or a stage's merged or edge model.
+
+    Args:
+        store: the store at `address.root`.
+        address: what to fetch.
+        cache: copies of what lies elsewhere are kept below it, by their digest.
+        edge_format: which of a version's edge models; None is the first one.
+
+    Raises:
+        InvalidInput: nothing is there, or no model, or its list of files is not the one that was written.
+        DamagedObject: a file is missing or is not what was written.
+        AccessDenied, TransientFault: it cannot be read.
+    """
+    artifact, files, folder = (
+        _of_version(store, address, edge_format)
+        if isinstance(address, ModelAddress)
+        else _of_stage(store, address, edge_format)
+    )
+    if file_list_digest(files) != artifact.sha256:
+        raise InvalidInput(
+            f"{uri_of(store, address.key)} is damaged: its list of files is not the one that was written; see what "
+            "`edgetune verify` says of it"
+        )
+    kept = cache / artifact.sha256
+    if _is_whole(kept, files):
+        return kept
+    shutil.rmtree(kept, ignore_errors=True)
+    partial = cache / f"{artifact.sha256}.{secrets.token_hex(4)}.partial"
+    try:
+        found = store.fetch_folder(folder, files, partial)
+        if found != partial:
+            return found
+        try:
+            partial.replace(kept)
+        except OSError:
+            if not _is_whole(kept, files):  # else another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return kept
+
+
+def _of_version(
+    store: Store, address: ModelAddress, edge_format: EdgeFormat | None
+) -> tuple[Artifact, Sequence[FileEntry], str]:
+    document = read_model(store, address.key, VersionDocument)
+    if document is None:
+        raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
+    edges = {edge.artifact.name: edge for edge in document.edges}
+    wanted = edge_format.artifact if edge_format is not None else document.edge.artifact.name
+    if wanted not in edges:
+        raise InvalidInput(f"{uri_of(store, address.key)} has no model {wanted}, only {', '.join(edges)}")
+    edge = edges[wanted]
+    return edge.artifact, edge.files, edge.key
+
+
+def _of_stage(
+    store: Store, address: StageAddress, edge_format: EdgeFormat | None
+) -> tuple[Artifact, Sequence[FileEntry], str]:
+    manifest = read_model(store, address.key, Manifest)
+    if manifest is None:
+        raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
+    names = _MODELS if edge_format is None else (edge_format.artifact,)
+    for artifact in manifest.result.artifacts:
+        place = place_of(manifest, artifact)
+        if place is not None and address.artifact in (None, place) and artifact.name.startswith(names):
+            return artifact, files_below(manifest.files, place), f"{address.folder}/{place}"
+    kind, where = edge_format or "merged or edge", " there" if address.artifact else ""
+    raise InvalidInput(
+        f"{uri_of(store, address.key)} names no {kind} model{where}: give the folder of one, or a model's latest.json"
+    )
+
+
+def _is_whole(folder: Path, files: Sequence[FileEntry]) -> bool:
+    """Whether a folder holds these files and no others."""
+    if not folder.is_dir() or list_files(folder) != sorted(entry.path for entry in files):
+        return False
+    return all(fingerprint(folder / entry.path) == Fingerprint(entry.bytes, entry.sha256) for entry in files)

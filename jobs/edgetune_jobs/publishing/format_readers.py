@@ -1,0 +1,89 @@
+"""Readers of a model's files that go by in a stream: can they be loaded? They keep the header and nothing else."""
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.safetensors_header import MAX_HEADER_BYTES, read_header
+from edgetune_jobs.store.files import Sink
+
+_LENGTH_BYTES = 8
+_GGUF_MAGIC = b"GGUF"
+_GGUF_VERSIONS = (2, 3)
+
+
+class FormatReader(Sink, Protocol):
+    """Looks at one file that goes by."""
+
+    def problem(self, file_bytes: int) -> str:
+        """Why the file, of this size, cannot be loaded; empty if nothing speaks against it."""
+        ...
+
+
+def reader_of(path: str) -> FormatReader:
+    """The reader for a file, by the ending of its name."""
+    return _READERS.get(PurePosixPath(path).suffix, _OpaqueReader)(path)
+
+
+class _OpaqueReader:
+    """Of such a file only the bytes count."""
+
+    def __init__(self, path: str) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        """Keep nothing."""
+
+    def restart(self) -> None:
+        """There is nothing to forget."""
+
+    def problem(self, file_bytes: int) -> str:  # noqa: ARG002 - the signature is that of all readers
+        return ""
+
+
+class _HeaderReader:
+    """Keeps the first bytes of a file, as many as `_wanted` says."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._head = bytearray()
+
+    def write(self, data: bytes) -> None:
+        while data and (missing := self._wanted - len(self._head)) > 0:
+            self._head += data[:missing]
+            data = data[missing:]
+
+    def restart(self) -> None:
+        self._head.clear()
+
+    @property
+    def _wanted(self) -> int:
+        return _LENGTH_BYTES
+
+
+class _SafetensorsReader(_HeaderReader):
+    def problem(self, file_bytes: int) -> str:
+        try:
+            read_header(lambda start, length: bytes(self._head[start : start + length]), file_bytes, self._path)
+        except InvalidInput as error:
+            return str(error)
+        return ""
+
+    @property
+    def _wanted(self) -> int:
+        """Bytes up to the end of the header, as far as its length is known."""
+        if len(self._head) < _LENGTH_BYTES:
+            return _LENGTH_BYTES
+        return _LENGTH_BYTES + min(int.from_bytes(self._head[:_LENGTH_BYTES], "little"), MAX_HEADER_BYTES)
+
+
+class _GgufReader(_HeaderReader):
+    def problem(self, file_bytes: int) -> str:  # noqa: ARG002 - the signature is that of all readers
+        version = int.from_bytes(self._head[len(_GGUF_MAGIC) :], "little")
+        if self._head.startswith(_GGUF_MAGIC) and version in _GGUF_VERSIONS:
+            return ""
+        return f"{self._path} is not a GGUF file of version {' or '.join(map(str, _GGUF_VERSIONS))}"
+
+
+_READERS: Mapping[str, Callable[[str], FormatReader]] = {".safetensors": _SafetensorsReader, ".gguf": _GgufReader}

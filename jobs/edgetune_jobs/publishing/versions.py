@@ -1,0 +1,124 @@
+"""Versions of one model in a store: listed, and found by their digest or its first digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from edgetune_contract.digest import version_key, versions_key
+from edgetune_contract.request import Digest
+from edgetune_contract.version import VersionDocument
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.store.parallel import for_each
+from edgetune_jobs.store.store import Store, read_model, uri_of
+
+_MOST_LISTED = 10
+_SHORT_DIGEST = 12
+
+
+@dataclass(frozen=True)
+class KnownVersion:
+    """A version that the store has a document of."""
+
+    version: Digest
+    document: VersionDocument | None
+    """None if the document cannot be read."""
+
+    problem: str = ""
+    """Why it cannot be read."""
+
+    def __str__(self) -> str:
+        short = self.version[:_SHORT_DIGEST]
+        if self.document is None:
+            return f"{short} (unreadable)"
+        edge = self.document.scores.edge
+        score = "" if edge is None else f", edge score {edge:.1%}"
+        refused = "" if self.document.published else ", refused by its gates"
+        return f"{short} ({self.document.created_at}{score}{refused})"
+
+
+class Versions:
+    """The versions of one model."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def read(self, version: str) -> VersionDocument | None:
+        """Document of a version, by its whole digest.
+
+        Raises:
+            InvalidInput: the document cannot be read.
+        """
+        return read_model(self._store, version_key(self._name, version), VersionDocument)
+
+    def digests(self) -> list[str]:
+        """Digests of all versions, sorted."""
+        keys = (PurePosixPath(found.key) for found in self._store.list(versions_key(self._name)))
+        return [key.stem for key in keys if key.suffix == ".json"]
+
+    def all(self) -> list[KnownVersion]:
+        """All versions, newest first; those whose document cannot be read come last."""
+        return self._known(self.digests())
+
+    def find(self, pin: str) -> VersionDocument:
+        """The published version whose digest begins with `pin`.
+
+        Raises:
+            InvalidInput: there is none, or several, or the gates refused it; with the versions that there are.
+        """
+        digests = self.digests()
+        matches = [digest for digest in digests if digest.startswith(pin)]
+        if len(matches) != 1:
+            what = f"{len(matches)} versions of {self._name} begin with" if matches else f"{self._name} has no version"
+            raise InvalidInput(f"spec.publish.pin: {what} {pin}; {_listed(self._known(matches or digests))}")
+        (version,) = self._known(matches)
+        if version.document is None:
+            raise InvalidInput(f"spec.publish.pin: {version.problem}")
+        if not version.document.published:
+            refusals = "; ".join(version.document.refusals)
+            raise InvalidInput(
+                f"spec.publish.pin: the gates refused version {pin} ({refusals}); pin one that was published; "
+                f"{_listed(self._known(digests))}"
+            )
+        return version.document
+
+    def require_files(self, document: VersionDocument) -> None:
+        """Check that all files of a version's edge model, in all its formats, are in the store with their sizes.
+
+        Raises:
+            InvalidInput: they are not; with the first that is missing.
+        """
+        for edge in document.edges:
+            folder = edge.key
+            found = {each.key.removeprefix(f"{folder}/"): each.bytes for each in self._store.list(folder)}
+            for entry in edge.files:
+                if found.get(entry.path) == entry.bytes:
+                    continue
+                what = f"has {found[entry.path]:,} bytes of {entry.bytes:,}" if entry.path in found else "is missing"
+                raise InvalidInput(
+                    f"version {document.version[:_SHORT_DIGEST]} of {self._name} cannot be pointed at: "
+                    f"{uri_of(self._store, folder)}/{entry.path} {what}; restore it, or choose another version"
+                )
+
+    def _known(self, digests: Sequence[str]) -> list[KnownVersion]:
+        known: list[KnownVersion] = []
+
+        def read(digest: str, _: object) -> None:
+            try:
+                document, problem = self.read(digest), ""
+            except InvalidInput as error:
+                document, problem = None, str(error)
+            if document is not None or problem:  # else it was deleted meanwhile
+                known.append(KnownVersion(digest, document, problem))
+
+        for_each(digests, read)
+        known.sort(key=lambda each: (each.document.created_at if each.document else "", each.version), reverse=True)
+        return known
+
+
+def _listed(versions: Sequence[KnownVersion]) -> str:
+    if not versions:
+        return "it has none"
+    more = len(versions) - _MOST_LISTED
+    names = ", ".join(str(version) for version in versions[:_MOST_LISTED])
+    return f"versions, newest first: {names}{f' and {more} more' if more > 0 else ''}"

@@ -1,0 +1,72 @@
+"""What ended a stage, in the contract's words: exit code, reason, and a message to the person who can mend it."""
+
+import errno
+import os
+import tempfile
+import traceback
+from pathlib import Path
+
+from edgetune_contract.clean_up import CleanUpResult
+from edgetune_contract.request import Failure, Request, Result
+from edgetune_contract.stages import ExitCode, Stage, reason_for
+from edgetune_jobs.errors import Interrupted, StageError
+from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.runtime.signals import Stopped
+from edgetune_jobs.store.files import disk_full, is_disk_full
+
+BUG = 1
+_TRACEBACK_LINES = 12
+_UNKNOWN_DIGEST = "0" * 64
+
+
+def failed_result(request: Request | None, error: BaseException) -> Result:
+    """Result of a stage that ended with an error; without a request, of a stage that is not known."""
+    stage, digest = (request.stage, request.digest) if request else (Stage.PREPARE, _UNKNOWN_DIGEST)
+    return Result(stage=stage, digest=digest, failure=failure_of(error, stage))
+
+
+def failure_of(error: BaseException, stage: Stage = Stage.PREPARE) -> Failure:
+    """What an error stands for; `stage` decides the advice when the GPU's memory was too small."""
+    exit_code, message, step = _judge(error, stage)
+    return Failure.brief(exit_code, reason_for(exit_code), message, step)
+
+
+def exit_code_of(result: Result | CleanUpResult) -> int:
+    """Exit code of the process that ends with this result."""
+    return ExitCode.DONE if result.failure is None else result.failure.exit_code
+
+
+def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
+    if isinstance(error, StageError):
+        return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
+    if isinstance(error, Stopped):
+        return (
+            ExitCode.INTERRUPTED,
+            "stopped by a signal before the stage was done; the next attempt starts it again",
+            None,
+        )
+    if _says_disk_full(error):
+        place = error.filename if isinstance(error, OSError) and error.filename else tempfile.gettempdir()
+        return ExitCode.TRANSIENT, str(disk_full(Path(place))), None
+    if isinstance(error, MemoryError):
+        return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
+    if is_out_of_gpu_memory(error):
+        return ExitCode.OUT_OF_GPU_MEMORY, f"out of GPU memory: {error}; {_how_to_fit(stage)}", None
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
+    return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
+
+
+def _how_to_fit(stage: Stage) -> str:
+    if stage is Stage.TRAIN:
+        return "lower spec.training.microBatchSize or spec.training.maxLength, or use a profile with a larger GPU"
+    if stage is Stage.EVALUATE:
+        return (
+            "even one row at a time: lower spec.evaluation.maxNewTokens, or use a profile whose resources "
+            "give the stage evaluate a larger GPU, or none: it runs on a CPU too"
+        )
+    return f"use a profile whose resources give the stage {stage} a larger GPU, or none: it runs on a CPU too"
+
+
+def _says_disk_full(error: BaseException) -> bool:
+    """An OSError by its number; what libraries make of it, such as safetensors, by its text."""
+    return is_disk_full(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC) in str(error)

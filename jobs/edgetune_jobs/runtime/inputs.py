@@ -1,0 +1,174 @@
+"""What the stages before a stage have left for it: local folders, and models that are read where they lie."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgetune_contract import digest
+from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
+from edgetune_contract.spec import BaseModelSpec, EdgeFormat
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput
+from edgetune_jobs.models.folder import SourceModelFolder, StoredModelFolder
+from edgetune_jobs.models.weights import ModelFolder, used_files
+from edgetune_jobs.runtime.mirror import fetch_mirror, find_mirror
+from edgetune_jobs.stage import Progress, Source
+from edgetune_jobs.store.connect import BASE_FIELD, Access
+from edgetune_jobs.store.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
+
+BASE = "base"
+BASE_SCORES = "base-scores"
+SCORES_FILE = "scores.json"
+
+_MAKERS: Mapping[str, Stage] = {
+    "prepared": Stage.PREPARE,
+    "adapter": Stage.TRAIN,
+    "merged": Stage.MERGE,
+    **{edge_format.artifact: Stage.QUANTIZE for edge_format in EdgeFormat},
+}
+
+
+def input_names(request: Request) -> tuple[str, ...]:
+    """Names of the inputs that a request's stage gets, but for the base's scores, which may not be known yet."""
+    keep = request.parameters.merge.keep
+    match request.stage:
+        case Stage.TRAIN:
+            return (BASE, "prepared")
+        case Stage.MERGE:
+            return (BASE, "adapter")
+        case Stage.QUANTIZE:
+            return ("merged",) if keep else (BASE, "adapter")
+        case Stage.EVALUATE:
+            edges = (edge_format.artifact for edge_format in request.parameters.quantization.formats)
+            return (BASE, "prepared", "adapter", *(("merged",) if keep else ()), *edges)
+        case _:
+            return ()
+
+
+def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
+    """Digests of all stages of the run that a request belongs to; no merge without merge.keep."""
+    parameters = request.parameters
+    prepared = digest.prepared_digest(parameters, resolved)
+    return {Stage.PREPARE: prepared, **digest.stage_digests(parameters, resolved, request.name)}
+
+
+def read_manifest(store: Store, stage: Stage, stage_digest: str) -> Manifest | None:
+    """Manifest of a stage, or None when the stage is not done."""
+    return read_model(store, digest.manifest_key(stage, stage_digest), Manifest)
+
+
+class InputGatherer:
+    """Fetches the inputs of one stage. Inputs in a local folder stay where they are and are read-only."""
+
+    def __init__(self, request: Request, resolved: Resolved, access: Access, store: Store, progress: Progress) -> None:
+        self._request = request
+        self._resolved = resolved
+        self._access = access
+        self._store = store
+        self._progress = progress
+        self._digests = digests_of_run(request, resolved)
+
+    def gather(self, folder: Path) -> dict[str, Path]:
+        """Folders by input name, but for `models`; what has to be copied goes below `folder`.
+
+        Raises:
+            InvalidInput: an input is missing, or the base model is not the one that prepare saw.
+            DamagedObject: an input is not what its manifest says.
+        """
+        inputs = {}
+        for name in input_names(self._request):
+            if self._is_read_in_place(name):
+                continue
+            self._progress.say(f"fetching {name}")
+            inputs[name] = self._base(folder / name) if name == BASE else self._artifact(name, folder / name)
+        if self._request.stage is Stage.EVALUATE:
+            inputs |= self._base_scores(folder / BASE_SCORES)
+        return inputs
+
+    def models(self, folder: Path) -> dict[str, ModelFolder]:
+        """Models in S3 that the stage reads where they lie; small files of them are copied below `folder`.
+
+        Raises:
+            InvalidInput: an input is missing, or the base model is not the one that prepare saw.
+        """
+        names = (name for name in input_names(self._request) if self._is_read_in_place(name))
+        return {name: self._model_in_place(name, folder / name) for name in names}
+
+    def _is_read_in_place(self, name: str) -> bool:
+        """Whether a model is larger than this machine may have room for, and is read in a stream."""
+        if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, "merged"):
+            return False
+        is_in_store = name != BASE or self._request.parameters.base_model.uri.startswith("hf://")
+        uri = self._store.uri if is_in_store else self._request.parameters.base_model.uri
+        return uri.startswith("s3://")
+
+    def _model_in_place(self, name: str, target: Path) -> ModelFolder:
+        base = self._request.parameters.base_model
+        if name == BASE and not base.uri.startswith("hf://"):
+            return SourceModelFolder(self._unchanged_base(base, target), BASE_FIELD)
+        if name == BASE:
+            key, files = find_mirror(self._store, self._resolved.base, base.uri)
+        else:
+            key, files = self._find_artifact(name)
+
+        def fetch(entries: Sequence[FileEntry]) -> Path:
+            return self._store.fetch_folder(key, entries, target)
+
+        source = self._access.open_model(uri_of(self._store, key), target)
+        return StoredModelFolder(source, BASE_FIELD if name == BASE else f"the {name} model", files, fetch)
+
+    def read_stage(self, stage: Stage) -> Manifest:
+        """Manifest of a stage of this run.
+
+        Raises:
+            InvalidInput: there is none.
+        """
+        manifest = read_manifest(self._store, stage, self._digests[stage])
+        if manifest is None:
+            missing = uri_of(self._store, digest.manifest_key(stage, self._digests[stage]))
+            raise InvalidInput(f"{missing} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again")
+        return manifest
+
+    def _find_artifact(self, name: str) -> tuple[str, tuple[FileEntry, ...]]:
+        """Key of an artifact's folder, and its files with paths relative to it."""
+        stage = _MAKERS[name]
+        files = self.read_stage(stage).files
+        folder = digest.stage_key(stage, self._digests[stage])
+        parts = (entry.path.split("/") for entry in files)
+        attempt = next((attempt for attempt, *below in parts if below[:1] == [name]), None)
+        if attempt is None:
+            message = f"the manifest of the stage {stage} names no artifact {name}"
+            raise InvalidInput(f"{message}: {how_to_make_anew(self._store, folder)}")
+        return f"{folder}/{attempt}/{name}", files_below(files, f"{attempt}/{name}")
+
+    def _artifact(self, name: str, target: Path) -> Path:
+        key, files = self._find_artifact(name)
+        try:
+            return self._store.fetch_folder(key, files, target)
+        except DamagedObject as error:
+            folder = digest.stage_key(_MAKERS[name], self._digests[_MAKERS[name]])
+            raise DamagedObject(f"{error}; {how_to_make_anew(self._store, folder)}") from error
+
+    def _base(self, target: Path) -> Path:
+        base = self._request.parameters.base_model
+        if base.uri.startswith("hf://"):
+            return fetch_mirror(self._store, self._resolved.base, base.uri, target)
+        source = self._unchanged_base(base, target)
+        return source.fetch(used_files(SourceModelFolder(source, BASE_FIELD)))
+
+    def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Source:
+        source = self._access.open_base(base, target)
+        if source.digest != self._resolved.base:
+            raise InvalidInput(
+                f"{BASE_FIELD}.uri: {base.uri} has changed since it was prepared: its digest was {self._resolved.base} "
+                f"and is {source.digest}; pin it by {BASE_FIELD}.revision, or ask for a retry to train on the new one"
+            )
+        return source
+
+    def _base_scores(self, target: Path) -> dict[str, Path]:
+        key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
+        content = self._store.read(key)
+        if content is None:
+            return {}
+        target.mkdir(parents=True)
+        (target / SCORES_FILE).write_bytes(content.data)
+        return {BASE_SCORES: target}

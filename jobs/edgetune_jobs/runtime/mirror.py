@@ -1,0 +1,101 @@
+"""Copies of models from the Hugging Face hub in the store, so that the stages after prepare need no hub.
+
+sources/<digest>/<attempt>/…files…      sources/<digest>/manifest.json, written last
+"""
+
+import secrets
+from pathlib import Path
+
+from edgetune_contract.digest import MANIFEST
+from edgetune_contract.request import FileEntry
+from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput, TransientFault
+from edgetune_jobs.models.folder import SourceModelFolder
+from edgetune_jobs.models.weights import used_files
+from edgetune_jobs.stage import Progress, Source
+from edgetune_jobs.store.connect import BASE_FIELD
+from edgetune_jobs.store.store import (
+    DamagedObject,
+    FileList,
+    Store,
+    clean_up_attempts,
+    files_below,
+    how_to_make_anew,
+    read_model,
+    uri_of,
+    write_model_once,
+)
+
+
+def mirror_model(store: Store, source: Source, progress: Progress) -> None:
+    """Copy the files of a model that are read into the store, unless they are there already.
+
+    Raises:
+        InvalidInput: the model has no weights.
+    """
+    folder = _folder(source.digest)
+    if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
+        return
+    paths = used_files(SourceModelFolder(source, BASE_FIELD))
+    attempt = secrets.token_hex(8)
+    entries = []
+    for number, path in enumerate(paths, start=1):
+        progress.update(number - 1, len(paths), "files")
+        progress.say(f"copying {path} of {source.uri} into the store")
+        sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
+        entries.append(FileEntry(path=f"{attempt}/{path}", bytes=sent.bytes, sha256=sent.sha256))
+    progress.update(len(paths), len(paths), "files")
+    manifest = FileList(files=tuple(entries))
+    standing = write_model_once(store, f"{folder}/{MANIFEST}", manifest)
+    clean_up_attempts(store, folder, attempt, won=standing == manifest)
+
+
+def find_mirror(store: Store, base_digest: str, uri: str) -> tuple[str, tuple[FileEntry, ...]]:
+    """Key of the folder that prepare copied a model into, and its files with paths relative to it.
+
+    Raises:
+        InvalidInput: there is no copy.
+    """
+    folder = _folder(base_digest)
+    mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
+    if mirrored is None or not mirrored.files:
+        raise InvalidInput(
+            f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; {HOW_TO_RETRY}"
+        )
+    attempt = _attempt_of(mirrored)
+    return f"{folder}/{attempt}", files_below(mirrored.files, attempt)
+
+
+def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
+    """A local folder with the files of a model that prepare copied into the store.
+
+    Raises:
+        InvalidInput: there is no copy.
+        DamagedObject: a file is not what it was.
+    """
+    folder, files = find_mirror(store, base_digest, uri)
+    try:
+        return store.fetch_folder(folder, files, target)
+    except DamagedObject as error:
+        made_anew = how_to_make_anew(store, _folder(base_digest))
+        raise DamagedObject(f"the copy of {uri}: {error}; {made_anew}") from error
+
+
+def mirror_uri(store: Store, base_digest: str) -> str:
+    """URI of the folder that holds the copy of a model.
+
+    Raises:
+        TransientFault: there is no copy.
+    """
+    folder = _folder(base_digest)
+    mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
+    if mirrored is None or not mirrored.files:
+        raise TransientFault(f"{uri_of(store, folder)} was removed meanwhile; try again")
+    return uri_of(store, f"{folder}/{_attempt_of(mirrored)}")
+
+
+def _attempt_of(mirrored: FileList) -> str:
+    return mirrored.files[0].path.partition("/")[0]
+
+
+def _folder(base_digest: str) -> str:
+    return f"sources/{base_digest}"

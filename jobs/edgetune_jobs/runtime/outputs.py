@@ -1,0 +1,130 @@
+"""How a finished stage becomes a fact: its files first, under a folder of this attempt, then one manifest.
+
+    stages/<stage>/<digest>/<attempt>/<artifact>/…files…
+    stages/<stage>/<digest>/manifest.json                    by conditional put: of several attempts, one wins
+
+Whoever loses takes the winner's manifest for its own result. Whoever wins removes what dead attempts have left.
+"""
+
+import logging
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from edgetune_contract.digest import manifest_key, stage_key
+from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.stages import Stage
+from edgetune_jobs.stage import OutputFile, StageOutput
+from edgetune_jobs.store.files import checked_relative, file_list_digest
+from edgetune_jobs.store.store import Store, clean_up_attempts, files_below, upload_folder, uri_of, write_model_once
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = (
+    "accelerate",
+    "bitsandbytes",
+    "compressed-tensors",
+    "datasets",
+    "edgetune",
+    "gguf",
+    "numpy",
+    "peft",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+)
+
+
+class Attempt:
+    """One attempt's output in the store, apart from that of all other attempts."""
+
+    def __init__(self, store: Store, stage: Stage, stage_digest: str) -> None:
+        self._store = store
+        self._stage = stage
+        self._digest = stage_digest
+        self._folder = stage_key(stage, stage_digest)
+        self._name = secrets.token_hex(8)
+        self._streamed: list[FileEntry] = []
+        self._is_begun = False
+
+    @contextmanager
+    def create(self, path: str, size: int) -> Iterator[OutputFile]:
+        """A file of an artifact that is written straight into the store: see OutputFiles."""
+        self._is_begun = True
+        below = f"{self._name}/{checked_relative(path)}"
+        with self._store.create_file(f"{self._folder}/{below}", size) as file:
+            yield file
+        self._streamed.append(FileEntry(path=below, bytes=file.fingerprint.bytes, sha256=file.fingerprint.sha256))
+
+    def upload(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
+        """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder.
+
+        Files that were streamed into an artifact belong to it too.
+        """
+        self._is_begun = True
+        artifacts: list[Artifact] = []
+        files: list[FileEntry] = []
+        for name, subfolder in output.artifacts.items():
+            key = f"{self._folder}/{self._name}/{name}"
+            streamed = [entry for entry in self._streamed if entry.path.startswith(f"{self._name}/{name}/")]
+            uploaded = (*streamed, *upload_folder(self._store, folder / subfolder, key, relative_to=self._folder))
+            files += uploaded
+            entries = files_below(uploaded, f"{self._name}/{name}")
+            if not entries:
+                raise FileNotFoundError(f"the stage's artifact {name} has no files in {folder / subfolder}")
+            artifacts.append(
+                Artifact(
+                    name=name,
+                    uri=uri_of(self._store, key),
+                    bytes=sum(entry.bytes for entry in entries),
+                    sha256=file_list_digest(entries),
+                )
+            )
+        return tuple(artifacts), tuple(files)
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Write the manifest, unless another attempt was first; the manifest that stands.
+
+        Raises:
+            TransientFault: it is not known whether the manifest was written. The attempt's files are left in place.
+        """
+        standing = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
+        if standing != manifest:
+            logger.info("another attempt has finished %s; its result is taken", self._stage)
+        return standing
+
+    def clean_up(self, won: bool) -> None:
+        """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
+        if self._is_begun:
+            clean_up_attempts(self._store, self._folder, self._name, won)
+
+
+def probe(store: Store) -> None:
+    """Write, list and delete a small object, so that a store that refuses is noticed before the work, not after it.
+
+    Raises:
+        AccessDenied: a right is missing.
+    """
+    store.put("probe/probe.txt", b"written by a stage before it begins; safe to delete")
+    store.delete_tree("probe")
+
+
+def timestamp() -> str:
+    """Now, as manifests and versions record it: RFC 3339, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a stage's output, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

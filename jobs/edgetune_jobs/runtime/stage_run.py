@@ -1,0 +1,322 @@
+"""One stage around its body:
+
+request ── mark of use ── manifest there? ── yes ───────────────► answer at once
+                              │ no
+                              └─► store writable? ► inputs ► body ► artifacts ► manifest ► answer
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from edgetune_contract import digest
+from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Publication, Request, Resolved, Result
+from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.publishing.publisher import Pointer, StorePublisher
+from edgetune_jobs.runtime.inputs import (
+    BASE_SCORES,
+    SCORES_FILE,
+    InputGatherer,
+    digests_of_run,
+    input_names,
+    read_manifest,
+)
+from edgetune_jobs.runtime.mirror import mirror_model, mirror_uri
+from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe, timestamp
+from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
+from edgetune_jobs.runtime.settings import Settings
+from edgetune_jobs.runtime.signals import StopSignals
+from edgetune_jobs.runtime.uses import Use, Uses
+from edgetune_jobs.stage import OutputFiles, Source, StageContext, StageOutput
+from edgetune_jobs.store.connect import Access, open_sources
+from edgetune_jobs.store.store import Conflict
+from edgetune_jobs.training.checkpoints import StoreCheckpoints
+
+StageBody = Callable[[StageContext], StageOutput]
+Recheck = Callable[[StageContext, Mapping[str, float]], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class StageCode:
+    """What a stage's module offers."""
+
+    run: StageBody
+    recheck: Recheck | None = None
+    """Looks again, when the stage is done already, at what depends on fields that its digest does not cover: from the
+    stage's metrics to those that changed."""
+
+
+class StageRun:
+    """One attempt at one stage. Used once."""
+
+    def __init__(
+        self,
+        request: Request,
+        settings: Settings,
+        signals: StopSignals,
+        stream: TextIO,
+        load_code: Callable[[Stage], StageCode],
+        folder: Path,
+    ) -> None:
+        """Open the store; nothing is asked for yet.
+
+        Args:
+            request: what to do.
+            settings: the process's environment.
+            signals: what ends the stage before its time.
+            stream: progress goes to it as JSON lines.
+            load_code: gives the functions that do the stage's work.
+            folder: everything temporary goes below it.
+        """
+        self._started = time.monotonic()
+        self._request = request
+        self._signals = signals
+        self._load_code = load_code
+        self._folder = folder
+        self._image = settings.image
+        self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
+        self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
+        self._progress = LineProgress(request.stage, stream, self._metrics)
+        self._access = Access(request.store, settings.credentials_folder)
+        self._store = self._access.open_store()
+
+    def run(self) -> Result:
+        """The stage's result, from its manifest if it was done before.
+
+        Raises:
+            StageError: the stage cannot be done.
+            Stopped: a signal has ended it.
+        """
+        sources: Mapping[str, Source] = {}
+        if self._request.stage is Stage.PREPARE:
+            self._progress.say("looking at the base model and the data")
+            sources = open_sources(self._access, self._request, self._folder / "sources")
+        self._known_inputs = self._resolve(sources)
+        self._digests = self._digests_of_run()
+        self._check_digest()
+        self._mark_uses()
+        standing = self._read_manifest()
+        if standing is not None:
+            self._mirror_base(sources)
+            return self._answer(self._recheck(standing, sources), cached=True)
+        return self._do(sources)
+
+    def _resolve(self, sources: Mapping[str, Source]) -> Resolved | None:
+        if self._request.stage is not Stage.PREPARE:
+            return self._request.resolved
+        evaluation = sources.get("eval")
+        return Resolved(
+            base=sources["base"].digest,
+            train=sources["train"].digest,
+            eval=evaluation.digest if evaluation else None,
+        )
+
+    @property
+    def _resolved(self) -> Resolved:
+        """What base and data are. Only a pin can do without it.
+
+        Raises:
+            InvalidInput: the request does not say.
+        """
+        if self._known_inputs is None:
+            raise InvalidInput(f"the request for {self._request.stage} lacks `resolved`, which prepare finds out")
+        return self._known_inputs
+
+    def _digests_of_run(self) -> Mapping[Stage, str]:
+        request = self._request
+        if request.is_pin:
+            return {Stage.PUBLISH: digest.pin_digest(request.parameters, request.name)}
+        return digests_of_run(request, self._resolved)
+
+    def _check_digest(self) -> None:
+        """A request whose digest is not that of its own parameters would put one thing under another's name."""
+        request = self._request
+        expected = self._digests.get(request.stage)
+        if request.stage is Stage.PREPARE:
+            expected = digest.prepare_digest(request.parameters)
+        if request.digest != expected:
+            raise InvalidInput(
+                f"the request's digest is {request.digest}, but its parameters make it {expected}: "
+                "the operator and this image are of different versions; use images of one version"
+            )
+
+    def _mark_uses(self) -> None:
+        """Before anything is looked up: what is marked, no other object's clean-up takes away.
+
+        prepare reports which of the stages after it are done, so it marks them all.
+        """
+        uses = Uses(self._store, self._request.name)
+        mine = self._digests if self._request.stage is Stage.PREPARE else (self._request.stage,)
+        for stage in mine:
+            uses.mark(Use(stage, self._digests[stage]))
+
+    def _do(self, sources: Mapping[str, Source]) -> Result:
+        probe(self._store)
+        attempt = Attempt(self._store, self._request.stage, self._digests[self._request.stage])
+        try:
+            result, files = self._work(sources, attempt)
+        except BaseException as error:
+            with self._signals.deferred():
+                attempt.clean_up(won=False)
+            # The attempt that wins removes the files of all others, also of those that are still at it.
+            standing = self._read_manifest() if isinstance(error, TransientFault) else None
+            if standing is None:
+                raise
+            return self._answer(standing, cached=True)
+        with self._signals.deferred():
+            manifest = self._manifest(result, files)
+            standing = attempt.commit(manifest)
+            attempt.clean_up(won=standing == manifest)
+            return self._answer(standing, cached=standing != manifest)
+
+    def _work(self, sources: Mapping[str, Source], attempt: Attempt) -> tuple[Result, tuple[FileEntry, ...]]:
+        """Run the body and bring what it made into the store; the result and all files."""
+        context = self._context(sources, attempt)
+        output = self._run_body(context)
+        self._mirror_base(sources)
+        self._progress.say("storing the result")
+        self._store_base_scores(context.output)
+        artifacts, files = attempt.upload(output, context.output)
+        result = Result(
+            stage=self._request.stage,
+            digest=self._digests[self._request.stage],
+            seconds=round(time.monotonic() - self._started, 3),
+            artifacts=artifacts,
+            metrics=dict(output.metrics),
+            facts=dict(output.facts),
+            warnings=tuple(output.warnings),
+            resolved=self._resolved if self._request.stage is Stage.PREPARE else None,
+            scores=output.scores,
+            edge=output.edge,
+            publication=output.publication,
+        )
+        result.encode()  # what cannot be told must not become a fact
+        return result, files
+
+    def _recheck(self, standing: Manifest, sources: Mapping[str, Source]) -> Manifest:
+        """The manifest with the metrics that this request's other fields change."""
+        recheck = self._load_code(self._request.stage).recheck
+        if recheck is None:
+            return standing
+        if self._is_base_of_hub:
+            mirror = mirror_uri(self._store, self._resolved.base)
+            sources = {**sources, "base": self._access.open_model(mirror, self._folder / "mirror")}
+        result = standing.result
+        attempt = Attempt(self._store, result.stage, result.digest)
+        metrics = {**result.metrics, **recheck(self._context(sources, attempt), result.metrics)}
+        return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
+
+    def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
+        for name in ("output", "scratch"):
+            (self._folder / name).mkdir()
+        request, folder = self._request, self._folder / "inputs"
+        gatherer = self._gatherer() if input_names(request) else None
+        return StageContext(
+            request=request,
+            inputs=gatherer.gather(folder) if gatherer else {},
+            models=gatherer.models(folder) if gatherer else {},
+            output=self._folder / "output",
+            streams=streams,
+            scratch=self._folder / "scratch",
+            progress=self._progress,
+            stop=self._signals.event,
+            checkpoints=self._checkpoints() if request.stage is Stage.TRAIN else None,
+            sources=sources,
+            publisher=self._publisher() if request.stage is Stage.PUBLISH else None,
+        )
+
+    def _gatherer(self) -> InputGatherer:
+        return InputGatherer(self._request, self._resolved, self._access, self._store, self._progress)
+
+    def _publisher(self) -> StorePublisher:
+        return StorePublisher(self._store, self._request.name, lambda stage: self._gatherer().read_stage(stage))
+
+    def _checkpoints(self) -> StoreCheckpoints:
+        keep = self._request.parameters.training.checkpoint.keep
+        return StoreCheckpoints(self._store, self._digests[Stage.TRAIN], keep)
+
+    def _run_body(self, context: StageContext) -> StageOutput:
+        body = self._load_code(self._request.stage).run
+        if self._request.stage is Stage.TRAIN:
+            with self._serving_metrics(), self._signals.deferred():  # it writes a checkpoint and ends by itself
+                output = body(context)
+        else:
+            output = body(context)
+        self._signals.check()
+        self._progress.close()
+        return output
+
+    def _serving_metrics(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
+
+    @property
+    def _is_base_of_hub(self) -> bool:
+        return self._request.parameters.base_model.uri.startswith("hf://")
+
+    def _mirror_base(self, sources: Mapping[str, Source]) -> None:
+        """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
+        if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
+            mirror_model(self._store, sources["base"], self._progress)
+
+    def _manifest(self, result: Result, files: Sequence[FileEntry]) -> Manifest:
+        return Manifest(
+            result=result,
+            files=tuple(files),
+            created_at=timestamp(),
+            versions=library_versions(),
+            image=self._image,
+            resolved=self._known_inputs,
+            parameters=self._request.parameters.model_dump(mode="json", exclude_none=True),
+        )
+
+    def _store_base_scores(self, folder: Path) -> None:
+        path = folder / BASE_SCORES / SCORES_FILE
+        if self._request.stage is Stage.EVALUATE and path.is_file():
+            key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
+            with suppress(Conflict):  # another run has scored the same base meanwhile
+                self._store.put(key, path.read_bytes(), if_none_match=True)
+
+    def _read_manifest(self) -> Manifest | None:
+        stage = self._request.stage
+        return read_manifest(self._store, stage, self._digests[stage])
+
+    def _answer(self, manifest: Manifest, cached: bool) -> Result:
+        result = manifest.result.model_copy(update={"cached": cached})
+        match result.stage:
+            case Stage.PREPARE:
+                return with_done(result.model_copy(update={"resolved": self._resolved}), self._done_results())
+            case Stage.TRAIN:
+                self._checkpoints().delete_all()
+            case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
+                # Another version may have been published since: this spec's is wanted again.
+                self._publisher().restore(result.publication.version)
+        return result
+
+    def _done_results(self) -> tuple[Result, ...]:
+        """Results of the later stages whose manifests are in the store, in the order of the stages."""
+        done = []
+        for stage, stage_digest in self._digests.items():
+            manifest = read_manifest(self._store, stage, stage_digest) if stage is not Stage.PREPARE else None
+            if manifest is not None and self._still_stands(manifest.result.publication):
+                done.append(manifest.result.model_copy(update={"cached": True}))
+        return tuple(done)
+
+    def _still_stands(self, publication: Publication | None) -> bool:
+        """A publication is done only while the pointer names its version: else publish has to move it back."""
+        if publication is None or not publication.published:
+            return True
+        return Pointer(self._store, self._request.name).version == publication.version
+
+
+def with_done(result: Result, done: Sequence[Result]) -> Result:
+    """A result of prepare with the results of later stages, as many and as much of each as its size allows."""
+    brief = [each.model_copy(update={"facts": {}, "warnings": ()}) for each in done]
+    for kept in (done, *(brief[:count] for count in range(len(brief), 0, -1))):
+        whole = result.model_copy(update={"done": tuple(kept)})
+        if len(whole.model_dump_json(exclude_defaults=True, exclude_none=True).encode()) <= MAX_RESULT_BYTES:
+            return whole
+    return result

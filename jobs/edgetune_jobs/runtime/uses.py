@@ -1,0 +1,75 @@
+"""Who uses which stage's output: one mark in the store for each.
+
+    uses/<stage>/<digest>/<name>      the object of this name needs, or has needed, stages/<stage>/<digest>/
+
+A stage writes its mark before it looks whether its output is there, whoever made it. So a clean-up that looks for marks
+after it has taken the output out of sight leaves to everybody what they have seen.
+
+Marks outlive the object: one that was deleted with its artifacts retained keeps what it used.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgetune_contract.digest import USES, use_key, uses_key
+from edgetune_contract.model import Model
+from edgetune_contract.stages import Stage
+from edgetune_jobs.store.store import Store, read_model, write_model
+
+_MARK = re.compile(rf"{USES}/(?P<stage>{'|'.join(Stage)})/(?P<digest>[0-9a-f]{{64}})/(?P<name>[^/]+)")
+
+
+class _Mark(Model):
+    leaving: bool = False
+    """The object is being cleaned up: it needs nothing any more, and its mark only says what is left to be removed."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """The output of a stage that an object uses."""
+
+    stage: Stage
+    digest: str
+
+
+class Uses:
+    """The marks of one object, by its name, among those of all objects of a namespace."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def mark(self, use: Use) -> None:
+        """Say that the object uses a stage's output, from now on."""
+        write_model(self._store, self._key(use), _Mark())
+
+    def leave(self, use: Use) -> None:
+        """Say that the object keeps nobody from removing a stage's output."""
+        write_model(self._store, self._key(use), _Mark(leaving=True))
+
+    def forget(self, use: Use) -> None:
+        """Remove the object's mark."""
+        self._store.delete(self._key(use))
+
+    def own(self) -> list[Use]:
+        """What the object uses, in the order of the stages."""
+        found = [use for use, name in self._marks(USES) if name == self._name]
+        return sorted(found, key=lambda use: list(Stage).index(use.stage))
+
+    def has_others(self, use: Use) -> bool:
+        """Whether another object uses a stage's output, and is not being cleaned up itself."""
+        others = (name for _, name in self._marks(uses_key(use.stage, use.digest)) if name != self._name)
+        return any(self._is_in_use(use_key(use.stage, use.digest, other)) for other in others)
+
+    def _is_in_use(self, key: str) -> bool:
+        mark = read_model(self._store, key, _Mark)
+        return mark is not None and not mark.leaving
+
+    def _marks(self, folder: str) -> Iterator[tuple[Use, str]]:
+        for found in self._store.list(folder):
+            if match := _MARK.fullmatch(found.key):
+                yield Use(Stage(match["stage"]), match["digest"]), match["name"]
+
+    def _key(self, use: Use) -> str:
+        return use_key(use.stage, use.digest, self._name)

@@ -1,0 +1,1 @@
+"""Where artifacts and inputs lie: S3, a folder, the hub."""

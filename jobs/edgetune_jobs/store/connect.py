@@ -1,0 +1,99 @@
+"""From URIs to stores and sources."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.request import Request, StoreLocation
+from edgetune_contract.spec import BaseModelSpec, DataSource
+from edgetune_jobs.stage import Source
+from edgetune_jobs.store.sources import FolderSource, SourceKind, check_pin
+from edgetune_jobs.store.store import Store
+
+BASE_FIELD = "spec.baseModel"
+
+
+@dataclass(frozen=True)
+class Access:
+    """How this process reaches S3 and the Hugging Face hub."""
+
+    location: StoreLocation
+    credentials_folder: Path | None
+
+    @cached_property
+    def s3_client(self) -> Any:
+        """A boto3 S3 client, made when first needed.
+
+        Raises:
+            AccessDenied: the credentials are incomplete.
+        """
+        from edgetune_jobs.store.s3.client import create_client, find_credentials
+
+        return create_client(self.location, find_credentials(self.credentials_folder))
+
+    def open_store(self) -> Store:
+        """The request's store."""
+        if self.location.uri.startswith("file://"):
+            from edgetune_jobs.store.folder_store import LocalFolderStore
+
+            return LocalFolderStore(self.location.uri)
+        from edgetune_jobs.store.s3.store import S3Store
+
+        return S3Store(self.location.uri, self.s3_client)
+
+    def open_base(self, base: BaseModelSpec, target: Path) -> Source:
+        """The base model; files are fetched into `target`, except those of a local folder.
+
+        Raises:
+            InvalidInput: there is nothing at its URI.
+        """
+        if base.uri.startswith("hf://"):
+            from edgetune_jobs.store.hub_source import HubSource
+            from edgetune_jobs.store.s3.client import read_secret
+
+            token = read_secret(self.credentials_folder, "HF_TOKEN") if self.credentials_folder else None
+            return HubSource(base.uri, base.revision, BASE_FIELD, token, target)
+        return self.open_model(base.uri, target)
+
+    def open_model(self, uri: str, target: Path) -> Source:
+        """A model in a folder or in S3.
+
+        Raises:
+            InvalidInput: there is nothing at the URI.
+        """
+        return self._open(uri, BASE_FIELD, SourceKind.MODEL, target)
+
+    def open_data(self, data: DataSource, field: str, target: Path) -> Source:
+        """A data set; `field` is its path in the spec.
+
+        Raises:
+            InvalidInput: there is nothing at its URI.
+        """
+        return self._open(data.uri, field, SourceKind.DATA, target)
+
+    def _open(self, uri: str, field: str, kind: SourceKind, target: Path) -> Source:
+        if uri.startswith("s3://"):
+            from edgetune_jobs.store.s3.source import S3Source
+
+            return S3Source(uri, field, kind, self.s3_client, target)
+        return FolderSource(uri, field, kind)
+
+
+def open_sources(access: Access, request: Request, folder: Path) -> dict[str, Source]:
+    """What prepare reads: base, train, and eval if the spec names one, compared with the spec's pins.
+
+    Raises:
+        InvalidInput: nothing at a URI, or content that is not the pinned one.
+    """
+    parameters = request.parameters
+    base = access.open_base(parameters.base_model, folder / "base")
+    if not parameters.base_model.uri.startswith("hf://"):
+        check_pin(base, BASE_FIELD, parameters.base_model.revision)
+    sources = {"base": base}
+    for name, data in (("train", parameters.dataset.train), ("eval", parameters.dataset.eval)):
+        if data is not None:
+            field = f"spec.dataset.{name}"
+            sources[name] = access.open_data(data, field, folder / name)
+            check_pin(sources[name], field, data.revision)
+    return sources

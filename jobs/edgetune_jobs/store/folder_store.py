@@ -1,0 +1,270 @@
+"""A store in a local folder, safe for several processes on one machine."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from edgetune_contract.request import FileEntry
+from edgetune_jobs.errors import AccessDenied, TransientFault
+from edgetune_jobs.store.files import (
+    CHUNK_BYTES,
+    FileSink,
+    Fingerprint,
+    HashingReader,
+    HashingWriter,
+    Sink,
+    check_size,
+    checked_relative,
+    disk_errors,
+    fingerprint,
+    require_free_space,
+)
+from edgetune_jobs.store.store import Conflict, Content, DamagedObject, StoredObject
+
+_LOCK = ".edgetune-store.lock"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+# Another process may remove an empty folder between its creation and the first file in it.
+_ATTEMPTS = 5
+
+
+def path_of_uri(uri: str) -> Path:
+    """Local path of a file:// URI; %XX stands for one byte."""
+    return Path(unquote(urlsplit(uri, allow_fragments=False).path))
+
+
+class LocalFolderStore:
+    """Objects as files below a folder. An object appears under its name only when it is complete and on the disk."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri.rstrip("/")
+        self._root = path_of_uri(self._uri)
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def read(self, key: str) -> Content | None:
+        with _access_errors(f"read {self._uri}/{key}"):
+            try:
+                data = self._path(key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Content(data, _etag_of(data))
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        def place(temporary: Path, path: Path) -> None:
+            with self._locked():
+                current = self._etag(key) if if_none_match or if_match is not None else None
+                if if_none_match and current is not None:
+                    raise Conflict(f"{self._uri}/{key} is there already")
+                if if_match is not None and current != if_match:
+                    raise Conflict(f"{self._uri}/{key} was changed by another writer")
+                temporary.replace(path)
+
+        self._write(key, len(data), lambda file: file.write(data), place)
+        return _etag_of(data)
+
+    def list(self, folder: str) -> Iterator[StoredObject]:
+        with _access_errors(f"list {self._uri}/{folder}"):
+            paths = sorted(
+                (path for _, files in _walk(self._path(folder)) for path in files if not _is_internal(path)),
+                key=Path.as_posix,
+            )
+        for path in paths:
+            with suppress(FileNotFoundError):
+                yield StoredObject(path.relative_to(self._root).as_posix(), path.stat().st_size)
+
+    def upload_file(self, path: Path, key: str) -> Fingerprint:
+        sent = Fingerprint(0, "")
+
+        def copy(file: BinaryIO) -> None:
+            nonlocal sent
+            with path.open("rb") as source:
+                reader = HashingReader(source)
+                while chunk := reader.read(CHUNK_BYTES):
+                    file.write(chunk)
+            sent = reader.fingerprint
+
+        self._write(key, path.stat().st_size, copy, os.replace)
+        return sent
+
+    @contextmanager
+    def create_file(self, key: str, size: int) -> Iterator[HashingWriter]:
+        path, uri = self._path(key), f"{self._uri}/{key}"
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+        with _access_errors(f"write {uri}"), disk_errors(path, size), ExitStack() as stack:
+            with _removals(uri):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                require_free_space(path.parent, size)
+                file = stack.enter_context(_new_file(temporary))
+            writer = HashingWriter(file)
+            yield writer
+            check_size(writer.fingerprint, size, uri)
+            file.flush()
+            os.fsync(file.fileno())
+            with _removals(uri):
+                temporary.replace(path)
+                _sync_folder(path.parent)
+
+    def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
+        with disk_errors(path, expected.bytes), path.open("wb") as target:
+            found = self.stream(key, FileSink(target))
+        self._compare(key, found, expected)
+
+    def stream(self, key: str, sink: Sink) -> Fingerprint:
+        with _access_errors(f"read {self._uri}/{key}"):
+            try:
+                source = self._path(key).open("rb")
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise DamagedObject(f"{self._uri}/{key} is missing") from error
+            with source:
+                reader = HashingReader(source)
+                while chunk := reader.read(CHUNK_BYTES):
+                    sink.write(chunk)
+        return reader.fingerprint
+
+    def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:  # noqa: ARG002 - in place
+        for entry in files:
+            key = f"{folder}/{checked_relative(entry.path)}"
+            with _access_errors(f"read {self._uri}/{key}"):
+                try:
+                    found = fingerprint(self._path(key))
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise DamagedObject(f"{self._uri}/{key} is missing") from error
+            self._compare(key, found, Fingerprint(entry.bytes, entry.sha256))
+        return self._path(folder)
+
+    def delete(self, key: str) -> None:
+        with _access_errors(f"delete {self._uri}/{key}"):
+            self._path(key).unlink(missing_ok=True)
+
+    def delete_tree(self, folder: str, keep: Sequence[str] = ()) -> None:
+        kept = [self._path(key) for key in keep]
+        self._delete_files(folder, lambda path: not any(path.is_relative_to(key) for key in kept))
+
+    def discard_unfinished(self, folder: str) -> None:
+        self._delete_files(folder, lambda path: _TEMPORARY.fullmatch(path.name) is not None)
+
+    def _delete_files(self, folder: str, is_wanted: Callable[[Path], bool]) -> None:
+        """Delete files below a folder, and folders that are empty then."""
+        with _access_errors(f"delete {self._uri}/{folder}"):
+            for parent, files in _walk(self._path(folder)):
+                for path in filter(is_wanted, files):
+                    path.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty, or another process was faster
+                    parent.rmdir()
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_relative(key)
+
+    def _compare(self, key: str, found: Fingerprint, expected: Fingerprint) -> None:
+        if found != expected:
+            raise DamagedObject(
+                f"{self._uri}/{key} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256}, "
+                f"where {expected.bytes:,} bytes with SHA-256 {expected.sha256} were written"
+            )
+
+    def _write(
+        self, key: str, size: int, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], None]
+    ) -> None:
+        path = self._path(key)
+        with _access_errors(f"write {self._uri}/{key}"), disk_errors(path, size):
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+                    with _new_file(temporary) as file:
+                        fill(file)
+                        file.flush()
+                        os.fsync(file.fileno())
+                        place(temporary, path)
+                    _sync_folder(path.parent)
+                    return
+                except FileNotFoundError:
+                    if attempt == _ATTEMPTS:
+                        raise
+
+    def _etag(self, key: str) -> str | None:
+        content = self.read(key)
+        return None if content is None else content.etag
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Conditions are checked and names are placed by one process at a time; the lock dies with its holder."""
+        with (self._root / _LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _etag_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders below `top` and `top` itself, the deepest first, each with its files.
+
+    Folders that other processes remove meanwhile are passed over.
+    """
+
+    def raise_unless_gone(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
+    for folder, _, names in os.walk(top, topdown=False, onerror=raise_unless_gone):
+        yield Path(folder), [Path(folder, name) for name in names]
+
+
+def _is_internal(path: Path) -> bool:
+    return path.name == _LOCK or _TEMPORARY.fullmatch(path.name) is not None
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file under a name that is gone afterwards, whatever happens: it was linked or renamed, or it is deleted."""
+    try:
+        with path.open("xb") as file:
+            yield file
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name to the disk: without it the file can be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _removals(uri: str) -> Iterator[None]:
+    """Turns the loss of a file, or of its folder, to another process into a TransientFault."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TransientFault(
+            f"{uri} was removed while it was written, as by another attempt that has finished the same stage; try again"
+        ) from error
+
+
+@contextmanager
+def _access_errors(action: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise AccessDenied(
+            f"cannot {action}: {error.strerror}; give this user the right to {error.filename}"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise AccessDenied(f"cannot {action}: the file system is read-only") from error
+        raise

@@ -1,0 +1,122 @@
+"""One GGUF file in Q8_0, written while the model's rows pass by."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.weights import StoredTensor
+from edgetune_jobs.stage import OutputFile, OutputFiles
+from edgetune_jobs.tensors.formats.gguf_layout import GgufLayout, GgufTensor, extra_tensors
+from edgetune_jobs.tensors.formats.gguf_vocabulary import GgufVocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNMENT = 32
+
+
+class GgufEncoder:
+    """Writes one file. Within a `with` block: a file that is not complete at its end is taken back."""
+
+    def __init__(self, layout: GgufLayout, header: bytes, outputs: OutputFiles, path: str) -> None:
+        """Write nothing yet.
+
+        Args:
+            layout: of the model.
+            header: the file's first bytes, from `make_header`.
+            outputs: where the file is made.
+            path: its path there.
+        """
+        self._layout = layout
+        self._header = header
+        self._outputs = outputs
+        self._path = path
+        self._open = ExitStack()
+        self._file: OutputFile | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the file."""
+        return len(self._header) + sum(_padded(tensor.bytes) for tensor in _file_order(self._layout))
+
+    def __enter__(self) -> Self:
+        self._file = self._open.enter_context(self._outputs.create(self._path, self.total_bytes))
+        self._file.write(self._header)
+        for tensor, values in extra_tensors(self._layout):
+            self._write(tensor, values, is_last=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def row_multiple(self, tensor: StoredTensor) -> int:
+        """Rows of a head, where llama.cpp wants them in another order."""
+        return max(1, self._layout.tensors[tensor.name].head_rows)
+
+    def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor":
+        """The rows as the file has them.
+
+        Raises:
+            InvalidInput: a weight is not finite, or too large.
+        """
+        encoded = self._layout.tensors[tensor.name].encode(rows)
+        if encoded is None:
+            raise InvalidInput(
+                f"{tensor.name} holds a number from row {first} on that is not finite or too large for Q8_0: "
+                "train with a lower spec.training.learningRate or spec.lora.alpha"
+            )
+        return encoded
+
+    def write(self, tensor: StoredTensor, first: int, encoded: "torch.Tensor") -> None:
+        """Write what `encode` gave."""
+        is_last = first + len(encoded) == tensor.rows
+        self._write(self._layout.tensors[tensor.name], encoded, is_last=is_last)
+
+    def _write(self, tensor: GgufTensor, values: "torch.Tensor", *, is_last: bool) -> None:
+        if self._file is None:
+            raise RuntimeError("no file is open")
+        self._file.write(memoryview(values.numpy()).cast("B"))
+        if is_last:
+            self._file.write(bytes(_padded(tensor.bytes) - tensor.bytes))
+
+
+def make_header(layout: GgufLayout, vocabulary: GgufVocabulary, name: str, scratch: Path) -> bytes:
+    """The file's bytes up to its first tensor.
+
+    Args:
+        layout: of the model.
+        vocabulary: of its tokenizer.
+        name: name of the model, for people.
+        scratch: a folder for a small file that is removed again.
+    """
+    import numpy
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    path = scratch / "header.gguf"
+    writer = GGUFWriter(path, layout.architecture)
+    writer.add_name(name)
+    layout.add_to(writer)
+    vocabulary.add_to(writer)
+    for tensor in _file_order(layout):
+        kind = GGMLQuantizationType.Q8_0 if tensor.quantized else GGMLQuantizationType.F32
+        writer.add_tensor_info(tensor.name, tensor.shape, numpy.dtype("float32"), tensor.bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    header = path.read_bytes()
+    path.unlink()
+    return header + bytes(_padded(len(header)) - len(header))
+
+
+def _file_order(layout: GgufLayout) -> Sequence[GgufTensor]:
+    return [*(tensor for tensor, _ in extra_tensors(layout)), *layout.tensors.values()]
+
+
+def _padded(size: int) -> int:
+    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT

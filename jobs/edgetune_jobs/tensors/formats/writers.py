@@ -1,0 +1,122 @@
+"""Edge models in each format, as something that a model's rows are sent through: one pass serves all formats."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.models import gguf_loading, loading
+from edgetune_jobs.stage import StageContext
+from edgetune_jobs.tensors import streamed_model
+from edgetune_jobs.tensors.formats import bnb_int8, w8a8
+from edgetune_jobs.tensors.formats.gguf_encoder import GgufEncoder, make_header
+from edgetune_jobs.tensors.formats.gguf_layout import lay_out
+from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
+from edgetune_jobs.tensors.formats.suitability import refusing
+from edgetune_jobs.tensors.pipeline import Encoder
+from edgetune_jobs.tensors.plan import TensorGroup, plan_files
+from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
+from edgetune_jobs.tensors.streamed_model import StreamedModel
+
+
+@dataclass(frozen=True)
+class EdgeWriter:
+    """Writes an edge model in one format."""
+
+    encoder: Encoder
+    """Takes the rows."""
+
+    finish: Callable[[], int]
+    """Writes what comes after the rows; gives the size of all files in bytes."""
+
+    warnings: tuple[str, ...] = ()
+
+
+def open_writer(
+    edge_format: EdgeFormat, model: StreamedModel, context: StageContext
+) -> AbstractContextManager[EdgeWriter]:
+    """The writer of a format, for the artifact of its name; what is not finished when the block ends is taken back.
+
+    Raises:
+        InvalidInput: the model cannot be written in this format.
+    """
+    return _WRITERS[edge_format](model, context)
+
+
+@contextmanager
+def _bitsandbytes_int8(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
+    linears, weights = model.layout.linears, model.weights
+    groups = bnb_int8.plan_int8(weights.tensors, linears, weights.dtype)
+    config = bnb_int8.quantization_config(context.request.parameters.quantization.outlier_threshold)
+    with _safetensors(EdgeFormat.BITSANDBYTES_INT8, groups, context) as writer:
+        yield EdgeWriter(
+            encoder=bnb_int8.Int8Encoder(writer, linears),
+            finish=lambda: _finish(EdgeFormat.BITSANDBYTES_INT8, writer, model, context, config),
+        )
+
+
+@contextmanager
+def _compressed_tensors_w8a8(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
+    linears, weights = model.layout.linears, model.weights
+    groups = w8a8.plan_w8a8(weights.tensors, linears, weights.dtype)
+    with _safetensors(EdgeFormat.COMPRESSED_TENSORS_W8A8, groups, context) as writer:
+        yield EdgeWriter(
+            encoder=w8a8.W8A8Encoder(writer, linears),
+            finish=lambda: _finish(
+                EdgeFormat.COMPRESSED_TENSORS_W8A8, writer, model, context, w8a8.quantization_config()
+            ),
+        )
+
+
+@contextmanager
+def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
+    edge_format = EdgeFormat.GGUF_Q8_0
+    folder = context.output / edge_format.artifact
+    streamed_model.write_companions(model, folder, context.request.parameters.dataset)
+    config = model.layout.config
+    with refusing(edge_format, context.request.parameters):
+        layout = lay_out(config, {tensor.name: tensor.shape for tensor in model.weights.tensors})
+        tokenizer = loading.load_tokenizer(folder)
+        vocabulary = describe_vocabulary(tokenizer, config.vocab_size, _other_ends(folder, tokenizer.eos_token_id))
+    header = make_header(layout, vocabulary, context.request.name, context.scratch)
+    with GgufEncoder(layout, header, context.streams, f"{edge_format.artifact}/{gguf_loading.FILE}") as encoder:
+        yield EdgeWriter(
+            encoder=encoder,
+            finish=lambda: encoder.total_bytes + streamed_model.companion_bytes(folder),
+            warnings=tuple(f"{edge_format}: {difference}" for difference in vocabulary.differences),
+        )
+
+
+_WRITERS: Mapping[EdgeFormat, Callable[[StreamedModel, StageContext], AbstractContextManager[EdgeWriter]]] = {
+    EdgeFormat.BITSANDBYTES_INT8: _bitsandbytes_int8,
+    EdgeFormat.GGUF_Q8_0: _gguf_q8_0,
+    EdgeFormat.COMPRESSED_TENSORS_W8A8: _compressed_tensors_w8a8,
+}
+
+
+def _safetensors(edge_format: EdgeFormat, groups: Sequence[TensorGroup], context: StageContext) -> SafetensorsWriter:
+    return SafetensorsWriter(plan_files(groups), context.streams, edge_format.artifact)
+
+
+def _finish(
+    edge_format: EdgeFormat,
+    writer: SafetensorsWriter,
+    model: StreamedModel,
+    context: StageContext,
+    quantization_config: dict[str, Any],
+) -> int:
+    writer.finish()
+    folder = context.output / edge_format.artifact
+    dataset = context.request.parameters.dataset
+    streamed_model.write_companions(model, folder, dataset, quantization_config=quantization_config)
+    return writer.total_bytes + streamed_model.companion_bytes(folder)
+
+
+def _other_ends(folder: Path, eos_token_id: int) -> Sequence[int]:
+    """Tokens that end an answer by the generation settings, besides EOS."""
+    settings = json.loads((folder / "generation_config.json").read_bytes())
+    ends = settings.get("eos_token_id")
+    return [token for token in (ends if isinstance(ends, list) else [ends]) if token not in (None, eos_token_id)]

@@ -1,0 +1,190 @@
+"""Merge and quantize without loading the model: which models can be taken tensor by tensor, and how they are written.
+
+Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgetune_contract.spec import DatasetSpec, MergeBase, Method
+from edgetune_jobs.models import adapter_layers, adapters, merging
+from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.inspection import CODE_FIELD
+from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
+from edgetune_jobs.models.weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
+from edgetune_jobs.stage import Progress, StageContext
+from edgetune_jobs.store.files import list_files
+from edgetune_jobs.tensors import nf4, pipeline
+from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
+from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES, TORCH_DTYPES
+from edgetune_jobs.tensors.weights import LoraMatrices, ModelWeights
+
+STREAMING = "streaming"
+"""Fact `path` of a stage: the model was taken tensor by tensor."""
+
+LIBRARY = "library"
+"""Fact `path` of a stage: the libraries held the whole model in memory."""
+
+_GENERATION_CONFIG = "generation_config.json"
+# The new name and the old one, which older readers want.
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# Of a model that is read over the network: requests that are on their way while the cores work.
+_REQUESTS = 4
+
+
+@dataclass(frozen=True)
+class StreamedModel:
+    """A model that is taken tensor by tensor."""
+
+    weights: ModelWeights
+    layout: Layout
+
+
+def has_model(context: StageContext, name: str) -> bool:
+    """Whether a stage gets a model."""
+    return name in context.models or name in context.inputs
+
+
+def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
+    """An input of a stage that is a model: on this machine, or where it lies."""
+    return context.models.get(name) or LocalModelFolder(context.inputs[name], label)
+
+
+def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
+    """A base with its adapter, in the number format that `merging.merged_dtype` tells.
+
+    Raises:
+        NotUnderstood: only the libraries can merge these two.
+        InvalidInput: base or adapter are damaged, or do not fit each other.
+    """
+    prepare_torch()
+    import torch
+
+    record = adapters.read_record(adapter)
+    tensors, layout = _read(base)
+    config = adapter_layers.read_adapter_config(adapter)
+    special = adapter_layers.special_options(config)
+    if special:
+        raise NotUnderstood(f"the adapter uses {', '.join(special)}")
+    through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
+    weights = ModelWeights(
+        folder=base,
+        tensors=tensors,
+        dtype=merging.merged_dtype(record.base_dtype, tensors),
+        through_nf4=_nf4_weights(layout) if through_nf4 else frozenset(),
+        adapter=_matrices(adapter, config, layout),
+        threads=torch.get_num_threads(),
+    )
+    return StreamedModel(weights, layout)
+
+
+def stored_model(model: ModelFolder) -> StreamedModel:
+    """A model as it is stored, in the number format that its config.json names.
+
+    Raises:
+        NotUnderstood: only the libraries can read it.
+        InvalidInput: it is damaged.
+    """
+    prepare_torch()
+    tensors, layout = _read(model)
+    named = (layout.settings.get(name) for name in _DTYPE_FIELDS)
+    dtype = next((name for name in named if name in SAFETENSORS_DTYPES), TORCH_DTYPES[tensors[0].dtype])
+    return StreamedModel(ModelWeights(model, tensors, dtype), layout)
+
+
+def stream(
+    model: StreamedModel, encoders: Sequence[pipeline.Encoder], progress: Progress, stop: threading.Event
+) -> None:
+    """Send a model's rows through encoders: see tensors.pipeline.
+
+    Raises:
+        DamagedObject: what was read is not what the model's manifest says.
+    """
+    is_remote = not isinstance(model.weights.folder, LocalModelFolder)
+    workers = usable_cpus() + (_REQUESTS if is_remote else 0)
+    pipeline.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
+    model.weights.folder.check()
+
+
+def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, **fields: Any) -> None:
+    """Write what a model folder has besides its weights, as save_pretrained does it.
+
+    Args:
+        model: the model.
+        folder: where to; made if needed.
+        dataset: the spec's section, for the prompt format.
+        fields: what config.json says besides, such as quantization_config.
+    """
+    settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
+    if _DTYPE_FIELDS[1] in settings:
+        settings[_DTYPE_FIELDS[1]] = model.weights.dtype
+    settings.pop(CODE_FIELD, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, settings)
+    _write_json(folder / _GENERATION_CONFIG, _generation_settings(settings))
+    merging.copy_companions(model.weights.folder, folder, dataset)
+
+
+def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of generating for a model that comes without generation_config.json."""
+    tokens = {name: settings[name] for name in _TOKEN_FIELDS if settings.get(name) is not None}
+    return {"_from_model_config": True, "transformers_version": metadata.version("transformers"), **tokens}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def library_warning(reason: NotUnderstood) -> str:
+    """What a stage says when it left a model to the libraries."""
+    return f"the libraries held the whole model in memory, since it cannot be taken tensor by tensor: {reason}"
+
+
+def companion_bytes(folder: Path) -> int:
+    """Bytes of a model folder besides its weights and their index."""
+    names = (path for path in list_files(folder) if not path.endswith((".safetensors", ".gguf", WEIGHTS_INDEX)))
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
+    """The tensors that the libraries take over, and the layout that they make."""
+    tensors = read_tensors(model)
+    layout = understand(model, tensors)
+    return tuple(tensor for tensor in tensors if tensor.name in layout.tensors), layout
+
+
+def _nf4_weights(layout: Layout) -> frozenset[str]:
+    """All weights that QLoRA holds in NF4, with an adapter or not.
+
+    Raises:
+        NotUnderstood: bitsandbytes computes other blocks where a row is no whole number of them.
+    """
+    for name in sorted(layout.linears):
+        if layout.tensors[name][1] % nf4.BLOCK:
+            raise NotUnderstood(f"the rows of {name} are no whole number of NF4 blocks ({nf4.BLOCK} numbers)")
+    return layout.linears
+
+
+def _matrices(adapter: Path, config: dict[str, Any], layout: Layout) -> dict[str, LoraMatrices]:
+    """What the adapter adds to which weight."""
+    weights = adapter_layers.read_adapter_weights(adapter)
+    modules = {name.removesuffix(".weight"): shape for name, shape in layout.tensors.items()}
+    linears = {
+        name: (shape[1], shape[0])
+        for name, shape in modules.items()
+        if f"{name}.weight" in layout.linears or name == OUTPUT_HEAD
+    }
+    adapter_layers.check_layers(config, weights, linears, modules)
+    matrices = {}
+    for layer in adapter_layers.adapter_layers(weights):
+        first, second = adapter_layers.matrices_of(weights, layer)
+        scale = adapter_layers.scale_of(config, layer)
+        matrices[f"{layer}.weight"] = LoraMatrices(first.float(), second.float(), scale)
+    return matrices

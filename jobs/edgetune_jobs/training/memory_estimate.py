@@ -1,0 +1,99 @@
+"""How much memory a training will take, estimated before it starts.
+
+    base        4.127 bits a linear weight with QLoRA: NF4, and 0.127 bits of doubly quantized scales (Dettmers et al.
+                2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
+                for all other weights, and the linear ones too with LoRA, the bytes of the arithmetic's number format
+    dequantized the largest linear layer in that format: QLoRA restores them one by one
+    adapter     rank (inputs + outputs) numbers a layer, weights and gradients in 32 bits
+    optimizer   two numbers a parameter for Adam, in 32 or in 8 bits; for Adafactor a row and a column of each matrix
+    activations 34 bytes a layer, token and hidden unit in 16 bits, without attention scores, which fused attention does
+                not keep (Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1);
+                with gradient checkpointing the input of each layer, and one layer in full
+    logits      one tile of float32 scores, positions by words: trl's fused output head never holds all of them
+
+Tokens are those of one micro-batch, whose examples are as long as the longest of all. Buffers of the libraries are not
+in it: count on 0.5 to 1 GiB more on a GPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgetune_contract.spec import Method, Optimizer, Parameters, Precision
+from edgetune_jobs.models.inspection import BaseModel, LinearLayer
+
+_NF4_BYTES = (4 + 0.127) / 8
+_FLOAT32_BYTES = 4
+_ACTIVATION_BYTES_IN_16_BITS = 34
+_OPTIMIZER_BYTES: dict[Optimizer, float] = {
+    "paged_adamw_8bit": 2,
+    "adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "adamw_torch": 8,
+    "adamw_torch_fused": 8,
+}
+# The tiles of trl's fused output head (trl.kernels.chunked_logprob, trl.trainer.utils).
+_TILE_POSITIONS = 4096
+_TILE_WORDS = 32768
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Estimated bytes of a training, by what takes them."""
+
+    base: int
+    dequantized: int
+    adapter: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it together, in bytes."""
+        return self.base + self.dequantized + self.adapter + self.optimizer + self.activations + self.logits
+
+
+def estimate_training(
+    base: BaseModel, targets: Sequence[LinearLayer], parameters: Parameters, longest: int
+) -> TrainingMemory:
+    """Estimated memory of a training.
+
+    Args:
+        base: the base model.
+        targets: the layers that get an adapter.
+        parameters: the spec's.
+        longest: tokens of the longest training example, after cutting.
+    """
+    training = parameters.training
+    number_bytes = _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
+    linear = sum(layer.weights for layer in base.linear_layers)
+    largest = max((layer.weights for layer in base.linear_layers), default=0)
+    is_quantized = parameters.method is Method.QLORA
+    trainable = trainable_parameters(targets, parameters.lora.rank)
+    tokens = training.micro_batch_size * (training.max_length if training.packing else longest)
+    return TrainingMemory(
+        base=round(linear * (_NF4_BYTES if is_quantized else number_bytes) + (base.parameters - linear) * number_bytes),
+        dequantized=largest * number_bytes if is_quantized else 0,
+        adapter=2 * trainable * _FLOAT32_BYTES,
+        optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
+        activations=_activation_bytes(base, tokens, number_bytes, checkpointing=training.gradient_checkpointing),
+        logits=min(tokens, _TILE_POSITIONS) * min(base.vocabulary or 0, _TILE_WORDS) * _FLOAT32_BYTES,
+    )
+
+
+def trainable_parameters(targets: Sequence[LinearLayer], rank: int) -> int:
+    """Parameters of the adapter: rank (inputs + outputs) a layer."""
+    return rank * sum(layer.features for layer in targets)
+
+
+def _optimizer_bytes(optimizer: Optimizer, targets: Sequence[LinearLayer], rank: int) -> int:
+    if optimizer == "adafactor":
+        rows_and_columns = sum(layer.features + 2 * rank for layer in targets)
+        return rows_and_columns * _FLOAT32_BYTES
+    return round(trainable_parameters(targets, rank) * _OPTIMIZER_BYTES[optimizer])
+
+
+def _activation_bytes(base: BaseModel, tokens: int, number_bytes: int, *, checkpointing: bool) -> int:
+    hidden, layers = base.hidden_size, base.layers
+    one_layer = tokens * hidden * _ACTIVATION_BYTES_IN_16_BITS * number_bytes // 2
+    return layers * tokens * hidden * number_bytes + one_layer if checkpointing else layers * one_layer

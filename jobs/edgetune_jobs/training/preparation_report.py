@@ -1,0 +1,130 @@
+"""What prepare found, in figures: metrics for the status, report.json for those who want to know more."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from edgetune_contract.spec import Parameters
+from edgetune_jobs.data.token_lengths import TokenLengths
+from edgetune_jobs.data.tokenization import Encoded
+from edgetune_jobs.models.inspection import BaseModel, LinearLayer
+from edgetune_jobs.training.memory_estimate import TrainingMemory, trainable_parameters
+
+
+@dataclass
+class TokenCount:
+    """What tokenizing the training or the evaluation rows came to."""
+
+    lengths: TokenLengths = field(default_factory=TokenLengths)
+    kept: int = 0
+    """Tokens that were written."""
+
+    longest_kept: int = 0
+    """Tokens of the longest example as it is written."""
+
+    largest_id: int = 0
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.lengths.lengths)
+
+    def add(self, encoded: Encoded) -> None:
+        """Count one example."""
+        ids = encoded.input_ids
+        self.lengths.add(encoded.full_length, is_truncated=encoded.is_truncated)
+        self.kept += len(ids)
+        self.longest_kept = max(self.longest_kept, len(ids))
+        self.largest_id = max(self.largest_id, *ids)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """All that prepare found out."""
+
+    parameters: Parameters
+    base: BaseModel
+    targets: Sequence[LinearLayer]
+    train: TokenCount
+    evaluation: TokenCount
+    memory: TrainingMemory
+    warnings: Sequence[str]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that the adapter will have."""
+        return trainable_parameters(self.targets, self.parameters.lora.rank)
+
+    def metrics(self) -> dict[str, float]:
+        """The main figures; lengths are in tokens and before cutting."""
+        lengths = self.train.lengths
+        percentiles = lengths.percentiles(50, 90, 99)
+        return {
+            "baseBytes": self.base.bytes,
+            "baseParameters": self.base.parameters,
+            **training_figures(self.targets, self.parameters, self.memory),
+            "trainExamples": self.train.examples,
+            "evalExamples": self.evaluation.examples,
+            "trainTokens": self.train.kept,
+            "truncatedShare": round(lengths.truncated_share, 4),
+            "tokensP50": percentiles["p50"],
+            "tokensP90": percentiles["p90"],
+            "tokensP99": percentiles["p99"],
+            "tokensMax": lengths.longest,
+        }
+
+    def report(self) -> dict[str, object]:
+        """Everything, for report.json."""
+        dataset, training = self.parameters.dataset, self.parameters.training
+        split = {"percent": dataset.eval_split_percent, "seed": training.seed} if dataset.eval is None else None
+        return {
+            "base": {
+                "architecture": self.base.architecture,
+                "parameters": self.base.parameters,
+                "bytes": self.base.bytes,
+            },
+            "adapter": {
+                "layers": len(self.targets),
+                "modules": sorted({layer.short_name for layer in self.targets}),
+                "trainableParameters": self.trainable_parameters,
+            },
+            "maxLength": training.max_length,
+            "train": _described(self.train),
+            "eval": _described(self.evaluation),
+            "split": split,
+            "estimatedTrainingBytes": {**asdict(self.memory), "total": self.memory.total},
+            "warnings": list(self.warnings),
+        }
+
+
+def training_figures(
+    targets: Sequence[LinearLayer], parameters: Parameters, memory: TrainingMemory
+) -> dict[str, float]:
+    """The figures that depend on how the base is trained, and not on the rows alone."""
+    return {
+        "expectedTrainableParameters": trainable_parameters(targets, parameters.lora.rank),
+        "estimatedTrainingBytes": memory.total,
+    }
+
+
+def cut_warning(train: TokenCount, max_length: int) -> list[str]:
+    """A warning about training examples that are longer than `max_length`."""
+    lengths = train.lengths
+    if not lengths.truncated:
+        return []
+    return [
+        f"{lengths.truncated:,} of {train.examples:,} training examples ({lengths.truncated_share:.1%}) are longer "
+        f"than maxLength {max_length:,} and are cut, so their ends are not learned; "
+        f"the longest has {lengths.longest:,} tokens"
+    ]
+
+
+def _described(tokens: TokenCount) -> dict[str, object]:
+    lengths = tokens.lengths
+    return {
+        "examples": tokens.examples,
+        "tokens": tokens.kept,
+        "truncated": lengths.truncated,
+        "truncatedShare": round(lengths.truncated_share, 4),
+        "lengths": {**lengths.percentiles(50, 90, 99), "max": lengths.longest},
+        "histogram": lengths.histogram(),
+    }

@@ -1,0 +1,195 @@
+"""Profiles: what the platform team offers by name."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from edgetune_contract.model import Model
+from edgetune_contract.request import ChecksumMode, StoreLocation
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import names
+
+Quantities = dict[str, str | int]
+# Not shares of one, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
+GPU_PATTERN = r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)"
+"""Names of resources that are counted as GPUs."""
+
+VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
+"""Names of environment variables."""
+
+_GPU = re.compile(GPU_PATTERN)
+_VARIABLE = re.compile(VARIABLE_PATTERN)
+CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+"""Where the S3 client, requests and the others look for the certificates of authorities."""
+
+OWN_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
+"""What stages have in their environment, besides names that begin with OWN_VARIABLE_PREFIX."""
+
+OWN_VARIABLE_PREFIX = "EDGETUNE_"
+OWN_LABEL_PREFIX = f"{names.GROUP}/"
+"""Of the labels that the operator finds its Pods by, besides names.MANAGED_BY_LABEL."""
+
+
+class Resources(Model):
+    """Kubernetes resources of one container."""
+
+    requests: Quantities = {}
+    limits: Quantities = {}
+
+    @model_validator(mode="after")
+    def _count_whole_gpus(self) -> Self:
+        for name, count in (*self.requests.items(), *self.limits.items()):
+            if _GPU.fullmatch(name) and not str(count).isdecimal():
+                raise ValueError(f"{name} must be a whole number, is {count!r}")
+        return self
+
+    @property
+    def gpus(self) -> int:
+        """GPUs, or slices of one, of whatever make."""
+        return count_gpus(self.requests | self.limits)
+
+
+def count_gpus(quantities: Mapping[str, str | int]) -> int:
+    """GPUs, or slices of one, among the resources that a container asks for."""
+    return sum(int(count) for name, count in quantities.items() if _GPU.fullmatch(name) and str(count).isdecimal())
+
+
+class Image(Model):
+    """The container image of the stages."""
+
+    reference: str = "ghcr.io/edgetune/jobs:0.1.0"
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Names of image pull Secrets in the object's namespace."""
+
+
+class ProfileStore(Model):
+    """Bucket and prefix below which each namespace has its folder."""
+
+    uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
+    """s3://bucket/prefix, or file:///folder in a local run."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool = False
+    checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
+    credentials_secret: str | None = None
+    """Secret of the object's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None is the pod's identity."""
+
+    def for_namespace(self, namespace: str) -> StoreLocation:
+        """Where the artifacts of one namespace live: nothing is shared across namespaces."""
+        return StoreLocation(
+            uri=f"{self.uri.rstrip('/')}/{namespace}",
+            endpoint=self.endpoint,
+            region=self.region,
+            path_style=self.path_style,
+            checksums=self.checksums,
+        )
+
+
+_LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
+_WEIGHTS = Resources(requests={"cpu": "2", "memory": "8Gi"}, limits={"memory": "32Gi"})
+DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
+    Stage.PREPARE: _LIGHT,
+    # The only stage that asks for a GPU: the GPU goes back as soon as training ends.
+    Stage.TRAIN: Resources(
+        requests={"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": 1}, limits={"memory": "32Gi", "nvidia.com/gpu": 1}
+    ),
+    Stage.MERGE: _WEIGHTS,
+    Stage.QUANTIZE: _WEIGHTS,
+    Stage.EVALUATE: _WEIGHTS,
+    Stage.PUBLISH: _LIGHT,
+}
+
+
+class Profile(Model):
+    """One profile: images, resources per stage, node selection, bucket, credentials, queue."""
+
+    store: ProfileStore
+    image: Image = Image()
+    resources: dict[Stage, Resources] = {}
+    """Resources by stage; a stage that is not named keeps its default."""
+
+    work_volume_size: str = "64Gi"
+    """Size limit of the emptyDir that holds a stage's work and cache folders."""
+
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+    affinity: dict[str, Any] | None = None
+    runtime_class_name: str | None = None
+    priority_class_name: str | None = None
+    service_account_name: str | None = None
+    openshift: bool = False
+    """Leave user and groups of Pods to the cluster: OpenShift gives each namespace a range, and refuses others."""
+
+    pod_labels: dict[str, str] = {}
+    """More labels of the stages' Pods, such as those that a cloud's workload identity asks for."""
+
+    pod_annotations: dict[str, str] = {}
+    """Annotations of the stages' Pods, such as sidecar.istio.io/inject: "false"."""
+
+    env: dict[str, str] = {}
+    """More environment variables of the stages, such as HTTPS_PROXY and NO_PROXY. Whoever may read Jobs reads them."""
+
+    ca_bundle_config_map: str | None = None
+    """ConfigMap of the object's namespace whose key ca.crt has the certificates of all authorities to be trusted."""
+
+    queue: str | None = None
+    """Kueue LocalQueue: becomes the label kueue.x-k8s.io/queue-name."""
+
+    termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
+    """Time that a stopped training has for its checkpoint, in seconds."""
+
+    ttl_seconds_after_finished: Annotated[int, Field(ge=300)] = 3600
+    """How long finished Jobs stay, in seconds: long enough to be seen. Status and store keep what matters."""
+
+    allow_file_uris: bool = False
+    """Whether base and data may be file:// (local runs only: a Pod has no such files)."""
+
+    @model_validator(mode="after")
+    def _leave_the_operators_own_names(self) -> Self:
+        for name in self.env:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"env: {name!r} is no name of an environment variable")
+            if name in OWN_VARIABLES or name.startswith(OWN_VARIABLE_PREFIX):
+                raise ValueError(f"env: {name} is the operator's own")
+            if self.ca_bundle_config_map and name in CA_VARIABLES:
+                raise ValueError(f"env: {name} is set for caBundleConfigMap; give one of the two")
+        for label in self.pod_labels:
+            if label.startswith(OWN_LABEL_PREFIX) or label == names.MANAGED_BY_LABEL:
+                raise ValueError(f"podLabels: {label} is the operator's own")
+        return self
+
+    def resources_for(self, stage: Stage) -> Resources:
+        """Resources of a stage's container."""
+        return self.resources.get(stage, DEFAULT_RESOURCES[stage])
+
+
+class InvalidProfiles(ValueError):
+    """A profiles file that cannot be used."""
+
+
+class _ProfilesFile(Model):
+    profiles: dict[str, Profile]
+
+
+def load_profiles(path: Path) -> dict[str, Profile]:
+    """Profiles by name from a YAML file with one key, `profiles`.
+
+    Raises:
+        InvalidProfiles: the file cannot be read, is not YAML, or has wrong fields; each with its path.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _ProfilesFile.model_validate(document).profiles
+    except OSError as error:
+        raise InvalidProfiles(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidProfiles(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InvalidProfiles(f"{path}: {found}") from None

@@ -1,0 +1,169 @@
+"""Checking specs: every problem of an object as a user wrote it, with its path."""
+
+import json
+import re
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from edgetune_contract.model import Model
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import LoraFineTuneSpec
+
+# As Kubernetes names objects (RFC 1123).
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
+
+_METADATA_FIELDS = frozenset(
+    {
+        "annotations",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "finalizers",
+        "generateName",
+        "generation",
+        "labels",
+        "managedFields",
+        "name",
+        "namespace",
+        "ownerReferences",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    }
+)
+
+
+class Problem(Model):
+    """One thing that is wrong with an object."""
+
+    path: str
+    """Field path such as spec.lora.rank."""
+
+    message: str
+    """What is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class InvalidSpec(ValueError):
+    """A spec that the models refuse, with every problem and its path."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def parse_spec(spec: Any) -> LoraFineTuneSpec:
+    """Spec from plain JSON values.
+
+    Raises:
+        InvalidSpec: with every problem and its path.
+    """
+    if not isinstance(spec, dict):
+        raise InvalidSpec((Problem(path="spec", message="must be an object"),))
+    text = json.dumps(_as_served(spec), default=str)
+    try:
+        # Strict, and from JSON: the API server takes no text for a number either.
+        return LoraFineTuneSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidSpec(_problems(error)) from None
+
+
+def _as_served(value: Any) -> Any:
+    """The value as the API server keeps it: fields that are null count as missing, and 16.0 is the integer 16."""
+    if isinstance(value, dict):
+        return {name: _as_served(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_as_served(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def check_object(document: Any) -> tuple[Problem, ...]:
+    """Every problem of an object as a user wrote it: apiVersion, kind, metadata.name and spec."""
+    if not isinstance(document, dict):
+        return (Problem(path="(document)", message=f"must be a {names.KIND} object"),)
+    problems = [
+        Problem(path=key, message=f"must be {wanted}, is {document.get(key)!r}")
+        for key, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND))
+        if document.get(key) != wanted
+    ]
+    problems += _metadata_problems(document.get("metadata"))
+    problems += [
+        Problem(path=key, message="unknown field")
+        for key in document
+        if key not in ("apiVersion", "kind", "metadata", "spec", "status")
+    ]
+    try:
+        parse_spec(document.get("spec"))
+    except InvalidSpec as error:
+        problems += error.problems
+    return tuple(problems)
+
+
+def _metadata_problems(metadata: Any) -> list[Problem]:
+    if not isinstance(metadata, dict) or metadata.get("name") is None:
+        return [Problem(path="metadata.name", message="is required")]
+    problems = [
+        Problem(path=f"metadata.{key}", message="unknown field") for key in metadata if key not in _METADATA_FIELDS
+    ]
+    if not _is_text(metadata["name"], _SUBDOMAIN, 253):
+        message = f"must be lower-case letters, digits, '-' and '.', at most 253, is {metadata['name']!r}"
+        problems.append(Problem(path="metadata.name", message=message))
+    if not _is_text(metadata.get("namespace", "default"), _LABEL, 63):
+        message = f"must be lower-case letters, digits and '-', at most 63, is {metadata['namespace']!r}"
+        problems.append(Problem(path="metadata.namespace", message=message))
+    return problems
+
+
+def _is_text(value: Any, pattern: re.Pattern[str], limit: int) -> bool:
+    return isinstance(value, str) and len(value) <= limit and pattern.fullmatch(value) is not None
+
+
+def _problems(error: ValidationError) -> tuple[Problem, ...]:
+    items = error.errors(include_url=False)
+    # A list whose items are all wrong is also reported as too short: the items say it better.
+    items = [
+        item
+        for item in items
+        if item["type"] != "too_short" or not any(_is_inside(other["loc"], item["loc"]) for other in items)
+    ]
+    return tuple(Problem(path=_path(item["loc"]), message=_message(item)) for item in items)
+
+
+def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(location) > len(outer) and location[: len(outer)] == outer
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _message(item: ErrorDetails) -> str:
+    if item["type"] == "missing":
+        return "is required"
+    if item["type"] == "extra_forbidden":
+        return "unknown field"
+    if item["type"] == "string_pattern_mismatch":
+        return f"{item['input']!r} has not the form that is expected here. {_description(item['loc'])}".strip()
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error" or isinstance(item["input"], dict):
+        return message
+    return f"{message[0].lower()}{message[1:]}, is {item['input']!r}"
+
+
+def _description(location: tuple[int | str, ...]) -> str:
+    """Description of the field at a location, empty where there is none."""
+    model: Any = LoraFineTuneSpec
+    description = ""
+    for part in location:
+        fields = getattr(model, "model_fields", {})
+        field = next((field for name, field in fields.items() if part in (name, field.alias)), None)
+        if field is None:
+            break
+        description = field.description or ""
+        model = next((kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "rules")), None)
+    return description

@@ -1,0 +1,1 @@
+"""Kubernetes: the client, the watch cache, lists, a training's progress."""

@@ -1,0 +1,302 @@
+"""The Kubernetes cluster: reads come from the watch cache, writes go to the API server as plain dicts."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.cluster.cache import Cache, Kind, owner_of_job
+from edgetune_operator.cluster.progress import ProgressReader
+from edgetune_operator.cluster.resync import NotServed, Page
+from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.reconcile import Conflict, JobRefused, Key
+from edgetune_operator.telemetry import API_WRITES
+
+_TIMEOUT_SECONDS = 30
+_CONNECTIONS = 64
+_JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
+_OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
+_PODS = "/api/v1/namespaces/{namespace}/pods"
+_NAMESPACES = "/api/v1/namespaces"
+_EVENTS = "/api/v1/namespaces/{namespace}/events"
+_PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
+_PAGE_SIZE = "200"
+OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
+"""Label selector of the Jobs and Pods that are the operator's."""
+
+_FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
+"""What a request ends with that the API server refuses, or that does not reach it."""
+
+_CONFLICT = 409
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_INVALID = 422
+_INTERNAL_ERROR = 500
+_WEBHOOK_FAILS = "failed calling webhook"
+# 403 is what quota and Pod Security answer; admission webhooks and policies also answer 400 and 422.
+_REFUSALS = (400, 403, _INVALID)
+
+
+@contextlib.asynccontextmanager
+async def connect(cache: Cache, progress: ProgressReader) -> AsyncIterator["KubernetesCluster"]:
+    """A cluster from the Pod's service account, or from the user's kubeconfig outside of a cluster."""
+    configuration = client.Configuration()
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    async with client.ApiClient(configuration) as api:
+        session = api.rest_client.pool_manager
+        # That one looks into ~/.netrc and for proxies, in two threads before each request.
+        api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
+        session.detach()
+        yield KubernetesCluster(api, cache, progress)
+
+
+class KubernetesCluster:
+    """Satisfies `reconcile.Cluster`."""
+
+    def __init__(self, api: client.ApiClient, cache: Cache, progress: ProgressReader) -> None:
+        self._api = api
+        self._cache = cache
+        self._progress = progress
+
+    async def read_object(self, key: Key) -> dict[str, Any] | None:
+        return self._cache.get_object(key)
+
+    async def check(self) -> None:
+        """Whether the API server answers, for `resync.Resync`; takes no rights."""
+        try:
+            await self._call("GET", "/readyz")
+        except _FAILURES as error:
+            # 500 is an answer: one of the API server's own checks fails for a moment.
+            if not isinstance(error, ApiException) or error.status > _INTERNAL_ERROR:
+                raise NotServed(_why_no_answer(error)) from error
+
+    async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
+        """All of a kind that is the operator's, for `resync.Resync`."""
+        path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
+        query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
+        while True:
+            try:
+                found = await self._call("GET", path.format(namespace=namespace), query=query)
+            except _FAILURES as error:
+                raise NotServed(_why_not_served(error, kind, namespace)) from error
+            yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
+            if not found["metadata"].get("continue"):
+                return
+            query["continue"] = found["metadata"]["continue"]
+
+    async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self._cache.jobs_of(owner)
+
+    async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return self._cache.pods_of(owner)
+
+    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
+        path = _EVENTS.format(namespace=owner["namespace"])
+        found = await self._call("GET", path, query={"fieldSelector": f"involvedObject.uid={uid}"})
+        events: list[dict[str, Any]] = found["items"]
+        return events
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        return self._progress.latest(owner)
+
+    async def create_job(self, job: Mapping[str, Any]) -> None:
+        path = _JOBS.format(namespace=job["metadata"]["namespace"])
+        try:
+            created = await self._call("POST", path, body=job)
+        except ApiException as error:
+            if error.status == _CONFLICT:
+                await self._check_owner_of_existing(job, path)
+                # The watch brings that Job, and with it the next pass: it may have ended already.
+                return
+            if error.status in _REFUSALS or _is_of_a_webhook(error):
+                raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
+            raise
+        self._cache.put_job(created)
+
+    async def _check_owner_of_existing(self, job: Mapping[str, Any], path: str) -> None:
+        """There is a Job of this name: created by a pass whose answer was lost, or taken by somebody else.
+
+        Raises:
+            JobRefused: it does not belong to the object.
+        """
+        metadata = job["metadata"]
+        existing = await self._call("GET", f"{path}/{metadata['name']}")
+        if owner_of_job(existing) == owner_of_job(job):
+            return
+        owners = existing["metadata"].get("ownerReferences") or []
+        if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
+            message = f"waits until the Job {metadata['name']} of an earlier object of this name is gone"
+            raise JobRefused(Reason.PENDING, message)
+        raise JobRefused(
+            Reason.JOB_NAME_TAKEN,
+            f"a Job {metadata['name']} exists in namespace {metadata['namespace']} and does not belong to this object; "
+            "delete it, or give this object another name",
+        )
+
+    async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
+        path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
+        try:
+            await self._call("DELETE", path, body={"propagationPolicy": "Foreground"})
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            self._cache.forget_job(owner, name)
+            raise Conflict(f"the Job {name} is gone already") from None
+        self._cache.mark_job_deleting(owner, name, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    async def namespace_is_going(self, namespace: str) -> bool:
+        try:
+            found = await self._call("GET", f"{_NAMESPACES}/{namespace}")
+        except ApiException as error:
+            if error.status == _FORBIDDEN:
+                return False  # then only the refusal of its clean-up Job tells
+            if error.status != _NOT_FOUND:
+                raise
+            return True
+        return found["metadata"].get("deletionTimestamp") is not None
+
+    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
+        namespace = owner["namespace"]
+        selector = {"labelSelector": f"{names.UID_LABEL}={owner['uid']},{names.STAGE_LABEL}!={names.CLEAN_UP}"}
+        jobs = (await self._call("GET", _JOBS.format(namespace=namespace), query=selector))["items"]
+        pods = (await self._call("GET", _PODS.format(namespace=namespace), query=selector))["items"]
+        return not jobs and all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods)
+
+    async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
+        written = await self._replace(owner, "", "/metadata/finalizers", list(finalizers))
+        if written is None:
+            self._cache.remove(Kind.OBJECT, {"metadata": owner})
+            raise Conflict(f"{owner['namespace']}/{owner['name']} is gone already")
+        metadata: Mapping[str, Any] = written["metadata"]
+        # A deleted object without finalizers is gone; the watch has said so already, or will.
+        if metadata.get("finalizers") or not metadata.get("deletionTimestamp"):
+            self._cache.put_object(written)
+        else:
+            self._cache.remove(Kind.OBJECT, written)
+        return metadata
+
+    async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        written = await self._replace(owner, "/status", "/status", status)
+        if written is None:
+            self._cache.remove(Kind.OBJECT, {"metadata": owner})
+        else:
+            self._cache.put_object(written)
+
+    async def _replace(
+        self, owner: Mapping[str, Any], subresource: str, pointer: str, value: Any
+    ) -> dict[str, Any] | None:
+        """Replace a part of an object that has not changed since it was read; None if the object is gone."""
+        path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}{subresource}"
+        body = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
+            {"op": "add", "path": pointer, "value": value},
+        ]
+        try:
+            return await self._call("PATCH", path, body=body, content_type="application/json-patch+json")
+        except ApiException as error:
+            if error.status == _NOT_FOUND:
+                return None
+            if error.status in (_CONFLICT, _INVALID) and "resourceVersion" in str(error.body):
+                raise Conflict(f"{owner['namespace']}/{owner['name']} changed meanwhile") from None
+            raise
+
+    async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
+        """Tell what happened in an Event of the object. Events are an echo: one that fails is not sent again."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": owner["name"],
+                "namespace": owner["namespace"],
+                "uid": owner["uid"],
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "source": {"component": names.MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        with contextlib.suppress(*_FAILURES):
+            await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        if method != "GET":
+            API_WRITES.labels(verb=method.lower(), resource=path.split("/namespaces/")[1].split("/")[1]).inc()
+        answer: dict[str, Any] = await self._api.call_api(
+            path,
+            method,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            response_types_map=dict.fromkeys((200, 201, 202), "object"),
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _request_timeout=_TIMEOUT_SECONDS,
+        )
+        return answer
+
+
+def _is_of_a_webhook(error: ApiException) -> bool:
+    """Whether an admission webhook does not answer: the API server takes that for a fault of its own."""
+    return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in _message(error)
+
+
+def _refusal(error: ApiException) -> Reason:
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        causes = json.loads(error.body)["details"]["causes"]
+        if any(cause.get("reason") == Reason.NAMESPACE_TERMINATING for cause in causes):
+            return Reason.NAMESPACE_TERMINATING
+    return Reason.JOB_REFUSED
+
+
+def _why_no_answer(error: Exception) -> str:
+    what = f"{error.status} {_message(error)}" if isinstance(error, ApiException) else error or type(error).__name__
+    return f"the API server does not answer: {what}; trying again"
+
+
+def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
+    """What stands in the way of a list, and what to do."""
+    if not isinstance(error, ApiException):
+        return _why_no_answer(error)
+    if error.status == _NOT_FOUND:
+        crd = f"{names.PLURAL}.{names.GROUP}"
+        return (
+            f"the API server does not serve {crd}; install the CRD: `helm upgrade` with crd.install=true, or "
+            f"`kubectl apply -f crds/{crd}.yaml` from the operator's repository"
+        )
+    where = f"namespace {namespace}" if namespace else "the whole cluster"
+    if error.status in (401, 403):
+        return (
+            f"the operator may not list {kind} in {where}: {_message(error)}; the chart makes its Roles (rbac.create)"
+        )
+    return f"the API server does not list {kind} in {where}: {error.status} {_message(error)}; trying again"
+
+
+def _message(error: ApiException) -> str:
+    """The API server's sentence."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(error.body)["message"])
+    return str(error.reason)

@@ -1,0 +1,146 @@
+"""Progress of a running training, read from the metrics that its Pod serves."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.cluster.cache import Cache
+from edgetune_operator.decisions.observe import controller_uid
+from edgetune_operator.decisions.render import METRICS_PORT
+from edgetune_operator.reconcile import Key
+
+_TIMEOUT = aiohttp.ClientTimeout(total=2)
+# What is not asked for is not sent, by an honest training: nothing is decompressed here.
+_HEADERS = {"Accept-Encoding": "identity"}
+_LIMIT_BYTES = 64 * 1024
+
+
+class ProgressReader:
+    """Reads the progress of running trainings beside the passes: a Pod that does not answer holds none of them up."""
+
+    def __init__(self, cache: Cache, interval_seconds: float, wake: Callable[[Key], None]) -> None:
+        """`interval_seconds`: between two readings of one training. `wake`: called when a reading brings news."""
+        self._cache = cache
+        self._interval = interval_seconds
+        self._wake = wake
+        self._latest: dict[str, ProgressStatus] = {}
+        self._followed: dict[str, asyncio.Task[None]] = {}
+        """Tasks by the Pod's UID."""
+
+    def latest(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        """The newest reading of an object's running training, which is followed from now on; None before the first."""
+        pod = self._running(owner)
+        if pod is None:
+            return None
+        uid: str = pod["metadata"]["uid"]
+        if uid not in self._followed:
+            self._followed[uid] = asyncio.create_task(self._follow(owner, pod))
+        return self._latest.get(uid)
+
+    def _running(self, owner: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The Pod of the object's training that runs now. Labels are anybody's: it must be one of its Jobs'."""
+        jobs = {job["metadata"]["uid"] for job in self._cache.jobs_of(owner)}
+        return running_train_pod([pod for pod in self._cache.pods_of(owner) if controller_uid(pod, "Job") in jobs])
+
+    async def _follow(self, owner: Mapping[str, Any], pod: Mapping[str, Any]) -> None:
+        """Read until the Pod runs no longer."""
+        key, uid = Key(owner["namespace"], owner["name"]), pod["metadata"]["uid"]
+        try:
+            while (running := self._running(owner)) is not None:
+                if running["metadata"]["uid"] != uid:
+                    return
+                progress = await read_metrics(pod)
+                if progress is not None and progress != self._latest.get(uid):
+                    self._latest[uid] = progress
+                    self._wake(key)
+                await asyncio.sleep(self._interval)
+        finally:
+            del self._followed[uid]
+            self._latest.pop(uid, None)
+
+    async def close(self) -> None:
+        """Follow nothing any more."""
+        tasks = list(self._followed.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def reading_progress(
+    cache: Cache, interval_seconds: float, wake: Callable[[Key], None]
+) -> AsyncIterator[ProgressReader]:
+    """A reader that is closed at the end."""
+    reader = ProgressReader(cache, interval_seconds, wake)
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The Pod of a training that runs now; None if there is none that can be asked."""
+    for pod in pods:
+        stage = (pod["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
+        status = pod["status"]
+        if stage == Stage.TRAIN and status.get("phase") == "Running" and status.get("podIP"):
+            return pod
+    return None
+
+
+async def read_metrics(pod: Mapping[str, Any]) -> ProgressStatus | None:
+    """Progress of the training in a running Pod; None while it does not answer or has not begun.
+
+    The Pod is the tenant's, and may answer anything: it does not decide whom the operator asks, nor how much it reads.
+    """
+    address = pod["status"]["podIP"]
+    host = f"[{address}]" if ":" in address else address
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False) as session,
+            session.get(f"http://{host}:{METRICS_PORT}/metrics", headers=_HEADERS, allow_redirects=False) as response,
+        ):
+            text = await _read_text(response.content)
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    return parse_metrics(text, pod["metadata"]["name"]) if text is not None else None
+
+
+async def _read_text(content: aiohttp.StreamReader) -> str | None:
+    """A whole body as text; None if it is longer than any training's."""
+    try:
+        await content.readexactly(_LIMIT_BYTES)
+    except asyncio.IncompleteReadError as end:
+        return end.partial.decode(errors="replace")
+    return None
+
+
+def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
+    """Progress from the text of the metrics of a Pod; None before the first step, and for what no training says."""
+    try:
+        values = {
+            sample.name.removeprefix("edgetune_train_"): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        step, total = int(values["step"]), int(values["total_steps"])
+        return ProgressStatus(
+            stage=Stage.TRAIN,
+            step=step,
+            total_steps=total,
+            percent=min(100 * step // total, 100) if total else 0,
+            loss=values.get("loss"),
+            tokens_per_second=values.get("tokens_per_second"),
+            eta_seconds=values.get("eta_seconds"),
+            pod=pod,
+            resumed_from=int(values.get("resumed_from_step", 0)),
+        )
+    except (KeyError, ValueError, OverflowError):
+        return None

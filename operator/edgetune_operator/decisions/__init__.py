@@ -1,0 +1,1 @@
+"""Decisions on values only: observe, plan, render, status, events."""

@@ -1,0 +1,214 @@
+"""Render: the complete Kubernetes Job of one stage, or of a clean-up: a function of object, profile and request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgetune_contract.clean_up import CleanUpRequest
+from edgetune_contract.request import Request
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.profiles import CA_VARIABLES, Profile, Resources
+from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
+from edgetune_operator.decisions.run import settings_digest
+
+WORK_DIR = "/work"
+CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
+CA_BUNDLE_DIR = "/etc/edgetune/ca"
+METRICS_PORT = 8080
+_CA_KEY = "ca.crt"
+_USER = 65532
+
+RESTRICTED_POD_OF_ANY_USER: Mapping[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+RESTRICTED_POD: Mapping[str, Any] = {
+    **RESTRICTED_POD_OF_ANY_USER,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+}
+RESTRICTED_CONTAINER: Mapping[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def render_job(
+    owner: Mapping[str, Any], spec: LoraFineTuneSpec, profile: Profile, request: Request, retry: str
+) -> dict[str, Any]:
+    """Job manifest of one stage.
+
+    Args:
+        owner: the object's metadata; the Job goes with it.
+        spec: retry limit and deadline are the user's.
+        profile: images, resources, node selection, credentials and queue are the platform team's.
+        request: what the stage is asked to do.
+        retry: retry token that is current now.
+    """
+    asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
+    container = _container(profile, profile.resources_for(request.stage), request.encode(), asks_hub=asks_hub)
+    if request.stage is Stage.TRAIN:
+        container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
+    metadata = {
+        "name": names.job_name(request.name, request.stage, request.digest),
+        "namespace": request.namespace,
+        "labels": _labels(owner, request.stage),
+        "annotations": {
+            names.DIGEST_ANNOTATION: request.digest,
+            names.RETRY_ANNOTATION: retry,
+            names.SETTINGS_ANNOTATION: settings_digest(spec, profile, request.stage),
+        },
+        "ownerReferences": [_owner_reference(owner)],
+    }
+    limits = {"backoffLimit": spec.retry_limit, "activeDeadlineSeconds": spec.active_deadline_seconds}
+    return _job(metadata, limits, profile, container)
+
+
+def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
+    """Job manifest of the clean-up: as light as publish, bounded, and not owned by the object (see `deletion`).
+
+    Args:
+        owner: the object's metadata.
+        profile: as for the stages.
+        request: what is removed.
+    """
+    container = _container(profile, profile.resources_for(Stage.PUBLISH), request.encode(), names.CLEAN_UP)
+    metadata = {
+        "name": names.clean_up_job_name(request.name, owner["uid"]),
+        "namespace": request.namespace,
+        "labels": _labels(owner, names.CLEAN_UP),
+    }
+    limits = {"backoffLimit": CLEAN_UP_RETRIES, "activeDeadlineSeconds": CLEAN_UP_SECONDS}
+    return _job(metadata, limits, profile, container)
+
+
+def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
+    return {
+        names.STAGE_LABEL: str(stage),
+        names.OWNER_LABEL: names.label_value(owner["name"]),
+        names.UID_LABEL: owner["uid"],
+        names.MANAGED_BY_LABEL: names.MANAGER,
+    }
+
+
+def _job(
+    metadata: Mapping[str, Any], limits: Mapping[str, int], profile: Profile, container: Mapping[str, Any]
+) -> dict[str, Any]:
+    labels: Mapping[str, str] = metadata["labels"]
+    queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {**metadata, "labels": {**labels, **queue}},
+        "spec": {
+            **limits,
+            "ttlSecondsAfterFinished": profile.ttl_seconds_after_finished,
+            # Two Pods of one Job never run together: the first writes its checkpoint before the second reads it.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": pod_failure_rules()},
+            "template": {"metadata": _pod_metadata(profile, labels), "spec": _pod_spec(profile, container)},
+        },
+    }
+
+
+def _pod_metadata(profile: Profile, labels: Mapping[str, str]) -> dict[str, Any]:
+    metadata = {"labels": {**profile.pod_labels, **labels}, "annotations": profile.pod_annotations}
+    return {key: value for key, value in metadata.items() if value}
+
+
+def pod_failure_rules() -> list[dict[str, Any]]:
+    """Rules of podFailurePolicy from the exit codes. The disruption rule comes first: the first match decides."""
+    ignored = [code.value for code in ExitCode if code.is_ignored]
+    failing = [code.value for code in ExitCode if code.fails_job]
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "FailJob", "onExitCodes": {"containerName": names.CONTAINER, "operator": "In", "values": failing}},
+        {"action": "Ignore", "onExitCodes": {"containerName": names.CONTAINER, "operator": "In", "values": ignored}},
+    ]
+
+
+def _owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": owner["name"],
+        "uid": owner["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
+    optional: dict[str, Any] = {
+        "nodeSelector": profile.node_selector,
+        "tolerations": list(profile.tolerations),
+        "affinity": profile.affinity,
+        "runtimeClassName": profile.runtime_class_name,
+        "priorityClassName": profile.priority_class_name,
+        "serviceAccountName": profile.service_account_name,
+        "imagePullSecrets": [{"name": name} for name in profile.image.pull_secrets],
+    }
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": profile.termination_grace_period_seconds,
+        "securityContext": dict(RESTRICTED_POD_OF_ANY_USER if profile.openshift else RESTRICTED_POD),
+        "containers": [container],
+        "volumes": _volumes(profile),
+    } | {key: value for key, value in optional.items() if value}
+
+
+def _container(
+    profile: Profile, resources: Resources, request: str, *arguments: str, asks_hub: bool = False
+) -> dict[str, Any]:
+    mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": WORK_DIR}]
+    if profile.store.credentials_secret:
+        mounts.append({"name": "s3-credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
+    if profile.ca_bundle_config_map:
+        mounts.append({"name": "ca-bundle", "mountPath": CA_BUNDLE_DIR, "readOnly": True})
+    return {
+        "name": names.CONTAINER,
+        "image": profile.image.reference,
+        "imagePullPolicy": profile.image.pull_policy,
+        # Exec form: Python is the container's first process, so that SIGTERM arrives.
+        "command": ["python", "-m", "edgetune_jobs", *arguments],
+        "env": _environment(profile, request, asks_hub),
+        "resources": resources.model_dump(exclude_defaults=True),
+        "securityContext": dict(RESTRICTED_CONTAINER),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _environment(profile: Profile, request: str, asks_hub: bool) -> list[dict[str, str]]:
+    values = {
+        # The kubelet expands $(NAME) and $$ in values: a template may hold them.
+        "EDGETUNE_REQUEST": request.replace("$", "\\u0024"),
+        "EDGETUNE_WORK_DIR": WORK_DIR,
+        # For the manifest: a container cannot ask for its own image.
+        "EDGETUNE_IMAGE": profile.image.reference,
+        # The root file system is read-only: whatever a library writes goes to the work folder.
+        "HOME": WORK_DIR,
+        "TMPDIR": WORK_DIR,
+        # Spinning OpenMP threads lose five times their work on shared or throttled cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "0" if asks_hub else "1",
+    }
+    if profile.store.credentials_secret:
+        values["EDGETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
+    if profile.ca_bundle_config_map:
+        values |= dict.fromkeys(CA_VARIABLES, f"{CA_BUNDLE_DIR}/{_CA_KEY}")
+    values |= profile.env
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _volumes(profile: Profile) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [{"name": "work", "emptyDir": {"sizeLimit": profile.work_volume_size}}]
+    if profile.store.credentials_secret:
+        secret = {"secretName": profile.store.credentials_secret, "defaultMode": 0o440}
+        volumes.append({"name": "s3-credentials", "secret": secret})
+    if profile.ca_bundle_config_map:
+        bundle = {"name": profile.ca_bundle_config_map, "items": [{"key": _CA_KEY, "path": _CA_KEY}]}
+        volumes.append({"name": "ca-bundle", "configMap": bundle})
+    return volumes

@@ -1,0 +1,364 @@
+"""The rows of one run: what earlier passes recorded, brought up to date with the Jobs that a pass observed."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
+from edgetune_contract.request import Request, Resolved, Result
+from edgetune_contract.stages import Stage
+from edgetune_operator.api import names
+from edgetune_operator.api.objects import (
+    ArtifactStatus,
+    LoraFineTuneSpec,
+    ProgressStatus,
+    PublicationStatus,
+    StageState,
+    StageStatus,
+)
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.reasons import UNPLANNED, Reason
+from edgetune_operator.decisions.attempts import count_attempts
+from edgetune_operator.decisions.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
+from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
+
+# The Job controller re-creates a Pod that exits 75 without limit.
+MAX_INTERRUPTIONS = 100
+_SETTINGS_CHARACTERS = 16
+_RETRY_WAITS = "the retry is answered when this stage has ended"
+_MOVE_WAITS = "the profile has another store by now: when this stage has ended, all of them are made or found there"
+_REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
+_DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
+
+
+def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> str:
+    """Hash of what a stage's Job has of profile and spec besides its digest: a change of it changes no output."""
+    settings = {
+        "profile": profile.model_dump(mode="json", exclude={"resources"}),
+        "resources": profile.resources_for(stage).model_dump(mode="json"),
+        "retryLimit": spec.retry_limit,
+        "activeDeadlineSeconds": spec.active_deadline_seconds,
+    }
+    return sha256_of(settings)[:_SETTINGS_CHARACTERS]
+
+
+class Run:
+    """The rows of the current run while one pass brings them up to date."""
+
+    def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
+        previous = snapshot.previous
+        self._spec = spec
+        self._profile = profile
+        self._snapshot = snapshot
+        self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
+        self.rows |= {row.name: row for row in previous.stages}
+        self.resolved = previous.resolved
+        self.scores = previous.scores
+        self.edge = previous.edge
+        self.artifacts = previous.artifacts
+        self.publication = previous.publication
+        self._present_store = profile.store.for_namespace(snapshot.namespace).place
+        self.store = previous.store or self._present_store
+        """Where the rows' outputs lie."""
+
+        self._reset: set[Stage] = set()
+        self._prepares_again = False
+        self.unheard = False
+        """Whether a Job has ended and its last attempt has not been seen to end."""
+
+        self.waits = ""
+        """What is done as soon as the running attempt has ended; empty if nothing waits for it."""
+
+    @classmethod
+    def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "Run":
+        """Rows of earlier passes that still stand: those whose digest the spec did not change."""
+        run = cls(spec, profile, snapshot)
+        digest = prepare_digest(spec.parameters)
+        if run.rows[Stage.PREPARE].digest != digest:
+            run._begin_anew(Stage.PREPARE, digest)
+        if run._is_edited():
+            run._try_failed_again()
+        if pin := pin_digest(spec.parameters, snapshot.name):
+            run._take_digest(Stage.PUBLISH, pin)
+        if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
+            run._rekey(run.resolved)
+        for job in snapshot.jobs:
+            if job.deleting:
+                run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
+        return run
+
+    def _is_edited(self) -> bool:
+        """Whether the stages have not been looked at since the spec was edited."""
+        previous, generation = self._snapshot.previous, self._snapshot.generation
+        if generation != previous.observed_generation:
+            return True
+        unplanned = any(each.type == "Ready" and each.reason in UNPLANNED for each in previous.conditions)
+        return unplanned and all(entry.generation != generation for entry in previous.history[:1])
+
+    def _try_failed_again(self) -> None:
+        for stage, row in self.rows.items():
+            if row.state is StageState.FAILED:
+                self._forget(stage)
+
+    def _forget(self, stage: Stage) -> None:
+        """The stage runs again, whatever earlier Jobs of it said."""
+        self._begin_anew(stage, self.rows[stage].digest)
+        self._reset.add(stage)
+
+    def _begin_anew(self, stage: Stage, digest: str) -> None:
+        """An empty row; attempts that were counted in the one before are not counted in this one."""
+        self.rows[stage] = StageStatus(name=stage, digest=digest, counted=self.rows[stage].counted)
+
+    def answer_requests(self, now: datetime) -> None:
+        """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
+        token = self._snapshot.new_retry
+        moved = self.store != self._present_store and (bool(token) or self._is_to_go_on())
+        if not token and not moved:
+            return
+        if self.unheard or any(self._is_disturbed(job) for job in self._snapshot.jobs):
+            self.waits = _RETRY_WAITS if token else _MOVE_WAITS
+            return
+        for stage, row in self.rows.items():
+            if moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
+                self._forget(stage)
+            elif row.state is StageState.RUNNING:
+                self._update(stage, state=StageState.PENDING, reason="", message="")
+        self.store = self._present_store
+        self._prepares_again = True
+        self.record_ended_jobs(now)
+
+    def _is_to_go_on(self) -> bool:
+        """Whether a stage is to come, which would look in vain in the present store for what earlier ones made."""
+        stage = self.next_stage()
+        return stage is not None and self.rows[stage].state is not StageState.FAILED
+
+    def _is_disturbed(self, job: JobObservation) -> bool:
+        """Whether a Job runs that would be stopped if prepare ran now."""
+        return job.state is JobState.LIVE and not job.deleting and job.runs and not self._is_of_new_retry(job)
+
+    def _rekey(self, resolved: Resolved) -> None:
+        """Give the stages after prepare their digests; a row of another digest starts anew."""
+        digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
+        for stage in list(Stage)[1:]:
+            self._take_digest(stage, digests.get(stage, ""))
+            if stage not in digests:
+                self._update(stage, state=StageState.SKIPPED, reason=Reason.MERGE_NOT_KEPT)
+
+    def _take_digest(self, stage: Stage, digest: str) -> None:
+        if self.rows[stage].digest == digest:
+            return
+        self._begin_anew(stage, digest)
+        if stage is Stage.PUBLISH:
+            # The pointer may have moved on since an earlier Job published this very version.
+            self._reset.add(stage)
+
+    def record_ended_jobs(self, now: datetime) -> None:
+        """Bring the first rows that are not done up to date with their Jobs."""
+        while (stage := self.next_stage()) is not None:
+            if self.rows[stage].state is StageState.FAILED:
+                return  # it says why, also when its Job and Pods are gone
+            job = self.job_of(stage)
+            if job is None:
+                self._note_replacement(stage)
+                return
+            self._record(stage, job, now)
+            if self.rows[stage].state is not StageState.SUCCEEDED:
+                return
+
+    def _note_replacement(self, stage: Stage) -> None:
+        """A stage whose Job is gone, or goes, waits for the next one."""
+        if self.rows[stage].state is StageState.RUNNING:
+            self._update(stage, state=StageState.PENDING)
+        if any(self._is_outdated(job) for job in self._snapshot.jobs if job.name == self.job_name(stage)):
+            self._update(stage, reason=Reason.REPLACED, message=_REPLACED)
+
+    def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
+        self._follow(stage, job)
+        started_at, finished_at = job.started_at or self.rows[stage].started_at, job.finished_at or timestamp(now)
+        ended = {
+            "started_at": started_at,
+            "finished_at": finished_at,
+            "seconds": seconds_between(started_at, finished_at),
+        }
+        result = job.result
+        if result is not None and self._is_whole(stage, result):
+            done = next(pod for pod in reversed(job.pods) if pod.result == result)
+            self._note_resumption(job, done.name, result.metrics.get("resumedFromStep"))
+            self._succeed(stage, result, **ended)
+        elif job.state is not JobState.LIVE and is_unheard(job, now):
+            self.unheard = True
+            self._update(stage, state=StageState.RUNNING)
+        elif job.state is JobState.FAILED:
+            reason, message = why_failed(job)
+            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+        elif job.state is JobState.COMPLETE:
+            self._result_lost(stage, ended)
+        elif (given_up := self._why_given_up(stage, job)) is not None:
+            reason, message = given_up
+            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+        else:
+            reason, message = self._why_waiting(stage, job)
+            if self.rows[stage].reason == Reason.RESULT_LOST:
+                reason = Reason.RESULT_LOST
+            self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+
+    def _why_given_up(self, stage: Stage, job: JobObservation) -> Told | None:
+        """Why a live Job ends now: the Job controller would try again without end."""
+        times = self.rows[stage].preemptions
+        if times > MAX_INTERRUPTIONS:
+            message = f"stopped from outside {times} times; find out what stops it, then ask for a retry"
+            return Reason.INTERRUPTED_TOO_OFTEN, message
+        return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
+
+    def _why_waiting(self, stage: Stage, job: JobObservation) -> Told:
+        reason, message = why_waiting(job, self._snapshot)
+        row = self.rows[stage]
+        newest = job.pods[-1] if job.pods else None
+        runs = newest is not None and newest.phase == "Running" and not newest.disrupted
+        # A training says itself from which step it went on.
+        resumed = row.preemptions > 0 and runs and (stage is not Stage.TRAIN or row.resumed_from is not None)
+        if resumed and reason != Reason.ATTEMPT_FAILED:
+            return Reason.RESUMED, interruptions(row)
+        return reason, message
+
+    def _follow(self, stage: Stage, job: JobObservation) -> None:
+        """Bring what a row says of its attempts up to date with the Job.
+
+        One that has just been created is already as `start` says: there is nothing to write.
+        """
+        started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
+        attempts = job.attempts if job.suspended else max(job.attempts, 1)
+        self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
+        self.rows[stage] = count_attempts(self.rows[stage], job)
+        seen = self._snapshot.progress
+        if seen is not None and seen.stage is stage:
+            self._note_resumption(job, seen.pod, seen.resumed_from)
+
+    def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
+        """A training's attempt says from which step it went on; the one before it may have been further."""
+        before = self._snapshot.previous.progress
+        if job.stage is not Stage.TRAIN or step is None or before is None or before.pod == pod:
+            return
+        row = self.rows[job.stage]
+        is_counted = row.preemptions > 0 and row.resumed_from is None
+        # Only a Pod that was stopped from outside leaves nothing behind: it went while no operator looked.
+        is_unseen = not is_counted and all(known.name != before.pod for known in job.pods)
+        self._update(
+            job.stage,
+            preemptions=row.preemptions + is_unseen,
+            resumed_from=int(step),
+            lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
+        )
+
+    def _is_whole(self, stage: Stage, result: Result) -> bool:
+        """Whether a result is the stage's own, with what the stages after it and the status need of it."""
+        owed = {Stage.PREPARE: result.resolved, Stage.EVALUATE: result.scores, Stage.PUBLISH: result.publication}
+        # prepare's manifest goes by content, its row by the names in the spec.
+        same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
+        return same and result.stage is stage and owed.get(stage, result) is not None
+
+    def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
+        """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
+        message = "the stage ended without a readable result; running it again finds what it wrote"
+        # The reason stays in the row until the stage is done: the second time is noticed by it.
+        if self.rows[stage].reason == Reason.RESULT_LOST:
+            self._update(stage, state=StageState.FAILED, reason=Reason.RESULT_LOST, message=message, **ended)
+        else:
+            self._update(stage, state=StageState.PENDING, reason=Reason.RESULT_LOST, message=message)
+            self._reset.add(stage)
+
+    def _succeed(self, stage: Stage, result: Result, **ended: object) -> None:
+        self._update(
+            stage,
+            state=StageState.SUCCEEDED,
+            cached=result.cached,
+            reason=Reason.CACHED if result.cached else Reason.SUCCEEDED,
+            message=interruptions(self.rows[stage]),
+            metrics=result.metrics,
+            warnings=result.warnings,
+            **ended,
+        )
+        self._take_outputs(result)
+        if stage is Stage.PREPARE and result.resolved is not None:
+            self.resolved = result.resolved
+            self._rekey(result.resolved)
+            self._take_from_store(result.done)
+
+    def _take_from_store(self, results: Sequence[Result]) -> None:
+        """The stages after prepare as the store has them: manifests are facts, what the status said is a view."""
+        done = {result.stage: result for result in results if self._is_whole(result.stage, result)}
+        for stage, row in list(self.rows.items()):
+            if stage in done and row.state not in _DONE:
+                self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)
+            elif stage is not Stage.PREPARE and stage not in done and row.state is StageState.SUCCEEDED:
+                # Gone from the store, or left out of a long message: then a short run finds it.
+                self._forget(stage)
+
+    def _take_outputs(self, result: Result) -> None:
+        made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
+        self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + made
+        if result.stage is Stage.EVALUATE:
+            self.scores, self.edge = result.scores, result.edge
+        if result.publication is not None:
+            self.publication = PublicationStatus.model_validate(result.publication.model_dump())
+
+    def _update(self, stage: Stage, **changes: object) -> None:
+        self.rows[stage] = self.rows[stage].model_copy(update=changes)
+
+    def next_stage(self) -> Stage | None:
+        """The first stage that is not done. A pin comes before all others: a roll-back waits for no training."""
+        order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
+        return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
+
+    def start(self, stage: Stage, now: datetime) -> None:
+        """Mark a stage as running, with the Job that is about to be created and its first attempt."""
+        begun = {"state": StageState.RUNNING, "attempts": 1, "started_at": timestamp(now)}
+        if self.rows[stage].reason != Reason.RESULT_LOST:
+            begun |= {"reason": Reason.JOB_RUNNING, "message": ""}
+        self._update(stage, job=self.job_name(stage), **begun)
+
+    def progress(self, stage: Stage) -> ProgressStatus | None:
+        """How far a running stage is: what it says now or, between two attempts, what it said last."""
+        row, previous = self.rows[stage], self._snapshot.previous
+        before = next((known for known in previous.stages if known.name is stage), None)
+        if row.state is not StageState.RUNNING or before is None or before.job != row.job:
+            return None
+        told = self._snapshot.progress or previous.progress
+        return told if told is not None and told.stage is stage else None
+
+    def job_name(self, stage: Stage) -> str:
+        """Name of the stage's Job."""
+        return names.job_name(self._snapshot.name, stage, self.rows[stage].digest)
+
+    def job_of(self, stage: Stage) -> JobObservation | None:
+        """The Job that answers for a stage."""
+        name = self.job_name(stage)
+        return next((job for job in self._snapshot.jobs if job.name == name and self.answers(job)), None)
+
+    def answers(self, job: JobObservation) -> bool:
+        """Whether a Job speaks for its stage as it stands now; one that ended before the stage was reset does not."""
+        if job.deleting or self._is_outdated(job):
+            return False
+        goes_on = job.state is JobState.LIVE and not (job.stage is Stage.PREPARE and self._prepares_again)
+        return goes_on or job.stage not in self._reset or self._is_of_new_retry(job)
+
+    def _is_outdated(self, job: JobObservation) -> bool:
+        """Whether a Job of which no attempt runs was made for a profile, or for limits, that are other ones by now."""
+        if job.state is not JobState.LIVE or job.deleting or job.runs:
+            return False
+        return bool(job.settings) and job.settings != settings_digest(self._spec, self._profile, job.stage)
+
+    def _is_of_new_retry(self, job: JobObservation) -> bool:
+        """Whether an earlier pass made the Job for this very token, and could not write its status."""
+        return bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
+
+    def request(self, stage: Stage) -> Request:
+        """The complete request of a stage."""
+        return Request(
+            namespace=self._snapshot.namespace,
+            name=self._snapshot.name,
+            stage=stage,
+            digest=self.rows[stage].digest,
+            store=self._profile.store.for_namespace(self._snapshot.namespace),
+            parameters=self._spec.parameters,
+            resolved=None if stage is Stage.PREPARE else self.resolved,
+        )

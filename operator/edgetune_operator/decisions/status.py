@@ -1,0 +1,254 @@
+"""Status: from what plan decided to the object's status. A view of the facts; conditions follow kstatus."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from edgetune_contract.stages import Stage
+from edgetune_operator.api.objects import (
+    MAX_DISPLAY,
+    MAX_HISTORY,
+    MAX_TEXT,
+    MAX_WARNINGS,
+    SHORT_VERSION,
+    Condition,
+    Display,
+    HistoryEntry,
+    LoraFineTuneStatus,
+    Phase,
+    Sizes,
+    StageState,
+    StageStatus,
+)
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.decisions.deletion import CLEANED_UP
+from edgetune_operator.decisions.observe import Snapshot, timestamp
+from edgetune_operator.decisions.plan import Outcome, View
+
+STAGE_CONDITIONS: Mapping[Stage, str] = {
+    Stage.PREPARE: "Prepared",
+    Stage.TRAIN: "Trained",
+    Stage.MERGE: "Merged",
+    Stage.QUANTIZE: "Quantized",
+    Stage.EVALUATE: "Evaluated",
+    Stage.PUBLISH: "Published",
+}
+_STAGE_PHASES: Mapping[Stage, Phase] = {
+    Stage.PREPARE: Phase.PREPARING,
+    Stage.TRAIN: Phase.TRAINING,
+    Stage.MERGE: Phase.MERGING,
+    Stage.QUANTIZE: Phase.QUANTIZING,
+    Stage.EVALUATE: Phase.EVALUATING,
+    Stage.PUBLISH: Phase.PUBLISHING,
+}
+_OTHER_PHASES: Mapping[Outcome, Phase] = {
+    Outcome.BLOCKED: Phase.STALLED,
+    Outcome.STALLED: Phase.STALLED,
+    Outcome.SUSPENDED: Phase.SUSPENDED,
+    Outcome.PUBLISHED: Phase.SUCCEEDED,
+    Outcome.REFUSED: Phase.REFUSED,
+    Outcome.FAILED: Phase.FAILED,
+}
+_STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
+_Truth = Literal["True", "False", "Unknown"]
+_Said = tuple[str, _Truth, str, str]
+"""Type, status, reason and message of a condition."""
+
+
+def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
+    """The whole status as plain JSON values; equal to the previous one if nothing changed.
+
+    Args:
+        view: what plan decided to say.
+        snapshot: the previous status and the object's generation.
+        now: the pass's one clock, with a time zone.
+    """
+    previous, time = snapshot.previous, timestamp(now)
+    sizes = _sizes(view)
+    finished_at = _finished_at(view.outcome, previous.finished_at, time)
+    restarted = previous.finished_at is not None and finished_at is None
+    started_at = time if restarted or previous.started_at is None else previous.started_at
+    status = LoraFineTuneStatus(
+        observed_generation=snapshot.generation,
+        phase=_phase(view),
+        conditions=_conditions(view, snapshot, time),
+        started_at=started_at,
+        finished_at=finished_at,
+        last_handled_retry=view.handled_retry,
+        store=view.store,
+        resolved=view.resolved,
+        progress=view.progress,
+        stages=view.rows,
+        sizes=sizes,
+        scores=view.scores,
+        edge=view.edge,
+        artifacts=view.artifacts,
+        publication=view.publication,
+        warnings=tuple(warning for row in view.rows for warning in row.warnings)[:MAX_WARNINGS],
+        history=previous.history,
+        display=_display(view, sizes),
+    )
+    if finished_at is not None and previous.finished_at is None:
+        status = status.model_copy(update={"history": (_entry(status, view), *previous.history)[:MAX_HISTORY]})
+    return dump(status)
+
+
+def _finished_at(outcome: Outcome, previous: str | None, time: str) -> str | None:
+    """When the run ended; a run that nothing can be done for has not, and goes on when that has passed."""
+    if outcome is Outcome.STALLED:
+        return previous
+    return (previous or time) if outcome.is_final else None
+
+
+def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetime) -> dict[str, Any]:
+    """The whole status of an object that is deleted with its artifacts: what its runs have recorded stays as it is.
+
+    Args:
+        snapshot: the previous status and the object's generation.
+        reason: what the deletion does, or waits for, in one CamelCase word.
+        message: the same in a sentence.
+        now: the pass's one clock, with a time zone.
+    """
+    previous = snapshot.previous
+    recorded = [
+        (each.type, each.status, each.reason, each.message)
+        for each in previous.conditions
+        if each.type in STAGE_CONDITIONS.values()
+    ]
+    said: list[_Said] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
+    said.append((CLEANED_UP, "False", reason, message))
+    stopped = {"state": StageState.PENDING, "reason": "", "message": ""}
+    rows = (row.model_copy(update=stopped) if row.state is StageState.RUNNING else row for row in previous.stages)
+    changes = {
+        "observed_generation": snapshot.generation,
+        "phase": Phase.DELETING,
+        "conditions": _timed([*said, *recorded], snapshot, timestamp(now)),
+        "progress": None,
+        "stages": tuple(rows),
+        "display": previous.display.model_copy(update={"progress": ""}) if previous.display else None,
+    }
+    return dump(previous.model_copy(update=changes))
+
+
+def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
+    """Plain JSON values of a status, without what is unset."""
+    dumped: dict[str, Any] = status.model_dump(mode="json", exclude_none=True)
+    return {key: value for key, value in dumped.items() if value not in ([], {}, "")}
+
+
+def _phase(view: View) -> Phase:
+    if view.outcome in _OTHER_PHASES:
+        return _OTHER_PHASES[view.outcome]
+    return _STAGE_PHASES[view.stage] if view.stage else Phase.PENDING
+
+
+def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
+    truths: list[_Said] = []
+    ready: _Truth = "True" if view.outcome is Outcome.PUBLISHED else "False"
+    truths.append(("Ready", ready, view.reason, view.message))
+    if view.outcome is Outcome.RUNNING:
+        truths.append(("Reconciling", "True", view.reason, view.message))
+    if view.outcome in _STALLED:
+        truths.append(("Stalled", "True", view.reason, view.message))
+    truths += [_stage_condition(row, view) for row in view.rows]
+    return _timed(truths, snapshot, time)
+
+
+def _timed(truths: Sequence[_Said], snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
+    """Conditions; one whose status stays keeps its time."""
+    before = {condition.type: condition for condition in snapshot.previous.conditions}
+    conditions = []
+    for kind, truth, reason, message in truths:
+        same = kind in before and before[kind].status == truth
+        conditions.append(
+            Condition(
+                type=kind,
+                status=truth,
+                reason=reason,
+                # A spec with hundreds of problems makes a message that the API server would not take.
+                message=message[:MAX_TEXT],
+                last_transition_time=before[kind].last_transition_time if same else time,
+                observed_generation=snapshot.generation,
+            )
+        )
+    return tuple(conditions)
+
+
+def _stage_condition(row: StageStatus, view: View) -> _Said:
+    kind = STAGE_CONDITIONS[row.name]
+    refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
+    if row.state is StageState.SUCCEEDED and refused:
+        return kind, "False", view.reason, view.message
+    truth: _Truth = "True" if row.state is StageState.SUCCEEDED else "False"
+    return kind, truth, row.reason or row.state.value, row.message
+
+
+def _sizes(view: View) -> Sizes | None:
+    bytes_of = {artifact.name.split("-", maxsplit=1)[0]: artifact.bytes for artifact in reversed(view.artifacts)}
+    prepared = next((row for row in view.rows if row.name is Stage.PREPARE), None)
+    base = prepared.metrics.get("baseBytes") if prepared else None
+    edge = bytes_of.get("edge")
+    if base is None:
+        return None
+    return Sizes(
+        base_bytes=int(base),
+        adapter_bytes=bytes_of.get("adapter"),
+        merged_bytes=bytes_of.get("merged"),
+        edge_bytes=edge,
+        ratio=round(edge / base, 4) if edge is not None and base else None,
+    )
+
+
+def _entry(status: LoraFineTuneStatus, view: View) -> HistoryEntry:
+    publication = status.publication
+    pinned = publication is not None and publication.pinned
+    as_asked = view.outcome is Outcome.PUBLISHED and not pinned
+    return HistoryEntry(
+        generation=max(status.observed_generation, 0),
+        outcome=status.phase.value if as_asked else f"{status.phase}: {view.reason}",
+        version=publication.version if publication else "",
+        started_at=status.started_at,
+        finished_at=status.finished_at,
+        scores=status.scores.model_copy(update={"details": {}}) if status.scores and not pinned else None,
+        sizes=None if pinned else status.sizes,
+    )
+
+
+def _display(view: View, sizes: Sizes | None) -> Display:
+    scores = view.scores
+    return Display(
+        progress=_display_progress(view),
+        base=format_share(scores.base) if scores else "",
+        tuned=format_share(scores.tuned) if scores else "",
+        edge=format_share(scores.edge) if scores else "",
+        adapter_size=format_bytes(sizes.adapter_bytes) if sizes else "",
+        edge_size=format_bytes(sizes.edge_bytes) if sizes else "",
+        version=view.publication.version[:SHORT_VERSION] if view.publication else "",
+    )
+
+
+def _display_progress(view: View) -> str:
+    """How far the running stage is or, where nothing runs, why: the column is the first place that people look at."""
+    progress = view.progress
+    if progress is not None and view.outcome is Outcome.RUNNING:
+        return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"
+    in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
+    return "" if in_phase else view.reason[:MAX_DISPLAY]
+
+
+def format_share(share: float | None) -> str:
+    """A score of 0 to 1 in percent, empty if unknown."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def format_bytes(count: int | None) -> str:
+    """Bytes in a person's units (powers of ten), empty if unknown."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if round(value) < 1000:
+            digits = 0 if unit == "B" or round(value, 1) >= 100 else 1
+            return f"{value:.{digits}f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

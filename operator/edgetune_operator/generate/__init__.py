@@ -1,0 +1,1 @@
+"""Generated files: CRD, field reference, chart files."""

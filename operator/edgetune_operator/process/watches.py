@@ -1,0 +1,154 @@
+"""What Kopf watches: objects, their Jobs, their Pods. Each event updates the cache and wakes the object's pass."""
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import kopf
+from prometheus_client import start_http_server
+
+from edgetune_operator.api import names
+from edgetune_operator.api.profiles import Profile
+from edgetune_operator.cluster.cache import Cache, Kind
+from edgetune_operator.cluster.client import OWNED, connect
+from edgetune_operator.cluster.progress import reading_progress
+from edgetune_operator.cluster.resync import Resync
+from edgetune_operator.process.controller import Controller
+from edgetune_operator.process.health import Health, serving_health
+from edgetune_operator.process.kopf_storage import NoDiffBaseStorage, NoProgressStorage
+from edgetune_operator.process.settings import Settings
+from edgetune_operator.process.workqueue import WorkQueue
+from edgetune_operator.reconcile import Key
+
+_PHASE_COUNT_SECONDS = 10.0
+
+
+class Watcher:
+    """Registers the handlers and runs the controller for as long as Kopf runs."""
+
+    def __init__(self, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+        self._settings = settings
+        self._profiles = profiles
+        self._cache = Cache()
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._wake: Callable[[Key], None] = self._queue.add
+        self._controller: Controller | None = None
+        self._resources = contextlib.AsyncExitStack()
+
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Register all handlers."""
+        owned = {names.MANAGED_BY_LABEL: names.MANAGER}
+        kopf.on.login(registry=registry)(_log_in)
+        kopf.on.startup(registry=registry)(self.start)
+        kopf.on.cleanup(registry=registry)(self.stop)
+        kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry, id="object")(self.on_object)
+        kopf.on.event("batch", "v1", "jobs", labels=owned, registry=registry, id="job")(self.on_job)
+        kopf.on.event("", "v1", "pods", labels=owned, registry=registry, id="pod")(self.on_pod)
+
+    async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
+        """Connect, wait until there are lists, and start the workers. Kopf watches when this is done."""
+        _configure(settings)
+        # Looking for new namespaces and kinds takes rights over the whole cluster.
+        settings.scanning.disabled = bool(self._settings.namespaces)
+        enter = self._resources.enter_async_context
+        progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
+        cluster = await enter(connect(self._cache, progress))
+        resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
+        self._wake = resync.tell
+        self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
+        health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
+        await enter(serving_health(self._settings.health_port, health, lambda: resync.waits_for))
+        server, thread = start_http_server(self._settings.metrics_port, every_address())
+        self._resources.callback(thread.join)
+        self._resources.callback(server.server_close)
+        self._resources.callback(server.shutdown)
+        # A pass over half of the Jobs would take the others for missing.
+        await resync.run_until_listed()
+        health.tasks = [
+            asyncio.create_task(self._queue.run_delays(), name="the queue's clock"),
+            asyncio.create_task(self._count_phases(), name="the count of phases"),
+            asyncio.create_task(resync.run(), name="the resync"),
+            *(asyncio.create_task(self._controller.work(), name="a worker") for _ in range(self._settings.workers)),
+        ]
+        self._resources.push_async_callback(_cancel, health.tasks)
+
+    async def stop(self, **_: Any) -> None:
+        """Stop the workers: a pass that goes on is cut off, and made again by the next operator."""
+        await self._resources.aclose()
+
+    async def on_object(self, event: Mapping[str, Any], **_: Any) -> None:
+        """An object was seen, changed or deleted."""
+        self._take(Kind.OBJECT, event)
+
+    async def on_job(self, event: Mapping[str, Any], **_: Any) -> None:
+        """A Job of ours was seen, changed or deleted."""
+        self._take(Kind.JOB, event)
+
+    async def on_pod(self, event: Mapping[str, Any], **_: Any) -> None:
+        """A Pod of ours was seen, changed or deleted."""
+        self._take(Kind.POD, event)
+
+    def _take(self, kind: Kind, event: Mapping[str, Any]) -> None:
+        take = self._cache.remove if event["type"] == "DELETED" else self._cache.put
+        key = take(kind, event["object"])
+        if key is not None:
+            self._wake(key)
+
+    async def _count_phases(self) -> None:
+        while self._controller is not None:
+            self._controller.count_phases()
+            await asyncio.sleep(_PHASE_COUNT_SECONDS)
+
+
+def every_address() -> str:
+    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone where there is no other."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus comes from anywhere
+
+
+def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
+    connection = kopf.login_with_service_account(**arguments)
+    if connection is None:
+        return kopf.login_with_kubeconfig(**arguments)
+    # Kopf asks the cluster's DNS for the API server; its address is in each Pod's environment, as other clients use it.
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return dataclasses.replace(connection, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class EndlessBackoffs:
+    """Seconds between Kopf's attempts at a request that the API server refuses or does not answer.
+
+    At their end Kopf would stop the operator: for one namespace that is deleted or whose Role is gone, all others too.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0, 5.0, 10.0), itertools.repeat(20.0))
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
+    # Our own Events come from transitions of the status.
+    settings.posting.enabled = False
+    settings.persistence.finalizer = f"{names.GROUP}/finalizer"
+    settings.persistence.diffbase_storage = NoDiffBaseStorage()
+    settings.persistence.progress_storage = NoProgressStorage()
+    # Kopf's default of 60 s would park an object after one error of its own.
+    settings.execution.default_backoff = 1
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = EndlessBackoffs()
+    # Kopf keeps the last body of everything that has had an event until nothing has come for so long. At the start that
+    # is all there is, and its default of 5 s would hold all of it in memory at once; so would a list in one piece.
+    settings.queueing.idle_timeout = 0.2
+    settings.watching.chunk_size = 100
+    # Foreign Jobs and Pods never reach this process.
+    settings.watching.label_selectors["batch", "v1", "jobs"] = OWNED
+    settings.watching.label_selectors["", "v1", "pods"] = OWNED
