@@ -1,12 +1,27 @@
-"""Fixtures that tests of several folders share."""
+"""Fixtures that tests of several folders share: S3 servers, stores, tiny models and their data."""
 
+import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# Read by OpenMP when torch is imported: threads that spin lose five times their work where cores are shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.s3.store import S3Store
+from edgetune_jobs.store.store import Store
+from support import tiny_data
 from support.fault_proxy import FaultProxy, running_proxy
+from support.tiny_model import make_tiny_base
 from support.versitygw import S3Server, running_server
+
+# Other work shares the machine: how long one example takes says nothing about the code.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +42,50 @@ def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
 def s3_prefix() -> str:
     """A prefix of the bucket that no other test uses."""
     return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
+    """An empty store: each test runs with one in a folder and one in a real bucket."""
+    if request.param == "folder":
+        return LocalFolderStore((tmp_path / "store").as_uri())
+    server: S3Server = request.getfixturevalue("s3_server")
+    return S3Store(server.location(s3_prefix).uri, server.client())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained tiny model, which learns the task in 200 steps."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, for tests that need no learning."""
+    return make_tiny_base(tmp_path_factory.mktemp("random") / "base", pretrain_steps=0)
+
+
+@pytest.fixture(scope="session")
+def few_rows(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data of 24 training and 8 evaluation rows, in the tokens of `random_base`."""
+    from edgetune_jobs.models.loading import load_tokenizer
+
+    return tiny_data.write_prepared(
+        tmp_path_factory.mktemp("few") / "prepared",
+        load_tokenizer(random_base),
+        tiny_data.training_examples(24),
+        tiny_data.held_out_examples(8),
+    )
+
+
+@pytest.fixture(scope="session")
+def many_rows(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data of 600 training and 64 evaluation rows, in the tokens of `tiny_base`."""
+    from edgetune_jobs.models.loading import load_tokenizer
+
+    return tiny_data.write_prepared(
+        tmp_path_factory.mktemp("many") / "prepared",
+        load_tokenizer(tiny_base),
+        tiny_data.training_examples(600),
+        tiny_data.held_out_examples(64),
+    )

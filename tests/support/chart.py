@@ -22,7 +22,7 @@ from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 CHART = REPOSITORY / "charts" / "edgetune"
 RELEASE = "edgetune"
 RELEASE_NAMESPACE = "edgetune-system"
-GOLDEN = "tests/unit/golden/chart-default.yaml"
+GOLDEN = "tests/golden/chart-default.yaml"
 # A helm that was built without a version of its own takes the cluster for 1.20.
 KUBERNETES_VERSION = "1.35.0"
 

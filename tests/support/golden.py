@@ -17,7 +17,7 @@ from edgetune_operator.decisions.render import render_clean_up, render_job
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 
-FOLDER = "tests/unit/golden"
+FOLDER = "tests/golden"
 RESOLVED = Resolved(base="a" * 64, train="b" * 64)
 DEFAULT = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))
 FULL = Profile(
