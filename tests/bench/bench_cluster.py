@@ -146,13 +146,14 @@ def _install(kube: Kube, manifests: list[Manifest]) -> None:
     for manifest in manifests:
         if manifest["kind"] in _OF_THE_CHART:
             kube.apply(manifest)
-    metadata = {"name": "edge-node", "annotations": {"kwok.x-k8s.io/node": "fake"}}
+    name = "edge-node"
+    metadata = {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}}
     kube.apply({"apiVersion": "v1", "kind": "Node", "metadata": metadata})
     kube.wait(
         "v1",
         "Node",
         None,
-        metadata["name"],
+        name,
         lambda node: node["status"].get("phase") == "Running" and not node["spec"].get("taints"),
         "kwok has made the node ready",
         _NODE_READY_SECONDS,

@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("WAY", "WORK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _work(*options.child, options.folder)
+        way, work = options.child
+        _work(way, work, options.folder)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

@@ -35,7 +35,7 @@ def objects(folder: Path) -> ObjectFolder:
 
 
 def delete(folder: Path, **spec: Any) -> "subprocess.CompletedProcess[str]":
-    document = {
+    document: dict[str, Any] = {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {"name": KEY.name},

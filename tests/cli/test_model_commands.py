@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -60,7 +61,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str, monkey
 
 
 def profiles_file(folder: Path, server: S3Server, prefix: str) -> Path:
-    stores = {
+    stores: dict[str, dict[str, Any]] = {
         "default": {"uri": f"s3://{server.bucket}/{prefix}", "endpoint": server.endpoint, "pathStyle": True},
         "elsewhere": {"uri": f"s3://{server.bucket}/{prefix}-2", "endpoint": "http://127.0.0.1:1"},
     }

@@ -189,8 +189,12 @@ def test_a_deletion_in_the_foreground_does_not_take_the_clean_up_away(player: St
     # What else belongs to the object goes slowly; with each that has gone, the garbage collector looks at all others.
     owner = {"apiVersion": OBJECT[0], "kind": OBJECT[1], "name": _NAME, "uid": player.object["metadata"]["uid"]}
     for name in ("first", "second"):
-        metadata = {"name": name, "namespace": player.namespace, "finalizers": ["test/slow"]}
-        metadata["ownerReferences"] = [{**owner, "blockOwnerDeletion": True}]
+        metadata = {
+            "name": name,
+            "namespace": player.namespace,
+            "finalizers": ["test/slow"],
+            "ownerReferences": [{**owner, "blockOwnerDeletion": True}],
+        }
         player.kube.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
 
     delete(player, propagation="Foreground")

@@ -298,7 +298,7 @@ def test_a_base_in_16_bits_becomes_a_merged_model_in_16_bits_whatever_has_traine
     tmp_path: Path, stored: str, held: str, merged: str
 ) -> None:
     base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
-    options = {"method": Method.QLORA, "base_dtype": held, "dtype": "float32", **ALL_LINEAR}
+    options: dict[str, Any] = {"method": Method.QLORA, "base_dtype": held, "dtype": "float32", **ALL_LINEAR}
     adapter = make_adapter(tmp_path / "adapter", base, **options)
     context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", {"base": base, "adapter": adapter})
 

@@ -96,7 +96,8 @@ def _write_shards(folder: Path, shards: list[dict[str, tuple[int, ...]]]) -> Non
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, shapes in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {tensor: _random(shape, generator) for tensor, shape in shapes.items()}

@@ -389,5 +389,6 @@ def test_the_tests_metric_is_one_that_the_operator_serves() -> None:
     script = one(render({}), "Pod", "edgetune-test")["spec"]["containers"][0]["args"][0]
 
     compile(script, "helm test", "exec")
-    assert f'"{telemetry.QUEUE_DEPTH.describe()[0].name}"' in script
+    (family,) = telemetry.QUEUE_DEPTH.describe()
+    assert f'"{family.name}"' in script
     assert 'os.environ["EDGETUNE_SERVICE_HOST"]' in script, "the Service's address, as Kubernetes names it"

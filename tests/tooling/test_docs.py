@@ -34,7 +34,7 @@ def test_every_metric_of_the_operator_is_described_with_its_labels() -> None:
     metrics = [each for each in vars(telemetry).values() if isinstance(each, MetricWrapperBase)]
     served = set()
     for metric in metrics:
-        family = metric.describe()[0]
+        (family,) = metric.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = ", ".join(metric._labelnames)
         served.add(f"{name}{{{labels}}}" if labels else name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
+from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.publishing.versions import Versions
 from edgetune_jobs.store.store import write_model
@@ -67,7 +68,7 @@ def test_a_manifest_and_the_version_say_what_they_were_made_of_and_with(publishe
     assert publish is not None
     assert version is not None
     assert train.resolved == version.provenance.resolved == published_once.resolved
-    assert train.parameters["training"]["seed"] == 42
+    assert Parameters.model_validate(train.parameters).training.seed == 42
     assert train.parameters == version.provenance.parameters
     assert train.image == version.provenance.stages[Stage.TRAIN].image == "registry.example/jobs:1"
     assert version.provenance.stages[Stage.TRAIN].libraries == train.versions

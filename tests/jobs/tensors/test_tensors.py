@@ -16,7 +16,7 @@ from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.folder import LocalModelFolder
-from edgetune_jobs.models.safetensors_header import read_header
+from edgetune_jobs.models.safetensors_header import Tensor, read_header
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors import nf4, pipeline
@@ -39,6 +39,10 @@ MODELS = st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES, st.integers(0, 3)), mi
 
 
 @settings(max_examples=60, deadline=None)
+def part_of(content: bytes) -> Callable[[int, int], bytes]:
+    return lambda start, length: content[start : start + length]
+
+
 @given(
     tensors=st.lists(st.tuples(NAMES, st.sampled_from(["F32", "BF16", "I8", "U8"]), SHAPES), unique_by=lambda t: t[0]),
     max_file_bytes=st.integers(1, 400),
@@ -50,10 +54,10 @@ def test_planned_files_have_headers_that_describe_just_their_bytes(
 
     files = plan_files(groups, max_file_bytes)
 
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in files:
         content = file.header + bytes(file.bytes - len(file.header))
-        found |= read_header(lambda start, length, c=content: c[start : start + length], file.bytes, file.name)
+        found |= read_header(part_of(content), file.bytes, file.name)
         assert sum(group.bytes for group in file.groups) <= max_file_bytes or len(file.groups) == 1
     assert [(name, found[name].dtype, found[name].shape) for name, _, _ in tensors] == tensors
 

@@ -384,7 +384,7 @@ def test_a_token_that_expired_is_a_passing_fault_since_another_attempt_reads_a_n
 
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
     with pytest.raises(TransientFault, match="the session token has expired; renew it"), s3_errors("s3://bucket/key"):
-        raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
+        raise ClientError(answer, "PutObject")
 
 
 def test_half_a_pair_of_credentials_is_named(tmp_path: Path) -> None:

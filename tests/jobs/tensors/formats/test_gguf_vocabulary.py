@@ -35,7 +35,8 @@ def alone(file: Path) -> Any:
 
     folder = file.parent / "alone"
     folder.mkdir()
-    return AutoTokenizer.from_pretrained(folder, gguf_file=shutil.copy(file, folder / file.name).name)
+    shutil.copy(file, folder)
+    return AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
 
 
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, "legacy", "never"])
@@ -106,7 +107,7 @@ def changed(change: dict[str, Any], tokenizer: Any) -> Any:
 LOWERCASE = {"type": "Lowercase"}
 PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 PUNCTUATION = {"type": "Punctuation", "behavior": "Isolated"}
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "lower case": ({"normalizer": LOWERCASE}, "changes text in a way that llama.cpp does not know"),
     "an unknown split": ({"pre_tokenizer": PUNCTUATION}, "splits text in a way that llama.cpp has no name for"),
     "no split": ({"pre_tokenizer": None}, "splits text in a way that llama.cpp has no name for"),
