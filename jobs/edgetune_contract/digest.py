@@ -20,6 +20,7 @@ from math import ceil
 from typing import Any
 
 from edgetune_contract.evaluation import EdgeBudget
+from edgetune_contract.pipeline import stages_of
 from edgetune_contract.quantities import parse_bytes, parse_cpu
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
@@ -65,54 +66,50 @@ def prepared_digest(parameters: Parameters, resolved: Resolved) -> str:
 
 
 def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict[Stage, str]:
-    """Digests of the stages after prepare. Without merge.keep there is no merge stage and no entry for it."""
-    training = _dump(parameters.training)
-    del training["checkpoint"]
-    if parameters.training.max_steps is not None:
-        del training["epochs"]
-    rows = _row_options(parameters)
-    del rows["fields"]["expectedKeyword"]
-    train = _stage_digest(
-        Stage.TRAIN,
-        base=resolved.base,
-        data=resolved.train,
-        rows=rows,
-        method=parameters.method,
-        lora=_dump(parameters.lora),
-        training=training,
-    )
-    merge = _stage_digest(Stage.MERGE, train=train, base=parameters.merge.base)
-    keep = parameters.merge.keep
-    quantize = _stage_digest(
-        Stage.QUANTIZE,
-        source=merge if keep else train,
-        base=parameters.merge.base,
-        formats=parameters.quantization.formats,  # in their order: the first is the one that is scored
-        outlierThreshold=parameters.quantization.outlier_threshold,
-    )
-    evaluate = _stage_digest(
-        Stage.EVALUATE,
-        quantize=quantize,
-        edge=_edge_limits(parameters.evaluation.edge),
-        **_evaluation_inputs(parameters, resolved),
-    )
-    own = _stage_digest(
-        Stage.PUBLISH,
-        evaluate=evaluate,
-        gates=_dump(parameters.evaluation.gates),
-        edge=_edge_gates(parameters.evaluation.edge),
-        name=name,
-    )
-    digests = {
-        Stage.TRAIN: train,
-        Stage.MERGE: merge,
-        Stage.QUANTIZE: quantize,
-        Stage.EVALUATE: evaluate,
-        Stage.PUBLISH: pin_digest(parameters, name) or own,
-    }
-    if not keep:
-        del digests[Stage.MERGE]
+    """Digests of the run's stages after prepare, each chained to the one before it."""
+    digests: dict[Stage, str] = {}
+    before = ""
+    for stage in stages_of(parameters)[1:]:
+        before = _stage_digest(stage, **_stage_inputs(stage, parameters, resolved, name, before))
+        digests[stage] = before
+    if pin := pin_digest(parameters, name):
+        digests[Stage.PUBLISH] = pin
     return digests
+
+
+def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name: str, before: str) -> dict[str, Any]:
+    """All that can change a stage's output besides its own version; `before` is the digest of the stage before it."""
+    match stage:
+        case Stage.TRAIN:
+            return {
+                "base": resolved.base,
+                "data": resolved.train,
+                "rows": _trained_rows(parameters),
+                "method": parameters.method,
+                "lora": _dump(parameters.lora),
+                "training": _training_options(parameters),
+            }
+        case Stage.MERGE:
+            return {"train": before, "base": parameters.merge.base}
+        case Stage.QUANTIZE:
+            return {
+                "source": before,
+                "base": parameters.merge.base,
+                "formats": parameters.quantization.formats,  # in their order: the first is the one that is scored
+                "outlierThreshold": parameters.quantization.outlier_threshold,
+            }
+        case Stage.EVALUATE:
+            limits = _edge_limits(parameters.evaluation.edge)
+            return {"quantize": before, "edge": limits, **_evaluation_inputs(parameters, resolved)}
+        case Stage.PUBLISH:
+            return {
+                "evaluate": before,
+                "gates": _dump(parameters.evaluation.gates),
+                "edge": _edge_gates(parameters.evaluation.edge),
+                "name": name,
+            }
+        case _:
+            raise ValueError(f"{stage} is not chained to another stage")
 
 
 def pin_digest(parameters: Parameters, name: str) -> str:
@@ -188,6 +185,20 @@ def _stage_digest(stage: Stage, **inputs: Any) -> str:
 def _dump(model: Any) -> dict[str, Any]:
     dumped: dict[str, Any] = model.model_dump(mode="json", exclude_none=True)
     return dumped
+
+
+def _training_options(parameters: Parameters) -> dict[str, Any]:
+    options = _dump(parameters.training)
+    del options["checkpoint"]
+    if parameters.training.max_steps is not None:
+        del options["epochs"]
+    return options
+
+
+def _trained_rows(parameters: Parameters) -> dict[str, Any]:
+    rows = _row_options(parameters)
+    del rows["fields"]["expectedKeyword"]
+    return rows
 
 
 def _row_options(parameters: Parameters) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How models run on a CPU, as evaluate measures it with spec.evaluation.edge."""
 
 from edgetune_contract.model import Model
+from edgetune_contract.pipeline import BASE, EDGE
 
 
 class ModelSpeed(Model):
@@ -53,3 +54,9 @@ class EdgeMeasurement(ModelSpeed):
 
     further: dict[str, ModelSpeed] = {}
     """Edge models in further formats by artifact; absent if this image or machine cannot run them."""
+
+    @property
+    def by_model(self) -> dict[str, ModelSpeed]:
+        """All models that were measured, by the names that they have in scores."""
+        base = {} if self.base is None else {BASE: self.base}
+        return {**base, EDGE: self, **self.further}

@@ -15,6 +15,7 @@ from edgetune_contract.model import Model, Rule
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"
+HUB_SCHEME = "hf://"
 DEFAULT_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
 _BUCKET_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S+)?"
 _FILE_URI = r"file:///\S.*"
@@ -43,10 +44,15 @@ class BaseModelSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!self.uri.startsWith('hf://') || (has(self.revision) && self.revision.matches('^[0-9a-f]{40}$'))",
-            holds=lambda self: not self.uri.startswith("hf://") or bool(re.fullmatch(_COMMIT, self.revision)),
+            holds=lambda self: not self.is_on_hub or bool(re.fullmatch(_COMMIT, self.revision)),
             message="a model from hf:// needs revision: the 40-digit hexadecimal commit",
         ),
     )
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the model comes from the Hugging Face hub."""
+        return self.uri.startswith(HUB_SCHEME)
 
 
 class DataSource(Model):

@@ -16,6 +16,7 @@ from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkD
 from edgetune_cli.preview import preview
 from edgetune_cli.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
+from edgetune_contract.pipeline import is_edge
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.decisions.plan import Outcome
@@ -132,7 +133,7 @@ def _explain(ended: Ended, console: Console) -> None:
         pinned = ended.status.publication is not None and ended.status.publication.pinned
         if not pinned and all(row.cached for row in ended.status.stages if row.name in ended.ran):
             console.print("\nAll stages were done already: nothing had to run again.", highlight=False)
-        edge = next((a for a in ended.status.artifacts if a.name.startswith("edge")), None)
+        edge = next((a for a in ended.status.artifacts if is_edge(a.name)), None)
         console.print(f"\n{'Pinned' if pinned else 'Published'}. {ended.message}", highlight=False)
         if edge is not None and not pinned:
             place = local_path(edge.uri) if edge.uri.startswith("file://") else edge.uri

@@ -16,7 +16,7 @@ from edgetune_cli.show import show_outcome
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import SHORT_VERSION, LoraFineTuneStatus, StageState, StageStatus
-from edgetune_operator.decisions.status import format_bytes, format_share
+from edgetune_operator.api.units import format_bytes, format_share
 
 _RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 

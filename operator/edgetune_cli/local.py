@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import yaml
 
-from edgetune_cli.processes import ProcessJob, timestamp
+from edgetune_cli.processes import ProcessJob, now
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import ProgressStatus
@@ -80,7 +80,7 @@ class ObjectFolder:
         """What the API server does when somebody deletes the object: it is gone, or waits for its finalizers."""
         document = self.read(key)
         if document is not None:
-            document["metadata"].setdefault("deletionTimestamp", timestamp())
+            document["metadata"].setdefault("deletionTimestamp", now())
             self.write(key, document)
             self.write_finalizers(key, finalizers)
 
@@ -155,7 +155,7 @@ class LocalCluster:
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": timestamp()}}
+        manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": now()}}
         self._progress, self.said = None, ""
         process_job = ProcessJob(
             manifest=manifest,
@@ -222,7 +222,7 @@ def _new_object(key: Key) -> dict[str, Any]:
             "name": key.name,
             "namespace": key.namespace,
             "uid": str(uuid.uuid4()),
-            "creationTimestamp": timestamp(),
+            "creationTimestamp": now(),
             "generation": 0,
         },
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import MAX_RESULT_BYTES
+from edgetune_contract.times import timestamp
 
 _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20
@@ -23,9 +24,9 @@ _BACKOFF_SECONDS = 1.0
 _BACKOFF_LIMIT_SECONDS = 60.0
 
 
-def timestamp() -> str:
-    """Now, as RFC 3339 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now() -> str:
+    """The time as Kubernetes writes it, to the millisecond: stages of a small model take less than a second."""
+    return timestamp(datetime.now(UTC), "milliseconds")
 
 
 @dataclass
@@ -64,7 +65,7 @@ class ProcessJob:
     async def run(self) -> None:
         """Run attempts until the Job is complete, has failed, or is stopped."""
         spec = self.manifest["spec"]
-        self.status = {"startTime": timestamp(), "active": 1}
+        self.status = {"startTime": now(), "active": 1}
         try:
             await asyncio.wait_for(self._run_attempts(spec), timeout=spec.get("activeDeadlineSeconds"))
         except TimeoutError:
@@ -101,7 +102,7 @@ class ProcessJob:
         self.status["failed"] = self.status.get("failed", 0) + 1
 
     def _end(self, kind: str, reason: str, message: str) -> None:
-        time = timestamp()
+        time = now()
         self.status.pop("active", None)
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time}
         self.status["conditions"] = [condition]
@@ -181,7 +182,7 @@ class ProcessJob:
             "metadata": {
                 "name": f"{self.name}-{attempt}",
                 "ownerReferences": [owner],
-                "creationTimestamp": timestamp(),
+                "creationTimestamp": now(),
             },
             "status": {
                 "phase": "Running",
@@ -196,7 +197,7 @@ class ProcessJob:
             "exitCode": exit_code,
             "reason": "Completed" if exit_code == 0 else "Error",
             "message": self._termination_message(exit_code, termination_log),
-            "finishedAt": timestamp(),
+            "finishedAt": now(),
         }
         pod["status"]["phase"] = "Succeeded" if exit_code == 0 else "Failed"
         pod["status"]["containerStatuses"][0]["state"] = {"terminated": ended}

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.pipeline import BASE, EDGE, SCORED_MODELS, TUNED
 from edgetune_contract.request import Manifest, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.decisions.status import format_bytes, format_share
+from edgetune_operator.api.units import format_bytes, format_share
 
 if TYPE_CHECKING:
     from edgetune_jobs.publishing.verification import ArtifactCheck, Verification
 
 _SHORT = 12
-_MODELS = ("base", "tuned", "merged", "edge")
 _OUTSIDE = "none: it ran outside of a container"
 
 
@@ -27,7 +27,7 @@ def version_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in rows:
         scores = row.get("scores", {})
         size = row["edge"]["artifact"]["bytes"] if "edge" in row else None
-        shares = (format_share(scores.get(model)) for model in ("base", "tuned", "edge"))
+        shares = (format_share(scores.get(model)) for model in (BASE, TUNED, EDGE))
         table.append((row["version"][:_SHORT], row.get("createdAt", ""), *shares, format_bytes(size), _state(row)))
     return _aligned(table, right=(2, 3, 4, 5))
 
@@ -106,11 +106,10 @@ def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
     title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, after a prompt of {edge.prompt_tokens} tokens"
     console.print(title, style="bold")
     table: list[tuple[str, ...]] = [("model", "tokens/s", "prompt tokens/s", "first token", "peak memory", "runtime")]
-    for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
-        if speed is not None:
-            rates = (_rate(speed.generation_tokens_per_second), _rate(speed.prompt_tokens_per_second))
-            first = "-" if speed.time_to_first_token_seconds is None else f"{speed.time_to_first_token_seconds:.2f} s"
-            table.append((model, *rates, first, format_bytes(speed.peak_memory_bytes), speed.runtime))
+    for model, speed in edge.by_model.items():
+        rates = (_rate(speed.generation_tokens_per_second), _rate(speed.prompt_tokens_per_second))
+        first = "-" if speed.time_to_first_token_seconds is None else f"{speed.time_to_first_token_seconds:.2f} s"
+        table.append((model, *rates, first, format_bytes(speed.peak_memory_bytes), speed.runtime))
     _print_lines(console, _aligned(table, right=(1, 2, 3, 4)))
 
 
@@ -121,7 +120,7 @@ def _rate(tokens_per_second: float | None) -> str:
 def _order(scored: tuple[str, object]) -> tuple[int, str]:
     """The models in the order in which they are made; JSON has them by name."""
     model = scored[0]
-    return _MODELS.index(model) if model in _MODELS else len(_MODELS), model
+    return SCORED_MODELS.index(model) if model in SCORED_MODELS else len(SCORED_MODELS), model
 
 
 def _print_verdict(console: Console, found: "Verification") -> None:

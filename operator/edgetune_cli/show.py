@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -12,20 +11,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, EVALUATION, SCORED_MODELS, TUNED
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.units import format_bytes, format_share
 from edgetune_operator.decisions.plan import Outcome, View
-from edgetune_operator.decisions.status import format_bytes, format_share
 
 _PLAIN_INTERVAL_SECONDS = 10.0
-_MODELS = ("base", "tuned", "merged", "edge")
-_STAGE_OUTPUTS: Mapping[Stage, str] = {
-    Stage.PREPARE: "prepared",
-    Stage.TRAIN: "adapter",
-    Stage.MERGE: "merged",
-    Stage.QUANTIZE: "edge",
-}
 
 
 class ProgressView:
@@ -162,12 +155,8 @@ def _stage_table(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> Table:
 
 
 def _outputs(stage: Stage, status: LoraFineTuneStatus) -> list[ArtifactStatus]:
-    """What a stage made that is worth a line: one model, or the edge model in each format."""
-    return [
-        artifact
-        for artifact in status.artifacts
-        if artifact.stage is stage and artifact.name.startswith(_STAGE_OUTPUTS.get(stage, "-"))
-    ]
+    """What a stage made: one artifact, or the edge model in each format."""
+    return [artifact for artifact in status.artifacts if artifact.stage is stage]
 
 
 def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> str:
@@ -194,13 +183,13 @@ def _score_table(status: LoraFineTuneStatus) -> Table:
     scores, sizes = status.scores, status.sizes
     table = _table("\nScores", "model", "size", "keyword accuracy", "exact match", "loss")
     further = {artifact.name: artifact.bytes for artifact in _outputs(Stage.QUANTIZE, status)}
-    for model in (*_MODELS, *further):
+    for model in (*SCORED_MODELS, *further):
         details = scores.details.get(model) if scores else None
         if details is None:
             continue
         size = further.get(model)
         if size is None and sizes is not None:
-            size = getattr(sizes, f"{'adapter' if model == 'tuned' else model}_bytes")
+            size = getattr(sizes, f"{ADAPTER if model == TUNED else model}_bytes")
         table.add_row(
             model,
             format_bytes(size),
@@ -226,9 +215,7 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
 def _speed_table(edge: EdgeMeasurement) -> Table:
     title = f"\nTokens a second on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
     table = _table(title, "model", "prompt", "generation", "first token", "peak memory", "libraries")
-    for model, speed in {"base": edge.base, "edge": edge, **edge.further}.items():
-        if speed is None:
-            continue
+    for model, speed in edge.by_model.items():
         first = speed.time_to_first_token_seconds
         table.add_row(
             model,
@@ -247,13 +234,13 @@ def _format_speed(tokens_per_second: float | None) -> str:
 
 def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:
     """One held-out question with the answers of base and edge, if the evaluation lies on this machine."""
-    artifact = next((a for a in status.artifacts if a.name == "evaluation" and a.uri.startswith("file://")), None)
+    artifact = next((a for a in status.artifacts if a.name == EVALUATION and a.uri.startswith("file://")), None)
     answers = _read_answers(local_path(artifact.uri) / "answers.jsonl") if artifact else None
     if answers is None:
         return
     console.print("\nA held-out question, answered by", style="bold")
     console.print(f"  prompt  {_one_line(answers['prompt'])}", highlight=False)
-    for model in ("base", "edge"):
+    for model in (BASE, EDGE):
         # The base is scored once for several runs: only the first of them has its answers.
         if answers.get(model):
             console.print(f"  {model:6}  {_one_line(answers[model])}", highlight=False)

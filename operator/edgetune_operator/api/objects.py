@@ -7,6 +7,7 @@ from pydantic import Field
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
+from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Artifact, Resolved, Scores
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
@@ -64,12 +65,12 @@ class Phase(StrEnum):
     """Where the object is, in one word for people. Programs read conditions."""
 
     PENDING = "Pending"
-    PREPARING = "Preparing"
-    TRAINING = "Training"
-    MERGING = "Merging"
-    QUANTIZING = "Quantizing"
-    EVALUATING = "Evaluating"
-    PUBLISHING = "Publishing"
+    PREPARING = PIPELINE[Stage.PREPARE].phase
+    TRAINING = PIPELINE[Stage.TRAIN].phase
+    MERGING = PIPELINE[Stage.MERGE].phase
+    QUANTIZING = PIPELINE[Stage.QUANTIZE].phase
+    EVALUATING = PIPELINE[Stage.EVALUATE].phase
+    PUBLISHING = PIPELINE[Stage.PUBLISH].phase
     STALLED = "Stalled"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from edgetune_contract.model import Model
+from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import ChecksumMode, StoreLocation
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
@@ -26,8 +27,11 @@ _VARIABLE = re.compile(VARIABLE_PATTERN)
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Where the S3 client, requests and the others look for the certificates of authorities."""
 
-OWN_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE")
-"""What stages have in their environment, besides names that begin with OWN_VARIABLE_PREFIX."""
+JOB_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY")
+"""What a Job sets for its stage, besides names that begin with OWN_VARIABLE_PREFIX."""
+
+OWN_VARIABLES = (*JOB_VARIABLES, "HF_HUB_OFFLINE")
+"""What a profile may not set: the Job sets it, or the stage's process does."""
 
 OWN_VARIABLE_PREFIX = "EDGETUNE_"
 OWN_LABEL_PREFIX = f"{names.GROUP}/"
@@ -93,16 +97,25 @@ class ProfileStore(Model):
 
 _LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
 _WEIGHTS = Resources(requests={"cpu": "2", "memory": "8Gi"}, limits={"memory": "32Gi"})
-DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
+_TRAINING = Resources(requests={"cpu": "4", "memory": "16Gi"}, limits={"memory": "32Gi"})
+_WITHOUT_GPU: Mapping[Stage, Resources] = {
     Stage.PREPARE: _LIGHT,
-    # The only stage that asks for a GPU: the GPU goes back as soon as training ends.
-    Stage.TRAIN: Resources(
-        requests={"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": 1}, limits={"memory": "32Gi", "nvidia.com/gpu": 1}
-    ),
+    Stage.TRAIN: _TRAINING,
     Stage.MERGE: _WEIGHTS,
     Stage.QUANTIZE: _WEIGHTS,
     Stage.EVALUATE: _WEIGHTS,
     Stage.PUBLISH: _LIGHT,
+}
+
+
+def _with_gpu(resources: Resources) -> Resources:
+    gpu: Quantities = {"nvidia.com/gpu": 1}
+    return Resources(requests=resources.requests | gpu, limits=resources.limits | gpu)
+
+
+# Only stages that want a GPU ask for one: it is released as soon as training ends.
+DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
+    stage: _with_gpu(resources) if PIPELINE[stage].wants_gpu else resources for stage, resources in _WITHOUT_GPU.items()
 }
 
 

@@ -10,6 +10,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
+from edgetune_contract.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
@@ -154,7 +155,7 @@ class KubernetesCluster:
                 raise
             self._cache.forget_job(owner, name)
             raise Conflict(f"the Job {name} is gone already") from None
-        self._cache.mark_job_deleting(owner, name, datetime.now(UTC).isoformat(timespec="seconds"))
+        self._cache.mark_job_deleting(owner, name, timestamp(datetime.now(UTC)))
 
     async def namespace_is_going(self, namespace: str) -> bool:
         try:
@@ -214,7 +215,7 @@ class KubernetesCluster:
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
         """Tell what happened in an Event of the object. Events are an echo: one that fails is not sent again."""
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = timestamp(datetime.now(UTC))
         body = {
             "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
             "involvedObject": {

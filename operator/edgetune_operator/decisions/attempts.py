@@ -6,9 +6,10 @@ its own. So the row keeps when the newest Pod that was counted was created, and 
 
 from collections.abc import Sequence
 
+from edgetune_contract.times import seconds_between
 from edgetune_operator.api.objects import CountedAttempts, StageStatus
 from edgetune_operator.api.profiles import count_gpus
-from edgetune_operator.decisions.observe import JobObservation, PodObservation, seconds_between
+from edgetune_operator.decisions.observe import JobObservation, PodObservation
 
 
 def count_attempts(row: StageStatus, job: JobObservation) -> StageStatus:

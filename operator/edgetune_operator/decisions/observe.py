@@ -322,15 +322,3 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         started_at=(ended or state.get("running") or {}).get("startedAt"),
         finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
     )
-
-
-def timestamp(moment: datetime) -> str:
-    """A moment as Kubernetes writes it: RFC 3339, to the second."""
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def seconds_between(start: str | None, end: str | None) -> float | None:
-    """Seconds between two RFC 3339 times; None if one is missing."""
-    if start is None or end is None:
-        return None
-    return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)

@@ -45,8 +45,7 @@ def render_job(
         request: what the stage is asked to do.
         retry: retry token that is current now.
     """
-    asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
-    container = _container(profile, profile.resources_for(request.stage), request.encode(), asks_hub=asks_hub)
+    container = _container(profile, profile.resources_for(request.stage), request.encode())
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     metadata = {
@@ -159,9 +158,7 @@ def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
     } | {key: value for key, value in optional.items() if value}
 
 
-def _container(
-    profile: Profile, resources: Resources, request: str, *arguments: str, asks_hub: bool = False
-) -> dict[str, Any]:
+def _container(profile: Profile, resources: Resources, request: str, *arguments: str) -> dict[str, Any]:
     mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": WORK_DIR}]
     if profile.store.credentials_secret:
         mounts.append({"name": "s3-credentials", "mountPath": CREDENTIALS_DIR, "readOnly": True})
@@ -173,7 +170,7 @@ def _container(
         "imagePullPolicy": profile.image.pull_policy,
         # Exec form: Python is the container's first process, so that SIGTERM arrives.
         "command": ["python", "-m", "edgetune_jobs", *arguments],
-        "env": _environment(profile, request, asks_hub),
+        "env": _environment(profile, request),
         "resources": resources.model_dump(exclude_defaults=True),
         "securityContext": dict(RESTRICTED_CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -181,7 +178,7 @@ def _container(
     }
 
 
-def _environment(profile: Profile, request: str, asks_hub: bool) -> list[dict[str, str]]:
+def _environment(profile: Profile, request: str) -> list[dict[str, str]]:
     values = {
         # The kubelet expands $(NAME) and $$ in values: a template may hold them.
         "EDGETUNE_REQUEST": request.replace("$", "\\u0024"),
@@ -193,7 +190,6 @@ def _environment(profile: Profile, request: str, asks_hub: bool) -> list[dict[st
         "TMPDIR": WORK_DIR,
         # Spinning OpenMP threads lose five times their work on shared or throttled cores.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "HF_HUB_OFFLINE": "0" if asks_hub else "1",
     }
     if profile.store.credentials_secret:
         values["EDGETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
+from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import Stage
+from edgetune_contract.times import seconds_between, timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import (
     ArtifactStatus,
@@ -19,7 +21,7 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import UNPLANNED, Reason
 from edgetune_operator.decisions.attempts import count_attempts
 from edgetune_operator.decisions.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
-from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot, seconds_between, timestamp
+from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
 
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
@@ -251,10 +253,10 @@ class Run:
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own, with what the stages after it and the status need of it."""
-        owed = {Stage.PREPARE: result.resolved, Stage.EVALUATE: result.scores, Stage.PUBLISH: result.publication}
+        owed = PIPELINE[stage].reports
         # prepare's manifest goes by content, its row by the names in the spec.
         same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
-        return same and result.stage is stage and owed.get(stage, result) is not None
+        return same and result.stage is stage and (owed is None or getattr(result, owed) is not None)
 
     def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
         """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""

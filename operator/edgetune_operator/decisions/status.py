@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from edgetune_contract.pipeline import ADAPTER, EDGE, MERGED, PIPELINE, is_edge
 from edgetune_contract.stages import Stage
+from edgetune_contract.times import timestamp
 from edgetune_operator.api.objects import (
     MAX_DISPLAY,
     MAX_HISTORY,
@@ -21,26 +23,14 @@ from edgetune_operator.api.objects import (
     StageStatus,
 )
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.units import format_bytes, format_share
 from edgetune_operator.decisions.deletion import CLEANED_UP
-from edgetune_operator.decisions.observe import Snapshot, timestamp
+from edgetune_operator.decisions.observe import Snapshot
 from edgetune_operator.decisions.plan import Outcome, View
 
-STAGE_CONDITIONS: Mapping[Stage, str] = {
-    Stage.PREPARE: "Prepared",
-    Stage.TRAIN: "Trained",
-    Stage.MERGE: "Merged",
-    Stage.QUANTIZE: "Quantized",
-    Stage.EVALUATE: "Evaluated",
-    Stage.PUBLISH: "Published",
-}
-_STAGE_PHASES: Mapping[Stage, Phase] = {
-    Stage.PREPARE: Phase.PREPARING,
-    Stage.TRAIN: Phase.TRAINING,
-    Stage.MERGE: Phase.MERGING,
-    Stage.QUANTIZE: Phase.QUANTIZING,
-    Stage.EVALUATE: Phase.EVALUATING,
-    Stage.PUBLISH: Phase.PUBLISHING,
-}
+STAGE_CONDITIONS = frozenset(definition.condition for definition in PIPELINE.values())
+"""Types of the conditions that stages have."""
+
 _OTHER_PHASES: Mapping[Outcome, Phase] = {
     Outcome.BLOCKED: Phase.STALLED,
     Outcome.STALLED: Phase.STALLED,
@@ -113,7 +103,7 @@ def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetim
     recorded = [
         (each.type, each.status, each.reason, each.message)
         for each in previous.conditions
-        if each.type in STAGE_CONDITIONS.values()
+        if each.type in STAGE_CONDITIONS
     ]
     said: list[_Said] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
     said.append((CLEANED_UP, "False", reason, message))
@@ -139,7 +129,7 @@ def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
 def _phase(view: View) -> Phase:
     if view.outcome in _OTHER_PHASES:
         return _OTHER_PHASES[view.outcome]
-    return _STAGE_PHASES[view.stage] if view.stage else Phase.PENDING
+    return Phase(PIPELINE[view.stage].phase) if view.stage else Phase.PENDING
 
 
 def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
@@ -175,7 +165,7 @@ def _timed(truths: Sequence[_Said], snapshot: Snapshot, time: str) -> tuple[Cond
 
 
 def _stage_condition(row: StageStatus, view: View) -> _Said:
-    kind = STAGE_CONDITIONS[row.name]
+    kind = PIPELINE[row.name].condition
     refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
     if row.state is StageState.SUCCEEDED and refused:
         return kind, "False", view.reason, view.message
@@ -184,16 +174,17 @@ def _stage_condition(row: StageStatus, view: View) -> _Said:
 
 
 def _sizes(view: View) -> Sizes | None:
-    bytes_of = {artifact.name.split("-", maxsplit=1)[0]: artifact.bytes for artifact in reversed(view.artifacts)}
+    # The first edge model is the one that the status shows.
+    bytes_of = {EDGE if is_edge(each.name) else each.name: each.bytes for each in reversed(view.artifacts)}
     prepared = next((row for row in view.rows if row.name is Stage.PREPARE), None)
     base = prepared.metrics.get("baseBytes") if prepared else None
-    edge = bytes_of.get("edge")
+    edge = bytes_of.get(EDGE)
     if base is None:
         return None
     return Sizes(
         base_bytes=int(base),
-        adapter_bytes=bytes_of.get("adapter"),
-        merged_bytes=bytes_of.get("merged"),
+        adapter_bytes=bytes_of.get(ADAPTER),
+        merged_bytes=bytes_of.get(MERGED),
         edge_bytes=edge,
         ratio=round(edge / base, 4) if edge is not None and base else None,
     )
@@ -234,21 +225,3 @@ def _display_progress(view: View) -> str:
         return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"
     in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
     return "" if in_phase else view.reason[:MAX_DISPLAY]
-
-
-def format_share(share: float | None) -> str:
-    """A score of 0 to 1 in percent, empty if unknown."""
-    return "" if share is None else f"{share:.1%}"
-
-
-def format_bytes(count: int | None) -> str:
-    """Bytes in a person's units (powers of ten), empty if unknown."""
-    if count is None:
-        return ""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if round(value) < 1000:
-            digits = 0 if unit == "B" or round(value, 1) >= 100 else 1
-            return f"{value:.{digits}f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

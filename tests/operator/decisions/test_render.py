@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import CA_VARIABLES, OWN_VARIABLES, Profile
+from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Profile
 from edgetune_operator.decisions.render import pod_failure_rules, render_job
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
@@ -209,10 +209,11 @@ def test_a_bundle_of_authorities_is_mounted_and_every_client_told_of_it() -> Non
     assert told == {f"{mount['mountPath']}/ca.crt"}
 
 
-def test_what_a_profile_may_not_set_is_what_stages_have_of_their_own() -> None:
+def test_a_profile_may_not_set_what_a_job_sets_for_its_stage() -> None:
     own = environment_of(job(Stage.TRAIN, FULL)).keys() - FULL.env.keys() - set(CA_VARIABLES)
 
-    assert {name for name in own if not name.startswith("EDGETUNE_")} == set(OWN_VARIABLES)
+    assert {name for name in own if not name.startswith("EDGETUNE_")} == set(JOB_VARIABLES)
+    assert set(JOB_VARIABLES) < set(OWN_VARIABLES)
 
 
 def test_on_openshift_the_cluster_gives_pods_their_user_and_groups() -> None:
@@ -230,15 +231,6 @@ def test_credentials_are_files_and_no_variables() -> None:
     assert environment["EDGETUNE_CREDENTIALS_DIR"] == "/var/run/secrets/edgetune/s3"
     assert not any("AWS" in name and "KEY" in name for name in environment)
     assert not any("valueFrom" in variable for variable in container_of(manifest)["env"])
-
-
-def test_only_prepare_of_a_hub_model_may_ask_the_hub() -> None:
-    hub = lora_fine_tune().with_spec("baseModel", {"uri": "hf://org/model", "revision": "a" * 40})
-
-    offline = {stage: environment_of(job(stage, builder=hub))["HF_HUB_OFFLINE"] for stage in Stage}
-
-    assert [stage for stage, value in offline.items() if value == "0"] == [Stage.PREPARE]
-    assert environment_of(job(Stage.PREPARE))["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize("stage", Stage)

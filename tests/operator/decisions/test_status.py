@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
-from edgetune_operator.decisions.status import STAGE_CONDITIONS, dump, format_bytes, format_share
+from edgetune_operator.api.units import format_bytes, format_share
+from edgetune_operator.decisions.status import dump
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 
@@ -32,16 +34,12 @@ def test_before_the_first_pass_nothing_is_current() -> None:
     assert LoraFineTuneStatus().conditions == ()
 
 
-def test_every_stage_has_a_condition() -> None:
-    assert list(STAGE_CONDITIONS) == list(Stage)
-
-
 def test_every_condition_is_there_once_and_of_the_current_generation(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_metadata(generation=7))
     scenario.reconcile()
 
     kinds = [condition.type for condition in scenario.status.conditions]
-    assert kinds == ["Ready", "Reconciling", *STAGE_CONDITIONS.values()]
+    assert kinds == ["Ready", "Reconciling", *(PIPELINE[stage].condition for stage in Stage)]
     assert {condition.observed_generation for condition in scenario.status.conditions} == {7}
     assert scenario.status.observed_generation == 7
 

@@ -1,0 +1,117 @@
+"""The pipeline as one table: what each stage reads and makes, and the words that people see for it.
+
+    base ─┬─► train ─► adapter ─► merge ─► merged ─► quantize ─► edge ─► evaluate ─► publish
+          └─ prepare ─► prepared
+
+Without spec.merge.keep there is no merge stage: whoever reads the merged model reads what merge would have read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from edgetune_contract.spec import EdgeFormat, Parameters
+from edgetune_contract.stages import Stage
+
+BASE = "base"
+"""The base model: an input that no stage makes."""
+
+PREPARED = "prepared"
+ADAPTER = "adapter"
+MERGED = "merged"
+EDGE = "edge"
+"""All edge models: one artifact for each format of the spec, named by `EdgeFormat.artifact`."""
+
+EVALUATION = "evaluation"
+BASE_SCORES = "base-scores"
+"""Scores of the base alone: evaluate reads them where they are known, and else makes them."""
+
+TUNED = "tuned"
+"""The base with the adapter: a model that is scored and is no artifact of its own."""
+
+SCORED_MODELS = (BASE, TUNED, MERGED, EDGE)
+"""The models that evaluate compares. EDGE is the edge model in the first format."""
+
+
+@dataclass(frozen=True)
+class StageDefinition:
+    """One row of the pipeline."""
+
+    condition: str
+    """Type of the condition that is True once the stage is done."""
+
+    phase: str
+    """Phase of the object while the stage runs."""
+
+    reads: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+    reports: Literal["resolved", "scores", "publication"] | None = None
+    """Field of the result without which the stage is not done."""
+
+    wants_gpu: bool = False
+    """Whether the stage asks for a GPU by default."""
+
+    is_optional: bool = False
+    """Whether it runs only with spec.merge.keep."""
+
+
+PIPELINE: Mapping[Stage, StageDefinition] = {
+    Stage.PREPARE: StageDefinition(condition="Prepared", phase="Preparing", makes=(PREPARED,), reports="resolved"),
+    Stage.TRAIN: StageDefinition(
+        condition="Trained", phase="Training", reads=(BASE, PREPARED), makes=(ADAPTER,), wants_gpu=True
+    ),
+    Stage.MERGE: StageDefinition(
+        condition="Merged", phase="Merging", reads=(BASE, ADAPTER), makes=(MERGED,), is_optional=True
+    ),
+    Stage.QUANTIZE: StageDefinition(condition="Quantized", phase="Quantizing", reads=(MERGED,), makes=(EDGE,)),
+    Stage.EVALUATE: StageDefinition(
+        condition="Evaluated",
+        phase="Evaluating",
+        reads=(BASE, PREPARED, ADAPTER, MERGED, EDGE),
+        makes=(EVALUATION,),
+        reports="scores",
+    ),
+    Stage.PUBLISH: StageDefinition(condition="Published", phase="Publishing", reports="publication"),
+}
+
+
+def stages_of(parameters: Parameters) -> tuple[Stage, ...]:
+    """The stages of a run, in the order in which they run."""
+    return tuple(stage for stage in Stage if parameters.merge.keep or not PIPELINE[stage].is_optional)
+
+
+def inputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
+    """Names of what a stage reads; base-scores are not among them, since they may not be known yet."""
+    present = stages_of(parameters)
+    names: list[str] = []
+    for name in PIPELINE[stage].reads:
+        maker = _MAKERS.get(name)
+        names += (name,) if maker is None or maker in present else PIPELINE[maker].reads
+    return tuple(dict.fromkeys(each for name in names for each in _artifacts(name, parameters)))
+
+
+def outputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
+    """Names of the artifacts that a stage makes."""
+    return tuple(each for name in PIPELINE[stage].makes for each in _artifacts(name, parameters))
+
+
+def maker_of(artifact: str) -> Stage:
+    """The stage that makes an artifact.
+
+    Raises:
+        KeyError: no stage does.
+    """
+    return _MAKERS[EDGE if is_edge(artifact) else artifact]
+
+
+def is_edge(artifact: str) -> bool:
+    """Whether an artifact is an edge model, in whichever format."""
+    return artifact in _EDGE_ARTIFACTS
+
+
+def _artifacts(name: str, parameters: Parameters) -> tuple[str, ...]:
+    return tuple(each.artifact for each in parameters.quantization.formats) if name == EDGE else (name,)
+
+
+_MAKERS: Mapping[str, Stage] = {name: stage for stage, definition in PIPELINE.items() for name in definition.makes}
+_EDGE_ARTIFACTS = frozenset(edge_format.artifact for edge_format in EdgeFormat)
