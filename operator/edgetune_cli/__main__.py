@@ -17,10 +17,10 @@ from edgetune_cli.preview import preview
 from edgetune_cli.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
 from edgetune_contract.pipeline import is_edge
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.decisions.plan import Outcome
-from edgetune_operator.reconcile import Key
 
 app = typer.Typer(
     help="From one LoraFineTune object to a scored INT8 edge model.",
@@ -89,19 +89,19 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
     folder = workdir.resolve()
     name = document["metadata"]["name"]
     try:
-        farewell = asyncio.run(delete_object(document, folder, read_profiles(profiles, folder)))
+        final_event = asyncio.run(delete_object(document, folder, read_profiles(profiles, folder)))
     except ObjectBusy as error:
         fail(str(error), ExitStatus.BUSY)
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     except DeletionStopped:
         fail(f"{name}: stopped before all was removed; the same command again goes on", ExitStatus.STOPPED)
-    if farewell is None:
+    if final_event is None:
         typer.echo(f"{name} is deleted; what it made stays in the store (spec.deletionPolicy is Retain)")
-    elif farewell.type == "Normal":
-        typer.echo(f"{name} is deleted: {farewell.message}")
+    elif final_event.type == "Normal":
+        typer.echo(f"{name} is deleted: {final_event.message}")
     else:
-        fail(f"{name} is deleted, but {farewell.message}", ExitStatus.NEGATIVE)
+        fail(f"{name} is deleted, but {final_event.message}", ExitStatus.NEGATIVE)
 
 
 app.command()(models.versions)

@@ -15,9 +15,9 @@ import yaml
 from edgetune_cli.processes import ProcessJob, now
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
-from edgetune_operator.reconcile import Key
 
 _LONGEST_FILE_NAME = 200
 

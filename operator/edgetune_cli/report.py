@@ -12,12 +12,12 @@ from edgetune_contract.pipeline import BASE, EDGE, SCORED_MODELS, TUNED
 from edgetune_contract.request import Manifest, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
+from edgetune_operator.api.objects import SHORT_VERSION
 from edgetune_operator.api.units import format_bytes, format_share
 
 if TYPE_CHECKING:
     from edgetune_jobs.publishing.verification import ArtifactCheck, Verification
 
-_SHORT = 12
 _OUTSIDE = "none: it ran outside of a container"
 
 
@@ -28,7 +28,9 @@ def version_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         scores = row.get("scores", {})
         size = row["edge"]["artifact"]["bytes"] if "edge" in row else None
         shares = (format_share(scores.get(model)) for model in (BASE, TUNED, EDGE))
-        table.append((row["version"][:_SHORT], row.get("createdAt", ""), *shares, format_bytes(size), _state(row)))
+        table.append(
+            (row["version"][:SHORT_VERSION], row.get("createdAt", ""), *shares, format_bytes(size), _state(row))
+        )
     return _aligned(table, right=(2, 3, 4, 5))
 
 
@@ -240,7 +242,7 @@ def _versions(libraries: Mapping[str, str]) -> str:
 def _stages(made: _Made) -> Iterator[str]:
     table = [("stage", "digest", "done", "device", "image")]
     for each in made.stages:
-        row = (each.stage, each.digest[:_SHORT], each.created_at, each.device or "-", each.image or _OUTSIDE)
+        row = (each.stage, each.digest[:SHORT_VERSION], each.created_at, each.device or "-", each.image or _OUTSIDE)
         table.append(row)
     return _aligned(table)
 

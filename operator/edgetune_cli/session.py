@@ -13,6 +13,7 @@ from typing import Any
 from edgetune_cli.local import LocalCluster
 from edgetune_cli.show import ProgressView
 from edgetune_contract.stages import Stage
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import parse_spec
@@ -20,7 +21,7 @@ from edgetune_operator.decisions.deletion import finalizers_wanted
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.decisions.plan import CreateJob, Outcome, View
-from edgetune_operator.reconcile import DeletionPass, Key, Pass, run_once
+from edgetune_operator.reconcile import DeletionPass, Pass, run_once
 
 _TICK_SECONDS = 1.0
 
@@ -104,8 +105,8 @@ async def delete_object(
             while not stop.is_set():
                 cluster.changed.clear()
                 done = await run_once(cluster, key, profiles, datetime.now(UTC))
-                if not isinstance(done, DeletionPass) or done.plan.farewell is not None:
-                    return done.plan.farewell if isinstance(done, DeletionPass) else None
+                if not isinstance(done, DeletionPass) or done.plan.final_event is not None:
+                    return done.plan.final_event if isinstance(done, DeletionPass) else None
                 await _first_of(cluster.changed, stop)
     raise DeletionStopped
 

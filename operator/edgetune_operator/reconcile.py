@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneSpec, ProgressStatus
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
@@ -18,7 +19,7 @@ from edgetune_operator.decisions.deletion import (
     refused_clean_up,
     waiting_for_pods,
 )
-from edgetune_operator.decisions.diagnosis import quiet_wait
+from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
 from edgetune_operator.decisions.plan import DeleteJob, Plan, plan, refused
 from edgetune_operator.decisions.render import render_clean_up, render_job
@@ -39,14 +40,6 @@ class JobRefused(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Key:
-    """Which object."""
-
-    namespace: str
-    name: str
 
 
 class Cluster(Protocol):
@@ -150,7 +143,7 @@ async def run_once(
     owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
-    wait = quiet_wait(snapshot)
+    wait = silent_wait(snapshot)
     if wait is not None and wait.is_due(now):
         snapshot = replace(snapshot, events=observe_events(await cluster.list_events(owner, wait.uid)))
     decided = plan(spec, profile, snapshot, now)
@@ -196,7 +189,7 @@ async def _delete(
             decided = waiting_for_pods(decided)
         else:
             decided = await _create_clean_up(cluster, owner, profile, decided, action)
-    if decided.farewell is not None:
+    if decided.final_event is not None:
         await cluster.write_finalizers(owner, [each for each in owner["finalizers"] if each != names.FINALIZER])
         return DeletionPass(decided, wrote_status=False)
     status = project_deletion(snapshot, decided.reason, decided.message, now)

@@ -11,8 +11,8 @@ from edgetune_cli.show import show_outcome
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, Sizes, StageState, StageStatus
-from edgetune_operator.reconcile import Key
 
 KEY = Key("team-a", "sensor-faults")
 

@@ -14,7 +14,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.uses import Use, Uses
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_operator.api import names
-from edgetune_operator.reconcile import Key
+from edgetune_operator.api.names import Key
 
 KEY = Key("default", "sensor-faults")
 TRAINED = "b" * 64

@@ -110,7 +110,7 @@ def test_a_retry_while_a_stage_runs_begins_when_it_has_ended(player: StagePlayer
     player.wait(lambda found: condition(found, "Stalled") is None, "it runs")
     player.ask_for_retry("early")
 
-    waits = "prepare: running; the retry is answered when this stage has ended"
+    waits = "prepare: running; the retry is handled when this stage has ended"
     player.wait(lambda found: (condition(found, "Ready") or {}).get("message") == waits, "the retry waits")
     handled = player.object["status"].get("lastHandledRetry")
     result = player.stages.simulated_result(request_of(job))

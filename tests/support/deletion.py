@@ -6,8 +6,9 @@ from datetime import timedelta
 
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.stages import Stage
+from edgetune_operator.api.names import Key
 from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS
-from edgetune_operator.reconcile import DeletionPass, Key, run_once
+from edgetune_operator.reconcile import DeletionPass, run_once
 from support.builders import UID, JobBuilder, ObjectBuilder, PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, TICK, Scenario
 

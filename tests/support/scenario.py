@@ -19,10 +19,11 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Artifact, Publication, Request, Resolved, Result, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus, StageStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
 from edgetune_operator.decisions.plan import CreateJob, DeleteJob
-from edgetune_operator.reconcile import Key, Pass, run_once
+from edgetune_operator.reconcile import Pass, run_once
 from support.builders import JobBuilder, ObjectBuilder, PodBuilder
 
 PROFILE = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))

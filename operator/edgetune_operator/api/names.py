@@ -1,6 +1,7 @@
 """Names, labels and annotations: each defined once, derived everywhere else."""
 
 import hashlib
+from dataclasses import dataclass
 
 from edgetune_contract.stages import Stage
 
@@ -11,6 +12,15 @@ KIND = "LoraFineTune"
 PLURAL = "lorafinetunes"
 SINGULAR = "lorafinetune"
 SHORT_NAME = "lft"
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which object."""
+
+    namespace: str
+    name: str
+
 
 # On Jobs and their Pods.
 STAGE_LABEL = f"{GROUP}/stage"

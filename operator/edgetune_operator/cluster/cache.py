@@ -15,8 +15,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.decisions.observe import containers_of, controller_uid
-from edgetune_operator.reconcile import Key
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled")

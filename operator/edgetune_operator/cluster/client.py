@@ -12,13 +12,14 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from edgetune_contract.times import timestamp
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.cluster.cache import Cache, Kind, owner_of_job
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.decisions.events import EventDraft
-from edgetune_operator.reconcile import Conflict, JobRefused, Key
+from edgetune_operator.reconcile import Conflict, JobRefused
 from edgetune_operator.telemetry import API_WRITES
 
 _TIMEOUT_SECONDS = 30

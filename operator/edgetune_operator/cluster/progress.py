@@ -10,11 +10,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.cluster.cache import Cache
 from edgetune_operator.decisions.observe import controller_uid
 from edgetune_operator.decisions.render import METRICS_PORT
-from edgetune_operator.reconcile import Key
 
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 # What is not asked for is not sent, by an honest training: nothing is decompressed here.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgetune_operator import telemetry
+from edgetune_operator.api.names import Key
 from edgetune_operator.cluster.cache import Cache, Kind, version_of
-from edgetune_operator.reconcile import Key
 
 _CHECK_SECONDS = 10.0
 # Kopf starts to watch some seconds after the first list: the second one covers what happened in between.

@@ -37,7 +37,14 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec_check import InvalidSpec
 from edgetune_operator.decisions.events import EventDraft
-from edgetune_operator.decisions.observe import JobState, PodObservation, Snapshot, ending, observe_pods
+from edgetune_operator.decisions.observe import (
+    POD_STATUS_DELAY,
+    JobState,
+    PodObservation,
+    Snapshot,
+    ending,
+    observe_pods,
+)
 from edgetune_operator.decisions.plan import DeleteJob
 
 CLEAN_UP_SECONDS = 600
@@ -49,8 +56,8 @@ CLEAN_UP_RETRIES = 3
 CLEANED_UP = "CleanedUp"
 """Condition whose time says when the deletion began, also to an operator that was down meanwhile."""
 
-# Jobs and Pods are watched apart: an attempt's words may come after its Job's end.
-_HEARING = timedelta(seconds=20)
+# What a deletion waits for may pass without anything that the watches see, and it has a limit of its own.
+_LOOK_AGAIN = timedelta(seconds=10)
 # For what lies around the Job: its creation, the scheduler, images.
 _MARGIN_SECONDS = 60
 
@@ -88,8 +95,13 @@ class DeletionPlan:
     actions: tuple[DeleteJob | CreateCleanUp, ...]
     reason: str
     message: str
-    farewell: EventDraft | None = None
-    """Set when the finalizer goes, and with it the object: the last thing that is said of it."""
+    final_event: EventDraft | None = None
+    """Set when the finalizer is removed, and with it the object: the last Event of the object."""
+
+    @property
+    def look_again(self) -> timedelta | None:
+        """When to make the next pass even if no watch asks for one; None: never, the object is gone."""
+        return _LOOK_AGAIN if self.final_event is None else None
 
 
 def finalizers_wanted(spec: LoraFineTuneSpec | InvalidSpec, present: Sequence[str]) -> list[str]:
@@ -146,10 +158,10 @@ def plan_deletion(
         return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
     if spec.deletion_policy is DeletionPolicy.RETAIN:
         left = f"{_place(snapshot, profile)}. spec.deletionPolicy is Retain by now"
-        return _farewell(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, left), _stop_clean_up(snapshot, clean_up))
+        return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, left), _stop_clean_up(snapshot, clean_up))
     if profile is None:
         return _skipped(snapshot, profile, f"spec.profile: there is no profile {spec.profile!r}")
-    if clean_up is not None and _is_unheard(clean_up, now):
+    if clean_up is not None and _awaits_pod_status(clean_up, now):
         name = names.clean_up_job_name(snapshot.name, snapshot.uid)
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waits for what its Pod says")
     if clean_up is not None and clean_up.state is JobState.COMPLETE:
@@ -201,10 +213,10 @@ def _limit(profile: Profile) -> timedelta:
     return timedelta(seconds=profile.termination_grace_period_seconds + CLEAN_UP_SECONDS + _MARGIN_SECONDS)
 
 
-def _is_unheard(clean_up: CleanUpObservation, now: datetime) -> bool:
+def _awaits_pod_status(clean_up: CleanUpObservation, now: datetime) -> bool:
     """Whether the Job has just ended and its last attempt is not seen to have."""
     heard = clean_up.pods and clean_up.pods[-1].ended
-    return not heard and clean_up.ended_at is not None and timedelta(0) <= now - clean_up.ended_at < _HEARING
+    return not heard and clean_up.ended_at is not None and timedelta(0) <= now - clean_up.ended_at < POD_STATUS_DELAY
 
 
 def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> tuple[DeleteJob, ...]:
@@ -213,7 +225,7 @@ def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> t
     return (DeleteJob(names.clean_up_job_name(snapshot.name, snapshot.uid), "the clean-up is given up"),)
 
 
-def _farewell(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
+def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
     return DeletionPlan(actions, event.reason, event.message, event)
 
 
@@ -221,9 +233,9 @@ def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservati
     """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
     store, made_in = profile.store.for_namespace(snapshot.namespace).place, snapshot.previous.store
     if made_in in ("", store):
-        return _farewell(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
+        return _end(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
     message = f"{_left(snapshot, [made_in])} stay: the profile's store is {store} by now. There: {_told(clean_up)}"
-    return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
+    return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
 
 
 def _cut_off(snapshot: Snapshot, profile: Profile | None, clean_up: CleanUpObservation | None) -> DeletionPlan:
@@ -234,12 +246,12 @@ def _cut_off(snapshot: Snapshot, profile: Profile | None, clean_up: CleanUpObser
 
 def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
     message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
-    return _farewell(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
+    return _end(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
 
 
 def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
     message = f"{_place(snapshot, profile)}. The clean-up was given up: {why}"
-    return _farewell(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message), actions)
+    return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message), actions)
 
 
 def _place(snapshot: Snapshot, profile: Profile | None) -> str:

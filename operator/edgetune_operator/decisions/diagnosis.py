@@ -16,16 +16,21 @@ from itertools import takewhile
 from edgetune_contract.stages import ExitCode, reason_for
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
-from edgetune_operator.decisions.observe import EventObservation, JobObservation, JobState, PodObservation, Snapshot
+from edgetune_operator.decisions.observe import (
+    POD_STATUS_DELAY,
+    EventObservation,
+    JobObservation,
+    JobState,
+    PodObservation,
+    Snapshot,
+)
 
-Told = tuple[str, str]
+Diagnosis = tuple[str, str]
 """Reason and message."""
 
 # Mounts and images are usually there by then; before, Events would be read for every healthy Pod.
-_QUIET = timedelta(seconds=10)
+_SILENCE = timedelta(seconds=10)
 _LONGEST_LOOK = timedelta(seconds=120)
-# Longer than it takes until the second lists after a start have told what the first ones and the watches did not.
-_HEARING = timedelta(seconds=20)
 # The kubelet says these of every Pod that it takes, and no more while a volume is missing.
 _SAYS_NOTHING = ("", "ContainerCreating", "PodInitializing")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
@@ -34,14 +39,14 @@ _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFI
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
 _KILLED = 137
 
-_DISRUPTIONS: Mapping[str, Told] = {
+_DISRUPTIONS: Mapping[str, Diagnosis] = {
     "EvictionByEvictionAPI": (Reason.EVICTED, "evicted from its node, as when a node is drained"),
     "PreemptionByScheduler": (Reason.PREEMPTED, "preempted by a Pod of higher priority"),
     "DeletionByTaintManager": (Reason.NODE_LOST, "its node does not answer, or was tainted NoExecute"),
     "DeletionByPodGC": (Reason.NODE_LOST, "its node is gone"),
 }
 # With the disruption TerminationByKubelet, the Pod's own reason says more.
-_KUBELET_DISRUPTIONS: Mapping[str, Told] = {
+_KUBELET_DISRUPTIONS: Mapping[str, Diagnosis] = {
     "Evicted": (Reason.NODE_PRESSURE, "its node ran short of a resource"),
     "Preempting": (Reason.PREEMPTED, "made room for a critical Pod"),
     "Terminated": (Reason.NODE_SHUTDOWN, "its node shuts down"),
@@ -49,7 +54,7 @@ _KUBELET_DISRUPTIONS: Mapping[str, Told] = {
 
 
 @dataclass(frozen=True)
-class QuietWait:
+class SilentWait:
     """A Job or Pod that does not get on, and whose status does not say why: only its Events do."""
 
     uid: str
@@ -57,15 +62,15 @@ class QuietWait:
 
     def is_due(self, now: datetime) -> bool:
         """Whether it has been quiet for long enough to read its Events."""
-        return now - self.since >= _QUIET
+        return now - self.since >= _SILENCE
 
     def next_look(self, now: datetime) -> timedelta:
         """When to look again: at first soon, then less and less often."""
         age = now - self.since
-        return _QUIET - age if age < _QUIET else min(age, _LONGEST_LOOK)
+        return _SILENCE - age if age < _SILENCE else min(age, _LONGEST_LOOK)
 
 
-def quiet_wait(snapshot: Snapshot) -> QuietWait | None:
+def silent_wait(snapshot: Snapshot) -> SilentWait | None:
     """What the object's live Job waits for in silence; None if it runs or says what it waits for."""
     live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting and not job.suspended]
     if not live:
@@ -74,13 +79,13 @@ def quiet_wait(snapshot: Snapshot) -> QuietWait | None:
     newest = job.pods[-1] if job.pods else None
     if newest is None or newest.ended:
         since = (newest.finished_at if newest else None) or job.created_at
-        return QuietWait(job.uid, datetime.fromisoformat(since)) if since else None
+        return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
     if newest.phase == "Pending" and newest.reason in _SAYS_NOTHING and newest.created_at:
-        return QuietWait(newest.uid, datetime.fromisoformat(newest.created_at))
+        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at))
     return None
 
 
-def why_waiting(job: JobObservation, snapshot: Snapshot) -> Told:
+def why_waiting(job: JobObservation, snapshot: Snapshot) -> Diagnosis:
     """What a live Job waits for; JobRunning if it waits for nothing."""
     newest = job.pods[-1] if job.pods else None
     if job.suspended:
@@ -93,7 +98,7 @@ def why_waiting(job: JobObservation, snapshot: Snapshot) -> Told:
     return _told_by_events(snapshot) or _told_by_ended_pods(job)
 
 
-def _told_by_events(snapshot: Snapshot) -> Told | None:
+def _told_by_events(snapshot: Snapshot) -> Diagnosis | None:
     """What the newest Events complain of. An older complaint is mended: something else has happened since."""
     if not snapshot.events:
         return None
@@ -104,7 +109,7 @@ def _told_by_events(snapshot: Snapshot) -> Told | None:
     return _missing(complaints, snapshot.namespace) or _complaint(complaints[0])
 
 
-def _missing(complaints: Sequence[EventObservation], namespace: str) -> Told | None:
+def _missing(complaints: Sequence[EventObservation], namespace: str) -> Diagnosis | None:
     found = next((match for event in complaints if (match := _MISSING.search(event.message))), None)
     if found is None:
         return None
@@ -114,7 +119,7 @@ def _missing(complaints: Sequence[EventObservation], namespace: str) -> Told | N
     return _MISSING_REASONS[kind], message
 
 
-def _complaint(event: EventObservation) -> Told:
+def _complaint(event: EventObservation) -> Diagnosis:
     said = _POD_NAME.sub("", event.message)
     if event.reason != "FailedCreate":
         return event.reason, said
@@ -122,7 +127,7 @@ def _complaint(event: EventObservation) -> Told:
     return reason, f"the cluster refuses the stage's Pod: {said}; the Job tries again by itself"
 
 
-def _told_by_ended_pods(job: JobObservation) -> Told:
+def _told_by_ended_pods(job: JobObservation) -> Diagnosis:
     """What earlier attempts of a live Job left behind."""
     ended = [pod for pod in job.pods if pod.failed or pod.interrupted]
     if not ended:
@@ -150,7 +155,7 @@ def interruptions(row: StageStatus) -> str:
     )
 
 
-def why_stopped(pod: PodObservation) -> Told:
+def why_stopped(pod: PodObservation) -> Diagnosis:
     """Why an attempt was, or is, ended from outside."""
     if pod.disruption in _DISRUPTIONS:
         return _DISRUPTIONS[pod.disruption]
@@ -160,7 +165,7 @@ def why_stopped(pod: PodObservation) -> Told:
     return Reason.INTERRUPTED, "stopped from outside"
 
 
-def is_unheard(job: JobObservation, now: datetime) -> bool:
+def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
     """Whether a Job has just ended and its last attempt is not seen to have: Jobs and Pods are watched apart."""
     if job.finished_at is None or job.reason == "DeadlineExceeded":
         return False
@@ -168,10 +173,10 @@ def is_unheard(job: JobObservation, now: datetime) -> bool:
         heard = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
     else:
         heard = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
-    return not heard and now - datetime.fromisoformat(job.finished_at) < _HEARING
+    return not heard and now - datetime.fromisoformat(job.finished_at) < POD_STATUS_DELAY
 
 
-def why_failed(job: JobObservation) -> Told:
+def why_failed(job: JobObservation) -> Diagnosis:
     """Why a Job failed, with its own limits: those of the spec may have been edited since it was made."""
     if job.reason == "DeadlineExceeded":
         message = f"not done after {job.deadline_seconds} seconds; raise spec.activeDeadlineSeconds or ask for less"
@@ -184,7 +189,7 @@ def why_failed(job: JobObservation) -> Told:
     return reason, message + attempts
 
 
-def why_ended(pod: PodObservation) -> Told:
+def why_ended(pod: PodObservation) -> Diagnosis:
     """Why an attempt failed: in the stage's own words, else in the kubelet's."""
     if pod.exceeded_storage:
         advice = "raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"

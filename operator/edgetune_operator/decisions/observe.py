@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +12,13 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
+
+POD_STATUS_DELAY = timedelta(seconds=20)
+"""Longest time between the end of a Job and the moment when the end of its last Pod is seen.
+
+Jobs and Pods are watched separately. It is longer than it takes until the second lists after a start have shown what
+the first ones and the watches did not.
+"""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ Completion is what a row says, never what a Job's existence says: Jobs may be de
 """
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import (
+    SHORT_VERSION,
     ArtifactStatus,
     LoraFineTuneSpec,
     ProgressStatus,
@@ -35,16 +36,23 @@ from edgetune_operator.api.objects import (
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import InvalidSpec
+from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import JobState, Snapshot
-from edgetune_operator.decisions.run import Run
+from edgetune_operator.decisions.run_state import RunState
+
+# What only the cluster can judge may pass without anything that the watches see.
+_LOOK_AT_STALLED = timedelta(seconds=60)
+_LOOK_AT_ENDED_JOB = timedelta(seconds=5)
+# The Job of an earlier object of the same name is in no cache.
+_LOOK_AT_PENDING = timedelta(seconds=2)
 
 
 class Outcome(StrEnum):
-    """What stands after a pass."""
+    """State of the run after a pass."""
 
     RUNNING = "Running"
     BLOCKED = "Blocked"
-    """Job or Pod waits for something that somebody has to mend; the stage goes on by itself afterwards."""
+    """Job or Pod waits for something that somebody has to fix; the stage continues by itself afterwards."""
 
     SUSPENDED = "Suspended"
     PUBLISHED = "Published"
@@ -100,12 +108,12 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now, and what to say."""
+    """What to do now, what to say, and when to look again."""
 
     actions: tuple[Action, ...]
     view: View
-    unheard: bool = False
-    """Whether the end of an attempt is awaited that no watch may tell."""
+    look_again: timedelta | None = None
+    """When to make the next pass even if no watch asks for one; None: when something changes."""
 
 
 def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot: Snapshot, now: datetime) -> Plan:
@@ -118,36 +126,61 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         now: the pass's one clock, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
-        return _stalled(snapshot, Reason.INVALID_SPEC, str(spec))
+        return _stalled(snapshot, Reason.INVALID_SPEC, str(spec), now)
     if profile is None:
-        return _stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec))
+        return _stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec), now)
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
         return _stalled(
-            snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works in a local run only; use s3://"
+            snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works in a local run only; use s3://", now
         )
 
-    run = Run.begin(spec, profile, snapshot)
+    run = RunState.begin(spec, profile, snapshot)
     run.record_ended_jobs(now)
-    run.answer_requests(now)
+    run.handle_requests(now)
     stage = run.next_stage()
     if stage is None:
-        return Plan((), _view(run, snapshot, *_judge_gates(run)))
+        return _plan(run, snapshot, now, (), _view(run, snapshot, *_judge_gates(run)))
     row = run.rows[stage]
     if row.state is StageState.FAILED:
         view = _view(run, snapshot, Outcome.FAILED, row.reason, f"{stage}: {row.message}", stage)
-        return Plan(_deletions(run, snapshot, keep=None), view)
+        return _plan(run, snapshot, now, _deletions(run, keep=None), view)
     if spec.suspend:
-        message = f"spec.suspend is true; {stage} goes on when it is set to false"
+        message = f"spec.suspend is true; {stage} continues when it is set to false"
         view = _view(run, snapshot, Outcome.SUSPENDED, Reason.SUSPENDED, message, stage)
-        return Plan(_deletions(run, snapshot, keep=None), view)
-    actions: tuple[Action, ...] = _deletions(run, snapshot, keep=run.job_name(stage))
-    going_away = actions or any(job.deleting for job in snapshot.jobs)
-    if run.job_of(stage) is None and not going_away and not run.waits:
+        return _plan(run, snapshot, now, _deletions(run, keep=None), view)
+    actions: tuple[Action, ...] = _deletions(run, keep=run.job_name(stage))
+    jobs = run.jobs
+    if stage not in jobs.current and not jobs.going and not actions and not run.waits_for:
         actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
         run.start(stage, now)
     reason, message = _running_reason(run, run.rows[stage])
     outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
-    return Plan(actions, _view(run, snapshot, outcome, reason, message, stage), run.unheard)
+    return _plan(run, snapshot, now, actions, _view(run, snapshot, outcome, reason, message, stage))
+
+
+def _plan(run: RunState, snapshot: Snapshot, now: datetime, actions: tuple[Action, ...], view: View) -> Plan:
+    look_again = _earliest(
+        _look_at_silence(snapshot, now),
+        _LOOK_AT_ENDED_JOB if run.awaits_pod_status else None,
+        _look_at(view.outcome, view.reason),
+    )
+    return Plan(actions, view, look_again)
+
+
+def _look_at_silence(snapshot: Snapshot, now: datetime) -> timedelta | None:
+    """When to read the Events of what waits without saying why."""
+    wait = silent_wait(snapshot)
+    return wait.next_look(now) if wait is not None else None
+
+
+def _look_at(outcome: Outcome, reason: str) -> timedelta | None:
+    if reason == Reason.PENDING:
+        return _LOOK_AT_PENDING
+    return _LOOK_AT_STALLED if outcome in (Outcome.STALLED, Outcome.BLOCKED) else None
+
+
+def _earliest(*times: timedelta | None) -> timedelta | None:
+    return min((time for time in times if time is not None), default=None)
 
 
 def _profile_not_found(spec: LoraFineTuneSpec) -> str:
@@ -161,25 +194,23 @@ def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
     return [path for path, uri in uris.items() if uri.startswith("file://")]
 
 
-def _deletions(run: Run, snapshot: Snapshot, keep: str | None) -> tuple[DeleteJob, ...]:
-    """Jobs that must go: live ones that are not `keep`, and ended ones of stages that run again.
+def _deletions(run: RunState, keep: str | None) -> tuple[DeleteJob, ...]:
+    """Jobs that must go: live ones that are not `keep`, and those whose stage runs again.
 
-    The latter go in this very pass: the next one would take them for the end of the stage's new attempt.
+    The latter are deleted in this very pass: the next one would take their end for that of the stage's new attempt.
     """
+    jobs = run.jobs
     recorded = {row.job for row in run.rows.values() if row.state is StageState.SUCCEEDED}
-    deletions = []
-    for job in snapshot.jobs:
-        if job.deleting:
-            continue
-        if job.state is JobState.LIVE and job.name != keep and job.name not in recorded:
-            deletions.append(DeleteJob(job.name, "it is not part of the current run"))
-        elif job.name == run.job_name(job.stage) and not run.answers(job):
-            deletions.append(DeleteJob(job.name, "the stage runs again"))
-    return tuple(deletions)
+    live = (job for job in (*jobs.stale, *jobs.current.values()) if job.state is JobState.LIVE)
+    unwanted = [job for job in live if job.name != keep and job.name not in recorded]
+    return (
+        *(DeleteJob(job.name, "it is not part of the current run") for job in unwanted),
+        *(DeleteJob(job.name, "the stage runs again") for job in (*jobs.replaced, *jobs.spent)),
+    )
 
 
 def _view(
-    run: Run, snapshot: Snapshot, outcome: Outcome, reason: str, message: str, stage: Stage | None = None
+    run: RunState, snapshot: Snapshot, outcome: Outcome, reason: str, message: str, stage: Stage | None = None
 ) -> View:
     """What the status will say: only what the rows that are done stand for."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
@@ -197,11 +228,11 @@ def _view(
         edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
-        handled_retry=previous_retry if run.waits else snapshot.new_retry or previous_retry,
+        handled_retry=previous_retry if run.waits_for else snapshot.new_retry or previous_retry,
     )
 
 
-def _judge_gates(run: Run) -> tuple[Outcome, str, str]:
+def _judge_gates(run: RunState) -> tuple[Outcome, str, str]:
     publication = run.publication
     if publication is None:
         return (
@@ -217,15 +248,15 @@ def _judge_gates(run: Run) -> tuple[Outcome, str, str]:
 
 
 def _named(publication: PublicationStatus) -> str:
-    return f"{publication.pointer} names version {publication.version[:12]}"
+    return f"{publication.pointer} names version {publication.version[:SHORT_VERSION]}"
 
 
-def _running_reason(run: Run, row: StageStatus) -> tuple[str, str]:
+def _running_reason(run: RunState, row: StageStatus) -> tuple[str, str]:
     if row.state is StageState.PENDING and row.reason == Reason.REPLACED:
         return row.reason, f"{row.name}: {row.message}"
     if row.state is StageState.PENDING:
         return Reason.PENDING, f"{row.name}: waits until an older Job of this object is gone"
-    waits = f"; {run.waits}" if run.waits else ""
+    waits = f"; {run.waits_for}" if run.waits_for else ""
     return row.reason, f"{row.name}: {row.message or 'running'}{waits}"
 
 
@@ -237,10 +268,11 @@ def refused(decided: Plan, reason: str, message: str) -> Plan:
     rows = tuple(row.model_copy(update=waits) if row.name is view.stage else row for row in view.rows)
     outcome = Outcome.RUNNING if reason == Reason.PENDING else Outcome.BLOCKED
     message = f"{view.stage}: {message}"
-    return Plan((), replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None))
+    view = replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None)
+    return Plan((), view, _earliest(decided.look_again, _look_at(outcome, reason)))
 
 
-def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
+def _stalled(snapshot: Snapshot, reason: str, message: str, now: datetime) -> Plan:
     """Nothing can be done until somebody changes something: keep what earlier passes recorded."""
     previous = snapshot.previous
     recorded = {row.name: row for row in previous.stages}
@@ -259,4 +291,4 @@ def _stalled(snapshot: Snapshot, reason: str, message: str) -> Plan:
         progress=None,
         handled_retry=previous.last_handled_retry,
     )
-    return Plan((), view)
+    return Plan((), view, _earliest(_look_at_silence(snapshot, now), _LOOK_AT_STALLED))

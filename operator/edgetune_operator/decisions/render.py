@@ -10,7 +10,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.api.profiles import CA_VARIABLES, Profile, Resources
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.decisions.run import settings_digest
+from edgetune_operator.decisions.run_state import settings_digest
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"

@@ -35,7 +35,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.JOB_RUNNING: "The stage's Job is there and has not ended.",
     Reason.RESUMED: "The stage runs again after an interruption; the message says from where, and what it cost.",
     Reason.PENDING: "The stage waits until an older Job of the object is gone.",
-    Reason.REPLACED: "The profile or a limit of the spec changed before the stage started: its Job is made anew.",
+    Reason.REPLACED: "The profile or a limit of the spec changed before the stage started: its Job is created again.",
     Reason.QUEUED: "The stage's Job waits until a queue admits it.",
     Reason.ATTEMPT_FAILED: "An attempt failed and the next one is on its way; the message says why.",
     Reason.SECRET_NOT_FOUND: "The profile's Secret is not in the object's namespace. It goes on when it is.",

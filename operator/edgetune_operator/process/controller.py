@@ -8,25 +8,16 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from edgetune_operator import telemetry
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.reasons import Reason
 from edgetune_operator.cluster.cache import Cache
-from edgetune_operator.decisions.diagnosis import quiet_wait
 from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.decisions.observe import read_status
-from edgetune_operator.decisions.plan import Outcome
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, Key, Pass, run_once
+from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, run_once
 
 _CONFLICT_SECONDS = 1.0
-# What only the cluster can judge may pass without anything that the watches see.
-_STALLED_SECONDS = 60.0
-_UNHEARD_SECONDS = 5.0
-# The Job of an earlier object of the same name is in nobody's cache.
-_PENDING_SECONDS = 2.0
-# What a deletion waits for may pass unseen as well, and it has a limit of its own.
-_DELETION_SECONDS = 10.0
 
 logger = logging.getLogger("edgetune")
 
@@ -108,32 +99,17 @@ class Controller:
         telemetry.PASSES.labels(result="changed" if made is not None and made.wrote_status else "unchanged").inc()
         if made is None or document is None:
             return
-        self._look_again(key, made)
+        if made.plan.look_again is not None:
+            self._queue.add_after(key, made.plan.look_again.total_seconds())
         if made.wrote_status:
             await self._report(key, document["metadata"], before)
-        if isinstance(made, DeletionPass) and made.plan.farewell is not None:
-            await self._take_leave(key, document["metadata"], made.plan.farewell)
+        if isinstance(made, DeletionPass) and made.plan.final_event is not None:
+            await self._post_final_event(key, document["metadata"], made.plan.final_event)
 
     def _fail(self, key: Key, error: Exception) -> None:
         seconds = self._queue.retry(key)
         telemetry.PASSES.labels(result="error").inc()
         logger.warning("pass failed, again in %.1f s: %s", seconds, error, extra=_bound(key), exc_info=_is_bug(error))
-
-    def _look_again(self, key: Key, made: Pass | DeletionPass) -> None:
-        """Ask for the next pass where nothing that the watches see may bring it."""
-        if isinstance(made, DeletionPass):
-            if made.plan.farewell is None:
-                self._queue.add_after(key, _DELETION_SECONDS)
-            return
-        wait = quiet_wait(made.snapshot)
-        if wait is not None:
-            self._queue.add_after(key, wait.next_look(datetime.now(UTC)).total_seconds())
-        if made.plan.unheard:
-            self._queue.add_after(key, _UNHEARD_SECONDS)
-        if made.plan.view.reason == Reason.PENDING:
-            self._queue.add_after(key, _PENDING_SECONDS)
-        if made.plan.view.outcome in (Outcome.STALLED, Outcome.BLOCKED):
-            self._queue.add_after(key, _STALLED_SECONDS)
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
         after = read_status(self._cache.get_object(key) or {})
@@ -142,10 +118,10 @@ class Controller:
             logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
 
-    async def _take_leave(self, key: Key, owner: Mapping[str, Any], farewell: EventDraft) -> None:
-        telemetry.DELETIONS.labels(result=farewell.reason).inc()
-        logger.info("%s: %s", farewell.reason, farewell.message, extra=_bound(key))
-        await self._cluster.post_event(owner, farewell)
+    async def _post_final_event(self, key: Key, owner: Mapping[str, Any], final_event: EventDraft) -> None:
+        telemetry.DELETIONS.labels(result=final_event.reason).inc()
+        logger.info("%s: %s", final_event.reason, final_event.message, extra=_bound(key))
+        await self._cluster.post_event(owner, final_event)
 
     def count_phases(self) -> None:
         """Bring the gauge of objects by phase up to date."""

@@ -13,6 +13,7 @@ import kopf
 from prometheus_client import start_http_server
 
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.client import OWNED, connect
@@ -23,7 +24,6 @@ from edgetune_operator.process.health import Health, serving_health
 from edgetune_operator.process.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.process.settings import Settings
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Key
 
 _PHASE_COUNT_SECONDS = 10.0
 

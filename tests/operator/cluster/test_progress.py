@@ -12,11 +12,11 @@ from aiohttp import web
 from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.cluster import progress
 from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, reading_progress
-from edgetune_operator.reconcile import Key
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 from support.operator_process import free_ports
 

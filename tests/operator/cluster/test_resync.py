@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.cluster import resync
 from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.resync import NotServed, Page, Resync
 from edgetune_operator.process.watches import EndlessBackoffs
-from edgetune_operator.reconcile import Key
 
 KEY = Key("team-a", "sensor-faults")
 

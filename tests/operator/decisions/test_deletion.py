@@ -9,12 +9,13 @@ import pytest
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus, Phase, StageState
 from edgetune_operator.api.profiles import ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS
 from edgetune_operator.decisions.events import EventDraft, transitions
-from edgetune_operator.reconcile import Conflict, Key, run_once
+from edgetune_operator.reconcile import Conflict, run_once
 from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import PROFILE, Scenario
@@ -108,12 +109,12 @@ def test_the_clean_up_runs_and_then_the_object_goes_with_the_figures_in_its_last
     environment = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     request = CleanUpRequest.decode(environment["EDGETUNE_REQUEST"])
     assert (request.name, request.store.uri) == ("sensor-faults", STORE)
-    assert deletion.step().plan.farewell is None
+    assert deletion.step().plan.final_event is None
 
     deletion.end_clean_up(succeeded(removed_objects=1234, removed_bytes=56789, shared_stages=2), complete)
     last = deletion.step()
 
-    assert last.plan.farewell == EventDraft(
+    assert last.plan.final_event == EventDraft(
         "Normal",
         "CleanedUp",
         "removed 1,234 objects (56,789 bytes); what 2 stages made stays, since other objects use it",
@@ -127,7 +128,7 @@ def test_a_lost_result_of_a_complete_clean_up_is_success_as_well(deletion: Delet
     deletion.step()
     deletion.end_clean_up(lambda pod: pod.ended(0, ""), complete)
 
-    assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
+    assert deletion.step().plan.final_event == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
 
 
 def test_the_words_of_a_clean_up_are_waited_for_when_its_job_is_seen_to_end_first(deletion: Deletion) -> None:
@@ -137,10 +138,10 @@ def test_the_words_of_a_clean_up_are_waited_for_when_its_job_is_seen_to_end_firs
     deletion.end_clean_up(lambda pod: pod, lambda job: job.complete(at))
     waiting = deletion.step().plan
     deletion.end_clean_up(succeeded(removed_objects=5, removed_bytes=100), lambda job: job.complete(at))
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert (waiting.farewell, waiting.message) == (None, f"Job {JOB} has ended; waits for what its Pod says")
-    assert farewell == EventDraft("Normal", "CleanedUp", "removed 5 objects (100 bytes)")
+    assert (waiting.final_event, waiting.message) == (None, f"Job {JOB} has ended; waits for what its Pod says")
+    assert final_event == EventDraft("Normal", "CleanedUp", "removed 5 objects (100 bytes)")
 
 
 def test_a_clean_up_whose_pod_is_gone_is_not_waited_for_longer_than_its_words_may_take(deletion: Deletion) -> None:
@@ -150,7 +151,7 @@ def test_a_clean_up_whose_pod_is_gone_is_not_waited_for_longer_than_its_words_ma
     deletion.end_clean_up(lambda pod: pod, lambda job: job.complete(at))
     deletion.cluster.now += timedelta(seconds=20)
 
-    assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
+    assert deletion.step().plan.final_event == EventDraft("Normal", "CleanedUp", "the artifacts are removed")
 
 
 def test_what_was_made_in_a_store_that_the_profile_had_before_is_said_to_stay(deletion: Deletion) -> None:
@@ -159,7 +160,7 @@ def test_what_was_made_in_a_store_that_the_profile_had_before_is_said_to_stay(de
     deletion.step()
     deletion.end_clean_up(succeeded(removed_objects=0, removed_bytes=0), complete)
 
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpFailed",
         f"{STORE}/models/sensor-faults/ and what {STORE}/uses/*/*/sensor-faults names stay: the profile's store is "
@@ -244,7 +245,7 @@ def test_retain_during_the_deletion_stops_the_clean_up_and_lets_the_object_go(de
     deletion.step()
     deletion.change(deletion.builder.with_spec("deletionPolicy", "Retain"))
 
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Normal", "ArtifactsRetained", f"{LEFT}. spec.deletionPolicy is Retain by now"
     )
     assert JOB not in deletion.cluster.jobs
@@ -268,7 +269,7 @@ def test_the_deletion_goes_on_after_a_status_that_another_version_wrote(deletion
     deletion.step()
 
     deletion.end_clean_up(succeeded(), complete)
-    assert deletion.step().plan.farewell is not None
+    assert deletion.step().plan.final_event is not None
 
 
 def test_a_status_with_the_phase_deleting_reads_back(deletion: Deletion) -> None:

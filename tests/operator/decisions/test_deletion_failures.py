@@ -32,7 +32,7 @@ def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning_of_what_stays_w
     )
 
     why = f"TransientFault: the store cannot be reached for {STORE}/uses/"
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Warning", "CleanUpFailed", f"{LEFT}. The clean-up was given up: {why}"
     )
     assert deletion.cluster.gone
@@ -49,10 +49,10 @@ def test_a_clean_up_whose_pod_never_started_says_what_it_waited_for(deletion: De
         lambda pod: pod.waiting("ImagePullBackOff", "no such image"),
         lambda job: job.failed("DeadlineExceeded", "Job was active longer than specified deadline"),
     )
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert farewell.message == (
+    assert final_event is not None
+    assert final_event.message == (
         f"{LEFT}. The clean-up was given up: Job was active longer than specified deadline; "
         "its Pod waits: ImagePullBackOff: no such image"
     )
@@ -63,13 +63,13 @@ def test_a_clean_up_that_takes_too_long_is_stopped_and_the_object_goes(deletion:
     deletion.step()
     began = deletion.cluster.now
     deletion.cluster.now = began + LIMIT - TICK
-    assert deletion.step().plan.farewell is None
+    assert deletion.step().plan.final_event is None
 
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert (farewell.type, farewell.reason) == ("Warning", "CleanUpFailed")
-    assert farewell.message == (
+    assert final_event is not None
+    assert (final_event.type, final_event.reason) == ("Warning", "CleanUpFailed")
+    assert final_event.message == (
         f"{LEFT}. The clean-up was given up: not done after 780 s: Job {JOB} removes the artifacts"
     )
     assert JOB not in deletion.cluster.jobs
@@ -80,7 +80,7 @@ def test_the_time_counts_from_when_the_operator_began_not_from_a_deletion_while_
     deletion.delete()
     deletion.cluster.now += timedelta(days=3)
 
-    assert deletion.step().plan.farewell is None
+    assert deletion.step().plan.final_event is None
     assert JOB in deletion.cluster.jobs
 
 
@@ -92,10 +92,10 @@ def test_stages_that_never_end_are_bounded_as_well() -> None:
     deletion.step()
     deletion.cluster.now += LIMIT
 
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert "not done after 780 s: waits until the stages' Jobs are gone: " in farewell.message
+    assert final_event is not None
+    assert "not done after 780 s: waits until the stages' Jobs are gone: " in final_event.message
 
 
 def refusing(deletion: Deletion, monkeypatch: pytest.MonkeyPatch, reason: str, message: str) -> None:
@@ -118,10 +118,10 @@ def test_a_clean_up_that_the_cluster_refuses_is_tried_again_until_the_time_is_ov
         "the cluster refuses the Job: exceeded quota: none",
     )
     deletion.cluster.now += LIMIT
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert farewell.message.endswith("not done after 780 s: the cluster refuses the Job: exceeded quota: none")
+    assert final_event is not None
+    assert final_event.message.endswith("not done after 780 s: the cluster refuses the Job: exceeded quota: none")
     assert deletion.cluster.gone
 
 
@@ -129,7 +129,7 @@ def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(deletion: Deletio
     deletion.cluster.namespace_goes = True
     deletion.delete()
 
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpSkipped",
         f"{LEFT}. Nothing was removed: its namespace is being deleted, and takes no Job any more",
@@ -142,7 +142,7 @@ def test_a_clean_up_that_its_namespace_cuts_off_is_not_told_as_one_that_removed_
     deletion.step()
     deletion.cluster.namespace_goes = True
 
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpFailed",
         f"{LEFT}. The clean-up was given up: its namespace is being deleted, and with it the Job that was at it",
@@ -155,7 +155,7 @@ def test_a_clean_up_that_was_complete_before_its_namespace_went_is_told(deletion
     deletion.end_clean_up(succeeded(removed_objects=2, removed_bytes=10), complete)
     deletion.cluster.namespace_goes = True
 
-    assert deletion.step().plan.farewell == EventDraft("Normal", "CleanedUp", "removed 2 objects (10 bytes)")
+    assert deletion.step().plan.final_event == EventDraft("Normal", "CleanedUp", "removed 2 objects (10 bytes)")
 
 
 def test_an_object_in_a_namespace_that_is_deleted_does_not_wait_for_its_stages() -> None:
@@ -177,7 +177,7 @@ def test_a_profile_that_is_gone_lets_the_object_go_at_once_and_the_status_tells_
     deletion.profiles.clear()
     deletion.delete()
 
-    assert deletion.step().plan.farewell == EventDraft(
+    assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpSkipped",
         f"{LEFT}. Nothing was removed: spec.profile: there is no profile 'default'",
@@ -191,11 +191,11 @@ def test_an_invalid_spec_lets_the_object_go_at_once() -> None:
     deletion.change(deletion.builder.edited("lora.rank", 0))
     deletion.delete()
 
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert farewell.reason == "CleanUpSkipped"
-    assert farewell.message.startswith(
+    assert final_event is not None
+    assert final_event.reason == "CleanUpSkipped"
+    assert final_event.message.startswith(
         "as far as the status tells, no artifacts were made. Nothing was removed: the spec is invalid: spec.lora.rank: "
     )
 
@@ -209,8 +209,8 @@ def test_what_stays_where_is_not_cut_from_a_long_event(deletion: Deletion) -> No
         lambda job: job.failed("BackoffLimitExceeded"),
     )
 
-    farewell = deletion.step().plan.farewell
+    final_event = deletion.step().plan.final_event
 
-    assert farewell is not None
-    assert len(farewell.message) > MAX_EVENT_MESSAGE
-    assert LEFT in farewell.message[:MAX_EVENT_MESSAGE]
+    assert final_event is not None
+    assert len(final_event.message) > MAX_EVENT_MESSAGE
+    assert LEFT in final_event.message[:MAX_EVENT_MESSAGE]

@@ -7,7 +7,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
-from edgetune_operator.decisions.diagnosis import quiet_wait
+from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import observe
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario
@@ -195,7 +195,7 @@ def test_a_job_that_a_queue_holds_back_is_queued(training: Scenario) -> None:
     reconcile_later(training)
 
     told = "train: the Job is suspended until a queue admits it"
-    assert quiet_wait(training.reconcile().snapshot) is None
+    assert silent_wait(training.reconcile().snapshot) is None
     assert training.condition("Reconciling") == ("True", "Queued", told)
 
 
@@ -203,7 +203,7 @@ def test_what_waits_in_silence_is_looked_at_less_and_less_often(training: Scenar
     stuck(training)
     cluster = training.cluster
     snapshot = observe(cluster.document, list(cluster.jobs.values()), list(cluster.pods.values()), None)
-    wait = quiet_wait(snapshot)
+    wait = silent_wait(snapshot)
     assert wait is not None
 
     looks = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 7, 10, 40, 3600)]

@@ -39,7 +39,7 @@ def test_a_job_that_is_replaced_is_told_with_the_reason(scenario: Scenario) -> N
     scenario.profiles = {"default": PROFILE.model_copy(update={"queue": "gpu"})}
     replaced, made_anew = told(scenario), told(scenario)
 
-    message = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
+    message = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
     assert replaced == [("Normal", "PrepareReplaced", message)]
     assert made_anew == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
 

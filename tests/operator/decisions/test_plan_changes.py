@@ -139,7 +139,7 @@ def test_suspending_deletes_the_running_job_and_keeps_what_is_finished(scenario:
 
     first, second = scenario.reconcile(), scenario.reconcile()
 
-    message = "spec.suspend is true; train goes on when it is set to false"
+    message = "spec.suspend is true; train continues when it is set to false"
     assert deleted(first) == [(job, NOT_PART)]
     assert second.plan.actions == ()
     assert scenario.status.phase == "Suspended"

@@ -8,7 +8,7 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
 from edgetune_operator.decisions.plan import Outcome
-from edgetune_operator.decisions.run import MAX_INTERRUPTIONS
+from edgetune_operator.decisions.run_state import MAX_INTERRUPTIONS
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
@@ -101,7 +101,7 @@ def test_a_job_whose_end_is_seen_before_that_of_its_pod_is_judged_by_its_pod(
     training.cluster.pods[pod] = said.build()
     training.reconcile()
 
-    assert (early.plan.unheard, early.plan.actions) == (True, ())
+    assert (early.plan.look_again, early.plan.actions) == (timedelta(seconds=5), ())
     assert (row.state, row.reason) == (StageState.RUNNING, "JobRunning")
     assert training.row(Stage.TRAIN).reason == ("Succeeded" if ends_well else "TrainingDiverged")
 
@@ -113,7 +113,7 @@ def test_a_job_whose_pod_is_never_seen_to_end_is_taken_for_lost_in_the_end(train
 
     done = training.reconcile()
 
-    assert done.plan.unheard is False
+    assert done.plan.look_again == timedelta(seconds=2)
     assert training.row(Stage.TRAIN).reason == "ResultLost"
 
 

@@ -214,7 +214,7 @@ def test_a_suspended_object_moves_no_pointer(scenario: Scenario) -> None:
     assert scenario.condition("Ready") == (
         "False",
         "Suspended",
-        "spec.suspend is true; publish goes on when it is set to false",
+        "spec.suspend is true; publish continues when it is set to false",
     )
     assert scenario.pointer == second
 

@@ -12,7 +12,7 @@ from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again
 
 MENDED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:mended")})
-REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
+REPLACED = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
 
 
 @pytest.fixture
@@ -224,8 +224,8 @@ def test_a_stage_that_runs_in_the_old_store_is_not_disturbed(scenario: Scenario)
     assert waits.plan.actions == ()
     assert told is not None
     assert told[2] == (
-        "train: running; the profile has another store by now: when this stage has ended, all of them are made or "
-        "found there"
+        "train: running; the profile has another store now: when this stage has ended, all are looked up there or "
+        "run again"
     )
     assert run_again(scenario) == list(Stage)
 

@@ -79,7 +79,7 @@ def test_a_retry_while_a_stage_runs_disturbs_nothing_and_is_answered_when_it_has
     state, answered = scenario.row(Stage.TRAIN).state, scenario.status.last_handled_retry
 
     assert (waits.plan.actions, again.plan.actions, again.wrote_status) == ((), (), False)
-    message = "train: running; the retry is answered when this stage has ended"
+    message = "train: running; the retry is handled when this stage has ended"
     assert (told, handled) == (("False", "JobRunning", message), "")
     assert (state, answered) == (StageState.SUCCEEDED, "impatient")
     assert (created(ended), [reason for _, reason in deleted(ended)]) == ([], [RUNS_AGAIN])

@@ -14,13 +14,14 @@ from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.names import Key
 from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.process.controller import Controller, Vitals
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Conflict, JobRefused, Key
+from edgetune_operator.reconcile import Conflict, JobRefused
 from support.builders import NAMESPACE, UID, JobBuilder, lora_fine_tune
 from support.operator_process import free_ports
 from support.scenario import PROFILE, MemoryCluster
@@ -276,7 +277,7 @@ def test_an_object_that_goes_with_its_finalizer_is_forgotten_at_once() -> None:
 
     asyncio.run(release())
 
-    assert cache.get_object(KEY) is None, "another pass would say farewell again"
+    assert cache.get_object(KEY) is None, "another pass would say final_event again"
 
 
 def test_an_object_that_is_gone_already_is_forgotten_and_nothing_more_is_said_of_it() -> None:

@@ -1,4 +1,11 @@
-"""The rows of one run: what earlier passes recorded, brought up to date with the Jobs that a pass observed."""
+"""The state of one run: the rows that earlier passes recorded, brought up to date with the Jobs that a pass observed.
+
+    begin                rows of earlier passes that are still valid: those whose digest the spec did not change
+    record_ended_jobs    results and failures of the Jobs that ended since
+    handle_requests      a retry token, or another store: prepare looks at everything again
+
+After each of these, `jobs` sorts the object's Jobs once more (see `sorted_jobs`).
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -20,15 +27,23 @@ from edgetune_operator.api.objects import (
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import UNPLANNED, Reason
 from edgetune_operator.decisions.attempts import count_attempts
-from edgetune_operator.decisions.diagnosis import Told, interruptions, is_unheard, why_ended, why_failed, why_waiting
+from edgetune_operator.decisions.diagnosis import (
+    Diagnosis,
+    awaits_pod_status,
+    interruptions,
+    why_ended,
+    why_failed,
+    why_waiting,
+)
 from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
+from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs
 
 # The Job controller re-creates a Pod that exits 75 without limit.
 MAX_INTERRUPTIONS = 100
 _SETTINGS_CHARACTERS = 16
-_RETRY_WAITS = "the retry is answered when this stage has ended"
-_MOVE_WAITS = "the profile has another store by now: when this stage has ended, all of them are made or found there"
-_REPLACED = "the profile or a limit of the spec was changed while no attempt ran: the stage's Job is made anew"
+_RETRY_WAITS = "the retry is handled when this stage has ended"
+_MOVE_WAITS = "the profile has another store now: when this stage has ended, all are looked up there or run again"
+_REPLACED = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
@@ -43,7 +58,7 @@ def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> s
     return sha256_of(settings)[:_SETTINGS_CHARACTERS]
 
 
-class Run:
+class RunState:
     """The rows of the current run while one pass brings them up to date."""
 
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
@@ -60,33 +75,48 @@ class Run:
         self.publication = previous.publication
         self._present_store = profile.store.for_namespace(snapshot.namespace).place
         self.store = previous.store or self._present_store
-        """Where the rows' outputs lie."""
+        """Where the rows' outputs are."""
 
         self._reset: set[Stage] = set()
         self._prepares_again = False
-        self.unheard = False
-        """Whether a Job has ended and its last attempt has not been seen to end."""
+        self.awaits_pod_status = False
+        """Whether a Job has ended, and the watch has not shown yet how its last Pod did."""
 
-        self.waits = ""
+        self.waits_for = ""
         """What is done as soon as the running attempt has ended; empty if nothing waits for it."""
 
     @classmethod
-    def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "Run":
-        """Rows of earlier passes that still stand: those whose digest the spec did not change."""
+    def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "RunState":
+        """The state before this pass: rows of earlier passes whose digest the spec did not change."""
         run = cls(spec, profile, snapshot)
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
-            run._begin_anew(Stage.PREPARE, digest)
+            run._restart(Stage.PREPARE, digest)
         if run._is_edited():
-            run._try_failed_again()
+            run._retry_failed_stages()
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
-        for job in snapshot.jobs:
-            if job.deleting:
-                run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
+        for job in run.jobs.going:
+            run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
         return run
+
+    @property
+    def jobs(self) -> SortedJobs:
+        """The object's Jobs as they are for the rows and resets of this moment."""
+        resets = Resets(self._reset, self._prepares_again, self._snapshot.new_retry)
+        job_names = {stage: self.job_name(stage) for stage in Stage}
+        return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
+
+    def _settings_of(self, stage: Stage) -> str:
+        return settings_digest(self._spec, self._profile, stage)
+
+    def job_name(self, stage: Stage) -> str:
+        """Name of the stage's Job."""
+        return names.job_name(self._snapshot.name, stage, self.rows[stage].digest)
+
+    # What the spec changes.
 
     def _is_edited(self) -> bool:
         """Whether the stages have not been looked at since the spec was edited."""
@@ -96,49 +126,22 @@ class Run:
         unplanned = any(each.type == "Ready" and each.reason in UNPLANNED for each in previous.conditions)
         return unplanned and all(entry.generation != generation for entry in previous.history[:1])
 
-    def _try_failed_again(self) -> None:
+    def _retry_failed_stages(self) -> None:
         for stage, row in self.rows.items():
             if row.state is StageState.FAILED:
-                self._forget(stage)
+                self._reset_stage(stage)
 
-    def _forget(self, stage: Stage) -> None:
+    def _reset_stage(self, stage: Stage) -> None:
         """The stage runs again, whatever earlier Jobs of it said."""
-        self._begin_anew(stage, self.rows[stage].digest)
+        self._restart(stage, self.rows[stage].digest)
         self._reset.add(stage)
 
-    def _begin_anew(self, stage: Stage, digest: str) -> None:
+    def _restart(self, stage: Stage, digest: str) -> None:
         """An empty row; attempts that were counted in the one before are not counted in this one."""
         self.rows[stage] = StageStatus(name=stage, digest=digest, counted=self.rows[stage].counted)
 
-    def answer_requests(self, now: datetime) -> None:
-        """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
-        token = self._snapshot.new_retry
-        moved = self.store != self._present_store and (bool(token) or self._is_to_go_on())
-        if not token and not moved:
-            return
-        if self.unheard or any(self._is_disturbed(job) for job in self._snapshot.jobs):
-            self.waits = _RETRY_WAITS if token else _MOVE_WAITS
-            return
-        for stage, row in self.rows.items():
-            if moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
-                self._forget(stage)
-            elif row.state is StageState.RUNNING:
-                self._update(stage, state=StageState.PENDING, reason="", message="")
-        self.store = self._present_store
-        self._prepares_again = True
-        self.record_ended_jobs(now)
-
-    def _is_to_go_on(self) -> bool:
-        """Whether a stage is to come, which would look in vain in the present store for what earlier ones made."""
-        stage = self.next_stage()
-        return stage is not None and self.rows[stage].state is not StageState.FAILED
-
-    def _is_disturbed(self, job: JobObservation) -> bool:
-        """Whether a Job runs that would be stopped if prepare ran now."""
-        return job.state is JobState.LIVE and not job.deleting and job.runs and not self._is_of_new_retry(job)
-
     def _rekey(self, resolved: Resolved) -> None:
-        """Give the stages after prepare their digests; a row of another digest starts anew."""
+        """Give the stages after prepare their digests; a row of another digest starts again."""
         digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
         for stage in list(Stage)[1:]:
             self._take_digest(stage, digests.get(stage, ""))
@@ -148,29 +151,61 @@ class Run:
     def _take_digest(self, stage: Stage, digest: str) -> None:
         if self.rows[stage].digest == digest:
             return
-        self._begin_anew(stage, digest)
+        self._restart(stage, digest)
         if stage is Stage.PUBLISH:
-            # The pointer may have moved on since an earlier Job published this very version.
+            # The pointer may have moved since an earlier Job published this very version.
             self._reset.add(stage)
+
+    # What people and the platform team ask for.
+
+    def handle_requests(self, now: datetime) -> None:
+        """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
+        token = self._snapshot.new_retry
+        moved = self.store != self._present_store and (bool(token) or self._has_work_left())
+        if not token and not moved:
+            return
+        if self.awaits_pod_status or any(self._would_be_disturbed(job) for job in self._snapshot.jobs):
+            self.waits_for = _RETRY_WAITS if token else _MOVE_WAITS
+            return
+        for stage, row in self.rows.items():
+            if moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
+                self._reset_stage(stage)
+            elif row.state is StageState.RUNNING:
+                self._update(stage, state=StageState.PENDING, reason="", message="")
+        self.store = self._present_store
+        self._prepares_again = True
+        self.record_ended_jobs(now)
+
+    def _has_work_left(self) -> bool:
+        """Whether a stage is to come, which would not find in the present store what earlier ones made."""
+        stage = self.next_stage()
+        return stage is not None and self.rows[stage].state is not StageState.FAILED
+
+    def _would_be_disturbed(self, job: JobObservation) -> bool:
+        """Whether a Job runs that would be stopped if prepare ran now."""
+        is_new = bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
+        return job.state is JobState.LIVE and not job.deleting and job.runs and not is_new
+
+    # What the Jobs did.
 
     def record_ended_jobs(self, now: datetime) -> None:
         """Bring the first rows that are not done up to date with their Jobs."""
         while (stage := self.next_stage()) is not None:
             if self.rows[stage].state is StageState.FAILED:
                 return  # it says why, also when its Job and Pods are gone
-            job = self.job_of(stage)
-            if job is None:
-                self._note_replacement(stage)
+            jobs = self.jobs
+            if stage not in jobs.current:
+                self._note_missing_job(stage, is_replaced=any(job.stage is stage for job in jobs.replaced))
                 return
-            self._record(stage, job, now)
+            self._record(stage, jobs.current[stage], now)
             if self.rows[stage].state is not StageState.SUCCEEDED:
                 return
 
-    def _note_replacement(self, stage: Stage) -> None:
-        """A stage whose Job is gone, or goes, waits for the next one."""
+    def _note_missing_job(self, stage: Stage, *, is_replaced: bool) -> None:
+        """A stage whose Job is gone, or is deleted, waits for the next one."""
         if self.rows[stage].state is StageState.RUNNING:
             self._update(stage, state=StageState.PENDING)
-        if any(self._is_outdated(job) for job in self._snapshot.jobs if job.name == self.job_name(stage)):
+        if is_replaced:
             self._update(stage, reason=Reason.REPLACED, message=_REPLACED)
 
     def _record(self, stage: Stage, job: JobObservation, now: datetime) -> None:
@@ -186,24 +221,26 @@ class Run:
             done = next(pod for pod in reversed(job.pods) if pod.result == result)
             self._note_resumption(job, done.name, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
-        elif job.state is not JobState.LIVE and is_unheard(job, now):
-            self.unheard = True
+        elif job.state is not JobState.LIVE and awaits_pod_status(job, now):
+            self.awaits_pod_status = True
             self._update(stage, state=StageState.RUNNING)
         elif job.state is JobState.FAILED:
-            reason, message = why_failed(job)
-            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+            self._fail(stage, why_failed(job), ended)
         elif job.state is JobState.COMPLETE:
-            self._result_lost(stage, ended)
+            self._record_lost_result(stage, ended)
         elif (given_up := self._why_given_up(stage, job)) is not None:
-            reason, message = given_up
-            self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+            self._fail(stage, given_up, ended)
         else:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
                 reason = Reason.RESULT_LOST
             self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
 
-    def _why_given_up(self, stage: Stage, job: JobObservation) -> Told | None:
+    def _fail(self, stage: Stage, why: Diagnosis, ended: Mapping[str, object]) -> None:
+        reason, message = why
+        self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
+
+    def _why_given_up(self, stage: Stage, job: JobObservation) -> Diagnosis | None:
         """Why a live Job ends now: the Job controller would try again without end."""
         times = self.rows[stage].preemptions
         if times > MAX_INTERRUPTIONS:
@@ -211,12 +248,12 @@ class Run:
             return Reason.INTERRUPTED_TOO_OFTEN, message
         return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
 
-    def _why_waiting(self, stage: Stage, job: JobObservation) -> Told:
+    def _why_waiting(self, stage: Stage, job: JobObservation) -> Diagnosis:
         reason, message = why_waiting(job, self._snapshot)
         row = self.rows[stage]
         newest = job.pods[-1] if job.pods else None
         runs = newest is not None and newest.phase == "Running" and not newest.disrupted
-        # A training says itself from which step it went on.
+        # A training reports the step that it resumed from.
         resumed = row.preemptions > 0 and runs and (stage is not Stage.TRAIN or row.resumed_from is not None)
         if resumed and reason != Reason.ATTEMPT_FAILED:
             return Reason.RESUMED, interruptions(row)
@@ -236,7 +273,7 @@ class Run:
             self._note_resumption(job, seen.pod, seen.resumed_from)
 
     def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
-        """A training's attempt says from which step it went on; the one before it may have been further."""
+        """A training's attempt reports the step that it resumed from; the attempt before it may have been further."""
         before = self._snapshot.previous.progress
         if job.stage is not Stage.TRAIN or step is None or before is None or before.pod == pod:
             return
@@ -252,18 +289,18 @@ class Run:
         )
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
-        """Whether a result is the stage's own, with what the stages after it and the status need of it."""
-        owed = PIPELINE[stage].reports
+        """Whether a result is the stage's own, with what later stages and the status need of it."""
+        reported = PIPELINE[stage].reports
         # prepare's manifest goes by content, its row by the names in the spec.
         same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
-        return same and result.stage is stage and (owed is None or getattr(result, owed) is not None)
+        return same and result.stage is stage and (reported is None or getattr(result, reported) is not None)
 
-    def _result_lost(self, stage: Stage, ended: Mapping[str, object]) -> None:
+    def _record_lost_result(self, stage: Stage, ended: Mapping[str, object]) -> None:
         """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
         message = "the stage ended without a readable result; running it again finds what it wrote"
         # The reason stays in the row until the stage is done: the second time is noticed by it.
         if self.rows[stage].reason == Reason.RESULT_LOST:
-            self._update(stage, state=StageState.FAILED, reason=Reason.RESULT_LOST, message=message, **ended)
+            self._fail(stage, (Reason.RESULT_LOST, message), ended)
         else:
             self._update(stage, state=StageState.PENDING, reason=Reason.RESULT_LOST, message=message)
             self._reset.add(stage)
@@ -293,7 +330,7 @@ class Run:
                 self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)
             elif stage is not Stage.PREPARE and stage not in done and row.state is StageState.SUCCEEDED:
                 # Gone from the store, or left out of a long message: then a short run finds it.
-                self._forget(stage)
+                self._reset_stage(stage)
 
     def _take_outputs(self, result: Result) -> None:
         made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
@@ -305,6 +342,8 @@ class Run:
 
     def _update(self, stage: Stage, **changes: object) -> None:
         self.rows[stage] = self.rows[stage].model_copy(update=changes)
+
+    # What comes next.
 
     def next_stage(self) -> Stage | None:
         """The first stage that is not done. A pin comes before all others: a roll-back waits for no training."""
@@ -319,39 +358,13 @@ class Run:
         self._update(stage, job=self.job_name(stage), **begun)
 
     def progress(self, stage: Stage) -> ProgressStatus | None:
-        """How far a running stage is: what it says now or, between two attempts, what it said last."""
+        """How far a running stage is: what it reports now or, between two attempts, what it reported last."""
         row, previous = self.rows[stage], self._snapshot.previous
         before = next((known for known in previous.stages if known.name is stage), None)
         if row.state is not StageState.RUNNING or before is None or before.job != row.job:
             return None
-        told = self._snapshot.progress or previous.progress
-        return told if told is not None and told.stage is stage else None
-
-    def job_name(self, stage: Stage) -> str:
-        """Name of the stage's Job."""
-        return names.job_name(self._snapshot.name, stage, self.rows[stage].digest)
-
-    def job_of(self, stage: Stage) -> JobObservation | None:
-        """The Job that answers for a stage."""
-        name = self.job_name(stage)
-        return next((job for job in self._snapshot.jobs if job.name == name and self.answers(job)), None)
-
-    def answers(self, job: JobObservation) -> bool:
-        """Whether a Job speaks for its stage as it stands now; one that ended before the stage was reset does not."""
-        if job.deleting or self._is_outdated(job):
-            return False
-        goes_on = job.state is JobState.LIVE and not (job.stage is Stage.PREPARE and self._prepares_again)
-        return goes_on or job.stage not in self._reset or self._is_of_new_retry(job)
-
-    def _is_outdated(self, job: JobObservation) -> bool:
-        """Whether a Job of which no attempt runs was made for a profile, or for limits, that are other ones by now."""
-        if job.state is not JobState.LIVE or job.deleting or job.runs:
-            return False
-        return bool(job.settings) and job.settings != settings_digest(self._spec, self._profile, job.stage)
-
-    def _is_of_new_retry(self, job: JobObservation) -> bool:
-        """Whether an earlier pass made the Job for this very token, and could not write its status."""
-        return bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
+        reported = self._snapshot.progress or previous.progress
+        return reported if reported is not None and reported.stage is stage else None
 
     def request(self, stage: Stage) -> Request:
         """The complete request of a stage."""
