@@ -9,17 +9,16 @@ import typer
 import yaml
 from rich.console import Console
 
-from edgetune_cli import models
+from edgetune_cli import store_commands
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local import ObjectBusy, ObjectFolder
 from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkDir, read_object, read_profiles
-from edgetune_cli.preview import preview
+from edgetune_cli.planning import plan_object
 from edgetune_cli.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.show import ProgressView, local_path, show_outcome
+from edgetune_cli.store_view import open_store_view
 from edgetune_contract.pipeline import is_edge
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.decisions.plan import Outcome
 
 app = typer.Typer(
@@ -65,14 +64,28 @@ def run(
 
 
 @app.command()
-def plan(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR) -> None:
-    """Print which stages a run would do, and why, without running anything."""
+def plan(
+    filename: _File,
+    workdir: WorkDir = DEFAULT_WORK_DIR,
+    profiles: Profiles = None,
+    store: Annotated[bool, typer.Option("--store", help="Look into the store for what other runs left there.")] = False,
+) -> None:
+    """Print which stages a run would do, and why, without running anything.
+
+    The answer is what the run itself would decide from the last run's status and, with --store, from the store, if the
+    inputs are as they were and every stage succeeds.
+    """
     document = read_object(filename)
-    known = _stored(workdir.resolve(), document) or {}
-    status = read_status(known)
-    name = document["metadata"]["name"]
-    for line in preview(name, parse_spec(document["spec"]), status, known.get("spec")):
-        typer.echo(f"{line.stage.value:9} {line.action:6} {line.why}")
+    folder = workdir.resolve()
+    usable = read_profiles(profiles, folder)
+    try:
+        found = store_commands.ask(lambda: plan_object(document, folder, usable, open_store_view if store else None))
+    except OSError as error:
+        fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
+    for line in found.stages:
+        typer.echo(f"{line.stage.value:9} {line.action.value:6} {line.why}")
+    if found.outcome is not Outcome.PUBLISHED:
+        typer.echo(f"\n{found.outcome.value}: {found.message}")
 
 
 @app.command()
@@ -104,9 +117,9 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
         fail(f"{name} is deleted, but {final_event.message}", ExitStatus.NEGATIVE)
 
 
-app.command()(models.versions)
-app.command()(models.verify)
-app.command()(models.generate)
+app.command()(store_commands.versions)
+app.command()(store_commands.verify)
+app.command()(store_commands.generate)
 
 
 def main() -> None:

@@ -65,6 +65,12 @@ class ObjectFolder:
             spec: the whole spec, defaults filled in.
             retry: retry token; applying by hand asks for a look at the inputs and another try.
         """
+        document = self.applied(key, spec, retry)
+        self.write(key, document)
+        return document
+
+    def applied(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
+        """The object as `apply` would leave it; nothing is written."""
         document = self.read(key)
         # Here a deletion that was interrupted can be taken back.
         if document is None or document["metadata"].get("deletionTimestamp"):
@@ -73,7 +79,6 @@ class ObjectFolder:
             document["metadata"]["generation"] += 1
             document["spec"] = dict(spec)
         document["metadata"]["annotations"] = {names.RETRY_REQUESTED_ANNOTATION: retry}
-        self.write(key, document)
         return document
 
     def delete(self, key: Key, finalizers: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,10 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "activeDeadlineSeconds": (3600, NOTHING),
     "deletionPolicy": ("Delete", NOTHING),
 }
+# Of the smallest spec (""), and with each of these changes, as release 0.1.0 computed them.
+OF_AN_OLDER_RELEASE: Mapping[str, Mapping[str, str]] = json.loads(
+    Path(__file__).with_name("data").joinpath("digests-0.1.0.json").read_text(encoding="utf-8")
+)
 # eval's own fields come with eval.
 WITHOUT_SECOND_VALUE = {"dataset.eval.uri", "dataset.eval.revision"}
 
@@ -125,6 +130,13 @@ def test_a_field_changes_the_digests_of_the_stages_that_it_can_change_and_no_oth
     value, expected = CHANGES[path]
 
     assert changed(digests(lora_fine_tune()), digests(lora_fine_tune().with_spec(path, value))) == expected
+
+
+@pytest.mark.parametrize("path", OF_AN_OLDER_RELEASE)
+def test_digests_are_those_of_an_older_release(path: str) -> None:
+    builder = lora_fine_tune().with_spec(path, CHANGES[path][0]) if path else lora_fine_tune()
+
+    assert digests(builder) == OF_AN_OLDER_RELEASE[path]
 
 
 def test_the_table_names_every_field_of_the_spec() -> None:

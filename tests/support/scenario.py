@@ -286,7 +286,7 @@ class Scenario:
             self.pointer = made.publication.version
         return made
 
-    def _is_done(self, digest: str) -> bool:
+    def is_done(self, digest: str) -> bool:
         """Whether the store has the manifest; a publication counts only while the pointer names its version."""
         publication = self.manifests[digest].publication if digest in self.manifests else None
         return digest in self.manifests and (
@@ -296,7 +296,7 @@ class Scenario:
     def _prepared(self, request: Request) -> Result:
         resolved = Resolved(base=sha256_of(request.parameters.base_model.uri), train=sha256_of(self.data))
         digests = stage_digests(request.parameters, resolved, request.name)
-        done = tuple(self.manifests[digest] for digest in digests.values() if self._is_done(digest))
+        done = tuple(self.manifests[digest] for digest in digests.values() if self.is_done(digest))
         made = self._made(Stage.PREPARE, prepared_digest(request.parameters, resolved))
         return made.model_copy(
             update={

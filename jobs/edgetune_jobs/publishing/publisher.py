@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from edgetune_contract.digest import canonical_json, pointer_key, version_key
+from edgetune_contract.digest import canonical_json, manifest_key, pointer_key, version_key
 from edgetune_contract.request import Manifest, Publication
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.versions import Versions
-from edgetune_jobs.store.store import Conflict, Content, Store, uri_of
+from edgetune_jobs.store.store import Conflict, Content, Store, read_model, uri_of
 
 _POINTER_ATTEMPTS = 10
 
@@ -54,6 +54,18 @@ class Pointer:
                 continue  # another writer moved it between the read and the put
             return
         raise TransientFault(f"{self.uri} was moved by others {_POINTER_ATTEMPTS} times in a row; try again")
+
+
+def read_done_stage(store: Store, name: str, stage: Stage, stage_digest: str) -> Manifest | None:
+    """Manifest of a stage that is done for the model of this name; None when it has to run.
+
+    A publication is done only while the pointer names its version: else publish has to move the pointer back.
+    """
+    manifest = read_model(store, manifest_key(stage, stage_digest), Manifest)
+    publication = manifest.result.publication if manifest is not None else None
+    if publication is not None and publication.published and Pointer(store, name).version != publication.version:
+        return None
+    return manifest
 
 
 class StorePublisher:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
-from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Publication, Request, Resolved, Result
+from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput, TransientFault
-from edgetune_jobs.publishing.publisher import Pointer, StorePublisher
+from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.inputs import (
     BASE_SCORES,
     SCORES_FILE,
@@ -300,16 +300,12 @@ class StageRun:
         """Results of the later stages whose manifests are in the store, in the order of the stages."""
         done = []
         for stage, stage_digest in self._digests.items():
-            manifest = read_manifest(self._store, stage, stage_digest) if stage is not Stage.PREPARE else None
-            if manifest is not None and self._still_stands(manifest.result.publication):
+            if stage is Stage.PREPARE:
+                continue
+            manifest = read_done_stage(self._store, self._request.name, stage, stage_digest)
+            if manifest is not None:
                 done.append(manifest.result.model_copy(update={"cached": True}))
         return tuple(done)
-
-    def _still_stands(self, publication: Publication | None) -> bool:
-        """A publication is done only while the pointer names its version: else publish has to move it back."""
-        if publication is None or not publication.published:
-            return True
-        return Pointer(self._store, self._request.name).version == publication.version
 
 
 def with_done(result: Result, done: Sequence[Result]) -> Result:

@@ -57,7 +57,7 @@ def versions(
         location, name = _of_model(str(model), known if profiles else {})
         pin = ""
 
-    rows = _ask(lambda: _version_rows(location, name, pin))
+    rows = ask(lambda: _version_rows(location, name, pin))
     if not rows:
         fail(f"{location.uri}/models/{name} has no versions", ExitStatus.UNUSABLE_INPUT)
     if output is ReportFormat.JSON:
@@ -85,7 +85,7 @@ def verify(
     """
     known = read_profiles(profiles, Path()) if profiles else {}
     with Console(stderr=True).status("reading all files"):
-        found = _ask(lambda: _verification(uri, known))
+        found = ask(lambda: _verification(uri, known))
     if output is ReportFormat.JSON:
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))
     else:
@@ -117,7 +117,7 @@ def generate(
     A model in a bucket is downloaded once, and verified each time.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    folder = _ask(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
+    folder = ask(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
@@ -126,7 +126,7 @@ def generate(
         for piece in stream(folder, text, max_new_tokens):
             typer.echo(piece, nl=False)
 
-    _ask(answer)
+    ask(answer)
     typer.echo()
 
 
@@ -200,7 +200,7 @@ def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocatio
             fail(f"{model} is no model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
         return _location(address.root, profiles), address.name
 
-    return _ask(parse)
+    return ask(parse)
 
 
 def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
@@ -223,7 +223,7 @@ def _open(location: StoreLocation) -> "Store":
     return Access(location, credentials_folder=None).open_store()
 
 
-def _ask(call: Callable[[], Answer]) -> Answer:
+def ask(call: Callable[[], Answer]) -> Answer:
     """What a call into the jobs' code gives; ends the command with what stands in its way."""
     from edgetune_jobs.errors import StageError
 

@@ -1,0 +1,1 @@
+"""What the next passes would do, found by letting `plan` decide on values. It may import what decisions may."""

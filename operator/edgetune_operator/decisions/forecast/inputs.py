@@ -1,0 +1,79 @@
+"""What prepare would find: the content of base and data, as far as pins and the last run tell."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from edgetune_contract.digest import prepare_digest, stage_digests
+from edgetune_contract.request import Resolved
+from edgetune_contract.spec import BaseModelSpec, DataSource, Parameters
+from edgetune_contract.stages import Stage
+from edgetune_operator.api.objects import LoraFineTuneStatus, StageState, StageStatus
+
+_SHA256_DIGITS = 64
+# Stand for content that nobody knows before prepare looks: what depends on them differs between the two.
+_UNKNOWN = ("0" * _SHA256_DIGITS, "1" * _SHA256_DIGITS)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Content digests of base and data; None where they are not known."""
+
+    parameters: Parameters
+    base: str | None
+    train: str | None
+    eval: str | None
+
+    @classmethod
+    def expected(cls, parameters: Parameters, before: Parameters | None, previous: LoraFineTuneStatus) -> Self:
+        """Inputs of a run: a pinned revision is the content, and what the last run read is as it was then.
+
+        Args:
+            parameters: of the run to come.
+            before: of the last run; None if there was none or they are not known.
+            previous: the status of the last run.
+        """
+        found = previous.resolved
+        row = next((row for row in previous.stages if row.name is Stage.PREPARE), StageStatus(name=Stage.PREPARE))
+        # What an unfinished prepare was to read, nobody knows; the status still has what the one before it found.
+        candidates = (parameters, before) if row.state is StageState.SUCCEEDED else ()
+        was = next((each for each in candidates if each is not None and row.digest == prepare_digest(each)), None)
+        base, train, evaluation = parameters.base_model, parameters.dataset.train, parameters.dataset.eval
+        return cls(
+            parameters=parameters,
+            base=_content(base, was.base_model if was else None, found.base if found else None),
+            train=_content(train, was.dataset.train if was else None, found.train if found else None),
+            eval=_content(evaluation, was.dataset.eval if was else None, found.eval if found else None),
+        )
+
+    def resolved(self) -> Resolved:
+        """The content digests, with a placeholder for each that is not known."""
+        return self._resolved(_UNKNOWN[0])
+
+    def known_digests(self, name: str) -> dict[Stage, str]:
+        """Digests of the stages after prepare that depend on known content only."""
+        one, other = (stage_digests(self.parameters, self._resolved(unknown), name) for unknown in _UNKNOWN)
+        return {stage: digest for stage, digest in one.items() if other[stage] == digest}
+
+    def _resolved(self, unknown: str) -> Resolved:
+        has_eval = self.parameters.dataset.eval is not None
+        return Resolved(
+            base=self.base or unknown,
+            train=self.train or unknown,
+            eval=(self.eval or unknown) if has_eval else None,
+        )
+
+
+def _content(
+    source: BaseModelSpec | DataSource | None, before: BaseModelSpec | DataSource | None, found: str | None
+) -> str | None:
+    if source is None:
+        return None
+    if len(source.revision) == _SHA256_DIGITS:
+        return source.revision
+    return found if before is not None and _identity(source) == _identity(before) else None
+
+
+def _identity(source: BaseModelSpec | DataSource) -> tuple[str, str]:
+    """What the content goes by: for a model of the hub its commit too."""
+    is_on_hub = isinstance(source, BaseModelSpec) and source.is_on_hub
+    return source.uri, source.revision if is_on_hub else ""

@@ -1,0 +1,147 @@
+"""The store of an older release: nothing that it has runs again, and what is made again has the same bytes."""
+
+import shutil
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from edgetune_cli.__main__ import app
+from edgetune_contract.pipeline import MERGED, PREPARED, outputs_of
+from edgetune_contract.request import Manifest
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_jobs.stages import quantize
+from edgetune_jobs.store.files import fingerprint
+from edgetune_jobs.store.folder_store import path_of_uri
+from support.apiserver import REPOSITORY
+from support.stage_context import stage_context
+from support.workplace import Workplace
+
+OLDER = REPOSITORY / "tests" / "cli" / "data" / "store-0.1.0"
+VERSION = "85615a23beda"
+
+
+class OlderStore:
+    """A copy of the older store as the store of local runs in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / ".edgetune"
+        for name in ("base", "train.jsonl", "object.yaml"):
+            copy = shutil.copytree if (OLDER / name).is_dir() else shutil.copy
+            copy(OLDER / name, folder / name)
+        shutil.copytree(OLDER / "store", self.work / "store")
+        for path in (self.work / "store").rglob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace("file:///STORE", (self.work / "store").as_uri()), encoding="utf-8")
+
+    @property
+    def root(self) -> Path:
+        return self.work / "store" / "team-a"
+
+    def manifests(self) -> dict[Stage, Manifest]:
+        found = (path.read_text(encoding="utf-8") for path in self.root.glob("stages/*/*/manifest.json"))
+        manifests = [Manifest.model_validate_json(text) for text in found]
+        return {manifest.result.stage: manifest for manifest in manifests}
+
+    def edgetune(self, command: str, *options: str) -> str:
+        """Output of a command on the object, which must succeed."""
+        arguments = [command, "-f", str(self.folder / "object.yaml"), "--workdir", str(self.work), *options]
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    def edit(self, **sections: Any) -> None:
+        path = self.folder / "object.yaml"
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for name, section in sections.items():
+            document["spec"][name] |= section
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> OlderStore:
+    return OlderStore(tmp_path)
+
+
+def test_a_run_finds_every_stage_done_and_leaves_the_pointer(older: OlderStore) -> None:
+    pointer = (older.root / "models" / "pumps" / "latest.json").read_bytes()
+    manifests = {stage: manifest.result.digest for stage, manifest in older.manifests().items()}
+
+    output = older.edgetune("run")
+
+    assert "All stages were done already" in output
+    assert (older.root / "models" / "pumps" / "latest.json").read_bytes() == pointer
+    assert {stage: manifest.result.digest for stage, manifest in older.manifests().items()} == manifests
+    assert [line.split()[:2] for line in older.edgetune("plan").splitlines()] == [
+        ["prepare", "check"],
+        *([stage.value, "keep"] for stage in list(Stage)[1:]),
+    ]
+
+
+def test_a_plan_finds_the_stages_in_the_store_before_the_first_run(older: OlderStore) -> None:
+    resolved = older.manifests()[Stage.TRAIN].resolved
+    assert resolved is not None
+    older.edit(baseModel={"revision": resolved.base})
+    older.edit(dataset={"train": {"uri": "train.jsonl", "revision": resolved.train}})
+
+    without, found = older.edgetune("plan").splitlines(), older.edgetune("plan", "--store").splitlines()
+
+    assert {line.split()[1] for line in without} == {"run"}
+    assert found[0].split(maxsplit=2) == ["prepare", "run", "never finished"]
+    assert all("keep   its output is in the store, digest" in line for line in found[1:])
+
+
+def test_its_versions_and_scores_are_read(older: OlderStore) -> None:
+    lines = older.edgetune("versions").splitlines()
+
+    assert lines[1].split() == [VERSION, *lines[1].split()[1:2], "0.0%", "0.0%", "0.0%", "90.2", "kB", "current"]
+
+
+def test_every_file_is_verified(older: OlderStore) -> None:
+    done = CliRunner().invoke(app, ["verify", str(older.root / "models" / "pumps" / "latest.json")])
+
+    assert done.exit_code == 0, done.output
+
+
+def test_prepare_makes_the_same_bytes_again(older: OlderStore) -> None:
+    manifest = older.manifests()[Stage.PREPARE]
+    if manifest.versions["pyarrow"] != metadata.version("pyarrow"):
+        pytest.skip("another pyarrow than that of the older release is installed, and it names itself in its files")
+    written = manifest.parameters
+    spec = {name: written[name] for name in ("lora", "training", "quantization", "evaluation")}
+
+    _, folder = Workplace(older.folder).run(dataset={"evalSplitPercent": 20}, **spec)
+
+    assert files_of(folder) == recorded_files(manifest, PREPARED)
+
+
+def test_quantize_makes_the_same_bytes_again(older: OlderStore, tmp_path: Path) -> None:
+    manifests = older.manifests()
+    manifest = manifests[Stage.QUANTIZE]
+    uri = next(each.uri for each in manifests[Stage.MERGE].result.artifacts if each.name == MERGED)
+    parameters = Parameters.model_validate(manifest.parameters)
+    context = stage_context(Stage.QUANTIZE, parameters, tmp_path / "quantize", {MERGED: path_of_uri(uri)})
+    # GGUF files have the model's name in them.
+    context = replace(context, request=context.request.model_copy(update={"name": "pumps"}))
+
+    quantize.run(context)
+
+    for name in outputs_of(Stage.QUANTIZE, parameters):
+        assert files_of(context.output / name) == recorded_files(manifest, name)
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder."""
+    return {path.name: fingerprint(path).sha256 for path in folder.iterdir()}
+
+
+def recorded_files(manifest: Manifest, artifact: str) -> dict[str, str]:
+    """SHA-256 of each file of an artifact, as a manifest has them."""
+    parts = ((entry.path.split("/"), entry.sha256) for entry in manifest.files)
+    return {name: sha256 for (_, folder, name), sha256 in parts if folder == artifact}

@@ -1,0 +1,339 @@
+"""What `edgetune plan` shows: the Jobs that real passes then create, no more and no fewer, and the reason of each."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from edgetune_contract.digest import sha256_of
+from edgetune_contract.request import Request, Result
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
+from edgetune_operator.decisions.forecast.passes import Forecast, forecast
+from edgetune_operator.decisions.observe import observe
+from edgetune_operator.decisions.plan import Outcome
+from support.builders import lora_fine_tune
+from support.scenario import PROFILE, Scenario, request_of
+
+WALKS = 240
+BASE = sha256_of("s3://models/smollm2-135m-instruct")
+EDITS: tuple[tuple[str, Any], ...] = (
+    ("lora.rank", 8),
+    ("lora.rank", 16),
+    ("dataset.template", "ChatTemplate"),
+    ("merge.keep", False),
+    ("merge.keep", True),
+    ("evaluation.gates.minScore", 0.5),
+    ("evaluation.maxExamples", 10),
+    ("quantization.formats", ["GGUF-Q8_0"]),
+    ("training.checkpoint.keep", 4),
+    ("retryLimit", 5),
+    ("retryLimit", 3),
+    ("suspend", True),
+    ("suspend", False),
+    ("baseModel.revision", BASE),
+    ("baseModel.revision", ""),
+    ("dataset.train.uri", "s3://datasets/other.jsonl"),
+    ("publish.pin", ""),
+)
+
+
+class ScenarioStore:
+    """The scenario's store, as a forecast looks into it."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+
+    def read_result(self, stage: Stage, digest: str) -> Result | None:  # noqa: ARG002 - digests differ between stages
+        return self._scenario.manifests[digest] if self._scenario.is_done(digest) else None
+
+    def find_version(self, pin: str) -> str:
+        found = [digest for digest in self._scenario.manifests if digest.startswith(pin)]
+        if not found:
+            raise LookupError(f"sensor-faults has no version {pin}")
+        return found[0]
+
+
+def forecast_of(scenario: Scenario, *, in_store: bool = False, before: LoraFineTuneSpec | None = None) -> Forecast:
+    """The forecast for the scenario's object as the next pass would observe it."""
+    cluster = scenario.cluster
+    document = cluster.document
+    spec = parse_spec(document["spec"])
+    snapshot = observe(document, list(cluster.jobs.values()), list(cluster.pods.values()), None)
+    profile = scenario.profiles.get(spec.profile)
+    store = ScenarioStore(scenario) if in_store else None
+    return forecast(spec, profile, snapshot, cluster.now, store=store, before=before)
+
+
+def finished(**changes: Any) -> Scenario:
+    """An object whose run is published."""
+    builder = lora_fine_tune()
+    for path, value in changes.items():
+        builder = builder.with_spec(path, value)
+    scenario = Scenario(builder)
+    scenario.finish_all()
+    return scenario
+
+
+def lines(scenario: Scenario, edit: tuple[str, Any] | None = None, *, in_store: bool = False) -> dict[Stage, str]:
+    """By stage, action and reason of the forecast after an edit and a retry, as `edgetune run` asks for one."""
+    before = parse_spec(scenario.cluster.document["spec"])
+    builder = scenario.builder.edited(*edit) if edit else scenario.builder
+    scenario.change(builder.with_retry_requested("by hand"))
+    found = forecast_of(scenario, in_store=in_store, before=before)
+    return {each.stage: f"{each.action} {each.why}" for each in found.stages}
+
+
+def actions(found: Mapping[Stage, str]) -> list[str]:
+    return [found[stage].split()[0] for stage in Stage]
+
+
+def real_jobs(scenario: Scenario) -> list[tuple[Stage, str]]:
+    """Stage and digest of the Jobs that real passes create from now on, when every stage ends well."""
+    first = len(scenario.cluster.created)
+    for _ in range(60):
+        cluster = scenario.cluster
+        for name in [name for name, job in cluster.jobs.items() if job["metadata"].get("deletionTimestamp")]:
+            cluster.remove_job(name)
+        done = scenario.reconcile()
+        if not done.plan.actions and not cluster.live_jobs() and done.plan.view.outcome not in (Outcome.RUNNING,):
+            break
+        if done.plan.view.outcome in (Outcome.RUNNING, Outcome.BLOCKED):
+            for name in cluster.live_jobs():
+                finish(scenario, request_of(cluster.jobs[name]))
+    else:
+        raise AssertionError("no end")
+    requests = (request_of(job) for job in scenario.cluster.created[first:])
+    return [(request.stage, request.digest) for request in requests]
+
+
+def finish(scenario: Scenario, request: Request) -> None:
+    """The live Job ends well, or as publish does for a pin that names no version."""
+    pin = request.parameters.publish.pin if request.stage is Stage.PUBLISH else ""
+    if pin and not any(digest.startswith(pin) for digest in scenario.manifests):
+        scenario.fail(ExitCode.INVALID, f"sensor-faults has no version {pin}")
+    else:
+        scenario.finish()
+
+
+def disturb(scenario: Scenario, chance: random.Random) -> None:
+    """Something that happens to an object: an edit, a retry, an end of a stage, a pass."""
+    cluster = scenario.cluster
+    live = cluster.live_jobs()
+    what = chance.choice(
+        ["edit", "edit", "retry", "pass", "finish", "finish", "fail", "time", "pin", "profile", "walk"]
+    )
+    if what == "edit":
+        scenario.change(scenario.builder.edited(*chance.choice(EDITS)))
+    elif what == "pin":
+        versions = [*(row.digest for row in scenario.status.stages if row.name is Stage.PUBLISH), "a" * 12]
+        scenario.change(scenario.builder.edited("publish.pin", chance.choice(versions)[:12]))
+    elif what == "retry":
+        scenario.change(scenario.builder.with_retry_requested(f"token-{chance.random()}"))
+    elif what == "profile":
+        scenario.profiles = {"default": PROFILE.model_copy(update={"queue": chance.choice(["", "gpu"])})}
+    elif what == "time":
+        cluster.remove_ended_jobs()
+    elif what == "finish" and live:
+        finish(scenario, request_of(cluster.jobs[live[0]]))
+    elif what == "fail" and live:
+        scenario.fail(chance.choice([ExitCode.INVALID, ExitCode.DIVERGED]), "it did not work")
+    elif what == "walk":
+        real_jobs(scenario)
+    scenario.reconcile()
+
+
+def known_spec(scenario: Scenario) -> LoraFineTuneSpec | None:
+    try:
+        return parse_spec(scenario.cluster.document["spec"])
+    except InvalidSpec:
+        return None
+
+
+@pytest.mark.parametrize("walk", range(WALKS))
+def test_real_passes_create_the_jobs_that_were_forecast(walk: int) -> None:
+    chance = random.Random(walk)
+    scenario = Scenario(lora_fine_tune())
+    for _ in range(chance.randint(0, 12)):
+        disturb(scenario, chance)
+    before = known_spec(scenario)
+    # As `edgetune run` does; in a cluster, the next pass may also come by itself.
+    if chance.random() < 0.5:
+        scenario.change(scenario.builder.edited(*chance.choice(EDITS)))
+    if chance.random() < 0.5:
+        scenario.change(scenario.builder.with_retry_requested(f"last-{walk}"))
+
+    recorded = forecast_of(scenario, before=before)
+    found = forecast_of(scenario, in_store=True, before=before)
+    planned = [(request.stage, request.digest) for request in found.jobs]
+    unsure = {each.stage for each in found.stages if each.why.startswith("unless the store has its output")}
+    real = real_jobs(scenario)
+
+    if not unsure:
+        assert real == planned
+    else:
+        stages, certain = [stage for stage, _ in real], [stage for stage, _ in planned if stage not in unsure]
+        assert [stage for stage in stages if stage not in unsure] == certain
+        assert set(stages) <= {stage for stage, _ in planned}
+    assert (scenario.status.phase == "Succeeded") is (found.outcome is Outcome.PUBLISHED)
+    # Without a look into the store, more may be expected to run, never less; only the pointer may have moved.
+    assert {stage for stage, _ in real} - {Stage.PUBLISH} <= {request.stage for request in recorded.jobs}
+
+
+def test_before_the_first_run_every_stage_would_run() -> None:
+    found = lines(Scenario(lora_fine_tune()))
+
+    assert found[Stage.PREPARE] == "run never finished"
+    assert {found[stage] for stage in list(Stage)[1:]} == {
+        "run unless the store has its output for the inputs that prepare finds"
+    }
+
+
+def test_an_unchanged_object_only_has_its_inputs_checked() -> None:
+    found = lines(finished())
+
+    assert actions(found) == ["check", "keep", "keep", "keep", "keep", "keep"]
+    assert found[Stage.PREPARE] == "check looks whether base and data are still the same"
+    assert found[Stage.TRAIN] == f"keep done, digest {finished().row(Stage.TRAIN).digest[:12]}"
+
+
+def test_an_edit_runs_the_stages_that_it_changes_and_names_the_field() -> None:
+    found = lines(finished(), ("evaluation.maxNewTokens", 8))
+
+    assert actions(found) == ["check", "keep", "keep", "keep", "run", "run"]
+    assert found[Stage.EVALUATE] == "run changed: spec.evaluation.maxNewTokens"
+    assert found[Stage.PUBLISH] == "run evaluate runs again"
+
+
+def test_a_field_that_is_in_no_digest_runs_nothing_and_is_no_reason() -> None:
+    scenario = finished()
+    before = parse_spec(scenario.cluster.document["spec"])
+    scenario.change(scenario.builder.edited("retryLimit", 9).edited("lora.rank", 8).with_retry_requested("by hand"))
+
+    found = {each.stage: f"{each.action} {each.why}" for each in forecast_of(scenario, before=before).stages}
+
+    assert actions(lines(finished(), ("retryLimit", 9))) == ["check", "keep", "keep", "keep", "keep", "keep"]
+    assert found[Stage.TRAIN] == "run changed: spec.lora.rank"
+
+
+def test_new_data_behind_another_name_leaves_the_rest_to_what_prepare_finds() -> None:
+    found = lines(finished(), ("dataset.train.uri", "s3://datasets/other.jsonl"))
+
+    assert found[Stage.PREPARE] == "run changed: spec.dataset.train.uri"
+    assert found[Stage.TRAIN] == "run unless the store has its output for the inputs that prepare finds"
+
+
+def test_a_pin_to_the_content_that_was_resolved_runs_prepare_only() -> None:
+    found = lines(finished(), ("baseModel.revision", BASE))
+
+    assert actions(found) == ["run", "keep", "keep", "keep", "keep", "keep"]
+    assert found[Stage.PREPARE] == "run changed: spec.baseModel.revision"
+
+
+def test_a_suspended_object_runs_nothing_and_says_so() -> None:
+    scenario = finished()
+    lines(scenario, ("lora.rank", 8))
+    scenario.change(scenario.builder.edited("suspend", True))
+
+    found = forecast_of(scenario)
+
+    assert (found.jobs, found.outcome) == ((), Outcome.SUSPENDED)
+    assert found.message == "spec.suspend is true; prepare continues when it is set to false"
+    assert [each.action for each in found.stages] == ["wait"] * 6
+
+
+def test_a_stage_that_failed_is_tried_again() -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is nan")
+    scenario.reconcile()
+
+    found = lines(scenario)
+
+    assert actions(found) == ["check", "run", "run", "run", "run", "run"]
+    assert found[Stage.TRAIN] == "run it failed: TrainingDiverged"
+    assert found[Stage.MERGE] == "run train runs again"
+
+
+def test_a_pin_comes_first_and_runs_publish_alone() -> None:
+    scenario = finished()
+    version = scenario.row(Stage.PUBLISH).digest
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.finish_all()
+
+    pinned = lines(scenario, ("publish.pin", version[:12]), in_store=True)
+    real_jobs(scenario)
+    again = lines(scenario)
+    taken_away = lines(scenario, ("publish.pin", ""))
+
+    assert next(iter(pinned.items())) == (
+        Stage.PUBLISH,
+        f"run points latest.json at version {version[:12]}, as spec.publish.pin says",
+    )
+    assert actions(pinned) == ["check", "keep", "keep", "keep", "keep", "run"]
+    assert again[Stage.PUBLISH] == f"keep latest.json names version {version[:12]}, as spec.publish.pin says"
+    assert taken_away[Stage.PUBLISH] == "run changed: spec.publish.pin"
+
+
+def test_a_pin_to_a_version_that_is_not_there_fails_and_nothing_else_runs() -> None:
+    scenario = finished()
+    lines(scenario, ("publish.pin", "f" * 12))
+
+    found = forecast_of(scenario, in_store=True)
+
+    assert [request.stage for request in found.jobs] == [Stage.PUBLISH]
+    assert (found.outcome, found.message) == (Outcome.FAILED, f"publish: sensor-faults has no version {'f' * 12}")
+    assert (found.stages[0].action, found.stages[0].why) == ("fail", f"sensor-faults has no version {'f' * 12}")
+    assert {each.action for each in found.stages[1:]} <= {"wait", "keep"}
+
+
+def test_merge_is_skipped_when_its_output_is_not_kept() -> None:
+    found = lines(finished(), ("merge.keep", False))
+
+    assert found[Stage.MERGE] == "skip spec.merge.keep is false: quantize merges on the fly"
+    assert found[Stage.QUANTIZE] == "run changed: spec.merge.keep"
+
+
+def test_what_the_store_has_of_an_earlier_edit_does_not_run_again() -> None:
+    scenario = finished()
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.finish_all()
+
+    unseen, seen = lines(scenario, ("lora.rank", 16)), lines(scenario, in_store=True)
+
+    assert actions(unseen) == ["check", "run", "run", "run", "run", "run"]
+    assert actions(seen) == ["check", "keep", "keep", "keep", "keep", "run"]
+    assert seen[Stage.TRAIN].startswith("keep its output is in the store, digest ")
+
+
+def test_a_stage_whose_output_was_deleted_from_the_store_runs_again() -> None:
+    scenario = finished()
+    del scenario.manifests[scenario.row(Stage.QUANTIZE).digest]
+
+    found = lines(scenario, in_store=True)
+
+    assert actions(found) == ["check", "keep", "keep", "run", "keep", "keep"]
+    assert found[Stage.QUANTIZE] == "run its output is not in the store"
+
+
+def test_an_object_without_its_profile_waits_with_the_reason() -> None:
+    scenario = finished()
+    scenario.profiles = {}
+
+    found = forecast_of(scenario)
+
+    assert (found.jobs, found.outcome) == ((), Outcome.STALLED)
+    assert "there is no profile 'default'" in found.message
+
+
+def test_another_store_is_looked_into_before_anything_is_kept() -> None:
+    scenario = finished()
+    scenario.profiles = {"default": PROFILE.model_copy(update={"store": ProfileStore(uri="s3://copied")})}
+
+    found = lines(scenario)
+
+    assert actions(found) == ["check", "run", "run", "run", "run", "run"]
+    assert found[Stage.TRAIN] == "run the profile has another store"
