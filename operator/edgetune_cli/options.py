@@ -9,7 +9,7 @@ import typer
 
 from edgetune_cli.documents import UnusableFile, load_object
 from edgetune_cli.exits import ExitStatus, fail
-from edgetune_cli.local import local_profile
+from edgetune_cli.local.cluster import local_profile
 from edgetune_operator.api.profiles import InvalidProfiles, Profile, load_profiles
 
 # This machine has files, and its own certificates of authorities.

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from edgetune_cli.local import LocalCluster, ObjectBusy, ObjectFolder
+from edgetune_cli.local.cluster import LocalCluster, ObjectBusy
+from edgetune_cli.local.objects import ObjectFolder
 from edgetune_cli.show import show_outcome
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores

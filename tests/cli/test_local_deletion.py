@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edgetune_cli.local import ObjectFolder
+from edgetune_cli.local.objects import ObjectFolder
 from edgetune_contract.digest import manifest_key, pointer_key
 from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.uses import Use, Uses

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import edgetune_cli.processes as processes
+import edgetune_cli.local.processes as processes
 from edgetune_operator.decisions.observe import JobState, observe
 from support.process_jobs import process_job
 

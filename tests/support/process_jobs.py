@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgetune_cli.local import local_profile
-from edgetune_cli.processes import ProcessJob
+from edgetune_cli.local.cluster import local_profile
+from edgetune_cli.local.processes import ProcessJob
 from edgetune_contract.digest import prepare_digest
 from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_cli.store_commands import _model_folder
+from edgetune_cli.store.commands import _model_folder
 from edgetune_contract.digest import pointer_key
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import EdgeFormat

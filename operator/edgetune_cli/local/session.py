@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgetune_cli.local import LocalCluster
+from edgetune_cli.local.cluster import LocalCluster
 from edgetune_cli.show import ProgressView
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from edgetune_cli.local import ObjectFolder
+from edgetune_cli.local.objects import ObjectFolder
 from edgetune_contract.request import StoreLocation
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneSpec

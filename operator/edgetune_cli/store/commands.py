@@ -15,7 +15,7 @@ from rich.console import Console
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
-from edgetune_cli.report import report, version_lines
+from edgetune_cli.store.report import report, version_lines
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
