@@ -45,7 +45,7 @@ def commands(path: str) -> list[str]:
 
 
 def test_every_constraint_is_a_name_with_one_version_and_no_place_to_get_it_from() -> None:
-    odd = [line for line in constraint_lines() if not re.fullmatch(r"[a-z0-9-]+==[0-9][a-z0-9.+!]*( ; [^/@]+)?", line)]
+    odd = [line for line in constraint_lines() if not re.fullmatch(r"[a-z0-9-]+==[0-9][a-z0-9.+!]*( ; [^/:@]+)?", line)]
 
     assert odd == []
 
