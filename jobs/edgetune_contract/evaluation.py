@@ -34,13 +34,14 @@ class Gates(Model):
     format."""
 
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Lowest score of the edge model, 0 to 1."""
+    """Lowest score of the edge model, 0 to 1: its keyword recall where evaluation rows have expected keywords, else its
+    exact match. With the format Text no model has a score, and the gate does not hold."""
 
-    min_improvement: Annotated[float, Field(ge=-100, le=100)] | None = None
-    """Least gain of the tuned model's score over the base's, in percentage points."""
+    min_improvement: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Lowest difference of the tuned model's score and the base's, -1 to 1: 0.1 is ten percentage points."""
 
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Most that the edge model's score may lie below the tuned model's, 0 to 1."""
+    """Highest difference of the tuned model's score and the edge model's, 0 to 1: what merging and INT8 may cost."""
 
     max_edge_bytes: ByteQuantity | None = None
     """Largest edge model, as a quantity of bytes such as 8Gi."""

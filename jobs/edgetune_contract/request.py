@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from pydantic_core import to_json
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
+from edgetune_contract.pipeline import BASE, EDGE, TUNED
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
@@ -16,6 +17,7 @@ CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message: a longer JSON text would arrive broken.
 MAX_RESULT_BYTES = 4096
 _MAX_FAILURE_MESSAGE_BYTES = 2048
+_FIRST_NAME = "keywordAccuracy"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -120,8 +122,9 @@ class Artifact(Model):
 class ModelScores(Model):
     """How one model did on the evaluation rows."""
 
-    keyword_accuracy: float | None = None
-    """Share of expected keywords that the answers hold, case-insensitive, 0 to 1; absent when no row names one."""
+    keyword_recall: float | None = None
+    """Expected keywords found in the answers over all expected keywords, case-insensitive, 0 to 1; absent when no row
+    has an expected keyword."""
 
     exact_match: float | None = None
     """Share of answers equal to the reference after stripping white space, 0 to 1; absent without prompts (format
@@ -130,9 +133,23 @@ class ModelScores(Model):
     loss: float | None = None
     """Mean cross-entropy over the completion tokens of all rows, in nats."""
 
+    @property
+    def score(self) -> float | None:
+        """The score of the model, 0 to 1: its keyword recall, else its exact match; None for the format Text."""
+        return self.exact_match if self.keyword_recall is None else self.keyword_recall
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_first_name(cls, values: Any) -> Any:
+        """Stores outlive releases: 0.1.0 wrote keywordRecall under the name keywordAccuracy."""
+        if not isinstance(values, dict) or _FIRST_NAME not in values:
+            return values
+        return {("keywordRecall" if name == _FIRST_NAME else name): value for name, value in values.items()}
+
 
 class Scores(Model):
-    """Scores of all four models on the same rows. A model's score is its keyword accuracy, else its exact match."""
+    """Scores of all four models on the same rows. A model's score is its keyword recall where evaluation rows have
+    expected keywords, else its exact match; with the format Text, models have a loss and no score."""
 
     base: float | None = None
     """Score of the base model, 0 to 1."""
@@ -147,16 +164,35 @@ class Scores(Model):
     """Score of the edge model in the first of the spec's formats, 0 to 1."""
 
     improvement: float | None = None
-    """Tuned minus base, in percentage points."""
+    """Tuned minus base, -1 to 1: what training gained. 0.1 is ten percentage points."""
 
     drop: float | None = None
-    """Tuned minus edge, 0 to 1: what merging and INT8 cost."""
+    """Tuned minus edge, -1 to 1: what merging and INT8 cost."""
 
     examples: int = 0
     """Evaluation rows that were scored."""
 
     details: dict[str, ModelScores] = {}
-    """By model: keyword accuracy, exact match and loss. Edge models in further formats have their artifacts' names."""
+    """By model: keyword recall, exact match and loss. Edge models in further formats have their artifacts' names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_differences(cls, values: Any) -> Any:
+        """improvement and drop follow from the scores: nobody can give others. 0.1.0 wrote improvement in points."""
+        if not isinstance(values, dict):
+            return values
+        tuned = values.get(TUNED)
+        derived = {
+            "improvement": _difference(tuned, values.get(BASE)),
+            "drop": _difference(tuned, values.get(EDGE)),
+        }
+        return {**values, **derived}
+
+
+def _difference(one: object, other: object) -> float | None:
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return one - other
+    return None
 
 
 class Publication(Model):

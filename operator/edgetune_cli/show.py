@@ -15,7 +15,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, EVALUATION, SCORED_M
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.api.reasons import Reason
-from edgetune_operator.api.units import format_bytes, format_share
+from edgetune_operator.api.units import format_bytes, format_points, format_share
 from edgetune_operator.decisions.plan import Outcome, View
 
 _PLAIN_INTERVAL_SECONDS = 10.0
@@ -170,7 +170,8 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
     if row.name is Stage.PREPARE and "trainExamples" in metrics:
         return f"{metrics['trainExamples']:,.0f} rows to train on, {metrics.get('evalExamples', 0):,.0f} to evaluate on"
     if row.name is Stage.TRAIN and "steps" in metrics:
-        share = f", {metrics['trainableShare']:.2f} % of the parameters" if "trainableShare" in metrics else ""
+        trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
+        share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
         return f"{metrics['steps']:.0f} steps, loss {metrics.get('loss', float('nan')):.3f}{share}"
     if row.name is Stage.EVALUATE and status.scores is not None:
         return f"{status.scores.examples} rows by each model"
@@ -181,7 +182,7 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
 
 def _score_table(status: LoraFineTuneStatus) -> Table:
     scores, sizes = status.scores, status.sizes
-    table = _table("\nScores", "model", "size", "keyword accuracy", "exact match", "loss")
+    table = _table("\nScores", "model", "size", "keyword recall", "exact match", "loss")
     further = {artifact.name: artifact.bytes for artifact in _outputs(Stage.QUANTIZE, status)}
     for model in (*SCORED_MODELS, *further):
         details = scores.details.get(model) if scores else None
@@ -193,7 +194,7 @@ def _score_table(status: LoraFineTuneStatus) -> Table:
         table.add_row(
             model,
             format_bytes(size),
-            format_share(details.keyword_accuracy) or "-",
+            format_share(details.keyword_recall) or "-",
             format_share(details.exact_match) or "-",
             f"{details.loss:.3f}" if details.loss is not None else "-",
         )
@@ -204,9 +205,9 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
     scores, sizes = status.scores, status.sizes
     parts = []
     if scores and scores.improvement is not None:
-        parts.append(f"Training gained {scores.improvement:+.1f} points")
+        parts.append(f"Training gained {format_points(scores.improvement)}")
     if scores and scores.drop is not None:
-        parts.append(f"merging and INT8 cost {100 * scores.drop:+.1f} points")
+        parts.append(f"merging and INT8 cost {format_points(scores.drop)}")
     if sizes and sizes.ratio is not None:
         parts.append(f"the edge model has {sizes.ratio:.0%} of the base's size")
     return "; ".join(parts) + "." if parts else ""

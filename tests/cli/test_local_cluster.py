@@ -100,7 +100,7 @@ def test_every_edge_format_is_shown_with_its_size_and_scores() -> None:
         ArtifactStatus(stage=Stage.QUANTIZE, name=name, uri=f"s3://b/{name}", bytes=size, sha256="0" * 64)
         for name, size in sizes.items()
     )
-    details = {"edge": ModelScores(keyword_accuracy=0.9), "edge-gguf-q8_0": ModelScores(keyword_accuracy=0.8)}
+    details = {"edge": ModelScores(keyword_recall=0.9), "edge-gguf-q8_0": ModelScores(keyword_recall=0.8)}
     status = LoraFineTuneStatus(
         stages=(StageStatus(name=Stage.QUANTIZE, state=StageState.SUCCEEDED),),
         sizes=Sizes(edge_bytes=2_000_000),

@@ -149,7 +149,7 @@ def test_scores_and_speed_are_reported_in_the_order_of_the_models(tmp_path: Path
     store = LocalFolderStore((tmp_path / "store").as_uri())
     model = PublishedModel(store, tmp_path / "local")
     document = model.publish()
-    details = {name: ModelScores(keyword_accuracy=0.5, loss=1.5) for name in ("edge", "base", "tuned")}
+    details = {name: ModelScores(keyword_recall=0.5, loss=1.5) for name in ("edge", "base", "tuned")}
     speed = {"runtime": "transformers 5.23.0", "peak_memory_bytes": 2_000_000}
     measurement = EdgeMeasurement(
         cpu="Cortex-A76",

@@ -125,7 +125,7 @@ def test_the_edge_model_knows_what_the_base_does_not(chain: Chain) -> None:
     assert scores.tuned > 0.85
     assert scores.merged >= scores.tuned - 0.02
     assert scores.edge >= scores.tuned - 0.02
-    assert scores.improvement == pytest.approx(100 * (scores.tuned - scores.base))
+    assert scores.improvement == pytest.approx(scores.tuned - scores.base)
     assert scores.drop == pytest.approx(scores.tuned - scores.edge)
     assert scores.examples == 64
     assert set(scores.details) == {"base", "tuned", "merged", "edge"}

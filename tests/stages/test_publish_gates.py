@@ -39,7 +39,7 @@ def artifact(name: str, size: int) -> Artifact:
 
 def evaluated(folder: Path, gguf_score: float) -> tuple[StageContext, Recorder]:
     """A run in two formats, of which the second has this score."""
-    details = {"edge": ModelScores(keyword_accuracy=0.9), "edge-gguf-q8_0": ModelScores(keyword_accuracy=gguf_score)}
+    details = {"edge": ModelScores(keyword_recall=0.9), "edge-gguf-q8_0": ModelScores(keyword_recall=gguf_score)}
     scores = Scores(base=0.1, tuned=0.9, edge=0.9, details=details)
     artifacts = (artifact("edge-bnb-int8", 10), artifact("edge-gguf-q8_0", 20))
     publisher = Recorder(

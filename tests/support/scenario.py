@@ -312,7 +312,7 @@ class Scenario:
         if stage in _ARTIFACTS:
             result = result.model_copy(update={"artifacts": (self.artifact(stage, digest),)})
         if stage is Stage.EVALUATE:
-            scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, improvement=90.0, drop=0.01, examples=64)
+            scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, examples=64)
             result = result.model_copy(update={"scores": scores, "edge": self.measurement})
         return result
 

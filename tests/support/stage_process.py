@@ -37,7 +37,7 @@ ARTIFACTS = {
     Stage.QUANTIZE: "edge-bnb-int8",
     Stage.EVALUATE: "evaluation",
 }
-SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, improvement=80.0, drop=0.01, examples=10)
+SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, examples=10)
 
 
 def work(context: StageContext) -> StageOutput:
@@ -58,7 +58,7 @@ def work(context: StageContext) -> StageOutput:
     (context.output / artifact / "deep" / "origin.txt").write_text(hasher.hexdigest())
     if stage is Stage.EVALUATE:
         (context.output / "base-scores").mkdir()
-        scores = ModelScores(keyword_accuracy=0.1).model_dump_json()
+        scores = ModelScores(keyword_recall=0.1).model_dump_json()
         (context.output / "base-scores" / "scores.json").write_text(scores)
     return StageOutput(
         artifacts={artifact: artifact},

@@ -66,7 +66,8 @@ LEGAL = (
     Verdict("every edge format", {"quantization.formats": ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]}),
     Verdict("no outliers", {"quantization.outlierThreshold": 0}),
     Verdict(
-        "all gates", {"evaluation.gates": {"minScore": 0.8, "maxDrop": 0.02, "minImprovement": -5, "maxEdgeBytes": 1}}
+        "all gates",
+        {"evaluation.gates": {"minScore": 0.8, "maxDrop": 0.02, "minImprovement": -0.05, "maxEdgeBytes": 1}},
     ),
     Verdict("a quantity with a binary suffix", {"evaluation.gates.maxEdgeBytes": "8Gi"}),
     Verdict("a quantity with a decimal suffix", {"evaluation.gates.maxEdgeBytes": "500M"}),

@@ -79,14 +79,14 @@ def _judge_improvement(limit: float | None, scores: Scores) -> str | None:
         return None
     if scores.tuned is None or scores.base is None:
         return f"minImprovement: the base and the tuned model have no scores: {_NO_SCORE}"
-    points = 100 * (scores.tuned - scores.base)
-    if points >= limit - _TOLERANCE:
+    improvement = scores.tuned - scores.base
+    if improvement >= limit - _TOLERANCE:
         return None
-    digits = _digits(1, points, limit)
-    side = "above" if points >= 0 else "below"
+    digits = _digits(3, improvement, limit)
+    side = "above" if improvement >= 0 else "below"
     return (
-        f"minImprovement: the tuned model scores {scores.tuned:.3f}, {abs(points):.{digits}f} points {side} "
-        f"the base model's {scores.base:.3f}; the limit is {limit:.{digits}f} points"
+        f"minImprovement: the tuned model scores {scores.tuned:.3f}, {abs(improvement):.{digits}f} {side} "
+        f"the base model's {scores.base:.3f}; the limit is {limit:.{digits}f}"
     )
 
 

@@ -1,8 +1,9 @@
-"""How answers are scored: keyword accuracy, exact match, mean loss. Values only."""
+"""How answers are scored: keyword recall, exact match, mean loss. Values only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgetune_contract.pipeline import BASE, EDGE, MERGED, TUNED
 from edgetune_contract.request import ModelScores, Scores
 
 
@@ -14,8 +15,11 @@ class ReferenceAnswer:
     keywords: tuple[str, ...] = ()
 
 
-def keyword_accuracy(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
-    """Share of all rows' keywords that the row's answer holds, case-insensitive; None when no row names one."""
+def keyword_recall(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
+    """Expected keywords found in their rows' answers over all expected keywords; None when no row has one.
+
+    A keyword is found where the answer contains it, case-insensitive.
+    """
     found = total = 0
     for answer, reference in zip(answers, references, strict=True):
         text = answer.casefold()
@@ -39,30 +43,22 @@ def score_model(
     if answers is None:
         return ModelScores(loss=loss)
     return ModelScores(
-        keyword_accuracy=keyword_accuracy(answers, references), exact_match=exact_match(answers, references), loss=loss
+        keyword_recall=keyword_recall(answers, references), exact_match=exact_match(answers, references), loss=loss
     )
 
 
-def headline(scores: ModelScores) -> float | None:
-    """The one score of a model, 0 to 1: keyword accuracy, else exact match."""
-    return scores.exact_match if scores.keyword_accuracy is None else scores.keyword_accuracy
-
-
 def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
-    """Scores of all models on the same rows, with what was gained (percentage points) and lost (0 to 1).
+    """Scores of all models on the same rows.
 
     Args:
         details: scores by model: base, tuned, edge, merged if there is one, and further edge models by their artifacts.
         examples: number of rows.
     """
-    base_score, tuned_score, edge_score = (headline(details[name]) for name in ("base", "tuned", "edge"))
     return Scores(
-        base=base_score,
-        tuned=tuned_score,
-        merged=headline(details["merged"]) if "merged" in details else None,
-        edge=edge_score,
-        improvement=None if base_score is None or tuned_score is None else 100 * (tuned_score - base_score),
-        drop=None if tuned_score is None or edge_score is None else tuned_score - edge_score,
+        base=details[BASE].score,
+        tuned=details[TUNED].score,
+        merged=details[MERGED].score if MERGED in details else None,
+        edge=details[EDGE].score,
         examples=examples,
         details=dict(details),
     )

@@ -11,7 +11,6 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
-from edgetune_jobs.evaluation.scoring import headline
 from edgetune_jobs.runtime.outputs import timestamp
 from edgetune_jobs.stage import Publisher, StageContext, StageOutput
 from edgetune_jobs.store.store import files_below
@@ -59,7 +58,7 @@ def _figures(manifests: Mapping[Stage, Manifest]) -> Figures:
         scores,
         edge.bytes,
         evaluated.edge,
-        tuple(FurtherEdge(formats[each.name], headline(scores.details[each.name]), each.bytes) for each in further),
+        tuple(FurtherEdge(formats[each.name], scores.details[each.name].score, each.bytes) for each in further),
     )
 
 

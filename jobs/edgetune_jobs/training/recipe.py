@@ -43,8 +43,8 @@ class ParameterCount:
 
     @property
     def share(self) -> float:
-        """Trainable share in percent."""
-        return 100 * self.trainable / self.total
+        """Trainable parameters over all, 0 to 1."""
+        return self.trainable / self.total
 
 
 def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:

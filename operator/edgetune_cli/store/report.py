@@ -95,9 +95,9 @@ def _print_scores(console: Console, scores: Scores | None) -> None:
     if scores is None or not scores.details:
         return
     console.print(f"\nScores on {scores.examples} held-out rows", style="bold")
-    table: list[tuple[str, ...]] = [("model", "keyword accuracy", "exact match", "loss")]
+    table: list[tuple[str, ...]] = [("model", "keyword recall", "exact match", "loss")]
     for model, details in sorted(scores.details.items(), key=_order):
-        shares = (format_share(share) or "-" for share in (details.keyword_accuracy, details.exact_match))
+        shares = (format_share(share) or "-" for share in (details.keyword_recall, details.exact_match))
         table.append((model, *shares, "-" if details.loss is None else f"{details.loss:.3f}"))
     _print_lines(console, _aligned(table, right=(1, 2, 3)))
 

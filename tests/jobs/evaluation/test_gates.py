@@ -30,16 +30,14 @@ WHY = "no evaluation row has an expected keyword or a reference answer; add some
         ),
         ({"maxDrop": 0.02}, NO_SCORES, f"maxDrop: the tuned model and the edge model have no scores: {WHY}"),
         (
-            {"minImprovement": 70},
+            {"minImprovement": 0.7},
             SCORES,
-            "minImprovement: the tuned model scores 0.853, 60.3 points above the base model's 0.250; "
-            "the limit is 70.0 points",
+            "minImprovement: the tuned model scores 0.853, 0.603 above the base model's 0.250; the limit is 0.700",
         ),
         (
             {"minImprovement": 0},
             Scores(base=0.5, tuned=0.4),
-            "minImprovement: the tuned model scores 0.400, 10.0 points below the base model's 0.500; "
-            "the limit is 0.0 points",
+            "minImprovement: the tuned model scores 0.400, 0.100 below the base model's 0.500; the limit is 0.000",
         ),
         ({"minImprovement": 0}, NO_SCORES, f"minImprovement: the base and the tuned model have no scores: {WHY}"),
         (
@@ -61,7 +59,7 @@ def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
         {},
         {"minScore": 0.812},
         {"maxDrop": 0.041},
-        {"minImprovement": 60.3},
+        {"minImprovement": 0.603},
         {"maxEdgeBytes": 2000},
         {"maxEdgeBytes": "2k"},
     ],
@@ -71,7 +69,7 @@ def test_a_figure_that_is_exactly_the_limit_holds(gates: Mapping[str, object]) -
 
 
 def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
-    gates = Gates(min_score=0.9, min_improvement=70, max_drop=0.01, max_edge_bytes="1")
+    gates = Gates(min_score=0.9, min_improvement=0.7, max_drop=0.01, max_edge_bytes="1")
 
     names = [refusal.partition(":")[0] for refusal in judge(EvaluationSpec(gates=gates), Figures(SCORES, edge_bytes=2))]
 
@@ -79,7 +77,7 @@ def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
 
 
 def test_every_format_has_to_hold_the_gates_and_a_refusal_names_the_format() -> None:
-    evaluation = EvaluationSpec(gates=Gates(min_score=0.8, min_improvement=10, max_drop=0.05, max_edge_bytes="2k"))
+    evaluation = EvaluationSpec(gates=Gates(min_score=0.8, min_improvement=0.1, max_drop=0.05, max_edge_bytes="2k"))
     good = FurtherEdge(EdgeFormat.COMPRESSED_TENSORS_W8A8, 0.85, 2000)
     bad = FurtherEdge(EdgeFormat.GGUF_Q8_0, 0.7, 3000)
 

@@ -1,14 +1,15 @@
 """Scores of answers: what counts, and what does not."""
 
+import json
+
 import pytest
 
-from edgetune_contract.request import ModelScores
+from edgetune_contract.request import ModelScores, Scores
 from edgetune_jobs.evaluation.scoring import (
     ReferenceAnswer,
     compare,
     exact_match,
-    headline,
-    keyword_accuracy,
+    keyword_recall,
     score_model,
 )
 
@@ -21,19 +22,19 @@ TWO_FAULTS = [
 def test_keywords_count_wherever_they_stand_and_in_any_case() -> None:
     answers = ["REFILL OIL now, it is Oil Loss", "no idea"]
 
-    assert keyword_accuracy(answers, TWO_FAULTS) == pytest.approx(2 / 3)
+    assert keyword_recall(answers, TWO_FAULTS) == pytest.approx(2 / 3)
 
 
 def test_keywords_are_weighted_alike_not_rows() -> None:
-    assert keyword_accuracy(["oil loss", "belt slip"], TWO_FAULTS) == pytest.approx(2 / 3)
+    assert keyword_recall(["oil loss", "belt slip"], TWO_FAULTS) == pytest.approx(2 / 3)
 
 
 def test_keywords_of_other_scripts_are_compared_without_case() -> None:
-    assert keyword_accuracy(["STRASSE ΣΊΣΥΦΟΣ"], [ReferenceAnswer("", ("straße", "σίσυφος"))]) == 1
+    assert keyword_recall(["STRASSE ΣΊΣΥΦΟΣ"], [ReferenceAnswer("", ("straße", "σίσυφος"))]) == 1
 
 
 def test_rows_without_keywords_leave_the_accuracy_open() -> None:
-    assert keyword_accuracy(["anything"], [ReferenceAnswer("x")]) is None
+    assert keyword_recall(["anything"], [ReferenceAnswer("x")]) is None
 
 
 def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
@@ -50,27 +51,25 @@ def test_an_answer_too_few_is_an_error_not_a_lower_score() -> None:
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        (ModelScores(keyword_accuracy=0.0, exact_match=0.5), 0.0),
+        (ModelScores(keyword_recall=0.0, exact_match=0.5), 0.0),
         (ModelScores(exact_match=0.5), 0.5),
         (ModelScores(loss=1.0), None),
     ],
 )
-def test_a_models_score_is_its_keyword_accuracy_else_its_exact_match(
-    scores: ModelScores, expected: float | None
-) -> None:
-    assert headline(scores) == expected
+def test_a_models_score_is_its_keyword_recall_else_its_exact_match(scores: ModelScores, expected: float | None) -> None:
+    assert scores.score == expected
 
 
 def test_texts_have_a_loss_and_nothing_else() -> None:
     assert score_model(None, TWO_FAULTS, 0.7) == ModelScores(loss=0.7)
 
 
-def test_improvement_is_in_points_and_drop_is_a_share() -> None:
-    base, tuned, edge = (ModelScores(keyword_accuracy=accuracy) for accuracy in (0.05, 0.9, 0.88))
+def test_improvement_and_drop_are_differences_of_shares() -> None:
+    base, tuned, edge = (ModelScores(keyword_recall=recall) for recall in (0.05, 0.9, 0.88))
 
     scores = compare({"base": base, "tuned": tuned, "edge": edge}, examples=96)
 
-    assert scores.improvement == pytest.approx(85)
+    assert scores.improvement == pytest.approx(0.85)
     assert scores.drop == pytest.approx(0.02)
     assert (scores.base, scores.tuned, scores.merged, scores.edge) == (0.05, 0.9, None, 0.88)
     assert list(scores.details) == ["base", "tuned", "edge"]
@@ -78,13 +77,23 @@ def test_improvement_is_in_points_and_drop_is_a_share() -> None:
 
 
 def test_edge_models_in_further_formats_have_scores_of_their_own_and_no_part_in_the_comparison() -> None:
-    base, tuned, edge, further = (ModelScores(keyword_accuracy=accuracy) for accuracy in (0.1, 0.9, 0.8, 0.2))
+    base, tuned, edge, further = (ModelScores(keyword_recall=recall) for recall in (0.1, 0.9, 0.8, 0.2))
 
     scores = compare({"base": base, "tuned": tuned, "edge": edge, "edge-gguf-q8_0": further}, examples=9)
 
     assert scores.edge == 0.8
     assert scores.drop == pytest.approx(0.1)
-    assert scores.details["edge-gguf-q8_0"].keyword_accuracy == 0.2
+    assert scores.details["edge-gguf-q8_0"].keyword_recall == 0.2
+
+
+def test_scores_that_an_older_release_wrote_are_read_in_todays_units() -> None:
+    written = {"base": 0.05, "tuned": 0.9, "edge": 0.88, "improvement": 85.0, "drop": 0.02, "examples": 96}
+    details = {"edge": {"keywordAccuracy": 0.88, "exactMatch": 0.5}}
+
+    scores = Scores.model_validate_json(json.dumps({**written, "details": details}))
+
+    assert scores.improvement == pytest.approx(0.85)
+    assert scores.details["edge"] == ModelScores(keyword_recall=0.88, exact_match=0.5)
 
 
 def test_models_without_a_score_have_no_improvement() -> None:
