@@ -1,6 +1,6 @@
 """Clean-up: what is asked and said when an object's artifacts go with it (deletionPolicy: Delete)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,15 +17,6 @@ class CleanUpRequest(Model):
     """Name of the LoraFineTune: the model's name in the store. Never empty: that would stand for all models."""
 
     store: StoreLocation
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Request from its JSON text.
-
-        Raises:
-            pydantic.ValidationError: the text is not a request of this contract's version.
-        """
-        return cls.model_validate_json(text)
 
     def encode(self) -> str:
         """JSON text, without fields that are None."""
@@ -46,15 +37,6 @@ class CleanUpResult(Model):
 
     failure: Failure | None = None
     """Set when the clean-up did not finish."""
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Result from its JSON text.
-
-        Raises:
-            pydantic.ValidationError: the text is not a result.
-        """
-        return cls.model_validate_json(text)
 
     def encode(self) -> bytes:
         """JSON in UTF-8; at most MAX_RESULT_BYTES bytes, since a failure's message is cut."""

@@ -45,6 +45,15 @@ class Model(BaseModel):
         return self
 
     @classmethod
+    def decode(cls, text: str) -> Self:
+        """Value from its JSON text.
+
+        Raises:
+            pydantic.ValidationError: the text is not one of this model, or of another version of the contract.
+        """
+        return cls.model_validate_json(text)
+
+    @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
         if cls.rules:

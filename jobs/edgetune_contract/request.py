@@ -89,15 +89,6 @@ class Request(Model):
         """Whether it asks for no more than to point back to a pinned version."""
         return self.stage is Stage.PUBLISH and bool(self.parameters.publish.pin)
 
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Request from its JSON text.
-
-        Raises:
-            pydantic.ValidationError: the text is not a request of this contract's version.
-        """
-        return cls.model_validate_json(text)
-
     def encode(self) -> str:
         """JSON text, without fields that are None."""
         return self.model_dump_json(exclude_none=True)
@@ -270,15 +261,6 @@ class Result(Model):
     ) -> Self:
         """Result of a stage that did not finish; a long message is cut in the middle."""
         return cls(stage=stage, digest=digest, failure=Failure.brief(exit_code, reason, message, step))
-
-    @classmethod
-    def decode(cls, text: str) -> Self:
-        """Result from its JSON text.
-
-        Raises:
-            pydantic.ValidationError: the text is not a result.
-        """
-        return cls.model_validate_json(text)
 
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
