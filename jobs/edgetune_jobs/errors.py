@@ -15,7 +15,10 @@ from typing import ClassVar
 
 from edgetune_contract.stages import ExitCode
 
-# For messages about what an earlier stage has to make anew.
+BASE_FIELD = "spec.baseModel"
+"""Field that messages about the base model name."""
+
+# For messages about what an earlier stage has to make again.
 HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
 
 

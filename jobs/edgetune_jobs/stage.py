@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Resolved, Scores
+from edgetune_contract.request import Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.models.weights import ModelFolder
 from edgetune_jobs.store.files import Buffer
+from edgetune_jobs.store.sources import Source
 
 
 class Progress(Protocol):
@@ -44,40 +45,6 @@ class Checkpoints(Protocol):
 
     def write_micro_batch_size(self, size: int) -> None:
         """Leave a smaller micro-batch size for the next attempt."""
-        ...
-
-
-class Source(Protocol):
-    """Files that a user names in the spec: a base model or a data set."""
-
-    @property
-    def uri(self) -> str: ...
-
-    @property
-    def files(self) -> Sequence[FileEntry]:
-        """The files that it is read from, sorted by path.
-
-        For an object store the sha256 may stand for the store's own checksum.
-        """
-        ...
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """Paths of the other files, sorted, for messages: nothing more is known of them."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the canonical JSON of the file list."""
-        ...
-
-    def fetch(self, paths: Sequence[str]) -> Path:
-        """A local folder that holds these files."""
-        ...
-
-    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
-        the way is cut."""
         ...
 
 

@@ -105,8 +105,7 @@ def write_gguf(model: Path, output: Path) -> Path:
 def stored_weights(model: Path) -> Any:
     """The weights of a model folder as they are stored."""
     from edgetune_jobs.models.folder import LocalModelFolder
-    from edgetune_jobs.models.weights import read_tensors
-    from edgetune_jobs.tensors.reader import TORCH_DTYPES
+    from edgetune_jobs.models.weights import TORCH_DTYPES, read_tensors
     from edgetune_jobs.tensors.weights import ModelWeights
 
     folder = LocalModelFolder(model, "model")

@@ -1,1 +1,1 @@
-"""Data sets: rows, checks, splits, prompts and tokens."""
+"""Data sets: rows, splits, prompts and tokens, and what is wrong with them. Imports store and errors."""

@@ -14,7 +14,7 @@ from edgetune_jobs.data.readers.json_rows import read_json, read_jsonl
 from edgetune_jobs.data.readers.parquet_rows import read_parquet
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.stage import Source
+from edgetune_jobs.store.sources import Source
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _ROWS_BETWEEN_STOP_CHECKS = 1000

@@ -1,8 +1,10 @@
-"""How long examples are, in tokens."""
+"""How many tokens examples have, and what became of them."""
 
 import math
 from array import array
 from dataclasses import dataclass, field
+
+from edgetune_jobs.data.tokenization import Encoded
 
 _SMALLEST_BUCKET = 32
 
@@ -42,3 +44,30 @@ class TokenLengths:
             bound = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
             counts[bound] = counts.get(bound, 0) + 1
         return [{"upTo": bound, "examples": counts[bound]} for bound in sorted(counts)]
+
+
+@dataclass
+class TokenCount:
+    """What tokenizing the training or the evaluation rows came to."""
+
+    lengths: TokenLengths = field(default_factory=TokenLengths)
+    kept: int = 0
+    """Tokens that were written."""
+
+    longest_kept: int = 0
+    """Tokens of the longest example as it is written."""
+
+    largest_id: int = 0
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return len(self.lengths.lengths)
+
+    def add(self, encoded: Encoded) -> None:
+        """Count one example."""
+        ids = encoded.input_ids
+        self.lengths.add(encoded.full_length, is_truncated=encoded.is_truncated)
+        self.kept += len(ids)
+        self.longest_kept = max(self.longest_kept, len(ids))
+        self.largest_id = max(self.largest_id, *ids)

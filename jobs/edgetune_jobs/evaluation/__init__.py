@@ -1,1 +1,4 @@
-"""Evaluation: answers, scores, gates."""
+"""What a model is worth: answers, losses, scores, and the gates on them.
+
+Imports stage, models, data, store and errors.
+"""

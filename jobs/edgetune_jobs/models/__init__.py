@@ -1,1 +1,1 @@
-"""Models and adapters as folders of safetensors: inspected, loaded, merged."""
+"""Models and adapters as folders of safetensors: inspected, loaded, merged, saved. Imports data, store and errors."""

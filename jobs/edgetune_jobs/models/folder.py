@@ -11,8 +11,8 @@ from pathlib import Path
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.stage import Source
 from edgetune_jobs.store.files import Buffer, Fingerprint, list_files
+from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import DamagedObject
 
 

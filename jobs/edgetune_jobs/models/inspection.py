@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.folder import SourceModelFolder
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
@@ -20,8 +20,7 @@ from edgetune_jobs.models.weights import (
     some,
     weight_files,
 )
-from edgetune_jobs.stage import Source
-from edgetune_jobs.store.connect import BASE_FIELD
+from edgetune_jobs.store.sources import Source
 
 OUTPUT_HEAD = "lm_head"
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
 from edgetune_jobs.data.prompts import PromptFormat
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models import adapter_layers, adapters, loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.inspection import CODE_FIELD
-from edgetune_jobs.models.weights import ModelFolder, StoredTensor, read_tensors
-from edgetune_jobs.store.connect import BASE_FIELD
-from edgetune_jobs.tensors.reader import TORCH_DTYPES
+from edgetune_jobs.models.weights import TORCH_DTYPES, ModelFolder, StoredTensor, read_tensors
 
 if TYPE_CHECKING:
     import torch

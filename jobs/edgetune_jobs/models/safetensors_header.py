@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.safetensors_header import read_header
+from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""torch's names of the dtypes that weights may have, by safetensors' names."""
+
+SAFETENSORS_DTYPES = {torch_name: name for name, torch_name in TORCH_DTYPES.items()}
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 100_000_000

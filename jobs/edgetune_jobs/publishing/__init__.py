@@ -1,1 +1,4 @@
-"""Published versions: written, pointed at, listed, verified, fetched."""
+"""Published models in a store: versions and the pointer, and their verification and download.
+
+Imports stage, models, data, store and errors.
+"""

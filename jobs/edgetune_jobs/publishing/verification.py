@@ -1,17 +1,18 @@
 """Verification: is everything in the store still what its manifest says? Nothing is downloaded to a disk."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
+from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of
-from edgetune_jobs.runtime.outputs import timestamp
 from edgetune_jobs.store.files import Fingerprint, file_list_digest
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.store import AnyModel, DamagedModel, DamagedObject, Store, files_below, read_model, uri_of
@@ -92,10 +93,13 @@ def verify(store: Store, address: Address) -> Verification:
         InvalidInput: there is no such document.
         AccessDenied, TransientFault: it cannot be read.
     """
+    began = timestamp(datetime.now(UTC))
     try:
-        return _verify_model(store, address) if isinstance(address, ModelAddress) else _verify_stage(store, address)
+        if isinstance(address, ModelAddress):
+            return _verify_model(store, address, began)
+        return _verify_stage(store, address, began)
     except DamagedModel as error:
-        return Verification(document=uri_of(store, address.key), checked_at=timestamp(), problems=(str(error),))
+        return Verification(document=uri_of(store, address.key), checked_at=began, problems=(str(error),))
 
 
 def _read(store: Store, address: Address, model: type[AnyModel]) -> AnyModel:
@@ -105,8 +109,7 @@ def _read(store: Store, address: Address, model: type[AnyModel]) -> AnyModel:
     return found
 
 
-def _verify_model(store: Store, address: ModelAddress) -> Verification:
-    began = timestamp()
+def _verify_model(store: Store, address: ModelAddress, began: str) -> Verification:
     document = _read(store, address, VersionDocument)
     checks = [_check_artifact(store, edge.key, edge.artifact, edge.files) for edge in document.edges]
     problems = [*_document_problems(store, address, document), *_problems(checks)]
@@ -166,8 +169,7 @@ def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Ite
         yield f"{file}: it is not a copy of {uri_of(store, key)}"
 
 
-def _verify_stage(store: Store, address: StageAddress) -> Verification:
-    began = timestamp()
+def _verify_stage(store: Store, address: StageAddress, began: str) -> Verification:
     manifest = _read(store, address, Manifest)
     result = manifest.result
     problems = []

@@ -1,1 +1,4 @@
-"""A stage's process: request in, inputs fetched, body called, outputs and manifest written, exit code out."""
+"""The process around a stage: request in, inputs fetched, body called, outputs and manifest written, exit code out.
+
+Imports every room but stages, whose modules it loads by name.
+"""

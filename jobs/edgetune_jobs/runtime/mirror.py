@@ -8,11 +8,11 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import HOW_TO_RETRY, InvalidInput, TransientFault
+from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput, TransientFault
 from edgetune_jobs.models.folder import SourceModelFolder
 from edgetune_jobs.models.weights import used_files
-from edgetune_jobs.stage import Progress, Source
-from edgetune_jobs.store.connect import BASE_FIELD
+from edgetune_jobs.stage import Progress
+from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import (
     DamagedObject,
     FileList,

@@ -11,7 +11,6 @@ import platform
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -114,11 +113,6 @@ def probe(store: Store) -> None:
     """
     store.put("probe/probe.txt", b"written by a stage before it begins; safe to delete")
     store.delete_tree("probe")
-
-
-def timestamp() -> str:
-    """Now, as manifests and versions record it: RFC 3339, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def library_versions() -> dict[str, str]:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
 from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
+from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.inputs import (
@@ -26,13 +28,14 @@ from edgetune_jobs.runtime.inputs import (
     read_manifest,
 )
 from edgetune_jobs.runtime.mirror import mirror_model, mirror_uri
-from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe, timestamp
+from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.uses import Use, Uses
-from edgetune_jobs.stage import OutputFiles, Source, StageContext, StageOutput
+from edgetune_jobs.stage import OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.connect import Access, open_sources
+from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import Conflict
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
@@ -266,7 +269,7 @@ class StageRun:
         return Manifest(
             result=result,
             files=tuple(files),
-            created_at=timestamp(),
+            created_at=timestamp(datetime.now(UTC)),
             versions=library_versions(),
             image=self._image,
             resolved=self._known_inputs,

@@ -1,1 +1,4 @@
-"""One module a stage, each with `run(context) -> StageOutput`. No stage imports another."""
+"""The body of each stage, `run(context) -> StageOutput`: one module a stage.
+
+Imports tensors, training, evaluation, publishing and what is below them, never the runtime or another stage.
+"""

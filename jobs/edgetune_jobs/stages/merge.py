@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from edgetune_contract.spec import MergeBase, Method
-from edgetune_jobs.errors import Interrupted
+from edgetune_jobs.errors import BASE_FIELD, Interrupted
 from edgetune_jobs.models import adapters, loading, merging
 from edgetune_jobs.models.weights import ModelFolder, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.store.connect import BASE_FIELD
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
 from edgetune_jobs.tensors.plan import plan_files

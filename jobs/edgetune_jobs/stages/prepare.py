@@ -15,6 +15,7 @@ from edgetune_jobs.data.problems import Problems
 from edgetune_jobs.data.readers.rows import BadRow
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.templates import renderer_for
+from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.data.tokenization import Encoder
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
@@ -24,7 +25,7 @@ from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
-from edgetune_jobs.training.preparation_report import Preparation, TokenCount, cut_warning, training_figures
+from edgetune_jobs.training.preparation_report import Preparation, cut_warning, training_figures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

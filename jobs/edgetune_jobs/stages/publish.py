@@ -4,10 +4,12 @@ With a pin: move the pointer to the version that it names, and nothing else.
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from edgetune_contract.request import Artifact, FileEntry, Manifest, Request, Resolved, Scores
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
+from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
@@ -73,7 +75,7 @@ def _version(
         model=request.name,
         namespace=request.namespace,
         version=request.digest,
-        created_at=timestamp(),
+        created_at=timestamp(datetime.now(UTC)),
         published=not refusals,
         refusals=refusals,
         edge=edge,

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.errors import Interrupted, InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, Interrupted, InvalidInput
 from edgetune_jobs.models import loading, merging
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.store.connect import BASE_FIELD
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
 from edgetune_jobs.tensors.formats.bnb_int8 import FLOAT16_MAX

@@ -1,1 +1,1 @@
-"""Where artifacts and inputs lie: S3, a folder, the hub."""
+"""Where artifacts and sources are: S3, local folders, the Hugging Face hub. Imports errors."""

@@ -7,11 +7,9 @@ from typing import Any
 
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
-from edgetune_jobs.stage import Source
-from edgetune_jobs.store.sources import FolderSource, SourceKind, check_pin
+from edgetune_jobs.errors import BASE_FIELD
+from edgetune_jobs.store.sources import FolderSource, Source, SourceKind, check_pin
 from edgetune_jobs.store.store import Store
-
-BASE_FIELD = "spec.baseModel"
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,49 @@ from collections.abc import Sequence
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, InvalidInput
-from edgetune_jobs.stage import Source
 from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint, list_files
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
 _DATA_SUFFIXES = frozenset((".jsonl", ".json", ".csv", ".parquet"))
+
+
+class Source(Protocol):
+    """Files that a user names in the spec: a base model or a data set."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def files(self) -> Sequence[FileEntry]:
+        """The files that it is read from, sorted by path.
+
+        For an object store the sha256 may stand for the store's own checksum.
+        """
+        ...
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Paths of the other files, sorted, for messages: nothing more is known of them."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the file list."""
+        ...
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        """A local folder that holds these files."""
+        ...
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
+        the way is cut."""
+        ...
 
 
 class SourceKind(Enum):

@@ -1,1 +1,4 @@
-"""Models tensor by tensor: from headers to a plan, from stored bytes to merged rows, through encoders to files."""
+"""Merge and quantize tensor by tensor in bounded memory: stored bytes become rows, rows go through encoders to files.
+
+Imports stage, models, data, store and errors.
+"""

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
-from edgetune_jobs.models.weights import CONFIG, ModelFolder, StoredTensor
-from edgetune_jobs.tensors.reader import TORCH_DTYPES, pieces
+from edgetune_jobs.models.weights import CONFIG, TORCH_DTYPES, ModelFolder, StoredTensor
+from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.tensors.reader import pieces
 
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"

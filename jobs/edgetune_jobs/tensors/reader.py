@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
-from edgetune_jobs.models.weights import ModelFolder, StoredTensor, fill
+from edgetune_jobs.models.weights import TORCH_DTYPES, ModelFolder, StoredTensor, fill
 from edgetune_jobs.store.files import CHUNK_BYTES
 
 if TYPE_CHECKING:
     import torch
-
-# Number formats that weights come in.
-TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-SAFETENSORS_DTYPES = {name: short for short, name in TORCH_DTYPES.items()}
 
 
 class Buffers:

@@ -16,12 +16,19 @@ from edgetune_jobs.models import adapter_layers, adapters, merging
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.inspection import CODE_FIELD
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
-from edgetune_jobs.models.weights import CONFIG, WEIGHTS_INDEX, ModelFolder, StoredTensor, read_tensors
+from edgetune_jobs.models.weights import (
+    CONFIG,
+    SAFETENSORS_DTYPES,
+    TORCH_DTYPES,
+    WEIGHTS_INDEX,
+    ModelFolder,
+    StoredTensor,
+    read_tensors,
+)
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.store.files import list_files
 from edgetune_jobs.tensors import nf4, pipeline
 from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
-from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES, TORCH_DTYPES
 from edgetune_jobs.tensors.weights import LoraMatrices, ModelWeights
 
 STREAMING = "streaming"

@@ -1,1 +1,4 @@
-"""Training: the recipe, the loop, checkpoints and the memory estimate."""
+"""Training of the adapter: recipe for the libraries, loop, checkpoints to resume from, memory estimate.
+
+Imports stage, models, data, store and errors.
+"""

@@ -1,40 +1,12 @@
 """What prepare found, in figures: metrics for the status, report.json for those who want to know more."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from edgetune_contract.spec import Parameters
-from edgetune_jobs.data.token_lengths import TokenLengths
-from edgetune_jobs.data.tokenization import Encoded
+from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
 from edgetune_jobs.training.memory_estimate import TrainingMemory, trainable_parameters
-
-
-@dataclass
-class TokenCount:
-    """What tokenizing the training or the evaluation rows came to."""
-
-    lengths: TokenLengths = field(default_factory=TokenLengths)
-    kept: int = 0
-    """Tokens that were written."""
-
-    longest_kept: int = 0
-    """Tokens of the longest example as it is written."""
-
-    largest_id: int = 0
-
-    @property
-    def examples(self) -> int:
-        """Number of examples."""
-        return len(self.lengths.lengths)
-
-    def add(self, encoded: Encoded) -> None:
-        """Count one example."""
-        ids = encoded.input_ids
-        self.lengths.add(encoded.full_length, is_truncated=encoded.is_truncated)
-        self.kept += len(ids)
-        self.longest_kept = max(self.longest_kept, len(ids))
-        self.largest_id = max(self.largest_id, *ids)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_tensors_that_overlap_or_share_a_name_are_refused() -> None:
     overlapping = {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 24]}}
     assert "tensor 'b' overlaps another tensor" in refusal(safetensors_bytes(overlapping, 24))
     twice = b'{"a":%s,"a":%s}' % (json.dumps(ENTRY).encode(), json.dumps(ENTRY).encode())
-    assert "field 'a' stands twice" in refusal(len(twice).to_bytes(8, "little") + twice + bytes(16))
+    assert "duplicate field 'a'" in refusal(len(twice).to_bytes(8, "little") + twice + bytes(16))
 
 
 @pytest.mark.parametrize("metadata", [[], {"format": 1}, "pt"])

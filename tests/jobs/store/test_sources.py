@@ -12,11 +12,10 @@ from edgetune_contract.digest import sha256_of
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.models.folder import SourceModelFolder
 from edgetune_jobs.models.weights import fill
-from edgetune_jobs.stage import Source
 from edgetune_jobs.store.files import fingerprint
 from edgetune_jobs.store.s3.bucket import RemoteObject, S3Bucket
 from edgetune_jobs.store.s3.source import S3Source
-from edgetune_jobs.store.sources import FolderSource, SourceKind, check_pin
+from edgetune_jobs.store.sources import FolderSource, Source, SourceKind, check_pin
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 

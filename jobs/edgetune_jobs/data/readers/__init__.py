@@ -1,1 +1,1 @@
-"""Readers of rows, one module a file format."""
+"""Readers of rows, one module a file format. Imports what data may import."""

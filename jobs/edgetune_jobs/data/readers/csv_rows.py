@@ -6,8 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from edgetune_jobs.data.readers.json_rows import BrokenJson, parse_json
 from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 # Bytes that are not UTF-8 become characters from here on, so that one bad cell does not hide the rows after it.
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)

@@ -1,43 +1,16 @@
 """Rows of .jsonl and .json files."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 # A .json file is parsed as a whole, so it has to fit into memory several times over.
 MAX_JSON_BYTES = 2**30
 
 _BOM = b"\xef\xbb\xbf"
-
-
-class BrokenJson(ValueError):
-    """The text is not JSON; `line` and `column` count from 1 and are None where the parser gives no place."""
-
-    def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.line = line
-        self.column = column
-
-
-def parse_json(text: str) -> Any:
-    """Value of a JSON text, strictly: no NaN or Infinity, no field twice in one object.
-
-    Raises:
-        BrokenJson: the text is anything else, or nested too deeply.
-    """
-    try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        hint = " (NUL bytes: is the file UTF-16? save it as UTF-8)" if "\x00" in text else ""
-        raise BrokenJson(f"broken JSON: {error.msg}{hint}", error.lineno, error.colno) from error
-    except RecursionError as error:
-        raise BrokenJson("broken JSON: nested too deeply") from error
-    except ValueError as error:  # a refused constant or field, or a number of thousands of digits
-        raise BrokenJson(f"broken JSON: {error}") from error
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRow | BadRow]:
@@ -153,19 +126,3 @@ def _parse_line(place: Place, line: bytes | None) -> RawRow | BadRow | None:
         return RawRow(place, parse_json(text))
     except BrokenJson as error:
         return BadRow(place, _with_column(error))
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} stands twice in one object")
-    return fields
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_fields)

@@ -1,1 +1,1 @@
-"""How a model would run on an edge device: its speed and memory within a budget of cores and memory."""
+"""Speed and memory of models on a CPU, within the edge budget. Imports what evaluation may import."""

@@ -1,1 +1,1 @@
-"""The store and inputs in S3."""
+"""The store and sources in S3. Imports what store may import."""

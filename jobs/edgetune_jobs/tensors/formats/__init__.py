@@ -1,1 +1,1 @@
-"""Formats of edge models besides bitsandbytes: what can be written in them, and how."""
+"""The edge formats: bitsandbytes INT8, compressed-tensors W8A8 and GGUF Q8_0. Imports what tensors may import."""

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.weights import StoredTensor
+from edgetune_jobs.models.weights import SAFETENSORS_DTYPES, StoredTensor
 from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
-from edgetune_jobs.tensors.reader import SAFETENSORS_DTYPES, Buffers
+from edgetune_jobs.tensors.reader import Buffers
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.scratch import cached_rows, scratch
 from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of

@@ -1,0 +1,48 @@
+"""Strict JSON, for data files, configurations and headers: no NaN or Infinity, no field twice in one object."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class BrokenJson(ValueError):
+    """The text is not JSON. `line` and `column` count from 1; None where the parser does not know the position."""
+
+    def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+        self.column = column
+
+
+def parse_json(text: str) -> Any:
+    """Value of a JSON text.
+
+    Raises:
+        BrokenJson: the text is not strict JSON, or is nested too deeply.
+    """
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        hint = " (NUL bytes: is the file UTF-16? save it as UTF-8)" if "\x00" in text else ""
+        raise BrokenJson(f"broken JSON: {error.msg}{hint}", error.lineno, error.colno) from error
+    except RecursionError as error:
+        raise BrokenJson("broken JSON: nested too deeply") from error
+    except ValueError as error:  # a refused constant or field, or a number of thousands of digits
+        raise BrokenJson(f"broken JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"duplicate field {duplicate!r}")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_fields)
