@@ -11,7 +11,7 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Manifest, Publication, Request, Resolved, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_jobs.models.weights import ModelFolder
+from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.store.files import Buffer
 from edgetune_jobs.store.sources import Source
 

@@ -13,8 +13,9 @@ from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.spec import MergeBase, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.evaluation.generate import generate, stream
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.evaluation.text_generation import generate, stream
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.tuned import load_tuned, merge_adapter
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support.stage_context import RecordedProgress, stage_context
@@ -142,8 +143,8 @@ def test_the_loss_of_each_model_is_reported_and_falls_by_training(chain: Chain) 
 
 def test_the_merged_model_computes_what_training_saw(chain: Chain) -> None:
     merged = _logits(loading.load_stored(chain.merged, CPU))
-    tuned = _logits(merging.load_tuned(chain.base, chain.adapter, MergeBase.AS_TRAINED, CPU))
-    original = _logits(merging.merge(chain.base, chain.adapter, MergeBase.ORIGINAL, CPU))
+    tuned = _logits(load_tuned(chain.base, chain.adapter, MergeBase.AS_TRAINED, CPU))
+    original = _logits(merge_adapter(chain.base, chain.adapter, MergeBase.ORIGINAL, CPU))
 
     from_tuned, from_original = (merged - tuned).abs().mean(), (merged - original).abs().mean()
     assert from_tuned < 0.1 * from_original, "the base that training did not see is much further away"

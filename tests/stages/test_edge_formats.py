@@ -10,7 +10,7 @@ import pytest
 from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.generate import generate
+from edgetune_jobs.evaluation.text_generation import generate
 from edgetune_jobs.models import loading
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize

@@ -10,7 +10,8 @@ import torch
 
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.saving import save_model
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, prepare, quantize, train
 from edgetune_jobs.store.sources import FolderSource, SourceKind
@@ -108,6 +109,6 @@ def test_what_is_made_of_it_names_no_code(stages: Mapping[str, tuple[StageContex
 def test_what_the_library_writes_of_it_names_no_code_either(phi3: Path, tmp_path: Path) -> None:
     model = loading.load_base(phi3, torch.bfloat16, CPU)
 
-    merging.save_model(model, tmp_path / "saved", phi3, tiny_parameters().dataset)
+    save_model(model, tmp_path / "saved", phi3, tiny_parameters().dataset)
 
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())

@@ -135,7 +135,7 @@ def test_all_rows_that_cannot_be_used_are_named_in_one_message(workplace: Workpl
     workplace.write("train.jsonl", [*good, {"instruction": "x"}, {"instruction": "y " * 400, "response": "z"}])
     evaluation = workplace.write("eval.jsonl", [*instruction_rows(1, 9), {"instruction": 5, "response": "b"}])
     assert workplace.refusal(dataset=evaluation).split("\n") == [
-        "the data has 3 rows or files that cannot be used; none is left out silently, so mend or remove them:",
+        "the data has 3 rows or files that cannot be used; none is left out silently, so fix or remove them:",
         "spec.dataset.train: train.jsonl line 4: has no field 'response' (found: 'instruction'); "
         "name the field in spec.dataset.fields.response",
         "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a text",

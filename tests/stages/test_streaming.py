@@ -10,8 +10,10 @@ import torch
 
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.saving import folder_bytes, save_model
+from edgetune_jobs.models.tuned import merge_adapter
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
@@ -115,13 +117,13 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         folder / "adapter", base, method=case.method, base_dtype=case.held, dtype=case.adapter, **case.lora
     )
     parameters = tiny_parameters(merge={"base": case.base})
-    merged = merging.merge(base, adapter, parameters.merge.base, torch.device("cpu"))
-    merging.save_model(merged, folder / "merged", base, parameters.dataset)
+    merged = merge_adapter(base, adapter, parameters.merge.base, torch.device("cpu"))
+    save_model(merged, folder / "merged", base, parameters.dataset)
     quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     edge = AutoModelForCausalLM.from_pretrained(
         folder / "merged", quantization_config=quantization, dtype="auto", device_map={"": "cpu"}
     )
-    merging.save_model(edge, folder / "edge", base, parameters.dataset)
+    save_model(edge, folder / "edge", base, parameters.dataset)
     return Prepared(case, base, adapter, folder / "merged", folder / "edge")
 
 
@@ -166,7 +168,7 @@ def test_the_merged_model_is_pefts_bit_for_bit(prepared: Prepared, tmp_path: Pat
 
     assert output.facts["path"] == "streaming"
     assert_same_model(merged, prepared.merged)
-    assert output.metrics["mergedBytes"] == merging.folder_bytes(merged)
+    assert output.metrics["mergedBytes"] == folder_bytes(merged)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["from merged", "fused"])
@@ -175,7 +177,7 @@ def test_the_edge_model_is_bitsandbytes_bit_for_bit(prepared: Prepared, tmp_path
 
     assert output.facts["path"] == "streaming"
     assert_same_model(edge, prepared.edge)
-    assert output.metrics["edgeBytes"] == merging.folder_bytes(edge)
+    assert output.metrics["edgeBytes"] == folder_bytes(edge)
 
 
 def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import AccessDenied, Interrupted, InvalidInput, StageError, TransientFault
-from edgetune_jobs.models.folder import SourceModelFolder, StoredModelFolder
-from edgetune_jobs.models.weights import ModelFolder
+from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder
 from edgetune_jobs.runtime.outputs import Attempt
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import merge, quantize

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgetune_contract.spec import DatasetSpec
 from edgetune_jobs.data.data_set import DataSet, read_data_set
-from edgetune_jobs.data.problems import Problems
+from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 
 FIELD = "spec.dataset.train"
@@ -50,6 +50,6 @@ def data_source(path: Path) -> FolderSource:
 
 def read(path: Path, **options: Any) -> tuple[DataSet, list[str]]:
     """The data set at a path and what is wrong with it, each as `place: reason`."""
-    problems = Problems()
+    problems = RowErrors()
     data_set = read_data_set(data_source(path), FIELD, dataset_spec(**options), problems, threading.Event())
     return data_set, [f"{bad.place}: {bad.reason}" for _, bad in problems.listed]

@@ -106,7 +106,7 @@ def stored_weights(model: Path) -> Any:
     """The weights of a model folder as they are stored."""
     from edgetune_jobs.models.folder import LocalModelFolder
     from edgetune_jobs.models.weights import TORCH_DTYPES, read_tensors
-    from edgetune_jobs.tensors.weights import ModelWeights
+    from edgetune_jobs.tensors.merged_rows import ModelWeights
 
     folder = LocalModelFolder(model, "model")
     tensors = read_tensors(folder)
@@ -124,7 +124,7 @@ def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
     """The model folder of a model in W8A8."""
     from edgetune_jobs.tensors.families import understand
     from edgetune_jobs.tensors.formats.w8a8 import W8A8Encoder, plan_w8a8, quantization_config
-    from edgetune_jobs.tensors.plan import plan_files
+    from edgetune_jobs.tensors.safetensors_plan import plan_files
     from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 
     weights = stored_weights(model)

@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import DatasetSpec
 from edgetune_jobs.data.examples import Example, RowParser
-from edgetune_jobs.data.problems import Problems
 from edgetune_jobs.data.readers.csv_rows import read_csv
 from edgetune_jobs.data.readers.json_rows import read_json, read_jsonl
 from edgetune_jobs.data.readers.parquet_rows import read_parquet
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
+from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.errors import Interrupted, InvalidInput
 from edgetune_jobs.store.sources import Source
 
@@ -38,15 +38,15 @@ class DataSet:
 
 
 def read_data_set(
-    source: Source, spec_field: str, dataset: DatasetSpec, problems: Problems, stop: threading.Event
+    source: Source, spec_field: str, dataset: DatasetSpec, row_errors: RowErrors, stop: threading.Event
 ) -> DataSet:
-    """Read and judge all rows behind a URI; what cannot be used goes to `problems`.
+    """Read and judge all rows behind a URI; what cannot be used goes to `row_errors`.
 
     Args:
         source: one file, or a folder whose .jsonl, .json, .csv and .parquet files are read in the order of their names.
         spec_field: spec.dataset.train or spec.dataset.eval.
         dataset: format and field names.
-        problems: where rows and files that cannot be used are noted.
+        row_errors: where rows and files that cannot be used are noted.
         stop: set when the stage has to end.
 
     Raises:
@@ -63,13 +63,13 @@ def read_data_set(
         )
     empty = []
     for entry in entries:
-        before = len(data_set.examples), problems.total
-        _read_file(folder / entry.path, entry.path, parser, data_set, problems, stop)
-        if (len(data_set.examples), problems.total) == before:
+        before = len(data_set.examples), row_errors.total
+        _read_file(folder / entry.path, entry.path, parser, data_set, row_errors, stop)
+        if (len(data_set.examples), row_errors.total) == before:
             empty.append(entry.path)
     if len(empty) == len(entries):
         for path in empty:
-            problems.add(spec_field, BadRow(Place(path), "has no rows"))
+            row_errors.add(spec_field, BadRow(Place(path), "has no rows"))
     elif empty:
         # Writers that work in parallel leave empty parts: no reason to stop as long as there are rows elsewhere.
         data_set.warnings.append(f"{spec_field}: {_count(len(empty), 'file')} without rows: {_some(empty)}")
@@ -94,7 +94,7 @@ def _choose_files(source: Source, spec_field: str) -> tuple[Sequence[FileEntry],
 
 
 def _read_file(
-    path: Path, name: str, parser: RowParser, data_set: DataSet, problems: Problems, stop: threading.Event
+    path: Path, name: str, parser: RowParser, data_set: DataSet, row_errors: RowErrors, stop: threading.Event
 ) -> None:
     try:
         for number, row in enumerate(_rows(path, name, parser)):
@@ -106,11 +106,11 @@ def _read_file(
             else:
                 judged = row
             if isinstance(judged, BadRow):
-                problems.add(data_set.spec_field, judged)
+                row_errors.add(data_set.spec_field, judged)
             else:
                 data_set.examples.append(judged)
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
-        problems.add(data_set.spec_field, BadRow(Place(name), f"cannot be read: {error.strerror}"))
+        row_errors.add(data_set.spec_field, BadRow(Place(name), f"cannot be read: {error.strerror}"))
 
 
 def _rows(path: Path, name: str, parser: RowParser) -> Iterator[RawRow | BadRow]:

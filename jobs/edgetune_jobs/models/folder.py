@@ -1,19 +1,81 @@
-"""Model folders on this machine, behind a Source, and in the store."""
+"""Model folders on this machine, behind a Source, and in the store; and the names of their files besides weights."""
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.store.files import Buffer, Fingerprint, list_files
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import DamagedObject
+
+CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+
+CODE_FIELD = "auto_map"
+"""Where a configuration names Python code of the model's own, which is never run and never copied."""
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Each of these holds a whole vocabulary."""
+
+COMPANION_FILES = (
+    *VOCABULARIES,
+    TOKENIZER_CONFIG,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG,
+)
+"""Files that make a tokenizer, and the generation settings: copied as they are, since saving them can change them."""
+
+
+class ModelFolder(Protocol):
+    """Files of a model, wherever they lie."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it: a field of the spec such as spec.baseModel, or the name of an artifact."""
+        ...
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each file by its path."""
+        ...
+
+    @property
+    def ignored(self) -> Sequence[str]:
+        """Paths of the files that are never read, for messages."""
+        ...
+
+    def fetch(self, paths: Sequence[str]) -> Path:
+        """A local folder that holds these files."""
+        ...
+
+    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
+        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
+        the way is cut."""
+        ...
+
+    def check(self) -> None:
+        """Compare what was read, once it is all, with what is known of the files.
+
+        Raises:
+            DamagedObject: it is not the same.
+        """
+        ...
 
 
 class LocalModelFolder:

@@ -7,14 +7,21 @@ from typing import Any
 
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
-from edgetune_jobs.models.folder import SourceModelFolder
+from edgetune_jobs.models.folder import (
+    CODE_FIELD,
+    COMPANION_FILES,
+    CONFIG,
+    TOKENIZER_CONFIG,
+    VOCABULARIES,
+    ModelFolder,
+    SourceModelFolder,
+)
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
 from edgetune_jobs.models.weights import (
-    CONFIG,
+    OUTPUT_HEAD,
     WEIGHTS,
     WEIGHTS_INDEX,
-    ModelFolder,
     read_json,
     read_tensors,
     some,
@@ -22,24 +29,6 @@ from edgetune_jobs.models.weights import (
 )
 from edgetune_jobs.store.sources import Source
 
-OUTPUT_HEAD = "lm_head"
-
-CODE_FIELD = "auto_map"
-"""Where a configuration names Python code of the model's own, which is never run and never copied."""
-
-_TOKENIZER_CONFIG = "tokenizer_config.json"
-# Each of these holds a whole vocabulary; the others add to it.
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_TOKENIZER_FILES = (
-    *_VOCABULARIES,
-    _TOKENIZER_CONFIG,
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
 # Their linear layers are Conv1D, which holds its weight the other way round: nothing here adds an adapter to that.
 _TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
@@ -134,7 +123,7 @@ def inspect_base(source: Source) -> BaseModel:
             "name the folder that save_pretrained wrote"
         )
     shards = weight_files(model)
-    small = [name for name in (CONFIG, *_TOKENIZER_FILES) if name in model.sizes]
+    small = [name for name in (CONFIG, *COMPANION_FILES) if name in model.sizes]
     folder = source.fetch(small)
     config = read_json(model, CONFIG)
     architecture = _check_config(config)
@@ -226,13 +215,13 @@ def _check_config(config: Mapping[str, Any]) -> str:
 
 
 def _check_tokenizer(model: ModelFolder) -> None:
-    if not any(name in model.sizes for name in _VOCABULARIES):
+    if not any(name in model.sizes for name in VOCABULARIES):
         raise InvalidInput(
-            f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(_VOCABULARIES)}): "
+            f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(VOCABULARIES)}): "
             "save it beside the model with tokenizer.save_pretrained"
         )
-    if _TOKENIZER_CONFIG in model.sizes and read_json(model, _TOKENIZER_CONFIG).get(CODE_FIELD):
-        raise _refused_code(_TOKENIZER_CONFIG)
+    if TOKENIZER_CONFIG in model.sizes and read_json(model, TOKENIZER_CONFIG).get(CODE_FIELD):
+        raise _refused_code(TOKENIZER_CONFIG)
 
 
 def _check_weights(tensors: Mapping[str, Tensor]) -> None:

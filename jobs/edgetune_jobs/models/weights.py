@@ -1,17 +1,21 @@
 """Where a model folder keeps its tensors: index, shards and headers, checked without reading a tensor."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.safetensors_header import read_header
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+OUTPUT_HEAD = "lm_head"
+"""Name of the layer that turns the last hidden state into scores of tokens."""
 
 TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """torch's names of the dtypes that weights may have, by safetensors' names."""
@@ -20,45 +24,6 @@ SAFETENSORS_DTYPES = {torch_name: name for name, torch_name in TORCH_DTYPES.item
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 100_000_000
-
-
-class ModelFolder(Protocol):
-    """Files of a model, wherever they lie."""
-
-    @property
-    def label(self) -> str:
-        """What messages call it: a field of the spec such as spec.baseModel, or the name of an artifact."""
-        ...
-
-    @property
-    def uri(self) -> str: ...
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Bytes of each file by its path."""
-        ...
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """Paths of the files that are never read, for messages."""
-        ...
-
-    def fetch(self, paths: Sequence[str]) -> Path:
-        """A local folder that holds these files."""
-        ...
-
-    def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
-        the way is cut."""
-        ...
-
-    def check(self) -> None:
-        """Compare what was read, once it is all, with what is known of the files.
-
-        Raises:
-            DamagedObject: it is not the same.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +69,7 @@ def weight_files(folder: ModelFolder) -> list[str]:
         return [WEIGHTS]
     if WEIGHTS_INDEX in folder.sizes:
         return sorted(set(_weight_map(folder).values()))
-    if "adapter_model.safetensors" in folder.sizes:
+    if ADAPTER_WEIGHTS in folder.sizes:
         raise InvalidInput(f"{label}.uri: {uri} is a LoRA adapter, not a base model: merge it into its base first")
     pickles = [name for name in folder.ignored if PurePosixPath(name).suffix in _PICKLES]
     if pickles:

@@ -8,9 +8,9 @@ from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
 from edgetune_contract.spec import BaseModelSpec, EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput
-from edgetune_jobs.models.folder import SourceModelFolder, StoredModelFolder
-from edgetune_jobs.models.weights import ModelFolder, used_files
-from edgetune_jobs.runtime.mirror import fetch_mirror, find_mirror
+from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder
+from edgetune_jobs.models.weights import used_files
+from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
 from edgetune_jobs.stage import Progress
 from edgetune_jobs.store.connect import Access
 from edgetune_jobs.store.sources import Source

@@ -19,6 +19,7 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
+from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
 from edgetune_jobs.runtime.inputs import (
     BASE_SCORES,
     SCORES_FILE,
@@ -27,7 +28,6 @@ from edgetune_jobs.runtime.inputs import (
     input_names,
     read_manifest,
 )
-from edgetune_jobs.runtime.mirror import mirror_model, mirror_uri
 from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings

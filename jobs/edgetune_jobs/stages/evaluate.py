@@ -18,7 +18,8 @@ from edgetune_contract.spec import MergeBase, Precision, RowFormat
 from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.tuned import load_tuned
 from edgetune_jobs.stage import StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _check_finite(name: str, loss: float | None) -> None:
 
 def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":
     """Base as training saw it, with its adapter beside it in the base's number format, as in training."""
-    tuned = merging.load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
+    tuned = load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
     return tuned.to(tuned.dtype)
 
 

@@ -4,12 +4,15 @@ from pathlib import Path
 
 from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs.errors import BASE_FIELD, Interrupted
-from edgetune_jobs.models import adapters, loading, merging
-from edgetune_jobs.models.weights import ModelFolder, used_files
+from edgetune_jobs.models import adapters, loading
+from edgetune_jobs.models.folder import ModelFolder
+from edgetune_jobs.models.saving import folder_bytes, save_model
+from edgetune_jobs.models.tuned import merge_adapter
+from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
-from edgetune_jobs.tensors.plan import plan_files
+from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
 from edgetune_jobs.tensors.streamed_model import StreamedModel
@@ -18,7 +21,7 @@ ARTIFACT = "merged"
 
 
 def run(context: StageContext) -> StageOutput:
-    """Merge inputs base and adapter; artifact `merged`, in the number format that `merging.merged_dtype` tells.
+    """Merge inputs base and adapter; artifact `merged`, in the number format that `merged_dtype` tells.
 
     Raises:
         InvalidInput: the adapter does not fit the base, or the merged weights are not finite.
@@ -41,7 +44,7 @@ def run(context: StageContext) -> StageOutput:
     through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
         "baseBytes": sum(base.sizes[file] for file in used_files(base)),
-        "adapterBytes": merging.folder_bytes(adapter),
+        "adapterBytes": folder_bytes(adapter),
         "mergedBytes": written,
         "peakMemoryBytes": loading.peak_resident_bytes(),
     }
@@ -68,8 +71,8 @@ def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -
     """Merge in memory; the bytes written, and torch's name of the number format."""
     parameters = context.request.parameters
     folder = base.fetch(used_files(base))
-    model = merging.merge(folder, adapter, parameters.merge.base, loading.choose_device())
+    model = merge_adapter(folder, adapter, parameters.merge.base, loading.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
-    merging.save_model(model, context.output / ARTIFACT, folder, parameters.dataset)
-    return merging.folder_bytes(context.output / ARTIFACT), str(model.dtype).removeprefix("torch.")
+    save_model(model, context.output / ARTIFACT, folder, parameters.dataset)
+    return folder_bytes(context.output / ARTIFACT), str(model.dtype).removeprefix("torch.")

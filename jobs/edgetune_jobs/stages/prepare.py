@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters, RowFormat
-from edgetune_jobs.data import checks
+from edgetune_jobs.data import quality
 from edgetune_jobs.data.data_set import DataSet, read_data_set
 from edgetune_jobs.data.examples import Example, RowParser
 from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
-from edgetune_jobs.data.problems import Problems
 from edgetune_jobs.data.readers.rows import BadRow
+from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.templates import renderer_for
 from edgetune_jobs.data.token_lengths import TokenCount
@@ -63,19 +63,19 @@ def run(context: StageContext) -> StageOutput:
     base = inspect_base(context.sources["base"])
     targets = targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
-    problems = Problems()
-    train_set, eval_set = _read(context, problems)
+    row_errors = RowErrors()
+    train_set, eval_set = _read(context, row_errors)
     tokenizer = _load_tokenizer(base)
     check_formats(base, lambda: tokenizer, parameters)
     encoder = Encoder(tokenizer, renderer_for(parameters.dataset, tokenizer), parameters.training.max_length)
-    tokenizing = _Tokenizing(context, encoder, problems)
-    if problems.total:
+    tokenizing = _Tokenizing(context, encoder, row_errors)
+    if row_errors.total:
         # Rows that are too long belong into the same report.
         tokenizing.judge(train_set, eval_set)
-        problems.raise_if_any()
+        row_errors.raise_if_any()
     rows = _divide(parameters, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
-    problems.raise_if_any()
+    row_errors.raise_if_any()
     _check_fit(base, tokenizer, parameters, train, evaluation)
     preparation = Preparation(
         parameters=parameters,
@@ -144,12 +144,12 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
         ) from error
 
 
-def _read(context: StageContext, problems: Problems) -> tuple[DataSet, DataSet | None]:
+def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSet | None]:
     dataset = context.request.parameters.dataset
-    train = read_data_set(context.sources["train"], _TRAIN_FIELD, dataset, problems, context.stop)
+    train = read_data_set(context.sources["train"], _TRAIN_FIELD, dataset, row_errors, context.stop)
     if dataset.eval is None:
         return train, None
-    return train, read_data_set(context.sources["eval"], _EVAL_FIELD, dataset, problems, context.stop)
+    return train, read_data_set(context.sources["eval"], _EVAL_FIELD, dataset, row_errors, context.stop)
 
 
 def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
@@ -167,29 +167,29 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
         evaluation = eval_set.examples
         about_eval = [
             *eval_set.warnings,
-            *checks.repeated_rows(eval_set),
-            *checks.leaked_rows(train, evaluation),
+            *quality.repeated_rows(eval_set),
+            *quality.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
     if dataset.format is not RowFormat.TEXT:
-        about_eval += checks.keyword_coverage(named, evaluation, RowParser(dataset))
+        about_eval += quality.keyword_coverage(named, evaluation, RowParser(dataset))
     warnings = (
-        *checks.size_advice(len(train)),
+        *quality.size_advice(len(train)),
         *train_set.warnings,
-        *checks.repeated_rows(train_set),
+        *quality.repeated_rows(train_set),
         *about_eval,
     )
     return _Rows(train, evaluation, named.spec_field, warnings)
 
 
 class _Tokenizing:
-    """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the problems."""
+    """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the row errors."""
 
-    def __init__(self, context: StageContext, encoder: Encoder, problems: Problems) -> None:
+    def __init__(self, context: StageContext, encoder: Encoder, row_errors: RowErrors) -> None:
         self.folder = context.scratch / ARTIFACT
         self._context = context
         self._encoder = encoder
-        self._problems = problems
+        self._row_errors = row_errors
         self._done = 0
         self._total = 0
 
@@ -223,7 +223,7 @@ class _Tokenizing:
             usable = []
             for encoded in self._encoder.encode(batch):
                 if isinstance(encoded, BadRow):
-                    self._problems.add(spec_field, encoded)
+                    self._row_errors.add(spec_field, encoded)
                 else:
                     usable.append(encoded)
                     count.add(encoded)

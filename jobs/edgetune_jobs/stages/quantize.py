@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import BASE_FIELD, Interrupted, InvalidInput
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.saving import folder_bytes, save_model
+from edgetune_jobs.models.tuned import merge_adapter
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
-from edgetune_jobs.tensors.formats.bnb_int8 import FLOAT16_MAX
+from edgetune_jobs.tensors.formats.bitsandbytes_int8 import FLOAT16_MAX
+from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.suitability import refusing
-from edgetune_jobs.tensors.formats.support import Unsupported
 from edgetune_jobs.tensors.formats.writers import open_writer
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 
@@ -102,8 +104,8 @@ def _write_by_library(context: StageContext, reason: NotUnderstood) -> _Written:
         edge = _quantize(model, context.request.parameters.quantization.outlier_threshold, device)
         del model
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
-        merging.save_model(edge, folder, source, context.request.parameters.dataset)
-        sizes[EdgeFormat.BITSANDBYTES_INT8] = merging.folder_bytes(folder)
+        save_model(edge, folder, source, context.request.parameters.dataset)
+        sizes[EdgeFormat.BITSANDBYTES_INT8] = folder_bytes(folder)
     return _Written(sizes, layers, (streamed_model.library_warning(reason), *written.warnings))
 
 
@@ -116,7 +118,7 @@ def _write_others(
         InvalidInput: the merged model cannot be streamed either.
     """
     merged = context.scratch / "merged"
-    merging.save_model(model, merged, source, context.request.parameters.dataset)
+    save_model(model, merged, source, context.request.parameters.dataset)
     with refusing(formats[0], context.request.parameters):
         try:
             streamed = streamed_model.stored_model(LocalModelFolder(merged, "the merged model"))
@@ -133,7 +135,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
     if is_merged:
         return loading.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
-    return merging.merge(folder, context.inputs["adapter"], merge_base, device), folder
+    return merge_adapter(folder, context.inputs["adapter"], merge_base, device), folder
 
 
 def _check_range(model: "PreTrainedModel") -> int:

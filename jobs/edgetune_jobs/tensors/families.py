@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgetune_jobs.models.weights import CONFIG, TORCH_DTYPES, ModelFolder, StoredTensor
+from edgetune_jobs.models.folder import CONFIG, ModelFolder
+from edgetune_jobs.models.weights import OUTPUT_HEAD, TORCH_DTYPES, StoredTensor
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 from edgetune_jobs.tensors.reader import pieces
 
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"
-OUTPUT_HEAD = "lm_head"
 _HEAD = f"{OUTPUT_HEAD}.weight"
 # Of old checkpoints, such as those of Llama 2.
 _COMPUTED = ".rotary_emb.inv_freq"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models.weights import StoredTensor
 from edgetune_jobs.stage import Progress
-from edgetune_jobs.tensors.weights import PIECE_BYTES
+from edgetune_jobs.tensors.merged_rows import PIECE_BYTES
 
 if TYPE_CHECKING:
     import torch

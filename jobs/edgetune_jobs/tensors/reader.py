@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import TransientFault
-from edgetune_jobs.models.weights import TORCH_DTYPES, ModelFolder, StoredTensor, fill
+from edgetune_jobs.models.folder import ModelFolder
+from edgetune_jobs.models.weights import TORCH_DTYPES, StoredTensor, fill
 from edgetune_jobs.store.files import CHUNK_BYTES
 
 if TYPE_CHECKING:

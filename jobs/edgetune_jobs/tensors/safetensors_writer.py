@@ -9,7 +9,7 @@ from typing import Self
 from edgetune_jobs.models.weights import WEIGHTS, WEIGHTS_INDEX
 from edgetune_jobs.stage import OutputFile, OutputFiles
 from edgetune_jobs.store.files import Buffer
-from edgetune_jobs.tensors.plan import PlannedFile, weights_index
+from edgetune_jobs.tensors.safetensors_plan import PlannedFile, weights_index
 
 
 class SafetensorsWriter:

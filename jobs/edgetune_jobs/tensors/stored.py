@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.models.weights import SAFETENSORS_DTYPES, StoredTensor
-from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
+from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 
 if TYPE_CHECKING:

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import DatasetSpec, MergeBase, Method
-from edgetune_jobs.models import adapter_layers, adapters, merging
-from edgetune_jobs.models.folder import LocalModelFolder
-from edgetune_jobs.models.inspection import CODE_FIELD
+from edgetune_jobs.models import adapter_layers, adapters
+from edgetune_jobs.models.folder import CODE_FIELD, CONFIG, GENERATION_CONFIG, LocalModelFolder, ModelFolder
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
+from edgetune_jobs.models.saving import copy_companions
+from edgetune_jobs.models.tuned import merged_dtype
 from edgetune_jobs.models.weights import (
-    CONFIG,
+    OUTPUT_HEAD,
     SAFETENSORS_DTYPES,
     TORCH_DTYPES,
     WEIGHTS_INDEX,
-    ModelFolder,
     StoredTensor,
     read_tensors,
 )
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.store.files import list_files
 from edgetune_jobs.tensors import nf4, pipeline
-from edgetune_jobs.tensors.families import OUTPUT_HEAD, Layout, NotUnderstood, understand
-from edgetune_jobs.tensors.weights import LoraMatrices, ModelWeights
+from edgetune_jobs.tensors.families import Layout, NotUnderstood, understand
+from edgetune_jobs.tensors.merged_rows import LoraMatrices, ModelWeights
 
 STREAMING = "streaming"
 """Fact `path` of a stage: the model was taken tensor by tensor."""
@@ -37,7 +37,6 @@ STREAMING = "streaming"
 LIBRARY = "library"
 """Fact `path` of a stage: the libraries held the whole model in memory."""
 
-_GENERATION_CONFIG = "generation_config.json"
 # The new name and the old one, which older readers want.
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -65,7 +64,7 @@ def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
-    """A base with its adapter, in the number format that `merging.merged_dtype` tells.
+    """A base with its adapter, in the number format that `merged_dtype` tells.
 
     Raises:
         NotUnderstood: only the libraries can merge these two.
@@ -84,7 +83,7 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
     weights = ModelWeights(
         folder=base,
         tensors=tensors,
-        dtype=merging.merged_dtype(record.base_dtype, tensors),
+        dtype=merged_dtype(record.base_dtype, tensors),
         through_nf4=_nf4_weights(layout) if through_nf4 else frozenset(),
         adapter=_matrices(adapter, config, layout),
         threads=torch.get_num_threads(),
@@ -135,8 +134,8 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
     settings.pop(CODE_FIELD, None)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / CONFIG, settings)
-    _write_json(folder / _GENERATION_CONFIG, _generation_settings(settings))
-    merging.copy_companions(model.weights.folder, folder, dataset)
+    _write_json(folder / GENERATION_CONFIG, _generation_settings(settings))
+    copy_companions(model.weights.folder, folder, dataset)
 
 
 def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
-        from edgetune_jobs.evaluation.generate import stream
+        from edgetune_jobs.evaluation.text_generation import stream
 
         for piece in stream(folder, text, max_new_tokens):
             typer.echo(piece, nl=False)

@@ -12,7 +12,7 @@ from edgetune_jobs.data.readers.rows import Place
 from edgetune_jobs.data.templates import renderer_for
 from edgetune_jobs.data.tokenization import Encoded, Encoder
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.generate import generate
+from edgetune_jobs.evaluation.text_generation import generate
 from edgetune_jobs.models.loading import load_tokenizer
 
 CHAT = (

@@ -11,7 +11,8 @@ import torch
 
 from edgetune_contract.spec import MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models import loading, merging
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.tuned import load_tuned
 from support.families import make_adapter
 
 CPU = torch.device("cpu")
@@ -181,7 +182,7 @@ def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
     }
     adapter = make_adapter(tmp_path / "adapter", random_base, target_modules="all-linear", **options)
 
-    tuned = merging.load_tuned(random_base, adapter, merge_base, CPU)
+    tuned = load_tuned(random_base, adapter, merge_base, CPU)
 
     assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
     held = loading.load_base(random_base, torch.float16, CPU)

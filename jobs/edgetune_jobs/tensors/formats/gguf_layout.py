@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.tensors.formats import q8_0
-from edgetune_jobs.tensors.formats.support import Unsupported
+from edgetune_jobs.tensors.formats.errors import Unsupported
 
 if TYPE_CHECKING:
     import torch

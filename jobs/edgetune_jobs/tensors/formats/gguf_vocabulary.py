@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.tensors.formats.support import Unsupported
+from edgetune_jobs.tensors.formats.errors import Unsupported
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

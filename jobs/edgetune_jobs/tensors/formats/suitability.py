@@ -8,9 +8,9 @@ from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.tensors.families import KNOWN_TYPES, is_left_out
+from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
-from edgetune_jobs.tensors.formats.support import Unsupported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

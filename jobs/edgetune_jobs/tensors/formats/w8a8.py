@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.weights import SAFETENSORS_DTYPES, StoredTensor
-from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
+from edgetune_jobs.models.weights import OUTPUT_HEAD, SAFETENSORS_DTYPES, StoredTensor
+from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of
 
@@ -36,7 +36,7 @@ def quantization_config() -> dict[str, Any]:
         "format": "int-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": [OUTPUT_HEAD],
         "kv_cache_scheme": None,
     }
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.models import gguf_loading, loading
+from edgetune_jobs.models.folder import GENERATION_CONFIG
 from edgetune_jobs.stage import StageContext
 from edgetune_jobs.tensors import streamed_model
-from edgetune_jobs.tensors.formats import bnb_int8, w8a8
+from edgetune_jobs.tensors.formats import bitsandbytes_int8, w8a8
 from edgetune_jobs.tensors.formats.gguf_encoder import GgufEncoder, make_header
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
 from edgetune_jobs.tensors.formats.suitability import refusing
 from edgetune_jobs.tensors.pipeline import Encoder
-from edgetune_jobs.tensors.plan import TensorGroup, plan_files
+from edgetune_jobs.tensors.safetensors_plan import TensorGroup, plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 
@@ -49,11 +50,11 @@ def open_writer(
 @contextmanager
 def _bitsandbytes_int8(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
     linears, weights = model.layout.linears, model.weights
-    groups = bnb_int8.plan_int8(weights.tensors, linears, weights.dtype)
-    config = bnb_int8.quantization_config(context.request.parameters.quantization.outlier_threshold)
+    groups = bitsandbytes_int8.plan_int8(weights.tensors, linears, weights.dtype)
+    config = bitsandbytes_int8.quantization_config(context.request.parameters.quantization.outlier_threshold)
     with _safetensors(EdgeFormat.BITSANDBYTES_INT8, groups, context) as writer:
         yield EdgeWriter(
-            encoder=bnb_int8.Int8Encoder(writer, linears),
+            encoder=bitsandbytes_int8.Int8Encoder(writer, linears),
             finish=lambda: _finish(EdgeFormat.BITSANDBYTES_INT8, writer, model, context, config),
         )
 
@@ -117,6 +118,6 @@ def _finish(
 
 def _other_ends(folder: Path, eos_token_id: int) -> Sequence[int]:
     """Tokens that end an answer by the generation settings, besides EOS."""
-    settings = json.loads((folder / "generation_config.json").read_bytes())
+    settings = json.loads((folder / GENERATION_CONFIG).read_bytes())
     ends = settings.get("eos_token_id")
     return [token for token in (ends if isinstance(ends, list) else [ends]) if token not in (None, eos_token_id)]

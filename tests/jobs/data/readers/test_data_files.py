@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgetune_jobs.data.data_set import DataSet, read_data_set
-from edgetune_jobs.data.problems import Problems
 from edgetune_jobs.data.readers import json_rows
 from edgetune_jobs.data.readers.csv_rows import read_csv
 from edgetune_jobs.data.readers.json_rows import read_json, read_jsonl
 from edgetune_jobs.data.readers.parquet_rows import read_parquet
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
+from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.errors import InvalidInput
 from support.data_rows import data_source, dataset_spec, instruction_rows, jsonl, read, write_file
 
@@ -260,13 +260,13 @@ def test_a_file_that_vanished_is_a_problem(tmp_path: Path) -> None:
             path.unlink()
             return path.parent
 
-    problems = Problems()
+    problems = RowErrors()
     read_data_set(Vanishing(), "spec.dataset.train", dataset_spec(), problems, threading.Event())
     assert problems.listed[0][1].reason == "cannot be read: No such file or directory"
 
 
 def test_the_first_twenty_problems_are_named_and_all_are_counted() -> None:
-    problems = Problems()
+    problems = RowErrors()
     for number in range(1, 16):
         problems.add("spec.dataset.train", BadRow(Place("a.jsonl", Unit.LINE, number), "has no field 'response'"))
     problems.add("spec.dataset.train", BadRow(Place("a.jsonl", Unit.LINE, 40), "is empty"))
@@ -277,14 +277,14 @@ def test_the_first_twenty_problems_are_named_and_all_are_counted() -> None:
     with pytest.raises(InvalidInput) as caught:
         problems.raise_if_any()
     assert str(caught.value).split("\n") == [
-        "the data has 3,018 rows or files that cannot be used; none is left out silently, so mend or remove them; "
+        "the data has 3,018 rows or files that cannot be used; none is left out silently, so fix or remove them; "
         "the first 20:",
         "spec.dataset.train: a.jsonl lines 1 to 15: has no field 'response'",
         "spec.dataset.train: a.jsonl lines 40, 42: is empty",
         f"spec.dataset.train: b.json: {'x' * 300}…",
         "spec.dataset.eval: a.jsonl lines 5 to 6: is empty",
     ]
-    Problems().raise_if_any()
+    RowErrors().raise_if_any()
 
 
 ROW_LIKE = st.recursive(

@@ -9,8 +9,8 @@ import pytest
 from gguf import GGUFReader
 
 from edgetune_jobs.models import loading
+from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.gguf_vocabulary import GgufVocabulary, describe_vocabulary
-from edgetune_jobs.tensors.formats.support import Unsupported
 from support.edge_models import make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
 from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer

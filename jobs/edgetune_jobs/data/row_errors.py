@@ -1,4 +1,4 @@
-"""What is wrong with a data set, gathered so that a person can mend all of it at once."""
+"""Rows and files of the data that cannot be used, collected so that a user can fix all of them at once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ _LONGEST_REASON = 300
 
 
 @dataclass
-class Problems:
+class RowErrors:
     """Rows that cannot be used: the first 20 with place and reason, and the number of all."""
 
     total: int = 0
@@ -20,7 +20,7 @@ class Problems:
     """Field of the spec that names the data, and what is wrong there."""
 
     def add(self, spec_field: str, bad: BadRow) -> None:
-        """Note one more."""
+        """Add one."""
         self.total += 1
         if len(self.listed) < MOST_LISTED:
             self.listed.append((spec_field, bad))
@@ -37,10 +37,10 @@ class Problems:
     def _heading(self) -> str:
         rows = "1 row or file" if self.total == 1 else f"{self.total:,} rows or files"
         shown = f"; the first {MOST_LISTED}" if self.total > MOST_LISTED else ""
-        return f"the data has {rows} that cannot be used; none is left out silently, so mend or remove them{shown}:"
+        return f"the data has {rows} that cannot be used; none is left out silently, so fix or remove them{shown}:"
 
     def _lines(self) -> Iterator[str]:
-        """One line a problem; successive places of one file with the same reason share a line."""
+        """One line for each error; successive places of one file with the same reason share a line."""
         for (spec_field, file, reason), group in groupby(
             self.listed, key=lambda entry: (entry[0], entry[1].place.file, entry[1].reason)
         ):

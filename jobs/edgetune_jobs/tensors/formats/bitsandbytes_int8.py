@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.weights import SAFETENSORS_DTYPES, StoredTensor
-from edgetune_jobs.tensors.plan import PlannedTensor, TensorGroup
+from edgetune_jobs.tensors.merged_rows import PIECE_BYTES
 from edgetune_jobs.tensors.reader import Buffers
+from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.scratch import cached_rows, scratch
 from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of
-from edgetune_jobs.tensors.weights import PIECE_BYTES
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_jobs.data.checks import keyword_coverage, leaked_rows, repeated_rows, size_advice
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, Message, RowParser
+from edgetune_jobs.data.quality import keyword_coverage, leaked_rows, repeated_rows, size_advice
 from edgetune_jobs.data.readers.rows import Place, Unit
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.errors import InvalidInput

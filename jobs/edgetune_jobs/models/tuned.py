@@ -1,39 +1,21 @@
-"""An adapter and its base as one model, and model folders: shared by merge, quantize and evaluate."""
+"""A base with its adapter: beside it to be run, or merged into its weights, by the libraries in memory."""
 
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetune_contract.spec import DatasetSpec, MergeBase, Method
-from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models import adapter_layers, adapters, loading
 from edgetune_jobs.models.folder import LocalModelFolder
-from edgetune_jobs.models.inspection import CODE_FIELD
-from edgetune_jobs.models.weights import TORCH_DTYPES, ModelFolder, StoredTensor, read_tensors
+from edgetune_jobs.models.weights import TORCH_DTYPES, StoredTensor, read_tensors
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-# Files that make a tokenizer, and the generation settings: copied as they are, since saving them anew can change them.
-_COMPANION_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "generation_config.json",
-)
 
 
 def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
@@ -41,7 +23,7 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
 
     With AsTrained and an adapter of QLoRA, the base has the values that training saw: NF4 and back, held in 16 or 32
     bits. That computes the same numbers as the 4-bit layers do, which unpack their weights in every pass. On a CPU,
-    float16 becomes float32 in the end: see `models.widen_float16`.
+    float16 becomes float32 in the end: see `loading.widen_float16`.
 
     Raises:
         InvalidInput: base or adapter do not load, or do not fit each other.
@@ -51,7 +33,7 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
     return tuned
 
 
-def merge(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PreTrainedModel":
+def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PreTrainedModel":
     """Base with its adapter added to its weights, in the number format that `merged_dtype` tells.
 
     Raises:
@@ -83,45 +65,6 @@ def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
     stored = TORCH_DTYPES.get(max(sizes, key=sizes.__getitem__, default=""))
     is_kept = stored == "bfloat16" or (stored == "float16" and held == "float32")
     return stored if stored and is_kept else held
-
-
-def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset: DatasetSpec) -> None:
-    """Write a model folder that from_pretrained reads: safetensors, tokenizer, generation settings, edgetune.json.
-
-    Args:
-        model: the model.
-        folder: where to; made if needed.
-        companions: model folder whose tokenizer and generation settings are copied.
-        dataset: the spec's section, for the prompt format.
-    """
-    from transformers import GenerationConfig
-
-    # Older models come with settings that transformers refuses to write again; the file itself is copied below.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
-    if hasattr(model.config, CODE_FIELD):
-        delattr(model.config, CODE_FIELD)
-    model.save_pretrained(folder)
-    copy_companions(LocalModelFolder(companions, companions.name), folder, dataset)
-
-
-def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> None:
-    """Give a model folder the tokenizer and generation settings of another, as they are, and edgetune.json.
-
-    Args:
-        model: has the files.
-        folder: gets them.
-        dataset: the spec's section, for the prompt format.
-    """
-    names = [name for name in _COMPANION_FILES if name in model.sizes]
-    source = model.fetch(names)
-    for name in names:
-        shutil.copyfile(source / name, folder / name)
-    PromptFormat.of(dataset).write(folder)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device", dtype: str) -> "PeftModel":

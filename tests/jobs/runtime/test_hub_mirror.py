@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.mirror import fetch_mirror, mirror_model
+from edgetune_jobs.runtime.hub_mirror import fetch_mirror, mirror_model
 from edgetune_jobs.runtime.progress import LineProgress
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store

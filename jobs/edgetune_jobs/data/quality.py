@@ -1,4 +1,4 @@
-"""What is allowed in a data set but deserves a word: few rows, repeated rows, answers that training gives away."""
+"""Data quality: warnings about few rows, repeated rows, evaluation rows that training saw, and keywords."""
 
 from collections.abc import Sequence
 
