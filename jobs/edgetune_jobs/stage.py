@@ -15,6 +15,9 @@ from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.store.files import Buffer
 from edgetune_jobs.store.sources import Source
 
+BASE_SCORES_FILE = "scores.json"
+"""File in the input, or output folder, base-scores."""
+
 
 class Progress(Protocol):
     """Where a stage says how far it is."""
@@ -93,10 +96,10 @@ class StageContext:
 
     request: Request
     inputs: Mapping[str, Path]
-    """Folders by name: base, prepared, adapter, merged, edge-… of each format, base-scores (when known already)."""
+    """Folders by the names of `edgetune_contract.pipeline`, and base-scores when they are known already."""
 
     output: Path
-    """Empty folder; each artifact is a subfolder of it."""
+    """Empty folder; each artifact is the subfolder of its name."""
 
     streams: OutputFiles
     """Takes large files of the artifacts besides those in `output`."""
@@ -125,8 +128,8 @@ class StageContext:
 class StageOutput:
     """What a stage body made."""
 
-    artifacts: Mapping[str, str] = field(default_factory=dict)
-    """Artifact name to the subfolder of `output` that holds it."""
+    artifacts: Sequence[str] = ()
+    """Their names, in the order of `pipeline.outputs_of`: each is the subfolder of `output` of that name."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_contract.pipeline import ADAPTER
 from edgetune_contract.request import Manifest, Resolved, Result
 from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
@@ -62,7 +63,7 @@ def open_store(server: S3Server, runs: StageRuns) -> S3Store:
 def finish_training(store: S3Store, runs: StageRuns) -> None:
     digest = runs.request(Stage.TRAIN).digest
     attempt = Attempt(store, Stage.TRAIN, digest)
-    artifacts, files = attempt.upload(StageOutput({"adapter": "adapter"}), runs.folder)
+    artifacts, files = attempt.upload(StageOutput((ADAPTER,)), runs.folder)
     result = Result(stage=Stage.TRAIN, digest=digest, artifacts=artifacts)
     attempt.commit(Manifest(result=result, files=files, created_at="2026-11-24T08:00:00Z"))
 

@@ -11,8 +11,10 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from edgetune_contract.pipeline import outputs_of
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage
 from edgetune_jobs.__main__ import run_process
@@ -30,13 +32,6 @@ INPUTS = {
     Stage.QUANTIZE: ["merged"],
     Stage.EVALUATE: ["adapter", "base", "edge-bnb-int8", "merged", "prepared"],
 }
-ARTIFACTS = {
-    Stage.PREPARE: "prepared",
-    Stage.TRAIN: "adapter",
-    Stage.MERGE: "merged",
-    Stage.QUANTIZE: "edge-bnb-int8",
-    Stage.EVALUATE: "evaluation",
-}
 SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, examples=10)
 
 
@@ -52,7 +47,7 @@ def work(context: StageContext) -> StageOutput:
     for name, folder in sorted(inputs.items()):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             hasher.update(f"{name}/{path.relative_to(folder)}".encode() + path.read_bytes())
-    artifact = ARTIFACTS[stage]
+    (artifact,) = outputs_of(stage, context.request.parameters)
     (context.output / artifact / "deep").mkdir(parents=True)
     (context.output / artifact / "weights.safetensors").write_bytes(bytes(int(os.environ.get(ARTIFACT_BYTES, "10"))))
     (context.output / artifact / "deep" / "origin.txt").write_text(hasher.hexdigest())
@@ -61,7 +56,7 @@ def work(context: StageContext) -> StageOutput:
         scores = ModelScores(keyword_recall=0.1).model_dump_json()
         (context.output / "base-scores" / "scores.json").write_text(scores)
     return StageOutput(
-        artifacts={artifact: artifact},
+        artifacts=(artifact,),
         metrics={"rows": 3},
         facts={"inputs": " ".join(sorted(inputs))},
         warnings=["few rows"],
@@ -133,12 +128,13 @@ OutOfMemoryError.__module__ = "torch"
 
 
 def too_long(context: StageContext) -> StageOutput:
-    """Make more artifacts than a termination message can name."""
-    names = {f"artifact-{number:03d}": f"artifact-{number:03d}" for number in range(40)}
-    for name in names:
-        (context.output / name).mkdir()
-        (context.output / name / "file").write_bytes(b"")
-    return StageOutput(artifacts=names)
+    """Make more figures than a termination message can hold."""
+    return replace(work(context), metrics={f"figure{number}": float(number) for number in range(400)})
+
+
+def other_artifacts(context: StageContext) -> StageOutput:
+    """Make an artifact that the pipeline does not know."""
+    return replace(work(context), artifacts=("weights",))
 
 
 def prints(context: StageContext) -> StageOutput:
@@ -155,6 +151,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "train_until_stopped": train_until_stopped,
     "swallow_the_signal": swallow_the_signal,
     "too_long": too_long,
+    "other_artifacts": other_artifacts,
     "prints": prints,
     "bug": fail(lambda: KeyError("no such 'layer' \x07 in \"the\" model")),
     "memory": fail(lambda: MemoryError()),

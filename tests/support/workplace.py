@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edgetune_contract.pipeline import PREPARED
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
@@ -53,7 +54,7 @@ class Workplace:
     def run(self, **spec: Any) -> tuple[StageOutput, Path]:
         context = self.context(**spec)
         output = prepare.run(context)
-        return output, context.output / output.artifacts["prepared"]
+        return output, context.output / PREPARED
 
     def refusal(self, **spec: Any) -> str:
         context = self.context(**spec)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgetune_contract.pipeline import MERGED, is_edge
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
@@ -13,8 +14,6 @@ from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddre
 from edgetune_jobs.publishing.verification import place_of
 from edgetune_jobs.store.files import Fingerprint, file_list_digest, fingerprint, list_files
 from edgetune_jobs.store.store import Store, files_below, read_model, uri_of
-
-_MODELS = ("merged", "edge-")
 
 
 def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFormat | None = None) -> Path:
@@ -80,15 +79,21 @@ def _of_stage(
     manifest = read_model(store, address.key, Manifest)
     if manifest is None:
         raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
-    names = _MODELS if edge_format is None else (edge_format.artifact,)
     for artifact in manifest.result.artifacts:
         place = place_of(manifest, artifact)
-        if place is not None and address.artifact in (None, place) and artifact.name.startswith(names):
+        if place is not None and address.artifact in (None, place) and _is_wanted(artifact.name, edge_format):
             return artifact, files_below(manifest.files, place), f"{address.folder}/{place}"
     kind, where = edge_format or "merged or edge", " there" if address.artifact else ""
     raise InvalidInput(
         f"{uri_of(store, address.key)} names no {kind} model{where}: give the folder of one, or a model's latest.json"
     )
+
+
+def _is_wanted(artifact: str, edge_format: EdgeFormat | None) -> bool:
+    """Whether an artifact is a model that can answer, and in this format if one is given."""
+    if edge_format is not None:
+        return artifact == edge_format.artifact
+    return artifact == MERGED or is_edge(artifact)
 
 
 def _is_whole(folder: Path, files: Sequence[FileEntry]) -> bool:

@@ -1,48 +1,21 @@
 """What the stages before a stage have left for it: local folders, and models that are read where they lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune_contract import digest
+from edgetune_contract.pipeline import BASE, BASE_SCORES, MERGED, inputs_of, maker_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
-from edgetune_contract.spec import BaseModelSpec, EdgeFormat
+from edgetune_contract.spec import BaseModelSpec
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
-from edgetune_jobs.stage import Progress
+from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
 from edgetune_jobs.store.connect import Access
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
-
-BASE = "base"
-BASE_SCORES = "base-scores"
-SCORES_FILE = "scores.json"
-
-_MAKERS: Mapping[str, Stage] = {
-    "prepared": Stage.PREPARE,
-    "adapter": Stage.TRAIN,
-    "merged": Stage.MERGE,
-    **{edge_format.artifact: Stage.QUANTIZE for edge_format in EdgeFormat},
-}
-
-
-def input_names(request: Request) -> tuple[str, ...]:
-    """Names of the inputs that a request's stage gets, but for the base's scores, which may not be known yet."""
-    keep = request.parameters.merge.keep
-    match request.stage:
-        case Stage.TRAIN:
-            return (BASE, "prepared")
-        case Stage.MERGE:
-            return (BASE, "adapter")
-        case Stage.QUANTIZE:
-            return ("merged",) if keep else (BASE, "adapter")
-        case Stage.EVALUATE:
-            edges = (edge_format.artifact for edge_format in request.parameters.quantization.formats)
-            return (BASE, "prepared", "adapter", *(("merged",) if keep else ()), *edges)
-        case _:
-            return ()
 
 
 def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
@@ -66,6 +39,7 @@ class InputGatherer:
         self._access = access
         self._store = store
         self._progress = progress
+        self._names = inputs_of(request.stage, request.parameters)
         self._digests = digests_of_run(request, resolved)
 
     def gather(self, folder: Path) -> dict[str, Path]:
@@ -76,7 +50,7 @@ class InputGatherer:
             DamagedObject: an input is not what its manifest says.
         """
         inputs = {}
-        for name in input_names(self._request):
+        for name in self._names:
             if self._is_read_in_place(name):
                 continue
             self._progress.say(f"fetching {name}")
@@ -91,20 +65,20 @@ class InputGatherer:
         Raises:
             InvalidInput: an input is missing, or the base model is not the one that prepare saw.
         """
-        names = (name for name in input_names(self._request) if self._is_read_in_place(name))
-        return {name: self._model_in_place(name, folder / name) for name in names}
+        return {name: self._model_in_place(name, folder / name) for name in self._names if self._is_read_in_place(name)}
 
     def _is_read_in_place(self, name: str) -> bool:
         """Whether a model is larger than this machine may have room for, and is read in a stream."""
-        if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, "merged"):
+        if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, MERGED):
             return False
-        is_in_store = name != BASE or self._request.parameters.base_model.uri.startswith("hf://")
-        uri = self._store.uri if is_in_store else self._request.parameters.base_model.uri
+        base = self._request.parameters.base_model
+        is_in_store = name != BASE or base.is_on_hub
+        uri = self._store.uri if is_in_store else base.uri
         return uri.startswith("s3://")
 
     def _model_in_place(self, name: str, target: Path) -> ModelFolder:
         base = self._request.parameters.base_model
-        if name == BASE and not base.uri.startswith("hf://"):
+        if name == BASE and not base.is_on_hub:
             return SourceModelFolder(self._unchanged_base(base, target), BASE_FIELD)
         if name == BASE:
             key, files = find_mirror(self._store, self._resolved.base, base.uri)
@@ -131,7 +105,7 @@ class InputGatherer:
 
     def _find_artifact(self, name: str) -> tuple[str, tuple[FileEntry, ...]]:
         """Key of an artifact's folder, and its files with paths relative to it."""
-        stage = _MAKERS[name]
+        stage = maker_of(name)
         files = self.read_stage(stage).files
         folder = digest.stage_key(stage, self._digests[stage])
         parts = (entry.path.split("/") for entry in files)
@@ -146,12 +120,13 @@ class InputGatherer:
         try:
             return self._store.fetch_folder(key, files, target)
         except DamagedObject as error:
-            folder = digest.stage_key(_MAKERS[name], self._digests[_MAKERS[name]])
+            stage = maker_of(name)
+            folder = digest.stage_key(stage, self._digests[stage])
             raise DamagedObject(f"{error}; {how_to_make_anew(self._store, folder)}") from error
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model
-        if base.uri.startswith("hf://"):
+        if base.is_on_hub:
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
         source = self._unchanged_base(base, target)
         return source.fetch(used_files(SourceModelFolder(source, BASE_FIELD)))
@@ -171,5 +146,5 @@ class InputGatherer:
         if content is None:
             return {}
         target.mkdir(parents=True)
-        (target / SCORES_FILE).write_bytes(content.data)
+        (target / BASE_SCORES_FILE).write_bytes(content.data)
         return {BASE_SCORES: target}

@@ -70,14 +70,14 @@ class Attempt:
         self._is_begun = True
         artifacts: list[Artifact] = []
         files: list[FileEntry] = []
-        for name, subfolder in output.artifacts.items():
+        for name in output.artifacts:
             key = f"{self._folder}/{self._name}/{name}"
             streamed = [entry for entry in self._streamed if entry.path.startswith(f"{self._name}/{name}/")]
-            uploaded = (*streamed, *upload_folder(self._store, folder / subfolder, key, relative_to=self._folder))
+            uploaded = (*streamed, *upload_folder(self._store, folder / name, key, relative_to=self._folder))
             files += uploaded
             entries = files_below(uploaded, f"{self._name}/{name}")
             if not entries:
-                raise FileNotFoundError(f"the stage's artifact {name} has no files in {folder / subfolder}")
+                raise FileNotFoundError(f"the stage's artifact {name} has no files in {folder / name}")
             artifacts.append(
                 Artifact(
                     name=name,

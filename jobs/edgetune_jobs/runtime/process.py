@@ -119,7 +119,7 @@ def _run_in_folder(
         )
         raise InvalidInput(message) from error
     try:
-        asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.uri.startswith("hf://")
+        asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.is_on_hub
         prepare_process(folder, online=asks_hub)
         return StageRun(request, settings, signals, stream, load_code, folder).run()
     finally:

@@ -14,26 +14,20 @@ from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
+from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of, outputs_of
 from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
-from edgetune_jobs.runtime.inputs import (
-    BASE_SCORES,
-    SCORES_FILE,
-    InputGatherer,
-    digests_of_run,
-    input_names,
-    read_manifest,
-)
+from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run, read_manifest
 from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.uses import Use, Uses
-from edgetune_jobs.stage import OutputFiles, StageContext, StageOutput
+from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.connect import Access, open_sources
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import Conflict
@@ -113,7 +107,7 @@ class StageRun:
             return self._request.resolved
         evaluation = sources.get("eval")
         return Resolved(
-            base=sources["base"].digest,
+            base=sources[BASE].digest,
             train=sources["train"].digest,
             eval=evaluation.digest if evaluation else None,
         )
@@ -180,6 +174,7 @@ class StageRun:
         """Run the body and bring what it made into the store; the result and all files."""
         context = self._context(sources, attempt)
         output = self._run_body(context)
+        self._check_artifacts(output)
         self._mirror_base(sources)
         self._progress.say("storing the result")
         self._store_base_scores(context.output)
@@ -200,6 +195,15 @@ class StageRun:
         result.encode()  # what cannot be told must not become a fact
         return result, files
 
+    def _check_artifacts(self, output: StageOutput) -> None:
+        """Later stages look for what the pipeline's table says: nothing else may become a fact."""
+        made, expected = tuple(output.artifacts), outputs_of(self._request.stage, self._request.parameters)
+        if made != expected:
+            raise RuntimeError(
+                f"the stage {self._request.stage} made the artifacts {', '.join(made) or 'none'}; "
+                f"the pipeline expects {', '.join(expected) or 'none'}"
+            )
+
     def _recheck(self, standing: Manifest, sources: Mapping[str, Source]) -> Manifest:
         """The manifest with the metrics that this request's other fields change."""
         recheck = self._load_code(self._request.stage).recheck
@@ -207,7 +211,7 @@ class StageRun:
             return standing
         if self._is_base_of_hub:
             mirror = mirror_uri(self._store, self._resolved.base)
-            sources = {**sources, "base": self._access.open_model(mirror, self._folder / "mirror")}
+            sources = {**sources, BASE: self._access.open_model(mirror, self._folder / "mirror")}
         result = standing.result
         attempt = Attempt(self._store, result.stage, result.digest)
         metrics = {**result.metrics, **recheck(self._context(sources, attempt), result.metrics)}
@@ -217,7 +221,7 @@ class StageRun:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
         request, folder = self._request, self._folder / "inputs"
-        gatherer = self._gatherer() if input_names(request) else None
+        gatherer = self._gatherer() if inputs_of(request.stage, request.parameters) else None
         return StageContext(
             request=request,
             inputs=gatherer.gather(folder) if gatherer else {},
@@ -258,12 +262,12 @@ class StageRun:
 
     @property
     def _is_base_of_hub(self) -> bool:
-        return self._request.parameters.base_model.uri.startswith("hf://")
+        return self._request.parameters.base_model.is_on_hub
 
     def _mirror_base(self, sources: Mapping[str, Source]) -> None:
         """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
         if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
-            mirror_model(self._store, sources["base"], self._progress)
+            mirror_model(self._store, sources[BASE], self._progress)
 
     def _manifest(self, result: Result, files: Sequence[FileEntry]) -> Manifest:
         return Manifest(
@@ -277,7 +281,7 @@ class StageRun:
         )
 
     def _store_base_scores(self, folder: Path) -> None:
-        path = folder / BASE_SCORES / SCORES_FILE
+        path = folder / BASE_SCORES / BASE_SCORES_FILE
         if self._request.stage is Stage.EVALUATE and path.is_file():
             key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
             with suppress(Conflict):  # another run has scored the same base meanwhile

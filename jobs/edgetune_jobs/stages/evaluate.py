@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUATION, MERGED, PREPARED, TUNED
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
+from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned import load_tuned
-from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-ARTIFACT = "evaluation"
-BASE_SCORES = "base-scores"
-_SCORES_FILE = "scores.json"
 _BATCH_SIZE = 32
 _KEPT_ANSWERS = 16
 
@@ -117,21 +116,21 @@ def run(context: StageContext) -> StageOutput:
     device = loading.choose_device()
     rows = _read_rows(context)
     known = _read_base_scores(context)
-    kept = context.inputs.get("merged")
+    kept = context.inputs.get(MERGED)
     edges = _edge_models(context)
     evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
-    base, adapter = context.inputs["base"], context.inputs["adapter"]
+    base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
     if known is None:
         dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
-        evaluation.score("base", base, lambda: loading.load_base(base, dtype, device))
-        _write_base_scores(context.output / BASE_SCORES, evaluation.scores["base"])
+        evaluation.score(BASE, base, lambda: loading.load_base(base, dtype, device))
+        _write_base_scores(context.output / BASE_SCORES, evaluation.scores[BASE])
     else:
-        evaluation.scores["base"] = known
-    evaluation.score("tuned", base, lambda: _load_tuned(base, adapter, device))
-    for name, folder in (("merged", kept), *edges.items()):
+        evaluation.scores[BASE] = known
+    evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
+    for name, folder in ((MERGED, kept), *edges.items()):
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
-    _write_answers(context.output / ARTIFACT, evaluation)
+    _write_answers(context.output / EVALUATION, evaluation)
     measured = budget.measure_models(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
     return _report(evaluation, device, measured)
 
@@ -146,7 +145,7 @@ def _check_finite(name: str, loss: float | None) -> None:
     if loss is None or isfinite(loss):
         return
     what = f"the loss of the {name} model on the evaluation rows is {loss}"
-    if name == "base":
+    if name == BASE:
         raise InvalidInput(
             f"spec.baseModel: {what}: its weights are damaged, or overflow in the number format of this hardware; "
             "check the model's files, or evaluate on hardware with bfloat16"
@@ -165,7 +164,7 @@ def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTraine
 def _edge_models(context: StageContext) -> dict[str, Path]:
     """Folders of the edge models by the names that their scores get."""
     first, *further = (edge_format.artifact for edge_format in context.request.parameters.quantization.formats)
-    return {"edge": context.inputs[first], **{name: context.inputs[name] for name in further}}
+    return {EDGE: context.inputs[first], **{name: context.inputs[name] for name in further}}
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
@@ -176,7 +175,7 @@ def _read_rows(context: StageContext) -> _Rows:
     import pyarrow.parquet
 
     parameters = context.request.parameters
-    table = pyarrow.parquet.read_table(context.inputs["prepared"] / "eval.parquet")
+    table = pyarrow.parquet.read_table(context.inputs[PREPARED] / EVAL)
     columns = table.slice(0, parameters.evaluation.max_examples).to_pydict()
     if not columns["response"]:
         raise InvalidInput("spec.dataset.eval: there is no row to evaluate on")
@@ -195,17 +194,17 @@ def _read_rows(context: StageContext) -> _Rows:
 
 def _read_base_scores(context: StageContext) -> ModelScores | None:
     folder = context.inputs.get(BASE_SCORES)
-    if folder is None or not (folder / _SCORES_FILE).is_file():
+    if folder is None or not (folder / BASE_SCORES_FILE).is_file():
         return None
     try:
-        return ModelScores.model_validate_json((folder / _SCORES_FILE).read_bytes())
+        return ModelScores.model_validate_json((folder / BASE_SCORES_FILE).read_bytes())
     except ValidationError:  # written by another version: scoring the base again costs a minute, failing costs the run
         return None
 
 
 def _write_base_scores(folder: Path, scores: ModelScores) -> None:
     folder.mkdir()
-    (folder / _SCORES_FILE).write_text(scores.model_dump_json() + "\n", encoding="utf-8")
+    (folder / BASE_SCORES_FILE).write_text(scores.model_dump_json() + "\n", encoding="utf-8")
 
 
 def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
@@ -225,6 +224,4 @@ def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Me
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
     metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": loading.peak_memory_bytes(device)}
     facts = {"device": loading.describe_device(device), "decoding": "greedy"}
-    return StageOutput(
-        {ARTIFACT: ARTIFACT}, metrics, facts, measured.warnings, scores=scores, edge=measured.measurement
-    )
+    return StageOutput((EVALUATION,), metrics, facts, measured.warnings, scores=scores, edge=measured.measurement)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs.errors import BASE_FIELD, Interrupted
 from edgetune_jobs.models import adapters, loading
@@ -17,8 +18,6 @@ from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 
-ARTIFACT = "merged"
-
 
 def run(context: StageContext) -> StageOutput:
     """Merge inputs base and adapter; artifact `merged`, in the number format that `merged_dtype` tells.
@@ -28,7 +27,7 @@ def run(context: StageContext) -> StageOutput:
         Interrupted: `context.stop` was set.
     """
     merge_base = context.request.parameters.merge.base
-    base, adapter = streamed_model.model_input(context, "base", BASE_FIELD), context.inputs["adapter"]
+    base, adapter = streamed_model.model_input(context, BASE, BASE_FIELD), context.inputs[ADAPTER]
     record = adapters.read_record(adapter)
     context.progress.say(f"merging the adapter into the base ({merge_base})")
     warnings = []
@@ -53,16 +52,16 @@ def run(context: StageContext) -> StageOutput:
         "dtype": dtype,
         "mergeBase": "NF4 and back, as training saw it" if through_nf4 else "the stored weights",
     }
-    return StageOutput({ARTIFACT: ARTIFACT}, metrics, facts, warnings)
+    return StageOutput((MERGED,), metrics, facts, warnings)
 
 
 def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
     """Merge tensor by tensor; the bytes written."""
     files = plan_files(plan_stored(model.weights.tensors, model.weights.dtype))
-    with SafetensorsWriter(files, context.streams, ARTIFACT) as writer:
+    with SafetensorsWriter(files, context.streams, MERGED) as writer:
         streamed_model.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
         writer.finish()
-    folder = context.output / ARTIFACT
+    folder = context.output / MERGED
     streamed_model.write_companions(model, folder, context.request.parameters.dataset)
     return writer.total_bytes + streamed_model.companion_bytes(folder)
 
@@ -74,5 +73,5 @@ def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -
     model = merge_adapter(folder, adapter, parameters.merge.base, loading.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
-    save_model(model, context.output / ARTIFACT, folder, parameters.dataset)
-    return folder_bytes(context.output / ARTIFACT), str(model.dtype).removeprefix("torch.")
+    save_model(model, context.output / MERGED, folder, parameters.dataset)
+    return folder_bytes(context.output / MERGED), str(model.dtype).removeprefix("torch.")

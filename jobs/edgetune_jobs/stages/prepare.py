@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgetune_contract.pipeline import BASE, PREPARED
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs.data import quality
@@ -30,7 +31,6 @@ from edgetune_jobs.training.preparation_report import Preparation, cut_warning, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ARTIFACT = "prepared"
 _TRAIN_FIELD = "spec.dataset.train"
 _EVAL_FIELD = "spec.dataset.eval"
 _ROWS_AT_A_TIME = 256
@@ -60,7 +60,7 @@ def run(context: StageContext) -> StageOutput:
     parameters = context.request.parameters
     check_measurable(parameters)
     context.progress.say("inspecting the base model")
-    base = inspect_base(context.sources["base"])
+    base = inspect_base(context.sources[BASE])
     targets = targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
     row_errors = RowErrors()
@@ -87,9 +87,9 @@ def run(context: StageContext) -> StageOutput:
         warnings=(*rows.warnings, *cut_warning(train, parameters.training.max_length)),
     )
     write_report(tokenizing.folder, preparation.report())
-    shutil.move(tokenizing.folder, context.output / ARTIFACT)
+    shutil.move(tokenizing.folder, context.output / PREPARED)
     return StageOutput(
-        artifacts={ARTIFACT: ARTIFACT},
+        artifacts=(PREPARED,),
         metrics=preparation.metrics(),
         facts={"architecture": base.architecture},
         warnings=preparation.warnings,
@@ -114,7 +114,7 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     parameters = context.request.parameters
     check_measurable(parameters)
     context.progress.say("inspecting the base model")
-    base = inspect_base(context.sources["base"])
+    base = inspect_base(context.sources[BASE])
     targets = targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, parameters, longest)
@@ -186,7 +186,7 @@ class _Tokenizing:
     """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the row errors."""
 
     def __init__(self, context: StageContext, encoder: Encoder, row_errors: RowErrors) -> None:
-        self.folder = context.scratch / ARTIFACT
+        self.folder = context.scratch / PREPARED
         self._context = context
         self._encoder = encoder
         self._row_errors = row_errors
@@ -276,7 +276,7 @@ def _check_positions(base: BaseModel, parameters: Parameters, longest_example: i
 def _resolved(context: StageContext) -> Resolved:
     sources = context.sources
     return Resolved(
-        base=sources["base"].digest,
+        base=sources[BASE].digest,
         train=sources["train"].digest,
         eval=sources["eval"].digest if context.request.parameters.dataset.eval is not None else None,
     )

@@ -6,6 +6,7 @@ With a pin: move the pointer to the version that it names, and nothing else.
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from edgetune_contract.pipeline import is_edge, stages_of
 from edgetune_contract.request import Artifact, FileEntry, Manifest, Request, Resolved, Scores
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
@@ -40,15 +41,15 @@ def edge_artifacts(manifest: Manifest) -> tuple[Artifact, ...]:
     Raises:
         InvalidInput: there is none.
     """
-    edges = tuple(artifact for artifact in manifest.result.artifacts if artifact.name.startswith("edge-"))
+    edges = tuple(artifact for artifact in manifest.result.artifacts if is_edge(artifact.name))
     if not edges:
         raise InvalidInput("the manifest of quantize names no edge model: run the stage again")
     return edges
 
 
 def _read_manifests(request: Request, publisher: Publisher) -> dict[Stage, Manifest]:
-    skipped = {Stage.PUBLISH} if request.parameters.merge.keep else {Stage.PUBLISH, Stage.MERGE}
-    return {stage: publisher.read_stage(stage) for stage in Stage if stage not in skipped}
+    done = (stage for stage in stages_of(request.parameters) if stage is not Stage.PUBLISH)
+    return {stage: publisher.read_stage(stage) for stage in done}
 
 
 def _figures(manifests: Mapping[Stage, Manifest]) -> Figures:

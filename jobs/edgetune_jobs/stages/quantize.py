@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import BASE_FIELD, Interrupted, InvalidInput
 from edgetune_jobs.models import loading
@@ -62,7 +63,7 @@ def run(context: StageContext) -> StageOutput:
         "peakMemoryBytes": loading.peak_resident_bytes(),
     }
     # The first is the one that the status shows.
-    artifacts = {edge_format.artifact: edge_format.artifact for edge_format in formats}
+    artifacts = tuple(edge_format.artifact for edge_format in formats)
     return StageOutput(artifacts, metrics, {"path": path, "formats": " ".join(formats)}, written.warnings)
 
 
@@ -72,10 +73,10 @@ def _open_model(context: StageContext) -> StreamedModel:
     Raises:
         NotUnderstood: only the libraries can read or merge it.
     """
-    if streamed_model.has_model(context, "merged"):
-        return streamed_model.stored_model(streamed_model.model_input(context, "merged", "the merged model"))
-    base = streamed_model.model_input(context, "base", BASE_FIELD)
-    return streamed_model.merged_model(base, context.inputs["adapter"], context.request.parameters.merge.base)
+    if streamed_model.has_model(context, MERGED):
+        return streamed_model.stored_model(streamed_model.model_input(context, MERGED, "the merged model"))
+    base = streamed_model.model_input(context, BASE, BASE_FIELD)
+    return streamed_model.merged_model(base, context.inputs[ADAPTER], context.request.parameters.merge.base)
 
 
 def _write_in_stream(context: StageContext, model: StreamedModel, formats: Sequence[EdgeFormat]) -> _Written:
@@ -117,7 +118,7 @@ def _write_others(
     Raises:
         InvalidInput: the merged model cannot be streamed either.
     """
-    merged = context.scratch / "merged"
+    merged = context.scratch / MERGED
     save_model(model, merged, source, context.request.parameters.dataset)
     with refusing(formats[0], context.request.parameters):
         try:
@@ -129,13 +130,13 @@ def _write_others(
 
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
     """The merged model, and the folder that its tokenizer comes from."""
-    is_merged = streamed_model.has_model(context, "merged")
-    source = streamed_model.model_input(context, "merged" if is_merged else "base", BASE_FIELD)
+    is_merged = streamed_model.has_model(context, MERGED)
+    source = streamed_model.model_input(context, MERGED if is_merged else BASE, BASE_FIELD)
     folder = source.fetch(used_files(source))
     if is_merged:
         return loading.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
-    return merge_adapter(folder, context.inputs["adapter"], merge_base, device), folder
+    return merge_adapter(folder, context.inputs[ADAPTER], merge_base, device), folder
 
 
 def _check_range(model: "PreTrainedModel") -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError
 from edgetune_jobs.models import loading
@@ -67,11 +68,11 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
     from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
     parameters, dtype = setup.parameters, loading.dtype_of(setup.precision)
-    tokenizer = loading.load_tokenizer(context.inputs["base"])
-    rows = recipe.training_rows(context.inputs["prepared"], parameters.training)
+    tokenizer = loading.load_tokenizer(context.inputs[BASE])
+    rows = recipe.training_rows(context.inputs[PREPARED], parameters.training)
     context.progress.say(f"loading the base model for {parameters.method}")
     load = loading.load_quantized_base if parameters.method is Method.QLORA else loading.load_base
-    model = load(context.inputs["base"], dtype, setup.device)
+    model = load(context.inputs[BASE], dtype, setup.device)
     targets = recipe.find_targets(model, parameters.lora)
     watch = StepWatch(context.progress, context.stop, scaled_gradients=setup.precision is Precision.FP16)
     trainer = AdapterTrainer(
@@ -138,7 +139,7 @@ def _save(
         total_parameters=count.total,
         seed=parameters.training.seed,
     )
-    folder = context.output / "adapter"
+    folder = context.output / ADAPTER
     save_adapter(trainer.model, folder, parameters.base_model)
     write_json(folder / RECORD, record.model_dump(mode="json"))
     metrics = {
@@ -155,7 +156,7 @@ def _save(
     }
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
-    return StageOutput({"adapter": "adapter"}, metrics, _facts(setup))
+    return StageOutput((ADAPTER,), metrics, _facts(setup))
 
 
 def _facts(setup: _Setup) -> dict[str, str]:

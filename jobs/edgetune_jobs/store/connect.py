@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgetune_contract.pipeline import BASE
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
 from edgetune_jobs.errors import BASE_FIELD
@@ -46,7 +47,7 @@ class Access:
         Raises:
             InvalidInput: there is nothing at its URI.
         """
-        if base.uri.startswith("hf://"):
+        if base.is_on_hub:
             from edgetune_jobs.store.hub_source import HubSource
             from edgetune_jobs.store.s3.client import read_secret
 
@@ -85,10 +86,10 @@ def open_sources(access: Access, request: Request, folder: Path) -> dict[str, So
         InvalidInput: nothing at a URI, or content that is not the pinned one.
     """
     parameters = request.parameters
-    base = access.open_base(parameters.base_model, folder / "base")
-    if not parameters.base_model.uri.startswith("hf://"):
+    base = access.open_base(parameters.base_model, folder / BASE)
+    if not parameters.base_model.is_on_hub:
         check_pin(base, BASE_FIELD, parameters.base_model.revision)
-    sources = {"base": base}
+    sources = {BASE: base}
     for name, data in (("train", parameters.dataset.train), ("eval", parameters.dataset.eval)):
         if data is not None:
             field = f"spec.dataset.{name}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import FileEntry
+from edgetune_contract.spec import HUB_SCHEME
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
 from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint
 from edgetune_jobs.store.sources import SourceKind, check_paths, is_hidden
@@ -27,7 +28,7 @@ class HubSource:
             target: folder that files are fetched into.
         """
         self._uri = uri
-        self._repository = uri.removeprefix("hf://")
+        self._repository = uri.removeprefix(HUB_SCHEME)
         self._revision = revision
         self._field = field
         self._token = token

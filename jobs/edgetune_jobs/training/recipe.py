@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec, Precision, TrainingSpec
+from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -194,9 +195,7 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
     from datasets import Dataset
     from trl import pack_dataset
 
-    table = pyarrow.parquet.read_table(
-        prepared / "train.parquet", columns=["input_ids", "completion_mask"]
-    ).combine_chunks()
+    table = pyarrow.parquet.read_table(prepared / TRAIN, columns=["input_ids", "completion_mask"]).combine_chunks()
     if table.num_rows == 0:
         raise InvalidInput("spec.dataset.train: there is no row to train on")
     ids, mask = (table[name].chunk(0) for name in ("input_ids", "completion_mask"))

@@ -111,6 +111,12 @@ def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns)
         ("gpu_memory_of_the_stage", 12, "OutOfGpuMemory", "it does not fit"),
         ("bug", 1, "InternalError", "KeyError: "),
         ("too_long", 1, "InternalError", "more than 4096"),
+        (
+            "other_artifacts",
+            1,
+            "InternalError",
+            "the stage prepare made the artifacts weights; the pipeline expects prepared",
+        ),
     ],
 )
 def test_what_ends_a_body_is_told_in_the_words_of_the_contract(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgetune_contract.evaluation import EdgeBudget
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
+from edgetune_contract.pipeline import BASE, EDGE
 from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.spec import EdgeFormat, Parameters, Precision
 from edgetune_jobs.errors import InvalidInput
@@ -75,7 +76,7 @@ class _Measuring:
     def run(self) -> Measured:
         first, *others = self._context.request.parameters.quantization.formats
         edge = self._edge_model(first)
-        base = self._comparison("base", self._order(self._context.inputs["base"], Runtime.TRANSFORMERS, _base_dtype()))
+        base = self._comparison(BASE, self._order(self._context.inputs[BASE], Runtime.TRANSFORMERS, _base_dtype()))
         further = {other.artifact: self._further_model(other) for other in others}
         measurement = EdgeMeasurement(
             **edge.model_dump(by_alias=False),
@@ -90,7 +91,7 @@ class _Measuring:
 
     def _edge_model(self, first: EdgeFormat) -> ModelSpeed:
         try:
-            return self._measure("edge", self._format_order(first), self._memory)
+            return self._measure(EDGE, self._format_order(first), self._memory)
         except OutOfMemory as error:
             raise InvalidInput(
                 f"{_FIELD}: the machine has too little memory to measure the edge model: {error}; give the stage "
