@@ -7,7 +7,7 @@
     models                                             models and adapters as folders of safetensors
     data                                               rows, prompts, tokens
     store                                              S3, local folders, the hub
-    errors                                             how a stage ends when it does not finish
+    errors, messages                                   how a stage ends when it does not finish; parts of messages
 
 A room imports from lines below its own, never from its own line or above. import-linter checks it (pyproject.toml).
 """

@@ -21,6 +21,9 @@ BASE_FIELD = "spec.baseModel"
 # For messages about what an earlier stage has to make again.
 HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
 
+# Of other classes than torch.OutOfMemoryError: raised by CUDA itself, and by its libraries for memory of their own.
+_OUT_OF_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
 
 class StageError(Exception):
     """A stage cannot finish; the subclass decides the exit code."""
@@ -66,3 +69,16 @@ class Interrupted(StageError):
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)
         self.step = step
+
+
+def is_out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether an error says that the GPU's memory did not suffice.
+
+    By names and words, so that light stages need not import torch.
+    """
+    is_torchs_own = any(
+        kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
+        for kind in type(error).mro()
+    )
+    is_cudas = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_GPU_MEMORY)
+    return is_torchs_own or is_cudas

@@ -14,11 +14,10 @@ from edgetune_jobs.data.readers.parquet_rows import read_parquet
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
 from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.messages import count, some
+from edgetune_jobs.store.sources import DATA_SUFFIXES, Source
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _ROWS_BETWEEN_STOP_CHECKS = 1000
-_MOST_FILES_IN_A_MESSAGE = 5
 
 
 @dataclass
@@ -59,7 +58,7 @@ def read_data_set(
     data_set = DataSet(spec_field)
     if ignored:
         data_set.warnings.append(
-            f"{spec_field}: {_count(len(ignored), 'file')} of other types not read: {_some(ignored)}"
+            f"{spec_field}: {count(len(ignored), 'file')} of other types not read: {some(ignored)}"
         )
     empty = []
     for entry in entries:
@@ -72,7 +71,7 @@ def read_data_set(
             row_errors.add(spec_field, BadRow(Place(path), "has no rows"))
     elif empty:
         # Writers that work in parallel leave empty parts: no reason to stop as long as there are rows elsewhere.
-        data_set.warnings.append(f"{spec_field}: {_count(len(empty), 'file')} without rows: {_some(empty)}")
+        data_set.warnings.append(f"{spec_field}: {count(len(empty), 'file')} without rows: {some(empty)}")
     return data_set
 
 
@@ -85,9 +84,9 @@ def _choose_files(source: Source, spec_field: str) -> tuple[Sequence[FileEntry],
     # Names such as _SUCCESS, _metadata and .DS_Store are not meant for readers of data.
     ignored = [path for path in source.ignored if not PurePosixPath(path).name.startswith((".", "_"))]
     if not source.files:
-        found = f"found {_some(ignored)}" if ignored else "there is no file at all"
+        found = f"found {some(ignored)}" if ignored else "there is no file at all"
         raise InvalidInput(
-            f"{spec_field}.uri: {source.uri} has no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file ({found}): "
+            f"{spec_field}.uri: {source.uri} has no file ending in {', '.join(DATA_SUFFIXES)} ({found}): "
             "name such a file, or a folder that holds some"
         )
     return source.files, ignored
@@ -127,12 +126,3 @@ def _rows(path: Path, name: str, parser: RowParser) -> Iterator[RawRow | BadRow]
 
 def _suffix(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_FILES_IN_A_MESSAGE
-    return ", ".join(names[:_MOST_FILES_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")

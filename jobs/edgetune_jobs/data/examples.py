@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import DatasetFields, DatasetSpec, RowFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
+from edgetune_jobs.messages import some
 
 USER = "user"
 ASSISTANT = "assistant"
@@ -111,10 +112,7 @@ class RowParser:
     def _missing(self, field: str, found: Sequence[str]) -> str:
         name = getattr(self._names, field)
         others = [other for other in found if other not in self.wanted_fields]
-        shown = ", ".join(repr(other[:64]) for other in found[:_MOST_NAMES]) + (
-            ", …" if len(found) > _MOST_NAMES else ""
-        )
-        reason = f"has no field {name!r} (found: {shown or 'none'})"
+        reason = f"has no field {name!r} (found: {some((repr(other[:64]) for other in found), _MOST_NAMES)})"
         meant = _nearest(field, self._names, others)
         if meant is None:
             return f"{reason}; name the field in spec.dataset.fields.{field}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, RowParser
+from edgetune_jobs.messages import count
 
 # How many examples people found to be enough, by what the model is to learn.
 _SIZE_ADVICE = (
@@ -13,10 +14,10 @@ _SIZE_ADVICE = (
 )
 
 
-def size_advice(count: int) -> list[str]:
-    """A warning that names the nearest purpose for which `count` training examples are usually too few."""
-    examples = "1 training example" if count == 1 else f"{count:,} training examples"
-    return [f"{examples}: {advice}" for enough, advice in _SIZE_ADVICE if count < enough][:1]
+def size_advice(examples: int) -> list[str]:
+    """A warning that names the nearest purpose for which so many training examples are usually too few."""
+    found = count(examples, "training example")
+    return [f"{found}: {advice}" for enough, advice in _SIZE_ADVICE if examples < enough][:1]
 
 
 def repeated_rows(data_set: DataSet) -> list[str]:
@@ -29,7 +30,7 @@ def repeated_rows(data_set: DataSet) -> list[str]:
         return []
     original = first[repeated[0].identity()].place
     return [
-        f"{data_set.spec_field}: {_rows(len(repeated), 'repeats', 'repeat')} an earlier one "
+        f"{data_set.spec_field}: {count(len(repeated), 'row repeats', 'rows repeat')} an earlier one "
         f"(the first: {repeated[0].place} is {original} again)"
     ]
 
@@ -63,8 +64,8 @@ def keyword_coverage(data_set: DataSet, evaluation: Sequence[Example], parser: R
     unanswerable = [example for example in evaluation if not _answers_itself(example)]
     if unanswerable:
         warnings.append(
-            f"{_rows(len(unanswerable), 'expects', 'expect')} a keyword that the row's own response does not hold "
-            f"(the first: {unanswerable[0].place})"
+            f"{count(len(unanswerable), 'row expects', 'rows expect')} a keyword that the row's own response does "
+            f"not hold (the first: {unanswerable[0].place})"
         )
     return warnings
 
@@ -72,7 +73,3 @@ def keyword_coverage(data_set: DataSet, evaluation: Sequence[Example], parser: R
 def _answers_itself(example: Example) -> bool:
     response = example.response.lower()
     return all(keyword.lower() in response for keyword in example.keywords)
-
-
-def _rows(count: int, singular: str, plural: str) -> str:
-    return f"1 row {singular}" if count == 1 else f"{count:,} rows {plural}"

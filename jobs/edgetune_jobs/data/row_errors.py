@@ -6,6 +6,7 @@ from itertools import groupby
 
 from edgetune_jobs.data.readers.rows import BadRow, Place
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.messages import count
 
 MOST_LISTED = 20
 _LONGEST_REASON = 300
@@ -35,7 +36,7 @@ class RowErrors:
             raise InvalidInput("\n".join((self._heading(), *self._lines())))
 
     def _heading(self) -> str:
-        rows = "1 row or file" if self.total == 1 else f"{self.total:,} rows or files"
+        rows = count(self.total, "row or file", "rows or files")
         shown = f"; the first {MOST_LISTED}" if self.total > MOST_LISTED else ""
         return f"the data has {rows} that cannot be used; none is left out silently, so fix or remove them{shown}:"
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.errors import is_out_of_gpu_memory
 from edgetune_jobs.models.loading import free_memory
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import adapters
+from edgetune_jobs.models.target_modules import matching
 
 if TYPE_CHECKING:
     import torch
@@ -129,8 +130,7 @@ def check_layers(
     known = {f"{PREFIX}{layer}{end}" for layer in layers for end in _MATRICES}
     refuse_first(set(weights) - known, "has a tensor that belongs to no layer of the base")
     refuse_first(known - set(weights), "lacks a tensor")
-    targets = tuple(config["target_modules"])
-    asked = {name for name in modules if any(name == target or name.endswith(f".{target}") for target in targets)}
+    asked = set().union(*(matching(target, modules) for target in config["target_modules"]))
     refuse_first(layers - set(modules), "is for a layer that the base does not have")
     refuse_first(layers - asked, "has weights for a layer that its config does not name")
     refuse_first(asked - layers, "has no weights for a layer that its config names")

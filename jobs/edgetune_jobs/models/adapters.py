@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgetune_contract.model import Model
-from edgetune_contract.spec import BaseModelSpec, Method, Precision
+from edgetune_contract.spec import BaseModelSpec, MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class TrainingRecord(Model):
     trainable_parameters: int
     total_parameters: int
     seed: int
+
+    def through_nf4(self, merge_base: MergeBase) -> bool:
+        """Whether the base that the adapter is added to is rounded to NF4 and back, as training saw it."""
+        return self.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
 
 
 def save_adapter(model: "PeftModel", folder: Path, base: BaseModelSpec) -> None:

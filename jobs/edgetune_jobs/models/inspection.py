@@ -1,12 +1,13 @@
 """A base model as its files describe it: configuration, tokenizer files, tensors. Nothing of it is loaded or run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
+from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
+from edgetune_jobs.messages import some
 from edgetune_jobs.models.folder import (
     CODE_FIELD,
     COMPANION_FILES,
@@ -18,13 +19,13 @@ from edgetune_jobs.models.folder import (
 )
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
+from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.weights import (
     OUTPUT_HEAD,
     WEIGHTS,
     WEIGHTS_INDEX,
     read_json,
     read_tensors,
-    some,
     weight_files,
 )
 from edgetune_jobs.store.sources import Source
@@ -49,7 +50,7 @@ class LinearLayer:
     @property
     def short_name(self) -> str:
         """Such as q_proj."""
-        return self.name.rpartition(".")[2]
+        return short_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def inspect_base(source: Source) -> BaseModel:
     """
     model = SourceModelFolder(source, BASE_FIELD)
     if CONFIG not in model.sizes:
+        found = some(sorted([*model.sizes, *source.ignored]))
         raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {some([*model.sizes, *source.ignored])}): "
+            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {found}): "
             "name the folder that save_pretrained wrote"
         )
     shards = weight_files(model)
@@ -146,28 +148,21 @@ def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:
     Raises:
         InvalidInput: a target module is no linear layer of the base.
     """
-    layers = base.linear_layers
-    requested = lora.target_modules
-    if requested == "AllLinear":
-        targets: Sequence[str] = sorted({layer.short_name for layer in layers})
-    elif isinstance(requested, str):
-        targets = TARGET_MODULE_PRESETS[requested]
-    else:
-        targets = requested
-    unknown = [target for target in targets if not any(_is_meant(layer, target) for layer in layers)]
+    layers = {layer.name: layer for layer in base.linear_layers}
+    targets = requested_modules(lora, layers, layers)
+    matches = {target: matching(target, layers) for target in targets}
+    unknown = [target for target, names in matches.items() if not names]
     if unknown or not targets:
-        there = ", ".join(sorted({layer.short_name for layer in layers})) or "none"
+        there = ", ".join(sorted({layer.short_name for layer in layers.values()})) or "none"
         what = f"no linear layer {', '.join(unknown)}" if unknown else "no linear layer at all"
+        requested = lora.target_modules
         preset = f" ({requested} is {', '.join(targets)})" if isinstance(requested, str) else ""
         raise InvalidInput(
             f"spec.lora.targetModules: the base ({base.architecture}) has {what}{preset}; "
             f"its linear layers are: {there}. Name some of these, or AllLinear"
         )
-    return tuple(layer for layer in layers if any(_is_meant(layer, target) for target in targets))
-
-
-def _is_meant(layer: LinearLayer, target: str) -> bool:
-    return layer.name == target or layer.name.endswith(f".{target}")
+    meant = set().union(*matches.values())
+    return tuple(layer for name, layer in layers.items() if name in meant)
 
 
 def _is_linear(name: str, tensor: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetune_contract.spec import MergeBase, Method
+from edgetune_contract.spec import MergeBase
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models import adapter_layers, adapters, loading
 from edgetune_jobs.models.folder import LocalModelFolder
@@ -72,7 +72,7 @@ def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch
 
     record = adapters.read_record(adapter)
     model = loading.load_base(base, getattr(torch, dtype), device)
-    if record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED:
+    if record.through_nf4(merge_base):
         loading.as_trained_weights(model)
     config = adapter_layers.read_adapter_config(adapter)
     is_plain = not adapter_layers.special_options(config)

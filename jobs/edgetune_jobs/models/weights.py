@@ -1,11 +1,11 @@
 """Where a model folder keeps its tensors: index, shards and headers, checked without reading a tensor."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.messages import some
 from edgetune_jobs.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.safetensors_header import read_header
@@ -74,13 +74,13 @@ def weight_files(folder: ModelFolder) -> list[str]:
     pickles = [name for name in folder.ignored if PurePosixPath(name).suffix in _PICKLES]
     if pickles:
         raise InvalidInput(
-            f"{label}.uri: {uri} has its weights as pickles only ({some(pickles)}), which are never "
+            f"{label}.uri: {uri} has its weights as pickles only ({some(sorted(pickles))}), which are never "
             "loaded because a pickle can run code. Convert them where you trust the files: "
             "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
         )
     raise InvalidInput(
         f"{label}.uri: {uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
-        f"{some([*folder.sizes, *folder.ignored])}): weights "
+        f"{some(sorted([*folder.sizes, *folder.ignored]))}): weights "
         "have to be safetensors under these names, as save_pretrained writes them"
     )
 
@@ -145,12 +145,6 @@ def read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"{folder.label}: {name} is not a JSON object; save or copy the model again")
     return value
-
-
-def some(names: Iterable[str], most: int = 6) -> str:
-    """The first few of some names, for messages."""
-    listed = sorted(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "") or "nothing"
 
 
 def _read_shard(folder: ModelFolder, shard: str) -> list[StoredTensor]:

@@ -8,6 +8,7 @@ from edgetune_contract.digest import version_key, versions_key
 from edgetune_contract.request import Digest
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.messages import some
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.store import Store, read_model, uri_of
 
@@ -119,6 +120,4 @@ class Versions:
 def _listed(versions: Sequence[KnownVersion]) -> str:
     if not versions:
         return "it has none"
-    more = len(versions) - _MOST_LISTED
-    names = ", ".join(str(version) for version in versions[:_MOST_LISTED])
-    return f"versions, newest first: {names}{f' and {more} more' if more > 0 else ''}"
+    return f"versions, newest first: {some(map(str, versions), _MOST_LISTED)}"

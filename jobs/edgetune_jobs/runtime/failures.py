@@ -9,8 +9,7 @@ from pathlib import Path
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_jobs.errors import Interrupted, StageError
-from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
+from edgetune_jobs.errors import Interrupted, StageError, is_out_of_gpu_memory
 from edgetune_jobs.runtime.signals import Stopped
 from edgetune_jobs.store.files import disk_full, is_disk_full
 

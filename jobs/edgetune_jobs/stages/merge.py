@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
-from edgetune_contract.spec import MergeBase, Method
 from edgetune_jobs.errors import BASE_FIELD, Interrupted
 from edgetune_jobs.models import adapters, loading
 from edgetune_jobs.models.folder import ModelFolder
@@ -40,7 +39,6 @@ def run(context: StageContext) -> StageOutput:
     else:
         path = streamed_model.STREAMING
         written, dtype = _merge_in_stream(context, model), model.weights.dtype
-    through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     metrics = {
         "baseBytes": sum(base.sizes[file] for file in used_files(base)),
         "adapterBytes": folder_bytes(adapter),
@@ -50,7 +48,7 @@ def run(context: StageContext) -> StageOutput:
     facts = {
         "path": path,
         "dtype": dtype,
-        "mergeBase": "NF4 and back, as training saw it" if through_nf4 else "the stored weights",
+        "mergeBase": "NF4 and back, as training saw it" if record.through_nf4(merge_base) else "the stored weights",
     }
     return StageOutput((MERGED,), metrics, facts, warnings)
 

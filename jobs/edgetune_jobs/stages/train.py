@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
-from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError
+from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter, write_json
-from edgetune_jobs.models.gpu_memory import is_out_of_gpu_memory
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
 

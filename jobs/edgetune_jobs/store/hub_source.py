@@ -69,7 +69,7 @@ class HubSource:
         """
         from huggingface_hub import hf_hub_download
 
-        self._check(paths)
+        check_paths(self, SourceKind.MODEL, self._field, self._siblings, paths)
         for path in sorted(set(paths) - self._fetched):
             with self._hub_errors():
                 fetched = hf_hub_download(
@@ -96,12 +96,6 @@ class HubSource:
         if not siblings:
             raise InvalidInput(f"{self._field}.uri: {self._uri} has no files in it")
         return siblings
-
-    def _check(self, paths: Sequence[str]) -> None:
-        check_paths(SourceKind.MODEL, self._uri, paths)
-        for path in paths:
-            if path not in self._siblings:
-                raise InvalidInput(f"{self._field}.uri: {self._uri} has no file {path}")
 
     def _verify(self, path: str, fetched: Path) -> None:
         sibling = self._siblings[path]

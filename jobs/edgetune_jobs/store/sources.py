@@ -1,7 +1,7 @@
 """What a user names in the spec, a base model or a data set: listed, told apart by content, and fetched."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from enum import Enum
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,7 @@ from edgetune_jobs.store.files import checked_relative, file_list_digest, finger
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
-_DATA_SUFFIXES = frozenset((".jsonl", ".json", ".csv", ".parquet"))
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Source(Protocol):
@@ -65,7 +65,7 @@ class SourceKind(Enum):
         suffix = PurePosixPath(path).suffix.lower()
         if self is SourceKind.MODEL:
             return "/" not in path and (suffix in _MODEL_SUFFIXES or path.startswith("tokenizer.model"))
-        return suffix in _DATA_SUFFIXES
+        return suffix in DATA_SUFFIXES
 
 
 def is_hidden(path: str) -> bool:
@@ -73,15 +73,24 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def check_paths(kind: SourceKind, uri: str, paths: Sequence[str]) -> None:
-    """Check that files may be fetched.
+def check_paths(source: Source, kind: SourceKind, field: str, known: Container[str], paths: Sequence[str]) -> None:
+    """Check that files of a source may be fetched.
+
+    Args:
+        source: what they are asked of.
+        kind: what it is read for.
+        field: path of the source in the spec, for messages.
+        known: paths of its files.
+        paths: the files.
 
     Raises:
-        InvalidInput: one of them may not.
+        InvalidInput: one is not read from such a source, or is not in it.
     """
     for path in paths:
         if not kind.counts(checked_relative(path)):
-            raise InvalidInput(f"{uri}: {path} is not a file that a {kind.value} source is read from")
+            raise InvalidInput(f"{source.uri}: {path} is not a file that a {kind.value} source is read from")
+        if path not in known:
+            raise InvalidInput(f"{field}.uri: {source.uri} has no file {path}")
 
 
 def check_pin(source: Source, field: str, revision: str) -> None:
@@ -155,10 +164,8 @@ class FolderSource:
         Raises:
             InvalidInput: a path is not a file of this source, or was changed since its digest was taken.
         """
-        check_paths(self._kind, self._uri, paths)
+        check_paths(self, self._kind, self._field, self._paths, paths)
         for path in paths:
-            if path not in self._paths:
-                raise InvalidInput(f"{self._field}.uri: {self._uri} has no file {path}")
             if path in self._read_at and self._state(path) != self._read_at[path]:
                 raise InvalidInput(
                     f"{self._field}.uri: {path} in {self._uri} was changed while it was read; "
@@ -167,7 +174,6 @@ class FolderSource:
         return self._folder
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        check_paths(self._kind, self._uri, [path])
         with (self.fetch([path]) / path).open("rb") as file:
             file.seek(start)
             return file.readinto(buffer)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetune_contract.spec import DatasetSpec, MergeBase, Method
+from edgetune_contract.spec import DatasetSpec, MergeBase
 from edgetune_jobs.models import adapter_layers, adapters
 from edgetune_jobs.models.folder import CODE_FIELD, CONFIG, GENERATION_CONFIG, LocalModelFolder, ModelFolder
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
@@ -79,12 +79,11 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
     special = adapter_layers.special_options(config)
     if special:
         raise NotUnderstood(f"the adapter uses {', '.join(special)}")
-    through_nf4 = record.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
     weights = ModelWeights(
         folder=base,
         tensors=tensors,
         dtype=merged_dtype(record.base_dtype, tensors),
-        through_nf4=_nf4_weights(layout) if through_nf4 else frozenset(),
+        through_nf4=_nf4_weights(layout) if record.through_nf4(merge_base) else frozenset(),
         adapter=_matrices(adapter, config, layout),
         threads=torch.get_num_threads(),
     )

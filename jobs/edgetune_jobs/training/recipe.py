@@ -1,14 +1,16 @@
 """What a spec's training and lora sections mean for transformers, peft and trl; no training is done here."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec, Precision, TrainingSpec
+from edgetune_contract.spec import LoraSpec, Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.messages import some
+from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
 
 if TYPE_CHECKING:
     import torch
@@ -65,13 +67,8 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
             f"spec.baseModel: {type(model).__name__} has no linear layer besides its output head, so nothing of it can "
             "carry an adapter: name another base"
         )
-    if lora.target_modules == "AllLinear":
-        requested = _names_of_all(linears, modules)
-    elif isinstance(lora.target_modules, str):
-        requested = TARGET_MODULE_PRESETS[lora.target_modules]
-    else:
-        requested = lora.target_modules
-    matches = {target: _matching(target, modules) for target in requested}
+    requested = requested_modules(lora, linears, modules)
+    matches = {target: matching(target, modules) for target in requested}
     _check_matches(matches, linears, head_name=next((name for name, module in modules.items() if module is head), ""))
     layers = tuple(name for name in linears if any(name in names for names in matches.values()))
     return Targets(requested, layers, sum(linears[name].in_features + linears[name].out_features for name in layers))
@@ -225,24 +222,12 @@ def usable_micro_batch_size(training: TrainingSpec, left_by_earlier_attempt: int
     return min(training.micro_batch_size, left_by_earlier_attempt)
 
 
-def _names_of_all(linears: Mapping[str, Any], modules: Iterable[str]) -> tuple[str, ...]:
-    """The last parts of all linear layers' names, or the whole names if a last part would match something else too."""
-    short = tuple(sorted({name.rsplit(".", 1)[-1] for name in linears}))
-    matched = set().union(*(_matching(name, modules) for name in short))
-    return short if matched == set(linears) else tuple(linears)
-
-
-def _matching(target: str, modules: Iterable[str]) -> set[str]:
-    """Names that peft matches with a target: the name itself, or what ends in a dot and the name."""
-    return {name for name in modules if name == target or name.endswith(f".{target}")}
-
-
 def _check_matches(matches: Mapping[str, set[str]], linears: Mapping[str, Any], head_name: str) -> None:
+    there = some(sorted({short_name(name) for name in linears}), _MOST_NAMES_IN_A_MESSAGE)
     for target, names in matches.items():
         if not names:
             raise InvalidInput(
-                f"spec.lora.targetModules: the base has no module named {target}; its linear layers are named "
-                f"{_listing({name.rsplit('.', 1)[-1] for name in linears})}"
+                f"spec.lora.targetModules: the base has no module named {target}; its linear layers are named {there}"
             )
         if head_name in names:
             raise InvalidInput(
@@ -252,12 +237,5 @@ def _check_matches(matches: Mapping[str, set[str]], linears: Mapping[str, Any], 
         if unsuitable:
             raise InvalidInput(
                 f"spec.lora.targetModules: {target} matches {unsuitable[0]}, which is no linear layer; those are "
-                f"named {_listing({name.rsplit('.', 1)[-1] for name in linears})}"
+                f"named {there}"
             )
-
-
-def _listing(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:_MOST_NAMES_IN_A_MESSAGE])
-    hidden = len(ordered) - _MOST_NAMES_IN_A_MESSAGE
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

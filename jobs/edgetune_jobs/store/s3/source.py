@@ -74,15 +74,15 @@ class S3Source:
         Raises:
             InvalidInput: a path is not a file of this source, or was changed since it was listed.
         """
-        check_paths(self._kind, self._uri, paths)
+        check_paths(self, self._kind, self._field, self._objects, paths)
         missing = [path for path in paths if path not in self._fetched]
         self._target.mkdir(parents=True, exist_ok=True)
-        require_free_space(self._target, sum(self._object(path).bytes for path in missing))
+        require_free_space(self._target, sum(self._objects[path].bytes for path in missing))
 
         def download(path: str, cancelled: threading.Event) -> None:
             target = self._target / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            found = self._object(path)
+            found = self._objects[path]
             self._bucket.download_file(found.key, target, etag=found.etag, cancelled=cancelled)
 
         for_each(missing, download)
@@ -90,8 +90,8 @@ class S3Source:
         return self._target
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        check_paths(self._kind, self._uri, [path])
-        found = self._object(path)
+        check_paths(self, self._kind, self._field, self._objects, [path])
+        found = self._objects[path]
         return self._bucket.read_into(found.key, start, buffer, found.etag)
 
     def _find(self, key: str) -> tuple[bool, Mapping[str, RemoteObject]]:
@@ -118,8 +118,3 @@ class S3Source:
             with (self.fetch([path]) / path).open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(path=path, bytes=found.bytes, sha256=sha256)
-
-    def _object(self, path: str) -> RemoteObject:
-        if path not in self._objects:
-            raise InvalidInput(f"{self._field}.uri: {self._uri} has no file {path}")
-        return self._objects[path]

@@ -66,7 +66,9 @@ def test_a_folder_means_all_data_files_in_it_by_name(tmp_path: Path) -> None:
 
 def test_a_folder_without_data_files_says_what_it_found(tmp_path: Path) -> None:
     write_file(tmp_path / "rows.txt", "a")
-    with pytest.raises(InvalidInput, match=r"has no \.jsonl, \.json, \.csv or \.parquet file \(found rows\.txt\)"):
+    with pytest.raises(
+        InvalidInput, match=r"has no file ending in \.jsonl, \.json, \.csv, \.parquet \(found rows\.txt\)"
+    ):
         read(tmp_path)
 
 

@@ -1,0 +1,15 @@
+"""Parts of messages that several rooms write: lists that are cut, and numbers with their nouns."""
+
+from collections.abc import Iterable
+
+
+def some(names: Iterable[str], most: int = 6) -> str:
+    """The first names, and how many more there are; "nothing" without any."""
+    listed = list(names)
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more or "nothing"
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 file", "2,000 files"."""
+    return f"1 {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"
