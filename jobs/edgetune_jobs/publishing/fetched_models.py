@@ -11,9 +11,9 @@ from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
-from edgetune_jobs.publishing.verification import place_of
 from edgetune_jobs.store.files import Fingerprint, file_list_digest, fingerprint, list_files
-from edgetune_jobs.store.store import Store, files_below, read_model, uri_of
+from edgetune_jobs.store.manifests import find_artifact
+from edgetune_jobs.store.store import Store, require_model, uri_of
 
 
 def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFormat | None = None) -> Path:
@@ -62,9 +62,7 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
 def _of_version(
     store: Store, address: ModelAddress, edge_format: EdgeFormat | None
 ) -> tuple[Artifact, Sequence[FileEntry], str]:
-    document = read_model(store, address.key, VersionDocument)
-    if document is None:
-        raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
+    document = require_model(store, address.key, VersionDocument)
     edges = {edge.artifact.name: edge for edge in document.edges}
     wanted = edge_format.artifact if edge_format is not None else document.edge.artifact.name
     if wanted not in edges:
@@ -76,13 +74,11 @@ def _of_version(
 def _of_stage(
     store: Store, address: StageAddress, edge_format: EdgeFormat | None
 ) -> tuple[Artifact, Sequence[FileEntry], str]:
-    manifest = read_model(store, address.key, Manifest)
-    if manifest is None:
-        raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
+    manifest = require_model(store, address.key, Manifest)
     for artifact in manifest.result.artifacts:
-        place = place_of(manifest, artifact)
-        if place is not None and address.artifact in (None, place) and _is_wanted(artifact.name, edge_format):
-            return artifact, files_below(manifest.files, place), f"{address.folder}/{place}"
+        found = find_artifact(manifest, artifact.name)
+        if found and address.artifact in (None, found.folder) and _is_wanted(artifact.name, edge_format):
+            return artifact, found.files, f"{address.folder}/{found.folder}"
     kind, where = edge_format or "merged or edge", " there" if address.artifact else ""
     raise InvalidInput(
         f"{uri_of(store, address.key)} names no {kind} model{where}: give the folder of one, or a model's latest.json"

@@ -10,12 +10,12 @@ from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, VersionDocument
-from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of
 from edgetune_jobs.store.files import Fingerprint, file_list_digest
+from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.parallel import for_each
-from edgetune_jobs.store.store import AnyModel, DamagedModel, DamagedObject, Store, files_below, read_model, uri_of
+from edgetune_jobs.store.store import DamagedModel, DamagedObject, Store, require_model, uri_of
 
 # What differs is read once more before it is called damaged: the way here can have changed it too.
 _READS = 2
@@ -102,15 +102,8 @@ def verify(store: Store, address: Address) -> Verification:
         return Verification(document=uri_of(store, address.key), checked_at=began, problems=(str(error),))
 
 
-def _read(store: Store, address: Address, model: type[AnyModel]) -> AnyModel:
-    found = read_model(store, address.key, model)
-    if found is None:
-        raise InvalidInput(f"there is nothing at {uri_of(store, address.key)}")
-    return found
-
-
 def _verify_model(store: Store, address: ModelAddress, began: str) -> Verification:
-    document = _read(store, address, VersionDocument)
+    document = require_model(store, address.key, VersionDocument)
     checks = [_check_artifact(store, edge.key, edge.artifact, edge.files) for edge in document.edges]
     problems = [*_document_problems(store, address, document), *_problems(checks)]
     moved = [check.artifact.uri for check in checks if check.uri != check.artifact.uri]
@@ -147,7 +140,7 @@ def _document_problems(store: Store, address: ModelAddress, document: VersionDoc
 def _edge_problems(store: Store, edge: EdgeModel, file: str) -> Iterator[str]:
     """Where a version's document and the manifest of the stage that made the edge model do not agree."""
     key = manifest_key(Stage.QUANTIZE, edge.quantize_digest)
-    quantize = read_model(store, key, Manifest)
+    quantize = read_manifest(store, Stage.QUANTIZE, edge.quantize_digest)
     name, sha256 = edge.artifact.name, edge.artifact.sha256
     if quantize is None:
         yield f"{file}: the manifest of {name}, {uri_of(store, key)}, is missing"
@@ -170,22 +163,22 @@ def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Ite
 
 
 def _verify_stage(store: Store, address: StageAddress, began: str) -> Verification:
-    manifest = _read(store, address, Manifest)
+    manifest = require_model(store, address.key, Manifest)
     result = manifest.result
     problems = []
     if (result.stage, result.digest) != (address.stage, address.digest):
         problems.append(f"manifest.json: it is of {result.stage} {result.digest}: it was put here later")
-    places = {artifact.name: place_of(manifest, artifact) for artifact in result.artifacts}
-    if address.artifact not in (None, *places.values()):
+    found = {artifact.name: find_artifact(manifest, artifact.name) for artifact in result.artifacts}
+    if address.artifact not in (None, *(each.folder for each in found.values() if each)):
         problems.append(f"manifest.json: it names no artifact at {address.artifact}")
     checks = []
     for artifact in result.artifacts:
-        place = places[artifact.name]
-        if place is None:
+        artifact_files = found[artifact.name]
+        if artifact_files is None:
             problems.append(f"manifest.json: its list of files has none of {artifact.name}")
-        elif address.artifact in (None, place):
-            files = files_below(manifest.files, place)
-            checks.append(_check_artifact(store, f"{address.folder}/{place}", artifact, files))
+        elif address.artifact in (None, artifact_files.folder):
+            folder = f"{address.folder}/{artifact_files.folder}"
+            checks.append(_check_artifact(store, folder, artifact, artifact_files.files))
     return Verification(
         document=uri_of(store, address.key),
         checked_at=began,
@@ -193,12 +186,6 @@ def _verify_stage(store: Store, address: StageAddress, began: str) -> Verificati
         artifacts=tuple(checks),
         manifest=manifest,
     )
-
-
-def place_of(manifest: Manifest, artifact: Artifact) -> str | None:
-    """Where an artifact lies below its manifest's folder: attempt and name; None if no file of it is listed."""
-    parts = (entry.path.split("/") for entry in manifest.files)
-    return next((f"{attempt}/{artifact.name}" for attempt, *below in parts if below[:1] == [artifact.name]), None)
 
 
 def _check_artifact(store: Store, folder: str, artifact: Artifact, files: Sequence[FileEntry]) -> ArtifactCheck:

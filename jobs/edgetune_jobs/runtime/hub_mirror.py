@@ -55,14 +55,11 @@ def find_mirror(store: Store, base_digest: str, uri: str) -> tuple[str, tuple[Fi
     Raises:
         InvalidInput: there is no copy.
     """
-    folder = _folder(base_digest)
-    mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
-    if mirrored is None or not mirrored.files:
-        raise InvalidInput(
-            f"spec.baseModel.uri: the copy of {uri} at {uri_of(store, folder)} is missing; {HOW_TO_RETRY}"
-        )
-    attempt = _attempt_of(mirrored)
-    return f"{folder}/{attempt}", files_below(mirrored.files, attempt)
+    found = _find(store, base_digest)
+    if found is None:
+        place = uri_of(store, _folder(base_digest))
+        raise InvalidInput(f"{BASE_FIELD}.uri: the copy of {uri} at {place} is missing; {HOW_TO_RETRY}")
+    return found
 
 
 def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
@@ -86,15 +83,21 @@ def mirror_uri(store: Store, base_digest: str) -> str:
     Raises:
         TransientFault: there is no copy.
     """
+    found = _find(store, base_digest)
+    if found is None:
+        raise TransientFault(f"{uri_of(store, _folder(base_digest))} was removed meanwhile; try again")
+    folder, _ = found
+    return uri_of(store, folder)
+
+
+def _find(store: Store, base_digest: str) -> tuple[str, tuple[FileEntry, ...]] | None:
+    """Key of the folder of a copy, and its files with paths relative to it; None without a copy."""
     folder = _folder(base_digest)
     mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
     if mirrored is None or not mirrored.files:
-        raise TransientFault(f"{uri_of(store, folder)} was removed meanwhile; try again")
-    return uri_of(store, f"{folder}/{_attempt_of(mirrored)}")
-
-
-def _attempt_of(mirrored: FileList) -> str:
-    return mirrored.files[0].path.partition("/")[0]
+        return None
+    attempt = mirrored.files[0].path.partition("/")[0]
+    return f"{folder}/{attempt}", files_below(mirrored.files, attempt)
 
 
 def _folder(base_digest: str) -> str:

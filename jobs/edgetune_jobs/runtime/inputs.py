@@ -14,8 +14,9 @@ from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
 from edgetune_jobs.store.connect import Access
+from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.sources import Source
-from edgetune_jobs.store.store import DamagedObject, Store, files_below, how_to_make_anew, read_model, uri_of
+from edgetune_jobs.store.store import DamagedObject, Store, how_to_make_anew, uri_of
 
 
 def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
@@ -23,11 +24,6 @@ def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
     parameters = request.parameters
     prepared = digest.prepared_digest(parameters, resolved)
     return {Stage.PREPARE: prepared, **digest.stage_digests(parameters, resolved, request.name)}
-
-
-def read_manifest(store: Store, stage: Stage, stage_digest: str) -> Manifest | None:
-    """Manifest of a stage, or None when the stage is not done."""
-    return read_model(store, digest.manifest_key(stage, stage_digest), Manifest)
 
 
 class InputGatherer:
@@ -106,14 +102,12 @@ class InputGatherer:
     def _find_artifact(self, name: str) -> tuple[str, tuple[FileEntry, ...]]:
         """Key of an artifact's folder, and its files with paths relative to it."""
         stage = maker_of(name)
-        files = self.read_stage(stage).files
+        found = find_artifact(self.read_stage(stage), name)
         folder = digest.stage_key(stage, self._digests[stage])
-        parts = (entry.path.split("/") for entry in files)
-        attempt = next((attempt for attempt, *below in parts if below[:1] == [name]), None)
-        if attempt is None:
+        if found is None:
             message = f"the manifest of the stage {stage} names no artifact {name}"
             raise InvalidInput(f"{message}: {how_to_make_anew(self._store, folder)}")
-        return f"{folder}/{attempt}/{name}", files_below(files, f"{attempt}/{name}")
+        return f"{folder}/{found.folder}", found.files
 
     def _artifact(self, name: str, target: Path) -> Path:
         key, files = self._find_artifact(name)

@@ -21,7 +21,7 @@ from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
-from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run, read_manifest
+from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run
 from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
@@ -29,6 +29,7 @@ from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.uses import Use, Uses
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.connect import Access, open_sources
+from edgetune_jobs.store.manifests import read_manifest
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import Conflict
 from edgetune_jobs.training.checkpoints import StoreCheckpoints

@@ -16,7 +16,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
 from edgetune_jobs.runtime.outputs import timestamp
 from edgetune_jobs.stage import Publisher, StageContext, StageOutput
-from edgetune_jobs.store.store import files_below
+from edgetune_jobs.store.manifests import find_artifact
 
 
 def run(context: StageContext) -> StageOutput:
@@ -94,8 +94,8 @@ def _version(
 
 def _edge_files(quantize: Manifest, edge: Artifact) -> tuple[FileEntry, ...]:
     """Files of the edge model, with paths below its URI."""
-    attempt = edge.uri.split("/")[-2]
-    return files_below(quantize.files, f"{attempt}/{edge.name}")
+    found = find_artifact(quantize, edge.name)
+    return found.files if found else ()
 
 
 def _origin(manifest: Manifest) -> StageOrigin:

@@ -204,6 +204,19 @@ def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None
         raise DamagedModel(f"{uri_of(store, key)} {what}") from error
 
 
+def require_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel:
+    """A JSON object of the store that a user has named, as a model.
+
+    Raises:
+        InvalidInput: there is none.
+        DamagedModel: the object is not such a model.
+    """
+    found = read_model(store, key, model)
+    if found is None:
+        raise InvalidInput(f"there is nothing at {uri_of(store, key)}")
+    return found
+
+
 def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = False) -> str:
     """Write a model as JSON; its etag.
 

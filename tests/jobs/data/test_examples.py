@@ -65,7 +65,7 @@ def test_fields_go_by_the_names_in_the_spec() -> None:
             {"qwertz": "a"},
             "has no field 'instruction' (found: 'qwertz'); name the field in spec.dataset.fields.instruction",
         ),
-        ({}, "has no field 'instruction' (found: none); name the field in spec.dataset.fields.instruction"),
+        ({}, "has no field 'instruction' (found: nothing); name the field in spec.dataset.fields.instruction"),
         ({"instruction": None, "response": "b"}, "'instruction' is empty"),
         ({"instruction": "a", "response": " \n"}, "'response' is empty"),
         ({"instruction": 5, "response": "b"}, "'instruction' is a number, not a text"),
