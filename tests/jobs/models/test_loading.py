@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -174,13 +173,14 @@ def test_other_number_formats_stay_as_they_are(random_base: Path, tmp_path: Path
 def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
     random_base: Path, tmp_path: Path, merge_base: MergeBase
 ) -> None:
-    options: dict[str, Any] = {
-        "method": Method.QLORA,
-        "base_dtype": "float16",
-        "dtype": "float32",
-        "target_modules": "all-linear",
-    }
-    adapter = make_adapter(tmp_path / "adapter", random_base, target_modules="all-linear", **options)
+    adapter = make_adapter(
+        tmp_path / "adapter",
+        random_base,
+        method=Method.QLORA,
+        base_dtype="float16",
+        dtype="float32",
+        target_modules="all-linear",
+    )
 
     tuned = load_tuned(random_base, adapter, merge_base, CPU)
 
