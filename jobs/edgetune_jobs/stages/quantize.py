@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.errors import BASE_FIELD, Interrupted, InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
@@ -17,7 +17,7 @@ from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import NotUnderstood
-from edgetune_jobs.tensors.formats.bitsandbytes_int8 import FLOAT16_MAX
+from edgetune_jobs.tensors.formats.bitsandbytes_int8 import FLOAT16_MAX, beyond_float16
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.suitability import refusing
 from edgetune_jobs.tensors.formats.writers import open_writer
@@ -145,10 +145,7 @@ def _check_range(model: "PreTrainedModel") -> int:
     for name, module in loading.quantizable_linears(model):
         largest = module.weight.detach().abs().max().item()
         if not largest <= FLOAT16_MAX:
-            raise InvalidInput(
-                f"{name}.weight holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
-                "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
-            )
+            raise beyond_float16(f"{name}.weight", largest)
         count += 1
     return count
 

@@ -16,9 +16,10 @@ from edgetune_jobs.tensors.formats import bitsandbytes_int8, w8a8
 from edgetune_jobs.tensors.formats.gguf_encoder import GgufEncoder, make_header
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
+from edgetune_jobs.tensors.formats.int8_encoder import Int8Encoder, Int8Scheme, plan_int8
 from edgetune_jobs.tensors.formats.suitability import refusing
 from edgetune_jobs.tensors.pipeline import Encoder
-from edgetune_jobs.tensors.safetensors_plan import TensorGroup, plan_files
+from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 
@@ -47,29 +48,34 @@ def open_writer(
     return _WRITERS[edge_format](model, context)
 
 
-@contextmanager
-def _bitsandbytes_int8(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
-    linears, weights = model.layout.linears, model.weights
-    groups = bitsandbytes_int8.plan_int8(weights.tensors, linears, weights.dtype)
+def _bitsandbytes_int8(model: StreamedModel, context: StageContext) -> AbstractContextManager[EdgeWriter]:
     config = bitsandbytes_int8.quantization_config(context.request.parameters.quantization.outlier_threshold)
-    with _safetensors(EdgeFormat.BITSANDBYTES_INT8, groups, context) as writer:
-        yield EdgeWriter(
-            encoder=bitsandbytes_int8.Int8Encoder(writer, linears),
-            finish=lambda: _finish(EdgeFormat.BITSANDBYTES_INT8, writer, model, context, config),
-        )
+    return _int8(EdgeFormat.BITSANDBYTES_INT8, bitsandbytes_int8.SCHEME, config, model, context)
+
+
+def _compressed_tensors_w8a8(model: StreamedModel, context: StageContext) -> AbstractContextManager[EdgeWriter]:
+    return _int8(EdgeFormat.COMPRESSED_TENSORS_W8A8, w8a8.SCHEME, w8a8.quantization_config(), model, context)
 
 
 @contextmanager
-def _compressed_tensors_w8a8(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
-    linears, weights = model.layout.linears, model.weights
-    groups = w8a8.plan_w8a8(weights.tensors, linears, weights.dtype)
-    with _safetensors(EdgeFormat.COMPRESSED_TENSORS_W8A8, groups, context) as writer:
-        yield EdgeWriter(
-            encoder=w8a8.W8A8Encoder(writer, linears),
-            finish=lambda: _finish(
-                EdgeFormat.COMPRESSED_TENSORS_W8A8, writer, model, context, w8a8.quantization_config()
-            ),
-        )
+def _int8(
+    edge_format: EdgeFormat,
+    scheme: Int8Scheme,
+    quantization_config: Mapping[str, Any],
+    model: StreamedModel,
+    context: StageContext,
+) -> Iterator[EdgeWriter]:
+    groups = plan_int8(scheme, model.weights.tensors, model.layout.linears, model.weights.dtype)
+
+    def finish() -> int:
+        writer.finish()
+        folder = context.output / edge_format.artifact
+        dataset = context.request.parameters.dataset
+        streamed_model.write_companions(model, folder, dataset, quantization_config=quantization_config)
+        return writer.total_bytes + streamed_model.companion_bytes(folder)
+
+    with SafetensorsWriter(plan_files(groups), context.streams, edge_format.artifact) as writer:
+        yield EdgeWriter(encoder=Int8Encoder(scheme, writer, groups), finish=finish)
 
 
 @contextmanager
@@ -96,24 +102,6 @@ _WRITERS: Mapping[EdgeFormat, Callable[[StreamedModel, StageContext], AbstractCo
     EdgeFormat.GGUF_Q8_0: _gguf_q8_0,
     EdgeFormat.COMPRESSED_TENSORS_W8A8: _compressed_tensors_w8a8,
 }
-
-
-def _safetensors(edge_format: EdgeFormat, groups: Sequence[TensorGroup], context: StageContext) -> SafetensorsWriter:
-    return SafetensorsWriter(plan_files(groups), context.streams, edge_format.artifact)
-
-
-def _finish(
-    edge_format: EdgeFormat,
-    writer: SafetensorsWriter,
-    model: StreamedModel,
-    context: StageContext,
-    quantization_config: dict[str, Any],
-) -> int:
-    writer.finish()
-    folder = context.output / edge_format.artifact
-    dataset = context.request.parameters.dataset
-    streamed_model.write_companions(model, folder, dataset, quantization_config=quantization_config)
-    return writer.total_bytes + streamed_model.companion_bytes(folder)
 
 
 def _other_ends(folder: Path, eos_token_id: int) -> Sequence[int]:

@@ -94,7 +94,8 @@ def test_rows_of_zeros_stay_zeros() -> None:
     rows = torch.zeros(3, 8)
     rows[1] = 1e-45  # too small for a scale of its own
 
-    numbers, scales = w8a8.quantize_rows("weight", rows)
+    numbers = torch.empty(3, 8, dtype=torch.int8)
+    scales = w8a8.quantize_rows("weight", rows, numbers)
 
     assert torch.equal(numbers, torch.zeros(3, 8, dtype=torch.int8))
     assert scales.tolist() == [[1], [1], [1]]
@@ -103,4 +104,4 @@ def test_rows_of_zeros_stay_zeros() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(InvalidInput, match=r"mlp\.up_proj\.weight holds NaN or infinity"):
-        w8a8.quantize_rows("mlp.up_proj.weight", torch.tensor([[1.0, value]]))
+        w8a8.quantize_rows("mlp.up_proj.weight", torch.tensor([[1.0, value]]), torch.empty(1, 2, dtype=torch.int8))
