@@ -13,11 +13,12 @@ from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.spec import MergeBase, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.evaluation.text_generation import generate, stream
+from edgetune_jobs.evaluation.text_generation import stream_answer
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned import load_tuned, merge_adapter
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
+from support.answers import answer
 from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import TrainingRun, tiny_parameters, train
 
@@ -312,11 +313,11 @@ def test_a_stop_keeps_merge_and_quantize_from_writing(chain: Chain, tmp_path: Pa
 
 
 def test_people_get_answers_from_the_edge_model(chain: Chain) -> None:
-    assert generate(chain.edge, QUESTION, 40) == ANSWER
-    pieces = list(stream(chain.edge, QUESTION, 40))
+    assert answer(chain.edge, QUESTION, 40) == ANSWER
+    pieces = list(stream_answer(chain.edge, QUESTION, 40))
     assert len(pieces) > 1, "the answer comes in pieces"
     assert "".join(pieces) == ANSWER
 
 
 def test_an_answer_is_cut_at_the_longest_length(chain: Chain) -> None:
-    assert 0 < len(generate(chain.edge, QUESTION, 2)) < len(ANSWER)
+    assert 0 < len(answer(chain.edge, QUESTION, 2)) < len(ANSWER)

@@ -10,11 +10,11 @@ import pytest
 from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.text_generation import generate
 from edgetune_jobs.models import loading
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support import families
+from support.answers import answer
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
@@ -126,7 +126,7 @@ def test_every_format_is_scored_and_the_first_is_the_edge_model(tuned: Tuned, fe
 
 def test_a_gguf_model_can_be_talked_to(tuned: Tuned, tmp_path: Path) -> None:
     _, context = tuned.quantize(tmp_path / "quantize", ["GGUF-Q8_0", "CompressedTensorsW8A8"])
-    expected = generate(tuned.merged, "pump 7", max_new_tokens=3)
+    expected = answer(tuned.merged, "pump 7", max_new_tokens=3)
 
     for edge_format in (EdgeFormat.GGUF_Q8_0, EdgeFormat.COMPRESSED_TENSORS_W8A8):
-        assert generate(context.output / edge_format.artifact, "pump 7", max_new_tokens=3) == expected
+        assert answer(context.output / edge_format.artifact, "pump 7", max_new_tokens=3) == expected

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edgetune_jobs.data.tokenization import Encoded
+from edgetune_jobs.data.tokenization import TokenizedExample
 
 TRAIN = "train.parquet"
 EVAL = "eval.parquet"
@@ -22,7 +22,7 @@ REPORT = "report.json"
 class RowWriter:
     """Writes examples to a Parquet file batch by batch; leaving its context closes the file."""
 
-    def __init__(self, path: Path, schema: Any, row_of: Callable[[Encoded], dict[str, object]]) -> None:
+    def __init__(self, path: Path, schema: Any, row_of: Callable[[TokenizedExample], dict[str, object]]) -> None:
         """
         Args:
             path: the file.
@@ -43,11 +43,11 @@ class RowWriter:
     ) -> None:
         self._writer.close()
 
-    def write(self, batch: Sequence[Encoded]) -> None:
+    def write(self, batch: Sequence[TokenizedExample]) -> None:
         """Append examples."""
         import pyarrow
 
-        rows = [self._row_of(encoded) for encoded in batch]
+        rows = [self._row_of(example) for example in batch]
         self._writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=self._schema))
 
 
@@ -82,15 +82,15 @@ def write_report(folder: Path, report: Mapping[str, object]) -> None:
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _train_row(encoded: Encoded) -> dict[str, object]:
-    return {"input_ids": encoded.input_ids, "completion_mask": encoded.completion_mask}
+def _train_row(example: TokenizedExample) -> dict[str, object]:
+    return {"input_ids": example.input_ids, "completion_mask": example.completion_mask}
 
 
-def _eval_row(encoded: Encoded) -> dict[str, object]:
+def _eval_row(example: TokenizedExample) -> dict[str, object]:
     return {
-        "prompt": encoded.prompt,
-        "prompt_ids": encoded.prompt_ids,
-        "completion_ids": encoded.completion_ids,
-        "response": encoded.example.response,
-        "keywords": list(encoded.example.keywords),
+        "prompt": example.prompt,
+        "prompt_ids": example.prompt_ids,
+        "completion_ids": example.completion_ids,
+        "response": example.source.response,
+        "keywords": list(example.source.keywords),
     }

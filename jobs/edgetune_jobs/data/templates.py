@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from edgetune_contract.spec import CHAT_TEMPLATE, DatasetSpec, RowFormat
-from edgetune_jobs.data.examples import ASSISTANT, Example, Message
+from edgetune_contract.spec import CHAT_TEMPLATE, RowFormat
+from edgetune_jobs.data.examples import ASSISTANT, USER, Example, Message
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_INSTRUCTION = "{instruction}"
 
 
 class CannotRender(Exception):
@@ -27,6 +31,14 @@ class Span:
 class Renderer(Protocol):
     """Makes the text of examples."""
 
+    def wrap(self, prompt: str) -> str:
+        """The text of a question alone, up to where the answer begins.
+
+        Raises:
+            CannotRender: the template does not take it.
+        """
+        ...
+
     @property
     def adds_special_tokens(self) -> bool:
         """Whether the text lacks the tokens that the tokenizer puts before a text, such as BOS."""
@@ -41,20 +53,19 @@ class Renderer(Protocol):
         ...
 
 
-def renderer_for(dataset: DatasetSpec, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
-    """The renderer for a data set's format and template.
+def renderer_for(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> Renderer:
+    """The renderer for a row format and its template.
 
     Raises:
         InvalidInput: a chat template is asked for and the tokenizer has none.
     """
-    if dataset.format is RowFormat.TEXT:
-        return TextRenderer("")
-    if dataset.format is RowFormat.INSTRUCTION and dataset.template != CHAT_TEMPLATE:
-        return TextRenderer(dataset.template)
+    row_format = prompt_format.format
+    if row_format is RowFormat.TEXT:
+        return TextRenderer(_INSTRUCTION)
+    if row_format is RowFormat.INSTRUCTION and prompt_format.template != CHAT_TEMPLATE:
+        return TextRenderer(prompt_format.template)
     if not tokenizer.chat_template:
-        field = (
-            "spec.dataset.format: Chat" if dataset.format is RowFormat.CHAT else "spec.dataset.template: ChatTemplate"
-        )
+        field = "spec.dataset.format: Chat" if row_format is RowFormat.CHAT else "spec.dataset.template: ChatTemplate"
         raise InvalidInput(
             f"{field} needs a chat template, and the base's tokenizer has none (chat_template.jinja, or chat_template "
             "in tokenizer_config.json): name an instruction-tuned base, or give spec.dataset.template as text with "
@@ -70,12 +81,14 @@ class TextRenderer:
     template: str
     adds_special_tokens: bool = True
 
+    def wrap(self, prompt: str) -> str:
+        return self.template.replace(_INSTRUCTION, prompt)
+
     def render(self, example: Example) -> tuple[Span, ...]:
         response = Span(example.response, is_learned=True)
         if not example.prompt:
             return (response,)
-        prompt = self.template.replace("{instruction}", example.prompt[-1].content)
-        return Span(prompt, is_learned=False), response
+        return Span(self.wrap(example.prompt[-1].content), is_learned=False), response
 
 
 class ChatRenderer:
@@ -89,6 +102,9 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
+
+    def wrap(self, prompt: str) -> str:
+        return self._apply([Message(USER, prompt)], is_prompt=True)
 
     def render(self, example: Example) -> tuple[Span, ...]:
         messages = (*example.prompt, Message(ASSISTANT, example.response))

@@ -4,7 +4,7 @@ import math
 from array import array
 from dataclasses import dataclass, field
 
-from edgetune_jobs.data.tokenization import Encoded
+from edgetune_jobs.data.tokenization import TokenizedExample
 
 _SMALLEST_BUCKET = 32
 
@@ -64,10 +64,10 @@ class TokenCount:
         """Number of examples."""
         return len(self.lengths.lengths)
 
-    def add(self, encoded: Encoded) -> None:
+    def add(self, example: TokenizedExample) -> None:
         """Count one example."""
-        ids = encoded.input_ids
-        self.lengths.add(encoded.full_length, is_truncated=encoded.is_truncated)
+        ids = example.input_ids
+        self.lengths.add(example.full_length, is_truncated=example.is_truncated)
         self.kept += len(ids)
         self.longest_kept = max(self.longest_kept, len(ids))
         self.largest_id = max(self.largest_id, *ids)

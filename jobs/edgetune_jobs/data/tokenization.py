@@ -6,18 +6,20 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.data.examples import Example
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.templates import CannotRender, Renderer, Span
+from edgetune_jobs.data.templates import CannotRender, Renderer, Span, renderer_for
+from edgetune_jobs.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TokenizedExample:
     """Tokens of one example, cut to the longest length allowed."""
 
-    example: Example
+    source: Example
     prompt: str
     """Text before the response; empty for the format Text."""
 
@@ -47,7 +49,7 @@ class Encoded:
         return self.full_length > len(self.prompt_ids) + len(self.completion_ids)
 
 
-class Encoder:
+class ExampleTokenizer:
     """Turns examples into tokens.
 
     Text is tokenized as a whole, as trl does, wherever the tokens of each piece's beginning then stay what they are on
@@ -55,28 +57,32 @@ class Encoder:
     them when it is asked. BOS comes first if the tokenizer puts it there, EOS comes last, once.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", renderer: Renderer, max_length: int) -> None:
-        """
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, max_length: int) -> None:
+        """Take over a tokenizer.
+
         Args:
             tokenizer: the base's; it has an EOS token.
-            renderer: makes the text.
+            prompt_format: how examples become text.
             max_length: longest example in tokens.
+
+        Raises:
+            InvalidInput: the tokenizer's chat template is asked for, and it has none.
         """
         self._tokenizer = tokenizer
-        self._renderer = renderer
+        self._renderer = renderer_for(prompt_format, tokenizer)
         self._max_length = max_length
-        self._leading_ids = _leading_ids(tokenizer) if renderer.adds_special_tokens else []
+        self._leading_ids = _leading_ids(tokenizer, self._renderer)
         self._eos = int(tokenizer.eos_token_id)
 
-    def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRow]:
+    def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample | BadRow]:
         """Tokens of each example, or why it cannot be used."""
         rendered = [self._render(example) for example in examples]
         texts = {text for spans in rendered if not isinstance(spans, BadRow) for text in _prefixes(spans)}
         ids_of = self._tokenize(sorted(texts))
-        encoded: list[Encoded | BadRow] = []
+        tokenized: list[TokenizedExample | BadRow] = []
         for example, spans in zip(examples, rendered, strict=True):
-            encoded.append(spans if isinstance(spans, BadRow) else self._assemble(example, spans, ids_of))
-        return encoded
+            tokenized.append(spans if isinstance(spans, BadRow) else self._assemble(example, spans, ids_of))
+        return tokenized
 
     def _render(self, example: Example) -> tuple[Span, ...] | BadRow:
         try:
@@ -91,7 +97,9 @@ class Encoder:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return dict(zip(texts, encoded["input_ids"], strict=True))
 
-    def _assemble(self, example: Example, spans: Sequence[Span], ids_of: dict[str, list[int]]) -> Encoded | BadRow:
+    def _assemble(
+        self, example: Example, spans: Sequence[Span], ids_of: dict[str, list[int]]
+    ) -> TokenizedExample | BadRow:
         pieces = self._pieces(spans, ids_of)
         # What the tokenizer puts first belongs to the prompt, or without one to the text.
         pieces[0] = [*self._leading_ids, *pieces[0]]
@@ -104,8 +112,8 @@ class Encoder:
         room = self._max_length - len(prompt_ids)
         if room < 1 or len(prompt_ids) + len(completion_ids) < 2 or (len(spans) > 1 and not prompt_ids):
             return BadRow(example.place, self._nothing_left(len(prompt_ids)))
-        return Encoded(
-            example=example,
+        return TokenizedExample(
+            source=example,
             prompt="".join(span.text for span in spans[:-1]),
             prompt_ids=prompt_ids,
             completion_ids=completion_ids[:room],
@@ -141,13 +149,29 @@ class Encoder:
         )
 
 
+def prompt_ids(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """Token ids of a question, wrapped, up to where the answer begins: the same as in training and evaluation.
+
+    Raises:
+        InvalidInput: the tokenizer's chat template is asked for and is missing, or does not take the question.
+    """
+    renderer = renderer_for(prompt_format, tokenizer)
+    try:
+        text = renderer.wrap(prompt)
+    except CannotRender as error:
+        raise InvalidInput(f"the prompt cannot be wrapped: {error}") from error
+    return [*_leading_ids(tokenizer, renderer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
 def _prefixes(spans: Sequence[Span]) -> list[str]:
     """The text up to the end of each span."""
     return list(accumulate(span.text for span in spans))
 
 
-def _leading_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """What the tokenizer puts before a text, such as BOS."""
+def _leading_ids(tokenizer: "PreTrainedTokenizerBase", renderer: Renderer) -> list[int]:
+    """What the tokenizer puts before a text, such as BOS; nothing where the text has it already."""
+    if not renderer.adds_special_tokens:
+        return []
     probe = "a"
     bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
     dressed = tokenizer(probe)["input_ids"]

@@ -5,29 +5,25 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_jobs.data.tokenization import prompt_ids
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation import inference
 from edgetune_jobs.models import loading
 
 
-def generate(model: Path, prompt: str, max_new_tokens: int) -> str:
-    """The model's most likely answer of up to `max_new_tokens` tokens.
+def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
+    """The model's most likely answer, in pieces of text as they come.
 
     Args:
         model: folder of a merged or edge model, with edgetune.json.
-        prompt: the bare question: it is wrapped as the training rows were.
+        prompt: the bare question; it is wrapped as the training rows were.
         max_new_tokens: longest answer in tokens.
 
     Raises:
         InvalidInput: the folder holds no model of edgetune, or the prompt is empty.
     """
-    return "".join(stream(model, prompt, max_new_tokens))
-
-
-def stream(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
-    """Like `generate`, in pieces of text as they come."""
-    wrap = PromptFormat.read(model)
+    prompt_format = PromptFormat.read(model)
     if not prompt.strip():
         raise InvalidInput("the prompt is empty")
     device = loading.choose_device()
@@ -37,7 +33,7 @@ def stream(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = torch.tensor([wrap.token_ids(tokenizer, prompt)], device=device)
+    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=device)
     options: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import DatasetSpec
-from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models.folder import CODE_FIELD, COMPANION_FILES, LocalModelFolder, ModelFolder
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from edgetune_jobs.data import quality
 from edgetune_jobs.data.data_set import DataSet, read_data_set
 from edgetune_jobs.data.examples import Example, RowParser
 from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow
 from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.data.splits import hold_out
-from edgetune_jobs.data.templates import renderer_for
 from edgetune_jobs.data.token_lengths import TokenCount
-from edgetune_jobs.data.tokenization import Encoder
+from edgetune_jobs.data.tokenization import ExampleTokenizer
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
@@ -67,8 +67,8 @@ def run(context: StageContext) -> StageOutput:
     train_set, eval_set = _read(context, row_errors)
     tokenizer = _load_tokenizer(base)
     check_formats(base, lambda: tokenizer, parameters)
-    encoder = Encoder(tokenizer, renderer_for(parameters.dataset, tokenizer), parameters.training.max_length)
-    tokenizing = _Tokenizing(context, encoder, row_errors)
+    prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
+    tokenizing = _Tokenizing(context, ExampleTokenizer(tokenizer, prompt_format, max_length), row_errors)
     if row_errors.total:
         # Rows that are too long belong into the same report.
         tokenizing.judge(train_set, eval_set)
@@ -84,7 +84,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         memory=estimate_training(base, targets, parameters, train.longest_kept),
-        warnings=(*rows.warnings, *cut_warning(train, parameters.training.max_length)),
+        warnings=(*rows.warnings, *cut_warning(train, max_length)),
     )
     write_report(tokenizing.folder, preparation.report())
     shutil.move(tokenizing.folder, context.output / PREPARED)
@@ -185,10 +185,10 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
 class _Tokenizing:
     """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the row errors."""
 
-    def __init__(self, context: StageContext, encoder: Encoder, row_errors: RowErrors) -> None:
+    def __init__(self, context: StageContext, tokenizer: ExampleTokenizer, row_errors: RowErrors) -> None:
         self.folder = context.scratch / PREPARED
         self._context = context
-        self._encoder = encoder
+        self._tokenizer = tokenizer
         self._row_errors = row_errors
         self._done = 0
         self._total = 0
@@ -221,12 +221,12 @@ class _Tokenizing:
                 raise Interrupted("stopped while rows were tokenized; nothing was written, another attempt starts anew")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
-            for encoded in self._encoder.encode(batch):
-                if isinstance(encoded, BadRow):
-                    self._row_errors.add(spec_field, encoded)
+            for example in self._tokenizer.tokenize(batch):
+                if isinstance(example, BadRow):
+                    self._row_errors.add(spec_field, example)
                 else:
-                    usable.append(encoded)
-                    count.add(encoded)
+                    usable.append(example)
+                    count.add(example)
             if writer is not None:
                 writer.write(usable)
             self._done += len(batch)

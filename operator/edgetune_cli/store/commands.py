@@ -121,9 +121,9 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
-        from edgetune_jobs.evaluation.text_generation import stream
+        from edgetune_jobs.evaluation.text_generation import stream_answer
 
-        for piece in stream(folder, text, max_new_tokens):
+        for piece in stream_answer(folder, text, max_new_tokens):
             typer.echo(piece, nl=False)
 
     ask(answer)
@@ -142,7 +142,7 @@ def _model_folder(
     model: str, profiles: Mapping[str, Profile], cache: Path, edge_format: EdgeFormat | None = None
 ) -> Path:
     """A local folder with the model. A folder of this machine is used as it is, also outside of a store."""
-    from edgetune_jobs.data.prompts import FILE
+    from edgetune_jobs.data.prompt_format import FILE
     from edgetune_jobs.publishing.addresses import parse_address
     from edgetune_jobs.publishing.fetched_models import fetch_model
 

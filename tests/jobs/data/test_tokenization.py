@@ -1,6 +1,7 @@
 """Prompts have the same tokens in training, in evaluation and when people ask; learned are the answer and EOS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune_jobs.data.examples import Example, Message
-from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, Unit
 from edgetune_jobs.data.templates import renderer_for
-from edgetune_jobs.data.tokenization import Encoded, Encoder
+from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids
 from edgetune_jobs.errors import InvalidInput
 from support.data_rows import dataset_spec
 from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
+from support.tokenizers import BYTE_LEVEL, byte_level, sentence_piece
 
 PLACE = Place("rows.jsonl", Unit.LINE, 3)
 EOS = "<|im_end|>"
@@ -24,19 +26,19 @@ def instruction(question: str, answer: str) -> Example:
     return Example(PLACE, (Message("user", question),), answer)
 
 
-def encode(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> Encoded | BadRow:
-    encoder = Encoder(tokenizer, renderer_for(dataset_spec(**options), tokenizer), max_length)
-    return encoder.encode([example])[0]
+def tokenize(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> TokenizedExample | BadRow:
+    tokenizing = ExampleTokenizer(tokenizer, PromptFormat.of(dataset_spec(**options)), max_length)
+    return tokenizing.tokenize([example])[0]
 
 
-def encoded(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> Encoded:
-    result = encode(example, tokenizer, max_length, **options)
-    assert isinstance(result, Encoded), result
+def encoded(example: Example, tokenizer: Any, max_length: int = 512, **options: Any) -> TokenizedExample:
+    result = tokenize(example, tokenizer, max_length, **options)
+    assert isinstance(result, TokenizedExample), result
     assert len(result.input_ids) == len(result.completion_mask) <= max_length
     return result
 
 
-def learned(result: Encoded, tokenizer: Any) -> str:
+def learned(result: TokenizedExample, tokenizer: Any) -> str:
     """The text of the tokens that are learned."""
     pairs = zip(result.input_ids, result.completion_mask, strict=True)
     return str(tokenizer.decode([token for token, mask in pairs if mask]))
@@ -122,7 +124,7 @@ def test_a_template_that_rewrites_earlier_answers_learns_only_the_last() -> None
 )
 def test_a_chat_template_that_does_not_take_a_row_makes_it_a_problem(template: str, reason: str) -> None:
     tokenizer = make_tokenizer(chat_template=template)
-    result = encode(instruction("x", "y"), tokenizer, template="ChatTemplate")
+    result = tokenize(instruction("x", "y"), tokenizer, template="ChatTemplate")
     assert isinstance(result, BadRow)
     assert result.place == PLACE
     assert reason in result.reason
@@ -132,7 +134,7 @@ def test_a_chat_template_that_does_not_take_a_row_makes_it_a_problem(template: s
 def test_without_a_chat_template_the_field_is_named(options: dict[str, str]) -> None:
     field, value = next(iter(options.items()))
     with pytest.raises(InvalidInput, match=f"spec.dataset.{field}: {value} needs a chat template") as caught:
-        renderer_for(dataset_spec(**options), make_tokenizer())
+        renderer_for(PromptFormat.of(dataset_spec(**options)), make_tokenizer())
     assert "name an instruction-tuned base" in str(caught.value)
 
 
@@ -173,7 +175,7 @@ def test_a_prompt_that_leaves_no_room_is_a_problem_that_names_the_limit() -> Non
     tokenizer = make_tokenizer()
     length = len(encoded(instruction("x", "y"), tokenizer).prompt_ids)
     assert len(encoded(instruction("x", "y"), tokenizer, max_length=length + 1).completion_ids) == 1
-    result = encode(instruction("x", "y"), tokenizer, max_length=length)
+    result = tokenize(instruction("x", "y"), tokenizer, max_length=length)
     assert result == BadRow(
         PLACE,
         f"has a prompt of {length} tokens, and spec.training.maxLength is {length}: nothing of the response would be "
@@ -182,7 +184,7 @@ def test_a_prompt_that_leaves_no_room_is_a_problem_that_names_the_limit() -> Non
 
 
 def _prompt_ids(tokenizer: Any, question: str, **options: Any) -> Sequence[int]:
-    return PromptFormat.of(dataset_spec(**options)).token_ids(tokenizer, question)
+    return prompt_ids(PromptFormat.of(dataset_spec(**options)), tokenizer, question)
 
 
 @settings(deadline=None, max_examples=60)
@@ -199,9 +201,51 @@ def test_the_prompt_has_the_tokens_that_people_will_ask_with(
     assert result.completion_ids[-1] == tokenizer.eos_token_id
 
 
+TOKENIZERS: dict[str, Callable[[], Any]] = {
+    "plain": partial(make_tokenizer),
+    "BOS": partial(make_tokenizer, adds_bos=True),
+    "EOS": partial(make_tokenizer, adds_eos=True),
+    "BOS and EOS": partial(make_tokenizer, adds_bos=True, adds_eos=True),
+    **{f"SentencePiece {prefix}": partial(sentence_piece, prefix) for prefix in ("legacy", "first", "never")},
+    **{kind: partial(byte_level, kind) for kind in BYTE_LEVEL},
+}
+
+
+@pytest.mark.parametrize("question", ["Why does pump 7 hum?", " two  spaces\n", "Grüße, 日本語"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_typed_prompt_has_the_ids_that_the_library_gives_without_a_trailing_eos(name: str, question: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    eos, turns = tokenizer.eos_token_id, [{"role": "user", "content": question}]
+    wrapped = {"Text": question, "Instruction": f"Q: {question}\nA: "}
+
+    for row_format, text in wrapped.items():
+        ids = tokenizer(text)["input_ids"]
+        expected = ids[:-1] if ids[-1] == eos else ids
+        assert _prompt_ids(tokenizer, question, format=row_format, template="Q: {instruction}\nA: ") == expected
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert _prompt_ids(tokenizer, question, format="Chat") == expected
+    assert _prompt_ids(tokenizer, question, template="ChatTemplate") == expected
+
+
+def test_a_typed_prompt_that_ends_in_the_text_of_eos_keeps_it() -> None:
+    tokenizer = make_tokenizer()
+
+    assert _prompt_ids(tokenizer, f"what does {EOS}", template="{instruction}")[-1] == tokenizer.eos_token_id
+
+
+def test_a_prompt_that_the_chat_template_does_not_take_is_refused_with_its_reason() -> None:
+    tokenizer = make_tokenizer(chat_template="{{ raise_exception('no such role') }}")
+
+    with pytest.raises(
+        InvalidInput, match="the prompt cannot be wrapped: the base's chat template refuses it: no such"
+    ):
+        _prompt_ids(tokenizer, "x", format="Chat")
+
+
 def test_a_batch_gives_what_single_rows_give() -> None:
     tokenizer = make_tokenizer()
     examples = [instruction(f"question {number}", "answer " * number) for number in range(1, 20)]
-    encoder = Encoder(tokenizer, renderer_for(dataset_spec(), tokenizer), 64)
-    assert encoder.encode(examples) == [encoder.encode([example])[0] for example in examples]
-    assert encoder.encode([]) == []
+    tokenizing = ExampleTokenizer(tokenizer, PromptFormat.of(dataset_spec()), 64)
+    assert tokenizing.tokenize(examples) == [tokenizing.tokenize([example])[0] for example in examples]
+    assert tokenizing.tokenize([]) == []

@@ -7,13 +7,12 @@ import pytest
 
 from edgetune_contract.spec import DatasetSpec
 from edgetune_jobs.data.examples import Example, Message
-from edgetune_jobs.data.prompts import PromptFormat
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import Place
-from edgetune_jobs.data.templates import renderer_for
-from edgetune_jobs.data.tokenization import Encoded, Encoder
+from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.text_generation import generate
 from edgetune_jobs.models.loading import load_tokenizer
+from support.answers import answer
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
@@ -46,10 +45,10 @@ def test_a_typed_prompt_has_the_tokens_that_training_and_evaluation_saw(
         )
     dataset = DatasetSpec.model_validate({"train": {"uri": "s3://datasets/x.jsonl"}, **options})
     example = Example(Place("x.jsonl"), (Message("user", QUESTION),), "Clogged.")
-    seen = Encoder(tokenizer, renderer_for(dataset, tokenizer), 512).encode([example])[0]
-    assert isinstance(seen, Encoded)
+    seen = ExampleTokenizer(tokenizer, PromptFormat.of(dataset), 512).tokenize([example])[0]
+    assert isinstance(seen, TokenizedExample)
 
-    assert PromptFormat.of(dataset).token_ids(tokenizer, QUESTION) == seen.prompt_ids
+    assert prompt_ids(PromptFormat.of(dataset), tokenizer, QUESTION) == seen.prompt_ids
 
 
 def test_the_prompt_format_survives_its_file(tmp_path: Path) -> None:
@@ -62,9 +61,9 @@ def test_the_prompt_format_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model_of_edgetune_is_named(tmp_path: Path, random_base: Path) -> None:
     with pytest.raises(InvalidInput, match=r"has no edgetune.json: it is no model folder of edgetune"):
-        generate(random_base, QUESTION, 8)
+        answer(random_base, QUESTION, 8)
     with pytest.raises(InvalidInput, match=r"edgetune\.json"):
-        generate(tmp_path / "nowhere", QUESTION, 8)
+        answer(tmp_path / "nowhere", QUESTION, 8)
 
 
 def test_a_broken_prompt_format_is_named(tmp_path: Path) -> None:
@@ -78,4 +77,4 @@ def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:
     PromptFormat(template="{instruction}", format="Instruction").write(tmp_path)
 
     with pytest.raises(InvalidInput, match="the prompt is empty"):
-        generate(tmp_path, " \n", 8)
+        answer(tmp_path, " \n", 8)

@@ -1,16 +1,12 @@
-"""edgetune.json of a model folder: how prompts were wrapped in training, so that they are again."""
+"""edgetune.json of a model folder: how training wrapped prompts, so that whoever asks the model does the same."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from edgetune_contract.model import Model
-from edgetune_contract.spec import CHAT_TEMPLATE, DatasetSpec, RowFormat
+from edgetune_contract.spec import DatasetSpec, RowFormat
 from edgetune_jobs.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 FILE = "edgetune.json"
 
@@ -45,14 +41,3 @@ class PromptFormat(Model):
     def write(self, folder: Path) -> None:
         """Write edgetune.json into a model folder."""
         (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    def token_ids(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-        """Token ids of a prompt, wrapped, up to where the answer begins."""
-        if self.format is RowFormat.CHAT or (self.format is RowFormat.INSTRUCTION and self.template == CHAT_TEMPLATE):
-            messages = [{"role": "user", "content": prompt}]
-            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return list(encoded["input_ids"])
-        text = prompt if self.format is RowFormat.TEXT else self.template.replace("{instruction}", prompt)
-        ids = list(tokenizer(text)["input_ids"])
-        # Some tokenizers end every text with EOS; the model has yet to answer.
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
