@@ -255,19 +255,12 @@ class Result(Model):
     failure: Failure | None = None
     """Set when the stage did not finish."""
 
-    @classmethod
-    def failed(
-        cls, stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None
-    ) -> Self:
-        """Result of a stage that did not finish; a long message is cut in the middle."""
-        return cls(stage=stage, digest=digest, failure=Failure.brief(exit_code, reason, message, step))
-
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
 
-        What does not fit is left out in this order: facts of later stages, results of later stages from the last on
-        (each costs one short run that finds its manifest), facts, warnings from the last on (replaced by their
-        number). The manifest holds all of it.
+        What does not fit is left out in this order: facts and warnings of later stages, results of later stages from
+        the last on (each costs one short run that finds its manifest), facts, warnings from the last on (replaced by
+        their number). The manifest holds all of it.
 
         Raises:
             ValueError: the rest is still too long.
@@ -281,9 +274,9 @@ class Result(Model):
 
     def _shorter_and_shorter(self) -> Iterator[Self]:
         yield self
-        done = tuple(result.model_copy(update={"facts": {}}) for result in self.done)
-        for kept in range(len(done), -1, -1):
-            yield self.model_copy(update={"done": done[:kept]})
+        brief = tuple(result.model_copy(update={"facts": {}, "warnings": ()}) for result in self.done)
+        for kept in range(len(brief), -1, -1):
+            yield self.model_copy(update={"done": brief[:kept]})
         for kept in range(len(self.warnings), -1, -1):
             left_out = len(self.warnings) - kept
             note = (f"{left_out} more warnings are in the manifest",) if left_out else ()

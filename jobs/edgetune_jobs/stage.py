@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.request import Manifest, Publication, Request, Resolved, Scores
+from edgetune_contract.request import Manifest, Publication, Request, Scores
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.models.folder import ModelFolder
@@ -134,7 +134,6 @@ class StageOutput:
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
-    resolved: Resolved | None = None
     scores: Scores | None = None
     edge: EdgeMeasurement | None = None
     publication: Publication | None = None

@@ -22,7 +22,7 @@ from edgetune_contract.request import (
 )
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_operator.api.spec_check import parse_spec
-from support.builders import lora_fine_tune
+from support.builders import failed_result, lora_fine_tune
 
 DIGEST = "d" * 64
 LATER = tuple(Result(stage=stage, digest=DIGEST, metrics={"seconds": 1.5}) for stage in list(Stage)[1:])
@@ -81,7 +81,16 @@ def test_a_result_that_fits_is_written_whole() -> None:
     assert Result.decode(result.encode().decode()) == result
 
 
-def test_results_of_later_stages_are_left_out_first() -> None:
+def test_facts_and_warnings_of_later_stages_are_left_out_first() -> None:
+    later = tuple(each.model_copy(update={"facts": {"dtype": "x" * 800}, "warnings": ("few rows",)}) for each in LATER)
+    result = Result(stage=Stage.PREPARE, digest=DIGEST, facts={"precision": "BF16"}, warnings=("kept",), done=later)
+
+    sent = Result.decode(result.encode().decode())
+
+    assert sent == result.model_copy(update={"done": LATER})
+
+
+def test_results_of_later_stages_are_left_out_next() -> None:
     facts = {f"fact{index}": "x" * 40 for index in range(68)}
     result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
 
@@ -91,7 +100,7 @@ def test_results_of_later_stages_are_left_out_first() -> None:
     assert sent == result.model_copy(update={"done": LATER[: len(sent.done)]})
 
 
-def test_facts_are_left_out_next() -> None:
+def test_facts_are_left_out_then() -> None:
     facts = {f"fact{index}": "x" * 40 for index in range(90)}
     result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
 
@@ -120,7 +129,7 @@ def test_what_cannot_be_left_out_and_does_not_fit_is_an_error() -> None:
 
 
 def test_a_long_failure_keeps_its_beginning_and_its_end() -> None:
-    result = Result.failed(Stage.TRAIN, DIGEST, 1, "InternalError", "first line\n" + "x" * 9000 + "\nlast line")
+    result = failed_result(Stage.TRAIN, DIGEST, 1, "InternalError", "first line\n" + "x" * 9000 + "\nlast line")
 
     assert result.failure is not None
     assert result.failure.message.startswith("first line\nxxx")
@@ -129,7 +138,7 @@ def test_a_long_failure_keeps_its_beginning_and_its_end() -> None:
 
 
 def test_a_file_name_that_is_not_utf8_can_be_told() -> None:
-    result = Result.failed(Stage.PREPARE, DIGEST, 10, "InvalidInput", "bad file: caf\udce9.jsonl")
+    result = failed_result(Stage.PREPARE, DIGEST, 10, "InvalidInput", "bad file: caf\udce9.jsonl")
 
     assert Result.decode(result.encode().decode()).failure is not None
     assert result.failure is not None
@@ -138,7 +147,7 @@ def test_a_file_name_that_is_not_utf8_can_be_told() -> None:
 
 @given(message=st.text() | st.text(st.characters(categories=["Cc", "Cs", "So"])), repeats=st.integers(1, 3000))
 def test_every_failure_fits_and_reads_back(message: str, repeats: int) -> None:
-    result = Result.failed(Stage.TRAIN, DIGEST, 1, "InternalError", message * repeats, step=120)
+    result = failed_result(Stage.TRAIN, DIGEST, 1, "InternalError", message * repeats, step=120)
 
     encoded = result.encode()
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cluster.processes import wait_for
-from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
+from support.builders import failed_result
 from support.kube import condition, pod_ended
 from support.scenario import request_of
 from support.stage_player import OBJECT, Operator, StagePlayer
@@ -42,7 +42,7 @@ def test_an_evicted_training_goes_on_in_a_new_pod_and_counts_one_preemption(play
     player.finish(Stage.PREPARE)
     job, pod = player.live_pod(Stage.TRAIN)
     digest = request_of(job).digest
-    stopped = Result.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped by SIGTERM", step=40)
+    stopped = failed_result(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped by SIGTERM", step=40)
     disruption = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
     ended = pod_ended(ExitCode.INTERRUPTED, stopped.encode().decode())
     player.end_pod(pod, {**ended, "conditions": [disruption]})
@@ -76,7 +76,7 @@ def test_a_stage_that_ends_while_the_operator_is_down_is_recorded_when_it_is_bac
 def test_invalid_data_fails_at_once_and_a_corrected_object_goes_on(player: StagePlayer) -> None:
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
-    failed = Result.failed(
+    failed = failed_result(
         Stage.PREPARE, request_of(job).digest, ExitCode.INVALID, "InvalidInput", "line 7: no response"
     )
     player.end_pod(pod, pod_ended(ExitCode.INVALID, failed.encode().decode()))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
+from support.builders import failed_result
 from support.kube import condition, pod_ended, pod_running, pod_waiting
 from support.scenario import request_of
 from support.stage_player import PROFILES, STORE, Operator, StagePlayer
@@ -225,7 +225,7 @@ def test_a_training_that_was_evicted_says_what_it_lost(player: StagePlayer) -> N
     player.finish(Stage.PREPARE)
     job, pod = player.live_pod(Stage.TRAIN)
     digest = request_of(job).digest
-    stopped = Result.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped by SIGTERM", step=40)
+    stopped = failed_result(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped by SIGTERM", step=40)
     ended = pod_ended(ExitCode.INTERRUPTED, stopped.encode().decode())
     player.end_pod(pod, {**ended, **disrupted("EvictionByEvictionAPI")})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgetune_contract.request import Result
+from edgetune_contract.request import Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted, InvalidInput
 from edgetune_jobs.stages import prepare
@@ -32,7 +32,7 @@ def test_rows_become_tokens_in_the_agreed_format(workplace: Workplace) -> None:
     from pyarrow import parquet
     from transformers import AutoTokenizer
 
-    output, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(20, begin=500)))
+    _, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(20, begin=500)))
     assert sorted(path.name for path in folder.iterdir()) == ["eval.parquet", "report.json", "train.parquet"]
     types = {
         field.name: str(field.type)
@@ -59,8 +59,6 @@ def test_rows_become_tokens_in_the_agreed_format(workplace: Workplace) -> None:
     assert evaluation[0]["keywords"] == ["bearing wear 500"]
     assert tokenizer.decode(evaluation[0]["prompt_ids"]) == evaluation[0]["prompt"]
     assert tokenizer.decode(evaluation[0]["completion_ids"]) == "Fault: bearing wear 500.<|im_end|>"
-    assert output.resolved is not None
-    assert output.resolved.eval is not None
 
 
 def test_figures_warnings_and_digests_are_reported(workplace: Workplace) -> None:
@@ -73,10 +71,6 @@ def test_figures_warnings_and_digests_are_reported(workplace: Workplace) -> None
     assert metrics["tokensP50"] <= metrics["tokensP90"] <= metrics["tokensP99"] <= metrics["tokensMax"] < 256
     assert metrics["estimatedTrainingBytes"] > metrics["baseParameters"]
     assert list(output.warnings) == ["270 training examples: style adaptation usually needs 500 to 1,000"]
-    assert output.resolved is not None
-    assert output.resolved.base == context.sources["base"].digest
-    assert output.resolved.train == context.sources["train"].digest
-    assert output.resolved.eval is None
     report = json.loads((context.output / "prepared" / "report.json").read_text())
     assert report["split"] == {"percent": 10, "seed": 42}
     assert sum(bucket["examples"] for bucket in report["train"]["histogram"]) == 270
@@ -87,7 +81,7 @@ def test_figures_warnings_and_digests_are_reported(workplace: Workplace) -> None
         metrics=dict(metrics),
         facts=dict(output.facts),
         warnings=tuple(output.warnings),
-        resolved=output.resolved,
+        resolved=Resolved(base=context.sources["base"].digest, train=context.sources["train"].digest),
     ).encode()
 
 
@@ -147,7 +141,7 @@ def test_all_rows_that_cannot_be_used_are_named_in_one_message(workplace: Workpl
 def test_rows_too_long_are_cut_and_their_share_is_reported(workplace: Workplace) -> None:
     long: dict[str, object] = {"instruction": "x", "response": "bearing wear " * 300}
     workplace.write("train.jsonl", [*instruction_rows(9), long])
-    output, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(2, begin=90)))
+    _, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(2, begin=90)))
     assert max(len(row["input_ids"]) for row in table(folder, "train.parquet")) == 256
     assert output.metrics["truncatedShare"] == 0.1
     assert any(

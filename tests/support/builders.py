@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from edgetune_contract.request import Result
+from edgetune_contract.request import Failure, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_operator.api import names
 
@@ -161,7 +161,7 @@ class PodBuilder:
 
     def failed(self, stage: Stage, digest: str, exit_code: int, message: str) -> Self:
         """The stage said why it is not done."""
-        result = Result.failed(stage, digest, exit_code, reason_for(exit_code), message)
+        result = failed_result(stage, digest, exit_code, reason_for(exit_code), message)
         return self.ended(exit_code, result.encode().decode())
 
     def disrupted(self, reason: str = "EvictionByEvictionAPI") -> Self:
@@ -193,3 +193,10 @@ class PodBuilder:
                 "conditions": [dict(condition) for condition in self.conditions],
             },
         }
+
+
+def failed_result(
+    stage: Stage, digest: str, exit_code: int, reason: str, message: str, step: int | None = None
+) -> Result:
+    """Result of a stage that did not finish."""
+    return Result(stage=stage, digest=digest, failure=Failure.brief(exit_code, reason, message, step))

@@ -8,10 +8,9 @@ from typing import Any
 
 from cluster.controlplane import ControlPlane
 from cluster.processes import wait_for
-from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from support.builders import lora_fine_tune
+from support.builders import failed_result, lora_fine_tune
 from support.kube import Kube, condition, pod_ended
 from support.operator_process import free_ports, running_operator
 from support.scenario import Scenario, request_of
@@ -97,7 +96,7 @@ class StagePlayer:
     def fail(self, stage: Stage, code: ExitCode, message: str) -> None:
         """The stage ends with a failure of its own."""
         job, pod = self.live_pod(stage)
-        result = Result.failed(stage, request_of(job).digest, code, code.reason, message)
+        result = failed_result(stage, request_of(job).digest, code, code.reason, message)
         self.end_pod(pod, pod_ended(code, result.encode().decode()))
 
     def shorten_lives(self) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from edgetune_contract.digest import canonical_json, manifest_key, pointer_key, version_key
+from edgetune_contract.digest import canonical_json, pointer_key, version_key
 from edgetune_contract.request import Manifest, Publication
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, TransientFault
 from edgetune_jobs.publishing.versions import Versions
-from edgetune_jobs.store.store import Conflict, Content, Store, read_model, uri_of
+from edgetune_jobs.store.manifests import read_manifest
+from edgetune_jobs.store.store import Conflict, Content, Store, uri_of
 
 _POINTER_ATTEMPTS = 10
 
@@ -61,7 +62,7 @@ def read_done_stage(store: Store, name: str, stage: Stage, stage_digest: str) ->
 
     A publication is done only while the pointer names its version: else publish has to move the pointer back.
     """
-    manifest = read_model(store, manifest_key(stage, stage_digest), Manifest)
+    manifest = read_manifest(store, stage, stage_digest)
     publication = manifest.result.publication if manifest is not None else None
     if publication is not None and publication.published and Pointer(store, name).version != publication.version:
         return None

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from edgetune_contract import digest
 from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of, outputs_of
-from edgetune_contract.request import MAX_RESULT_BYTES, FileEntry, Manifest, Request, Resolved, Result
+from edgetune_contract.request import FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientFault
@@ -193,7 +193,7 @@ class StageRun:
             edge=output.edge,
             publication=output.publication,
         )
-        result.encode()  # what cannot be told must not become a fact
+        result.encode()  # a result that cannot be sent must not become a fact
         return result, files
 
     def _check_artifacts(self, output: StageOutput) -> None:
@@ -296,7 +296,7 @@ class StageRun:
         result = manifest.result.model_copy(update={"cached": cached})
         match result.stage:
             case Stage.PREPARE:
-                return with_done(result.model_copy(update={"resolved": self._resolved}), self._done_results())
+                return result.model_copy(update={"resolved": self._resolved, "done": self._done_results()})
             case Stage.TRAIN:
                 self._checkpoints().delete_all()
             case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
@@ -314,13 +314,3 @@ class StageRun:
             if manifest is not None:
                 done.append(manifest.result.model_copy(update={"cached": True}))
         return tuple(done)
-
-
-def with_done(result: Result, done: Sequence[Result]) -> Result:
-    """A result of prepare with the results of later stages, as many and as much of each as its size allows."""
-    brief = [each.model_copy(update={"facts": {}, "warnings": ()}) for each in done]
-    for kept in (done, *(brief[:count] for count in range(len(brief), 0, -1))):
-        whole = result.model_copy(update={"done": tuple(kept)})
-        if len(whole.model_dump_json(exclude_defaults=True, exclude_none=True).encode()) <= MAX_RESULT_BYTES:
-            return whole
-    return result

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import BASE, PREPARED
-from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs.data import quality
 from edgetune_jobs.data.data_set import DataSet, read_data_set
@@ -93,7 +92,6 @@ def run(context: StageContext) -> StageOutput:
         metrics=preparation.metrics(),
         facts={"architecture": base.architecture},
         warnings=preparation.warnings,
-        resolved=_resolved(context),
     )
 
 
@@ -271,12 +269,3 @@ def _check_positions(base: BaseModel, parameters: Parameters, longest_example: i
             f"spec.training.maxLength: {what} would have {longest:,} tokens, and the base was made for at most "
             f"{base.max_positions:,}: set maxLength to {base.max_positions} or less"
         )
-
-
-def _resolved(context: StageContext) -> Resolved:
-    sources = context.sources
-    return Resolved(
-        base=sources[BASE].digest,
-        train=sources["train"].digest,
-        eval=sources["eval"].digest if context.request.parameters.dataset.eval is not None else None,
-    )

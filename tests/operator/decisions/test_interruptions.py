@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.cluster.progress import parse_metrics
-from support.builders import PodBuilder, lora_fine_tune
+from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario
 
 
@@ -255,7 +254,7 @@ def test_a_stage_started_when_the_job_controller_says_so_once_it_has_ended(train
 
 def test_a_failed_stage_keeps_what_it_says_when_its_pods_are_gone(training: Scenario) -> None:
     digest = training.request.digest
-    failed = Result.failed(Stage.TRAIN, digest, ExitCode.DIVERGED, "TrainingDiverged", "loss is nan at step 3")
+    failed = failed_result(Stage.TRAIN, digest, ExitCode.DIVERGED, "TrainingDiverged", "loss is nan at step 3")
     training.end_pod(lambda pod: pod.ended(ExitCode.DIVERGED, failed.encode().decode()))
     training.end_job(lambda job: job.failed("PodFailurePolicy"))
     training.reconcile()

@@ -9,7 +9,7 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
 from edgetune_operator.decisions.plan import Outcome
 from edgetune_operator.decisions.run_state import MAX_INTERRUPTIONS
-from support.builders import PodBuilder, lora_fine_tune
+from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
 A_MINUTE = timedelta(minutes=1)
@@ -223,7 +223,7 @@ def test_a_stage_that_stopped_by_itself_goes_on_without_counting(training: Scena
 
 def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(training: Scenario) -> None:
     digest = training.request.digest
-    stopped = Result.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped", step=40)
+    stopped = failed_result(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped", step=40)
     training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED, stopped.encode().decode()).disrupted())
     training.cluster.start_pod(training.live_job)
 
