@@ -21,6 +21,9 @@ BASE_FIELD = "spec.baseModel"
 # For messages about what an earlier stage has to make again.
 HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
 
+# For messages about weights that training has made too large.
+HOW_TO_TRAIN_SMALLER_WEIGHTS = "train with a lower spec.training.learningRate or spec.lora.alpha"
+
 # Of other classes than torch.OutOfMemoryError: raised by CUDA itself, and by its libraries for memory of their own.
 _OUT_OF_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 

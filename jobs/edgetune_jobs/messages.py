@@ -10,6 +10,11 @@ def some(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(listed[:most]) + more or "nothing"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the lines after the first; its class if it says nothing."""
+    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: "1 file", "2,000 files"."""
     return f"1 {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"

@@ -141,7 +141,7 @@ def test_all_rows_that_cannot_be_used_are_named_in_one_message(workplace: Workpl
 def test_rows_too_long_are_cut_and_their_share_is_reported(workplace: Workplace) -> None:
     long: dict[str, object] = {"instruction": "x", "response": "bearing wear " * 300}
     workplace.write("train.jsonl", [*instruction_rows(9), long])
-    _, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(2, begin=90)))
+    output, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(2, begin=90)))
     assert max(len(row["input_ids"]) for row in table(folder, "train.parquet")) == 256
     assert output.metrics["truncatedShare"] == 0.1
     assert any(

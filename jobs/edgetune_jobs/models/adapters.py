@@ -1,6 +1,5 @@
 """The adapter as an artifact: adapter_model.safetensors, adapter_config.json, training.json."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from pydantic import ValidationError
 from edgetune_contract.model import Model
 from edgetune_contract.spec import BaseModelSpec, MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.folder import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,8 +100,3 @@ def read_record(folder: Path) -> TrainingRecord:
         raise InvalidInput(
             f"the adapter's {RECORD} is not what the train stage writes: {error.errors()[0]['msg']}"
         ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, one key a line."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")

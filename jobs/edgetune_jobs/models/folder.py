@@ -1,6 +1,7 @@
 """Model folders on this machine, behind a Source, and in the store; and the names of their files besides weights."""
 
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,13 +9,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.store.files import Buffer, Fingerprint, list_files
+from edgetune_jobs.store.files import Buffer, FileState, Fingerprint, list_files
 from edgetune_jobs.store.sources import Source
-from edgetune_jobs.store.store import DamagedObject
+from edgetune_jobs.store.store import check_content
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -37,6 +38,11 @@ COMPANION_FILES = (
     GENERATION_CONFIG,
 )
 """Files that make a tokenizer, and the generation settings: copied as they are, since saving them can change them."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, one key a line."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 class ModelFolder(Protocol):
@@ -87,14 +93,14 @@ class LocalModelFolder:
         self._folder = folder
         self.label = label
         self.uri = folder.as_uri() if folder.is_absolute() else str(folder)
-        self._states: dict[str, tuple[int, int]] = {}
+        self._states: dict[str, FileState] = {}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file by its path, as they were when it was first asked for."""
         for path in list_files(self._folder):
-            self._states[path] = _state((self._folder / path).stat())
-        return {path: size for path, (size, _) in self._states.items()}
+            self._states[path] = FileState.of((self._folder / path).stat())
+        return {path: state.bytes for path, state in self._states.items()}
 
     def fetch(self, paths: Sequence[str]) -> Path:  # noqa: ARG002 - all of them are here
         return self._folder
@@ -116,7 +122,7 @@ class LocalModelFolder:
         if path not in self.sizes:
             raise InvalidInput(f"{self.label}: {self.uri} has no file {path}")
         with (self._folder / path).open("rb", buffering=0) as file:
-            if _state(os.fstat(file.fileno())) != self._states[path]:
+            if FileState.of(os.fstat(file.fileno())) != self._states[path]:
                 raise InvalidInput(f"{self.label}: {path} was changed while it was read; try again when nobody writes")
             yield file
 
@@ -193,11 +199,8 @@ class StoredModelFolder:
     def check(self) -> None:
         for path, entry in self._entries.items():
             found = self._hashes[path].fingerprint
-            if found.bytes and found != Fingerprint(entry.bytes, entry.sha256):
-                raise DamagedObject(
-                    f"{self.uri}/{path} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256} arrived, where "
-                    f"{entry.bytes:,} bytes with SHA-256 {entry.sha256} were written"
-                )
+            if found.bytes:
+                check_content(f"{self.uri}/{path}", found, Fingerprint.of(entry))
 
 
 class _OrderedHash:
@@ -228,7 +231,3 @@ class _OrderedHash:
         """Fingerprint of what has arrived without a gap."""
         with self._lock:
             return Fingerprint(self._position, self._hasher.hexdigest())
-
-
-def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgetune_jobs.models.libraries import load_config
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
@@ -36,9 +38,9 @@ def options(file: Path, device: "torch.device") -> dict[str, Any]:
 
 
 def _configuration(folder: Path) -> "PreTrainedConfig":
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import LlamaConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder)
     if config.model_type != "mistral":
         return config
     # GGUF knows Mistral as Llama, which computes the same within the sliding window.

@@ -4,6 +4,10 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CHATTY_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
@@ -39,6 +43,19 @@ def prepare_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # Paging moves optimizer state between GPU and host memory: on a CPU there is nothing to page, and nothing is lost.
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU", category=UserWarning)
+
+
+def load_config(folder: Path) -> "PreTrainedConfig":
+    """transformers' configuration of a model folder: without the network, and without code of the model's own."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def read_proc_bytes(file: Path, field: str) -> int | None:
+    """A figure of a file such as /proc/meminfo, whose lines are `field:  123 kB`; None if it has no such field."""
+    line = next((line for line in file.read_text().splitlines() if line.startswith(f"{field}:")), None)
+    return int(line.split()[1]) * 1024 if line else None
 
 
 def usable_cpus() -> int:

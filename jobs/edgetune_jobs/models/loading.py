@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.messages import first_line
 from edgetune_jobs.models import gguf_loading
-from edgetune_jobs.models.libraries import prepare_libraries
+from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,11 @@ def dtype_of(precision: Precision) -> "torch.dtype":
     return getattr(torch, _DTYPES[precision])
 
 
+def dtype_name(dtype: "torch.dtype") -> str:
+    """torch's name of a dtype, such as bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Tokenizer of a model folder, with a pad token: its own, else a spare one that the model has a row for, else EOS.
 
@@ -75,13 +81,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         InvalidInput: the folder holds no tokenizer that loads, or one without an end-of-sequence token.
     """
     prepare_libraries()
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = load_config(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {_first_line(error)}") from error
+        raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise InvalidInput(
             "spec.baseModel: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
@@ -213,8 +219,9 @@ def peak_resident_bytes() -> int:
     """Largest resident set of this process so far."""
     if _PROCESS_STATUS.exists():
         # Unlike getrusage's figure, this one does not begin with what the parent process had in use.
-        line = next(line for line in _PROCESS_STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        peak = read_proc_bytes(_PROCESS_STATUS, "VmHWM")
+        if peak is not None:
+            return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -255,7 +262,7 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InvalidInput(
-            f"the model in {folder.name} does not load: {_first_line(error)} "
+            f"the model in {folder.name} does not load: {first_line(error)} "
             "(needed: config.json of a causal language model, and its weights as safetensors)"
         ) from error
     _check_complete(folder, loading)
@@ -297,7 +304,3 @@ def _has_bf16(device: "torch.device") -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__

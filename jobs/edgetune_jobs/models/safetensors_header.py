@@ -15,8 +15,8 @@ from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 # The limit of the safetensors library itself.
 MAX_HEADER_BYTES = 100_000_000
-_LENGTH_BYTES = 8
-_METADATA = "__metadata__"
+LENGTH_BYTES = 8
+METADATA = "__metadata__"
 # More than torch allows. The product of so many sizes stays a number that can be computed and printed.
 _MOST_DIMENSIONS = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -81,20 +81,20 @@ def read_header(read_range: ReadRange, file_bytes: int, file: str) -> dict[str, 
     Raises:
         InvalidInput: the header is broken, or does not fit the file.
     """
-    prefix = read_range(0, _LENGTH_BYTES)
-    if file_bytes < _LENGTH_BYTES or len(prefix) < _LENGTH_BYTES:
+    prefix = read_range(0, LENGTH_BYTES)
+    if file_bytes < LENGTH_BYTES or len(prefix) < LENGTH_BYTES:
         raise _broken(file, f"the file has {min(file_bytes, len(prefix))} bytes, too few for a header")
     length = int.from_bytes(prefix, "little")
-    if length > min(MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+    if length > min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
         raise _broken(
             file,
             f"the header claims {length:,} bytes, but the file has {file_bytes:,} and a header may have "
             f"{MAX_HEADER_BYTES:,}",
         )
-    header = read_range(_LENGTH_BYTES, length)
+    header = read_range(LENGTH_BYTES, length)
     if len(header) < length:
         raise _broken(file, f"the file ends within its header, after {len(header):,} of {length:,} bytes")
-    return parse_header(header, file_bytes - _LENGTH_BYTES - length, file)
+    return parse_header(header, file_bytes - LENGTH_BYTES - length, file)
 
 
 def parse_header(header: bytes, data_bytes: int, file: str) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def parse_header(header: bytes, data_bytes: int, file: str) -> dict[str, Tensor]
         raise _broken(file, "the header is not UTF-8") from error
     except BrokenJson as error:
         raise _broken(file, f"the header is {error.reason}") from error
-    _check_metadata(file, entries.pop(_METADATA, {}))
+    _check_metadata(file, entries.pop(METADATA, {}))
     tensors = {name: _tensor(file, name, entry) for name, entry in entries.items()}
     _check_coverage(file, tensors, data_bytes)
     return tensors
@@ -124,7 +124,7 @@ def parse_header(header: bytes, data_bytes: int, file: str) -> dict[str, Tensor]
 
 def _check_metadata(file: str, metadata: Any) -> None:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(file, f"{_METADATA} is not a map of texts")
+        raise _broken(file, f"{METADATA} is not a map of texts")
 
 
 def _tensor(file: str, name: str, entry: Any) -> Tensor:

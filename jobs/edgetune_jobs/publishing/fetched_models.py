@@ -96,4 +96,4 @@ def _is_whole(folder: Path, files: Sequence[FileEntry]) -> bool:
     """Whether a folder holds these files and no others."""
     if not folder.is_dir() or list_files(folder) != sorted(entry.path for entry in files):
         return False
-    return all(fingerprint(folder / entry.path) == Fingerprint(entry.bytes, entry.sha256) for entry in files)
+    return all(fingerprint(folder / entry.path) == Fingerprint.of(entry) for entry in files)

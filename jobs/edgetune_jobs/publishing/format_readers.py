@@ -5,10 +5,9 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.safetensors_header import MAX_HEADER_BYTES, read_header
+from edgetune_jobs.models.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 from edgetune_jobs.store.files import Sink
 
-_LENGTH_BYTES = 8
 _GGUF_MAGIC = b"GGUF"
 _GGUF_VERSIONS = (2, 3)
 
@@ -59,7 +58,7 @@ class _HeaderReader:
 
     @property
     def _wanted(self) -> int:
-        return _LENGTH_BYTES
+        return LENGTH_BYTES
 
 
 class _SafetensorsReader(_HeaderReader):
@@ -73,9 +72,9 @@ class _SafetensorsReader(_HeaderReader):
     @property
     def _wanted(self) -> int:
         """Bytes up to the end of the header, as far as its length is known."""
-        if len(self._head) < _LENGTH_BYTES:
-            return _LENGTH_BYTES
-        return _LENGTH_BYTES + min(int.from_bytes(self._head[:_LENGTH_BYTES], "little"), MAX_HEADER_BYTES)
+        if len(self._head) < LENGTH_BYTES:
+            return LENGTH_BYTES
+        return LENGTH_BYTES + min(int.from_bytes(self._head[:LENGTH_BYTES], "little"), MAX_HEADER_BYTES)
 
 
 class _GgufReader(_HeaderReader):

@@ -222,7 +222,7 @@ def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | 
         return "is missing"
     if stored_bytes != entry.bytes:
         return f"has {stored_bytes:,} bytes, {entry.bytes:,} were written"
-    expected = Fingerprint(entry.bytes, entry.sha256)
+    expected = Fingerprint.of(entry)
     found, header = expected, ""
     for _ in range(_READS):
         try:

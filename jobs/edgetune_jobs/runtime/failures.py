@@ -10,7 +10,7 @@ from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_jobs.errors import Interrupted, StageError, is_out_of_gpu_memory
-from edgetune_jobs.runtime.signals import Stopped
+from edgetune_jobs.runtime.signals import STOPPED, Stopped
 from edgetune_jobs.store.files import disk_full, is_disk_full
 
 BUG = 1
@@ -39,11 +39,7 @@ def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
     if isinstance(error, StageError):
         return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
     if isinstance(error, Stopped):
-        return (
-            ExitCode.INTERRUPTED,
-            "stopped by a signal before the stage was done; the next attempt starts it again",
-            None,
-        )
+        return ExitCode.INTERRUPTED, STOPPED, None
     if _says_disk_full(error):
         place = error.filename if isinstance(error, OSError) and error.filename else tempfile.gettempdir()
         return ExitCode.TRANSIENT, str(disk_full(Path(place))), None

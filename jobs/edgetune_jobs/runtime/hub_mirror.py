@@ -42,7 +42,7 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
         progress.update(number - 1, len(paths), "files")
         progress.say(f"copying {path} of {source.uri} into the store")
         sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
-        entries.append(FileEntry(path=f"{attempt}/{path}", bytes=sent.bytes, sha256=sent.sha256))
+        entries.append(sent.entry(f"{attempt}/{path}"))
     progress.update(len(paths), len(paths), "files")
     manifest = FileList(files=tuple(entries))
     standing = write_model_once(store, f"{folder}/{MANIFEST}", manifest)

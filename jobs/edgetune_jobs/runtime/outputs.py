@@ -60,7 +60,7 @@ class Attempt:
         below = f"{self._name}/{checked_relative(path)}"
         with self._store.create_file(f"{self._folder}/{below}", size) as file:
             yield file
-        self._streamed.append(FileEntry(path=below, bytes=file.fingerprint.bytes, sha256=file.fingerprint.sha256))
+        self._streamed.append(file.fingerprint.entry(below))
 
     def upload(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
         """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder.

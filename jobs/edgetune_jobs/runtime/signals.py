@@ -9,6 +9,8 @@ from types import FrameType
 
 from edgetune_jobs.errors import Interrupted
 
+STOPPED = "stopped by a signal before the stage was done; the next attempt starts it again"
+
 
 class Stopped(BaseException):
     """Raised in the main thread by the first signal. No Exception, so that nothing but the runtime catches it."""
@@ -62,7 +64,7 @@ class StopSignals:
             Interrupted: a signal has arrived.
         """
         if self._arrived:
-            raise Interrupted("stopped by a signal before the stage was done; the next attempt starts it again")
+            raise Interrupted(STOPPED)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self._arrived:

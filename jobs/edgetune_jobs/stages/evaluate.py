@@ -17,7 +17,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUAT
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
 from edgetune_jobs.data.prepared_data import EVAL
-from edgetune_jobs.errors import Interrupted, InvalidInput, TrainingDiverged
+from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.models import loading
@@ -150,9 +150,7 @@ def _check_finite(name: str, loss: float | None) -> None:
             f"spec.baseModel: {what}: its weights are damaged, or overflow in the number format of this hardware; "
             "check the model's files, or evaluate on hardware with bfloat16"
         )
-    raise TrainingDiverged(
-        f"{what}: its numbers overflow; train with a lower spec.training.learningRate or spec.lora.alpha"
-    )
+    raise TrainingDiverged(f"{what}: its numbers overflow; {HOW_TO_TRAIN_SMALLER_WEIGHTS}")
 
 
 def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":

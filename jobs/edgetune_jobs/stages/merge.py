@@ -72,4 +72,4 @@ def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
     save_model(model, context.output / MERGED, folder, parameters.dataset)
-    return folder_bytes(context.output / MERGED), str(model.dtype).removeprefix("torch.")
+    return folder_bytes(context.output / MERGED), loading.dtype_name(model.dtype)

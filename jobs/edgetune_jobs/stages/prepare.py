@@ -21,7 +21,7 @@ from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
-from edgetune_jobs.models.libraries import prepare_libraries
+from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
@@ -127,10 +127,8 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
         InvalidInput: the library does not take the tokenizer's or the model's configuration.
     """
     prepare_libraries()
-    from transformers import AutoConfig
-
     try:
-        AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        load_config(base.folder)
         return loading.load_tokenizer(base.folder)
     except StageError:
         raise

@@ -7,7 +7,8 @@ from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
 from edgetune_jobs.models import loading
-from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter, write_json
+from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
+from edgetune_jobs.models.folder import write_json
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
 
@@ -129,7 +130,7 @@ def _save(
     record = TrainingRecord(
         method=parameters.method,
         precision=setup.precision,
-        base_dtype=str(loading.dtype_of(setup.precision)).removeprefix("torch."),
+        base_dtype=loading.dtype_name(loading.dtype_of(setup.precision)),
         base=parameters.base_model,
         steps=state.global_step,
         epochs=state.epoch or 0.0,

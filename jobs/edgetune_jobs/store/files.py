@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,31 @@ class Fingerprint:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, entry: FileEntry) -> "Fingerprint":
+        """Fingerprint that a file list names."""
+        return cls(entry.bytes, entry.sha256)
+
+    def entry(self, path: str) -> FileEntry:
+        """A file list's entry for a file of this content."""
+        return FileEntry(path=path, bytes=self.bytes, sha256=self.sha256)
+
+    def __str__(self) -> str:
+        return f"{self.bytes:,} bytes with SHA-256 {self.sha256}"
+
+
+@dataclass(frozen=True)
+class FileState:
+    """By what a local file is known not to have changed: its size in bytes and its modification time in ns."""
+
+    bytes: int
+    modified_at: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileState":
+        """State of the file that has this status."""
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 class Sink(Protocol):

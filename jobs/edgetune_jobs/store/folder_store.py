@@ -27,7 +27,7 @@ from edgetune_jobs.store.files import (
     fingerprint,
     require_free_space,
 )
-from edgetune_jobs.store.store import Conflict, Content, DamagedObject, StoredObject
+from edgetune_jobs.store.store import Conflict, Content, DamagedObject, StoredObject, check_content
 
 _LOCK = ".edgetune-store.lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -117,7 +117,7 @@ class LocalFolderStore:
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         with disk_errors(path, expected.bytes), path.open("wb") as target:
             found = self.stream(key, FileSink(target))
-        self._compare(key, found, expected)
+        check_content(f"{self._uri}/{key}", found, expected)
 
     def stream(self, key: str, sink: Sink) -> Fingerprint:
         with _access_errors(f"read {self._uri}/{key}"):
@@ -139,7 +139,7 @@ class LocalFolderStore:
                     found = fingerprint(self._path(key))
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise DamagedObject(f"{self._uri}/{key} is missing") from error
-            self._compare(key, found, Fingerprint(entry.bytes, entry.sha256))
+            check_content(f"{self._uri}/{key}", found, Fingerprint.of(entry))
         return self._path(folder)
 
     def delete(self, key: str) -> None:
@@ -164,13 +164,6 @@ class LocalFolderStore:
 
     def _path(self, key: str) -> Path:
         return self._root / checked_relative(key)
-
-    def _compare(self, key: str, found: Fingerprint, expected: Fingerprint) -> None:
-        if found != expected:
-            raise DamagedObject(
-                f"{self._uri}/{key} is damaged: {found.bytes:,} bytes with SHA-256 {found.sha256}, "
-                f"where {expected.bytes:,} bytes with SHA-256 {expected.sha256} were written"
-            )
 
     def _write(
         self, key: str, size: int, fill: Callable[[BinaryIO], object], place: Callable[[Path, Path], None]

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, InvalidInput
-from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint, list_files
+from edgetune_jobs.store.files import FileState, checked_relative, file_list_digest, fingerprint, list_files
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
@@ -133,7 +133,7 @@ class FolderSource:
         self._paths = [path for path in paths if kind.counts(path)]
         self._ignored = [_readable(path) for path in paths if not kind.counts(path)]
         self._entries: dict[str, FileEntry] = {}
-        self._read_at: dict[str, tuple[int, int]] = {}
+        self._read_at: dict[str, FileState] = {}
         if not paths:
             what = "has no files in it" if path.is_dir() else "does not exist"
             raise InvalidInput(f"{field}.uri: {uri} {what}")
@@ -187,12 +187,11 @@ class FolderSource:
                 raise AccessDenied(
                     f"{self._field}.uri: {path} in {self._uri} cannot be read: {error.strerror}; make it readable"
                 ) from error
-            self._entries[path] = FileEntry(path=path, bytes=found.bytes, sha256=found.sha256)
+            self._entries[path] = found.entry(path)
         return self._entries[path]
 
-    def _state(self, path: str) -> tuple[int, int]:
-        status = (self._folder / path).stat()
-        return status.st_size, status.st_mtime_ns
+    def _state(self, path: str) -> FileState:
+        return FileState.of((self._folder / path).stat())
 
 
 def _readable(path: str) -> str:

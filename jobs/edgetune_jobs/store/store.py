@@ -155,6 +155,16 @@ def uri_of(store: Store, key: str) -> str:
     return f"{store.uri}/{key}"
 
 
+def check_content(uri: str, found: Fingerprint, expected: Fingerprint) -> None:
+    """Compare what was read with what was written.
+
+    Raises:
+        DamagedObject: it is not the same.
+    """
+    if found != expected:
+        raise DamagedObject(f"{uri} is damaged: {found} arrived, where {expected} were written")
+
+
 def how_to_make_anew(store: Store, folder: str) -> str:
     """Advice about a folder whose files are not what its manifest says, which counts as done while that stands."""
     return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made anew"
@@ -170,7 +180,7 @@ def upload_folder(store: Store, folder: Path, key: str, relative_to: str) -> tup
     entries = []
     for path in list_files(folder):
         uploaded = store.upload_file(folder / path, f"{key}/{checked_relative(path)}")
-        entries.append(FileEntry(path=f"{prefix}/{path}", bytes=uploaded.bytes, sha256=uploaded.sha256))
+        entries.append(uploaded.entry(f"{prefix}/{path}"))
     return tuple(entries)
 
 

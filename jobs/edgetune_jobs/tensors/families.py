@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_jobs.models.folder import CONFIG, ModelFolder
+from edgetune_jobs.models.libraries import load_config
 from edgetune_jobs.models.weights import OUTPUT_HEAD, TORCH_DTYPES, StoredTensor
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 from edgetune_jobs.tensors.reader import pieces
@@ -45,9 +46,7 @@ class Layout:
     def config(self) -> Any:
         """transformers' PreTrainedConfig. Some need seconds and a hundred megabytes to be imported: ask only if you
         must."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        return load_config(self.folder)
 
 
 class _Settings:

@@ -114,7 +114,7 @@ class ModelWeights:
         dtype = getattr(torch, self.dtype)
         stored = read_rows(self.folder, tensor, first, count)
         if not _is_finite(stored):
-            return InvalidInput(f"{tensor.name} holds NaN or infinity: the model is damaged; save or copy it again")
+            return not_finite(tensor.name)
         if not _is_finite(stored.to(dtype)):
             return InvalidInput(
                 f"{tensor.name} holds {stored.abs().max().item():g}, beyond the largest {self.dtype} "
@@ -135,6 +135,11 @@ class ModelWeights:
         if rows is not stored:
             buffers.give_back(stored)
         return rows
+
+
+def not_finite(name: str) -> InvalidInput:
+    """The refusal of a weight that holds NaN or infinity as it is stored."""
+    return InvalidInput(f"{name} holds NaN or infinity: the model is damaged; save or copy it again")
 
 
 def _round(prepared: _Nf4Weight, first: int, out: "torch.Tensor") -> None:

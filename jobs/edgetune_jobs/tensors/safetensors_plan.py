@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgetune_jobs.models.safetensors_header import DTYPE_BITS
+from edgetune_jobs.models.safetensors_header import DTYPE_BITS, LENGTH_BYTES, METADATA
 from edgetune_jobs.models.weights import WEIGHTS
 
 # As save_pretrained does it.
 MAX_FILE_BYTES = 50 * 10**9
-_METADATA = {"format": "pt"}
+_FORMAT = {"format": "pt"}
 _HEADER_ALIGNMENT = 8
 
 
@@ -63,7 +63,7 @@ class PlannedFile:
     @property
     def header(self) -> bytes:
         """The file's first bytes, up to the first tensor."""
-        entries: dict[str, object] = {"__metadata__": _METADATA}
+        entries: dict[str, object] = {METADATA: _FORMAT}
         position = 0
         for tensor in self.tensors:
             end = position + tensor.bytes
@@ -75,7 +75,7 @@ class PlannedFile:
             position = end
         header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         header += b" " * (-len(header) % _HEADER_ALIGNMENT)
-        return len(header).to_bytes(8, "little") + header
+        return len(header).to_bytes(LENGTH_BYTES, "little") + header
 
     @property
     def bytes(self) -> int:

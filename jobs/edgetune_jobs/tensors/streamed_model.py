@@ -3,7 +3,6 @@
 Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
 """
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from edgetune_contract.spec import DatasetSpec, MergeBase
 from edgetune_jobs.models import adapter_layers, adapters
-from edgetune_jobs.models.folder import CODE_FIELD, CONFIG, GENERATION_CONFIG, LocalModelFolder, ModelFolder
+from edgetune_jobs.models.folder import CODE_FIELD, CONFIG, GENERATION_CONFIG, LocalModelFolder, ModelFolder, write_json
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.models.tuned import merged_dtype
@@ -132,8 +131,8 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
         settings[_DTYPE_FIELDS[1]] = model.weights.dtype
     settings.pop(CODE_FIELD, None)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, settings)
-    _write_json(folder / GENERATION_CONFIG, _generation_settings(settings))
+    write_json(folder / CONFIG, settings)
+    write_json(folder / GENERATION_CONFIG, _generation_settings(settings))
     copy_companions(model.weights.folder, folder, dataset)
 
 
@@ -141,10 +140,6 @@ def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of generating for a model that comes without generation_config.json."""
     tokens = {name: settings[name] for name in _TOKEN_FIELDS if settings.get(name) is not None}
     return {"_from_model_config": True, "transformers_version": metadata.version("transformers"), **tokens}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def library_warning(reason: NotUnderstood) -> str:

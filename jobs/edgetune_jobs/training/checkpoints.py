@@ -135,4 +135,4 @@ class StoreCheckpoints:
         _, _, path = checked_relative(entry.path).partition("/")
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._store.download_file(f"{key}/{entry.path}", target, Fingerprint(entry.bytes, entry.sha256))
+        self._store.download_file(f"{key}/{entry.path}", target, Fingerprint.of(entry))

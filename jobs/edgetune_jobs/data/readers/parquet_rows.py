@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
+from edgetune_jobs.messages import first_line
 
 _BATCH_ROWS = 1024
 
@@ -32,5 +33,5 @@ def read_parquet(path: Path, name: str, wanted: Collection[str]) -> Iterator[Raw
                     number += 1
                     yield RawRow(Place(name, Unit.ROW, number), value, columns)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
-        yield BadRow(Place(name, Unit.ROW, number + 1), f"broken Parquet, from here on unreadable: {reason}")
+        reason = f"broken Parquet, from here on unreadable: {first_line(error)}"
+        yield BadRow(Place(name, Unit.ROW, number + 1), reason)

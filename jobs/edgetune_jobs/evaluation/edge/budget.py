@@ -131,4 +131,4 @@ def _base_dtype() -> str:
     import torch
 
     device = torch.device("cpu")
-    return str(loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))).removeprefix("torch.")
+    return loading.dtype_name(loading.dtype_of(loading.resolve_precision(Precision.AUTO, device)))

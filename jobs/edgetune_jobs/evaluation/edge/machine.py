@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_contract.quantities import parse_cpu
-from edgetune_jobs.models.libraries import usable_cpus
+from edgetune_jobs.models.libraries import read_proc_bytes, usable_cpus
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -57,11 +57,9 @@ def cpu_model() -> str:
 def resident_bytes(process: int) -> int:
     """Resident set of a process: anonymous, shared and mapped pages. 0 if it has ended, or there is no /proc."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        return read_proc_bytes(Path(f"/proc/{process}/status"), "VmRSS") or 0
     except OSError:
         return 0
-    line = next((line for line in status.splitlines() if line.startswith("VmRSS:")), None)
-    return int(line.split()[1]) * 1024 if line else 0
 
 
 def free_bytes() -> int | None:
@@ -71,10 +69,7 @@ def free_bytes() -> int | None:
 
 
 def _free_of_machine() -> int | None:
-    if not _MEMORY_INFO.is_file():
-        return None
-    line = next((line for line in _MEMORY_INFO.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-    return int(line.split()[1]) * 1024 if line else None
+    return read_proc_bytes(_MEMORY_INFO, "MemAvailable") if _MEMORY_INFO.is_file() else None
 
 
 def _free_of_cgroup(limit_file: Path, usage_file: Path) -> int | None:

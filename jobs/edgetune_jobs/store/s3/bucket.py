@@ -14,7 +14,7 @@ from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
 from edgetune_jobs.store.files import CHUNK_BYTES, FileSink, Fingerprint, Sink, disk_errors
 from edgetune_jobs.store.s3.client import s3_errors, status_of
 from edgetune_jobs.store.s3.upload import PART_BYTES, UploadStream
-from edgetune_jobs.store.store import Conflict, Content, DamagedObject
+from edgetune_jobs.store.store import Conflict, Content, DamagedObject, check_content
 
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
@@ -270,10 +270,13 @@ class S3Bucket:
                 message = f"the download of {self.uri(key)} broke off after {body.fingerprint.bytes:,} bytes: {fault}"
                 return TransientFault(message)
             # All of it arrived, and the service's checksum says that it was changed.
-            return DamagedObject(f"{self.uri(key)} is damaged: {_describe(body.fingerprint)} arrived: {fault}")
-        if expected is None or body.fingerprint == expected:
-            return None
-        return _damaged(self.uri(key), body.fingerprint, expected)
+            return DamagedObject(f"{self.uri(key)} is damaged: {body.fingerprint} arrived: {fault}")
+        try:
+            if expected is not None:
+                check_content(self.uri(key), body.fingerprint, expected)
+        except DamagedObject as damaged:
+            return damaged
+        return None
 
     def _receive(self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event) -> None:
         from botocore.exceptions import ClientError
@@ -289,7 +292,7 @@ class S3Bucket:
             with closing(response["Body"]) as content:
                 body.begin(response)
                 if expected is not None and body.total != expected.bytes:
-                    said = f"it has {body.total:,} bytes, where {_describe(expected)} were written"
+                    said = f"it has {body.total:,} bytes, where {expected} were written"
                     raise DamagedObject(f"{self.uri(key)} is damaged: {said}")
                 for chunk in content.iter_chunks(CHUNK_BYTES):
                     if cancelled.is_set():
@@ -377,11 +380,3 @@ def _full_object_sha256(response: Any) -> str | None:
     if checksum is None or response.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT" or "-" in checksum:
         return None
     return base64.b64decode(checksum).hex()
-
-
-def _damaged(uri: str, found: Fingerprint, expected: Fingerprint) -> DamagedObject:
-    return DamagedObject(f"{uri} is damaged: {_describe(found)} arrived, where {_describe(expected)} were written")
-
-
-def _describe(content: Fingerprint) -> str:
-    return f"{content.bytes:,} bytes with SHA-256 {content.sha256}"

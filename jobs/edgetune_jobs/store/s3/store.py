@@ -55,7 +55,7 @@ class S3Store:
         def fetch(entry: FileEntry, cancelled: threading.Event) -> None:
             path = target / checked_relative(entry.path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            expected = Fingerprint(entry.bytes, entry.sha256)
+            expected = Fingerprint.of(entry)
             self._bucket.download_file(self._full(f"{folder}/{entry.path}"), path, expected, cancelled=cancelled)
 
         for_each(files, fetch)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, InvalidInput
 from edgetune_jobs.models.weights import StoredTensor
 from edgetune_jobs.tensors.formats.int8_encoder import Int8Scheme
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor
@@ -70,7 +70,7 @@ def beyond_float16(name: str, largest: float) -> InvalidInput:
     """The refusal of a weight that float16, from which LLM.int8 starts, does not hold."""
     return InvalidInput(
         f"{name} holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
-        "starts: train with a lower spec.training.learningRate or spec.lora.alpha"
+        f"starts: {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, InvalidInput
 from edgetune_jobs.models.weights import StoredTensor
 from edgetune_jobs.stage import OutputFile, OutputFiles
 from edgetune_jobs.tensors.formats.gguf_layout import GgufLayout, GgufTensor, extra_tensors
@@ -68,7 +68,7 @@ class GgufEncoder:
         if encoded is None:
             raise InvalidInput(
                 f"{tensor.name} holds a number from row {first} on that is not finite or too large for Q8_0: "
-                "train with a lower spec.training.learningRate or spec.lora.alpha"
+                f"{HOW_TO_TRAIN_SMALLER_WEIGHTS}"
             )
         return encoded
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
+from edgetune_jobs.models.libraries import load_config
 from edgetune_jobs.tensors.families import KNOWN_TYPES, is_left_out
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
@@ -32,9 +33,7 @@ def check_formats(
     wanted = parameters.quantization.formats
     if wanted == (EdgeFormat.BITSANDBYTES_INT8,):
         return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(base.folder)
     is_tied = bool(config.tie_word_embeddings)
     shapes = {name: tensor.shape for name, tensor in base.tensors.items() if not is_left_out(name, is_tied)}
     for edge_format in wanted:

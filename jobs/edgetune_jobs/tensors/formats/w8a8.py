@@ -5,9 +5,9 @@ Each row of a linear layer's weight has one scale; activations get one for each 
 
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.weights import OUTPUT_HEAD, StoredTensor
 from edgetune_jobs.tensors.formats.int8_encoder import Int8Scheme
+from edgetune_jobs.tensors.merged_rows import not_finite
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torc
     values = rows.float()
     scales = (values.abs().amax(dim=1, keepdim=True) / _LEVELS).to(rows.dtype)
     if not scales.isfinite().all():
-        raise InvalidInput(f"{name} holds NaN or infinity: the model is damaged; save or copy it again")
+        raise not_finite(name)
     # Of zeros, or of numbers too small for a scale, nothing is left: any scale will do, but for zero.
     scales[scales == 0] = 1
     out.copy_((values / scales.float()).round_().clamp_(-_LEVELS, _LEVELS))
