@@ -14,7 +14,6 @@ from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
-from edgetune_jobs.runtime.outputs import timestamp
 from edgetune_jobs.stage import Publisher, StageContext, StageOutput
 from edgetune_jobs.store.manifests import find_artifact
 
