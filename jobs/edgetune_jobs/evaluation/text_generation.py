@@ -27,7 +27,7 @@ def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str
     if not prompt.strip():
         raise InvalidInput("the prompt is empty")
     device = loading.choose_device()
-    tokenizer = loading.load_tokenizer(model)
+    tokenizer = loading.load_tokenizer(model, str(model))
     loaded = loading.load_stored(model, device)
     import torch
     from transformers import TextIteratorStreamer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.store.files import Buffer, FileState, Fingerprint, list_files
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import check_content
@@ -45,12 +45,22 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
+def base_label(uri: str) -> str:
+    """What messages call the base model: the spec's field, and what is in it."""
+    return f"{BASE_FIELD}.uri: {uri}"
+
+
+def artifact_label(name: str, uri: str) -> str:
+    """What messages call a model that a stage made: its name, and where it is."""
+    return f"the {name} model ({uri})"
+
+
 class ModelFolder(Protocol):
     """Files of a model, wherever they lie."""
 
     @property
     def label(self) -> str:
-        """What messages call it: a field of the spec such as spec.baseModel, or the name of an artifact."""
+        """What messages call it, of `base_label` or `artifact_label`."""
         ...
 
     @property
@@ -120,7 +130,7 @@ class LocalModelFolder:
             InvalidInput: it was changed since.
         """
         if path not in self.sizes:
-            raise InvalidInput(f"{self.label}: {self.uri} has no file {path}")
+            raise InvalidInput(f"{self.label} has no file {path}")
         with (self._folder / path).open("rb", buffering=0) as file:
             if FileState.of(os.fstat(file.fileno())) != self._states[path]:
                 raise InvalidInput(f"{self.label}: {path} was changed while it was read; try again when nobody writes")

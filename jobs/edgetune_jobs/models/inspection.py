@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import LoraSpec
-from edgetune_jobs.errors import BASE_FIELD, InvalidInput
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.messages import some
 from edgetune_jobs.models.folder import (
     CODE_FIELD,
@@ -16,6 +16,7 @@ from edgetune_jobs.models.folder import (
     VOCABULARIES,
     ModelFolder,
     SourceModelFolder,
+    base_label,
 )
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
@@ -117,12 +118,11 @@ def inspect_base(source: Source) -> BaseModel:
         InvalidInput: it is not a causal language model in safetensors, or holds code, or is quantized already, or a
             file of it is broken.
     """
-    model = SourceModelFolder(source, BASE_FIELD)
+    model = SourceModelFolder(source, base_label(source.uri))
     if CONFIG not in model.sizes:
         found = some(sorted([*model.sizes, *source.ignored]))
         raise InvalidInput(
-            f"spec.baseModel.uri: {source.uri} has no {CONFIG} (found: {found}): "
-            "name the folder that save_pretrained wrote"
+            f"{model.label} has no {CONFIG} (found: {found}): name the folder that save_pretrained wrote"
         )
     shards = weight_files(model)
     small = [name for name in (CONFIG, *COMPANION_FILES) if name in model.sizes]
@@ -212,7 +212,7 @@ def _check_config(config: Mapping[str, Any]) -> str:
 def _check_tokenizer(model: ModelFolder) -> None:
     if not any(name in model.sizes for name in VOCABULARIES):
         raise InvalidInput(
-            f"spec.baseModel.uri: {model.uri} has no tokenizer (none of {', '.join(VOCABULARIES)}): "
+            f"{model.label} has no tokenizer (none of {', '.join(VOCABULARIES)}): "
             "save it beside the model with tokenizer.save_pretrained"
         )
     if TOKENIZER_CONFIG in model.sizes and read_json(model, TOKENIZER_CONFIG).get(CODE_FIELD):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.messages import first_line
 from edgetune_jobs.models import gguf_loading
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
@@ -74,8 +74,12 @@ def dtype_name(dtype: "torch.dtype") -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(folder: Path, label: str = BASE_FIELD) -> "PreTrainedTokenizerBase":
     """Tokenizer of a model folder, with a pad token: its own, else a spare one that the model has a row for, else EOS.
+
+    Args:
+        folder: the model.
+        label: what messages call it.
 
     Raises:
         InvalidInput: the folder holds no tokenizer that loads, or one without an end-of-sequence token.
@@ -87,10 +91,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = load_config(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"spec.baseModel: the tokenizer does not load: {first_line(error)}") from error
+        raise InvalidInput(f"{label}: the tokenizer does not load: {first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise InvalidInput(
-            "spec.baseModel: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
+            f"{label}: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
             "set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token is None:

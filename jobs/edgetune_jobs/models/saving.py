@@ -28,7 +28,7 @@ def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset
     if hasattr(model.config, CODE_FIELD):
         delattr(model.config, CODE_FIELD)
     model.save_pretrained(folder)
-    copy_companions(LocalModelFolder(companions, companions.name), folder, dataset)
+    copy_companions(LocalModelFolder(companions, f"the model in {companions.name}"), folder, dataset)
 
 
 def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> None:

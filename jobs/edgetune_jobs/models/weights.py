@@ -64,22 +64,21 @@ def weight_files(folder: ModelFolder) -> list[str]:
     Raises:
         InvalidInput: there are none.
     """
-    label, uri = folder.label, folder.uri
     if WEIGHTS in folder.sizes:
         return [WEIGHTS]
     if WEIGHTS_INDEX in folder.sizes:
         return sorted(set(_weight_map(folder).values()))
     if ADAPTER_WEIGHTS in folder.sizes:
-        raise InvalidInput(f"{label}.uri: {uri} is a LoRA adapter, not a base model: merge it into its base first")
+        raise InvalidInput(f"{folder.label} is a LoRA adapter, not a model: merge it into its base first")
     pickles = [name for name in folder.ignored if PurePosixPath(name).suffix in _PICKLES]
     if pickles:
         raise InvalidInput(
-            f"{label}.uri: {uri} has its weights as pickles only ({some(sorted(pickles))}), which are never "
+            f"{folder.label} has its weights as pickles only ({some(sorted(pickles))}), which are never "
             "loaded because a pickle can run code. Convert them where you trust the files: "
             "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
         )
     raise InvalidInput(
-        f"{label}.uri: {uri} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
+        f"{folder.label} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
         f"{some(sorted([*folder.sizes, *folder.ignored]))}): weights "
         "have to be safetensors under these names, as save_pretrained writes them"
     )

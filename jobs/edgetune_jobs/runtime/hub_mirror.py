@@ -9,7 +9,7 @@ from pathlib import Path
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput, TransientFault
-from edgetune_jobs.models.folder import SourceModelFolder
+from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import Progress
 from edgetune_jobs.store.sources import Source
@@ -35,7 +35,7 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
     folder = _folder(source.digest)
     if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
         return
-    paths = used_files(SourceModelFolder(source, BASE_FIELD))
+    paths = used_files(SourceModelFolder(source, base_label(source.uri)))
     attempt = secrets.token_hex(8)
     entries = []
     for number, path in enumerate(paths, start=1):

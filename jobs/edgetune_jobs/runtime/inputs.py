@@ -9,7 +9,7 @@ from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
 from edgetune_contract.spec import BaseModelSpec
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput
-from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder
+from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder, artifact_label, base_label
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
@@ -75,17 +75,19 @@ class InputGatherer:
     def _model_in_place(self, name: str, target: Path) -> ModelFolder:
         base = self._request.parameters.base_model
         if name == BASE and not base.is_on_hub:
-            return SourceModelFolder(self._unchanged_base(base, target), BASE_FIELD)
+            return SourceModelFolder(self._unchanged_base(base, target), base_label(base.uri))
         if name == BASE:
             key, files = find_mirror(self._store, self._resolved.base, base.uri)
+            label = base_label(base.uri)
         else:
             key, files = self._find_artifact(name)
+            label = artifact_label(name, uri_of(self._store, key))
 
         def fetch(entries: Sequence[FileEntry]) -> Path:
             return self._store.fetch_folder(key, entries, target)
 
         source = self._access.open_model(uri_of(self._store, key), target)
-        return StoredModelFolder(source, BASE_FIELD if name == BASE else f"the {name} model", files, fetch)
+        return StoredModelFolder(source, label, files, fetch)
 
     def read_stage(self, stage: Stage) -> Manifest:
         """Manifest of a stage of this run.
@@ -123,7 +125,7 @@ class InputGatherer:
         if base.is_on_hub:
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
         source = self._unchanged_base(base, target)
-        return source.fetch(used_files(SourceModelFolder(source, BASE_FIELD)))
+        return source.fetch(used_files(SourceModelFolder(source, base_label(base.uri))))
 
     def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Source:
         source = self._access.open_base(base, target)

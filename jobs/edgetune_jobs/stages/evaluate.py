@@ -17,7 +17,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUAT
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, Precision, RowFormat
 from edgetune_jobs.data.prepared_data import EVAL
-from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
+from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.models import loading
@@ -63,7 +63,8 @@ class _Evaluation:
         """Load a model, score it on all rows, and let go of it."""
         began = monotonic()
         self.context.progress.say(f"scoring the {name} model")
-        tokenizer = loading.load_tokenizer(tokenizer_folder)
+        label = BASE_FIELD if name in (BASE, TUNED) else f"the {name} model"
+        tokenizer = loading.load_tokenizer(tokenizer_folder, label)
         model = load()
         rows, answers = self.rows, None
         if not rows.is_text:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
-from edgetune_jobs.errors import BASE_FIELD, Interrupted
+from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import adapters, loading
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
@@ -26,7 +26,7 @@ def run(context: StageContext) -> StageOutput:
         Interrupted: `context.stop` was set.
     """
     merge_base = context.request.parameters.merge.base
-    base, adapter = streamed_model.model_input(context, BASE, BASE_FIELD), context.inputs[ADAPTER]
+    base, adapter = streamed_model.model_input(context, BASE), context.inputs[ADAPTER]
     record = adapters.read_record(adapter)
     context.progress.say(f"merging the adapter into the base ({merge_base})")
     warnings = []

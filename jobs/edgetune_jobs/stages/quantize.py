@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.errors import BASE_FIELD, Interrupted
+from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
@@ -74,8 +74,8 @@ def _open_model(context: StageContext) -> StreamedModel:
         NotUnderstood: only the libraries can read or merge it.
     """
     if streamed_model.has_model(context, MERGED):
-        return streamed_model.stored_model(streamed_model.model_input(context, MERGED, "the merged model"))
-    base = streamed_model.model_input(context, BASE, BASE_FIELD)
+        return streamed_model.stored_model(streamed_model.model_input(context, MERGED))
+    base = streamed_model.model_input(context, BASE)
     return streamed_model.merged_model(base, context.inputs[ADAPTER], context.request.parameters.merge.base)
 
 
@@ -131,7 +131,7 @@ def _write_others(
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
     """The merged model, and the folder that its tokenizer comes from."""
     is_merged = streamed_model.has_model(context, MERGED)
-    source = streamed_model.model_input(context, MERGED if is_merged else BASE, BASE_FIELD)
+    source = streamed_model.model_input(context, MERGED if is_merged else BASE)
     folder = source.fetch(used_files(source))
     if is_merged:
         return loading.load_merged(folder, device), folder

@@ -10,9 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgetune_contract.pipeline import BASE
 from edgetune_contract.spec import DatasetSpec, MergeBase
 from edgetune_jobs.models import adapter_layers, adapters
-from edgetune_jobs.models.folder import CODE_FIELD, CONFIG, GENERATION_CONFIG, LocalModelFolder, ModelFolder, write_json
+from edgetune_jobs.models.folder import (
+    CODE_FIELD,
+    CONFIG,
+    GENERATION_CONFIG,
+    LocalModelFolder,
+    ModelFolder,
+    artifact_label,
+    base_label,
+    write_json,
+)
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.models.tuned import merged_dtype
@@ -57,9 +67,13 @@ def has_model(context: StageContext, name: str) -> bool:
     return name in context.models or name in context.inputs
 
 
-def model_input(context: StageContext, name: str, label: str) -> ModelFolder:
-    """An input of a stage that is a model: on this machine, or where it lies."""
-    return context.models.get(name) or LocalModelFolder(context.inputs[name], label)
+def model_input(context: StageContext, name: str) -> ModelFolder:
+    """An input of a stage that is a model: on this machine, or where it is stored."""
+    if name in context.models:
+        return context.models[name]
+    folder = context.inputs[name]
+    uri = context.request.parameters.base_model.uri
+    return LocalModelFolder(folder, base_label(uri) if name == BASE else artifact_label(name, folder.as_uri()))
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:

@@ -108,7 +108,7 @@ def test_a_broken_index_is_refused(tmp_path: Path, index: str) -> None:
     folder = make_base(tmp_path / "base")
     write_sharded(folder)
     (folder / "model.safetensors.index.json").write_bytes(index.encode("latin-1"))
-    assert "spec.baseModel: model.safetensors.index.json" in refusal(folder)
+    assert f"spec.baseModel.uri: file://{folder}: model.safetensors.index.json" in refusal(folder)
 
 
 def _remove(name: str) -> Callable[[Path], object]:
@@ -127,9 +127,12 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
     ("change", "reasons"),
     [
         (_remove("config.json"), ["spec.baseModel.uri: ", "has no config.json (found: model.safetensors, tokenizer"]),
-        (_write("config.json", "{"), ["spec.baseModel: config.json is broken JSON", "(line 1, column 2)"]),
-        (_write("config.json", "[]"), ["spec.baseModel: config.json is not a JSON object"]),
-        (_write("config.json", "[" * 99_999), ["spec.baseModel: config.json is broken JSON: nested too deeply"]),
+        (_write("config.json", "{"), ["spec.baseModel.uri: ", ": config.json is broken JSON", "(line 1, column 2)"]),
+        (_write("config.json", "[]"), ["spec.baseModel.uri: ", ": config.json is not a JSON object"]),
+        (
+            _write("config.json", "[" * 99_999),
+            [": config.json is broken JSON: nested too deeply"],
+        ),
         (
             _rename("model.safetensors", "pytorch_model.bin"),
             ["has its weights as pickles only (pytorch_model.bin), which are never loaded", "save_pretrained(NEW)"],
@@ -138,7 +141,7 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
             _rename("model.safetensors", "model.gguf"),
             ["has neither model.safetensors nor model.safetensors.index.json"],
         ),
-        (_rename("model.safetensors", "adapter_model.safetensors"), ["is a LoRA adapter, not a base model"]),
+        (_rename("model.safetensors", "adapter_model.safetensors"), ["is a LoRA adapter, not a model"]),
         (_remove("tokenizer.json"), ["has no tokenizer (none of tokenizer.json, tokenizer.model"]),
         (
             _write("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["tok.Tok", null]}}'),
@@ -196,7 +199,9 @@ def test_a_lying_header_is_refused_with_its_file(tmp_path: Path) -> None:
     header = header_of(llama_shapes())
     header[Q_PROJ]["data_offsets"] = [0, 128]
     (folder / "model.safetensors").write_bytes(safetensors_bytes(header, 10_000))
-    assert refusal(folder).startswith("spec.baseModel: model.safetensors is not a sound safetensors file: ")
+    assert f"spec.baseModel.uri: file://{folder}: model.safetensors is not a sound safetensors file: " in refusal(
+        folder
+    )
 
 
 @pytest.mark.parametrize(
