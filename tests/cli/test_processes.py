@@ -13,11 +13,6 @@ from support.process_jobs import process_job
 SAY_READY = 'print(\'{"say": "ready"}\', flush=True)'
 
 
-@pytest.fixture(autouse=True)
-def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_BACKOFF_SECONDS", 0.01)
-
-
 def run(job: processes.ProcessJob) -> Any:
     """Run a Job to its end and observe it as a pass would."""
     asyncio.run(job.run())
@@ -147,9 +142,8 @@ def test_the_work_folder_of_an_attempt_is_gone_afterwards(tmp_path: Path) -> Non
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_stop_during_the_backoff_ends_the_job_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_BACKOFF_SECONDS", 600)
-    job = process_job("raise SystemExit(14)", tmp_path)
+def test_stop_during_the_backoff_ends_the_job_at_once(tmp_path: Path) -> None:
+    job = process_job("raise SystemExit(14)", tmp_path, backoff_seconds=600)
 
     async def stop_in_backoff() -> None:
         task = asyncio.create_task(job.run())

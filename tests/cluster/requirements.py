@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 
-# Program and the Debian package that has it.
-_PROGRAMS = {
+# Program, or its path where none is searched for it, and the Debian package that has it.
+PROGRAMS: Mapping[str, str] = {
     "containerd": "containerd",
     "ctr": "containerd",
     "runc": "runc",
@@ -20,8 +20,8 @@ _PROGRAMS = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "openssl": "openssl",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
-_PLUGIN, _PLUGINS_PACKAGE = Path("/usr/lib/cni/bridge"), "containernetworking-plugins"
 _INSTALL_LIMIT_SECONDS = 600
 
 
@@ -29,8 +29,11 @@ class NotPossibleHere(Exception):
     """This machine cannot run a node; the message says why, in one sentence."""
 
 
-def ensure_node_possible() -> None:
+def ensure_node_possible(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install the packages that are missing, where that can be done.
+
+    Args:
+        programs: what a node needs, and the Debian package that has it.
 
     Raises:
         NotPossibleHere: no Linux, no root, no namespaces, or no packages.
@@ -39,21 +42,18 @@ def ensure_node_possible() -> None:
         raise NotPossibleHere("a real node needs Linux")
     if os.geteuid() != 0:
         raise NotPossibleHere("a real node needs root: it makes network namespaces, mounts and cgroups")
-    missing = _missing_packages()
-    if missing:
-        _install(missing)
+    if _missing_packages(programs):
+        _install(programs)
     if subprocess.run(["unshare", "--net", "--mount", "true"], check=False, capture_output=True).returncode != 0:
         raise NotPossibleHere("a real node needs network and mount namespaces, which this machine does not allow")
 
 
-def _missing_packages() -> list[str]:
-    missing = {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
-    if not _PLUGIN.exists():
-        missing.add(_PLUGINS_PACKAGE)
-    return sorted(missing)
+def _missing_packages(programs: Mapping[str, str]) -> list[str]:
+    return sorted({package for program, package in programs.items() if shutil.which(program) is None})
 
 
-def _install(packages: list[str]) -> None:
+def _install(programs: Mapping[str, str]) -> None:
+    packages = _missing_packages(programs)
     names = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise NotPossibleHere(f"a real node needs {names}, and there is no apt-get to install them with")
@@ -63,7 +63,7 @@ def _install(packages: list[str]) -> None:
         done = subprocess.run(
             command, env=environment, check=False, capture_output=True, text=True, timeout=_INSTALL_LIMIT_SECONDS
         )
-    if done.returncode != 0 or _missing_packages():
+    if done.returncode != 0 or _missing_packages(programs):
         raise NotPossibleHere(
             f"a real node needs {names}, and apt-get cannot install them: {done.stderr[-500:].strip()}"
         )

@@ -195,9 +195,12 @@ def test_quantizing_keeps_each_weight_within_half_a_step(chain: Chain) -> None:
 
     merged, edge = (load_file(folder / "model.safetensors") for folder in (chain.merged, chain.edge))
     for name in (name for name, weight in edge.items() if weight.dtype is torch.int8):
-        scale = edge[name.replace(".weight", ".SCB")].unsqueeze(1) / 127
-        # Half a step, and the rounding of the scale's float16 source.
-        assert ((edge[name] * scale - merged[name].float()).abs() <= 0.502 * scale + 1e-6).all(), name
+        # LLM.int8 starts from float16. A merged model in float32, as CPUs without bfloat16 leave it, is rounded to it.
+        source = merged[name].half().float()
+        largest = edge[name.replace(".weight", ".SCB")]
+        assert torch.equal(largest, source.abs().amax(1)), name
+        steps = source * 127 / largest.unsqueeze(1)
+        assert ((edge[name] - steps).abs() <= 0.5001).all(), name
 
 
 def test_model_folders_carry_tokenizer_and_prompt_format_and_nothing_of_pickle(chain: Chain) -> None:

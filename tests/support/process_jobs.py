@@ -45,13 +45,18 @@ def job_running(script: str, folder: Path, **spec_changes: Any) -> dict[str, Any
 
 
 def process_job(
-    script: str, folder: Path, on_line: Callable[[dict[str, Any]], None] = lambda _: None, **spec_changes: Any
+    script: str,
+    folder: Path,
+    on_line: Callable[[dict[str, Any]], None] = lambda _: None,
+    backoff_seconds: float = 0.01,
+    **spec_changes: Any,
 ) -> ProcessJob:
-    """A ProcessJob that runs `script`."""
+    """A ProcessJob that runs `script`, and soon again if it fails."""
     return ProcessJob(
         manifest=job_running(script, folder, **spec_changes),
         folder=folder / "work",
         log=folder / "stage.log",
         on_line=on_line,
         on_change=lambda: None,
+        backoff_seconds=backoff_seconds,
     )

@@ -1,11 +1,11 @@
 """What the test cluster finds on a machine, and what it does where something is missing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from cluster import binaries, requirements
+from cluster import binaries
 from cluster.cgroups import Cgroups
 from cluster.folders import CACHE_VARIABLE
 from cluster.requirements import NotPossibleHere, ensure_node_possible
@@ -20,50 +20,52 @@ def program(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of the only programs of a machine where this process is root; there is no network plugin."""
+    """Folder of the only programs of a machine where this process is root."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setattr(requirements, "_PROGRAMS", {"edgetune-runc": "runc", "edgetune-ip": "iproute2"})
-    monkeypatch.setattr(requirements, "_PLUGIN", tmp_path / "plugin")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     program(programs, "unshare", "exit 0")
     return programs
+
+
+@pytest.fixture
+def needed(tmp_path: Path) -> Mapping[str, str]:
+    """What a node needs: two programs, and a plugin that is on no path; the machine has none of them."""
+    return {"edgetune-runc": "runc", "edgetune-ip": "iproute2", f"{tmp_path}/plugin": "plugins"}
 
 
 def calls(folder: Path) -> Sequence[str]:
     return (folder / "calls").read_text(encoding="utf-8").splitlines()
 
 
-def test_packages_that_are_missing_are_installed(machine: Path, tmp_path: Path) -> None:
+def test_packages_that_are_missing_are_installed(machine: Path, needed: Mapping[str, str], tmp_path: Path) -> None:
     program(machine, "edgetune-ip", "exit 0")
-    installs = f'[ "$1" = update ] || touch {tmp_path / "plugin"} && cp {machine}/unshare {machine}/edgetune-runc'
+    copies = f"cp {machine}/unshare {tmp_path}/plugin && cp {machine}/unshare {machine}/edgetune-runc"
+    installs = f'[ "$1" = update ] || ({copies})'
     program(machine, "apt-get", f"echo $DEBIAN_FRONTEND $* >> {machine}/calls\n{installs}")
 
-    ensure_node_possible()
+    ensure_node_possible(needed)
 
-    install = "noninteractive install --yes --no-install-recommends containernetworking-plugins runc"
+    install = "noninteractive install --yes --no-install-recommends plugins runc"
     assert calls(machine) == ["noninteractive update", install]
 
 
-def test_packages_that_cannot_be_installed_are_named(machine: Path) -> None:
+def test_packages_that_cannot_be_installed_are_named(machine: Path, needed: Mapping[str, str]) -> None:
     program(machine, "apt-get", "echo no such package >&2; exit 100")
 
     with pytest.raises(NotPossibleHere) as refused:
-        ensure_node_possible()
+        ensure_node_possible(needed)
 
-    names = "containernetworking-plugins iproute2 runc"
+    names = "iproute2 plugins runc"
     assert str(refused.value) == f"a real node needs {names}, and apt-get cannot install them: no such package"
 
 
-def test_a_machine_without_namespaces_is_refused(machine: Path, tmp_path: Path) -> None:
-    for name in ("edgetune-ip", "edgetune-runc"):
-        program(machine, name, "exit 0")
-    (tmp_path / "plugin").touch()
+def test_a_machine_without_namespaces_is_refused(machine: Path) -> None:
     program(machine, "unshare", "exit 1")
 
     with pytest.raises(NotPossibleHere, match="network and mount namespaces, which this machine does not allow"):
-        ensure_node_possible()
+        ensure_node_possible(programs={})
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from edgetune_contract.times import timestamp
 _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20
 _PR_SET_PDEATHSIG = 1
-_BACKOFF_SECONDS = 1.0
 _BACKOFF_LIMIT_SECONDS = 60.0
 
 
@@ -40,6 +39,7 @@ class ProcessJob:
         on_line: called with each JSON object that a stage prints on standard output.
         on_change: called whenever the Job's or a Pod's status changed.
         inherited: file descriptors that the attempts keep open (the lock of the object).
+        backoff_seconds: pause after the first attempt that failed; each one after it is twice as long, up to a minute.
     """
 
     manifest: Mapping[str, Any]
@@ -48,6 +48,7 @@ class ProcessJob:
     on_line: Callable[[dict[str, Any]], None]
     on_change: Callable[[], None]
     inherited: tuple[int, ...] = ()
+    backoff_seconds: float = 1.0
     status: dict[str, Any] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,7 +95,7 @@ class ProcessJob:
                 self._end("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
                 return
             self.on_change()
-            backoff = min(_BACKOFF_SECONDS * 2 ** (attempt - 1), _BACKOFF_LIMIT_SECONDS)
+            backoff = min(self.backoff_seconds * 2 ** (attempt - 1), _BACKOFF_LIMIT_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), timeout=backoff)
 

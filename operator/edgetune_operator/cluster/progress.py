@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -16,18 +16,31 @@ from edgetune_operator.cluster.cache import Cache
 from edgetune_operator.decisions.observe import controller_uid
 from edgetune_operator.decisions.render import METRICS_PORT
 
-_TIMEOUT = aiohttp.ClientTimeout(total=2)
+_TIMEOUT_SECONDS = 2.0
 # What is not asked for is not sent, by an honest training: nothing is decompressed here.
 _HEADERS = {"Accept-Encoding": "identity"}
 _LIMIT_BYTES = 64 * 1024
+
+ReadMetrics = Callable[[Mapping[str, Any]], Awaitable[ProgressStatus | None]]
+"""From a running Pod to the progress of its training; None if it says nothing."""
 
 
 class ProgressReader:
     """Reads the progress of running trainings beside the passes: a Pod that does not answer holds none of them up."""
 
-    def __init__(self, cache: Cache, interval_seconds: float, wake: Callable[[Key], None]) -> None:
-        """`interval_seconds`: between two readings of one training. `wake`: called when a reading brings news."""
+    def __init__(
+        self, cache: Cache, interval_seconds: float, wake: Callable[[Key], None], read: ReadMetrics | None = None
+    ) -> None:
+        """What is followed, how, and how often.
+
+        Args:
+            cache: has the objects' Jobs and Pods.
+            interval_seconds: between two readings of one training.
+            wake: called when a reading brings news.
+            read: reads one Pod; None is `read_metrics`.
+        """
         self._cache = cache
+        self._read = read or read_metrics
         self._interval = interval_seconds
         self._wake = wake
         self._latest: dict[str, ProgressStatus] = {}
@@ -56,7 +69,7 @@ class ProgressReader:
             while (running := self._running(owner)) is not None:
                 if running["metadata"]["uid"] != uid:
                     return
-                progress = await read_metrics(pod)
+                progress = await self._read(pod)
                 if progress is not None and progress != self._latest.get(uid):
                     self._latest[uid] = progress
                     self._wake(key)
@@ -75,10 +88,10 @@ class ProgressReader:
 
 @contextlib.asynccontextmanager
 async def reading_progress(
-    cache: Cache, interval_seconds: float, wake: Callable[[Key], None]
+    cache: Cache, interval_seconds: float, wake: Callable[[Key], None], read: ReadMetrics | None = None
 ) -> AsyncIterator[ProgressReader]:
     """A reader that is closed at the end."""
-    reader = ProgressReader(cache, interval_seconds, wake)
+    reader = ProgressReader(cache, interval_seconds, wake, read)
     try:
         yield reader
     finally:
@@ -95,17 +108,20 @@ def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
     return None
 
 
-async def read_metrics(pod: Mapping[str, Any]) -> ProgressStatus | None:
+async def read_metrics(
+    pod: Mapping[str, Any], *, port: int = METRICS_PORT, timeout_seconds: float = _TIMEOUT_SECONDS
+) -> ProgressStatus | None:
     """Progress of the training in a running Pod; None while it does not answer or has not begun.
 
     The Pod is the tenant's, and may answer anything: it does not decide whom the operator asks, nor how much it reads.
     """
     address = pod["status"]["podIP"]
     host = f"[{address}]" if ":" in address else address
+    timeout = aiohttp.ClientTimeout(total=timeout_seconds)
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT, auto_decompress=False) as session,
-            session.get(f"http://{host}:{METRICS_PORT}/metrics", headers=_HEADERS, allow_redirects=False) as response,
+            aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
+            session.get(f"http://{host}:{port}/metrics", headers=_HEADERS, allow_redirects=False) as response,
         ):
             text = await _read_text(response.content)
     except (aiohttp.ClientError, TimeoutError):

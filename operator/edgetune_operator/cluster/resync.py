@@ -63,12 +63,35 @@ class Lister(Protocol):
 class Resync:
     """Lists everything, again and again."""
 
-    def __init__(self, lister: Lister, cache: Cache, namespaces: Sequence[str], wake: Callable[[Key], None]) -> None:
-        """`namespaces`: those that are watched; empty is all. `wake`: called with the key of what has changed."""
+    def __init__(
+        self,
+        lister: Lister,
+        cache: Cache,
+        namespaces: Sequence[str],
+        wake: Callable[[Key], None],
+        *,
+        second_list_seconds: float = _SECOND_LIST_SECONDS,
+        later_list_seconds: float = _LATER_LIST_SECONDS,
+        retry_seconds: Sequence[float] = _RETRY_SECONDS,
+    ) -> None:
+        """What is listed, into which cache, and how often.
+
+        Args:
+            lister: gives the lists.
+            cache: gets what they hold.
+            namespaces: those that are watched; empty is all.
+            wake: called with the key of what has changed.
+            second_list_seconds: from the first list of a namespace to the second.
+            later_list_seconds: between the lists after it.
+            retry_seconds: between two tries to get a first list; the last one is repeated.
+        """
         self._lister = lister
         self._cache = cache
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._wake = wake
+        self._second_list_seconds = second_list_seconds
+        self._later_list_seconds = later_list_seconds
+        self._retry_seconds = retry_seconds
         self._listed: set[str | None] = set()
         self._due: dict[str | None, float] = dict.fromkeys(self._namespaces, -math.inf)
         self._failing: dict[str | None, str] = dict.fromkeys(self._namespaces, "the first lists have not been read")
@@ -90,7 +113,7 @@ class Resync:
 
     async def run_until_listed(self) -> None:
         """List all namespaces, and try until one of them can be listed."""
-        delays = itertools.chain(_RETRY_SECONDS, itertools.repeat(_RETRY_SECONDS[-1]))
+        delays = itertools.chain(self._retry_seconds, itertools.repeat(self._retry_seconds[-1]))
         while True:
             await self.look()
             if not self.waits_for:
@@ -134,7 +157,7 @@ class Resync:
 
     def _note_listed(self, namespace: str | None) -> None:
         first = namespace not in self._listed
-        self._due[namespace] = _now() + (_SECOND_LIST_SECONDS if first else _LATER_LIST_SECONDS)
+        self._due[namespace] = _now() + (self._second_list_seconds if first else self._later_list_seconds)
         if first:
             self._listed.add(namespace)
             for key in self._cache.keys(namespace):

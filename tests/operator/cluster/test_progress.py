@@ -5,7 +5,6 @@ import gzip
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -14,9 +13,8 @@ from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
-from edgetune_operator.cluster import progress
 from edgetune_operator.cluster.cache import Cache, Kind
-from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, reading_progress
+from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, read_metrics, reading_progress
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 from support.operator_process import free_ports
 
@@ -67,17 +65,15 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(progress, "read_metrics", world.read_metrics)
-    return world
+def world() -> World:
+    return World()
 
 
 def run(world: World, scene: Any) -> None:
     """Play a scene with a reader that reads as often as it can."""
 
     async def play() -> None:
-        async with reading_progress(world.cache, 0.0, world.woken.append) as reader:
+        async with reading_progress(world.cache, 0.0, world.woken.append, world.read_metrics) as reader:
             await scene(reader)
 
     asyncio.run(play())
@@ -168,6 +164,11 @@ def test_a_pod_that_only_has_the_labels_is_not_asked(world: World, owners: list[
     assert world.asked == []
 
 
+ON_THIS_MACHINE = {"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}}
+# Other work shares the machine: longer than the operator waits for a Pod's answer.
+PATIENT_SECONDS = 30.0
+
+
 class TenantPod:
     """A real server on this machine, which answers as a tenant's Pod likes."""
 
@@ -201,10 +202,9 @@ class TenantPod:
         self.paths.append("/elsewhere")
         return web.Response(text=self.METRICS)
 
-    def read(self, answer: str, monkeypatch: pytest.MonkeyPatch) -> ProgressStatus | None:
+    def read(self, answer: str, timeout_seconds: float = 2.0) -> ProgressStatus | None:
         """What the operator reads from a Pod that answers so."""
         (port,) = free_ports(1)
-        monkeypatch.setattr(progress, "METRICS_PORT", port)
         application = web.Application()
         application.add_routes([web.get("/metrics", getattr(self, answer)), web.get("/elsewhere", self.elsewhere)])
 
@@ -213,58 +213,49 @@ class TenantPod:
             await runner.setup()
             try:
                 await web.TCPSite(runner, "127.0.0.1", port).start()
-                return await progress.read_metrics({"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}})
+                return await read_metrics(ON_THIS_MACHINE, port=port, timeout_seconds=timeout_seconds)
             finally:
                 await runner.cleanup()
 
         return asyncio.run(scene())
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator waits longer for an answer than it does for those of Pods."""
-    monkeypatch.setattr(progress, "_TIMEOUT", aiohttp.ClientTimeout(total=30))
-
-
-@pytest.mark.usefixtures("patient")
-def test_a_pod_that_serves_its_metrics_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = TenantPod().read("metrics", monkeypatch)
+def test_a_pod_that_serves_its_metrics_is_read() -> None:
+    reading = TenantPod().read("metrics", PATIENT_SECONDS)
 
     assert reading is not None
     assert (reading.step, reading.total_steps, reading.percent) == (3, 10, 30)
 
 
-@pytest.mark.usefixtures("patient")
-def test_what_a_training_serves_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_training_serves_is_read() -> None:
     (port,) = free_ports(1)
-    monkeypatch.setattr(progress, "METRICS_PORT", port)
     metrics = TrainingMetrics(NAMESPACE, "sensor-faults")
     metrics.observe(Snapshot(done=3, total=10, unit="steps", figures={"loss": 1.5}))
 
     with metrics.serving(port):
-        reading = asyncio.run(progress.read_metrics({"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}}))
+        reading = asyncio.run(read_metrics(ON_THIS_MACHINE, port=port, timeout_seconds=PATIENT_SECONDS))
 
     assert reading is not None
     assert (reading.step, reading.total_steps, reading.loss) == (3, 10, 1.5)
 
 
-def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_is_not_followed() -> None:
     pod = TenantPod()
 
-    assert pod.read("redirect", monkeypatch) is None
+    assert pod.read("redirect") is None
     assert pod.paths == []
 
 
-def test_an_endless_answer_is_given_up_after_64_kib(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_answer_is_given_up_after_64_kib() -> None:
     pod = TenantPod()
 
-    assert pod.read("endless", monkeypatch) is None
+    assert pod.read("endless") is None
     assert pod.sent < 20_000_000, "what fits into the buffers of a connection, and no more"
 
 
 @pytest.mark.parametrize("answer", ["compressed", "bomb"])
-def test_what_is_compressed_is_not_unpacked(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    assert TenantPod().read(answer, monkeypatch) is None
+def test_what_is_compressed_is_not_unpacked(answer: str) -> None:
+    assert TenantPod().read(answer) is None
 
 
 @pytest.mark.parametrize(

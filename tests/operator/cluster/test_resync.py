@@ -2,14 +2,13 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.cluster import resync
 from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.resync import NotServed, Page, Resync
 from edgetune_operator.process.watches import EndlessBackoffs
@@ -54,9 +53,11 @@ class ApiServer:
         """Why a namespace cannot be listed."""
 
         self.lists: list[tuple[Kind, str | None]] = []
+        self.on_check: Callable[[], None] = lambda: None
 
     async def check(self) -> None:
         """Refuse as a test says."""
+        self.on_check()
         if self.refusals:
             raise NotServed(self.refusals.pop(0))
 
@@ -70,13 +71,6 @@ class ApiServer:
                 yield Page([] if each is None else [each], self.version)
 
 
-@pytest.fixture(autouse=True)
-def always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look reads all lists."""
-    monkeypatch.setattr(resync, "_SECOND_LIST_SECONDS", 0.0)
-    monkeypatch.setattr(resync, "_LATER_LIST_SECONDS", 0.0)
-
-
 @pytest.fixture
 def server() -> ApiServer:
     """An API server with one object, its Job and its Pod."""
@@ -86,12 +80,20 @@ def server() -> ApiServer:
 
 
 class World:
-    """A cache and the keys that it woke."""
+    """A cache and the keys that it woke. Each look reads all lists, unless the second ones take longer."""
 
-    def __init__(self, server: ApiServer, *namespaces: str) -> None:
+    def __init__(self, server: ApiServer, *namespaces: str, second_list_seconds: float = 0.0) -> None:
         self.cache = Cache()
         self.woken: list[Key] = []
-        self.resync = Resync(server, self.cache, namespaces, self.woken.append)
+        self.resync = Resync(
+            server,
+            self.cache,
+            namespaces,
+            self.woken.append,
+            second_list_seconds=second_list_seconds,
+            later_list_seconds=0.0,
+            retry_seconds=(0.0,),
+        )
 
     def read_lists(self) -> list[Key]:
         """Resync once; the keys that it wakes."""
@@ -177,19 +179,15 @@ def test_only_the_namespaces_that_are_watched_are_listed(server: ApiServer) -> N
 
 
 def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told(
-    server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(server)
     server.refusals = ["the API server does not answer"] * 3 + ["the CRD is missing"]
     told: list[str] = []
-
-    async def no_sleep(_: float) -> None:
-        told.append(world.resync.waits_for)
-
-    monkeypatch.setattr("edgetune_operator.cluster.resync.asyncio.sleep", no_sleep)
+    server.on_check = lambda: told.append(world.resync.waits_for)
     world.read_lists()
 
-    assert told == ["the API server does not answer"] * 3 + ["the CRD is missing"]
+    assert told[1:] == ["the API server does not answer"] * 3 + ["the CRD is missing"]
     assert world.resync.waits_for == ""
     assert caplog.messages == ["not ready: the API server does not answer", "not ready: the CRD is missing"]
 
@@ -266,11 +264,8 @@ def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServe
     assert world.resync.waits_for == ""
 
 
-def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(
-    server: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resync, "_SECOND_LIST_SECONDS", 600.0)
-    world = World(server)
+def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(server: ApiServer) -> None:
+    world = World(server, second_list_seconds=600.0)
     every = [(kind, None) for kind in Kind]
     world.read_lists()
     world.read_lists()

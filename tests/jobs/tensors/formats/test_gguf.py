@@ -19,6 +19,9 @@ CPU = torch.device("cpu")
 # Root mean square of the difference over that of the logits. Weights in Q8_0 cost 3 to 5 % in these random models, and
 # activations in Q8_0, which llama.cpp has besides, as much again; a head's rows in the wrong order cost far more.
 CLOSE = 0.09
+# Logits of the trained model, which have a standard deviation of 1.6 and differ by 0.03 between the two: digits of its
+# log lines are anybody's guess, and which of two comes first depends on the CPU that it was trained on.
+TIE = 0.1
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -83,12 +86,16 @@ def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, t
     file = write_gguf(tiny_base, tmp_path / "edge")
     tokenizer = loading.load_tokenizer(tiny_base)
     prompts = tokenizer(["turbine 12 reports", "pump 7, dock,", "### Instruction:\n", "valve 3:"])["input_ids"]
-    model = loading.load_stored(file.parent, CPU)
 
     answers = run_llama_cpp(file, prompts=prompts, max_new_tokens=24)["answers"]
 
+    decided = 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        with torch.inference_mode():
-            whole = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0].tolist()
-        expected = whole[len(prompt) :]
-        assert answer == (expected[:-1] if expected[-1] == tokenizer.eos_token_id else expected)
+        chosen = answer if len(answer) == 24 else [*answer, tokenizer.eos_token_id]
+        # Not chain against chain: one tie that the two break differently would change all tokens after it.
+        by_transformers = logits(file.parent, torch.tensor(prompt + chosen))[len(prompt) - 1 : -1]
+        best, second = by_transformers.topk(2).values.unbind(1)
+        behind = best - by_transformers.gather(1, torch.tensor(chosen)[:, None])[:, 0]
+        assert (behind <= TIE).all(), f"llama.cpp answers with tokens that transformers finds less likely: {behind}"
+        decided += int((best - second > 10 * TIE).sum())
+    assert decided >= 24, "tokens that leave no choice, in four answers of 24"
