@@ -48,7 +48,7 @@ class StoreLocation(Model):
     """When the S3 client adds checksums of its own to requests."""
 
     @property
-    def place(self) -> str:
+    def display_uri(self) -> str:
         """The store in one word, or with the service that has it: two services may have buckets of one name."""
         return f"{self.uri} at {self.endpoint}" if self.endpoint else self.uri
 

@@ -220,7 +220,7 @@ Scheduler = Literal["cosine", "cosine_with_restarts", "linear", "polynomial", "c
 
 
 class Precision(StrEnum):
-    """Number format of the arithmetic while training."""
+    """Dtype of the arithmetic while training."""
 
     AUTO = "Auto"
     BF16 = "BF16"

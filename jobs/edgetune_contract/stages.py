@@ -48,7 +48,7 @@ _REASONS = {
     ExitCode.DENIED: "AccessDenied",
     ExitCode.OUT_OF_GPU_MEMORY: "OutOfGpuMemory",
     ExitCode.DIVERGED: "TrainingDiverged",
-    ExitCode.TRANSIENT: "TransientFault",
+    ExitCode.TRANSIENT: "TransientError",
     ExitCode.INTERRUPTED: "Interrupted",
 }
 

@@ -22,7 +22,7 @@ _ENVIRONMENT = """environment:
   EDGETUNE_IMAGE            reference of the container image, for the manifest
 
 exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
-14 a passing fault, 75 stopped by a signal, other: a bug
+14 transient error, 75 stopped by a signal, other: a bug
 """
 
 

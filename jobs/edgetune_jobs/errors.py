@@ -5,7 +5,7 @@
     ├── AccessDenied        11  access denied, or licence not accepted
     ├── OutOfGpuMemory      12  the next attempt halves the micro-batch
     ├── TrainingDiverged    13  loss not finite
-    ├── TransientFault      14  network, store, disk: another attempt may succeed
+    ├── TransientError      14  network, store, disk: another attempt may succeed
     └── Interrupted         75  stopped by SIGTERM; the checkpoint is in the store
 
 A message says what happened, where, and what to do.
@@ -58,7 +58,7 @@ class TrainingDiverged(StageError):
     exit_code = ExitCode.DIVERGED
 
 
-class TransientFault(StageError):
+class TransientError(StageError):
     """Network, store or disk: another attempt may succeed."""
 
     exit_code = ExitCode.TRANSIENT

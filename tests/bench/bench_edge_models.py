@@ -23,7 +23,7 @@ from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.evaluation.edge import measuring
-from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime
 from edgetune_jobs.stages import quantize
 from edgetune_jobs.store.files import list_files
@@ -64,10 +64,10 @@ def _quantized(base: Path, folder: Path) -> dict[str, Path]:
 def _measure(model: str, path: Path, threads: int, scratch: Path) -> ModelSpeed:
     runtime = Runtime.LLAMA_CPP if model == EdgeFormat.GGUF_Q8_0 else Runtime.TRANSFORMERS
     prompt = tuple(range(100, 100 + _PROMPT_TOKENS))
-    order = Order(runtime, path, AS_STORED, prompt, _NEW_TOKENS, threads, os.getpid())
+    request = MeasurementRequest(runtime, path, AS_STORED, prompt, _NEW_TOKENS, threads, os.getpid())
     packages = {"PYTHONPATH": str(packages_of_llama_cpp())} if runtime is Runtime.LLAMA_CPP else {}
     with patch.dict(os.environ, packages):
-        return measuring.measure(order, scratch, threading.Event(), None)
+        return measuring.measure(request, scratch, threading.Event(), None)
 
 
 def _row(model: str, path: Path, speed: ModelSpeed) -> list[str]:

@@ -177,7 +177,7 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
     """The stage's body, with all imported that it needs."""
     from edgetune_jobs.models.libraries import prepare_libraries, prepare_torch
     from edgetune_jobs.stages import merge, quantize
-    from edgetune_jobs.tensors.families import NotUnderstood
+    from edgetune_jobs.tensors.families import CannotStream
 
     # Only loaded: what importing takes is not the stages' time.
     if way == "library":
@@ -186,8 +186,8 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
-        reason = NotUnderstood("the benchmark wants the library's path")
-        patch("edgetune_jobs.tensors.streamed_model.understand", side_effect=reason).start()
+        reason = CannotStream("the benchmark wants the library's path")
+        patch("edgetune_jobs.tensors.streamed_model.find_layout", side_effect=reason).start()
     else:
         prepare_torch()
 

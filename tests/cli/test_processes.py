@@ -78,7 +78,7 @@ def test_other_failures_are_tried_again_up_to_the_retry_limit(tmp_path: Path, ex
     assert [pod.exit_code for pod in job.pods] == [exit_code] * 3
 
 
-def test_a_passing_fault_is_followed_by_an_attempt_that_succeeds(tmp_path: Path) -> None:
+def test_a_transient_error_is_followed_by_an_attempt_that_succeeds(tmp_path: Path) -> None:
     marker = tmp_path / "tried"
     script = failing_once(marker, 14)
     job = run(process_job(script, tmp_path))

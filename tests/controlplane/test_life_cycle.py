@@ -90,7 +90,7 @@ def test_a_retry_runs_a_failed_stage_again_and_is_answered(player: StagePlayer) 
     player.apply(retryLimit=0)
     player.finish(Stage.PREPARE)
     player.fail(Stage.TRAIN, ExitCode.TRANSIENT, "the store did not answer")
-    stalled = player.wait_for_condition("Stalled", "TransientFault")
+    stalled = player.wait_for_condition("Stalled", "TransientError")
 
     player.ask_for_retry("again")
     player.finish(Stage.PREPARE)

@@ -253,7 +253,7 @@ def test_a_failure_that_no_other_attempt_would_mend_fails_at_once(
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory"), (ExitCode.TRANSIENT, "TransientFault")]
+    ("code", "reason"), [(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory"), (ExitCode.TRANSIENT, "TransientError")]
 )
 def test_a_failure_that_another_attempt_might_mend_is_final_when_the_attempts_are_used_up(
     player: StagePlayer, code: ExitCode, reason: str

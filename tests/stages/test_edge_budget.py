@@ -20,7 +20,7 @@ from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.evaluation.edge import measuring
-from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime
 from edgetune_jobs.evaluation.gates import Figures, judge
 from edgetune_jobs.stage import StageOutput
@@ -38,15 +38,15 @@ _STAGE = """
 import os, sys, threading
 from pathlib import Path
 from edgetune_jobs.evaluation.edge.measuring import measure
-from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.runtime.signals import Stopped, StopSignals
 signals = StopSignals()
 signals.install()
 folder = Path(sys.argv[1])
-order = Order("transformers", folder, "auto", (1, 2), 10**6, 1, os.getpid())
+request = MeasurementRequest("transformers", folder, "auto", (1, 2), 10**6, 1, os.getpid())
 try:
     with signals.immediate():
-        measure(order, folder.parent, threading.Event(), None)
+        measure(request, folder.parent, threading.Event(), None)
 except Stopped:
     sys.exit(75)
 """
@@ -136,9 +136,9 @@ def test_a_result_with_all_formats_is_a_termination_message(evaluated: StageOutp
 def test_gguf_is_measured_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(packages_of_llama_cpp()))
     file = write_gguf(make_model(tmp_path / "model", "llama"), tmp_path / "edge")
-    order = Order(Runtime.LLAMA_CPP, file.parent, AS_STORED, (3, 4, 5, 6), 8, 1, os.getpid())
+    request = MeasurementRequest(Runtime.LLAMA_CPP, file.parent, AS_STORED, (3, 4, 5, 6), 8, 1, os.getpid())
 
-    speed = measuring.measure(order, tmp_path, threading.Event(), None)
+    speed = measuring.measure(request, tmp_path, threading.Event(), None)
 
     assert speed.runtime.startswith("llama.cpp (llama-cpp-python ")
     assert (speed.generation_tokens_per_second or 0) > 0
@@ -160,10 +160,10 @@ def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
             stop.set()
 
     threading.Thread(target=set_when_it_measures).start()
-    order = Order(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
+    request = MeasurementRequest(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
 
     with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
-        measuring.measure(order, tmp_path, stop, None)
+        measuring.measure(request, tmp_path, stop, None)
 
     assert measuring_children(os.getpid()) == []
 

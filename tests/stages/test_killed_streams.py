@@ -12,7 +12,7 @@ from edgetune_contract.spec import EdgeFormat, Method
 from edgetune_contract.stages import Stage
 from edgetune_jobs.publishing.addresses import StageAddress
 from edgetune_jobs.publishing.verification import verify
-from edgetune_jobs.runtime.outputs import Attempt
+from edgetune_jobs.runtime.outputs import StageUpload
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.store.s3.source import S3Source
 from edgetune_jobs.store.s3.store import S3Store
@@ -62,8 +62,8 @@ def open_store(server: S3Server, runs: StageRuns) -> S3Store:
 
 def finish_training(store: S3Store, runs: StageRuns) -> None:
     digest = runs.request(Stage.TRAIN).digest
-    attempt = Attempt(store, Stage.TRAIN, digest)
-    artifacts, files = attempt.upload(StageOutput((ADAPTER,)), runs.folder)
+    attempt = StageUpload(store, Stage.TRAIN, digest)
+    artifacts, files = attempt.add_artifacts(StageOutput((ADAPTER,)), runs.folder)
     result = Result(stage=Stage.TRAIN, digest=digest, artifacts=artifacts)
     attempt.commit(Manifest(result=result, files=files, created_at="2026-11-24T08:00:00Z"))
 

@@ -17,7 +17,7 @@ from edgetune_jobs.models.tuned import merge_adapter
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
-from edgetune_jobs.tensors.families import understand
+from edgetune_jobs.tensors.families import find_layout
 from support.families import FAMILIES, add_unused_tensors, make_adapter, make_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
@@ -34,13 +34,13 @@ class Case:
     family: str
     tied: bool = False
     stored: str = "bfloat16"
-    """Number format of the base's files."""
+    """dtype of the base's files."""
 
     older: bool = False
     """Saved as older versions of the libraries did it, with tensors that are computed or that repeat others."""
 
     held: str = "bfloat16"
-    """Number format that training held the base in."""
+    """dtype that training held the base in."""
 
     adapter: str = "float32"
     shards: int = 1
@@ -317,7 +317,7 @@ def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, sto
     ours, trained = (loading.load_base(base, getattr(torch, dtype), torch.device("cpu")) for dtype in (stored, held))
 
     for model in (ours, trained):
-        loading.as_trained_weights(model)
+        loading.round_to_nf4(model)
 
     weights = trained.state_dict()
     layers = [name for name, _ in loading.quantizable_linears(ours)]
@@ -338,7 +338,7 @@ def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, t
     model = AutoModelForCausalLM.from_pretrained(folder)
 
     stored = LocalModelFolder(folder, "spec.baseModel")
-    layout = understand(stored, read_tensors(stored))
+    layout = find_layout(stored, read_tensors(stored))
 
     linears = {f"{name}.weight" for name, _ in loading.quantizable_linears(model)}
     assert layout.linears == linears

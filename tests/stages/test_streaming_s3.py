@@ -13,9 +13,9 @@ import torch
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
-from edgetune_jobs.errors import AccessDenied, Interrupted, InvalidInput, StageError, TransientFault
+from edgetune_jobs.errors import AccessDenied, Interrupted, InvalidInput, StageError, TransientError
 from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder
-from edgetune_jobs.runtime.outputs import Attempt
+from edgetune_jobs.runtime.outputs import StageUpload
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.store.files import fingerprint, list_files
@@ -97,9 +97,9 @@ def bucket(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: 
 
 
 @contextmanager
-def attempt_at(context: StageContext, bucket: Bucket) -> Iterator[tuple[StageContext, Attempt]]:
+def attempt_at(context: StageContext, bucket: Bucket) -> Iterator[tuple[StageContext, StageUpload]]:
     """A context that streams into the store; after a failure the attempt is cleaned up, as the runtime does it."""
-    attempt = Attempt(bucket.store(), context.request.stage, DIGEST)
+    attempt = StageUpload(bucket.store(), context.request.stage, DIGEST)
     try:
         yield replace(context, streams=attempt), attempt
     except StageError:
@@ -116,7 +116,7 @@ def run_merge(bucket: Bucket, inputs: dict[str, Path], stop: threading.Event | N
         output: StageOutput = merge.run(streamed)
         assert output.facts["path"] == "streaming"
         assert not list(context.output.rglob("*.safetensors")), "no weights on this machine"
-        return list(attempt.upload(output, context.output)[1])
+        return list(attempt.add_artifacts(output, context.output)[1])
 
 
 def quantize_merged(bucket: Bucket, inputs: dict[str, Path]) -> None:
@@ -166,7 +166,7 @@ def test_only_the_bytes_of_the_model_are_read_and_each_once(bucket: Bucket, inpu
     ],
     ids=["range 503", "range cut", "part 503", "part's answer lost"],
 )
-def test_a_passing_fault_is_mended(bucket: Bucket, inputs: dict[str, Path], fault: Fault) -> None:
+def test_a_transient_error_is_retried(bucket: Bucket, inputs: dict[str, Path], fault: Fault) -> None:
     bucket.upload(inputs["base"], "base")
     bucket.proxy.faults.append(fault)
 
@@ -180,10 +180,10 @@ def test_a_passing_fault_is_mended(bucket: Bucket, inputs: dict[str, Path], faul
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (Fault("GET", "model-00002", after=4, status=503), TransientFault),
-        (Fault("PUT", "partNumber", status=503), TransientFault),
+        (Fault("GET", "model-00002", after=4, status=503), TransientError),
+        (Fault("PUT", "partNumber", status=503), TransientError),
         (Fault("PUT", "partNumber", status=403), AccessDenied),
-        (Fault("POST", "uploadId", status=503), TransientFault),
+        (Fault("POST", "uploadId", status=503), TransientError),
     ],
     ids=["ranges 503", "parts 503", "parts denied", "completion 503"],
 )

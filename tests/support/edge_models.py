@@ -122,14 +122,14 @@ def stream_all(weights: Any, encoder: Any) -> None:
 
 def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
     """The model folder of a model in W8A8."""
-    from edgetune_jobs.tensors.families import understand
+    from edgetune_jobs.tensors.families import find_layout
     from edgetune_jobs.tensors.formats.int8_encoder import Int8Encoder, plan_int8
     from edgetune_jobs.tensors.formats.w8a8 import SCHEME, quantization_config
     from edgetune_jobs.tensors.safetensors_plan import plan_files
     from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 
     weights = stored_weights(model)
-    linears = understand(weights.folder, weights.tensors).linears
+    linears = find_layout(weights.folder, weights.tensors).linears
     groups = plan_int8(SCHEME, weights.tensors, linears, weights.dtype)
     with SafetensorsWriter(plan_files(groups, **plan_options), FolderFiles(output), ".") as writer:
         stream_all(weights, Int8Encoder(SCHEME, writer, groups))

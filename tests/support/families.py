@@ -77,8 +77,8 @@ def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, d
         folder: where to.
         base: the model.
         method: how the record says that it was trained.
-        base_dtype: number format that the record says the base was held in.
-        dtype: number format of the adapter's tensors.
+        base_dtype: dtype that the record says the base was held in.
+        dtype: dtype of the adapter's tensors.
         options: of peft's LoraConfig.
     """
     import torch

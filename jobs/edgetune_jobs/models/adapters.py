@@ -27,7 +27,7 @@ class TrainingRecord(Model):
     """Resolved: BF16, FP16 or FP32."""
 
     base_dtype: str
-    """torch's name of the number format that the base was loaded in: the merged model's format."""
+    """torch's name of the dtype that the base was loaded in: the merged model's format."""
 
     base: BaseModelSpec
     steps: int

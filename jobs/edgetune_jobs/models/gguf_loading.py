@@ -25,7 +25,7 @@ def options(file: Path, device: "torch.device") -> dict[str, Any]:
 
     Of what GGUF says of a model, transformers takes a part: head sizes and scaled rotary embeddings come from
     config.json. On a CPU the numbers are float32, which holds those of Q8_0 exactly; on a GPU they take the model's own
-    number format, and half the memory.
+    dtype, and half the memory.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Base models and tokenizers: how they are loaded, on which device, in which number format.
+"""Base models and tokenizers: how they are loaded, on which device, in which dtype.
 
 Weights come from safetensors only; nothing is fetched, no code of a model folder is run.
 """
@@ -63,7 +63,7 @@ def resolve_precision(requested: Precision, device: "torch.device") -> Precision
 
 
 def dtype_of(precision: Precision) -> "torch.dtype":
-    """torch's number format of a resolved precision (not Auto)."""
+    """torch's dtype of a resolved precision (not Auto)."""
     import torch
 
     return getattr(torch, _DTYPES[precision])
@@ -136,7 +136,7 @@ def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.devic
 
 
 def load_merged(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Merged model in the number format in which it is stored, in eval mode; its weights are to be read, not run.
+    """Merged model in the dtype in which it is stored, in eval mode; its weights are to be read, not run.
 
     Raises:
         InvalidInput: the folder does not hold a model that loads from safetensors.
@@ -145,7 +145,7 @@ def load_merged(folder: Path, device: "torch.device") -> "PreTrainedModel":
 
 
 def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Merged or edge model to be run, in eval mode: in the number formats in which it is stored.
+    """Merged or edge model to be run, in eval mode: in the dtypes in which it is stored.
 
     On a CPU what is float16 becomes float32: see `widen_float16`.
 
@@ -172,7 +172,7 @@ def widen_float16(model: "PreTrainedModel") -> None:
             tensor.data = tensor.data.float()
 
 
-def as_trained_weights(model: "PreTrainedModel") -> int:
+def round_to_nf4(model: "PreTrainedModel") -> int:
     """Put every weight that QLoRA holds in NF4 through NF4 and back, in place: the base as training saw it.
 
     All such layers change, not only those with an adapter: the adapter was trained to make up for the rounding of all.

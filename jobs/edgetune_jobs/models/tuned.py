@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
-    """Base with its adapter beside it, not merged, to be run: in the number format that training held the base in.
+    """Base with its adapter beside it, not merged, to be run: in the dtype that training held the base in.
 
     With AsTrained and an adapter of QLoRA, the base has the values that training saw: NF4 and back, held in 16 or 32
     bits. That computes the same numbers as the 4-bit layers do, which unpack their weights in every pass. On a CPU,
@@ -34,7 +34,7 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
 
 
 def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PreTrainedModel":
-    """Base with its adapter added to its weights, in the number format that `merged_dtype` tells.
+    """Base with its adapter added to its weights, in the dtype that `merged_dtype` tells.
 
     Raises:
         InvalidInput: base or adapter do not load, do not fit each other, or give weights that are not finite.
@@ -49,14 +49,14 @@ def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "tor
 
 
 def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
-    """torch's name of the number format of a merged model: the base's own if that has 16 bits, whatever has trained it.
+    """torch's name of the dtype of a merged model: the base's own if that has 16 bits, whatever has trained it.
 
     Rounding to NF4 then starts from the numbers from which it started in training: float32 holds all of both 16-bit
     formats, and float16 those of bfloat16, but for some below 0.00001. bfloat16 does not hold those of float16: what
     training has rounded to it stays so.
 
     Args:
-        held: number format that training held the base in.
+        held: dtype that training held the base in.
         tensors: of the base.
     """
     sizes = Counter[str]()
@@ -73,7 +73,7 @@ def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch
     record = adapters.read_record(adapter)
     model = loading.load_base(base, getattr(torch, dtype), device)
     if record.through_nf4(merge_base):
-        loading.as_trained_weights(model)
+        loading.round_to_nf4(model)
     config = adapter_layers.read_adapter_config(adapter)
     is_plain = not adapter_layers.special_options(config)
     if is_plain:

@@ -33,7 +33,7 @@ class StoredTensor:
     name: str
     file: str
     dtype: str
-    """safetensors' name of the number format, such as BF16."""
+    """safetensors' name of the dtype, such as BF16."""
 
     shape: tuple[int, ...]
     begin: int

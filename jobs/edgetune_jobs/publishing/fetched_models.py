@@ -28,7 +28,7 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
     Raises:
         InvalidInput: nothing is there, or no model, or its list of files is not the one that was written.
         DamagedObject: a file is missing or is not what was written.
-        AccessDenied, TransientFault: it cannot be read.
+        AccessDenied, TransientError: it cannot be read.
     """
     artifact, files, folder = (
         _of_version(store, address, edge_format)

@@ -12,10 +12,10 @@ from edgetune_contract.digest import canonical_json, pointer_key, version_key
 from edgetune_contract.request import Manifest, Publication
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.publishing.versions import Versions
 from edgetune_jobs.store.manifests import read_manifest
-from edgetune_jobs.store.store import Conflict, Content, Store, uri_of
+from edgetune_jobs.store.store import Content, PreconditionFailed, Store, uri_of
 
 _POINTER_ATTEMPTS = 10
 
@@ -42,7 +42,7 @@ class Pointer:
         """Put a copy of a version's document in its place, over whatever other writers put there meanwhile.
 
         Raises:
-            TransientFault: others moved it each time.
+            TransientError: others moved it each time.
         """
         for _ in range(_POINTER_ATTEMPTS):
             current = self._store.read(self._key)
@@ -51,10 +51,10 @@ class Pointer:
                     self._store.put(self._key, data, if_none_match=True)
                 else:
                     self._store.put(self._key, data, if_match=current.etag)
-            except Conflict:
+            except PreconditionFailed:
                 continue  # another writer moved it between the read and the put
             return
-        raise TransientFault(f"{self.uri} was moved by others {_POINTER_ATTEMPTS} times in a row; try again")
+        raise TransientError(f"{self.uri} was moved by others {_POINTER_ATTEMPTS} times in a row; try again")
 
 
 def read_done_stage(store: Store, name: str, stage: Stage, stage_digest: str) -> Manifest | None:

@@ -91,7 +91,7 @@ def verify(store: Store, address: Address) -> Verification:
 
     Raises:
         InvalidInput: there is no such document.
-        AccessDenied, TransientFault: it cannot be read.
+        AccessDenied, TransientError: it cannot be read.
     """
     began = timestamp(datetime.now(UTC))
     try:

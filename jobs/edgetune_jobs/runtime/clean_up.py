@@ -26,7 +26,7 @@ from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.digest import checkpoints_key, manifest_key, model_key, pointer_key, stage_key
 from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.uses import Use, Uses
-from edgetune_jobs.store.store import Conflict, Store, StoredObject
+from edgetune_jobs.store.store import PreconditionFailed, Store, StoredObject
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class _CleanUp:
         self._store.delete(key)
         if self._uses.has_others(use):
             if manifest is not None:
-                with suppress(Conflict):  # it was made anew meanwhile
+                with suppress(PreconditionFailed):  # another attempt has made it again
                     self._store.put(key, manifest.data, if_none_match=True)
             return False
         # The manifest is gone: one that stands there by now is that of a new attempt.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput, TransientFault
+from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput, TransientError
 from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import Progress
@@ -19,7 +19,7 @@ from edgetune_jobs.store.store import (
     Store,
     clean_up_attempts,
     files_below,
-    how_to_make_anew,
+    how_to_recreate,
     read_model,
     uri_of,
     write_model_once,
@@ -73,19 +73,19 @@ def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path
     try:
         return store.fetch_folder(folder, files, target)
     except DamagedObject as error:
-        made_anew = how_to_make_anew(store, _folder(base_digest))
-        raise DamagedObject(f"the copy of {uri}: {error}; {made_anew}") from error
+        advice = how_to_recreate(store, _folder(base_digest))
+        raise DamagedObject(f"the copy of {uri}: {error}; {advice}") from error
 
 
 def mirror_uri(store: Store, base_digest: str) -> str:
     """URI of the folder that holds the copy of a model.
 
     Raises:
-        TransientFault: there is no copy.
+        TransientError: there is no copy.
     """
     found = _find(store, base_digest)
     if found is None:
-        raise TransientFault(f"{uri_of(store, _folder(base_digest))} was removed meanwhile; try again")
+        raise TransientError(f"{uri_of(store, _folder(base_digest))} was removed meanwhile; try again")
     folder, _ = found
     return uri_of(store, folder)
 

@@ -13,10 +13,10 @@ from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredMo
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
-from edgetune_jobs.store.connect import Access
+from edgetune_jobs.store.access import StorageAccess
 from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.sources import Source
-from edgetune_jobs.store.store import DamagedObject, Store, how_to_make_anew, uri_of
+from edgetune_jobs.store.store import DamagedObject, Store, how_to_recreate, uri_of
 
 
 def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
@@ -29,7 +29,9 @@ def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
 class InputGatherer:
     """Fetches the inputs of one stage. Inputs in a local folder stay where they are and are read-only."""
 
-    def __init__(self, request: Request, resolved: Resolved, access: Access, store: Store, progress: Progress) -> None:
+    def __init__(
+        self, request: Request, resolved: Resolved, access: StorageAccess, store: Store, progress: Progress
+    ) -> None:
         self._request = request
         self._resolved = resolved
         self._access = access
@@ -108,7 +110,7 @@ class InputGatherer:
         folder = digest.stage_key(stage, self._digests[stage])
         if found is None:
             message = f"the manifest of the stage {stage} names no artifact {name}"
-            raise InvalidInput(f"{message}: {how_to_make_anew(self._store, folder)}")
+            raise InvalidInput(f"{message}: {how_to_recreate(self._store, folder)}")
         return f"{folder}/{found.folder}", found.files
 
     def _artifact(self, name: str, target: Path) -> Path:
@@ -118,7 +120,7 @@ class InputGatherer:
         except DamagedObject as error:
             stage = maker_of(name)
             folder = digest.stage_key(stage, self._digests[stage])
-            raise DamagedObject(f"{error}; {how_to_make_anew(self._store, folder)}") from error
+            raise DamagedObject(f"{error}; {how_to_recreate(self._store, folder)}") from error
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model

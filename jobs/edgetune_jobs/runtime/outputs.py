@@ -41,7 +41,7 @@ _LIBRARIES = (
 )
 
 
-class Attempt:
+class StageUpload:
     """One attempt's output in the store, apart from that of all other attempts."""
 
     def __init__(self, store: Store, stage: Stage, stage_digest: str) -> None:
@@ -62,7 +62,7 @@ class Attempt:
             yield file
         self._streamed.append(file.fingerprint.entry(below))
 
-    def upload(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
+    def add_artifacts(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
         """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder.
 
         Files that were streamed into an artifact belong to it too.
@@ -92,7 +92,7 @@ class Attempt:
         """Write the manifest, unless another attempt was first; the manifest that stands.
 
         Raises:
-            TransientFault: it is not known whether the manifest was written. The attempt's files are left in place.
+            TransientError: it is not known whether the manifest was written. The attempt's files are left in place.
         """
         standing = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
         if standing != manifest:

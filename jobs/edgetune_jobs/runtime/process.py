@@ -19,7 +19,7 @@ from edgetune_jobs.runtime.failures import BUG, exit_code_of, failed_result, fai
 from edgetune_jobs.runtime.settings import Settings, prepare_process, termination_log
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.stage_run import StageCode, StageRun
-from edgetune_jobs.store.connect import Access
+from edgetune_jobs.store.access import StorageAccess
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def run_clean_up(environment: Mapping[str, str], signals: StopSignals) -> int:
         with signals.immediate():
             settings = Settings.from_environment(environment)
             request = _decode(settings.request, CleanUpRequest)
-            result = clean_up(Access(request.store, settings.credentials_folder).open_store(), request.name)
+            result = clean_up(StorageAccess(request.store, settings.credentials_folder).open_store(), request.name)
     except BaseException as error:
         result = CleanUpResult(failure=failure_of(error))
         logger.error("%s", _said(error, result), exc_info=_is_bug(result))

@@ -21,7 +21,7 @@ _LINES_PER_SECOND = 4
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ProgressUpdate:
     """How far a stage is: `done` of `total` units, and current figures by camelCase name."""
 
     done: int
@@ -33,7 +33,7 @@ class Snapshot:
 class Listener(Protocol):
     """Who wants to know of each step, also of those that make no line."""
 
-    def observe(self, snapshot: Snapshot) -> None: ...
+    def observe(self, snapshot: ProgressUpdate) -> None: ...
 
 
 class LineProgress:
@@ -54,7 +54,7 @@ class LineProgress:
         self._listener = listener
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: Snapshot | None = None
+        self._waiting: ProgressUpdate | None = None
         self._next_line_at = -math.inf
         self._first: tuple[str, int, float] | None = None
 
@@ -64,7 +64,7 @@ class LineProgress:
         The seconds that are left are added as etaSeconds.
         """
         named = {to_camel(name): float(value) for name, value in figures.items()}
-        snapshot = Snapshot(done, total, unit, self._eta(done, total, unit) | named)
+        snapshot = ProgressUpdate(done, total, unit, self._eta(done, total, unit) | named)
         if self._listener is not None:
             self._listener.observe(snapshot)
         with self._lock:
@@ -154,7 +154,7 @@ class TrainingMetrics:
         self._total = gauge("edgetune_train_total_steps", "Optimizer steps in all.")
         self._figures = {figure: gauge(*described) for figure, described in self._FIGURES.items()}
 
-    def observe(self, snapshot: Snapshot) -> None:
+    def observe(self, snapshot: ProgressUpdate) -> None:
         """Take over a snapshot; only those that count optimizer steps have step metrics."""
         if snapshot.unit == "steps":
             self._step.labels(**self._labels).set(snapshot.done)

@@ -18,20 +18,20 @@ from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of, outputs_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
-from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
 from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run
-from edgetune_jobs.runtime.outputs import Attempt, library_versions, probe
+from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.uses import Use, Uses
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
-from edgetune_jobs.store.connect import Access, open_sources
+from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest
 from edgetune_jobs.store.sources import Source
-from edgetune_jobs.store.store import Conflict
+from edgetune_jobs.store.store import PreconditionFailed
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
 StageBody = Callable[[StageContext], StageOutput]
@@ -79,7 +79,7 @@ class StageRun:
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
         self._progress = LineProgress(request.stage, stream, self._metrics)
-        self._access = Access(request.store, settings.credentials_folder)
+        self._access = StorageAccess(request.store, settings.credentials_folder)
         self._store = self._access.open_store()
 
     def run(self) -> Result:
@@ -154,32 +154,32 @@ class StageRun:
 
     def _do(self, sources: Mapping[str, Source]) -> Result:
         probe(self._store)
-        attempt = Attempt(self._store, self._request.stage, self._digests[self._request.stage])
+        upload = StageUpload(self._store, self._request.stage, self._digests[self._request.stage])
         try:
-            result, files = self._work(sources, attempt)
+            result, files = self._work(sources, upload)
         except BaseException as error:
             with self._signals.deferred():
-                attempt.clean_up(won=False)
+                upload.clean_up(won=False)
             # The attempt that wins removes the files of all others, also of those that are still at it.
-            standing = self._read_manifest() if isinstance(error, TransientFault) else None
+            standing = self._read_manifest() if isinstance(error, TransientError) else None
             if standing is None:
                 raise
             return self._answer(standing, cached=True)
         with self._signals.deferred():
             manifest = self._manifest(result, files)
-            standing = attempt.commit(manifest)
-            attempt.clean_up(won=standing == manifest)
+            standing = upload.commit(manifest)
+            upload.clean_up(won=standing == manifest)
             return self._answer(standing, cached=standing != manifest)
 
-    def _work(self, sources: Mapping[str, Source], attempt: Attempt) -> tuple[Result, tuple[FileEntry, ...]]:
+    def _work(self, sources: Mapping[str, Source], upload: StageUpload) -> tuple[Result, tuple[FileEntry, ...]]:
         """Run the body and bring what it made into the store; the result and all files."""
-        context = self._context(sources, attempt)
+        context = self._context(sources, upload)
         output = self._run_body(context)
         self._check_artifacts(output)
         self._mirror_base(sources)
         self._progress.say("storing the result")
         self._store_base_scores(context.output)
-        artifacts, files = attempt.upload(output, context.output)
+        artifacts, files = upload.add_artifacts(output, context.output)
         result = Result(
             stage=self._request.stage,
             digest=self._digests[self._request.stage],
@@ -214,8 +214,8 @@ class StageRun:
             mirror = mirror_uri(self._store, self._resolved.base)
             sources = {**sources, BASE: self._access.open_model(mirror, self._folder / "mirror")}
         result = standing.result
-        attempt = Attempt(self._store, result.stage, result.digest)
-        metrics = {**result.metrics, **recheck(self._context(sources, attempt), result.metrics)}
+        upload = StageUpload(self._store, result.stage, result.digest)
+        metrics = {**result.metrics, **recheck(self._context(sources, upload), result.metrics)}
         return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
 
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
@@ -285,7 +285,7 @@ class StageRun:
         path = folder / BASE_SCORES / BASE_SCORES_FILE
         if self._request.stage is Stage.EVALUATE and path.is_file():
             key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
-            with suppress(Conflict):  # another run has scored the same base meanwhile
+            with suppress(PreconditionFailed):  # another run has scored the same base meanwhile
                 self._store.put(key, path.read_bytes(), if_none_match=True)
 
     def _read_manifest(self) -> Manifest | None:

@@ -140,7 +140,7 @@ def _check_finite(name: str, loss: float | None) -> None:
     """Check that a model computes numbers at all.
 
     Raises:
-        InvalidInput: it is the base, so its weights or its number format are at fault.
+        InvalidInput: it is the base, so its weights or its dtype are at fault.
         TrainingDiverged: it is a model that training made.
     """
     if loss is None or isfinite(loss):
@@ -148,14 +148,14 @@ def _check_finite(name: str, loss: float | None) -> None:
     what = f"the loss of the {name} model on the evaluation rows is {loss}"
     if name == BASE:
         raise InvalidInput(
-            f"spec.baseModel: {what}: its weights are damaged, or overflow in the number format of this hardware; "
+            f"spec.baseModel: {what}: its weights are damaged, or overflow in the dtype that it is computed in; "
             "check the model's files, or evaluate on hardware with bfloat16"
         )
     raise TrainingDiverged(f"{what}: its numbers overflow; {HOW_TO_TRAIN_SMALLER_WEIGHTS}")
 
 
 def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":
-    """Base as training saw it, with its adapter beside it in the base's number format, as in training."""
+    """Base as training saw it, with its adapter beside it in the base's dtype, as in training."""
     tuned = load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
     return tuned.to(tuned.dtype)
 

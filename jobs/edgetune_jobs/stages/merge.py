@@ -11,7 +11,7 @@ from edgetune_jobs.models.tuned import merge_adapter
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
-from edgetune_jobs.tensors.families import NotUnderstood
+from edgetune_jobs.tensors.families import CannotStream
 from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
@@ -19,7 +19,7 @@ from edgetune_jobs.tensors.streamed_model import StreamedModel
 
 
 def run(context: StageContext) -> StageOutput:
-    """Merge inputs base and adapter; artifact `merged`, in the number format that `merged_dtype` tells.
+    """Merge inputs base and adapter; artifact `merged`, in the dtype that `merged_dtype` tells.
 
     Raises:
         InvalidInput: the adapter does not fit the base, or the merged weights are not finite.
@@ -32,7 +32,7 @@ def run(context: StageContext) -> StageOutput:
     warnings = []
     try:
         model = streamed_model.merged_model(base, adapter, merge_base)
-    except NotUnderstood as reason:
+    except CannotStream as reason:
         path = streamed_model.LIBRARY
         warnings.append(streamed_model.library_warning(reason))
         written, dtype = _merge_by_library(context, base, adapter)
@@ -65,7 +65,7 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
 
 
 def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> tuple[int, str]:
-    """Merge in memory; the bytes written, and torch's name of the number format."""
+    """Merge in memory; the bytes written, and torch's name of the dtype."""
     parameters = context.request.parameters
     folder = base.fetch(used_files(base))
     model = merge_adapter(folder, adapter, parameters.merge.base, loading.choose_device())

@@ -16,7 +16,7 @@ from edgetune_jobs.models.tuned import merge_adapter
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
-from edgetune_jobs.tensors.families import NotUnderstood
+from edgetune_jobs.tensors.families import CannotStream
 from edgetune_jobs.tensors.formats.bitsandbytes_int8 import FLOAT16_MAX, beyond_float16
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.suitability import refusing
@@ -51,7 +51,7 @@ def run(context: StageContext) -> StageOutput:
     context.progress.say(f"quantizing to {', '.join(formats)}")
     try:
         model = _open_model(context)
-    except NotUnderstood as reason:
+    except CannotStream as reason:
         path = streamed_model.LIBRARY
         written = _write_by_library(context, reason)
     else:
@@ -71,7 +71,7 @@ def _open_model(context: StageContext) -> StreamedModel:
     """The merged model, tensor by tensor.
 
     Raises:
-        NotUnderstood: only the libraries can read or merge it.
+        CannotStream: only the libraries can read or merge it.
     """
     if streamed_model.has_model(context, MERGED):
         return streamed_model.stored_model(streamed_model.model_input(context, MERGED))
@@ -90,7 +90,7 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
     return _Written(written, len(model.layout.linears), warnings)
 
 
-def _write_by_library(context: StageContext, reason: NotUnderstood) -> _Written:
+def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
     """Write the format of bitsandbytes from memory, and all others from the merged model as the library writes it."""
     formats = context.request.parameters.quantization.formats
     device = loading.choose_device()
@@ -123,7 +123,7 @@ def _write_others(
     with refusing(formats[0], context.request.parameters):
         try:
             streamed = streamed_model.stored_model(LocalModelFolder(merged, "the merged model"))
-        except NotUnderstood as reason:
+        except CannotStream as reason:
             raise Unsupported(str(reason)) from reason
     return _write_in_stream(context, streamed, formats)
 

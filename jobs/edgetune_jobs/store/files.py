@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 from edgetune_contract.digest import sha256_of
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.errors import InvalidInput, TransientError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -167,7 +167,7 @@ def checked_relative(path: str) -> str:
 
 @contextmanager
 def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
-    """Turns a full disk at `path` into a TransientFault that says how much is free and how much was needed."""
+    """Turns a full disk at `path` into a TransientError that says how much is free and how much was needed."""
     try:
         yield
     except OSError as error:
@@ -180,18 +180,18 @@ def require_free_space(path: Path, needed_bytes: int) -> None:
     """Check that a file system has room, before anything is written to it.
 
     Raises:
-        TransientFault: less than `needed_bytes` are free.
+        TransientError: less than `needed_bytes` are free.
     """
     if shutil.disk_usage(path).free < needed_bytes:
         raise disk_full(path, needed_bytes)
 
 
-def disk_full(path: Path, needed_bytes: int | None = None) -> TransientFault:
-    """The fault of a full disk, with the bytes that are free at `path`."""
+def disk_full(path: Path, needed_bytes: int | None = None) -> TransientError:
+    """The error of a full disk, with the bytes that are free at `path`."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     needed = "" if needed_bytes is None else f", {needed_bytes:,} are needed"
-    return TransientFault(
+    return TransientError(
         f"the disk is full: {free:,} bytes are free at {existing}{needed}; "
         "free some space or give the stage a larger work volume"
     )

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import AccessDenied, TransientFault
+from edgetune_jobs.errors import AccessDenied, TransientError
 from edgetune_jobs.store.files import (
     CHUNK_BYTES,
     FileSink,
@@ -27,7 +27,7 @@ from edgetune_jobs.store.files import (
     fingerprint,
     require_free_space,
 )
-from edgetune_jobs.store.store import Conflict, Content, DamagedObject, StoredObject, check_content
+from edgetune_jobs.store.store import Content, DamagedObject, PreconditionFailed, StoredObject, check_content
 
 _LOCK = ".edgetune-store.lock"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
@@ -64,9 +64,9 @@ class LocalFolderStore:
             with self._locked():
                 current = self._etag(key) if if_none_match or if_match is not None else None
                 if if_none_match and current is not None:
-                    raise Conflict(f"{self._uri}/{key} is there already")
+                    raise PreconditionFailed(f"{self._uri}/{key} is there already")
                 if if_match is not None and current != if_match:
-                    raise Conflict(f"{self._uri}/{key} was changed by another writer")
+                    raise PreconditionFailed(f"{self._uri}/{key} was changed by another writer")
                 temporary.replace(path)
 
         self._write(key, len(data), lambda file: file.write(data), place)
@@ -240,11 +240,11 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _removals(uri: str) -> Iterator[None]:
-    """Turns the loss of a file, or of its folder, to another process into a TransientFault."""
+    """Turns the loss of a file, or of its folder, to another process into a TransientError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise TransientFault(
+        raise TransientError(
             f"{uri} was removed while it was written, as by another attempt that has finished the same stage; try again"
         ) from error
 

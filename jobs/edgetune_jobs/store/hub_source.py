@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import HUB_SCHEME
-from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint
 from edgetune_jobs.store.sources import SourceKind, check_paths, is_hidden
 
@@ -65,7 +65,7 @@ class HubSource:
 
         Raises:
             InvalidInput: a path is not a file of this source.
-            TransientFault: what arrived is not what the hub names.
+            TransientError: what arrived is not what the hub names.
         """
         from huggingface_hub import hf_hub_download
 
@@ -105,7 +105,7 @@ class HubSource:
             intact = _git_blob_id(fetched.read_bytes()) == sibling.blob_id
         if not intact:
             fetched.unlink()
-            raise TransientFault(f"{path} of {self._uri} arrived damaged: its checksum is not the hub's")
+            raise TransientError(f"{path} of {self._uri} arrived damaged: its checksum is not the hub's")
 
     @contextmanager
     def _hub_errors(self) -> Iterator[None]:
@@ -129,7 +129,7 @@ class HubSource:
         except errors.HfHubHTTPError as error:
             raise self._translate(error, where) from error
         except (HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            raise TransientFault(f"{where}: the hub cannot be reached: {error}") from error
+            raise TransientError(f"{where}: the hub cannot be reached: {error}") from error
 
     def _translate(self, error: Any, where: str) -> Exception:
         status = error.response.status_code if error.response is not None else 0
@@ -140,7 +140,7 @@ class HubSource:
             )
         if status == 404:
             return InvalidInput(f"{where}: there is no such model, or no such file in it; see {self._page}")
-        return TransientFault(f"{where}: the hub answered {status}: {error}")
+        return TransientError(f"{where}: the hub answered {status}: {error}")
 
     @property
     def _page(self) -> str:

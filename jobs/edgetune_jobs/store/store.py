@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import Buffer, Fingerprint, Sink, checked_relative, list_files
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 AnyModel = TypeVar("AnyModel", bound=Model)
 
 
-class Conflict(Exception):
+class PreconditionFailed(Exception):
     """A conditional put did not take place: the object is there already, or is not the one that was read."""
 
 
-class DamagedObject(TransientFault):
+class DamagedObject(TransientError):
     """An object is missing, or its size or SHA-256 is not what its manifest says."""
 
 
@@ -75,7 +75,7 @@ class Store(Protocol):
     """Objects by key.
 
     All methods raise AccessDenied when the credentials lack a right, InvalidInput when the bucket does not exist and
-    TransientFault when network, service or disk fail after a bounded number of retries.
+    TransientError when network, service or disk fail after a bounded number of retries.
     """
 
     @property
@@ -94,7 +94,7 @@ class Store(Protocol):
         writers at once, exactly one succeeds.
 
         Raises:
-            Conflict: the condition does not hold.
+            PreconditionFailed: the condition does not hold.
         """
         ...
 
@@ -146,7 +146,7 @@ class Store(Protocol):
         ...
 
     def discard_unfinished(self, folder: str) -> None:
-        """Delete what uploads that did not end have left below a folder. One that is under way fails in passing."""
+        """Delete what unfinished uploads have left below a folder. One that still runs fails with a transient error."""
         ...
 
 
@@ -165,9 +165,9 @@ def check_content(uri: str, found: Fingerprint, expected: Fingerprint) -> None:
         raise DamagedObject(f"{uri} is damaged: {found} arrived, where {expected} were written")
 
 
-def how_to_make_anew(store: Store, folder: str) -> str:
+def how_to_recreate(store: Store, folder: str) -> str:
     """Advice about a folder whose files are not what its manifest says, which counts as done while that stands."""
-    return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made anew"
+    return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made again"
 
 
 def upload_folder(store: Store, folder: Path, key: str, relative_to: str) -> tuple[FileEntry, ...]:
@@ -231,7 +231,7 @@ def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = F
     """Write a model as JSON; its etag.
 
     Raises:
-        Conflict: `if_none_match`, and the key is taken.
+        PreconditionFailed: `if_none_match`, and the key is taken.
     """
     return store.put(key, model.model_dump_json(exclude_none=True).encode(), if_none_match=if_none_match)
 
@@ -243,17 +243,17 @@ def write_model_once(store: Store, key: str, model: AnyModel) -> AnyModel:
     is, so a writer may throw its files away only when the model that stands is not its own.
 
     Raises:
-        TransientFault: it is not known whether the model was written.
+        TransientError: it is not known whether the model was written.
         InvalidInput: what stands there is not such a model.
     """
     try:
         write_model(store, key, model, if_none_match=True)
-    except Conflict:
+    except PreconditionFailed:
         standing = read_model(store, key, type(model))
         if standing is None:
-            raise TransientFault(f"{uri_of(store, key)} was in the store and is gone again; try again") from None
+            raise TransientError(f"{uri_of(store, key)} was in the store and is gone again; try again") from None
         return standing
-    except TransientFault:
+    except TransientError:
         if read_model(store, key, type(model)) != model:
             raise
     return model
@@ -269,5 +269,5 @@ def clean_up_attempts(store: Store, folder: str, attempt: str, won: bool) -> Non
             store.delete_tree(folder, keep=(f"{folder}/{MANIFEST}", f"{folder}/{attempt}"))
         else:
             store.delete_tree(f"{folder}/{attempt}")
-    except (AccessDenied, TransientFault) as error:
+    except (AccessDenied, TransientError) as error:
         logger.warning("files of unfinished attempts are left below %s: %s", uri_of(store, folder), error)

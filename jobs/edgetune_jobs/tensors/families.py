@@ -24,7 +24,7 @@ _HEAD = f"{OUTPUT_HEAD}.weight"
 _COMPUTED = ".rotary_emb.inv_freq"
 
 
-class NotUnderstood(Exception):
+class CannotStream(Exception):
     """Why a model cannot be taken tensor by tensor: the words after "because"."""
 
 
@@ -59,11 +59,11 @@ class _Settings:
         """A size.
 
         Raises:
-            NotUnderstood: the configuration does not give it.
+            CannotStream: the configuration does not give it.
         """
         value = self._settings.get(name)
         if type(value) is not int or value < 1:
-            raise NotUnderstood(f"its config.json does not give {name}")
+            raise CannotStream(f"its config.json does not give {name}")
         return value
 
     def optional_size(self, name: str) -> int | None:
@@ -182,7 +182,7 @@ def is_left_out(name: str, is_tied: bool) -> bool:
     return name.endswith(_COMPUTED) or (is_tied and name == _HEAD)
 
 
-def understand(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
+def find_layout(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
     """The layout of a model, if it is exactly that of a known family. Tensors that are left out are not in it.
 
     Args:
@@ -190,18 +190,18 @@ def understand(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
         tensors: all that it stores.
 
     Raises:
-        NotUnderstood: says what differs.
+        CannotStream: says what differs.
     """
     folder = model.fetch([CONFIG])
     settings = _read_settings(folder)
     model_type = settings.get("model_type")
     family = _FAMILIES.get(str(model_type))
     if family is None:
-        raise NotUnderstood(f"models of type {model_type} are not known tensor by tensor")
+        raise CannotStream(f"models of type {model_type} are not known tensor by tensor")
     if settings.get("architectures") != [family.architecture]:
-        raise NotUnderstood(f"its architecture is not {family.architecture}")
+        raise CannotStream(f"its architecture is not {family.architecture}")
     if settings.get("quantization_config"):
-        raise NotUnderstood("it is quantized already")
+        raise CannotStream("it is quantized already")
     with_defaults = _Settings(settings, family.defaults)
     expected, linears = _expect(family, with_defaults)
     there = {tensor.name: tensor for tensor in tensors}
@@ -214,9 +214,9 @@ def _read_settings(folder: Path) -> Mapping[str, Any]:
     try:
         settings = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, BrokenJson) as error:
-        raise NotUnderstood(f"its {CONFIG} does not load") from error
+        raise CannotStream(f"its {CONFIG} does not load") from error
     if not isinstance(settings, dict):
-        raise NotUnderstood(f"its {CONFIG} is not a JSON object")
+        raise CannotStream(f"its {CONFIG} is not a JSON object")
     return settings
 
 
@@ -240,14 +240,14 @@ def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], fro
 def _compare(expected: Mapping[str, Shape], there: Mapping[str, StoredTensor], is_tied: bool) -> None:
     for name in sorted(there.keys() - expected.keys()):
         if not is_left_out(name, is_tied):
-            raise NotUnderstood(f"it has a tensor {name} beside those of its type")
+            raise CannotStream(f"it has a tensor {name} beside those of its type")
     for name in sorted(expected.keys() - there.keys()):
-        raise NotUnderstood(f"it has no tensor {name}")
+        raise CannotStream(f"it has no tensor {name}")
     for name, shape in expected.items():
         if there[name].shape != shape:
-            raise NotUnderstood(f"its tensor {name} has another shape than config.json asks for")
+            raise CannotStream(f"its tensor {name} has another shape than config.json asks for")
         if there[name].dtype not in TORCH_DTYPES:
-            raise NotUnderstood(f"its tensor {name} is {there[name].dtype}")
+            raise CannotStream(f"its tensor {name} is {there[name].dtype}")
 
 
 def _check_left_out(model: ModelFolder, tensors: Sequence[StoredTensor], embedding: StoredTensor) -> None:
@@ -258,4 +258,4 @@ def _check_left_out(model: ModelFolder, tensors: Sequence[StoredTensor], embeddi
         elif (tensor.dtype, tensor.shape) != (embedding.dtype, embedding.shape) or not all(
             one == other for one, other in zip(pieces(model, tensor), pieces(model, embedding), strict=True)
         ):
-            raise NotUnderstood(f"its {_HEAD} is not its embedding, though config.json ties them")
+            raise CannotStream(f"its {_HEAD} is not its embedding, though config.json ties them")

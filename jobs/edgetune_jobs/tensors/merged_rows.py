@@ -42,12 +42,12 @@ class _Nf4Weight:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """The tensors of a model in one number format. Reading them is safe for several threads."""
+    """The tensors of a model in one dtype. Reading them is safe for several threads."""
 
     folder: ModelFolder
     tensors: Sequence[StoredTensor]
     dtype: str
-    """torch's name of the number format that all of them are turned into first."""
+    """torch's name of the dtype that all of them are turned into first."""
 
     through_nf4: frozenset[str] = frozenset()
     """Weights that are rounded to NF4 and back; their rows have a multiple of 64 numbers."""
@@ -127,7 +127,7 @@ class ModelWeights:
         )
 
     def _read(self, tensor: StoredTensor, first: int, count: int, buffers: Buffers) -> "torch.Tensor":
-        """Rows in the number format of the model."""
+        """Rows in the dtype of the model."""
         import torch
 
         stored = read_rows(self.folder, tensor, first, count, buffers)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgetune_jobs.errors import TransientFault
+from edgetune_jobs.errors import TransientError
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.weights import TORCH_DTYPES, StoredTensor, fill
 from edgetune_jobs.store.files import CHUNK_BYTES
@@ -54,7 +54,7 @@ def read_rows(
 
     Raises:
         InvalidInput: the file was changed since its header was read.
-        TransientFault: the file ends before its header says so.
+        TransientError: the file ends before its header says so.
     """
     import torch
 
@@ -69,7 +69,7 @@ def pieces(folder: ModelFolder, tensor: StoredTensor) -> Iterator[bytearray]:
 
     Raises:
         InvalidInput: the file was changed since its header was read.
-        TransientFault: the file ends before its header says so.
+        TransientError: the file ends before its header says so.
     """
     for start in range(0, tensor.bytes, CHUNK_BYTES):
         piece = bytearray(min(CHUNK_BYTES, tensor.bytes - start))
@@ -82,7 +82,7 @@ def _fill(folder: ModelFolder, tensor: StoredTensor, start: int, buffer: memoryv
     begin = tensor.begin + start
     filled = fill(folder, tensor.file, begin, buffer)
     if filled < len(buffer):
-        raise TransientFault(
+        raise TransientError(
             f"{folder.label}: {tensor.file} ends at byte {begin + filled:,}, though its header says that there is "
             "more; try again"
         )

@@ -20,7 +20,7 @@ class PlannedTensor:
 
     name: str
     dtype: str
-    """safetensors' name of the number format, such as BF16."""
+    """safetensors' name of the dtype, such as BF16."""
 
     shape: tuple[int, ...]
 

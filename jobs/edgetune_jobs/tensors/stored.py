@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plan_stored(tensors: Sequence[StoredTensor], dtype: str) -> tuple[TensorGroup, ...]:
-    """All tensors in one number format, by torch's name."""
+    """All tensors in one dtype, by torch's name."""
     return tuple(TensorGroup(PlannedTensor(tensor.name, SAFETENSORS_DTYPES[dtype], tensor.shape)) for tensor in tensors)
 
 

@@ -37,7 +37,7 @@ from edgetune_jobs.models.weights import (
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.store.files import list_files
 from edgetune_jobs.tensors import nf4, pipeline
-from edgetune_jobs.tensors.families import Layout, NotUnderstood, understand
+from edgetune_jobs.tensors.families import CannotStream, Layout, find_layout
 from edgetune_jobs.tensors.merged_rows import LoraMatrices, ModelWeights
 
 STREAMING = "streaming"
@@ -77,10 +77,10 @@ def model_input(context: StageContext, name: str) -> ModelFolder:
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
-    """A base with its adapter, in the number format that `merged_dtype` tells.
+    """A base with its adapter, in the dtype that `merged_dtype` tells.
 
     Raises:
-        NotUnderstood: only the libraries can merge these two.
+        CannotStream: only the libraries can merge these two.
         InvalidInput: base or adapter are damaged, or do not fit each other.
     """
     prepare_torch()
@@ -91,7 +91,7 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
     config = adapter_layers.read_adapter_config(adapter)
     special = adapter_layers.special_options(config)
     if special:
-        raise NotUnderstood(f"the adapter uses {', '.join(special)}")
+        raise CannotStream(f"the adapter uses {', '.join(special)}")
     weights = ModelWeights(
         folder=base,
         tensors=tensors,
@@ -104,10 +104,10 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
 
 
 def stored_model(model: ModelFolder) -> StreamedModel:
-    """A model as it is stored, in the number format that its config.json names.
+    """A model as it is stored, in the dtype that its config.json names.
 
     Raises:
-        NotUnderstood: only the libraries can read it.
+        CannotStream: only the libraries can read it.
         InvalidInput: it is damaged.
     """
     prepare_torch()
@@ -156,7 +156,7 @@ def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"_from_model_config": True, "transformers_version": metadata.version("transformers"), **tokens}
 
 
-def library_warning(reason: NotUnderstood) -> str:
+def library_warning(reason: CannotStream) -> str:
     """What a stage says when it left a model to the libraries."""
     return f"the libraries held the whole model in memory, since it cannot be taken tensor by tensor: {reason}"
 
@@ -170,7 +170,7 @@ def companion_bytes(folder: Path) -> int:
 def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
     """The tensors that the libraries take over, and the layout that they make."""
     tensors = read_tensors(model)
-    layout = understand(model, tensors)
+    layout = find_layout(model, tensors)
     return tuple(tensor for tensor in tensors if tensor.name in layout.tensors), layout
 
 
@@ -178,11 +178,11 @@ def _nf4_weights(layout: Layout) -> frozenset[str]:
     """All weights that QLoRA holds in NF4, with an adapter or not.
 
     Raises:
-        NotUnderstood: bitsandbytes computes other blocks where a row is no whole number of them.
+        CannotStream: bitsandbytes computes other blocks where a row is no whole number of them.
     """
     for name in sorted(layout.linears):
         if layout.tensors[name][1] % nf4.BLOCK:
-            raise NotUnderstood(f"the rows of {name} are no whole number of NF4 blocks ({nf4.BLOCK} numbers)")
+            raise CannotStream(f"the rows of {name} are no whole number of NF4 blocks ({nf4.BLOCK} numbers)")
     return layout.linears
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from edgetune_contract.digest import MANIFEST, checkpoints_key
 from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import Fingerprint, checked_relative, require_free_space
 from edgetune_jobs.store.store import (
     DamagedObject,
@@ -93,7 +93,7 @@ class StoreCheckpoints:
         """Delete all that belongs to this training: it is finished. What cannot be deleted is logged."""
         try:
             self._store.delete_tree(self._folder)
-        except (AccessDenied, TransientFault) as error:
+        except (AccessDenied, TransientError) as error:
             logger.warning("checkpoints are left at %s: %s", uri_of(self._store, self._folder), error)
 
     @property

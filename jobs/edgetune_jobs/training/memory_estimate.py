@@ -2,7 +2,7 @@
 
     base        4.127 bits a linear weight with QLoRA: NF4, and 0.127 bits of doubly quantized scales (Dettmers et al.
                 2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
-                for all other weights, and the linear ones too with LoRA, the bytes of the arithmetic's number format
+                for all other weights, and the linear ones too with LoRA, the bytes of the arithmetic's dtype
     dequantized the largest linear layer in that format: QLoRA restores them one by one
     adapter     rank (inputs + outputs) numbers a layer, weights and gradients in 32 bits
     optimizer   two numbers a parameter for Adam, in 32 or in 8 bits; for Adafactor a row and a column of each matrix

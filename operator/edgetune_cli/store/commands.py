@@ -218,9 +218,9 @@ def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
 
 
 def _open(location: StoreLocation) -> "Store":
-    from edgetune_jobs.store.connect import Access
+    from edgetune_jobs.store.access import StorageAccess
 
-    return Access(location, credentials_folder=None).open_store()
+    return StorageAccess(location, credentials_folder=None).open_store()
 
 
 def ask(call: Callable[[], Answer]) -> Answer:

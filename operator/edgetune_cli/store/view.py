@@ -37,6 +37,6 @@ class _OpenedStore:
 
 def open_store_view(location: StoreLocation, name: str) -> _OpenedStore:
     """The store at a place, and in it the model of this name."""
-    from edgetune_jobs.store.connect import Access
+    from edgetune_jobs.store.access import StorageAccess
 
-    return _OpenedStore(Access(location, credentials_folder=None).open_store(), name)
+    return _OpenedStore(StorageAccess(location, credentials_folder=None).open_store(), name)

@@ -231,7 +231,7 @@ def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan
 
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
     """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
-    store, made_in = profile.store.for_namespace(snapshot.namespace).place, snapshot.previous.store
+    store, made_in = profile.store.for_namespace(snapshot.namespace).display_uri, snapshot.previous.store
     if made_in in ("", store):
         return _end(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
     message = f"{_left(snapshot, [made_in])} stay: the profile's store is {store} by now. There: {_told(clean_up)}"
@@ -257,7 +257,7 @@ def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[Delet
 def _place(snapshot: Snapshot, profile: Profile | None) -> str:
     """What stays behind, and where: the beginning of a message, whose end is cut if it is long."""
     if profile is not None:
-        present = profile.store.for_namespace(snapshot.namespace).place
+        present = profile.store.for_namespace(snapshot.namespace).display_uri
         stores = sorted({present, snapshot.previous.store or present})
     else:
         stores = sorted({artifact.uri.partition("/stages/")[0] for artifact in snapshot.previous.artifacts})

@@ -73,7 +73,7 @@ class RunState:
         self.edge = previous.edge
         self.artifacts = previous.artifacts
         self.publication = previous.publication
-        self._present_store = profile.store.for_namespace(snapshot.namespace).place
+        self._present_store = profile.store.for_namespace(snapshot.namespace).display_uri
         self.store = previous.store or self._present_store
         """Where the rows' outputs are."""
 

@@ -187,7 +187,7 @@ def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
     assert {weight.dtype for weight in tuned.parameters()} == {torch.float32}
     held = loading.load_base(random_base, torch.float16, CPU)
     if merge_base is MergeBase.AS_TRAINED:
-        loading.as_trained_weights(held)
+        loading.round_to_nf4(held)
     name = "model.layers.0.self_attn.q_proj"
     assert torch.equal(
         tuned.get_base_model().get_submodule(f"{name}.base_layer").weight, held.get_submodule(name).weight.float()

@@ -11,7 +11,7 @@ from edgetune_contract.digest import pointer_key, version_key
 from edgetune_contract.request import Manifest, Result
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
-from edgetune_jobs.errors import InvalidInput, TransientFault
+from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.publishing.publisher import Pointer, encode
 from edgetune_jobs.publishing.versions import Versions
 from edgetune_jobs.stages.publish import edge_artifacts
@@ -246,8 +246,8 @@ def test_of_eight_writers_at_once_each_moves_the_pointer_and_the_last_one_stands
         barrier.wait()
         try:
             Pointer(store, MODEL).move(encode(document))
-        except TransientFault as fault:
-            failures.append(fault)
+        except TransientError as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=move, args=(document,)) for document in documents]
     for thread in threads:
@@ -293,10 +293,10 @@ def test_a_pointer_that_another_writer_moves_at_the_same_time_is_read_again(tmp_
     assert pointed_at(store) == document.version
 
 
-def test_a_pointer_that_is_always_moved_by_others_is_a_passing_fault(tmp_path: Path) -> None:
+def test_a_pointer_that_is_always_moved_by_others_is_a_transient_error(tmp_path: Path) -> None:
     store = OvertakenStore((tmp_path / "store").as_uri(), moves=1000)
 
-    with pytest.raises(TransientFault, match="was moved by others 10 times in a row"):
+    with pytest.raises(TransientError, match="was moved by others 10 times in a row"):
         PublishedModel(store, tmp_path / "local").publish()
 
 

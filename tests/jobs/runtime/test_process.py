@@ -104,9 +104,9 @@ def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns)
 @pytest.mark.parametrize(
     ("behaviour", "exit_code", "reason", "part"),
     [
-        ("memory", 14, "TransientFault", "ran out of memory; give it more"),
-        ("disk", 14, "TransientFault", "the disk is full: "),
-        ("disk_in_a_library", 14, "TransientFault", "the disk is full: "),
+        ("memory", 14, "TransientError", "ran out of memory; give it more"),
+        ("disk", 14, "TransientError", "the disk is full: "),
+        ("disk_in_a_library", 14, "TransientError", "the disk is full: "),
         ("gpu_memory", 12, "OutOfGpuMemory", "out of GPU memory: CUDA out of memory. Tried to allocate 2 GiB; use a"),
         ("gpu_memory_of_the_stage", 12, "OutOfGpuMemory", "it does not fit"),
         ("bug", 1, "InternalError", "KeyError: "),

@@ -218,7 +218,7 @@ def test_credentials_that_may_only_read_are_refused_before_the_work(runs: StageR
     assert f"lack s3:PutObject on {runs.store.uri}/uses/prepare/" in ended.failure
 
 
-def test_a_store_that_is_down_is_a_passing_fault(runs: StageRuns, s3_proxy: FaultProxy) -> None:
+def test_a_store_that_is_down_is_a_transient_error(runs: StageRuns, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("HEAD", "", forwarded=False))
     s3_proxy.faults.append(Fault("GET", "", forwarded=False))
 
@@ -240,7 +240,7 @@ def test_the_base_is_fetched_without_its_pickles_and_weights_that_nothing_reads(
     assert fetched == {"config.json", "model.safetensors"}
 
 
-def test_a_full_work_volume_is_a_passing_fault_with_its_figures(runs: StageRuns) -> None:
+def test_a_full_work_volume_is_a_transient_error_with_its_figures(runs: StageRuns) -> None:
     runs.run_up_to(Stage.PREPARE)
     small = runs.folder / "work"
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)], capture_output=True)

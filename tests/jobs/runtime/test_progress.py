@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.progress import LineProgress, Snapshot, TrainingMetrics
+from edgetune_jobs.runtime.progress import LineProgress, ProgressUpdate, TrainingMetrics
 from support.probes import has_ipv6
 
 WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
@@ -144,7 +144,7 @@ def scrape(free_port: int) -> Callable[[], str]:
 def test_a_training_serves_its_figures_to_prometheus(free_port: int, scrape: Callable[[], str]) -> None:
     metrics = TrainingMetrics("team-a", "sensor-faults")
     with metrics.serving(free_port):
-        metrics.observe(Snapshot(120, 200, "steps", {"loss": 0.41, "tokensPerSecond": 1850.0}))
+        metrics.observe(ProgressUpdate(120, 200, "steps", {"loss": 0.41, "tokensPerSecond": 1850.0}))
         text = scrape()
 
     labels = '{name="sensor-faults",namespace="team-a"}'

@@ -171,7 +171,7 @@ def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
     store_of(published).put(f"stages/train/{manifest.result.digest}/{manifest.files[-1].path}", b"0123456789")
 
     published.parameters = parameters(published.folder, merge={"base": "Original"})
-    message = failed(published.run(Stage.MERGE), 14, "TransientFault")
+    message = failed(published.run(Stage.MERGE), 14, "TransientError")
 
     assert "adapter/weights.safetensors is damaged: 10 bytes with SHA-256" in message
 
@@ -188,10 +188,10 @@ def test_what_a_damaged_input_says_to_do_has_it_made_anew(published: StageRuns, 
         store_of(published).delete(key)
     published.parameters = parameters(published.folder, merge={"base": "Original"})
 
-    message = failed(published.run(Stage.MERGE), 14, "TransientFault")
+    message = failed(published.run(Stage.MERGE), 14, "TransientError")
     assert message.endswith(
         f"; delete {store_of(published).uri}/{folder}/ and ask for a retry (annotation edgetune.dev/retry-requested, "
-        "or run the command again): it is then made anew"
+        "or run the command again): it is then made again"
     )
 
     store_of(published).delete_tree(folder)

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.request import FileEntry
-from edgetune_jobs.errors import AccessDenied, TransientFault
+from edgetune_jobs.errors import AccessDenied, TransientError
 from edgetune_jobs.store.folder_store import LocalFolderStore, path_of_uri
-from edgetune_jobs.store.store import Conflict
+from edgetune_jobs.store.store import PreconditionFailed
 
 RACER = """
 import sys
 from edgetune_jobs.store.folder_store import LocalFolderStore
-from edgetune_jobs.store.store import Conflict
+from edgetune_jobs.store.store import PreconditionFailed
 store, me = LocalFolderStore(sys.argv[1]), sys.argv[2].encode()
 sys.stdin.readline()
 for number in range(20):
     try:
         store.put(f"race/{number}.json", me, if_none_match=True)
         print(number)
-    except Conflict:
+    except PreconditionFailed:
         pass
 """
 
@@ -118,7 +118,7 @@ def test_two_writers_that_would_read_the_same_state_are_kept_apart(tmp_path: Pat
     winners: list[bytes] = []
 
     def write(data: bytes) -> None:
-        with suppress(Conflict):
+        with suppress(PreconditionFailed):
             store.put("race.json", data, if_none_match=not is_there, if_match=etag)
             winners.append(data)
 
@@ -133,25 +133,25 @@ def test_two_writers_that_would_read_the_same_state_are_kept_apart(tmp_path: Pat
     assert winners == [content.data]
 
 
-def test_a_full_disk_is_a_passing_fault_with_free_and_needed_bytes_and_leaves_nothing(
+def test_a_full_disk_is_a_transient_error_with_free_and_needed_bytes_and_leaves_nothing(
     small_disk: Path, tmp_path: Path
 ) -> None:
     store = LocalFolderStore(small_disk.as_uri())
     (tmp_path / "large").write_bytes(bytes(2 * 2**20))
 
-    with pytest.raises(TransientFault, match=r"the disk is full: [\d,]+ bytes are free at .*, 2,097,152 are needed"):
+    with pytest.raises(TransientError, match=r"the disk is full: [\d,]+ bytes are free at .*, 2,097,152 are needed"):
         store.upload_file(tmp_path / "large", "stages/merge/model.safetensors")
 
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
-def test_a_download_to_a_full_disk_is_a_passing_fault(
+def test_a_download_to_a_full_disk_is_a_transient_error(
     store: LocalFolderStore, small_disk: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "large").write_bytes(bytes(2 * 2**20))
     sent = store.upload_file(tmp_path / "large", "large")
 
-    with pytest.raises(TransientFault, match="the disk is full"):
+    with pytest.raises(TransientError, match="the disk is full"):
         store.download_file("large", small_disk / "large", sent)
 
 
@@ -192,7 +192,7 @@ def test_files_that_a_killed_writer_left_are_not_listed_and_go_with_their_folder
 
 
 @pytest.mark.parametrize("size", [0, 3])
-def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_passing_fault(
+def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_transient_error(
     store: LocalFolderStore, tmp_path: Path, size: int
 ) -> None:
     def lose() -> None:
@@ -200,7 +200,7 @@ def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_passing_fa
             file.write(b"abc"[:size])
             store.delete_tree("stages/merge/d", keep=("stages/merge/d/won",))
 
-    with pytest.raises(TransientFault, match=r"lost/model\.safetensors was removed while it was written"):
+    with pytest.raises(TransientError, match=r"lost/model\.safetensors was removed while it was written"):
         lose()
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 

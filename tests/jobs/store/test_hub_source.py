@@ -113,7 +113,7 @@ def test_a_mirror_that_is_damaged_says_which_folder_to_delete(runs: StageRuns) -
     train = runs.run(Stage.TRAIN)
 
     assert train.exit_code == 14
-    assert train.failure.endswith(f"; delete {store.uri}/{folder}/ and {RETRY}: it is then made anew")
+    assert train.failure.endswith(f"; delete {store.uri}/{folder}/ and {RETRY}: it is then made again")
 
 
 def test_a_gated_model_needs_a_token_and_says_where_its_licence_is_accepted(runs: StageRuns, hub: FakeHub) -> None:
@@ -159,7 +159,7 @@ def test_a_name_that_the_hub_cannot_have_is_invalid(name: str, tmp_path: Path) -
         _ = source.files
 
 
-def test_a_hub_that_cannot_be_reached_is_a_passing_fault(runs: StageRuns) -> None:
+def test_a_hub_that_cannot_be_reached_is_a_transient_error(runs: StageRuns) -> None:
     runs.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
 
     ended = runs.run(Stage.PREPARE)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from edgetune_contract.digest import sha256_of
-from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.models.folder import SourceModelFolder
 from edgetune_jobs.models.weights import fill
 from edgetune_jobs.store.files import fingerprint
@@ -354,10 +354,10 @@ def test_a_range_that_is_cut_keeps_what_came_so_that_only_the_rest_is_asked_for(
     assert buffer == TEN_MEGABYTES[7:9_000_007]
 
 
-def test_a_range_that_never_brings_a_byte_is_a_passing_fault(proxied: S3Source, s3_proxy: FaultProxy) -> None:
+def test_a_range_that_never_brings_a_byte_is_a_transient_error(proxied: S3Source, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("GET", "model.safetensors", cut_after=0))
 
-    with pytest.raises(TransientFault, match=r"the store cannot be reached for s3://.*/model\.safetensors"):
+    with pytest.raises(TransientError, match=r"the store cannot be reached for s3://.*/model\.safetensors"):
         read_range(proxied, "model.safetensors", 0, 100)
 
 

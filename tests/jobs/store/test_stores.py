@@ -12,7 +12,15 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.store.files import Fingerprint
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.store import Conflict, DamagedObject, FileList, Store, read_model, upload_folder, write_model
+from edgetune_jobs.store.store import (
+    DamagedObject,
+    FileList,
+    PreconditionFailed,
+    Store,
+    read_model,
+    upload_folder,
+    write_model,
+)
 from support.versitygw import S3Server
 
 PART_BYTES = 5 * 2**20
@@ -59,7 +67,7 @@ def test_a_key_that_was_never_written_reads_as_none(store: Store) -> None:
 def test_put_if_none_match_refuses_a_taken_key_and_keeps_its_content(store: Store) -> None:
     store.put("manifest.json", b"first", if_none_match=True)
 
-    with pytest.raises(Conflict):
+    with pytest.raises(PreconditionFailed):
         store.put("manifest.json", b"second", if_none_match=True)
 
     content = store.read("manifest.json")
@@ -71,7 +79,7 @@ def test_put_if_match_takes_the_current_etag_and_refuses_an_old_one(store: Store
     old = store.put("latest.json", b"1")
     store.put("latest.json", b"2", if_match=old)
 
-    with pytest.raises(Conflict):
+    with pytest.raises(PreconditionFailed):
         store.put("latest.json", b"3", if_match=old)
 
     content = store.read("latest.json")
@@ -83,7 +91,7 @@ def test_put_if_match_on_a_key_that_is_gone_is_a_conflict(store: Store) -> None:
     etag = store.put("latest.json", b"1")
     store.delete("latest.json")
 
-    with pytest.raises(Conflict):
+    with pytest.raises(PreconditionFailed):
         store.put("latest.json", b"2", if_match=etag)
 
 
@@ -102,7 +110,7 @@ def test_of_sixteen_writers_at_once_exactly_one_wins(store: Store, condition: st
                 store.put("race.json", data, if_none_match=True)
             else:
                 store.put("race.json", data, if_match=etag)
-        except Conflict:
+        except PreconditionFailed:
             return
         winners.append(data)
 

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
+from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
@@ -230,7 +230,7 @@ def test_a_pod_that_serves_its_metrics_is_read() -> None:
 def test_what_a_training_serves_is_read() -> None:
     (port,) = free_ports(1)
     metrics = TrainingMetrics(NAMESPACE, "sensor-faults")
-    metrics.observe(Snapshot(done=3, total=10, unit="steps", figures={"loss": 1.5}))
+    metrics.observe(ProgressUpdate(done=3, total=10, unit="steps", figures={"loss": 1.5}))
 
     with metrics.serving(port):
         reading = asyncio.run(read_metrics(ON_THIS_MACHINE, port=port, timeout_seconds=PATIENT_SECONDS))

@@ -25,13 +25,13 @@ def deletion() -> Deletion:
 def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning_of_what_stays_where(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
-    failure = Failure.brief(14, "TransientFault", f"the store cannot be reached for {STORE}/uses/")
+    failure = Failure.brief(14, "TransientError", f"the store cannot be reached for {STORE}/uses/")
     deletion.end_clean_up(
         lambda pod: pod.ended(14, CleanUpResult(failure=failure).encode().decode()),
         lambda job: job.failed("BackoffLimitExceeded", "Job has reached the specified backoff limit"),
     )
 
-    why = f"TransientFault: the store cannot be reached for {STORE}/uses/"
+    why = f"TransientError: the store cannot be reached for {STORE}/uses/"
     assert deletion.step().plan.final_event == EventDraft(
         "Warning", "CleanUpFailed", f"{LEFT}. The clean-up was given up: {why}"
     )

@@ -181,7 +181,7 @@ def test_a_job_that_waits_between_two_attempts_is_not_stalled(training: Scenario
     reconcile_later(training)
 
     assert training.condition("Stalled") is None
-    told = "train: an attempt failed and is tried again: TransientFault: the store did not answer"
+    told = "train: an attempt failed and is tried again: TransientError: the store did not answer"
     assert training.condition("Reconciling") == ("True", "AttemptFailed", told)
 
 

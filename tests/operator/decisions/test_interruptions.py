@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_jobs.runtime.progress import Snapshot, TrainingMetrics
+from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.cluster.progress import parse_metrics
 from support.builders import PodBuilder, failed_result, lora_fine_tune
@@ -225,7 +225,7 @@ def test_a_training_says_in_its_metrics_from_which_step_it_went_on() -> None:
     from prometheus_client import generate_latest
 
     metrics = TrainingMetrics("team-a", "sensor-faults")
-    metrics.observe(Snapshot(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0}))
+    metrics.observe(ProgressUpdate(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0}))
 
     told = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
 

@@ -270,7 +270,7 @@ def test_a_run_that_fails_while_its_profile_is_away_is_in_the_history_and_not_tr
     scenario.profiles = profiles
 
     assert stalled_at is None
-    assert [entry.outcome for entry in history] == ["Failed: TransientFault"]
+    assert [entry.outcome for entry in history] == ["Failed: TransientError"]
     assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
 
 

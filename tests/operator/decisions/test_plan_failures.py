@@ -274,7 +274,7 @@ def test_what_a_disrupted_pod_said_is_not_why_the_job_failed(training: Scenario)
 
     training.reconcile()
 
-    assert training.row(Stage.TRAIN).reason == "TransientFault"
+    assert training.row(Stage.TRAIN).reason == "TransientError"
 
 
 def test_a_pod_that_was_evicted_and_is_gone_leaves_the_stage_running(training: Scenario) -> None:
@@ -370,5 +370,5 @@ def test_a_failed_attempt_that_is_tried_again_is_told_at_once(training: Scenario
 
     training.reconcile()
 
-    told = "train: an attempt failed and is tried again: TransientFault: the disk is full"
+    told = "train: an attempt failed and is tried again: TransientError: the disk is full"
     assert training.condition("Reconciling") == ("True", "AttemptFailed", told)

@@ -13,7 +13,7 @@ from edgetune_contract.spec import EdgeFormat, Parameters, Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
 from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
-from edgetune_jobs.evaluation.edge.process import Order
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
 from edgetune_jobs.models import loading
 from edgetune_jobs.stage import StageContext
@@ -56,7 +56,7 @@ def measure_models(context: StageContext, prompt: Sequence[int]) -> Measured:
 
     Raises:
         InvalidInput: the machine has too little memory to measure the edge model.
-        TransientFault: a process was killed by somebody else.
+        TransientError: a process was killed by somebody else.
         Interrupted: `context.stop` was set.
     """
     asked = context.request.parameters.evaluation.edge
@@ -76,7 +76,7 @@ class _Measuring:
     def run(self) -> Measured:
         first, *others = self._context.request.parameters.quantization.formats
         edge = self._edge_model(first)
-        base = self._comparison(BASE, self._order(self._context.inputs[BASE], Runtime.TRANSFORMERS, _base_dtype()))
+        base = self._comparison(BASE, self._request(self._context.inputs[BASE], Runtime.TRANSFORMERS, _base_dtype()))
         further = {other.artifact: self._further_model(other) for other in others}
         measurement = EdgeMeasurement(
             **edge.model_dump(by_alias=False),
@@ -91,7 +91,7 @@ class _Measuring:
 
     def _edge_model(self, first: EdgeFormat) -> ModelSpeed:
         try:
-            return self._measure(EDGE, self._format_order(first), self._memory)
+            return self._measure(EDGE, self._format_request(first), self._memory)
         except OutOfMemory as error:
             raise InvalidInput(
                 f"{_FIELD}: the machine has too little memory to measure the edge model: {error}; give the stage "
@@ -101,33 +101,33 @@ class _Measuring:
     def _further_model(self, edge_format: EdgeFormat) -> ModelSpeed | None:
         problem = why_not_runnable(edge_format)
         if problem is None:
-            return self._comparison(edge_format.artifact, self._format_order(edge_format))
+            return self._comparison(edge_format.artifact, self._format_request(edge_format))
         self._warnings.append(f"{edge_format.artifact} was not measured: {problem}")
         return None
 
-    def _comparison(self, name: str, order: Order) -> ModelSpeed | None:
+    def _comparison(self, name: str, request: MeasurementRequest) -> ModelSpeed | None:
         """A model that no gate asks for: without it, the run goes on."""
         try:
-            return self._measure(name, order, None)
+            return self._measure(name, request, None)
         except OutOfMemory as error:
             self._warnings.append(
                 f"{name} was not measured: the machine has too little memory for it on the CPU: {error}"
             )
             return None
 
-    def _measure(self, name: str, order: Order, memory: int | None) -> ModelSpeed:
+    def _measure(self, name: str, request: MeasurementRequest, memory: int | None) -> ModelSpeed:
         self._context.progress.say(f"measuring the {name} model with {self._cores.count} threads")
-        return measure(order, self._context.scratch, self._context.stop, memory)
+        return measure(request, self._context.scratch, self._context.stop, memory)
 
-    def _format_order(self, edge_format: EdgeFormat) -> Order:
-        return self._order(self._context.inputs[edge_format.artifact], RUNTIMES[edge_format], AS_STORED)
+    def _format_request(self, edge_format: EdgeFormat) -> MeasurementRequest:
+        return self._request(self._context.inputs[edge_format.artifact], RUNTIMES[edge_format], AS_STORED)
 
-    def _order(self, folder: Path, runtime: Runtime, dtype: str) -> Order:
-        return Order(runtime, folder, dtype, self._prompt, _NEW_TOKENS, self._cores.count, os.getpid())
+    def _request(self, folder: Path, runtime: Runtime, dtype: str) -> MeasurementRequest:
+        return MeasurementRequest(runtime, folder, dtype, self._prompt, _NEW_TOKENS, self._cores.count, os.getpid())
 
 
 def _base_dtype() -> str:
-    """The number format in which a CPU computes the base, as it does for its scores."""
+    """The dtype in which a CPU computes the base, as it does for its scores."""
     import torch
 
     device = torch.device("cpu")

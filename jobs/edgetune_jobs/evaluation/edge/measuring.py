@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_contract.measurement import ModelSpeed
-from edgetune_jobs.errors import Interrupted, TransientFault
+from edgetune_jobs.errors import Interrupted, TransientError
 from edgetune_jobs.evaluation.edge import machine
-from edgetune_jobs.evaluation.edge.process import ANSWER, ORDER, Answer, Order
+from edgetune_jobs.evaluation.edge.process import REQUEST, RESULT, MeasurementRequest, MeasurementResult
 
 _LOOK_SECONDS = 0.02
 # Some of what is free is left to the stage itself.
@@ -37,46 +37,48 @@ class _Ending:
     """Whether it was stopped for its memory."""
 
 
-def measure(order: Order, scratch: Path, stop: threading.Event, memory: int | None) -> ModelSpeed:
+def measure(request: MeasurementRequest, scratch: Path, stop: threading.Event, memory: int | None) -> ModelSpeed:
     """Run a model in a process of its own.
 
     Args:
-        order: what to measure.
+        request: what to measure.
         scratch: folder for files that are thrown away.
         stop: ends the measurement when it is set.
         memory: limit on the process's resident set in bytes: beyond it, it is stopped.
 
     Raises:
         OutOfMemory: the process took what is free on this machine, and that is less than the limit.
-        TransientFault: the process was killed by somebody else.
+        TransientError: the process was killed by somebody else.
         Interrupted: `stop` was set.
         RuntimeError: the process failed; its words are in the log.
     """
     free = machine.free_bytes()
     bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
     limit = min((each for each in (memory, bound) if each is not None), default=None)
-    answer_file = scratch / f"{order.folder.name}-speed.json"
-    answer_file.unlink(missing_ok=True)
-    ending = _run(order, scratch / f"{order.folder.name}-order.json", answer_file, stop, limit)
-    answer = ANSWER.validate_json(answer_file.read_bytes()) if answer_file.is_file() else None
-    over_memory = memory is not None and max(ending.peak_bytes, answer.peak_bytes if answer else 0) > memory
+    result_file = scratch / f"{request.folder.name}-result.json"
+    result_file.unlink(missing_ok=True)
+    ending = _run(request, scratch / f"{request.folder.name}-request.json", result_file, stop, limit)
+    result = RESULT.validate_json(result_file.read_bytes()) if result_file.is_file() else None
+    over_memory = memory is not None and max(ending.peak_bytes, result.peak_bytes if result else 0) > memory
     if ending.stopped and not over_memory:
         raise OutOfMemory(
             f"its process had {ending.peak_bytes:,} bytes in memory when it was stopped, and {free or 0:,} were free"
         )
     if not ending.stopped:
-        _check_exit(order, ending.exit_code)
-    return _speed(order, answer, ending, over_memory)
+        _check_exit(request, ending.exit_code)
+    return _speed(request, result, ending, over_memory)
 
 
-def _run(order: Order, order_file: Path, answer_file: Path, stop: threading.Event, limit: int | None) -> _Ending:
-    order_file.write_bytes(ORDER.dump_json(order))
+def _run(
+    request: MeasurementRequest, request_file: Path, result_file: Path, stop: threading.Event, limit: int | None
+) -> _Ending:
+    request_file.write_bytes(REQUEST.dump_json(request))
     environment = {
         **os.environ,
-        "OMP_NUM_THREADS": str(order.threads),
+        "OMP_NUM_THREADS": str(request.threads),
         "CUDA_VISIBLE_DEVICES": "",  # a CPU is measured, also on a machine with a GPU
     }
-    command = [sys.executable, "-m", "edgetune_jobs.evaluation.edge.process", str(order_file), str(answer_file)]
+    command = [sys.executable, "-m", "edgetune_jobs.evaluation.edge.process", str(request_file), str(result_file)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR) as process:
         try:
             return _watch(process, stop, limit)
@@ -99,27 +101,29 @@ def _watch(process: subprocess.Popen[bytes], stop: threading.Event, limit: int |
     return _Ending(process.returncode, peak, stopped=False)
 
 
-def _check_exit(order: Order, exit_code: int) -> None:
+def _check_exit(request: MeasurementRequest, exit_code: int) -> None:
     if exit_code == _KILLED:
-        raise TransientFault(
-            f"the process that measured {order.folder.name} was killed, probably because the container's memory ran "
+        raise TransientError(
+            f"the process that measured {request.folder.name} was killed, probably because the container's memory ran "
             "out: give the stage evaluate more memory in the profile"
         )
     if exit_code != 0:
         raise RuntimeError(
-            f"the process that measured {order.folder.name} ended with exit code {exit_code}; its words are in the log"
+            f"the process that measured {request.folder.name} ended with exit code {exit_code}; see the log"
         )
 
 
-def _speed(order: Order, answer: Answer | None, ending: _Ending, over_memory: bool) -> ModelSpeed:
-    peak = max(ending.peak_bytes, answer.peak_bytes if answer else 0)
-    timing = answer.timing if answer else None
+def _speed(
+    request: MeasurementRequest, result: MeasurementResult | None, ending: _Ending, over_memory: bool
+) -> ModelSpeed:
+    peak = max(ending.peak_bytes, result.peak_bytes if result else 0)
+    timing = result.timing if result else None
     return ModelSpeed(
-        runtime=answer.runtime if answer else order.runtime.value,
-        prompt_tokens_per_second=round(len(order.prompt) / timing.first_token, 1) if timing else None,
+        runtime=result.runtime if result else request.runtime.value,
+        prompt_tokens_per_second=round(len(request.prompt) / timing.first_token, 1) if timing else None,
         generation_tokens_per_second=round(1 / timing.further_token, 2) if timing else None,
         time_to_first_token_seconds=round(timing.first_token, 4) if timing else None,
         peak_memory_bytes=peak,
-        baseline_memory_bytes=answer.baseline_bytes if answer else None,
+        baseline_memory_bytes=result.baseline_bytes if result else None,
         over_memory=over_memory,
     )

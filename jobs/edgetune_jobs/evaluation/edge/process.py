@@ -1,6 +1,6 @@
-"""`python -m edgetune_jobs.evaluation.edge.process WORK ANSWER`: run one model and measure it; a process of its own.
+"""`python -m edgetune_jobs.evaluation.edge.process REQUEST RESULT`: run one model and measure it; a process of its own.
 
-WORK is the order, ANSWER gets what was found, each as JSON. ANSWER is written twice: when the libraries are there, and
+Both are JSON files. RESULT is written twice: when the libraries are there, and
 in the end.
 """
 
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Order:
+class MeasurementRequest:
     """What to measure."""
 
     runtime: Runtime
@@ -35,7 +35,7 @@ class Order:
     """The model."""
 
     dtype: str
-    """transformers: torch's name of the number format of the weights, or AS_STORED."""
+    """transformers: torch's name of the dtype of the weights, or AS_STORED."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
@@ -60,7 +60,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasurementResult:
     """What was found."""
 
     runtime: str
@@ -76,8 +76,8 @@ class Answer:
     """None as long as the model has not run."""
 
 
-ORDER = TypeAdapter(Order)
-ANSWER = TypeAdapter(Answer)
+REQUEST = TypeAdapter(MeasurementRequest)
+RESULT = TypeAdapter(MeasurementResult)
 
 
 def time_tokens(start: Callable[[], Iterator[int]], new_tokens: int, clock: Callable[[], float]) -> Timing:
@@ -101,26 +101,26 @@ def time_tokens(start: Callable[[], Iterator[int]], new_tokens: int, clock: Call
 
 def main() -> None:
     """Measure what the command line names."""
-    order_file, answer_file = map(Path, sys.argv[1:])
-    order = ORDER.validate_json(order_file.read_bytes())
-    _end_with(order.parent)
-    _keep_to_cores(order.threads)
-    runner = _open_runner(order)
+    request_file, result_file = map(Path, sys.argv[1:])
+    request = REQUEST.validate_json(request_file.read_bytes())
+    _end_with(request.parent)
+    _keep_to_cores(request.threads)
+    runner = _open_runner(request)
     baseline = loading.peak_resident_bytes()
-    _write(answer_file, Answer(runner.name, baseline, baseline))
-    runner.load(order.folder, len(order.prompt) + order.new_tokens)
-    timing = time_tokens(lambda: runner.tokens(order.prompt), order.new_tokens, perf_counter)
-    _write(answer_file, Answer(runner.name, baseline, loading.peak_resident_bytes(), timing))
+    _write(result_file, MeasurementResult(runner.name, baseline, baseline))
+    runner.load(request.folder, len(request.prompt) + request.new_tokens)
+    timing = time_tokens(lambda: runner.tokens(request.prompt), request.new_tokens, perf_counter)
+    _write(result_file, MeasurementResult(runner.name, baseline, loading.peak_resident_bytes(), timing))
 
 
-def _open_runner(order: Order) -> Runner:
-    if order.runtime is Runtime.LLAMA_CPP:
-        return LlamaCppRunner(order.threads)
-    return TransformersRunner(order.dtype)
+def _open_runner(request: MeasurementRequest) -> Runner:
+    if request.runtime is Runtime.LLAMA_CPP:
+        return LlamaCppRunner(request.threads)
+    return TransformersRunner(request.dtype)
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent is: nobody would wait for the answer any more."""
+    """Be killed when the parent is: nobody would wait for the result any more."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -134,10 +134,10 @@ def _keep_to_cores(count: int) -> None:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def _write(file: Path, answer: Answer) -> None:
+def _write(file: Path, result: MeasurementResult) -> None:
     """All of it or nothing: the reader may look at any time."""
     part = file.with_suffix(".part")
-    part.write_bytes(ANSWER.dump_json(answer))
+    part.write_bytes(RESULT.dump_json(result))
     part.replace(file)
 
 

@@ -64,7 +64,7 @@ class TransformersRunner:
         """Import the libraries.
 
         Args:
-            dtype: torch's name of the number format of the weights, or AS_STORED.
+            dtype: torch's name of the dtype of the weights, or AS_STORED.
         """
         from edgetune_jobs.models.libraries import prepare_libraries
 

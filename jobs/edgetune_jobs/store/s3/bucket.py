@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetune_jobs.errors import Interrupted, InvalidInput, TransientFault
+from edgetune_jobs.errors import Interrupted, InvalidInput, TransientError
 from edgetune_jobs.store.files import CHUNK_BYTES, FileSink, Fingerprint, Sink, disk_errors
 from edgetune_jobs.store.s3.client import s3_errors, status_of
 from edgetune_jobs.store.s3.upload import PART_BYTES, UploadStream
-from edgetune_jobs.store.store import Conflict, Content, DamagedObject, check_content
+from edgetune_jobs.store.store import Content, DamagedObject, PreconditionFailed, check_content
 
 _ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.25
@@ -38,7 +38,7 @@ class RemoteObject:
 class S3Bucket:
     """Requests to one bucket through a boto3 client. Safe for several threads.
 
-    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientFault as a Store does.
+    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientError as a Store does.
     """
 
     def __init__(self, client: Any, name: str, part_bytes: int = PART_BYTES) -> None:
@@ -73,7 +73,7 @@ class S3Bucket:
         """Write a small object; its etag.
 
         Raises:
-            Conflict: the condition does not hold.
+            PreconditionFailed: the condition does not hold.
         """
         from botocore.exceptions import ClientError
 
@@ -92,7 +92,7 @@ class S3Bucket:
                         continue
                     vanished = if_match is not None and error.response["Error"]["Code"] == "NoSuchKey"
                     if conditions and (vanished or status_of(error) in _CONFLICT_STATUSES):
-                        raise Conflict(f"{self.uri(key)} was written by another writer") from error
+                        raise PreconditionFailed(f"{self.uri(key)} was written by another writer") from error
                     raise
         return str(response["ETag"])
 
@@ -259,18 +259,18 @@ class S3Bucket:
 
     def _continue_download(
         self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event
-    ) -> TransientFault | None:
+    ) -> TransientError | None:
         """Receive what has not arrived yet; what is wrong if another request may mend it, None when all is well."""
         try:
             self._receive(key, body, expected, cancelled)
         except DamagedObject:
             raise
-        except TransientFault as fault:
+        except TransientError as error:
             if not body.is_whole:
-                message = f"the download of {self.uri(key)} broke off after {body.fingerprint.bytes:,} bytes: {fault}"
-                return TransientFault(message)
+                message = f"the download of {self.uri(key)} broke off after {body.fingerprint.bytes:,} bytes: {error}"
+                return TransientError(message)
             # All of it arrived, and the service's checksum says that it was changed.
-            return DamagedObject(f"{self.uri(key)} is damaged: {body.fingerprint} arrived: {fault}")
+            return DamagedObject(f"{self.uri(key)} is damaged: {body.fingerprint} arrived: {error}")
         try:
             if expected is not None:
                 check_content(self.uri(key), body.fingerprint, expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import ChecksumMode, StoreLocation
-from edgetune_jobs.errors import AccessDenied, InvalidInput, StageError, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, StageError, TransientError
 
 _CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_REQUIRED: "when_required"}
 _CONNECT_TIMEOUT_SECONDS = 10
@@ -38,7 +38,7 @@ _BAD_CREDENTIALS = frozenset(
     }
 )
 _EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired"})
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         "BadDigest",
         "IncompleteBody",
@@ -123,7 +123,7 @@ def create_client(
     credentials: Credentials | MountedCredentials | None,
     attempts: int = _REQUEST_ATTEMPTS,
 ) -> Any:
-    """A boto3 S3 client. Requests that fail in passing are sent up to `attempts` times, with growing pauses."""
+    """A boto3 S3 client, which sends a request up to `attempts` times while errors are transient."""
     from botocore.config import Config
 
     checksums = _CHECKSUMS[location.checksums]
@@ -207,13 +207,13 @@ def _translate_response(error: Any, uri: str) -> StageError:
     status = status_of(error)
     said = f"the store answered {status} {code}"
     if code in _EXPIRED:
-        return TransientFault(
+        return TransientError(
             f"{said} for {uri}: the session token has expired; renew it in the profile's Secret before it does"
         )
     if code in _BAD_CREDENTIALS:
         return AccessDenied(f"{said} for {uri}: it does not accept the access key; renew it in the profile's Secret")
-    if status >= 500 or status in (408, 429) or code in _PASSING:
-        return TransientFault(
+    if status >= 500 or status in (408, 429) or code in _TRANSIENT:
+        return TransientError(
             f"{said} to {error.operation_name} of {uri}, and so did the attempts after it; try again later"
         )
     if status in (401, 403):
@@ -244,4 +244,4 @@ def _translate_client_error(error: Exception, uri: str) -> StageError:
         )
     if isinstance(error, (exceptions.ParamValidationError, exceptions.NoRegionError, ValueError)):
         return InvalidInput(f"{uri} cannot be asked for: {error}")
-    return TransientFault(f"the store cannot be reached for {uri}: {cause}")
+    return TransientError(f"the store cannot be reached for {uri}: {cause}")

@@ -100,7 +100,7 @@ def forecast(
         store: what the stages would find; by default what the status recorded.
         before: the spec of the last run; None if there was none or it is not known.
     """
-    present = profile.store.for_namespace(snapshot.namespace).place if profile else snapshot.previous.store
+    present = profile.store.for_namespace(snapshot.namespace).display_uri if profile else snapshot.previous.store
     inputs = Inputs.expected(spec.parameters, before.parameters if before else None, snapshot.previous)
     stages = _Stages(snapshot.name, inputs, store or RecordedStore(snapshot.previous, present), now)
     created: list[Request] = []

@@ -14,13 +14,13 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge import machine, measuring
 from edgetune_jobs.evaluation.edge.budget import check_measurable, median_prompt
 from edgetune_jobs.evaluation.edge.machine import Cores
-from edgetune_jobs.evaluation.edge.process import Order, Timing, time_tokens
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest, Timing, time_tokens
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime, why_not_runnable
 from support.tiny_runs import tiny_parameters
 
 
-def order(folder: Path, runtime: Runtime = Runtime.TRANSFORMERS) -> Order:
-    return Order(runtime, folder, AS_STORED, (1, 2), 2, 1, os.getpid())
+def request_for(folder: Path, runtime: Runtime = Runtime.TRANSFORMERS) -> MeasurementRequest:
+    return MeasurementRequest(runtime, folder, AS_STORED, (1, 2), 2, 1, os.getpid())
 
 
 @pytest.mark.parametrize(("quantity", "cores"), [("2", 2.0), ("1.5", 1.5), ("500m", 0.5)])
@@ -120,7 +120,7 @@ def test_a_slow_model_is_run_once() -> None:
 def test_a_process_beyond_its_memory_is_stopped_and_its_figure_told(tmp_path: Path) -> None:
     limit = 30 * 2**20
 
-    speed = measuring.measure(order(tmp_path), tmp_path, threading.Event(), limit)
+    speed = measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), limit)
 
     assert speed.over_memory
     assert speed.peak_memory_bytes > limit
@@ -133,14 +133,14 @@ def test_a_machine_with_too_little_memory_is_told_from_a_model_that_takes_too_mu
     monkeypatch.setattr(machine, "free_bytes", lambda: 30 * 2**20)
 
     with pytest.raises(measuring.OutOfMemory, match=r"^its process had [\d,]+ bytes .* and 31,457,280 were free$"):
-        measuring.measure(order(tmp_path), tmp_path, threading.Event(), 2**40)
+        measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40)
 
 
 def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
     with pytest.raises(RuntimeError, match="ended with exit code 1; its words are in the log"):
-        measuring.measure(order(tmp_path), tmp_path, threading.Event(), None)
+        measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), None)
 
 
 def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from edgetune_contract.request import ChecksumMode, StoreLocation
-from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientFault
+from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import Fingerprint
 from edgetune_jobs.store.s3.client import Credentials, create_client, find_credentials, s3_errors
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.store import Conflict, DamagedObject
+from edgetune_jobs.store.store import DamagedObject, PreconditionFailed
 from support.fault_proxy import Fault, FaultProxy
 from support.versitygw import S3Server
 
@@ -108,7 +108,7 @@ def test_a_streamed_file_is_stored_though_the_answer_to_its_completion_is_lost(
 
 
 @pytest.mark.parametrize("others", [None, b"of another size"])
-def test_a_streamed_file_whose_upload_was_aborted_is_a_passing_fault(
+def test_a_streamed_file_whose_upload_was_aborted_is_a_transient_error(
     store: S3Store, s3_server: S3Server, s3_prefix: str, others: bytes | None
 ) -> None:
     def lose() -> None:
@@ -118,7 +118,7 @@ def test_a_streamed_file_whose_upload_was_aborted_is_a_passing_fault(
             if others:
                 store.put("stages/streamed.bin", others)
 
-    with pytest.raises(TransientFault, match=r"404 NoSuchUpload to (CompleteMultipartUpload|UploadPart) of s3://"):
+    with pytest.raises(TransientError, match=r"404 NoSuchUpload to (CompleteMultipartUpload|UploadPart) of s3://"):
         lose()
     assert unfinished_uploads(s3_server, s3_prefix) == []
 
@@ -151,17 +151,17 @@ def test_a_503_is_asked_again_and_forgotten(store: S3Store, s3_proxy: FaultProxy
     assert content.data == b"1"
 
 
-def test_a_service_that_keeps_answering_503_is_a_passing_fault(store: S3Store, s3_proxy: FaultProxy) -> None:
+def test_a_service_that_keeps_answering_503_is_a_transient_error(store: S3Store, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("GET", "a.json", status=503))
 
-    with pytest.raises(TransientFault, match=r"answered 503 .*to GetObject of s3://edgetune/.*/a\.json"):
+    with pytest.raises(TransientError, match=r"answered 503 .*to GetObject of s3://edgetune/.*/a\.json"):
         store.read("a.json")
 
 
 def test_a_put_whose_answer_was_lost_reports_a_conflict_with_itself(store: S3Store, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("PUT", "manifest.json", times=1, loses_answer=True))
 
-    with pytest.raises(Conflict):
+    with pytest.raises(PreconditionFailed):
         store.put("manifest.json", b"mine", if_none_match=True)
 
     content = store.read("manifest.json")
@@ -194,11 +194,11 @@ def test_a_conditional_put_that_meets_another_one_is_sent_again(store: S3Store, 
     assert content.data == b"mine"
 
 
-def test_a_service_that_cannot_be_reached_is_a_passing_fault(s3_prefix: str) -> None:
+def test_a_service_that_cannot_be_reached_is_a_transient_error(s3_prefix: str) -> None:
     location = StoreLocation(uri=f"s3://edgetune/{s3_prefix}", endpoint="http://127.0.0.1:1", region="us-east-1")
     store = S3Store(location.uri, create_client(location, Credentials("a", "b"), attempts=1))
 
-    with pytest.raises(TransientFault, match=r"the store cannot be reached for s3://edgetune/.*127\.0\.0\.1:1"):
+    with pytest.raises(TransientError, match=r"the store cannot be reached for s3://edgetune/.*127\.0\.0\.1:1"):
         store.read("a.json")
 
 
@@ -214,14 +214,14 @@ def test_a_download_that_is_cut_goes_on_where_it_ended(
     assert sum(method == "GET" for method, _ in s3_proxy.requests) == 3
 
 
-def test_a_download_that_is_always_cut_is_a_passing_fault_with_what_arrived(
+def test_a_download_that_is_always_cut_is_a_transient_error_with_what_arrived(
     store: S3Store, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(1000))
     sent = store.upload_file(tmp_path / "file", "file.bin")
     s3_proxy.faults.append(Fault("GET", "file.bin", cut_after=0))
 
-    with pytest.raises(TransientFault, match=r"the download of s3://.*/file\.bin broke off after 0 bytes"):
+    with pytest.raises(TransientError, match=r"the download of s3://.*/file\.bin broke off after 0 bytes"):
         store.download_file("file.bin", tmp_path / "back", sent)
 
 
@@ -257,7 +257,7 @@ def test_a_failed_upload_leaves_neither_object_nor_unfinished_parts(
 ) -> None:
     s3_proxy.faults.append(Fault("PUT", "partNumber=3", status=503))
 
-    with pytest.raises(TransientFault, match=r"answered 503 .*to UploadPart of s3://.*/large\.bin"):
+    with pytest.raises(TransientError, match=r"answered 503 .*to UploadPart of s3://.*/large\.bin"):
         store.upload_file(large_file, "large.bin")
 
     assert unfinished_uploads(s3_server, s3_prefix) == []
@@ -379,11 +379,11 @@ def test_credentials_that_vanish_from_their_files_are_access_denied(
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "TokenRefreshRequired"])
-def test_a_token_that_expired_is_a_passing_fault_since_another_attempt_reads_a_new_one(code: str) -> None:
+def test_a_token_that_expired_is_a_transient_error_since_another_attempt_reads_a_new_one(code: str) -> None:
     from botocore.exceptions import ClientError
 
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
-    with pytest.raises(TransientFault, match="the session token has expired; renew it"), s3_errors("s3://bucket/key"):
+    with pytest.raises(TransientError, match="the session token has expired; renew it"), s3_errors("s3://bucket/key"):
         raise ClientError(answer, "PutObject")
 
 

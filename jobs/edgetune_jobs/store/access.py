@@ -14,7 +14,7 @@ from edgetune_jobs.store.store import Store
 
 
 @dataclass(frozen=True)
-class Access:
+class StorageAccess:
     """How this process reaches S3 and the Hugging Face hub."""
 
     location: StoreLocation
@@ -79,7 +79,7 @@ class Access:
         return FolderSource(uri, field, kind)
 
 
-def open_sources(access: Access, request: Request, folder: Path) -> dict[str, Source]:
+def open_sources(access: StorageAccess, request: Request, folder: Path) -> dict[str, Source]:
     """What prepare reads: base, train, and eval if the spec names one, compared with the spec's pins.
 
     Raises:
