@@ -37,11 +37,11 @@ def test_a_job_that_is_replaced_is_told_with_the_reason(scenario: Scenario) -> N
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
     scenario.profiles = {"default": PROFILE.model_copy(update={"queue": "gpu"})}
-    replaced, advice = told(scenario), told(scenario)
+    replaced, made_anew = told(scenario), told(scenario)
 
     message = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
     assert replaced == [("Normal", "PrepareReplaced", message)]
-    assert advice == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
+    assert made_anew == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
 
 
 def test_what_stalls_a_stage_is_told_once_and_again_when_the_cause_changes(scenario: Scenario) -> None:

@@ -139,7 +139,7 @@ def test_a_machine_with_too_little_memory_is_told_from_a_model_that_takes_too_mu
 def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
-    with pytest.raises(RuntimeError, match="ended with exit code 1; its words are in the log"):
+    with pytest.raises(RuntimeError, match="ended with exit code 1; see the log"):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), None)
 
 
