@@ -58,10 +58,12 @@ def mean_loss(
     pad_token_id: int,
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
+    most_logits: int = _MOST_LOGITS,
 ) -> float | None:
     """Mean cross-entropy over all completion tokens in nats, in float32; None without any token to predict.
 
-    The first token of a completion without a prompt has nothing before it and is left out.
+    The first token of a completion without a prompt has nothing before it and is left out. No more than `most_logits`
+    logits are in memory at once.
     """
     total, tokens = 0.0, 0
 
@@ -70,13 +72,13 @@ def mean_loss(
         ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
         # Completions end at the right edge: the columns before them need no logits.
         learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
-        losses = _last_losses(model, ids, mask, max(learned))
+        losses = _last_losses(model, ids, mask, max(learned), most_logits)
         for row_losses, count in zip(losses, learned, strict=True):
             total += row_losses[len(row_losses) - count :].double().sum().item()
             tokens += count
 
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    for count in in_batches(add, lengths, batch_size, _MOST_LOGITS // _vocabulary(model)):
+    for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
         on_rows(count)
     return total / tokens if tokens else None
 
@@ -137,7 +139,9 @@ def _fits(work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
     return False
 
 
-def _last_losses(model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Tensor", count: int) -> "torch.Tensor":
+def _last_losses(
+    model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Tensor", count: int, most_logits: int
+) -> "torch.Tensor":
     """Cross-entropy of the last `count` tokens of each row, float32 [rows, count], with bounded memory for logits.
 
     Where not all logits may be there at once, the model runs again for each part of them.
@@ -147,7 +151,7 @@ def _last_losses(model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Ten
 
     rows, length = ids.shape
     parts = [torch.empty(rows, 0, device=ids.device)]
-    step = max(1, _MOST_LOGITS // (_vocabulary(model) * rows))
+    step = max(1, most_logits // (_vocabulary(model) * rows))
     with torch.inference_mode():
         for begin in range(length - 1 - count, length - 1, step):
             columns = torch.arange(begin, min(begin + step, length - 1), device=ids.device)

@@ -140,28 +140,28 @@ def test_a_single_row_that_does_not_fit_and_other_faults_end_the_work() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_of_a_long_row_are_taken_in_parts(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_long_row_are_taken_in_parts(family: str, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", family, tied=True, dtype="float32")
     model: Any = loading.load_base(folder, torch.float32, torch.device("cpu"))
     prompts, completions = [[5, 9, 30], []], [list(range(40, 60)), list(range(90, 107))]
     whole = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
-    monkeypatch.setattr(inference, "_MOST_LOGITS", 6 * model.config.vocab_size)
+    bound = 6 * model.config.vocab_size
 
-    parts = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
+    parts = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2, most_logits=bound)
 
     assert parts == pytest.approx(whole, rel=1e-5)
     assert len(seen) == 4 + 3, "20 and 16 tokens, 6 at a time"
-    assert max(seen) == 6 * model.config.vocab_size
+    assert max(seen) == bound
 
 
-def test_logits_of_a_batch_are_bounded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_batch_are_bounded(model: Any) -> None:
     alone = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=1)
     sizes: list[int] = []
-    monkeypatch.setattr(inference, "_MOST_LOGITS", 10 * model.config.vocab_size)
+    options: dict[str, Any] = {"on_rows": sizes.append, "most_logits": 10 * model.config.vocab_size}
 
-    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, on_rows=sizes.append)
+    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, **options)
 
     assert sizes == [1, 2, 1], "rows of 9, 5, 5 and 5 tokens in batches of up to 10"
     assert loss == pytest.approx(alone, rel=1e-5)

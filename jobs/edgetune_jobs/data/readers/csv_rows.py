@@ -57,7 +57,7 @@ def _records(text: TextIO, name: str) -> Iterator[tuple[Place, list[str]] | BadR
             yield BadRow(place, f"broken CSV: {error}")
             continue
         except _LineTooLong:
-            yield BadRow(place, f"is longer than {MAX_ROW_BYTES >> 20} MiB; the lines after it were not read")
+            yield BadRow(place, f"is longer than {MAX_ROW_BYTES:,} bytes; the lines after it were not read")
             return
         if cells is None:
             return

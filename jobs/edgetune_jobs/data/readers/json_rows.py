@@ -13,20 +13,21 @@ MAX_JSON_BYTES = 2**30
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_jsonl(path: Path, name: str) -> Iterator[RawRow | BadRow]:
+def read_jsonl(path: Path, name: str, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[RawRow | BadRow]:
     """One JSON value a line; lines of white space alone are no rows.
 
     Args:
         path: the file.
         name: what messages call it.
+        max_row_bytes: longest line that is read, in bytes; a longer one is skipped.
     """
     with path.open("rb") as file:
-        for number, line in _lines(file):
+        for number, line in _lines(file, max_row_bytes):
             place = Place(name, Unit.LINE, number)
             if number == 1 and line is not None and (encoding := foreign_encoding(line)):
                 yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
                 return
-            row = _parse_line(place, line)
+            row = _parse_line(place, line, max_row_bytes)
             if row is not None:
                 yield row
 
@@ -98,22 +99,22 @@ def _decode(content: bytes) -> str:
         ) from error
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: BinaryIO, max_row_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Numbered lines; None for one that is longer than a row may be, which is skipped without holding it in memory."""
     number = 0
-    while line := file.readline(MAX_ROW_BYTES + 1):
+    while line := file.readline(max_row_bytes + 1):
         number += 1
-        if len(line) <= MAX_ROW_BYTES:
+        if len(line) <= max_row_bytes:
             yield number, line
             continue
         while line and not line.endswith(b"\n"):
-            line = file.readline(MAX_ROW_BYTES)
+            line = file.readline(max_row_bytes)
         yield number, None
 
 
-def _parse_line(place: Place, line: bytes | None) -> RawRow | BadRow | None:
+def _parse_line(place: Place, line: bytes | None, max_row_bytes: int) -> RawRow | BadRow | None:
     if line is None:
-        return BadRow(place, f"is longer than {MAX_ROW_BYTES >> 20} MiB")
+        return BadRow(place, f"is longer than {max_row_bytes:,} bytes")
     if place.number == 1:
         line = line.removeprefix(_BOM)
     try:

@@ -16,6 +16,7 @@ from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
 from edgetune_jobs.models import loading
+from edgetune_jobs.models.libraries import usable_cpus
 from edgetune_jobs.stage import StageContext
 
 _FIELD = "spec.evaluation.edge"
@@ -69,7 +70,7 @@ class _Measuring:
     def __init__(self, context: StageContext, budget: EdgeBudget, prompt: tuple[int, ...]) -> None:
         self._context = context
         self._memory = parse_bytes(budget.memory) if budget.memory is not None else None
-        self._cores = Cores.choose(budget.cpu)
+        self._cores = Cores.choose(budget.cpu, usable_cpus())
         self._prompt = prompt
         self._warnings = list(self._cores.warnings)
 

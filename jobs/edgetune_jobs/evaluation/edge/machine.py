@@ -2,11 +2,12 @@
 
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_contract.quantities import parse_cpu
-from edgetune_jobs.models.libraries import read_proc_bytes, usable_cpus
+from edgetune_jobs.models.libraries import read_proc_bytes
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -27,9 +28,13 @@ class Cores:
     """What of the asked could not be had."""
 
     @classmethod
-    def choose(cls, asked: str | None) -> "Cores":
-        """As many as asked, rounded up, but no more than this process may use; without `asked` all of those."""
-        usable = usable_cpus()
+    def choose(cls, asked: str | None, usable: int) -> "Cores":
+        """As many as asked, rounded up, but no more than are usable; without `asked` all of those.
+
+        Args:
+            asked: a quantity such as 2 or 500m.
+            usable: cores that this process may use.
+        """
         if asked is None:
             return cls(usable)
         count = math.ceil(parse_cpu(asked))
@@ -62,14 +67,18 @@ def resident_bytes(process: int) -> int:
         return 0
 
 
-def free_bytes() -> int | None:
-    """Memory that processes of this container can still take; None if the machine does not say."""
-    answers = (_free_of_machine(), *(_free_of_cgroup(limit, usage) for limit, usage in _CGROUP_FILES))
+def free_bytes(
+    memory_info: Path = _MEMORY_INFO, cgroup_files: Sequence[tuple[Path, Path]] = _CGROUP_FILES
+) -> int | None:
+    """Memory that processes of this container can still take; None if the machine does not say.
+
+    Args:
+        memory_info: file with the figures of the whole machine.
+        cgroup_files: files with limit and usage of the container; those of other versions of cgroups are not there.
+    """
+    of_machine = read_proc_bytes(memory_info, "MemAvailable") if memory_info.is_file() else None
+    answers = (of_machine, *(_free_of_cgroup(limit, usage) for limit, usage in cgroup_files))
     return min((free for free in answers if free is not None), default=None)
-
-
-def _free_of_machine() -> int | None:
-    return read_proc_bytes(_MEMORY_INFO, "MemAvailable") if _MEMORY_INFO.is_file() else None
 
 
 def _free_of_cgroup(limit_file: Path, usage_file: Path) -> int | None:

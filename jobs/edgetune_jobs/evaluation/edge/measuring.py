@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,13 @@ class _Ending:
     """Whether it was stopped for its memory."""
 
 
-def measure(request: MeasurementRequest, scratch: Path, stop: threading.Event, memory: int | None) -> ModelSpeed:
+def measure(
+    request: MeasurementRequest,
+    scratch: Path,
+    stop: threading.Event,
+    memory: int | None,
+    free_bytes: Callable[[], int | None] = machine.free_bytes,
+) -> ModelSpeed:
     """Run a model in a process of its own.
 
     Args:
@@ -45,6 +52,7 @@ def measure(request: MeasurementRequest, scratch: Path, stop: threading.Event, m
         scratch: folder for files that are thrown away.
         stop: ends the measurement when it is set.
         memory: limit on the process's resident set in bytes: beyond it, it is stopped.
+        free_bytes: gives the memory that is free on this machine; None if it is not known.
 
     Raises:
         OutOfMemory: the process took what is free on this machine, and that is less than the limit.
@@ -52,7 +60,7 @@ def measure(request: MeasurementRequest, scratch: Path, stop: threading.Event, m
         Interrupted: `stop` was set.
         RuntimeError: the process failed; its words are in the log.
     """
-    free = machine.free_bytes()
+    free = free_bytes()
     bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
     limit = min((each for each in (memory, bound) if each is not None), default=None)
     result_file = scratch / f"{request.folder.name}-result.json"

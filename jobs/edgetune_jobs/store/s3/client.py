@@ -122,8 +122,19 @@ def create_client(
     location: StoreLocation,
     credentials: Credentials | MountedCredentials | None,
     attempts: int = _REQUEST_ATTEMPTS,
+    reread_seconds: float = _REREAD_SECONDS,
 ) -> Any:
-    """A boto3 S3 client, which sends a request up to `attempts` times while errors are transient."""
+    """A boto3 S3 client.
+
+    Args:
+        location: the store.
+        credentials: an access key, or where to read it; None for the client's default chain.
+        attempts: how often a request is sent while errors are transient.
+        reread_seconds: how long an access key from files is used before they are read again.
+
+    Raises:
+        AccessDenied: the access key in the files is not whole.
+    """
     from botocore.config import Config
 
     checksums = _CHECKSUMS[location.checksums]
@@ -137,11 +148,11 @@ def create_client(
         read_timeout=_READ_TIMEOUT_SECONDS,
     )
     with s3_errors(location.uri):
-        session = _create_session(credentials)
+        session = _create_session(credentials, reread_seconds)
         return session.client("s3", endpoint_url=location.endpoint, region_name=location.region, config=config)
 
 
-def _create_session(credentials: Credentials | MountedCredentials | None) -> Any:
+def _create_session(credentials: Credentials | MountedCredentials | None, reread_seconds: float) -> Any:
     """A boto3 session with these credentials; those in files are read again from time to time."""
     import boto3
     import botocore.session
@@ -160,7 +171,7 @@ def _create_session(credentials: Credentials | MountedCredentials | None) -> Any
             "access_key": now.access_key_id,
             "secret_key": now.secret_access_key,
             "token": now.session_token,
-            "expiry_time": (datetime.now(UTC) + timedelta(seconds=_REREAD_SECONDS)).isoformat(),
+            "expiry_time": (datetime.now(UTC) + timedelta(seconds=reread_seconds)).isoformat(),
         }
 
     class MountedFiles(CredentialProvider):

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgetune_jobs.data.data_set import DataSet, read_data_set
-from edgetune_jobs.data.readers import json_rows
 from edgetune_jobs.data.readers.csv_rows import read_csv
 from edgetune_jobs.data.readers.json_rows import read_json, read_jsonl
 from edgetune_jobs.data.readers.parquet_rows import read_parquet
@@ -204,14 +203,12 @@ def test_a_csv_cell_may_hold_a_list_of_keywords(tmp_path: Path) -> None:
     assert problems == ["rows.csv line 5: 'expected_keyword' begins like a list, but is broken JSON: Expecting value"]
 
 
-def test_a_line_beyond_the_limit_is_skipped_without_the_rows_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 100)
+def test_a_line_beyond_the_limit_is_skipped_without_the_rows_after_it(tmp_path: Path) -> None:
     content = f"{GOOD}\n" + json.dumps({"instruction": "x" * 1000, "response": "b"}) + f"\n{GOOD}\n"
-    data_set, problems = read(write_file(tmp_path / "rows.jsonl", content))
-    assert len(data_set.examples) == 2
-    assert problems == ["rows.jsonl line 2: is longer than 0 MiB"]
+    first, long, last = read_jsonl(write_file(tmp_path / "rows.jsonl", content), "rows.jsonl", max_row_bytes=100)
+    assert isinstance(first, RawRow)
+    assert isinstance(last, RawRow)
+    assert long == BadRow(Place("rows.jsonl", Unit.LINE, 2), "is longer than 100 bytes")
 
 
 def test_parquet_reads_lists_and_structs_and_reports_rows_by_number(tmp_path: Path) -> None:

@@ -35,18 +35,12 @@ def test_what_is_no_number_of_cores_is_refused(quantity: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "count"), [(None, 4), ("1", 1), ("500m", 1), ("1.2", 2), ("4", 4)])
-def test_a_part_of_a_core_is_a_core_and_without_a_budget_all_are_taken(
-    asked: str | None, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "usable_cpus", lambda: 4)
-
-    assert Cores.choose(asked) == Cores(count)
+def test_a_part_of_a_core_is_a_core_and_without_a_budget_all_are_taken(asked: str | None, count: int) -> None:
+    assert Cores.choose(asked, usable=4) == Cores(count)
 
 
-def test_more_cores_than_the_stage_has_are_measured_with_those_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "usable_cpus", lambda: 2)
-
-    assert Cores.choose("8") == Cores(
+def test_more_cores_than_the_stage_has_are_measured_with_those_and_told() -> None:
+    assert Cores.choose("8", usable=2) == Cores(
         2,
         (
             "spec.evaluation.edge.cpu asks for 8 cores, and the stage has 2: it was measured with 2; "
@@ -56,27 +50,24 @@ def test_more_cores_than_the_stage_has_are_measured_with_those_and_told(monkeypa
 
 
 def test_memory_is_free_up_to_the_containers_limit_and_cached_files_count_as_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     limit, usage = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text("1000000\n")
     usage.write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 400000\ninactive_file 200000\n")
-    monkeypatch.setattr(machine, "_CGROUP_FILES", ((tmp_path / "none", tmp_path / "none"), (limit, usage)))
 
-    assert machine.free_bytes() == 500_000
+    assert machine.free_bytes(cgroup_files=((tmp_path / "none", tmp_path / "none"), (limit, usage))) == 500_000
 
 
-def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
     limit, usage, machine_wide = tmp_path / "memory.max", tmp_path / "memory.current", tmp_path / "meminfo"
     limit.write_text("max\n")
     usage.write_text("700000\n")
     (tmp_path / "memory.stat").write_text("inactive_file 1\n")
     machine_wide.write_text("MemTotal: 9 kB\nMemAvailable:  2048 kB\n")
-    monkeypatch.setattr(machine, "_CGROUP_FILES", ((limit, usage),))
-    monkeypatch.setattr(machine, "_MEMORY_INFO", machine_wide)
 
-    assert machine.free_bytes() == 2048 * 1024
+    assert machine.free_bytes(machine_wide, ((limit, usage),)) == 2048 * 1024
 
 
 def test_the_prompt_is_that_of_median_length_and_a_text_is_its_own_prompt() -> None:
@@ -128,12 +119,10 @@ def test_a_process_beyond_its_memory_is_stopped_and_its_figure_told(tmp_path: Pa
 
 
 def test_a_machine_with_too_little_memory_is_told_from_a_model_that_takes_too_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(machine, "free_bytes", lambda: 30 * 2**20)
-
     with pytest.raises(measuring.OutOfMemory, match=r"^its process had [\d,]+ bytes .* and 31,457,280 were free$"):
-        measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40)
+        measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40, free_bytes=lambda: 30 * 2**20)
 
 
 def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -348,12 +348,11 @@ def write_credentials(folder: Path, credentials: Credentials) -> None:
 
 
 def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_client(
-    s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("edgetune_jobs.store.s3.client._REREAD_SECONDS", 0.05)
     write_credentials(tmp_path, s3_server.reader)
     location = s3_server.location(s3_prefix)
-    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))
+    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path), reread_seconds=0.05))
     with pytest.raises(AccessDenied, match="lack s3:PutObject"):
         store.put("a.json", b"")
 
@@ -364,12 +363,11 @@ def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_clien
 
 
 def test_credentials_that_vanish_from_their_files_are_access_denied(
-    s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("edgetune_jobs.store.s3.client._REREAD_SECONDS", 0.05)
     write_credentials(tmp_path, s3_server.admin)
     location = s3_server.location(s3_prefix)
-    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path)))
+    store = S3Store(location.uri, create_client(location, find_credentials(tmp_path), reread_seconds=0.05))
     for path in tmp_path.iterdir():
         path.unlink()
     time.sleep(0.1)  # longer than what was read is used
