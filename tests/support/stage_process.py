@@ -24,6 +24,7 @@ from edgetune_jobs.runtime.stage_run import StageBody, StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
+OFFLINE = "HF_HUB_OFFLINE"
 ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
 INPUTS = {
     Stage.PREPARE: [],
@@ -137,6 +138,12 @@ def other_artifacts(context: StageContext) -> StageOutput:
     return replace(work(context), artifacts=("weights",))
 
 
+def tells_offline(context: StageContext) -> StageOutput:
+    """Tell whether the hub may be asked, as the libraries find it in the environment."""
+    output = StageOutput() if context.request.stage is Stage.PUBLISH else work(context)
+    return replace(output, facts={OFFLINE: os.environ[OFFLINE]})
+
+
 def prints(context: StageContext) -> StageOutput:
     """Write to stdout as libraries do."""
     print("a library's banner")
@@ -153,6 +160,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "too_long": too_long,
     "other_artifacts": other_artifacts,
     "prints": prints,
+    "tells_offline": tells_offline,
     "bug": fail(lambda: KeyError("no such 'layer' \x07 in \"the\" model")),
     "memory": fail(lambda: MemoryError()),
     "disk": fail(lambda: OSError(errno.ENOSPC, "No space left on device", str(Path.cwd()))),
@@ -163,10 +171,11 @@ BEHAVIOURS: dict[str, StageBody] = {
 
 
 def load_code(stage: Stage) -> StageCode:
-    """The body that the environment names; publish is the real one."""
-    if stage is Stage.PUBLISH:
+    """The body that the environment names; publish is the real one unless it has to tell something."""
+    behaviour = os.environ.get(BEHAVIOUR, "work")
+    if stage is Stage.PUBLISH and behaviour != "tells_offline":
         return process.load_stage_code(stage)
-    return StageCode(BEHAVIOURS[os.environ.get(BEHAVIOUR, "work")], look_again if stage is Stage.PREPARE else None)
+    return StageCode(BEHAVIOURS[behaviour], look_again if stage is Stage.PREPARE else None)
 
 
 if __name__ == "__main__":
