@@ -98,7 +98,7 @@ def test_the_example_is_a_legal_object() -> None:
     assert check_object(document) == ()
 
 
-@pytest.mark.parametrize("package", ["edgetune_operator", "edgetune_contract"])
+@pytest.mark.parametrize("package", ["edgetune_operator", "edgetune_contract", "edgetune_jobs"])
 def test_every_module_has_its_place_in_the_architecture(package: str) -> None:
     folder = next(path for path in REPOSITORY.glob(f"*/{package}") if path.is_dir())
     modules = {path.name for path in folder.rglob("*.py")} - {"__init__.py", "model.py", "spec.py"}
