@@ -98,7 +98,7 @@ def _read_file(
     try:
         for number, row in enumerate(_rows(path, name, parser)):
             if number % _ROWS_BETWEEN_STOP_CHECKS == 0 and stop.is_set():
-                raise Interrupted("stopped while the data was read; nothing was written, another attempt starts anew")
+                raise Interrupted("stopped while reading the data; nothing was written; the next attempt starts again")
             if isinstance(row, RawRow):
                 data_set.fields.update(dict.fromkeys(row.fields))
                 judged = parser.parse(row)

@@ -96,7 +96,7 @@ class _Evaluation:
         passes = self.models_to_score * (1 if self.rows.is_text else 2)
         self.context.progress.update(self.rows_done, passes * len(self.rows), "rows")
         if self.context.stop.is_set():
-            raise Interrupted("stopped by SIGTERM while scoring; scoring begins anew in the next attempt")
+            raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
 
 
 def run(context: StageContext) -> StageOutput:

@@ -214,7 +214,7 @@ class _Tokenizing:
         count = TokenCount()
         for begin in range(0, len(examples), _ROWS_AT_A_TIME):
             if self._context.stop.is_set():
-                raise Interrupted("stopped while rows were tokenized; nothing was written, another attempt starts anew")
+                raise Interrupted("stopped while tokenizing rows; nothing was written; the next attempt starts again")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
             for example in self._tokenizer.tokenize(batch):

@@ -108,7 +108,7 @@ def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
     if reached < total:
         raise Interrupted(
             f"stopped by SIGTERM after step {reached} of {total}; its checkpoint is in the store, and the next attempt "
-            "goes on from there",
+            "resumes from it",
             reached if context.checkpoints else None,
         )
     return step
@@ -186,7 +186,7 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bo
     )
     if fitted and smaller is None:
         return OutOfGpuMemory(
-            f"{where}, after steps that fitted: the next attempt goes on from the newest checkpoint; if it happens "
+            f"{where}, after steps that fitted: the next attempt resumes from the newest checkpoint; if it happens "
             "again, lower spec.training.maxLength, or use a GPU that nobody shares"
         )
     if smaller is None or checkpoints is None:

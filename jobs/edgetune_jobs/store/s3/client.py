@@ -231,7 +231,7 @@ def _translate_response(error: Any, uri: str) -> StageError:
         right = _RIGHTS.get(error.operation_name, error.operation_name)
         return AccessDenied(f"{said}: these credentials lack {right} on {uri}; grant it to them")
     if code == "NoSuchBucket":
-        return InvalidInput(f"the bucket of {uri} does not exist; create it, or mend the name")
+        return InvalidInput(f"the bucket of {uri} does not exist; create it or correct the name")
     if status in (301, 307, 400) and code in ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"):
         return InvalidInput(f"{said} for {uri}: the bucket is in another region; set the profile's region")
     message = error.response.get("Error", {}).get("Message", "")
