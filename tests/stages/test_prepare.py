@@ -239,17 +239,17 @@ def test_progress_counts_all_rows(workplace: Workplace) -> None:
     assert workplace.progress.said == ["inspecting the base model", "reading the data", "tokenizing"]
 
 
-@pytest.mark.parametrize("moment", ["the data was read", "rows were tokenized"])
+@pytest.mark.parametrize("moment", ["reading the data", "tokenizing rows"])
 def test_a_stop_ends_the_stage_and_leaves_nothing(workplace: Workplace, moment: str) -> None:
     workplace.write("train.jsonl", instruction_rows(600))
-    if moment == "the data was read":
+    if moment == "reading the data":
         workplace.stop.set()
     workplace.progress.on_update = lambda _: workplace.stop.set()
     context = workplace.context()
     with pytest.raises(Interrupted, match=f"stopped while {moment}"):
         prepare.run(context)
     assert list(context.output.iterdir()) == []
-    assert len(workplace.progress.updates) == (0 if moment == "the data was read" else 1)
+    assert len(workplace.progress.updates) == (0 if moment == "reading the data" else 1)
 
 
 def test_prepared_data_are_checked_again_for_fields_that_do_not_change_them(workplace: Workplace) -> None:
