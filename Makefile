@@ -76,6 +76,7 @@ check: .venv/dev ## Format, lint, types, imports, generated files
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m edgetune_operator.generate --check
 	@PYTHONPATH=tests $(BIN)/python -m support.golden --check
+	@PYTHONPATH=tests $(BIN)/python -m support.file_map --check
 
 # constraints.txt comes first: with an old one, what pyproject.toml asks for may not be installable.
 generate: .venv/uv ## Make constraints.txt from pyproject.toml; the CRD, the field reference and the golden manifests from the models
@@ -83,6 +84,7 @@ generate: .venv/uv ## Make constraints.txt from pyproject.toml; the CRD, the fie
 	@$(MAKE) --silent .venv/dev
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
+	@PYTHONPATH=tests $(BIN)/python -m support.file_map
 
 upgrade: .venv/uv ## Take the newest libraries that pyproject.toml allows into constraints.txt: all, or PACKAGES="trl peft"
 	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -14,6 +13,7 @@ from edgetune_operator.api.spec_check import check_object
 from edgetune_operator.decisions.run_state import MAX_INTERRUPTIONS
 from edgetune_operator.generate.reference import REASONS
 from support.apiserver import REPOSITORY
+from support.file_map import PACKAGES, PAGE, file_map, page
 
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -98,12 +98,13 @@ def test_the_example_is_a_legal_object() -> None:
     assert check_object(document) == ()
 
 
-@pytest.mark.parametrize("package", ["edgetune_operator", "edgetune_contract", "edgetune_jobs"])
-def test_every_module_has_its_place_in_the_architecture(package: str) -> None:
-    folder = next(path for path in REPOSITORY.glob(f"*/{package}") if path.is_dir())
-    modules = {path.name for path in folder.rglob("*.py")} - {"__init__.py", "model.py", "spec.py"}
+def test_the_file_map_has_every_module_of_the_packages() -> None:
+    modules = [path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")]
+    captions = {line.split(maxsplit=1)[0]: line for line in file_map().splitlines() if line.strip()}
 
-    assert {name for name in modules if f"`{name}`" not in ARCHITECTURE and f"/{name}`" not in ARCHITECTURE} == set()
+    assert page() == PAGE.read_text(encoding="utf-8"), "run make generate"
+    assert {path.name for path in modules} - {"__init__.py"} <= set(captions)
+    assert [line for line in captions.values() if len(line.split()) == 1 and line != "```"] == []
 
 
 def test_every_file_in_the_architecture_exists() -> None:

@@ -1,0 +1,71 @@
+"""The map of the packages in docs/architecture.md: every file with the first sentence of its docstring.
+
+`PYTHONPATH=tests python -m support.file_map` writes it, with --check it compares.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.apiserver import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "architecture.md"
+PACKAGES = (
+    "operator/edgetune_operator",
+    "operator/edgetune_cli",
+    "jobs/edgetune_contract",
+    "jobs/edgetune_jobs",
+)
+_BEGIN, _END = "<!-- file map: make generate -->\n", "<!-- end of the file map -->\n"
+_COLUMN = 31
+
+
+def file_map() -> str:
+    """The map as Markdown: a tree of folders and modules with captions."""
+    lines = (line for package in PACKAGES for line in ("", *_tree(REPOSITORY / package, package, 0)))
+    return "\n".join(("```", *list(lines)[1:], "```", ""))
+
+
+def page() -> str:
+    """The page with today's map in it."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise SystemExit(f"{PAGE} lacks {_BEGIN.strip()} or {_END.strip()}")
+    return f"{before}{begin}{file_map()}{end}{after}"
+
+
+def _tree(folder: Path, name: str, depth: int) -> Iterator[str]:
+    yield _line(f"{name}/", folder / "__init__.py", depth)
+    modules = sorted(folder.glob("*.py"))
+    yield from (_line(path.name, path, depth + 1) for path in modules if path.name != "__init__.py")
+    for room in sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()):
+        yield from _tree(room, room.name, depth + 1)
+
+
+def _line(name: str, path: Path, depth: int) -> str:
+    indented = f"{'  ' * depth}{name}"
+    return f"{indented:{_COLUMN}} {_caption(path)}".rstrip()
+
+
+def _caption(path: Path) -> str:
+    """First sentence of a module's docstring, on one line."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[.!?])\s", paragraph, maxsplit=1)[0].removesuffix(".").replace("`", "")
+
+
+def main() -> None:
+    """Write the map, or with --check compare it."""
+    written = page()
+    if "--check" not in sys.argv:
+        PAGE.write_text(written, encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != written:
+        raise SystemExit(f"{PAGE.relative_to(REPOSITORY)}: the file map is not that of the code; run make generate")
+
+
+if __name__ == "__main__":
+    main()
