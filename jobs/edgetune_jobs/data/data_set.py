@@ -1,4 +1,4 @@
-"""Data sets: which files they are, and every row of them either an example or a named problem."""
+"""Data sets: which files they are, and every row of them either an example or a row error."""
 
 import threading
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What ended a stage, in the contract's words: exit code, reason, and a message to the person who can mend it."""
+"""What ended a stage, in the contract's words: exit code, reason, and a message to the person who can fix it."""
 
 import errno
 import os

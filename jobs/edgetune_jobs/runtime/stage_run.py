@@ -1,4 +1,4 @@
-"""One stage around its body:
+"""One stage around its body: use marked, manifest looked for, inputs fetched, body run, outputs stored.
 
 request ── mark of use ── manifest there? ── yes ───────────────► answer at once
                               │ no

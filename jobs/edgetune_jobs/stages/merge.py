@@ -14,7 +14,7 @@ from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import CannotStream
 from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
+from edgetune_jobs.tensors.stored_encoder import StoredEncoder, plan_stored
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 
 

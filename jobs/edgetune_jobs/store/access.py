@@ -1,4 +1,4 @@
-"""From URIs to stores and sources."""
+"""Access to storage: from URIs and credentials to stores and sources."""
 
 from dataclasses import dataclass
 from functools import cached_property

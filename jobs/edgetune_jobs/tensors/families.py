@@ -1,4 +1,4 @@
-"""Model families whose tensors are understood without loading the model: names, shapes, and which are linear layers.
+"""Model families whose tensors are known without loading the model: names, shapes, and which are linear layers.
 
 Each is proven against the library: see tests/stages/test_streaming.py. What a family does not describe exactly takes
 the library's path.
@@ -15,7 +15,7 @@ from edgetune_jobs.models.folder import CONFIG, ModelFolder
 from edgetune_jobs.models.libraries import load_config
 from edgetune_jobs.models.weights import OUTPUT_HEAD, TORCH_DTYPES, StoredTensor
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
-from edgetune_jobs.tensors.reader import pieces
+from edgetune_jobs.tensors.row_reader import pieces
 
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"

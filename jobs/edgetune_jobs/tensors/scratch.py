@@ -1,4 +1,4 @@
-"""Memory for intermediate results, kept by each thread: allocated anew for each step, it would lie in fragments."""
+"""Memory for intermediate results, kept by each thread: allocated again for each step, it would fragment."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Merge and quantize without loading the model: which models can be taken tensor by tensor, and how they are written.
+"""Merge and quantize without loading the model: which models can be streamed by tensor, and how they are written.
 
 Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
 """

@@ -1,4 +1,4 @@
-"""Training checkpoints in the store.
+"""Training checkpoints in the store: saved while training runs, restored when it resumes.
 
     checkpoints/<train digest>/step-<n>/<attempt>/…files…      each writer has a folder of its own
     checkpoints/<train digest>/step-<n>/manifest.json          written last, by the first writer that is complete

@@ -21,10 +21,10 @@ from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors import nf4, pipeline
 from edgetune_jobs.tensors.merged_rows import ModelWeights
-from edgetune_jobs.tensors.reader import Buffers
+from edgetune_jobs.tensors.row_reader import Buffers
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup, plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored import StoredEncoder, plan_stored
+from edgetune_jobs.tensors.stored_encoder import StoredEncoder, plan_stored
 from support.families import make_adapter, make_model
 from support.stage_context import FolderStreams, RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters

@@ -1,4 +1,4 @@
-"""The S3 client: how it is set up, and what its errors mean to the person who can mend them."""
+"""The S3 client: how it is set up, and what its errors mean to the person who can fix them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.models.weights import SAFETENSORS_DTYPES, StoredTensor
 from edgetune_jobs.tensors.merged_rows import PIECE_BYTES
-from edgetune_jobs.tensors.reader import Buffers
+from edgetune_jobs.tensors.row_reader import Buffers
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored import StoredEncoder, bytes_of, plan_stored
+from edgetune_jobs.tensors.stored_encoder import StoredEncoder, bytes_of, plan_stored
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""A model as it comes, in safetensors: what merging writes."""
+"""Safetensors with the rows as they come: what merging writes, and all tensors that a format does not quantize."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
