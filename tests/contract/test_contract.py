@@ -187,7 +187,7 @@ def test_quantities_are_bytes_as_in_kubernetes(quantity: str, expected: int) -> 
 
 @pytest.mark.parametrize("quantity", ["", "8GiB", "1.5Gi", "-1", "Gi", "8 Gi", "1E"])
 def test_a_quantity_of_another_form_is_refused(quantity: str) -> None:
-    with pytest.raises(ValueError, match="is not a number of bytes: use a whole number, if need be with Ki"):
+    with pytest.raises(ValueError, match="is not a valid size: use an integer with an optional suffix Ki"):
         parse_bytes(quantity)
 
 
