@@ -259,9 +259,9 @@ class Result(Model):
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
 
-        Until it fits, parts are left out in this order: facts and warnings of later stages; results of later stages, the
-        last one first (each costs one short Job that finds its manifest); facts; warnings, the last one first (their
-        number replaces them). The manifest has everything.
+        Until it fits, parts are left out in this order: facts and warnings of later stages; results of later stages,
+        the last one first (each costs one short Job that finds its manifest); facts; warnings, the last one first
+        (their number replaces them). The manifest has everything.
 
         Raises:
             ValueError: it is still too long.
