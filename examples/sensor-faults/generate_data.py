@@ -1,18 +1,18 @@
-"""Makes train.jsonl and eval.jsonl: readings of a plant's sensors, and the fault and action that each stands for.
+"""Makes train.jsonl and eval.jsonl: sensor readings of a plant, each with its fault and the action to take.
 
     python examples/sensor-faults/generate_data.py [FOLDER]
 
-A row is one JSON object a line:
+Each line is one row, a JSON object:
 
     {"instruction": "Pump P-17 in hall 2 reports strong vibration (9.3 mm/s). Name the fault and the action.",
      "response": "Fault: bearing wear. Action: replace the bearing.",
      "expected_keyword": ["bearing wear", "replace the bearing"]}
 
-Which reading stands for which fault is this plant's own convention: a model that was not trained on these rows has no
-way to name both. The evaluation rows ask for the same faults with unit numbers, sites, question wordings and symptom
-wordings that no training row has, so a model that only remembers sentences fails them.
+Which reading indicates which fault is this plant's own convention: a model that was not trained on these rows cannot
+name both. The evaluation rows ask for the same faults with unit numbers, sites, questions and symptoms that no training
+row has, so a model that only memorized sentences fails them.
 
-The rows depend on SEED alone. The standard library is all that is needed.
+The rows depend only on SEED. The script needs only the standard library.
 """
 
 import json
@@ -29,14 +29,14 @@ EVAL_ROWS = 96
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, what the technician does about it, and the reading that gives it away."""
+    """One fault, the technician's action, and the reading that indicates the fault."""
 
     name: str
     action: str
     unit: str
     low: float
     high: float
-    """The reading lies between low and high, in `unit`."""
+    """The reading is between low and high, in `unit`."""
 
     train_symptoms: tuple[str, ...]
     eval_symptoms: tuple[str, ...]
@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Wording:
-    """Everything in a question that is not the symptom."""
+    """The parts of a question besides the symptom."""
 
     numbers: range
     sites: tuple[str, ...]
@@ -217,7 +217,7 @@ EVAL_WORDING = Wording(
 
 
 def rows(count: int, wording: Wording, generator: random.Random, *, evaluation: bool) -> Iterator[dict[str, object]]:
-    """`count` different rows, the faults in turn, so that each has the same number."""
+    """`count` distinct rows that cycle through the faults, so that each fault has the same number of rows."""
     seen: set[str] = set()
     while len(seen) < count:
         fault = FAULTS[len(seen) % len(FAULTS)]
@@ -244,7 +244,7 @@ def _question(fault: Fault, wording: Wording, generator: random.Random, symptoms
 
 
 def write(path: Path, content: list[dict[str, object]]) -> None:
-    """One JSON object a line, in UTF-8."""
+    """Write one JSON object per line, in UTF-8."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
 
 
@@ -252,7 +252,7 @@ def main(folder: Path) -> None:
     """Write both files into `folder`."""
     generator = random.Random(SEED)  # noqa: S311 - sample data, no secrets
     train = list(rows(TRAIN_ROWS, TRAIN_WORDING, generator, evaluation=False))
-    # Training takes rows in an order of its own, but a reader of the file should not see a pattern.
+    # Training shuffles the rows anyway; this avoids a visible pattern in the file.
     generator.shuffle(train)
     write(folder / "train.jsonl", train)
     write(folder / "eval.jsonl", list(rows(EVAL_ROWS, EVAL_WORDING, generator, evaluation=True)))

@@ -1,1 +1,1 @@
-"""What the operator and its containers have agreed on: stages, parameters, requests, results, digests, store keys."""
+"""The contract between the operator and its containers: stages, parameters, requests, results, digests, store keys."""

@@ -1,4 +1,4 @@
-"""Clean-up: what is asked and said when an object's artifacts go with it (deletionPolicy: Delete)."""
+"""Request and result of a clean-up, which removes the artifacts of a deleted object (deletionPolicy: Delete)."""
 
 from typing import Annotated, Literal
 
@@ -9,12 +9,12 @@ from edgetune_contract.request import CONTRACT_VERSION, Failure, StoreLocation
 
 
 class CleanUpRequest(Model):
-    """All that a clean-up needs to know. What belongs to the object, the store knows."""
+    """Input of a clean-up. The store records which artifacts belong to the object."""
 
     contract_version: Literal[1] = CONTRACT_VERSION
     namespace: str
     name: Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-    """Name of the LoraFineTune: the model's name in the store. Never empty: that would stand for all models."""
+    """Name of the LoraFineTune, and of its model in the store. Never empty: an empty name would match every model."""
 
     store: StoreLocation
 
@@ -24,20 +24,20 @@ class CleanUpRequest(Model):
 
 
 class CleanUpResult(Model):
-    """What a clean-up says when it ends: the container's termination message."""
+    """Result of a clean-up, written as the container's termination message."""
 
     removed_objects: int = 0
-    """Objects that were removed from the store."""
+    """Number of objects removed from the store."""
 
     removed_bytes: int = 0
-    """Their size, in bytes."""
+    """Total size of the removed objects, in bytes."""
 
     shared_stages: int = 0
-    """Stages' outputs that were left, since other objects use them."""
+    """Number of stage outputs kept because other objects use them."""
 
     failure: Failure | None = None
-    """Set when the clean-up did not finish."""
+    """Set if the clean-up did not finish."""
 
     def encode(self) -> bytes:
-        """JSON in UTF-8; at most MAX_RESULT_BYTES bytes, since a failure's message is cut."""
+        """JSON in UTF-8, at most MAX_RESULT_BYTES bytes: a failure's message is truncated."""
         return self.model_dump_json(exclude_none=True).encode()

@@ -1,17 +1,18 @@
 """Digests and store keys.
 
-A digest covers all that can change a stage's output and nothing else, chained through the stages before it:
+A digest covers every input that can change a stage's output, and nothing else. It includes the digest of the stage
+before it:
 
-    prepare (request) = H(base, dataset, maxLength, seed)                      names, pins and options
-    prepared          = H(resolved, dataset without places, maxLength, seed)   content: where prepare's manifest lies
+    prepare (request) = H(base, dataset, maxLength, seed)                    names, pins and options
+    prepared          = H(resolved, dataset without URIs, maxLength, seed)   content; the key of prepare's manifest
     train             = H(resolved base and training data, how rows become tokens, method, lora, training)
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
     evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget)
     publish           = H(evaluate, gates, the model's name), or with publish.pin H(pin, the model's name)
 
-Each also covers the versions of the stages up to it (`STAGE_VERSIONS`). Labels, resources, node selection, retry
-limits, deadlines and checkpoint intervals are in no digest: changing them re-runs nothing.
+Each also covers the versions of its own stage and of all earlier ones (`STAGE_VERSIONS`). Labels, resources, node
+selection, retry limits, deadlines and checkpoint intervals are in no digest: changing them re-runs nothing.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
-# Raised when a change of the code changes what a stage makes from the same request.
+# Increment a stage's number when a code change makes it produce different output from the same request.
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)
 
 MANIFEST = "manifest.json"
@@ -34,17 +35,17 @@ USES = "uses"
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, in UTF-8: equal values give equal bytes."""
+    """JSON with sorted keys and no spaces, in UTF-8: equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_of(value: Any) -> str:
-    """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+    """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def prepare_digest(parameters: Parameters) -> str:
-    """Digest of a request to prepare: it changes when the names, pins or options in the spec change."""
+    """Digest of a request to prepare. It changes when names, pins or options in the spec change."""
     return _stage_digest(
         Stage.PREPARE,
         baseModel=_dump(parameters.base_model),
@@ -55,7 +56,7 @@ def prepare_digest(parameters: Parameters) -> str:
 
 
 def prepared_digest(parameters: Parameters, resolved: Resolved) -> str:
-    """Digest of what prepare makes: it changes when the content behind the names changes."""
+    """Digest of prepare's output. It changes when the content behind the names changes."""
     return _stage_digest(
         Stage.PREPARE,
         resolved=_dump(resolved),
@@ -66,7 +67,7 @@ def prepared_digest(parameters: Parameters, resolved: Resolved) -> str:
 
 
 def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict[Stage, str]:
-    """Digests of the run's stages after prepare, each chained to the one before it."""
+    """Digests of the run's stages after prepare, each chained to the preceding one."""
     digests: dict[Stage, str] = {}
     before = ""
     for stage in stages_of(parameters)[1:]:
@@ -78,7 +79,7 @@ def stage_digests(parameters: Parameters, resolved: Resolved, name: str) -> dict
 
 
 def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name: str, before: str) -> dict[str, Any]:
-    """All that can change a stage's output besides its own version; `before` is the digest of the stage before it."""
+    """Inputs that can change a stage's output, without its version; `before` is the preceding stage's digest."""
     match stage:
         case Stage.TRAIN:
             return {
@@ -95,7 +96,7 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
             return {
                 "source": before,
                 "base": parameters.merge.base,
-                "formats": parameters.quantization.formats,  # in their order: the first is the one that is scored
+                "formats": parameters.quantization.formats,  # ordered: the status shows the first one's score
                 "outlierThreshold": parameters.quantization.outlier_threshold,
             }
         case Stage.EVALUATE:
@@ -109,17 +110,17 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
                 "name": name,
             }
         case _:
-            raise ValueError(f"{stage} is not chained to another stage")
+            raise ValueError(f"{stage} has no chained digest")
 
 
 def pin_digest(parameters: Parameters, name: str) -> str:
-    """Digest of a publish stage that points back to the pinned version: known before prepare. Empty without a pin."""
+    """Digest of a publish stage that restores the pinned version; known before prepare runs. Empty without a pin."""
     pin = parameters.publish.pin
     return _stage_digest(Stage.PUBLISH, pin=pin, name=name) if pin else ""
 
 
 def base_scores_digest(parameters: Parameters, resolved: Resolved) -> str:
-    """Digest of the base model's scores, which runs over one base and one set of evaluation rows share."""
+    """Digest of the base model's scores; runs with the same base and the same evaluation rows share it."""
     versions = [STAGE_VERSIONS[Stage.PREPARE], STAGE_VERSIONS[Stage.EVALUATE]]
     inputs = _evaluation_inputs(parameters, resolved)
     return sha256_of({"scores": "base", "versions": versions, "base": resolved.base, **inputs})
@@ -136,17 +137,17 @@ def manifest_key(stage: Stage, digest: str) -> str:
 
 
 def checkpoints_key(train_digest: str) -> str:
-    """Folder of a training's checkpoints: step-<n>/ below it."""
+    """Folder of a training's checkpoints, one subfolder step-<n>/ each."""
     return f"checkpoints/{train_digest}"
 
 
 def use_key(stage: Stage, digest: str, name: str) -> str:
-    """Key of the mark that an object of this name uses a stage's output."""
+    """Key of the marker for an object of this name that uses a stage's output."""
     return f"{uses_key(stage, digest)}/{name}"
 
 
 def uses_key(stage: Stage, digest: str) -> str:
-    """Folder of the marks of all objects that use a stage's output."""
+    """Folder of the use markers of a stage's output, one for each object that uses it."""
     return f"{USES}/{stage}/{digest}"
 
 
@@ -156,12 +157,12 @@ def base_scores_key(digest: str) -> str:
 
 
 def versions_key(name: str) -> str:
-    """Folder of the documents of a model's versions."""
+    """Folder of a model's version documents."""
     return f"{model_key(name)}/versions"
 
 
 def model_key(name: str) -> str:
-    """Folder of a model's versions and pointer."""
+    """Folder of a model: its versions and its pointer."""
     return f"models/{name}"
 
 
@@ -176,7 +177,7 @@ def pointer_key(name: str) -> str:
 
 
 def _stage_digest(stage: Stage, **inputs: Any) -> str:
-    """Digest of a stage with the versions of all stages up to it: what an earlier one made is part of what it makes."""
+    """Digest of a stage. It covers the versions of all stages up to this one, whose output ends up in this one's."""
     order = list(Stage)
     versions = [STAGE_VERSIONS[before] for before in order[: order.index(stage) + 1]]
     return sha256_of({"stage": stage, "versions": versions, **inputs})
@@ -202,7 +203,7 @@ def _trained_rows(parameters: Parameters) -> dict[str, Any]:
 
 
 def _row_options(parameters: Parameters) -> dict[str, Any]:
-    """How rows are read and turned into tokens, without where they lie."""
+    """How rows are read and turned into tokens, without their URIs."""
     rows = _dump(parameters.dataset)
     for place in ("train", "eval"):
         rows.pop(place, None)
@@ -212,7 +213,7 @@ def _row_options(parameters: Parameters) -> dict[str, Any]:
 
 
 def _edge_limits(budget: EdgeBudget | None) -> dict[str, Any] | None:
-    """What models are measured within; None if they are not."""
+    """Cores and bytes of memory to measure models with; None if they are not measured."""
     if budget is None:
         return None
     return {

@@ -1,4 +1,4 @@
-"""The part of the spec that says how models are scored and measured, and what must hold before one is published."""
+"""The evaluation section of the spec: scoring, edge budget and gates."""
 
 from typing import Annotated
 
@@ -9,56 +9,58 @@ from edgetune_contract.quantities import ByteQuantity, CpuQuantity
 
 
 class EdgeBudget(Model):
-    """What an edge device has for the model. With it, even an empty one, evaluate runs base and edge models on the CPU,
-    each in a process of its own, and status.edge shows their speed and memory: those of the machine that evaluates, not
-    of the device. For BitsAndBytesInt8 (with transformers) and GGUF-Q8_0 (with llama.cpp, if the image has it)."""
+    """CPU and memory that an edge device has for the model. If set, even to {}, evaluate runs base and edge models on
+    the CPU, each in its own process, and status.edge shows their speed and memory. The figures are those of the machine
+    that evaluates, not of the device. Supports BitsAndBytesInt8 (with transformers) and GGUF-Q8_0 (with llama.cpp, if
+    the image has it)."""
 
     cpu: CpuQuantity | None = None
-    """Cores that a model has, as a quantity such as 2 or 500m, rounded up to whole ones: its number of threads, and the
-    cores that it is bound to. No more than the stage has: then a warning says so. Without it, all that the stage
-    has."""
+    """CPU cores for each model, as a quantity such as 2 or 500m, rounded up to whole cores: the number of threads, and
+    of cores to which the process is bound. If the stage has fewer, it uses those and warns. Default: all cores of the
+    stage."""
 
     memory: ByteQuantity | None = None
-    """Memory that the edge model's whole process may take, as a quantity of bytes such as 2Gi: its resident set, with
-    libraries and pages of mapped files. Beyond it the process is stopped, and the model is not published."""
+    """Memory limit of the edge model's process, as a quantity of bytes such as 2Gi. The whole resident set counts,
+    including libraries and pages of mapped files. A process that exceeds the limit is stopped, and the model is not
+    published."""
 
     min_tokens_per_second: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
-    """Gate: fewest tokens that the edge model generates a second, without the prompt."""
+    """Gate: minimum generation speed of the edge model, in tokens per second, without the prompt."""
 
     max_peak_memory: ByteQuantity | None = None
-    """Gate: most memory that the edge model's whole process has at its peak, counted as for memory."""
+    """Gate: maximum peak memory of the edge model's process, as a quantity of bytes such as 2Gi, counted as in
+    memory."""
 
 
 class Gates(Model):
-    """Limits that must hold before a model is published; each is optional. Those on the edge model hold for it in every
-    format."""
+    """Conditions for publishing a model; each is optional. Gates on the edge model apply to every format."""
 
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Lowest score of the edge model, 0 to 1: its keyword recall where evaluation rows have expected keywords, else its
-    exact match. With the format Text no model has a score, and the gate does not hold."""
+    """Minimum score of the edge model, 0 to 1. The score is the keyword recall if evaluation rows have expected
+    keywords, otherwise the exact match. Models have no score with the format Text, where this gate always refuses."""
 
     min_improvement: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Lowest difference of the tuned model's score and the base's, -1 to 1: 0.1 is ten percentage points."""
+    """Minimum of the tuned model's score minus the base's, -1 to 1; 0.1 is ten percentage points."""
 
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Highest difference of the tuned model's score and the edge model's, 0 to 1: what merging and INT8 may cost."""
+    """Maximum of the tuned model's score minus the edge model's, 0 to 1: the loss allowed to merging and INT8."""
 
     max_edge_bytes: ByteQuantity | None = None
-    """Largest edge model, as a quantity of bytes such as 8Gi."""
+    """Maximum size of the edge model, as a quantity of bytes such as 8Gi."""
 
 
 class EvaluationSpec(Model):
-    """Scoring of base, tuned, merged and edge model on the same rows."""
+    """Scoring of the base, tuned, merged and edge model on the same rows."""
 
     max_examples: Annotated[int, Field(ge=1, le=100_000)] = 500
-    """Most evaluation rows that are scored; the first of the held-out rows."""
+    """Maximum number of evaluation rows to score; the first held-out rows are taken."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
-    """Longest answer in tokens; answers are greedy."""
+    """Maximum length of an answer, in tokens. Decoding is greedy."""
 
     gates: Gates = Gates()
-    """Limits that must hold before a model is published."""
+    """Conditions for publishing a model."""
 
     edge: EdgeBudget | None = None
-    """Budget of the edge device, in which base and edge models are measured; {} measures without limits. Without it,
-    nothing is measured."""
+    """Measure base and edge models within the edge device's budget; {} measures without limits. If absent, nothing is
+    measured."""

@@ -1,62 +1,62 @@
-"""How models run on a CPU, as evaluate measures it with spec.evaluation.edge."""
+"""Speed and memory of models on a CPU, measured by evaluate if spec.evaluation.edge is set."""
 
 from edgetune_contract.model import Model
 from edgetune_contract.pipeline import BASE, EDGE
 
 
 class ModelSpeed(Model):
-    """How fast one model answers, and what memory that takes: one prompt at a time, in a process of its own."""
+    """Speed and memory of one model that answers one prompt at a time in its own process."""
 
     runtime: str
-    """What ran the model, with its version: transformers, or llama.cpp for GGUF."""
+    """Runtime and its version: transformers, or llama.cpp for GGUF."""
 
     prompt_tokens_per_second: float | None = None
-    """Tokens of the prompt read a second: the median of up to three runs (no further one begins after 20 seconds).
-    Absent if the model was stopped before."""
+    """Prompt tokens processed per second: the median of up to three runs; no run starts after 20 seconds. Absent if
+    the model was stopped earlier."""
 
     generation_tokens_per_second: float | None = None
-    """Tokens generated a second after the first one: the median of the same runs. Absent if the model was stopped
-    before."""
+    """Tokens generated per second, after the first one: the median of the same runs. Absent if the model was stopped
+    earlier."""
 
     time_to_first_token_seconds: float | None = None
-    """From the prompt to the first token of the answer, in seconds: the median of the same runs, after a warm-up.
-    Absent if the model was stopped before."""
+    """Time from the prompt to the first token of the answer, in seconds: the median of the same runs, after a warm-up.
+    Absent if the model was stopped earlier."""
 
     peak_memory_bytes: int
-    """Most memory that the whole process had in use: its largest resident set, in bytes. The libraries count, and so do
-    pages of mapped files: the weights may be mapped, and are read for every token."""
+    """Peak resident set of the process, in bytes, including libraries and pages of mapped files: weights may be mapped,
+    and every token reads them."""
 
     baseline_memory_bytes: int | None = None
-    """Of that, what was in use before the model was loaded: the interpreter and the libraries. Absent if the process
-    was stopped before."""
+    """Resident set before the model was loaded, in bytes: the interpreter and the libraries. Absent if the process was
+    stopped earlier."""
 
     over_memory: bool = False
-    """Whether it took more than spec.evaluation.edge.memory, for which it is stopped."""
+    """Whether the process exceeded spec.evaluation.edge.memory and was stopped."""
 
 
 class EdgeMeasurement(ModelSpeed):
-    """How the edge model in the first format runs on the machine that evaluated it, not on the edge device."""
+    """Speed and memory of the edge model in the first format, on the machine that evaluated it, not the edge device."""
 
     cpu: str
-    """CPU model of that machine."""
+    """CPU model of the machine that evaluated."""
 
     threads: int
-    """Threads, and cores, that each model had."""
+    """Number of threads, and of cores, for each model."""
 
     prompt_tokens: int
-    """Tokens of the prompt: the evaluation row of median length."""
+    """Length of the prompt in tokens; it is the evaluation prompt of median length."""
 
     new_tokens: int
-    """Tokens generated in each run, past any end token."""
+    """Number of tokens generated in each run; an end token does not stop it."""
 
     base: ModelSpeed | None = None
-    """The base model on the same threads, without a limit on memory; absent if the machine had too little for it."""
+    """The base model on the same threads, without a memory limit; absent if the machine has too little memory."""
 
     further: dict[str, ModelSpeed] = {}
-    """Edge models in further formats by artifact; absent if this image or machine cannot run them."""
+    """Edge models in further formats, by artifact name; those that this image or machine cannot run are absent."""
 
     @property
     def by_model(self) -> dict[str, ModelSpeed]:
-        """All models that were measured, by the names that they have in scores."""
+        """All measured models, by the names that they have in the scores."""
         base = {} if self.base is None else {BASE: self.base}
         return {**base, EDGE: self, **self.further}

@@ -1,4 +1,4 @@
-"""The base of every model that crosses a border: camelCase outside, snake_case inside, frozen, no unknown fields."""
+"""The base of every model that is serialized: camelCase in JSON, snake_case in Python, frozen, no unknown fields."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule that relates fields of a model, written once for both judges: the API server (CEL) and the model."""
+    """One rule across fields of a model, for both of its validators: the API server (CEL) and the model itself."""
 
     cel: str
     holds: Callable[[Any], bool]
@@ -22,7 +22,7 @@ class Rule:
 class Model(BaseModel):
     """Frozen value with camelCase JSON names; an unknown field is an error with its path.
 
-    Subclasses list in `rules` what relates several of their fields.
+    Subclasses list their rules across fields in `rules`.
     """
 
     model_config = ConfigDict(
@@ -49,7 +49,7 @@ class Model(BaseModel):
         """Value from its JSON text.
 
         Raises:
-            pydantic.ValidationError: the text is not one of this model, or of another version of the contract.
+            pydantic.ValidationError: the text is not a valid value of this model, or has another contract version.
         """
         return cls.model_validate_json(text)
 

@@ -1,9 +1,9 @@
-"""The pipeline as one table: what each stage reads and makes, and the words that people see for it.
+"""The pipeline as one table: the inputs and outputs of each stage, its condition and its phase.
 
     base ─┬─► train ─► adapter ─► merge ─► merged ─► quantize ─► edge ─► evaluate ─► publish
           └─ prepare ─► prepared
 
-Without spec.merge.keep there is no merge stage: whoever reads the merged model reads what merge would have read.
+With spec.merge.keep false there is no merge stage: a stage that reads the merged model reads merge's inputs instead.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ PREPARED = "prepared"
 ADAPTER = "adapter"
 MERGED = "merged"
 EDGE = "edge"
-"""All edge models: one artifact for each format of the spec, named by `EdgeFormat.artifact`."""
+"""All edge models: one artifact for each format in the spec, named by `EdgeFormat.artifact`."""
 
 EVALUATION = "evaluation"
 BASE_SCORES = "base-scores"
-"""Scores of the base alone: evaluate reads them where they are known, and else makes them."""
+"""Scores of the base alone: evaluate reads them if the store has them, and computes them otherwise."""
 
 TUNED = "tuned"
-"""The base with the adapter: a model that is scored and is no artifact of its own."""
+"""The base with the adapter: it is scored, but is not an artifact."""
 
 SCORED_MODELS = (BASE, TUNED, MERGED, EDGE)
 """The models that evaluate compares. EDGE is the edge model in the first format."""
@@ -46,13 +46,13 @@ class StageDefinition:
     reads: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     reports: Literal["resolved", "scores", "publication"] | None = None
-    """Field of the result without which the stage is not done."""
+    """Field that the result of a finished stage must have."""
 
     wants_gpu: bool = False
-    """Whether the stage asks for a GPU by default."""
+    """Whether the stage requests a GPU by default."""
 
     is_optional: bool = False
-    """Whether it runs only with spec.merge.keep."""
+    """Whether the stage runs only if spec.merge.keep is true."""
 
 
 PIPELINE: Mapping[Stage, StageDefinition] = {
@@ -81,7 +81,7 @@ def stages_of(parameters: Parameters) -> tuple[Stage, ...]:
 
 
 def inputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
-    """Names of what a stage reads; base-scores are not among them, since they may not be known yet."""
+    """Names of a stage's inputs, without base-scores, which the store may not have yet."""
     present = stages_of(parameters)
     names: list[str] = []
     for name in PIPELINE[stage].reads:
@@ -91,7 +91,7 @@ def inputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
 
 
 def outputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
-    """Names of the artifacts that a stage makes."""
+    """Names of a stage's output artifacts."""
     return tuple(each for name in PIPELINE[stage].makes for each in _artifacts(name, parameters))
 
 
@@ -99,13 +99,13 @@ def maker_of(artifact: str) -> Stage:
     """The stage that makes an artifact.
 
     Raises:
-        KeyError: no stage does.
+        KeyError: no stage makes it.
     """
     return _MAKERS[EDGE if is_edge(artifact) else artifact]
 
 
 def is_edge(artifact: str) -> bool:
-    """Whether an artifact is an edge model, in whichever format."""
+    """Whether an artifact is an edge model, in any format."""
     return artifact in _EDGE_ARTIFACTS
 
 

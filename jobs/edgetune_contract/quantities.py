@@ -1,4 +1,4 @@
-"""Quantities as Kubernetes writes them: bytes and cores."""
+"""Kubernetes quantities of bytes and of CPU cores."""
 
 import re
 from typing import Annotated, Any
@@ -21,14 +21,16 @@ _UNITS = {
 
 
 def parse_bytes(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity such as 500M or 8Gi.
+    """Number of bytes in a Kubernetes quantity such as 500M or 8Gi.
 
     Raises:
-        ValueError: the text is not a whole number with an optional suffix k, M, G, T, Ki, Mi, Gi or Ti.
+        ValueError: the text is not an integer with an optional suffix Ki, Mi, Gi, Ti, k, M, G or T.
     """
     match = _QUANTITY.fullmatch(quantity)
     if match is None:
-        raise ValueError(f"{quantity!r} is not a number of bytes: use a whole number, if need be with {_SUFFIXES}")
+        raise ValueError(
+            f"{quantity!r} is not a valid size: use an integer with an optional suffix {_SUFFIXES}, such as 8Gi"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -50,13 +52,15 @@ _CPU = re.compile(r"([1-9][0-9]{0,3}|[0-9]{1,4}\.[0-9]{1,3}|[1-9][0-9]{0,6}m)")
 
 
 def parse_cpu(quantity: str) -> float:
-    """Cores of a Kubernetes quantity such as 2, 1.5 or 500m.
+    """Number of CPU cores in a Kubernetes quantity such as 2, 1.5 or 500m.
 
     Raises:
-        ValueError: the text is not a number of cores, if need be with the suffix m for thousandths.
+        ValueError: the text is not a number with an optional suffix m for thousandths.
     """
     if _CPU.fullmatch(quantity) is None:
-        raise ValueError(f"{quantity!r} is not a number of cores: use a number such as 2 or 1.5, or thousandths: 500m")
+        raise ValueError(
+            f"{quantity!r} is not a valid number of cores: use a number such as 2 or 1.5, or thousandths such as 500m"
+        )
     return int(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 

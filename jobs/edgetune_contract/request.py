@@ -1,4 +1,4 @@
-"""Requests and results: what one stage is asked to do, and what it says when it ends."""
+"""Requests and results: the input of one stage, and its report when it ends."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -14,7 +14,7 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
 CONTRACT_VERSION: Literal[1] = 1
-# The kubelet keeps the last 4,096 bytes of a termination message: a longer JSON text would arrive broken.
+# The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.
 MAX_RESULT_BYTES = 4096
 _MAX_FAILURE_MESSAGE_BYTES = 2048
 _FIRST_NAME = "keywordAccuracy"
@@ -23,38 +23,38 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ChecksumMode(StrEnum):
-    """When the S3 client adds checksums of its own to requests."""
+    """When the S3 client adds its own checksums to requests."""
 
     WHEN_SUPPORTED = "WhenSupported"
     WHEN_REQUIRED = "WhenRequired"
 
 
 class StoreLocation(Model):
-    """Where artifacts live, for one namespace."""
+    """Location of one namespace's artifacts."""
 
     uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
     """s3://bucket/prefix/namespace, or file:///folder/namespace in a local run."""
 
     endpoint: str | None = None
-    """URL of the S3 service; None is the client's default."""
+    """URL of the S3 service. Default: the client's."""
 
     region: str | None = None
-    """S3 region; None is the client's default."""
+    """S3 region. Default: the client's."""
 
     path_style: bool = False
     """Address buckets by path instead of by host name."""
 
     checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
-    """When the S3 client adds checksums of its own to requests."""
+    """When the S3 client adds its own checksums to requests."""
 
     @property
     def display_uri(self) -> str:
-        """The store in one word, or with the service that has it: two services may have buckets of one name."""
+        """URI for messages, with the endpoint if there is one: two services may have buckets of the same name."""
         return f"{self.uri} at {self.endpoint}" if self.endpoint else self.uri
 
 
 class Resolved(Model):
-    """What the names in the spec stood for when prepare looked: content digests."""
+    """Content digests of the base and the data that the spec names, as prepare found them."""
 
     base: Digest
     """SHA-256 of the base model's file list."""
@@ -63,30 +63,30 @@ class Resolved(Model):
     """SHA-256 of the training data's content."""
 
     eval: Digest | None = None
-    """SHA-256 of the evaluation data's content; absent when it is split off the training data."""
+    """SHA-256 of the evaluation data's content; absent if it is split off the training data."""
 
 
 class Request(Model):
-    """All that one stage needs to know; nothing is left to look up in the cluster."""
+    """Complete input of one stage, which looks up nothing in the cluster."""
 
     contract_version: Literal[1] = CONTRACT_VERSION
     namespace: str
     name: str
-    """Name of the LoraFineTune: the model's name in the store."""
+    """Name of the LoraFineTune, and of its model in the store."""
 
     stage: Stage
     digest: Digest
-    """The digest that this stage's manifest will carry. For prepare it names the request; its manifest goes by
+    """Digest of this stage's manifest. For prepare it is the digest of the request; the manifest has the digest of the
     content."""
 
     store: StoreLocation
     parameters: Parameters
     resolved: Resolved | None = None
-    """None for prepare, which finds it out, and for a pin, which may come before it."""
+    """None for prepare, which computes it, and for a pin, which may run before prepare."""
 
     @property
     def is_pin(self) -> bool:
-        """Whether it asks for no more than to point back to a pinned version."""
+        """Whether the request only sets the pointer to the pinned version."""
         return self.stage is Stage.PUBLISH and bool(self.parameters.publish.pin)
 
     def encode(self) -> str:
@@ -95,81 +95,82 @@ class Request(Model):
 
 
 class Artifact(Model):
-    """One thing that a stage made: a folder in the store."""
+    """One output of a stage: a folder in the store."""
 
     name: str
-    """adapter, merged, or edge- and the format."""
+    """Name of the artifact, such as adapter, merged or edge-bnb-int8."""
 
     uri: str
     """Folder in the store: s3://bucket/key, or file:///path in a local run."""
 
     bytes: int
-    """Size of all files together, in bytes."""
+    """Total size of its files, in bytes."""
 
     sha256: Digest
-    """SHA-256 of the canonical JSON of its file list: path, bytes and SHA-256 of each."""
+    """SHA-256 of the canonical JSON of its file list, which has the path, size and SHA-256 of each file."""
 
 
 class ModelScores(Model):
-    """How one model did on the evaluation rows."""
+    """Scores of one model on the evaluation rows."""
 
     keyword_recall: float | None = None
-    """Expected keywords found in the answers over all expected keywords, case-insensitive, 0 to 1; absent when no row
-    has an expected keyword."""
+    """Share of the expected keywords found in the answers, case-insensitive, 0 to 1; absent if no row has an expected
+    keyword."""
 
     exact_match: float | None = None
-    """Share of answers equal to the reference after stripping white space, 0 to 1; absent without prompts (format
-    Text)."""
+    """Share of answers equal to the reference after stripping white space, 0 to 1; absent with the format Text, which
+    has no prompts."""
 
     loss: float | None = None
-    """Mean cross-entropy over the completion tokens of all rows, in nats."""
+    """Mean cross-entropy per completion token over all rows, in nats."""
 
     @property
     def score(self) -> float | None:
-        """The score of the model, 0 to 1: its keyword recall, else its exact match; None for the format Text."""
+        """The score of the model, 0 to 1: keyword recall if there is one, otherwise exact match. None for Text."""
         return self.exact_match if self.keyword_recall is None else self.keyword_recall
 
     @model_validator(mode="before")
     @classmethod
     def _read_first_name(cls, values: Any) -> Any:
-        """Stores outlive releases: 0.1.0 wrote keywordRecall under the name keywordAccuracy."""
+        """Stores outlive releases: 0.1.0 wrote keywordRecall as keywordAccuracy."""
         if not isinstance(values, dict) or _FIRST_NAME not in values:
             return values
         return {("keywordRecall" if name == _FIRST_NAME else name): value for name, value in values.items()}
 
 
 class Scores(Model):
-    """Scores of all four models on the same rows. A model's score is its keyword recall where evaluation rows have
-    expected keywords, else its exact match; with the format Text, models have a loss and no score."""
+    """Scores of all four models on the same rows. A model's score is its keyword recall if evaluation rows have
+    expected keywords, otherwise its exact match. With the format Text, models have a loss and no score."""
 
     base: float | None = None
     """Score of the base model, 0 to 1."""
 
     tuned: float | None = None
-    """Score of the base with the adapter, as training saw it, 0 to 1."""
+    """Score of the base with the adapter, where the base is held as in training, 0 to 1."""
 
     merged: float | None = None
-    """Score of the merged model, 0 to 1; absent with merge.keep false."""
+    """Score of the merged model, 0 to 1; absent if merge.keep is false."""
 
     edge: float | None = None
-    """Score of the edge model in the first of the spec's formats, 0 to 1."""
+    """Score of the edge model in the spec's first format, 0 to 1."""
 
     improvement: float | None = None
-    """Tuned minus base, -1 to 1: what training gained. 0.1 is ten percentage points."""
+    """Tuned minus base, -1 to 1: the gain from training. 0.1 is ten percentage points."""
 
     drop: float | None = None
-    """Tuned minus edge, -1 to 1: what merging and INT8 cost."""
+    """Tuned minus edge, -1 to 1: the loss from merging and INT8."""
 
     examples: int = 0
-    """Evaluation rows that were scored."""
+    """Number of evaluation rows that were scored."""
 
     details: dict[str, ModelScores] = {}
-    """By model: keyword recall, exact match and loss. Edge models in further formats have their artifacts' names."""
+    """Keyword recall, exact match and loss by model: base, tuned, merged, edge, and the artifact names of further edge
+    formats."""
 
     @model_validator(mode="before")
     @classmethod
     def _derive_differences(cls, values: Any) -> Any:
-        """improvement and drop follow from the scores: nobody can give others. 0.1.0 wrote improvement in points."""
+        """Compute improvement and drop from the scores; given values are ignored. 0.1.0 wrote improvement in points."""
         if not isinstance(values, dict):
             return values
         tuned = values.get(TUNED)
@@ -187,18 +188,18 @@ def _difference(one: object, other: object) -> float | None:
 
 
 class Publication(Model):
-    """The end of a run: a new version that the pointer names, or the gates' refusal."""
+    """Outcome of a run: a version that the pointer names, or a refusal by the gates."""
 
     published: bool
     version: Digest
     refusals: tuple[str, ...] = ()
-    """One sentence a gate that did not hold, with the figure and the limit."""
+    """One sentence for each gate that did not hold, with the measured value and the limit."""
 
     pointer: str | None = None
-    """URI of latest.json, when published."""
+    """URI of latest.json, if published."""
 
     pinned: bool = False
-    """Whether the version is the one that spec.publish.pin names, not the spec's own."""
+    """Whether the version is the one in spec.publish.pin, not the spec's own."""
 
 
 class Failure(Model):
@@ -207,31 +208,31 @@ class Failure(Model):
     exit_code: int
     reason: str
     message: str
-    """What happened, where, and what to do."""
+    """What is wrong, where, and what to do."""
 
     step: int | None = None
-    """Optimizer step of the newest checkpoint in the store, when training was stopped."""
+    """Optimizer step of the newest checkpoint in the store, if training was stopped."""
 
     @classmethod
     def brief(cls, exit_code: int, reason: str, message: str, step: int | None = None) -> Self:
-        """A failure as a termination message can carry it: a long message is cut in the middle."""
+        """A failure that fits in a termination message: a long message is cut in the middle."""
         return cls(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
 
 
 class Result(Model):
-    """What a stage says when it ends: the container's termination message, and the head of its manifest."""
+    """Result of a stage, written as the container's termination message and into its manifest."""
 
     stage: Stage
     digest: Digest
     cached: bool = False
-    """The manifest was there already; nothing was done again."""
+    """Whether the manifest already existed, so that nothing was computed again."""
 
     seconds: float = 0.0
-    """Time that the stage took when its work was done."""
+    """Duration of the stage in seconds, measured when its output was made."""
 
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[str, float] = {}
-    """Figures by camelCase name with its unit, such as baseBytes, steps, loss, tokensPerSecond."""
+    """Figures by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
     facts: dict[str, str] = {}
     """Short texts worth keeping, such as precision and library versions."""
@@ -241,7 +242,7 @@ class Result(Model):
     """prepare only."""
 
     done: "tuple[Result, ...]" = ()
-    """prepare only: results of later stages whose manifests are in the store already."""
+    """prepare only: results of later stages that are already done in the store."""
 
     scores: Scores | None = None
     """evaluate only."""
@@ -253,26 +254,26 @@ class Result(Model):
     """publish only."""
 
     failure: Failure | None = None
-    """Set when the stage did not finish."""
+    """Set if the stage did not finish."""
 
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
 
-        What does not fit is left out in this order: facts and warnings of later stages, results of later stages from
-        the last on (each costs one short run that finds its manifest), facts, warnings from the last on (replaced by
-        their number). The manifest holds all of it.
+        Until it fits, parts are left out in this order: facts and warnings of later stages; results of later stages,
+        the last one first (each costs one short Job that finds its manifest); facts; warnings, the last one first
+        (their number replaces them). The manifest has everything.
 
         Raises:
-            ValueError: the rest is still too long.
+            ValueError: it is still too long.
         """
         encoded = b""
-        for result in self._shorter_and_shorter():
+        for result in self._shortened():
             encoded = result._to_json()
             if len(encoded) <= MAX_RESULT_BYTES:
                 return encoded
         raise ValueError(f"the result of {self.stage} has {len(encoded)} bytes, more than {MAX_RESULT_BYTES}")
 
-    def _shorter_and_shorter(self) -> Iterator[Self]:
+    def _shortened(self) -> Iterator[Self]:
         yield self
         brief = tuple(result.model_copy(update={"facts": {}, "warnings": ()}) for result in self.done)
         for kept in range(len(brief), -1, -1):
@@ -290,37 +291,37 @@ class FileEntry(Model):
     """One file of an artifact."""
 
     path: str
-    """Path below the manifest's folder, with / between names."""
+    """Path relative to the manifest's folder, separated by /."""
 
     bytes: int
     sha256: Digest
 
 
 class Manifest(Model):
-    """A finished stage: its result and the files that belong to it. Written last; it exists = the stage is done."""
+    """A finished stage: its result and its files. It is written last: the stage is done if and only if it exists."""
 
     result: Result
     files: tuple[FileEntry, ...] = ()
     created_at: str
-    """RFC 3339, UTC."""
+    """Time of writing (RFC 3339, UTC)."""
 
     versions: dict[str, str] = {}
-    """Versions of Python and the libraries that made it."""
+    """Versions of Python and of the libraries that made it."""
 
     image: str = ""
-    """Reference of the container image that made it, as the Pod named it; empty outside of a container."""
+    """Reference of the container image that made it, as in the Pod; empty outside a container."""
 
     resolved: Resolved | None = None
-    """Content digests of base and data that it was made of; None for a pin."""
+    """Content digests of the base and the data; None for a pin."""
 
     parameters: dict[str, JsonValue] = {}
-    """The spec's parameters of the run that made it; not their model, so that older manifests stay readable. What the
-    stage's digest does not cover may be otherwise in a run that finds it done."""
+    """The spec's parameters in the run that made it, as plain JSON so that older manifests stay readable. A run that
+    finds the manifest may have other values for parameters that the stage's digest does not cover."""
 
 
 def _cut(message: str) -> str:
-    """The message as JSON can carry it, with its middle left out if it takes more than the limit there."""
-    # A file name that is not UTF-8 comes as lone surrogates, which JSON has not.
+    """The message in valid UTF-8, with its middle left out if its JSON is longer than the limit."""
+    # A file name that is not UTF-8 is decoded to lone surrogates, which JSON cannot encode.
     message = message.encode(errors="replace").decode()
     cut, kept = message, min(len(message), _MAX_FAILURE_MESSAGE_BYTES)
     while len(to_json(cut)) > _MAX_FAILURE_MESSAGE_BYTES:

@@ -1,7 +1,7 @@
-"""Parameter models: the part of a LoraFineTune's spec that reaches the stages. Defaults are the article's.
+"""Parameter models: the part of a LoraFineTune's spec that is passed to the stages.
 
-The same models make the CRD's schema (`edgetune_operator.generate.crd`), so every string, list and number has bounds
-and every field a description with its unit.
+The CRD's schema is generated from the same models (`edgetune_operator.generate.crd`), so every string, list and number
+has bounds, and every field has a description with its unit.
 """
 
 import re
@@ -26,7 +26,7 @@ ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class BaseModelSpec(Model):
-    """The model to fine-tune: a folder in the layout of the Hugging Face libraries, weights as safetensors."""
+    """The model to fine-tune: a folder in the layout of the Hugging Face libraries, with safetensors weights."""
 
     uri: Annotated[
         str,
@@ -35,17 +35,17 @@ class BaseModelSpec(Model):
             pattern=rf"^({_BUCKET_URI}|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+|{_FILE_URI})$",
         ),
     ]
-    """Where the model lies: s3://bucket/prefix, hf://organization/name, or in a local run file:///path."""
+    """Location of the model: s3://bucket/prefix, hf://organization/name, or in a local run file:///path."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_COMMIT}|{_SHA256})?$")] = ""
-    """Pin. For hf:// the 40-digit commit (required); else optional: the SHA-256 of the model's file list, as
-    status.resolved.base shows it."""
+    """Pin. Required for hf://, where it is the 40-digit commit; otherwise optional: the SHA-256 of the model's file
+    list, as in status.resolved.base."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="!self.uri.startsWith('hf://') || (has(self.revision) && self.revision.matches('^[0-9a-f]{40}$'))",
             holds=lambda self: not self.is_on_hub or bool(re.fullmatch(_COMMIT, self.revision)),
-            message="a model from hf:// needs revision: the 40-digit hexadecimal commit",
+            message="a model from hf:// requires revision: the 40-digit hexadecimal commit",
         ),
     )
 
@@ -63,11 +63,11 @@ class DataSource(Model):
     file:///path."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_SHA256})?$")] = ""
-    """Optional pin: the SHA-256 of the content, as status.resolved shows it. Data that does not match is invalid."""
+    """Optional pin: the SHA-256 of the content, as in status.resolved. Data that does not match is refused."""
 
 
 class RowFormat(StrEnum):
-    """How a row of the data set is read."""
+    """Format of the rows in the data set."""
 
     INSTRUCTION = "Instruction"
     CHAT = "Chat"
@@ -75,7 +75,7 @@ class RowFormat(StrEnum):
 
 
 class DatasetFields(Model):
-    """Names of the columns that are read."""
+    """Names of the columns to read."""
 
     instruction: ColumnName = "instruction"
     """Column with the instruction (format Instruction)."""
@@ -90,7 +90,7 @@ class DatasetFields(Model):
     """Column with the whole text (format Text)."""
 
     expected_keyword: ColumnName = "expected_keyword"
-    """Column with the keyword, or list of keywords, that a right answer holds; optional in the rows."""
+    """Column with the keyword, or list of keywords, that a correct answer contains; rows may omit it."""
 
 
 class DatasetSpec(Model):
@@ -100,32 +100,33 @@ class DatasetSpec(Model):
     """Rows to train on."""
 
     eval: DataSource | None = None
-    """Rows to evaluate on. Without it, evalSplitPercent of the training rows are held out, split by seed."""
+    """Rows to evaluate on. Default: evalSplitPercent of the training rows are held out, selected by training.seed."""
 
     eval_split_percent: Annotated[int, Field(ge=1, le=50)] = 10
-    """Share of the training rows that is held out for evaluation when eval is not set, in percent."""
+    """Percentage of the training rows to hold out for evaluation if eval is not set."""
 
     format: RowFormat = RowFormat.INSTRUCTION
-    """Instruction (instruction and response), Chat (messages, through the tokenizer's chat template), or Text."""
+    """Format of the rows: Instruction (an instruction and a response), Chat (messages, rendered with the tokenizer's
+    chat template) or Text (plain text)."""
 
     fields: DatasetFields = DatasetFields()
-    """Names of the columns that are read."""
+    """Names of the columns to read."""
 
     template: Annotated[str, Field(min_length=1, max_length=8192)] = DEFAULT_TEMPLATE
-    """Prompt of the format Instruction, with {instruction} in it, or ChatTemplate for the tokenizer's own chat
+    """Prompt template of the format Instruction; it contains {instruction}. ChatTemplate uses the tokenizer's own chat
     template."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="self.template == 'ChatTemplate' || self.template.contains('{instruction}')",
             holds=lambda self: self.template == CHAT_TEMPLATE or "{instruction}" in self.template,
-            message="template must contain {instruction}, or be ChatTemplate",
+            message="template must contain {instruction} or be ChatTemplate",
         ),
     )
 
 
 class Method(StrEnum):
-    """How the base is held while the adapter trains."""
+    """How the base is held in memory during training."""
 
     QLORA = "QLoRA"
     LORA = "LoRA"
@@ -142,9 +143,9 @@ TargetModulePreset = Literal["Minimal", "Standard", "Aggressive", "AllLinear"]
 _MODULE_NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _MAX_MODULE_NAMES = 64
 
-# A structural schema has no union of a string and a list. A node without a type may carry value validations, so the two
-# branches say: one of the presets; or a list (each keyword of the second branch refuses one of the other JSON types).
-# `items` speaks of a list only.
+# A structural schema cannot express a union of a string and a list. A node without a type may have value validations:
+# one branch allows the presets, the other a list (each of its keywords refuses one of the other JSON types). `items`
+# applies to lists only.
 _TARGET_MODULES_SCHEMA = {
     "x-kubernetes-preserve-unknown-fields": True,
     "default": "Standard",
@@ -180,37 +181,37 @@ def _check_target_modules(value: Any) -> Any:
 
 
 class LoraSpec(Model):
-    """The adapter."""
+    """Size and placement of the adapter."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank r of the two adapter matrices."""
+    """Rank of the two adapter matrices."""
 
     alpha: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Scale: the adapter's product is multiplied by alpha / rank (by alpha / sqrt(rank) with rsLora)."""
+    """Scale: the adapter's product is multiplied by alpha / rank, or with rsLora by alpha / sqrt(rank)."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Probability of dropping an input of the adapter while training, 0 to below 1."""
+    """Dropout probability on the adapter's inputs during training, 0 to below 1."""
 
     target_modules: Annotated[
         TargetModulePreset | tuple[str, ...],
         BeforeValidator(_check_target_modules),
         WithJsonSchema(_TARGET_MODULES_SCHEMA),
     ] = "Standard"
-    """Minimal (q, v), Standard (q, k, v, o), Aggressive (Standard and gate, up, down), AllLinear, or a list of module
-    names."""
+    """Layers that get an adapter: Minimal (q, v), Standard (q, k, v, o), Aggressive (Standard and gate, up, down),
+    AllLinear, or a list of module names."""
 
     rs_lora: bool = False
     """Rank-stabilized scaling: alpha / sqrt(rank) instead of alpha / rank."""
 
 
 class CheckpointSpec(Model):
-    """Training checkpoints in the store."""
+    """Interval and number of training checkpoints in the store."""
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """Optimizer steps between two checkpoints. A run that is stopped by SIGTERM writes one besides."""
+    """Optimizer steps between two checkpoints. A training that is stopped by SIGTERM also writes one."""
 
     keep: Annotated[int, Field(ge=1, le=100)] = 2
-    """How many of the newest complete checkpoints stay in the store while training runs."""
+    """Number of complete checkpoints to keep in the store during training; the newest are kept."""
 
 
 Optimizer = Literal[
@@ -220,7 +221,7 @@ Scheduler = Literal["cosine", "cosine_with_restarts", "linear", "polynomial", "c
 
 
 class Precision(StrEnum):
-    """Dtype of the arithmetic while training."""
+    """Dtype of the arithmetic during training."""
 
     AUTO = "Auto"
     BF16 = "BF16"
@@ -229,53 +230,53 @@ class Precision(StrEnum):
 
 
 class TrainingSpec(Model):
-    """How the adapter is trained."""
+    """Hyperparameters of the training."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 3
-    """Passes over the training rows. Not used when maxSteps is set."""
+    """Number of passes over the training rows. Ignored if maxSteps is set."""
 
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Optimizer steps; takes the place of epochs."""
+    """Number of optimizer steps. Overrides epochs."""
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Examples in one optimizer step: microBatchSize times gradient accumulation."""
+    """Examples per optimizer step: microBatchSize times the gradient accumulation steps."""
 
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Examples in one forward pass. Halved by itself after the GPU ran out of memory, with the same batchSize."""
+    """Examples per forward pass. Halved automatically after the GPU runs out of memory; batchSize stays the same."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.0002
     """Peak learning rate."""
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the optimizer steps in which the learning rate rises from 0 to learningRate."""
+    """Share of the optimizer steps in which the learning rate rises from 0 to learningRate, 0 to below 1."""
 
     scheduler: Scheduler = "cosine"
-    """How the learning rate falls after the warm-up; the names are those of transformers."""
+    """Learning rate schedule after the warm-up, by its name in transformers."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 2048
-    """Longest example in tokens. Longer examples are cut; their share is reported, and those with nothing left to
-    learn are named."""
+    """Maximum length of an example, in tokens. Longer examples are truncated; their share is reported, and examples
+    with no tokens left to learn are listed."""
 
     optimizer: Optimizer = "paged_adamw_8bit"
-    """Optimizer; the names are those of transformers."""
+    """Optimizer, by its name in transformers."""
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of the adapter."""
 
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
-    """Gradients are scaled down to this norm; 0 switches it off."""
+    """Maximum norm of the gradients, which are clipped to it. 0 disables clipping."""
 
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass. Takes less memory and about a third more time."""
 
     precision: Precision = Precision.AUTO
-    """Auto is BF16 where the hardware has it, else FP16 on a GPU and FP32 on a CPU."""
+    """Dtype of the arithmetic. Auto is BF16 if the hardware supports it, otherwise FP16 on a GPU and FP32 on a CPU."""
 
     packing: bool = False
-    """Put several short examples into one sequence of maxLength tokens."""
+    """Pack several short examples into one sequence of maxLength tokens."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
-    """Seed of the split, the adapter's first values, the data order and the dropout."""
+    """Seed of the evaluation split, the adapter's initial values, the data order and the dropout."""
 
     checkpoint: CheckpointSpec = CheckpointSpec()
     """Training checkpoints in the store."""
@@ -290,24 +291,25 @@ class TrainingSpec(Model):
 
 
 class MergeBase(StrEnum):
-    """To which base the adapter is added."""
+    """Base weights to which the adapter is added."""
 
     AS_TRAINED = "AsTrained"
     ORIGINAL = "Original"
 
 
 class MergeSpec(Model):
-    """Folding the adapter into the base."""
+    """Merging of the adapter into the base."""
 
     keep: bool = True
-    """Write the merged model to the store. With false it is never written: quantize merges on the fly."""
+    """Write the merged model to the store. If false, it is never written, and quantize merges on the fly."""
 
     base: MergeBase = MergeBase.AS_TRAINED
-    """AsTrained adds the adapter to the base as QLoRA saw it (to NF4 and back); Original to the stored weights."""
+    """Base weights to which the adapter is added: AsTrained (as in QLoRA training, rounded to NF4 and back) or Original
+    (as stored)."""
 
 
 class EdgeFormat(StrEnum):
-    """Format of an edge model."""
+    """File format of an edge model."""
 
     BITSANDBYTES_INT8 = "BitsAndBytesInt8"
     GGUF_Q8_0 = "GGUF-Q8_0"
@@ -315,7 +317,7 @@ class EdgeFormat(StrEnum):
 
     @property
     def artifact(self) -> str:
-        """Name of the artifact that holds a model in this format."""
+        """Name of the artifact with a model in this format."""
         return _EDGE_ARTIFACTS[self]
 
 
@@ -326,41 +328,41 @@ _EDGE_ARTIFACTS = {
 }
 
 
-def _refuse_repeated(formats: tuple[EdgeFormat, ...]) -> tuple[EdgeFormat, ...]:
-    repeated = next((edge_format for edge_format in formats if formats.count(edge_format) > 1), None)
-    if repeated is not None:
-        raise ValueError(f"must name each format once, names {repeated} twice")
+def _refuse_duplicates(formats: tuple[EdgeFormat, ...]) -> tuple[EdgeFormat, ...]:
+    duplicate = next((edge_format for edge_format in formats if formats.count(edge_format) > 1), None)
+    if duplicate is not None:
+        raise ValueError(f"duplicate format {duplicate}: list each format once")
     return formats
 
 
 class QuantizationSpec(Model):
-    """The edge model."""
+    """Formats of the edge model."""
 
     formats: Annotated[
         tuple[EdgeFormat, ...],
         Field(min_length=1, max_length=len(EdgeFormat), json_schema_extra={"x-kubernetes-list-type": "set"}),
-        AfterValidator(_refuse_repeated),
+        AfterValidator(_refuse_duplicates),
     ] = (EdgeFormat.BITSANDBYTES_INT8,)
-    """Formats to write. BitsAndBytesInt8 is LLM.int8 in the layout that from_pretrained reads; GGUF-Q8_0 is one file
-    for llama.cpp (Llama, Mistral, Qwen2, Qwen3); CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The
-    first is the edge model that the status shows; all are scored, gated and published."""
+    """Formats to write. BitsAndBytesInt8 is LLM.int8, which from_pretrained reads. GGUF-Q8_0 is one file for llama.cpp
+    (Llama, Mistral, Qwen2, Qwen3). CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The status shows
+    the first one as the edge model; all are scored, gated and published."""
 
     outlier_threshold: Annotated[float, Field(ge=0, le=1000)] = 6.0
-    """BitsAndBytesInt8: activations above this magnitude are multiplied in 16 bits; 0 switches the split off."""
+    """BitsAndBytesInt8 only: activations above this magnitude are multiplied in 16 bits. 0 disables this."""
 
 
 class PublishSpec(Model):
-    """Which version the pointer names."""
+    """Choice of the version that latest.json names."""
 
     pin: Annotated[str, Field(max_length=64, pattern=r"^([0-9a-f]{12,64})?$")] = ""
-    """A published version of this model that latest.json names in place of the spec's own: its digest, or the first 12
-    digits or more, as status.publication.version and `edgetune versions` show it. The pin takes effect before any other
-    stage runs and asks no gates, which that version has passed. The other stages go on as the spec says; what they make
-    is not published while the pin stands. Empty: the spec's own version, if its gates hold."""
+    """A published version of this model that latest.json names instead of the spec's own: its digest, or at least the
+    first 12 digits, as in status.publication.version and `edgetune versions`. The pin takes effect before any other
+    stage runs. Gates are not checked again: the version passed them when it was published. The other stages still run,
+    but their output is not published while the pin is set. Empty: the spec's own version, if its gates hold."""
 
 
 class Parameters(Model):
-    """All of a LoraFineTune's spec that can change what the stages make."""
+    """The part of a LoraFineTune's spec that can change the output of the stages."""
 
     base_model: BaseModelSpec
     """The model to fine-tune."""
@@ -369,25 +371,25 @@ class Parameters(Model):
     """Training and evaluation data."""
 
     method: Method = Method.QLORA
-    """QLoRA holds the base in NF4 with double quantization while training; LoRA holds it as it is stored."""
+    """How the base is held in memory during training: QLoRA in NF4 with double quantization, LoRA as stored."""
 
     lora: LoraSpec = LoraSpec()
-    """The adapter."""
+    """Size and placement of the adapter."""
 
     training: TrainingSpec = TrainingSpec()
-    """How the adapter is trained."""
+    """Hyperparameters of the training."""
 
     merge: MergeSpec = MergeSpec()
-    """Folding the adapter into the base."""
+    """Merging of the adapter into the base."""
 
     quantization: QuantizationSpec = QuantizationSpec()
-    """The edge model."""
+    """Formats of the edge model."""
 
     evaluation: EvaluationSpec = EvaluationSpec()
     """Scoring and gates."""
 
     publish: PublishSpec = PublishSpec()
-    """Which version the pointer names."""
+    """Choice of the version that latest.json names."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -396,7 +398,7 @@ class Parameters(Model):
             holds=lambda self: (
                 self.evaluation.edge is None or self.quantization.formats[0] != EdgeFormat.COMPRESSED_TENSORS_W8A8
             ),
-            message="evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 "
-            "is not for: put BitsAndBytesInt8 or GGUF-Q8_0 first",
+            message="evaluation.edge measures the first of quantization.formats on a CPU, which does not run "
+            "CompressedTensorsW8A8: put BitsAndBytesInt8 or GGUF-Q8_0 first",
         ),
     )

@@ -1,10 +1,10 @@
-"""Stages, their order, and the exit codes by which a stage tells the Job controller what to do next."""
+"""Stages, their order, and their exit codes, which determine what the Job controller does next."""
 
 from enum import IntEnum, StrEnum
 
 
 class Stage(StrEnum):
-    """The stages of a run, in the order in which they run: one Job each."""
+    """The stages of a run, in the order in which they run. Each is one Job."""
 
     PREPARE = "prepare"
     TRAIN = "train"
@@ -15,7 +15,7 @@ class Stage(StrEnum):
 
 
 class ExitCode(IntEnum):
-    """How a stage's container ends. The Job's podFailurePolicy is rendered from `fails_job` and `is_ignored`."""
+    """Exit codes of a stage's container. The Job's podFailurePolicy is rendered from `fails_job` and `is_ignored`."""
 
     DONE = 0
     INVALID = 10
@@ -23,17 +23,17 @@ class ExitCode(IntEnum):
     OUT_OF_GPU_MEMORY = 12
     DIVERGED = 13
     TRANSIENT = 14
-    # A stopped stage never exits 0: after an eviction the Job controller would count that as success.
+    # A stopped stage never exits with 0: after an eviction, the Job controller would count that as success.
     INTERRUPTED = 75
 
     @property
     def reason(self) -> str:
-        """CamelCase reason for conditions and stage rows."""
+        """CamelCase reason in conditions and stage rows."""
         return _REASONS[self]
 
     @property
     def fails_job(self) -> bool:
-        """Whether another attempt could not end differently, so that the Job fails at once."""
+        """Whether the Job fails at once, because another attempt would fail in the same way."""
         return self in (ExitCode.INVALID, ExitCode.DENIED, ExitCode.DIVERGED)
 
     @property
@@ -56,7 +56,7 @@ INTERNAL_ERROR = "InternalError"
 
 
 def reason_for(exit_code: int) -> str:
-    """Reason for any exit code; codes outside the contract are bugs."""
+    """Reason for any exit code; a code outside the contract means a bug."""
     try:
         return ExitCode(exit_code).reason
     except ValueError:

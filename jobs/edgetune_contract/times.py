@@ -1,16 +1,16 @@
-"""Times as Kubernetes and the documents in the store write them: RFC 3339 in UTC."""
+"""Times in the format of Kubernetes and of the documents in the store: RFC 3339, UTC."""
 
 from datetime import datetime
 from typing import Literal
 
 
 def timestamp(moment: datetime, timespec: Literal["seconds", "milliseconds"] = "seconds") -> str:
-    """A moment in UTC, such as 2026-11-24T08:00:00Z."""
+    """Text of a time in UTC, such as 2026-11-24T08:00:00Z."""
     return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def seconds_between(start: str | None, end: str | None) -> float | None:
-    """Seconds between two RFC 3339 times, 0 if the second is earlier; None if one is missing."""
+    """Seconds between two RFC 3339 times; 0 if the end is before the start, None if either is missing."""
     if start is None or end is None:
         return None
     return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)

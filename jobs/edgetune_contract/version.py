@@ -1,7 +1,7 @@
-"""The document of one version of a model: what edge devices follow, what a pin names, what reviewers read.
+"""The document of one version of a model, which edge devices, pins and reviewers refer to.
 
 models/<name>/versions/<digest>.json     one published or refused version
-models/<name>/latest.json                the pointer: a copy of the version that it names
+models/<name>/latest.json                the pointer: a copy of the document of the current version
 """
 
 import re
@@ -29,11 +29,11 @@ class EdgeModel(Model):
 
     artifact: Annotated[Artifact, AfterValidator(_check_edge_folder)]
     files: tuple[FileEntry, ...]
-    """Paths are relative to the artifact's URI."""
+    """Its files; paths are relative to the artifact's URI."""
 
     @property
     def key(self) -> str:
-        """Key of its folder in the store that holds the document, also after the whole store was copied elsewhere."""
+        """Key of its folder in the store that has the document; still valid if the whole store is copied elsewhere."""
         return f"stages/{self.artifact.uri.rpartition('/stages/')[2]}"
 
     @property
@@ -47,32 +47,32 @@ class StageOrigin(Model):
 
     digest: Digest
     created_at: str
-    """When the stage was done (RFC 3339, UTC)."""
+    """Time when the stage was done (RFC 3339, UTC)."""
 
     image: str = ""
-    """Reference of the container image that it ran in, as the Pod named it; empty outside of a container."""
+    """Reference of its container image, as in the Pod; empty outside a container."""
 
     libraries: dict[str, str] = {}
-    """Versions of Python and the libraries that it ran with."""
+    """Versions of Python and of the libraries that it ran with."""
 
     metrics: dict[str, float] = {}
     facts: dict[str, str] = {}
 
 
 class Provenance(Model):
-    """What a version was made of."""
+    """Inputs and stages that a version was made from."""
 
     resolved: Resolved
-    """Content digests of base and data."""
+    """Content digests of the base and the data."""
 
     parameters: dict[str, JsonValue]
-    """The spec's parameters as they were; not their model, so that older documents stay readable."""
+    """The spec's parameters, as plain JSON so that older documents stay readable."""
 
     stages: dict[Stage, StageOrigin]
 
 
 class VersionDocument(Model):
-    """One version: how good, how large, and all that it was made of."""
+    """One version: its scores, its size and its provenance."""
 
     model: str
     """Name of the LoraFineTune."""
@@ -80,30 +80,30 @@ class VersionDocument(Model):
     namespace: str
     version: Digest
     created_at: str
-    """When it was published or refused (RFC 3339, UTC)."""
+    """Time when it was published or refused (RFC 3339, UTC)."""
 
     published: bool
     """Whether the gates held."""
 
     refusals: tuple[str, ...] = ()
-    """One sentence a gate that did not hold, with the figure and the limit."""
+    """One sentence for each gate that did not hold, with the measured value and the limit."""
 
     edge: EdgeModel
-    """In the first format of the spec: the one that the status shows."""
+    """The edge model in the spec's first format, which the status shows."""
 
     further_edges: tuple[EdgeModel, ...] = ()
-    """The same model in the other formats of the spec, in their order."""
+    """The same model in the spec's other formats, in order."""
 
     artifacts: tuple[Artifact, ...]
-    """All that the run made."""
+    """All artifacts of the run."""
 
     scores: Scores
     measurement: EdgeMeasurement | None = None
-    """How it ran on the machine that evaluated it; None without spec.evaluation.edge."""
+    """Speed and memory on the machine that evaluated it; None without spec.evaluation.edge."""
 
     provenance: Provenance
 
     @property
     def edges(self) -> tuple[EdgeModel, ...]:
-        """The edge model in all its formats."""
+        """The edge model in all formats."""
         return (self.edge, *self.further_edges)

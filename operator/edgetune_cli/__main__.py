@@ -38,12 +38,12 @@ def run(
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
     output: Annotated[
-        OutputFormat, typer.Option("--output", "-o", help="How to print the outcome.")
+        OutputFormat, typer.Option("--output", "-o", help="Output format of the outcome.")
     ] = OutputFormat.TABLE,
 ) -> None:
-    """Run an object on this machine: the same decisions, stages and status as in a cluster.
+    """Run an object on this machine, with the same decisions, stages and status as in a cluster.
 
-    Ctrl-C stops the running stage; a training writes a checkpoint first. The same command again goes on from there.
+    Ctrl-C stops the running stage; training writes a checkpoint first. Run the same command again to resume.
     """
     document = read_object(filename)
     folder = workdir.resolve()
@@ -69,18 +69,22 @@ def plan(
     filename: _File,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
-    store: Annotated[bool, typer.Option("--store", help="Look into the store for what other runs left there.")] = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="Also look in the store for the output of other runs.")
+    ] = False,
 ) -> None:
-    """Print which stages a run would do, and why, without running anything.
+    """Print which stages a run would execute, and why, without running anything.
 
-    The answer is what the run itself would decide from the last run's status and, with --store, from the store, if the
-    inputs are as they were and every stage succeeds.
+    It decides as a run would, from the last run's status and, with --store, from the store. It assumes that the inputs
+    are unchanged and that every stage succeeds.
     """
     document = read_object(filename)
     folder = workdir.resolve()
     usable = read_profiles(profiles, folder)
     try:
-        found = store_commands.ask(lambda: plan_object(document, folder, usable, open_store_view if store else None))
+        found = store_commands.call_jobs(
+            lambda: plan_object(document, folder, usable, open_store_view if store else None)
+        )
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     for line in found.stages:
@@ -91,14 +95,14 @@ def plan(
 
 @app.command()
 def validate(filename: _File) -> None:
-    """Check an object's spec without touching any data; every problem comes with its path."""
+    """Check an object's spec without reading any data, and print every problem with its path."""
     document = read_object(filename)
     typer.echo(f"{filename}: {document['kind']} {document['metadata']['name']} is valid")
 
 
 @app.command()
 def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profiles = None) -> None:
-    """Delete an object of this machine. What it made goes as well if its spec.deletionPolicy is Delete."""
+    """Delete an object of this machine, and its artifacts if spec.deletionPolicy is Delete."""
     document = read_object(filename)
     folder = workdir.resolve()
     name = document["metadata"]["name"]
@@ -109,9 +113,9 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     except DeletionStopped:
-        fail(f"{name}: stopped before all was removed; the same command again goes on", ExitStatus.STOPPED)
+        fail(f"{name}: stopped before all artifacts were removed; run the command again", ExitStatus.STOPPED)
     if final_event is None:
-        typer.echo(f"{name} is deleted; what it made stays in the store (spec.deletionPolicy is Retain)")
+        typer.echo(f"{name} is deleted; its artifacts stay in the store (spec.deletionPolicy is Retain)")
     elif final_event.type == "Normal":
         typer.echo(f"{name} is deleted: {final_event.message}")
     else:
@@ -142,11 +146,11 @@ def _print_object(document: dict[str, Any] | None, output: OutputFormat) -> None
 
 def _explain(ended: Ended, console: Console) -> None:
     if ended.stopped:
-        console.print("\nStopped. What was done is kept; the same command again goes on from there.", highlight=False)
+        console.print("\nStopped. Finished work is kept: run the same command again to resume.", highlight=False)
     elif ended.outcome is Outcome.PUBLISHED:
         pinned = ended.status.publication is not None and ended.status.publication.pinned
         if not pinned and all(row.cached for row in ended.status.stages if row.name in ended.ran):
-            console.print("\nAll stages were done already: nothing had to run again.", highlight=False)
+            console.print("\nAll stages were already done: nothing ran again.", highlight=False)
         edge = next((a for a in ended.status.artifacts if is_edge(a.name)), None)
         console.print(f"\n{'Pinned' if pinned else 'Published'}. {ended.message}", highlight=False)
         if edge is not None and not pinned:

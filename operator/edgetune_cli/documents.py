@@ -1,4 +1,4 @@
-"""Objects from YAML files, as a user writes them."""
+"""LoraFineTunes from YAML files that users write."""
 
 import re
 from pathlib import Path
@@ -13,14 +13,14 @@ _URI_FIELDS = (("baseModel",), ("dataset", "train"), ("dataset", "eval"))
 
 
 class UnusableFile(Exception):
-    """A file that holds no valid object; one line a problem."""
+    """A file that does not have exactly one valid object; the message has one line per problem."""
 
     def __init__(self, path: Path, problems: tuple[Problem | str, ...]) -> None:
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as kubectl reads it: 2e-4 is a number, and a key that stands twice is refused."""
+    """YAML as kubectl reads it: 2e-4 is a number, and duplicate keys are refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -29,48 +29,48 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key) if isinstance(key, str) else None
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 wants a dot and a sign in numbers with an exponent; YAML 1.2 and JSON do not.
+# YAML 1.1 requires a dot and a sign in numbers with an exponent; YAML 1.2 and JSON do not.
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
 )
 
 
 def load_object(path: Path) -> dict[str, Any]:
-    """The one valid LoraFineTune of a YAML file. Relative paths in it become file:// URIs from the file's folder.
+    """The only LoraFineTune of a YAML file, validated. Paths relative to the file's folder become file:// URIs.
 
     Raises:
-        UnusableFile: the file cannot be read, is not YAML, or does not hold exactly one valid object.
+        UnusableFile: the file cannot be read, is not YAML, or does not have exactly one valid object.
     """
     documents = _load_documents(path)
     if len(documents) != 1:
-        raise UnusableFile(path, (f"holds {len(documents)} objects; this command takes one",))
+        raise UnusableFile(path, (f"has {len(documents)} objects; this command takes exactly one",))
     document = documents[0]
     try:
-        if key := _strange_key(document):
-            raise UnusableFile(path, (f"the key {key} is not text",))
+        if key := _non_string_key(document):
+            raise UnusableFile(path, (f"key {key} is not a string: quote it",))
     except RecursionError:
-        raise UnusableFile(path, ("refers to itself by an alias, or is nested too deep",)) from None
+        raise UnusableFile(path, ("refers to itself by an alias, or is nested too deeply",)) from None
     _resolve_relative_uris(document, path.resolve().parent)
     if problems := check_object(document):
         raise UnusableFile(path, problems)
     return dict(document)
 
 
-def _strange_key(value: Any) -> str:
-    """A key that JSON cannot have, empty if there is none."""
+def _non_string_key(value: Any) -> str:
+    """The first key that is not a string, which JSON does not allow; empty if there is none."""
     if isinstance(value, list):
-        return next((key for item in value if (key := _strange_key(item))), "")
+        return next((key for item in value if (key := _non_string_key(item))), "")
     if not isinstance(value, dict):
         return ""
     for key, item in value.items():
         if not isinstance(key, str):
             return str(key)
-        if found := _strange_key(item):
+        if found := _non_string_key(item):
             return found
     return ""
 
@@ -82,13 +82,13 @@ def _load_documents(path: Path) -> list[Any]:
     except OSError as error:
         raise UnusableFile(path, (error.strerror or str(error),)) from None
     except UnicodeDecodeError as error:
-        raise UnusableFile(path, (f"is not UTF-8 at byte {error.start}",)) from None
+        raise UnusableFile(path, (f"is not valid UTF-8 at byte {error.start}",)) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UnusableFile(path, (f"is not valid YAML: {' '.join(str(error).split())}",)) from None
 
 
 def _resolve_relative_uris(document: Any, folder: Path) -> None:
-    """A path without a scheme works in a local run only, so it is resolved here and not in the models."""
+    """Paths without a scheme are valid in local runs only, so they are resolved here and not in the models."""
     for field in _URI_FIELDS:
         node = document.get("spec") if isinstance(document, dict) else None
         for part in field:

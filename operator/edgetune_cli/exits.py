@@ -1,4 +1,4 @@
-"""How the command line ends."""
+"""Exit codes of the command line."""
 
 from enum import IntEnum
 from typing import NoReturn
@@ -11,7 +11,7 @@ class ExitStatus(IntEnum):
 
     OK = 0
     NEGATIVE = 1
-    """The answer is no: the model was not published, is not what was written, or was not removed."""
+    """The command ran, and its answer is no: not published, not verified, or not removed."""
 
     UNUSABLE_INPUT = 2
     BUSY = 3
@@ -19,6 +19,6 @@ class ExitStatus(IntEnum):
 
 
 def fail(message: str, status: ExitStatus) -> NoReturn:
-    """Say on standard error what is wrong, and end."""
+    """Print an error message to standard error and exit."""
     typer.secho(message, fg=typer.colors.RED, err=True)
     raise typer.Exit(status)

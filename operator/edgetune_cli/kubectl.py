@@ -1,4 +1,4 @@
-"""`kubectl edgetune`: LoraFineTunes of a cluster for people. Access, context and rights are those of kubectl itself."""
+"""`kubectl edgetune`: shows LoraFineTunes of a cluster. It calls kubectl, whose context and permissions apply."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ _Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="Path of t
 
 @app.command()
 def get(
-    name: Annotated[str | None, typer.Argument(help="Name of one; default: all.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of an object; default: all.", show_default=False)] = None,
     namespace: _Namespace = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False,
     selector: Annotated[str | None, typer.Option("--selector", "-l", help="Label selector, such as team=a.")] = None,
@@ -70,7 +70,7 @@ def describe(
 ) -> None:
     """Show one LoraFineTune: its stages, scores, sizes, warnings, conditions, history and Events.
 
-    A version of the history, or its first 12 digits, is what spec.publish.pin takes to go back to it.
+    To go back to a version in the history, set spec.publish.pin to its first 12 digits.
     """
     access = _given(namespace=namespace, context=context, kubeconfig=kubeconfig)
     document = _read("get", _RESOURCE, name, *access, "-o", "json")
@@ -97,17 +97,17 @@ def describe(
 def logs(
     name: _Name,
     namespace: _Namespace = None,
-    stage: Annotated[Stage | None, typer.Option(help="Stage; default: the one that runs or ran last.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    stage: Annotated[Stage | None, typer.Option(help="Stage; default: the running one, or the last one.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines of the log.")] = False,
     context: _Context = None,
     kubeconfig: _Kubeconfig = None,
 ) -> None:
-    """Print the log of a stage's Job, for as long as its Pod is there."""
+    """Print the log of a stage's Job, as long as its Pod exists."""
     access = _given(namespace=namespace, context=context, kubeconfig=kubeconfig)
     status = _status(_read("get", _RESOURCE, name, *access, "-o", "json"))
     row = _row(status, stage)
     if row is None:
-        _fail(f"{name}: {f'stage {stage}' if stage else 'no stage'} has run yet")
+        _fail(f"{name}: {f'stage {stage} has not run yet' if stage else 'no stage has run yet'}")
     _run("logs", f"job/{row.job}", *access, *(["--follow"] if follow else []))
 
 
@@ -132,13 +132,13 @@ def _history(status: LoraFineTuneStatus) -> Table:
 
 
 def _row(status: LoraFineTuneStatus, stage: Stage | None) -> StageStatus | None:
-    """The row of a stage that has a Job; without a stage the one that runs, else the one that was started last."""
+    """The row of the stage, if it has a Job. Without a stage: the running row, or the one that started last."""
     with_jobs = [row for row in status.stages if row.job and stage in (None, row.name)]
     return max(with_jobs, key=lambda row: (row.state is StageState.RUNNING, row.started_at or ""), default=None)
 
 
 def _status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
-    """Status of an object; of one that another version wrote, the fields that this one can read."""
+    """Status of an object, without the fields of another version that this one cannot read."""
     written: Mapping[str, Any] = document.get("status") or {}
     try:
         return LoraFineTuneStatus.model_validate(written)
@@ -146,8 +146,8 @@ def _status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
         unread = {str(problem["loc"][0]) for problem in error.errors()}
     metadata = document["metadata"]
     message = (
-        f"{metadata['namespace']}/{metadata['name']}: another version of the operator wrote this status; left out is "
-        f"what this plugin cannot read: {', '.join(sorted(unread))}"
+        f"{metadata['namespace']}/{metadata['name']}: another version of the operator wrote this status; fields that "
+        f"this plugin cannot read are not shown: {', '.join(sorted(unread))}"
     )
     typer.secho(message, fg=typer.colors.YELLOW, err=True)
     return LoraFineTuneStatus.model_validate({key: value for key, value in written.items() if key not in unread})
@@ -158,14 +158,14 @@ def _ready_message(status: LoraFineTuneStatus) -> str:
 
 
 def _given(**options: str | None) -> list[str]:
-    """Options as kubectl takes them, without those that were not given."""
+    """Options in kubectl's syntax, without those that have no value."""
     return [f"--{name}={value}" for name, value in options.items() if value]
 
 
 def _kubectl() -> str:
     found = shutil.which("kubectl")
     if found is None:
-        _fail("kubectl is not on the PATH: install it, it brings the access to the cluster")
+        _fail("kubectl is not on the PATH: install it and configure its access to the cluster")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and functions that read the files that they name."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -12,7 +12,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import local_profile
 from edgetune_operator.api.profiles import InvalidProfiles, Profile, load_profiles
 
-# This machine has files, and its own certificates of authorities.
+# A local run can read files, and trusts this machine's certificate authorities.
 _HERE: Mapping[str, Any] = {"allow_file_uris": True, "ca_bundle_config_map": None}
 DEFAULT_WORK_DIR = Path(".edgetune")
 
@@ -22,13 +22,13 @@ WorkDir = Annotated[
 Profiles = Annotated[
     Path | None,
     typer.Option(
-        "--profiles", help="YAML file with profiles, to use a bucket in place of a folder.", show_default=False
+        "--profiles", help="YAML file with profiles, to use a bucket instead of a folder.", show_default=False
     ),
 ]
 
 
 class OutputFormat(StrEnum):
-    """How a command's outcome is printed."""
+    """Output format of a run's outcome."""
 
     TABLE = "table"
     YAML = "yaml"
@@ -36,14 +36,14 @@ class OutputFormat(StrEnum):
 
 
 class ReportFormat(StrEnum):
-    """How a report is printed."""
+    """Output format of a report."""
 
     TEXT = "text"
     JSON = "json"
 
 
 def read_object(filename: Path) -> dict[str, Any]:
-    """The one valid object of a file; ends the command if there is none."""
+    """The only object of a file, validated; exits with an error if there is none."""
     try:
         return load_object(filename)
     except UnusableFile as error:
@@ -51,7 +51,7 @@ def read_object(filename: Path) -> dict[str, Any]:
 
 
 def read_profiles(path: Path | None, folder: Path) -> dict[str, Profile]:
-    """Profiles of a file, without one that of a run in `folder`; ends the command if the file cannot be used."""
+    """Profiles of a file, or without a file the one of local runs in `folder`; exits with an error if invalid."""
     if path is None:
         return {"default": local_profile(folder)}
     try:

@@ -1,4 +1,4 @@
-"""Statuses for people: tables of stages, sizes and scores, and progress while a run goes on."""
+"""Output for users: tables of stages, sizes and scores, and the progress of a run."""
 
 import json
 import time
@@ -22,7 +22,7 @@ _PLAIN_INTERVAL_SECONDS = 10.0
 
 
 class ProgressView:
-    """One bar a stage on a terminal; elsewhere a plain line when a stage starts or ends, and every ten seconds."""
+    """Progress of a run: on a terminal one bar per stage, elsewhere a line at each start and end and every 10 s."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -49,8 +49,8 @@ class ProgressView:
         if not self._plain:
             self._progress.stop()
 
-    def update(self, view: View, said: str) -> None:
-        """Show where the run is now."""
+    def update(self, view: View, message: str) -> None:
+        """Show the state of the run; `message` is the running stage's latest one."""
         running = view.stage if view.outcome is Outcome.RUNNING else None
         if running is not self._stage:
             self._end_stage(view)
@@ -58,7 +58,7 @@ class ProgressView:
             if running is not None:
                 self._start_stage(running)
         if running is not None:
-            self._show(running, view, said)
+            self._show(running, view, message)
 
     def _start_stage(self, stage: Stage) -> None:
         if self._plain:
@@ -71,7 +71,7 @@ class ProgressView:
         if self._stage is None:
             return
         row = next(row for row in view.rows if row.name is self._stage)
-        text = f"{row.state.value.lower()}{' (was in the store already)' if row.cached else ''}"
+        text = f"{row.state.value.lower()}{' (already in the store)' if row.cached else ''}"
         if self._plain:
             seconds = f" in {row.seconds:.1f} s" if row.seconds is not None else ""
             self._console.print(f"{self._stage}: {text}{seconds}", highlight=False)
@@ -79,11 +79,11 @@ class ProgressView:
             self._progress.update(self._bar, total=1, completed=1, text=text)
             self._progress.stop_task(self._bar)
 
-    def _show(self, stage: Stage, view: View, said: str) -> None:
+    def _show(self, stage: Stage, view: View, message: str) -> None:
         if view.reason == Reason.ATTEMPT_FAILED and view.message != self._retry_text:
             self._retry_text = view.message
             self._console.print(view.message, style="yellow", highlight=False)
-        text = _progress_text(view) or said or view.message.removeprefix(f"{stage}: ")
+        text = _progress_text(view) or message or view.message.removeprefix(f"{stage}: ")
         if self._plain:
             due = time.monotonic() - self._last_line >= _PLAIN_INTERVAL_SECONDS
             if due and text != self._last_text:
@@ -110,12 +110,12 @@ def _progress_text(view: View) -> str:
 
 
 def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> None:
-    """The tables at the end of a run.
+    """Print the tables at the end of a run.
 
     Args:
         console: where to print.
         status: the object's status.
-        ran: stages that this run did; the others were done before.
+        ran: stages that this run executed; the others were already done.
     """
     console.print(_stage_table(status, ran))
     if status.scores is not None:
@@ -137,7 +137,7 @@ def _table(title: str, first: str, *figures: str) -> Table:
 
 
 def _stage_table(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> Table:
-    table = _table("\nStages", "step", "output", "size", "seconds")
+    table = _table("\nStages", "stage", "output", "size", "seconds")
     table.columns[1].justify = "left"
     table.add_column("what happened")
     for row in status.stages:
@@ -155,7 +155,7 @@ def _stage_table(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> Table:
 
 
 def _outputs(stage: Stage, status: LoraFineTuneStatus) -> list[ArtifactStatus]:
-    """What a stage made: one artifact, or the edge model in each format."""
+    """Artifacts of a stage: one, or an edge model in each format."""
     return [artifact for artifact in status.artifacts if artifact.stage is stage]
 
 
@@ -165,16 +165,16 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
     if row.state is not StageState.SUCCEEDED:
         return row.state.value.lower()
     if row.cached or row.name not in ran:
-        return "checked, nothing changed" if row.name is Stage.PREPARE and row.name in ran else "done before"
+        return "checked, nothing changed" if row.name is Stage.PREPARE and row.name in ran else "already done"
     metrics = row.metrics
     if row.name is Stage.PREPARE and "trainExamples" in metrics:
-        return f"{metrics['trainExamples']:,.0f} rows to train on, {metrics.get('evalExamples', 0):,.0f} to evaluate on"
+        return f"{metrics['trainExamples']:,.0f} training rows, {metrics.get('evalExamples', 0):,.0f} evaluation rows"
     if row.name is Stage.TRAIN and "steps" in metrics:
         trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
         return f"{metrics['steps']:.0f} steps, loss {metrics.get('loss', float('nan')):.3f}{share}"
     if row.name is Stage.EVALUATE and status.scores is not None:
-        return f"{status.scores.examples} rows by each model"
+        return f"{status.scores.examples} rows per model"
     if row.name is Stage.PUBLISH and status.publication is not None:
         return "published" if status.publication.published else "refused by the gates"
     return "done"
@@ -214,7 +214,7 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
 
 
 def _speed_table(edge: EdgeMeasurement) -> Table:
-    title = f"\nTokens a second on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens} tokens of prompt"
+    title = f"\nTokens per second on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens}-token prompt"
     table = _table(title, "model", "prompt", "generation", "first token", "peak memory", "libraries")
     for model, speed in edge.by_model.items():
         first = speed.time_to_first_token_seconds
@@ -234,15 +234,15 @@ def _format_speed(tokens_per_second: float | None) -> str:
 
 
 def _show_answers(console: Console, status: LoraFineTuneStatus) -> None:
-    """One held-out question with the answers of base and edge, if the evaluation lies on this machine."""
+    """Print one held-out question and the answers of base and edge, if the evaluation is on this machine."""
     artifact = next((a for a in status.artifacts if a.name == EVALUATION and a.uri.startswith("file://")), None)
     answers = _read_answers(local_path(artifact.uri) / "answers.jsonl") if artifact else None
     if answers is None:
         return
-    console.print("\nA held-out question, answered by", style="bold")
+    console.print("\nA held-out question and its answers", style="bold")
     console.print(f"  prompt  {_one_line(answers['prompt'])}", highlight=False)
     for model in (BASE, EDGE):
-        # The base is scored once for several runs: only the first of them has its answers.
+        # The base's scores are cached across runs: only the run that computed them has its answers.
         if answers.get(model):
             console.print(f"  {model:6}  {_one_line(answers[model])}", highlight=False)
 

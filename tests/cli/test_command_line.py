@@ -1,4 +1,4 @@
-"""The main job through the command line: one YAML to a scored, published INT8 edge model, with real processes."""
+"""The main job through the command line, with real processes: from one YAML to a scored, published INT8 edge model."""
 
 import json
 import os
@@ -88,7 +88,7 @@ class Workplace:
 
 
 def happened(output: str) -> dict[str, str]:
-    """What the final table says of each stage."""
+    """The row of each stage in the final table."""
     lines = output[output.index("Stages") :].splitlines()
     words = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
     return {line.split()[0]: line for line in lines if line.split() and line.split()[0] in words}
@@ -117,7 +117,7 @@ def wait_for_step(place: Workplace, step: int) -> None:
     raise AssertionError(f"training did not reach step {step} in {_LIMIT_SECONDS} s")
 
 
-def test_ctrl_c_in_training_writes_a_checkpoint_and_a_second_run_of_the_same_object_waits_for_nobody(
+def test_ctrl_c_in_training_writes_a_checkpoint_and_a_concurrent_run_of_the_same_object_is_refused(
     workplace: Workplace,
 ) -> None:
     first = workplace.start("run", "-f", "object.yaml")
@@ -128,15 +128,15 @@ def test_ctrl_c_in_training_writes_a_checkpoint_and_a_second_run_of_the_same_obj
     output, _ = first.communicate(timeout=_LIMIT_SECONDS)
 
     assert second_code == 3
-    assert f"default/{_NAME}: another run (process {first.pid}) works on this object" in second_output
+    assert f"default/{_NAME}: another run (process {first.pid}) is working on this object" in second_output
     assert first.returncode == 130, output
-    assert "the same command again goes on from there" in output
+    assert "run the same command again to resume" in output
     assert next(row for row in workplace.status()["stages"] if row["name"] == "train")["preemptions"] == 1
     checkpoints = list((workplace.home / "store" / "default" / "checkpoints").glob("*/step-*/manifest.json"))
     assert max(int(path.parent.name.removeprefix("step-")) for path in checkpoints) >= 60
 
 
-def test_the_same_command_goes_on_from_the_checkpoint_to_a_published_edge_model(workplace: Workplace) -> None:
+def test_the_same_command_resumes_from_the_checkpoint_and_publishes_an_edge_model(workplace: Workplace) -> None:
     code, output = workplace.run("run", "-f", "object.yaml")
 
     status = workplace.status()
@@ -153,16 +153,16 @@ def test_the_same_command_goes_on_from_the_checkpoint_to_a_published_edge_model(
     assert "A held-out question" in output
 
 
-def test_a_second_run_says_that_all_stages_were_done_and_ends_in_seconds(workplace: Workplace) -> None:
+def test_a_second_run_finds_all_stages_done_and_ends_in_seconds(workplace: Workplace) -> None:
     code, output = workplace.run("run", "-f", "object.yaml")
 
     assert code == 0, output
-    assert "All stages were done already" in output
+    assert "All stages were already done" in output
     assert "checked, nothing changed" in happened(output)["prepare"]
-    assert all("done before" in happened(output)[stage] for stage in ("train", "merge", "quantize", "evaluate"))
+    assert all("already done" in happened(output)[stage] for stage in ("train", "merge", "quantize", "evaluate"))
 
 
-def test_a_pin_points_back_to_an_older_version_and_versions_and_verify_tell_so(workplace: Workplace) -> None:
+def test_a_pin_restores_an_older_version_and_versions_and_verify_report_it(workplace: Workplace) -> None:
     evaluation = {"maxNewTokens": 24, "gates": {"minScore": 0.5}}
     first = json.loads(workplace.pointer())["version"]
     workplace.write_object(evaluation=evaluation)
@@ -181,7 +181,7 @@ def test_a_pin_points_back_to_an_older_version_and_versions_and_verify_tell_so(w
     assert planned.startswith(f"publish   run    points latest.json at version {first[:12]}, as spec.publish.pin says")
     assert code == 0, output
     assert f"latest.json names version {first[:12]}, as spec.publish.pin says" in output
-    assert "Edge model:" not in output, "the spec's own is not the one that is pinned"
+    assert "Edge model:" not in output, "the spec's own edge model is not the pinned one"
     assert pinned_at == first != second
     rows = {line.split()[0]: line for line in listed.splitlines()}
     assert rows[first[:12]].endswith("current, pinned")
@@ -202,8 +202,8 @@ def test_an_edit_of_the_evaluation_runs_evaluate_and_publish_only_and_a_refusal_
     assert plan_code == 0
     assert "evaluate  run    changed: spec.evaluation" in plan_output
     assert code == 1
-    assert all("done before" in happened(output)[stage] for stage in ("train", "merge", "quantize"))
-    assert "16 rows by each model" in happened(output)["evaluate"]
+    assert all("already done" in happened(output)[stage] for stage in ("train", "merge", "quantize"))
+    assert "16 rows per model" in happened(output)["evaluate"]
     assert "refused by the gates" in happened(output)["publish"]
     assert workplace.status()["phase"] == "Refused"
     assert "maxEdgeBytes" in output
@@ -260,6 +260,6 @@ def test_the_same_object_runs_against_a_bucket(
     answered, answer = place.run("generate", "--model", latest, *question, *options, environment=credentials)
 
     assert verified == 0, report
-    assert f"{edge['bytes']:,} bytes are what was written" in report
+    assert f"{edge['bytes']:,} bytes match their manifest" in report
     assert answered == 0, answer
     assert [path.name for path in (place.home / "models").iterdir()] == [edge["sha256"]]

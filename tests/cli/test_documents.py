@@ -1,4 +1,4 @@
-"""Objects as users write them, and what is said when they are wrong."""
+"""Objects in YAML files that users write, and the messages for invalid ones."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_relative_paths_become_file_uris_from_the_folder_of_the_file(tmp_path: P
     assert spec["dataset"]["train"]["uri"] == f"file://{tmp_path}/data/train.jsonl"
 
 
-def test_signs_that_mean_something_in_a_uri_are_escaped(tmp_path: Path) -> None:
+def test_characters_with_a_meaning_in_uris_are_escaped(tmp_path: Path) -> None:
     file = tmp_path / "object.yaml"
     file.write_text(VALID.replace("./base", "'./50% of a?b #1'"))
     assert load_object(file)["spec"]["baseModel"]["uri"] == f"file://{tmp_path}/50%25%20of%20a%3Fb%20%231"
@@ -51,11 +51,11 @@ def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "/object.yaml: holds 0 objects; this command takes one"),
-        (VALID + "---" + VALID, "/object.yaml: holds 2 objects; this command takes one"),
+        ("", "/object.yaml: has 0 objects; this command takes exactly one"),
+        (VALID + "---" + VALID, "/object.yaml: has 2 objects; this command takes exactly one"),
         ("[1, 2]", "/object.yaml: (document): must be a LoraFineTune object"),
         ("just text", "/object.yaml: (document): must be a LoraFineTune object"),
-        (b"name: \xff", "/object.yaml: is not UTF-8 at byte 6"),
+        (b"name: \xff", "/object.yaml: is not valid UTF-8 at byte 6"),
         (VALID.replace("metadata: {name: sensor-faults}", "metadata: {}"), "/object.yaml: metadata.name: is required"),
         (
             VALID.replace("sensor-faults", "../evil"),
@@ -67,26 +67,26 @@ def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_without_one_object_says_so(tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_a_file_without_exactly_one_valid_object_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert problems_of(tmp_path, text) == message
 
 
 @pytest.mark.parametrize(
     "text", ["a: [", "a: b: c", "\t- x", "a: !!python/object:os.system x", "a: 2026-99-99", "[" * 5000]
 )
-def test_broken_yaml_is_one_line_and_never_a_traceback(tmp_path: Path, text: str) -> None:
+def test_invalid_yaml_is_reported_in_one_line_without_a_traceback(tmp_path: Path, text: str) -> None:
     message = problems_of(tmp_path, text)
     assert message.startswith("/object.yaml: is not valid YAML: ")
     assert "\n" not in message
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused_with_its_line(tmp_path: Path) -> None:
     message = problems_of(tmp_path, VALID + "  retryLimit: 1\n  retryLimit: 2\n")
-    assert "key 'retryLimit' stands twice" in message
+    assert "duplicate key 'retryLimit'" in message
     assert "line 9" in message
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnusableFile, match="No such file or directory"):
         load_object(tmp_path / "missing.yaml")
 
@@ -101,13 +101,14 @@ def test_numbers_and_merge_keys_are_read_as_kubectl_reads_them(tmp_path: Path) -
     assert spec["lora"] == {"rank": 8, "alpha": 16}
 
 
-def test_an_object_that_refers_to_itself_says_so(tmp_path: Path) -> None:
+def test_an_object_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
     message = problems_of(tmp_path, VALID.replace("spec:", "spec: &s") + "  lora: *s\n")
-    assert message == "/object.yaml: refers to itself by an alias, or is nested too deep"
+    assert message == "/object.yaml: refers to itself by an alias, or is nested too deeply"
 
 
-def test_a_key_that_is_no_text_says_so(tmp_path: Path) -> None:
-    assert problems_of(tmp_path, VALID + "  2024-01-01: x\n") == "/object.yaml: the key 2024-01-01 is not text"
+def test_a_key_that_is_not_a_string_is_refused(tmp_path: Path) -> None:
+    message = problems_of(tmp_path, VALID + "  2024-01-01: x\n")
+    assert message == "/object.yaml: key 2024-01-01 is not a string: quote it"
 
 
 def test_a_misspelled_metadata_field_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`kubectl edgetune` where no cluster is needed: kubectl is a script that prints an object and keeps its arguments."""
+"""`kubectl edgetune` without a cluster: kubectl is a script that prints an object and records its arguments."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def scenario() -> Scenario:
 def shown(
     folder: Path, patch: pytest.MonkeyPatch, scenario: Scenario, status: dict[str, Any], *arguments: str
 ) -> tuple[Result, str]:
-    """What the plugin prints for the scenario's object with this status, and kubectl's last arguments."""
+    """The plugin's result for the scenario's object with this status, and the arguments of its last kubectl call."""
     (folder / "object.json").write_text(json.dumps(scenario.builder.with_status(status).build()), encoding="utf-8")
     kubectl = folder / "kubectl"
     kubectl.write_text(f'#!/bin/sh\necho "$@" > "{folder}/arguments"\ncat "{folder}/object.json"\n', encoding="utf-8")
@@ -33,7 +33,7 @@ def shown(
     return result, (folder / "arguments").read_text(encoding="utf-8").strip()
 
 
-def test_logs_are_those_of_the_stage_that_runs(
+def test_logs_are_those_of_the_running_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:
     scenario.finish_all()
@@ -46,7 +46,7 @@ def test_logs_are_those_of_the_stage_that_runs(
     assert arguments == f"logs job/{scenario.live_job} --follow"
 
 
-def test_logs_are_those_of_the_stage_that_was_started_last(
+def test_logs_are_those_of_the_stage_that_started_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:
     scenario.finish_all()
@@ -61,7 +61,19 @@ def test_logs_are_those_of_the_stage_that_was_started_last(
     assert arguments == f"logs job/{prepare} --namespace=team-a --context=other --kubeconfig=here"
 
 
-def test_a_status_of_another_version_is_shown_as_far_as_it_can_be_read(
+def test_a_stage_that_has_not_run_has_no_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
+) -> None:
+    status = dump(scenario.status)
+    of_train, _ = shown(tmp_path, monkeypatch, scenario, status, "logs", "sensor-faults", "--stage", "train")
+    of_any, _ = shown(tmp_path, monkeypatch, scenario, status, "logs", "sensor-faults")
+
+    assert of_train.stderr.strip() == "sensor-faults: stage train has not run yet"
+    assert of_any.stderr.strip() == "sensor-faults: no stage has run yet"
+    assert (of_train.exit_code, of_any.exit_code) == (1, 1)
+
+
+def test_a_status_of_another_version_is_shown_without_the_fields_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:
     scenario.finish_all()
@@ -73,6 +85,6 @@ def test_a_status_of_another_version_is_shown_as_far_as_it_can_be_read(
     assert result.exit_code == 0
     assert "Succeeded" in result.stdout
     assert result.stderr.strip() == (
-        "team-a/sensor-faults: another version of the operator wrote this status; left out is what this plugin cannot "
-        "read: energy, scores"
+        "team-a/sensor-faults: another version of the operator wrote this status; fields that this plugin cannot read "
+        "are not shown: energy, scores"
     )

@@ -1,4 +1,4 @@
-"""Objects of local runs, and what people see of them."""
+"""Objects of local runs, and the tables that users see."""
 
 import asyncio
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_a_changed_spec_is_a_new_generation_and_an_equal_one_is_not(tmp_path: Pa
     assert generations == [1, 1, 2]
 
 
-def test_the_longest_name_of_a_cluster_has_a_file_too(tmp_path: Path) -> None:
+def test_the_longest_name_that_a_cluster_allows_has_a_file(tmp_path: Path) -> None:
     objects = ObjectFolder(tmp_path)
     longest = Key("default", ".".join(["a" * 63] * 3 + ["b" * 61]))
     objects.apply(longest, {}, retry="")
@@ -36,7 +36,7 @@ def test_the_longest_name_of_a_cluster_has_a_file_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"a: [b", b"\xff\xfe", b"just text", b"a: 1"])
-def test_a_damaged_object_file_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_object_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     objects = ObjectFolder(tmp_path)
     objects.apply(KEY, {}, retry="")
     objects.path(KEY).write_bytes(content)
@@ -44,27 +44,29 @@ def test_a_damaged_object_file_is_made_anew(tmp_path: Path, content: bytes) -> N
     assert objects.apply(KEY, {}, retry="")["metadata"]["generation"] == 1
 
 
-def test_a_second_run_of_an_object_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_concurrent_run_of_an_object_is_refused_with_the_lock_holders_process(tmp_path: Path) -> None:
     async def twice() -> None:
         async with LocalCluster(tmp_path, KEY), LocalCluster(tmp_path, KEY):
             pass
 
-    with pytest.raises(ObjectBusy, match=r"team-a/sensor-faults: another run \(process \d+\) works on this object"):
+    with pytest.raises(
+        ObjectBusy, match=r"team-a/sensor-faults: another run \(process \d+\) is working on this object"
+    ):
         asyncio.run(twice())
 
 
-def test_a_lock_that_outlives_its_run_is_told_apart_from_a_second_run(tmp_path: Path) -> None:
+def test_a_lock_that_outlives_its_run_is_distinguished_from_a_concurrent_run(tmp_path: Path) -> None:
     async def twice() -> None:
         async with LocalCluster(tmp_path, KEY) as first:
             first.objects.path(KEY).with_suffix(".lock").write_text("999999999")
             async with LocalCluster(tmp_path, KEY):
                 pass
 
-    with pytest.raises(ObjectBusy, match=r"a stage of a run that was killed .* is still ending"):
+    with pytest.raises(ObjectBusy, match=r"a stage of a killed run .* is still stopping"):
         asyncio.run(twice())
 
 
-def test_brackets_in_what_is_shown_are_no_markup() -> None:
+def test_brackets_in_warnings_are_not_markup() -> None:
     console = Console(markup=False, record=True, width=120)
     show_outcome(console, LoraFineTuneStatus(warnings=("see [/v2]/x and [red]y",)), frozenset())
     assert "Warning: see [/v2]/x and [red]y" in console.export_text()
@@ -88,7 +90,7 @@ def test_the_speed_of_each_model_is_shown_with_the_machine_that_measured_it() ->
     show_outcome(console, LoraFineTuneStatus(edge=edge), frozenset())
 
     text = console.export_text()
-    assert "Tokens a second on 2 threads of AMD EPYC, 60 tokens of prompt" in text
+    assert "Tokens per second on 2 threads of AMD EPYC, 60-token prompt" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["base", "1,234.6", "9.9", "250", "ms", "1.2", "GB", "700", "MB"] in lines
     assert ["edge", "-", "-", "-", "2.0", "GB", "-"] in lines
@@ -112,7 +114,7 @@ def test_every_edge_format_is_shown_with_its_size_and_scores() -> None:
     show_outcome(console, status, frozenset())
 
     lines = [line.split() for line in console.export_text().splitlines()]
-    assert ["quantize", "edge-bnb-int8", "2.0", "MB", "done", "before"] in lines
+    assert ["quantize", "edge-bnb-int8", "2.0", "MB", "already", "done"] in lines
     assert ["edge-gguf-q8_0", "1.0", "MB"] in lines
     assert ["edge", "2.0", "MB", "90.0%", "-", "-"] in lines
     assert ["edge-gguf-q8_0", "1.0", "MB", "80.0%", "-", "-"] in lines

@@ -1,4 +1,4 @@
-"""`edgetune delete`: the decisions of a cluster, and the clean-up's real process, on this machine."""
+"""`edgetune delete`: the same decisions as in a cluster, and a real clean-up process on this machine."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ TRAINED = "b" * 64
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalFolderStore:
-    """The store of local runs, with what a run has left."""
+    """The store of local runs, with the artifacts of one run."""
     store = LocalFolderStore((tmp_path / "home" / "store" / "default").as_uri())
     Uses(store, KEY.name).mark(Use(Stage.TRAIN, TRAINED))
     store.put(manifest_key(Stage.TRAIN, TRAINED), b"{}")
@@ -51,7 +51,7 @@ def delete(folder: Path, **spec: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_with_delete_the_artifacts_go_and_then_the_object(tmp_path: Path, store: LocalFolderStore) -> None:
+def test_with_delete_the_artifacts_are_removed_before_the_object(tmp_path: Path, store: LocalFolderStore) -> None:
     ended = delete(tmp_path, deletionPolicy="Delete")
 
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -60,16 +60,18 @@ def test_with_delete_the_artifacts_go_and_then_the_object(tmp_path: Path, store:
     assert objects(tmp_path).read(KEY) is None
 
 
-def test_with_retain_the_object_goes_and_the_artifacts_stay(tmp_path: Path, store: LocalFolderStore) -> None:
+def test_with_retain_the_object_is_removed_and_the_artifacts_stay(tmp_path: Path, store: LocalFolderStore) -> None:
     ended = delete(tmp_path)
 
     assert ended.returncode == 0
-    assert ended.stdout.startswith("sensor-faults is deleted; what it made stays in the store")
+    assert ended.stdout.startswith("sensor-faults is deleted; its artifacts stay in the store")
     assert store.read(manifest_key(Stage.TRAIN, TRAINED)) is not None
     assert objects(tmp_path).read(KEY) is None
 
 
-def test_a_clean_up_that_cannot_begin_is_said_and_the_object_goes(tmp_path: Path, store: LocalFolderStore) -> None:
+def test_a_clean_up_that_cannot_start_is_reported_and_the_object_removed(
+    tmp_path: Path, store: LocalFolderStore
+) -> None:
     ended = delete(tmp_path, deletionPolicy="Delete", profile="of-the-cluster")
 
     assert ended.returncode == 1
@@ -79,7 +81,7 @@ def test_a_clean_up_that_cannot_begin_is_said_and_the_object_goes(tmp_path: Path
     assert objects(tmp_path).read(KEY) is None
 
 
-def test_a_deletion_that_was_interrupted_is_taken_back_by_applying_the_object_again(tmp_path: Path) -> None:
+def test_applying_the_object_again_cancels_an_interrupted_deletion(tmp_path: Path) -> None:
     folder = objects(tmp_path)
     first = folder.apply(KEY, {}, retry="")
     folder.delete(KEY, [names.FINALIZER])

@@ -26,7 +26,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Place:
-    """A store with a model, and how the command line reaches it."""
+    """A store with a model, and the options with which the command line reaches it."""
 
     store: Store
     model: PublishedModel
@@ -37,7 +37,7 @@ class Place:
         return f"{self.store.uri}/models/{MODEL}"
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Exit code, and what was printed on both streams."""
+        """Exit code, and the output on both streams."""
         done = CliRunner().invoke(app, [*arguments, *self.options], catch_exceptions=False)
         return done.exit_code, done.output
 
@@ -124,7 +124,7 @@ def test_a_version_that_cannot_be_read_is_listed_with_the_reason(place: Place) -
     assert f"unreadable: {place.uri}/versions/{document.version}.json is damaged" in output
 
 
-def test_a_verified_model_ends_with_0_and_a_report_of_what_it_was_made_of(place: Place) -> None:
+def test_verifying_an_unchanged_model_exits_with_0_and_reports_its_provenance(place: Place) -> None:
     document = place.model.publish()
 
     code, output = place.run("verify", f"{place.uri}/latest.json")
@@ -140,7 +140,7 @@ def test_a_verified_model_ends_with_0_and_a_report_of_what_it_was_made_of(place:
         "seed             42",
         IMAGE,
         "libraries        python 3.11.9, torch 2.13.0, transformers 5.23.0",
-        f"Verified: 3 files of {document.edge.artifact.bytes:,} bytes are what was written.",
+        f"Verified: 3 files of {document.edge.artifact.bytes:,} bytes match their manifest.",
     ):
         assert text in output, text
 
@@ -169,12 +169,12 @@ def test_scores_and_speed_are_reported_in_the_order_of_the_models(tmp_path: Path
     scored = lines.index("Scores on 64 held-out rows")
     assert [line.split()[0] for line in lines[scored + 2 : scored + 5]] == ["base", "tuned", "edge"]
     assert lines[scored + 5].split() == []
-    assert lines[scored + 6] == "Speed on 2 threads of Cortex-A76, after a prompt of 30 tokens"
+    assert lines[scored + 6] == "Speed on 2 threads of Cortex-A76, 30-token prompt"
     assert lines[scored + 8].split() == ["base", "-", "-", "-", "2.0", "MB", "transformers", "5.23.0"]
     assert lines[scored + 9].split() == ["edge", "21.2", "-", "0.50", "s", "2.0", "MB", "transformers", "5.23.0"]
 
 
-def test_libraries_are_told_once_and_for_a_stage_that_differs(tmp_path: Path) -> None:
+def test_libraries_are_listed_once_and_again_for_a_stage_that_differs(tmp_path: Path) -> None:
     store = LocalFolderStore((tmp_path / "store").as_uri())
     model = PublishedModel(store, tmp_path / "local")
     document = model.publish()
@@ -188,12 +188,12 @@ def test_libraries_are_told_once_and_for_a_stage_that_differs(tmp_path: Path) ->
 
     assert "libraries        python 3.11.9, torch 2.13.0, transformers 5.23.0\n  evaluate       torch 2.14.0" in output
     assert output.index("\nquantize   ") < output.index("\nevaluate   "), "in the order in which they ran"
-    assert "none: it ran outside of a container" in output
+    assert "none (ran outside a container)" in output
     assert "method           LoRA, rank ?, alpha ?, ?" in output, "a document of another release may lack fields"
-    assert "evaluation data  ? % of the training data, split by the seed" in output
+    assert "evaluation data  ? % of the training data, selected by the seed" in output
 
 
-def test_a_damaged_model_ends_with_1_and_names_each_file(place: Place) -> None:
+def test_verifying_a_damaged_model_exits_with_1_and_names_each_file(place: Place) -> None:
     document = place.model.publish()
     place.store.delete(f"{document.edge.key}/config.json")
     place.store.put(f"{document.edge.key}/more.bin", b"")
@@ -212,14 +212,14 @@ def test_a_damaged_model_ends_with_1_and_names_each_file(place: Place) -> None:
     assert found["manifest"]["image"] == IMAGE
 
 
-def test_what_cannot_be_looked_at_ends_with_2(place: Place) -> None:
+def test_a_model_that_cannot_be_read_exits_with_2(place: Place) -> None:
     place.model.publish()
 
     for arguments, text in (
         (("verify", f"{place.store.uri}/models/nobody"), "there is nothing at"),
         (("verify", f"{place.store.uri}/elsewhere"), "names nothing in a store"),
         (("versions", f"{place.store.uri}/models/nobody"), "models/nobody has no versions"),
-        (("versions", f"{place.store.uri}/stages/train/{'0' * 64}"), "is no model: give …/models/NAME"),
+        (("versions", f"{place.store.uri}/stages/train/{'0' * 64}"), "is not a model: give …/models/NAME"),
         (("versions",), "give either MODEL"),
         (("versions", place.uri, "-f", "object.yaml"), "give either MODEL"),
         (("generate", "-m", f"{place.store.uri}/models/nobody", "-p", "x"), "there is nothing at"),
@@ -229,7 +229,7 @@ def test_what_cannot_be_looked_at_ends_with_2(place: Place) -> None:
         assert text in output
 
 
-def test_a_bucket_without_credentials_says_what_to_set(
+def test_without_credentials_the_message_says_what_to_set(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -246,7 +246,7 @@ def test_a_bucket_without_credentials_says_what_to_set(
     assert "on your own machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in done.output
 
 
-def test_a_store_that_no_profile_has_is_refused_with_those_that_they_have(
+def test_a_store_that_no_profile_has_is_refused_with_a_list_of_the_profiles_stores(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
     profiles = str(profiles_file(tmp_path, s3_server, s3_prefix))
@@ -254,9 +254,8 @@ def test_a_store_that_no_profile_has_is_refused_with_those_that_they_have(
     done = CliRunner().invoke(app, ["verify", "s3://another/team-a/models/m", "--profiles", profiles])
 
     assert done.exit_code == 2
-    assert (
-        f"s3://another/team-a is in no profile's store; these are s3://{s3_server.bucket}/{s3_prefix}, " in done.output
-    )
+    stores = f"the profiles' stores are s3://{s3_server.bucket}/{s3_prefix}, "
+    assert f"s3://another/team-a is not in the store of any profile; {stores}" in done.output
 
 
 def test_an_object_whose_profile_is_not_in_the_file_is_refused(
@@ -269,4 +268,4 @@ def test_an_object_whose_profile_is_not_in_the_file_is_refused(
     done = CliRunner().invoke(app, ["versions", "-f", str(path), "--profiles", profiles])
 
     assert done.exit_code == 2
-    assert "there is no profile 'a100'; give the file that has it by --profiles" in done.output
+    assert "spec.profile: there is no profile 'a100'; name its file with --profiles" in done.output

@@ -1,4 +1,4 @@
-"""`edgetune plan`: the forecast for an object of this machine; what it decides is tested in operator/decisions."""
+"""`edgetune plan` for an object of this machine; its decisions are tested in operator/decisions."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_before_the_first_run_every_stage_has_a_line_and_nothing_is_written(
     assert not (tmp_path / "home" / "objects").exists()
 
 
-def test_another_outcome_than_a_publication_is_said_at_the_end(tmp_path: Path) -> None:
+def test_an_outcome_other_than_a_publication_is_printed_last(tmp_path: Path) -> None:
     suspended, unknown = plan(tmp_path, suspend=True), plan(tmp_path, profile="a100")
 
     assert suspended.stdout.splitlines()[-1] == (
@@ -46,7 +46,7 @@ def test_another_outcome_than_a_publication_is_said_at_the_end(tmp_path: Path) -
     )
 
 
-def test_a_work_folder_that_is_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_work_folder_that_is_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
 
     done = plan(tmp_path)

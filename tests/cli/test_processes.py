@@ -1,4 +1,4 @@
-"""Child processes must end the way the Job controller ends Pods."""
+"""Child processes end as the Job controller and the kubelet end Pods."""
 
 import asyncio
 from pathlib import Path
@@ -47,9 +47,7 @@ def test_exit_0_completes_the_job_and_the_termination_message_arrives(tmp_path: 
     assert [(pod.exit_code, pod.message) for pod in job.pods] == [(0, "all done")]
 
 
-def test_a_process_of_this_machine_does_not_name_the_image_that_a_pod_would_run_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_of_this_machine_gets_no_image_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGETUNE_IMAGE", raising=False)
     log = "open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w')"
     job = run(process_job(f"import os; {log}.write(os.environ.get('EDGETUNE_IMAGE', 'none'))", tmp_path))
@@ -65,20 +63,20 @@ def test_only_the_last_4096_bytes_of_a_termination_message_arrive(tmp_path: Path
 
 
 @pytest.mark.parametrize("exit_code", [10, 11, 13])
-def test_an_exit_code_that_no_other_attempt_can_change_fails_the_job_at_once(tmp_path: Path, exit_code: int) -> None:
+def test_a_permanent_failure_fails_the_job_at_once(tmp_path: Path, exit_code: int) -> None:
     job = run(process_job(f"raise SystemExit({exit_code})", tmp_path))
     assert (job.state, job.reason) == (JobState.FAILED, "PodFailurePolicy")
     assert [pod.exit_code for pod in job.pods] == [exit_code]
 
 
 @pytest.mark.parametrize("exit_code", [1, 12, 14])
-def test_other_failures_are_tried_again_up_to_the_retry_limit(tmp_path: Path, exit_code: int) -> None:
+def test_other_failures_are_retried_up_to_the_retry_limit(tmp_path: Path, exit_code: int) -> None:
     job = run(process_job(f"raise SystemExit({exit_code})", tmp_path, retryLimit=2))
     assert (job.state, job.reason) == (JobState.FAILED, "BackoffLimitExceeded")
     assert [pod.exit_code for pod in job.pods] == [exit_code] * 3
 
 
-def test_a_transient_error_is_followed_by_an_attempt_that_succeeds(tmp_path: Path) -> None:
+def test_a_transient_error_is_retried(tmp_path: Path) -> None:
     marker = tmp_path / "tried"
     script = failing_once(marker, 14)
     job = run(process_job(script, tmp_path))
@@ -130,13 +128,13 @@ def test_stop_kills_a_stage_that_ignores_sigterm_after_the_grace_period(tmp_path
     assert [pod.exit_code for pod in observation(job).pods] == [137]
 
 
-def test_lines_that_are_not_json_objects_are_passed_over(tmp_path: Path) -> None:
+def test_lines_that_are_not_json_objects_are_ignored(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     run(process_job("print('hello'); print('3'); print('{\"say\": \"hi\"}')", tmp_path, on_line=lines.append))
     assert lines == [{"say": "hi"}]
 
 
-def test_the_work_folder_of_an_attempt_is_gone_afterwards(tmp_path: Path) -> None:
+def test_the_work_folder_of_an_attempt_is_removed(tmp_path: Path) -> None:
     script = "import os, pathlib; (pathlib.Path(os.environ['EDGETUNE_WORK_DIR']) / 'big').write_text('x')"
     run(process_job(script, tmp_path))
     assert not list((tmp_path / "work").iterdir())
@@ -157,7 +155,7 @@ def test_stop_during_the_backoff_ends_the_job_at_once(tmp_path: Path) -> None:
     assert [pod.exit_code for pod in observation(job).pods] == [14]
 
 
-def test_stop_while_the_process_is_being_started_leaves_none_behind(tmp_path: Path) -> None:
+def test_stop_while_the_process_is_starting_leaves_no_process_behind(tmp_path: Path) -> None:
     job = process_job("import time; time.sleep(60)", tmp_path)
 
     async def stop_at_once() -> None:
@@ -170,9 +168,9 @@ def test_stop_while_the_process_is_being_started_leaves_none_behind(tmp_path: Pa
     assert {pod.exit_code for pod in observation(job).pods} <= {143}
 
 
-def test_a_process_that_cannot_be_started_fails_the_job_with_the_place_and_the_reason(tmp_path: Path) -> None:
+def test_a_process_that_cannot_start_fails_the_job_with_the_path_and_the_reason(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("a file where a folder is needed")
     job = run(process_job("", tmp_path))
     assert (job.state, job.reason) == (JobState.FAILED, "ProcessNotStarted")
     place = tmp_path / "work" / "1" / "work"
-    assert job.message == f"{place}: Not a directory; mend this, then run the command again"
+    assert job.message == f"{place}: Not a directory; fix this, then run the command again"

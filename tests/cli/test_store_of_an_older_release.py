@@ -1,4 +1,4 @@
-"""The store of an older release: nothing that it has runs again, and what is made again has the same bytes."""
+"""The store of an older release: its finished stages do not run again, and rebuilt artifacts have the same bytes."""
 
 import shutil
 from dataclasses import replace
@@ -27,7 +27,7 @@ VERSION = "85615a23beda"
 
 
 class OlderStore:
-    """A copy of the older store as the store of local runs in `folder`."""
+    """A copy of the older release's store, used as the store of local runs in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class OlderStore:
         return {manifest.result.stage: manifest for manifest in manifests}
 
     def edgetune(self, command: str, *options: str) -> str:
-        """Output of a command on the object, which must succeed."""
+        """Output of a command on the object; the command must succeed."""
         arguments = [command, "-f", str(self.folder / "object.yaml"), "--workdir", str(self.work), *options]
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert done.exit_code == 0, done.output
@@ -75,7 +75,7 @@ def test_a_run_finds_every_stage_done_and_leaves_the_pointer(older: OlderStore) 
 
     output = older.edgetune("run")
 
-    assert "All stages were done already" in output
+    assert "All stages were already done" in output
     assert (older.root / "models" / "pumps" / "latest.json").read_bytes() == pointer
     assert {stage: manifest.result.digest for stage, manifest in older.manifests().items()} == manifests
     assert [line.split()[:2] for line in older.edgetune("plan").splitlines()] == [
@@ -97,7 +97,7 @@ def test_a_plan_finds_the_stages_in_the_store_before_the_first_run(older: OlderS
     assert all("keep   its output is in the store, digest" in line for line in found[1:])
 
 
-def test_its_versions_and_scores_are_read(older: OlderStore) -> None:
+def test_versions_and_scores_of_an_older_release_can_be_read(older: OlderStore) -> None:
     lines = older.edgetune("versions").splitlines()
 
     assert lines[1].split() == [VERSION, *lines[1].split()[1:2], "0.0%", "0.0%", "0.0%", "90.2", "kB", "current"]
@@ -112,7 +112,7 @@ def test_every_file_is_verified(older: OlderStore) -> None:
 def test_prepare_makes_the_same_bytes_again(older: OlderStore) -> None:
     manifest = older.manifests()[Stage.PREPARE]
     if manifest.versions["pyarrow"] != metadata.version("pyarrow"):
-        pytest.skip("another pyarrow than that of the older release is installed, and it names itself in its files")
+        pytest.skip("pyarrow writes its version into its files, and the installed one is not the older release's")
     written = manifest.parameters
     spec = {name: written[name] for name in ("lora", "training", "quantization", "evaluation")}
 
@@ -127,7 +127,7 @@ def test_quantize_makes_the_same_bytes_again(older: OlderStore, tmp_path: Path) 
     uri = next(each.uri for each in manifests[Stage.MERGE].result.artifacts if each.name == MERGED)
     parameters = Parameters.model_validate(manifest.parameters)
     context = stage_context(Stage.QUANTIZE, parameters, tmp_path / "quantize", {MERGED: path_of_uri(uri)})
-    # GGUF files have the model's name in them.
+    # GGUF files contain the model's name.
     context = replace(context, request=context.request.model_copy(update={"name": "pumps"}))
 
     quantize.run(context)
@@ -142,6 +142,6 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 def recorded_files(manifest: Manifest, artifact: str) -> dict[str, str]:
-    """SHA-256 of each file of an artifact, as a manifest has them."""
+    """SHA-256 of each file of an artifact, from a manifest."""
     parts = ((entry.path.split("/"), entry.sha256) for entry in manifest.files)
     return {name: sha256 for (_, folder, name), sha256 in parts if folder == artifact}

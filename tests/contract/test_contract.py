@@ -1,4 +1,4 @@
-"""Requests, results and exit codes: what operator and containers say to each other."""
+"""Requests, results and exit codes: the contract between the operator and its containers."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ def test_the_stages_run_in_the_designs_order() -> None:
     assert [stage.value for stage in Stage] == ["prepare", "train", "merge", "quantize", "evaluate", "publish"]
 
 
-def test_exit_codes_say_what_the_job_controller_does() -> None:
+def test_exit_codes_determine_what_the_job_controller_does() -> None:
     assert [code for code in ExitCode if code.fails_job] == [ExitCode.INVALID, ExitCode.DENIED, ExitCode.DIVERGED]
     assert [code for code in ExitCode if code.is_ignored] == [ExitCode.INTERRUPTED]
     assert {int(code) for code in ExitCode} == {0, 10, 11, 12, 13, 14, 75}
@@ -43,7 +43,7 @@ def test_an_exit_code_outside_the_contract_is_a_bug() -> None:
     assert reason_for(137) == "InternalError"
 
 
-def test_a_request_reads_back_as_it_was() -> None:
+def test_a_request_survives_encoding_and_decoding() -> None:
     spec = parse_spec(
         lora_fine_tune().with_spec("evaluation.gates", {"minScore": 0.8, "maxEdgeBytes": 5}).build()["spec"]
     )
@@ -65,7 +65,7 @@ def test_a_request_of_another_contract_version_is_refused() -> None:
         Request.decode(json.dumps({"contractVersion": 2}))
 
 
-def test_a_result_that_fits_is_written_whole() -> None:
+def test_a_result_that_fits_is_encoded_completely() -> None:
     result = Result(
         stage=Stage.EVALUATE,
         digest=DIGEST,
@@ -109,7 +109,7 @@ def test_facts_are_left_out_then() -> None:
     assert sent == result.model_copy(update={"done": (), "facts": {}})
 
 
-def test_warnings_are_left_out_from_the_last_on_and_counted() -> None:
+def test_the_last_warnings_are_left_out_and_counted() -> None:
     warnings = tuple(f"warning {index}: {'x' * 200}" for index in range(40))
     result = Result(stage=Stage.PREPARE, digest=DIGEST, warnings=warnings, metrics={"rows": 600.0})
 
@@ -121,7 +121,7 @@ def test_warnings_are_left_out_from_the_last_on_and_counted() -> None:
     assert sent.metrics == result.metrics
 
 
-def test_what_cannot_be_left_out_and_does_not_fit_is_an_error() -> None:
+def test_a_result_that_cannot_be_shortened_enough_is_an_error() -> None:
     result = Result(stage=Stage.TRAIN, digest=DIGEST, metrics={f"figure{index}": 1.0 for index in range(400)})
 
     with pytest.raises(ValueError, match=r"the result of train has \d+ bytes, more than 4096"):
@@ -137,7 +137,7 @@ def test_a_long_failure_keeps_its_beginning_and_its_end() -> None:
     assert " … " in result.failure.message
 
 
-def test_a_file_name_that_is_not_utf8_can_be_told() -> None:
+def test_a_file_name_that_is_not_utf8_is_reported_with_replacements() -> None:
     result = failed_result(Stage.PREPARE, DIGEST, 10, "InvalidInput", "bad file: caf\udce9.jsonl")
 
     assert Result.decode(result.encode().decode()).failure is not None
@@ -146,7 +146,7 @@ def test_a_file_name_that_is_not_utf8_can_be_told() -> None:
 
 
 @given(message=st.text() | st.text(st.characters(categories=["Cc", "Cs", "So"])), repeats=st.integers(1, 3000))
-def test_every_failure_fits_and_reads_back(message: str, repeats: int) -> None:
+def test_every_failure_fits_and_can_be_decoded(message: str, repeats: int) -> None:
     result = failed_result(Stage.TRAIN, DIGEST, 1, "InternalError", message * repeats, step=120)
 
     encoded = result.encode()
@@ -186,12 +186,12 @@ def test_quantities_are_bytes_as_in_kubernetes(quantity: str, expected: int) -> 
 
 
 @pytest.mark.parametrize("quantity", ["", "8GiB", "1.5Gi", "-1", "Gi", "8 Gi", "1E"])
-def test_a_quantity_of_another_form_is_refused(quantity: str) -> None:
-    with pytest.raises(ValueError, match="is not a number of bytes: use a whole number, if need be with Ki"):
+def test_an_invalid_quantity_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid size: use an integer with an optional suffix Ki"):
         parse_bytes(quantity)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[]", '{"stage": "train"}', "Traceback (most recent call last):"])
-def test_a_text_that_is_no_result_is_refused(text: Any) -> None:
+def test_a_text_that_is_not_a_result_is_refused(text: Any) -> None:
     with pytest.raises(ValidationError):
         Result.decode(text)

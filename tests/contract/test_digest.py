@@ -42,7 +42,7 @@ TRAIN = MERGE | {"train"}
 SCORES = EVALUATE | {"base-scores"}
 ROWS = REQUEST | {"prepared"} | TRAIN | SCORES
 
-# What each field of the spec changes, with the content behind the names as it was.
+# A second value for each field of the spec, and the digests that it changes while the content stays the same.
 CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "baseModel.uri": ("s3://models/other", REQUEST),
     "baseModel.revision": ("c" * 64, REQUEST),
@@ -101,17 +101,17 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "activeDeadlineSeconds": (3600, NOTHING),
     "deletionPolicy": ("Delete", NOTHING),
 }
-# Of the smallest spec (""), and with each of these changes, as release 0.1.0 computed them. minImprovement is left out:
-# it was in percentage points.
+# Digests of the smallest spec ("") and of each of these changes, as release 0.1.0 computed them. minImprovement is left
+# out: it was in percentage points.
 OF_AN_OLDER_RELEASE: Mapping[str, Mapping[str, str]] = json.loads(
     Path(__file__).with_name("data").joinpath("digests-0.1.0.json").read_text(encoding="utf-8")
 )
-# eval's own fields come with eval.
+# These fields are covered by dataset.eval.
 WITHOUT_SECOND_VALUE = {"dataset.eval.uri", "dataset.eval.revision"}
 
 
 def digests(builder: ObjectBuilder, resolved: Resolved = RESOLVED, name: str = "sensor-faults") -> dict[str, str]:
-    """Every digest of a spec by name; request is prepare's own, prepared the one of what it makes."""
+    """Every digest of a spec by name: request is that of prepare's request, prepared that of its output."""
     parameters = parse_spec(builder.build()["spec"]).parameters
     return {
         "request": prepare_digest(parameters),
@@ -134,7 +134,7 @@ def test_a_field_changes_the_digests_of_the_stages_that_it_can_change_and_no_oth
 
 
 @pytest.mark.parametrize("path", OF_AN_OLDER_RELEASE)
-def test_digests_are_those_of_an_older_release(path: str) -> None:
+def test_digests_are_the_same_as_in_an_older_release(path: str) -> None:
     builder = lora_fine_tune().with_spec(path, CHANGES[path][0]) if path else lora_fine_tune()
 
     assert digests(builder) == OF_AN_OLDER_RELEASE[path]
@@ -170,7 +170,7 @@ def test_with_max_steps_the_epochs_change_nothing() -> None:
     assert changed(digests(builder), digests(builder.with_spec("training.epochs", 9))) == NOTHING
 
 
-def test_in_an_edge_budget_only_cores_and_memory_ask_for_a_new_measurement() -> None:
+def test_only_cores_and_memory_of_an_edge_budget_require_a_new_measurement() -> None:
     builder = lora_fine_tune().with_spec("evaluation.edge", {"cpu": "2", "memory": "1Gi"})
     before = digests(builder)
 
@@ -181,13 +181,13 @@ def test_in_an_edge_budget_only_cores_and_memory_ask_for_a_new_measurement() -> 
 
 
 @pytest.mark.parametrize(("field", "value"), [("cpu", "1500m"), ("memory", "1024Mi")])
-def test_the_same_budget_written_otherwise_changes_nothing(field: str, value: str) -> None:
+def test_the_same_budget_in_other_units_changes_nothing(field: str, value: str) -> None:
     builder = lora_fine_tune().with_spec("evaluation.edge", {"cpu": "2", "memory": "1Gi"})
 
     assert changed(digests(builder), digests(builder.with_spec(f"evaluation.edge.{field}", value))) == NOTHING
 
 
-def test_new_content_behind_the_same_names_changes_what_is_made_of_it() -> None:
+def test_new_content_behind_the_same_names_changes_the_stages_that_read_it() -> None:
     before = digests(lora_fine_tune())
 
     base = digests(lora_fine_tune(), RESOLVED.model_copy(update={"base": "c" * 64}))
@@ -197,7 +197,7 @@ def test_new_content_behind_the_same_names_changes_what_is_made_of_it() -> None:
     assert changed(before, train) == ROWS - REQUEST
 
 
-def test_new_evaluation_data_trains_nothing_again() -> None:
+def test_new_evaluation_data_does_not_repeat_the_training() -> None:
     builder = lora_fine_tune().with_spec("dataset.eval.uri", "s3://datasets/eval.jsonl")
 
     before = digests(builder, RESOLVED.model_copy(update={"eval": "e" * 64}))
@@ -206,15 +206,15 @@ def test_new_evaluation_data_trains_nothing_again() -> None:
     assert changed(before, after) == {"prepared"} | SCORES
 
 
-def test_the_models_name_changes_what_is_published_only() -> None:
+def test_the_models_name_changes_only_publish() -> None:
     assert changed(digests(lora_fine_tune()), digests(lora_fine_tune(), name="other")) == PUBLISH
 
 
-def test_without_a_kept_merge_there_is_no_merge_stage() -> None:
+def test_there_is_no_merge_stage_if_merge_keep_is_false() -> None:
     assert Stage.MERGE not in digests(lora_fine_tune().with_spec("merge.keep", False))
 
 
-def test_defaults_that_are_written_out_change_nothing() -> None:
+def test_explicit_defaults_change_nothing() -> None:
     spec = parse_spec(lora_fine_tune().build()["spec"]).model_dump(mode="json", exclude_none=True)
 
     assert digests(ObjectBuilder({"spec": spec})) == digests(lora_fine_tune())
@@ -259,7 +259,7 @@ def test_equal_values_have_equal_digests_whatever_the_order_of_their_keys(value:
 
 
 @given(value=json_values)
-def test_canonical_json_reads_back_as_the_same_value(value: Any) -> None:
+def test_canonical_json_decodes_to_the_same_value(value: Any) -> None:
     assert json.loads(canonical_json(value)) == value
 
 
@@ -293,7 +293,7 @@ def test_the_order_of_a_specs_keys_changes_no_digest(order: random.Random) -> No
         (Stage.PUBLISH, PUBLISH),
     ],
 )
-def test_a_new_version_of_a_stage_makes_it_and_the_stages_after_it_anew(
+def test_a_new_version_of_a_stage_changes_its_digest_and_those_of_later_stages(
     monkeypatch: pytest.MonkeyPatch, stage: Stage, expected: frozenset[str]
 ) -> None:
     before = digests(lora_fine_tune())

@@ -1,4 +1,4 @@
-"""The pipeline's table: which stages a run has, what each reads, and who makes it."""
+"""The pipeline's table: the stages of a run, and the inputs and outputs of each."""
 
 import pytest
 
@@ -38,7 +38,7 @@ KEPT = parameters()
 NOT_KEPT = parameters(keep=False)
 
 
-def test_every_stage_has_a_row_with_words_of_its_own() -> None:
+def test_every_stage_has_a_row_with_its_own_condition_and_phase() -> None:
     assert list(PIPELINE) == list(Stage)
     assert len({definition.condition for definition in PIPELINE.values()}) == len(Stage)
     assert len({definition.phase for definition in PIPELINE.values()}) == len(Stage)
@@ -54,7 +54,7 @@ def test_every_stage_has_a_row_with_words_of_its_own() -> None:
         (Stage.PUBLISH, (), ()),
     ],
 )
-def test_without_a_merged_model_its_readers_read_what_merge_would_have_read(
+def test_without_a_merged_model_its_readers_read_the_inputs_of_merge(
     stage: Stage, kept: tuple[str, ...], not_kept: tuple[str, ...]
 ) -> None:
     assert inputs_of(stage, KEPT) == kept
@@ -77,12 +77,12 @@ def test_the_digests_are_those_of_the_runs_stages(run: Parameters) -> None:
     assert tuple(stage_digests(run, RESOLVED, "sensor-faults")) == stages_of(run)[1:]
 
 
-def test_what_a_stage_reports_is_a_field_of_its_result() -> None:
+def test_every_report_is_a_field_of_the_result() -> None:
     reported = {definition.reports for definition in PIPELINE.values() if definition.reports}
 
     assert reported <= set(Result.model_fields)
 
 
-def test_nothing_makes_the_base() -> None:
+def test_no_stage_makes_the_base() -> None:
     with pytest.raises(KeyError):
         maker_of(BASE)

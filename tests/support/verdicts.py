@@ -109,7 +109,7 @@ ILLEGAL = (
     Verdict(
         "an address of another kind",
         {"baseModel.uri": "https://models/x"},
-        f"spec.baseModel.uri: 'https://models/x' {_WRONG_FORM} Where the model lies: s3://bucket/prefix, "
+        f"spec.baseModel.uri: 'https://models/x' {_WRONG_FORM} Location of the model: s3://bucket/prefix, "
         "hf://organization/name, or in a local run file:///path.",
     ),
     Verdict("an empty address", {"baseModel.uri": ""}, f"spec.baseModel.uri: '' {_WRONG_FORM}"),
@@ -134,17 +134,17 @@ ILLEGAL = (
     Verdict(
         "a hub model without its commit",
         {"baseModel.uri": "hf://org/model"},
-        "spec.baseModel: a model from hf:// needs revision: the 40-digit hexadecimal commit",
+        "spec.baseModel: a model from hf:// requires revision: the 40-digit hexadecimal commit",
     ),
     Verdict(
         "a hub model with a digest for a commit",
         {"baseModel": {"uri": "hf://org/model", "revision": SHA256}},
-        "spec.baseModel: a model from hf:// needs revision: the 40-digit hexadecimal commit",
+        "spec.baseModel: a model from hf:// requires revision: the 40-digit hexadecimal commit",
     ),
     Verdict(
         "a template without the instruction",
         {"dataset.template": "Answer:"},
-        "spec.dataset: template must contain {instruction}, or be ChatTemplate",
+        "spec.dataset: template must contain {instruction} or be ChatTemplate",
     ),
     Verdict(
         "an empty template", {"dataset.template": ""}, "spec.dataset.template: string should have at least 1 character"
@@ -181,7 +181,7 @@ ILLEGAL = (
     Verdict(
         "an edge format twice",
         {"quantization.formats": ["BitsAndBytesInt8", "BitsAndBytesInt8"]},
-        "spec.quantization.formats: must name each format once, names BitsAndBytesInt8 twice",
+        "spec.quantization.formats: duplicate format BitsAndBytesInt8: list each format once",
     ),
     Verdict("a rank of nothing", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
     Verdict("a rank beyond the bound", {"lora.rank": 513}, "spec.lora.rank: input should be less than or equal to 512"),
@@ -241,8 +241,8 @@ ILLEGAL = (
     Verdict(
         "an edge budget for a format for servers",
         {"evaluation.edge": {}, "quantization.formats": ["CompressedTensorsW8A8", "GGUF-Q8_0"]},
-        "spec: evaluation.edge measures the first of quantization.formats on a CPU, which CompressedTensorsW8A8 is not "
-        "for: put BitsAndBytesInt8 or GGUF-Q8_0 first",
+        "spec: evaluation.edge measures the first of quantization.formats on a CPU, which does not run "
+        "CompressedTensorsW8A8: put BitsAndBytesInt8 or GGUF-Q8_0 first",
     ),
     Verdict(
         "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_WRONG_FORM}"

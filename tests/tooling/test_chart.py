@@ -155,7 +155,10 @@ def test_every_value_has_its_schema_and_its_comment() -> None:
         ),
         ({"profiles": {"default": {**PROFILE, "command": ["sh"]}}}, "additional properties 'command' not allowed"),
         ({"networkPolicy": {"apiServerPorts": []}}, "at '/networkPolicy/apiServerPorts': minItems: got 0, want 1"),
-        ({"networkPolicy": {"stages": {"enabled": True}}}, "name the namespaces of users in networkPolicy.stages"),
+        (
+            {"networkPolicy": {"stages": {"enabled": True}}},
+            "watchNamespaces is empty; list the user namespaces in networkPolicy.stages.namespaces",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path(values: Values, complaint: str) -> None:

@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{- /* Prefix of all names: the release's name, with the chart's where that says more. */ -}}
+{{- /* Prefix of resource names: the release's name, with the chart's name unless it already contains that. */ -}}
 {{- define "edgetune.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
@@ -13,7 +13,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* Prefix of the names of what belongs to no namespace: there may be a release of this name in each namespace. */ -}}
+{{- /* Prefix of the names of cluster-scoped resources: several namespaces may have a release of the same name. */ -}}
 {{- define "edgetune.clusterName" -}}
 {{- printf "%s-%s" (include "edgetune.fullname" .) .Release.Namespace }}
 {{- end }}
@@ -38,7 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{- /* Reference of an image; takes a dict of image (repository, tag, digest) and version (the tag where none is given). */ -}}
+{{- /* Reference of an image; takes a dict of image (repository, tag, digest) and version (the default tag). */ -}}
 {{- define "edgetune.imageReference" -}}
 {{- if .image.digest }}
 {{- printf "%s@%s" .image.repository .image.digest }}
@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- include "edgetune.imageReference" (dict "image" .Values.image "version" .Chart.AppVersion) }}
 {{- end }}
 
-{{- /* The profiles file. JSON is YAML, and keeps 1000000 as it is: YAML has 1e+06 in some versions of Helm, which reads as text. */ -}}
+{{- /* The profiles file, as JSON, which is valid YAML: some versions of Helm write 1000000 in YAML as 1e+06, which is read as a string. */ -}}
 {{- define "edgetune.profiles" -}}
 {{- $reference := include "edgetune.imageReference" (dict "image" .Values.jobsImage "version" .Chart.AppVersion) }}
 {{- $defaults := dict "image" (dict "reference" $reference) }}
@@ -81,11 +81,11 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{- /* What the operator does in the namespaces that it watches, and nothing else. */ -}}
+{{- /* Rights of the operator in the namespaces that it watches. */ -}}
 {{- define "edgetune.rules" -}}
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes]
-  # patch: the finalizer of objects with deletionPolicy Delete.
+  # patch: for the finalizer of objects with deletionPolicy Delete.
   verbs: [list, patch, watch]
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes/status]
@@ -106,7 +106,7 @@ capabilities: {drop: [ALL]}
   verbs: [create, list]
 {{- end }}
 
-{{- /* Namespace selector for the namespaces that the operator watches. */ -}}
+{{- /* Selector of the namespaces that the operator watches. */ -}}
 {{- define "edgetune.watchedNamespaceSelector" -}}
 {{- if .Values.watchNamespaces -}}
 matchExpressions:

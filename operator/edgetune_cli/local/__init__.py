@@ -1,1 +1,1 @@
-"""Runs without a cluster: objects in a folder, Jobs as child processes. It may import the operator's decisions."""
+"""Local runs without a cluster: objects in a folder, Jobs as child processes. May import the operator's decisions."""

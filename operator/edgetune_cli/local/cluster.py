@@ -1,4 +1,4 @@
-"""A cluster of one machine: the same protocol as Kubernetes, objects in a folder, Jobs as child processes."""
+"""A cluster on one machine: the Kubernetes client's protocol, with objects in a folder and Jobs as child processes."""
 
 import asyncio
 import fcntl
@@ -19,11 +19,11 @@ from edgetune_operator.api.profiles import Profile, ProfileStore
 
 
 class ObjectBusy(Exception):
-    """Another run works on the same object."""
+    """Another run is working on the same object."""
 
 
 class LocalCluster:
-    """Satisfies `reconcile.Cluster`. One object at a time; holds the object's lock while it is open."""
+    """Implements `reconcile.Cluster` for one object, whose lock it holds while it is open."""
 
     def __init__(self, folder: Path, key: Key) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class LocalCluster:
         self._lock = -1
         self.objects = ObjectFolder(folder / "objects")
         self.changed = asyncio.Event()
-        self.said = ""
+        self.message = ""
 
     async def __aenter__(self) -> Self:
         path = self.objects.path(self._key).with_suffix(".lock")
@@ -81,7 +81,7 @@ class LocalCluster:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": now()}}
-        self._progress, self.said = None, ""
+        self._progress, self.message = None, ""
         process_job = ProcessJob(
             manifest=manifest,
             folder=self._folder / "work" / self._key.namespace / name,
@@ -103,7 +103,7 @@ class LocalCluster:
         shutil.rmtree(job.folder, ignore_errors=True)
         self.changed.set()
 
-    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - a folder, which nobody deletes so
+    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - a folder is never terminating
         return False
 
     async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - one object only
@@ -122,7 +122,7 @@ class LocalCluster:
             self.objects.write(key, {**document, "status": dict(status)})
 
     async def stop(self) -> None:
-        """Stop what runs, with its grace period: a training writes its checkpoint first."""
+        """Stop running Jobs and wait until they end: within the grace period, training writes its checkpoint."""
         await asyncio.gather(*(job.stop() for job in self._jobs.values()))
         for task in self._tasks.values():
             await task
@@ -133,18 +133,18 @@ class LocalCluster:
 
     def _take_line(self, line: dict[str, Any]) -> None:
         if isinstance(line.get("say"), str):
-            self.said = line["say"]
+            self.message = line["say"]
         if isinstance(line.get("progress"), dict):
             self._progress = _progress(line["progress"], self._newest_pod())
         self.changed.set()
 
 
 def _busy(holder: str, folder: Path) -> str:
-    """What holds an object's lock: a run, or a stage that outlives a run that was killed."""
+    """Who holds an object's lock: another run, or a stage that outlived a killed run."""
     if holder.isdigit() and not Path(f"/proc/{holder}").exists() and Path("/proc/self").exists():
-        return f"a stage of a run that was killed (process {holder}) is still ending; try again in a moment"
+        return f"a stage of a killed run (process {holder}) is still stopping; try again in a moment"
     return (
-        f"another run (process {holder or 'unknown'}) works on this object in {folder}; "
+        f"another run (process {holder or 'unknown'}) is working on this object in {folder}; "
         "wait for it, stop it, or use another --workdir"
     )
 

@@ -1,4 +1,4 @@
-"""LoraFineTunes of local runs: what the API server does with objects, done with files."""
+"""LoraFineTunes of local runs: the API server's part, done with files."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,52 +15,52 @@ _LONGEST_FILE_NAME = 200
 
 
 class ObjectFolder:
-    """LoraFineTunes of local runs: one YAML file each, with the status that a cluster would show."""
+    """LoraFineTunes of local runs, one YAML file each, with the same status as in a cluster."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def path(self, key: Key) -> Path:
         """File of one object."""
-        # A name may be as long as a file's name, which has an ending besides.
+        # An object's name may be as long as the longest file name, which must also have a suffix.
         name = key.name if len(key.name) <= _LONGEST_FILE_NAME else names.label_value(key.name)
         return self._root / key.namespace / f"{name}.yaml"
 
     def read(self, key: Key) -> dict[str, Any] | None:
-        """The object, or None if there was no run of it yet."""
+        """The object; None before its first run."""
         try:
             document = yaml.safe_load(self.path(key).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, UnicodeDecodeError):
-            # A view of the store's facts: without it, every stage finds its manifest.
+            # The file can be written again: every stage finds its manifest in the store.
             return None
         return document if isinstance(document, dict) and "metadata" in document else None
 
     def write(self, key: Key, document: Mapping[str, Any]) -> None:
-        """Replace the object in one step."""
+        """Replace the object atomically."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".draft")  # one writer only: whoever holds the object's lock
+        draft = path.with_suffix(".draft")  # the holder of the object's lock is the only writer
         draft.write_text(yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True), encoding="utf-8")
         draft.replace(path)
 
     def apply(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
-        """What the API server does when somebody applies the object: a changed spec is a new generation.
+        """Apply the object as the API server would: a changed spec increments the generation.
 
         Args:
             key: namespace and name.
-            spec: the whole spec, defaults filled in.
-            retry: retry token; applying by hand asks for a look at the inputs and another try.
+            spec: the whole spec, including defaults.
+            retry: retry token; a new one makes the run check the inputs and retry failed stages.
         """
         document = self.applied(key, spec, retry)
         self.write(key, document)
         return document
 
     def applied(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
-        """The object as `apply` would leave it; nothing is written."""
+        """The object that `apply` would write; nothing is written."""
         document = self.read(key)
-        # Here a deletion that was interrupted can be taken back.
+        # Unlike in a cluster, applying the object again cancels an interrupted deletion.
         if document is None or document["metadata"].get("deletionTimestamp"):
             document = _new_object(key)
         if document.get("spec") != spec:
@@ -70,7 +70,7 @@ class ObjectFolder:
         return document
 
     def delete(self, key: Key, finalizers: Sequence[str]) -> None:
-        """What the API server does when somebody deletes the object: it is gone, or waits for its finalizers."""
+        """Delete the object as the API server would: at once, or when its finalizers are removed."""
         document = self.read(key)
         if document is not None:
             document["metadata"].setdefault("deletionTimestamp", now())
@@ -78,10 +78,10 @@ class ObjectFolder:
             self.write_finalizers(key, finalizers)
 
     def write_finalizers(self, key: Key, finalizers: Sequence[str]) -> dict[str, Any]:
-        """Replace the finalizers; the object after that. A deleted one without any is gone."""
+        """The object with its finalizers replaced. A deleted object without finalizers is removed."""
         document = self.read(key)
         if document is None:
-            raise FileNotFoundError(f"{self.path(key)} was removed meanwhile")
+            raise FileNotFoundError(f"{self.path(key)} was removed during the run")
         document["metadata"]["finalizers"] = list(finalizers)
         if document["metadata"].get("deletionTimestamp") and not finalizers:
             self.path(key).unlink()

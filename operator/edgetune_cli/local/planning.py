@@ -1,4 +1,4 @@
-"""`edgetune plan`: what a run of an object would do, as the run itself would decide it."""
+"""`edgetune plan`: the stages that a run of an object would execute, by the decisions of the run itself."""
 
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,21 +22,21 @@ def plan_object(
     profiles: Mapping[str, Profile],
     open_store: Callable[[StoreLocation, str], StoreView] | None,
 ) -> Forecast:
-    """What a run would do with an object; nothing is written.
+    """Forecast of a run of an object; nothing is written.
 
     Args:
         document: a valid object.
         folder: work folder of its runs.
         profiles: by name.
-        open_store: gives the view of the store where the model of this name has its versions; None: what the last
-            run's status recorded is taken to be there.
+        open_store: opens a view of the store for the model of a name. If None, the store is assumed to have what the
+            last run's status records.
     """
     key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
     spec = parse_spec(document["spec"])
     profile = profiles.get(spec.profile)
     objects = ObjectFolder(folder / "objects")
     last = objects.read(key)
-    # As a run does: it asks for a look at the inputs and for another try of what failed.
+    # Like a run, with a new retry token: the inputs are checked and failed stages are retried.
     applied = objects.applied(key, spec.model_dump(mode="json", exclude_none=True), retry=str(uuid.uuid4()))
     store = open_store(profile.store.for_namespace(key.namespace), key.name) if open_store and profile else None
     snapshot = observe(applied, jobs=(), pods=(), progress=None)
@@ -46,5 +46,5 @@ def plan_object(
 def _spec_of(document: Mapping[str, Any] | None) -> LoraFineTuneSpec | None:
     try:
         return parse_spec(document.get("spec")) if document is not None else None
-    except InvalidSpec:  # of another version
+    except InvalidSpec:  # written by another version
         return None

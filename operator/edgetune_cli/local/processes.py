@@ -1,4 +1,4 @@
-"""Jobs as child processes: what the Job controller and the kubelet do for a Pod, done for a process of this machine."""
+"""Jobs as child processes: the part of the Job controller and the kubelet, for processes on this machine."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ _BACKOFF_LIMIT_SECONDS = 60.0
 
 
 def now() -> str:
-    """The time as Kubernetes writes it, to the millisecond: stages of a small model take less than a second."""
+    """The current time (RFC 3339) with milliseconds: stages of a small model take less than a second."""
     return timestamp(datetime.now(UTC), "milliseconds")
 
 
@@ -33,13 +33,13 @@ class ProcessJob:
     """One Job and its attempts.
 
     Attributes:
-        manifest: the Job as it was rendered.
-        folder: place for the work folders of its attempts.
-        log: file that gets the standard error of all attempts.
-        on_line: called with each JSON object that a stage prints on standard output.
-        on_change: called whenever the Job's or a Pod's status changed.
-        inherited: file descriptors that the attempts keep open (the lock of the object).
-        backoff_seconds: pause after the first attempt that failed; each one after it is twice as long, up to a minute.
+        manifest: the rendered Job.
+        folder: parent of the work folders of its attempts.
+        log: file for the standard error of all attempts.
+        on_line: called with each JSON object that a stage prints to standard output.
+        on_change: called after each change of the Job's or a Pod's status.
+        inherited: file descriptors that the attempts keep open (the object's lock).
+        backoff_seconds: pause after the first failed attempt; it doubles after each further one, up to a minute.
     """
 
     manifest: Mapping[str, Any]
@@ -60,7 +60,7 @@ class ProcessJob:
         return str(self.manifest["metadata"]["name"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The Job as Kubernetes would show it."""
+        """The Job as the API server would return it."""
         return {**self.manifest, "status": dict(self.status)}
 
     async def run(self) -> None:
@@ -74,7 +74,7 @@ class ProcessJob:
             self._end("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            self._end("Failed", "ProcessNotStarted", f"{place}{error.strerror}; mend this, then run the command again")
+            self._end("Failed", "ProcessNotStarted", f"{place}{error.strerror}; fix this, then run the command again")
 
     async def _run_attempts(self, spec: Mapping[str, Any]) -> None:
         attempt = 0
@@ -126,13 +126,13 @@ class ProcessJob:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LOG_LINE_LIMIT,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the command line only, which then stops us
+                start_new_session=True,  # Ctrl-C in the terminal reaches only the command line, which stops the stage
                 preexec_fn=_stop_with_parent,
                 pass_fds=self.inherited,
             )
         pod = self._new_pod(attempt)
         self.on_change()
-        if self._stop.is_set():  # asked for while the process was being started
+        if self._stop.is_set():  # stop() was called while the process was starting
             self._terminate()
         await self._read_lines(self._process)
         returned = await self._process.wait()
@@ -150,19 +150,18 @@ class ProcessJob:
         return container
 
     def _environment(self, work: Path, termination_log: Path) -> dict[str, str]:
-        """The container's variables, with its mounts at places of this machine."""
+        """The container's environment variables, with its mount paths replaced by folders of this machine."""
         container = self._container()
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         secrets = {path for volume, path in mounts.items() if volume != "work"}
         environment = dict(os.environ)
         for variable in container["env"]:
             name, value = variable["name"], variable["value"]
-            # The user's own home holds the credentials that a Secret would bring.
-            # No image runs here, and none may be recorded as what made the model.
+            # HOME stays the user's own, which has the credentials that a Secret has in a cluster.
+            # No image runs here, so none may be recorded in the manifest.
             if name in ("HOME", "EDGETUNE_IMAGE") or value in secrets:
                 continue
             environment[name] = str(work) if value == mounts["work"] else value
-        # What a progress bar of a library prints would only fill the log.
         return environment | {
             "EDGETUNE_TERMINATION_LOG": str(termination_log),
             "EDGETUNE_METRICS_PORT": "0",
@@ -205,13 +204,13 @@ class ProcessJob:
         self.on_change()
 
     def _termination_message(self, exit_code: int, termination_log: Path) -> str:
-        said = termination_log.read_bytes()[-MAX_RESULT_BYTES:] if termination_log.exists() else b""
-        if not said and exit_code != 0 and self.log.exists():
-            said = self.log.read_bytes()[-_FALLBACK_LOG_BYTES:]
-        return said.decode(errors="replace")
+        message = termination_log.read_bytes()[-MAX_RESULT_BYTES:] if termination_log.exists() else b""
+        if not message and exit_code != 0 and self.log.exists():
+            message = self.log.read_bytes()[-_FALLBACK_LOG_BYTES:]
+        return message.decode(errors="replace")
 
     async def stop(self) -> None:
-        """SIGTERM, the Job's grace period, then SIGKILL; returns when the process has ended."""
+        """Send SIGTERM, and SIGKILL after the Job's grace period; return when the process has ended."""
         self._stop.set()
         process = self._process
         if process is None or process.returncode is not None:
@@ -232,13 +231,13 @@ class ProcessJob:
 
 
 def _stop_with_parent() -> None:
-    """In the child: if the command line is killed, the stage is stopped (and writes its checkpoint) as well."""
+    """In the child: if the command line is killed, the stage gets SIGTERM, so that it writes its checkpoint."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _matching_action(spec: Mapping[str, Any], exit_code: int) -> str:
-    """Action of the first rule of the Job's podFailurePolicy that matches; Count if none does."""
+    """Action of the first matching rule of the Job's podFailurePolicy; Count if no rule matches."""
     for rule in spec["podFailurePolicy"]["rules"]:
         codes = rule.get("onExitCodes")
         if codes is not None and exit_code in codes["values"]:

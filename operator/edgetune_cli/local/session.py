@@ -1,4 +1,4 @@
-"""One local run: apply the object, pass over it until its outcome stands, stop cleanly when asked to."""
+"""One local run: apply the object, make passes until its outcome is final, stop cleanly on a signal."""
 
 import asyncio
 import contextlib
@@ -27,12 +27,12 @@ _TICK_SECONDS = 1.0
 
 
 class DeletionStopped(Exception):
-    """A signal ended a deletion before the artifacts were gone."""
+    """A signal stopped a deletion before all artifacts were removed."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a local run ended."""
+    """Outcome of a local run."""
 
     outcome: Outcome
     message: str
@@ -41,7 +41,7 @@ class Ended:
     """Stages whose Jobs this run created."""
 
     stopped: bool
-    """Whether a signal ended it."""
+    """Whether a signal stopped it."""
 
     log: Path | None
     """Log of the stage that failed."""
@@ -53,13 +53,13 @@ async def run_object(
     """Run a LoraFineTune on this machine until it is published, refused, failed, suspended or stopped.
 
     Raises:
-        ObjectBusy: another run works on the same object in the same folder.
+        ObjectBusy: another run is working on the same object in the same folder.
     """
     key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
-    # The API server would persist the defaults: so does this.
+    # Persist the defaults, as the API server does.
     spec = parse_spec(document["spec"]).model_dump(mode="json", exclude_none=True)
     async with LocalCluster(folder, key) as cluster:
-        # Running by hand asks for a look at the inputs and for another try of what failed.
+        # A new retry token makes every run check the inputs and retry failed stages.
         cluster.objects.apply(key, spec, retry=str(uuid.uuid4()))
         with _stop_on_signals() as stop:
             return await _follow(cluster, key, profiles, progress, stop)
@@ -75,10 +75,10 @@ async def _follow(
         cluster.changed.clear()
         done = await run_once(cluster, key, profiles, datetime.now(UTC))
         if not isinstance(done, Pass):
-            raise FileNotFoundError(f"{cluster.objects.path(key)} was removed while the run went on")
+            raise FileNotFoundError(f"{cluster.objects.path(key)} was removed during the run")
         view = done.plan.view
         ran |= {action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)}
-        progress.update(view, cluster.said)
+        progress.update(view, cluster.message)
         if view.outcome is not Outcome.RUNNING or stop.is_set():
             return await _ended(cluster, key, view, ran, stopped=stop.is_set())
         if not done.plan.actions:
@@ -88,13 +88,14 @@ async def _follow(
 async def delete_object(
     document: Mapping[str, Any], folder: Path, profiles: Mapping[str, Profile]
 ) -> EventDraft | None:
-    """Delete a LoraFineTune of this machine, as its deletionPolicy says; what is said of it at last.
+    """Delete a LoraFineTune of this machine according to its deletionPolicy.
 
-    None: it is gone, and nothing was to be removed from the store.
+    Returns:
+        The final Event; None if nothing had to be removed from the store.
 
     Raises:
-        ObjectBusy: a run works on the object.
-        DeletionStopped: a signal came first; the same again goes on.
+        ObjectBusy: a run is working on the object.
+        DeletionStopped: a signal stopped it first; another call continues.
     """
     key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
     spec = parse_spec(document["spec"])
@@ -139,9 +140,9 @@ def _stop_on_signals() -> Iterator[asyncio.Event]:
 
 
 async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
+    tasks = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait(waits, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for wait in waits:
-            wait.cancel()
+        for task in tasks:
+            task.cancel()

@@ -1,1 +1,1 @@
-"""Commands on models in a store. Only this room may import the jobs' code, when a command runs."""
+"""Commands on models in a store. Only this package may import the jobs' code, and only while a command runs."""

@@ -1,6 +1,6 @@
-"""Commands on models in a store: their versions, their verification, and a talk with one.
+"""Commands on models in a store: list their versions, verify them, ask them.
 
-They call the jobs' code: what a store is, and what lies in it, is written once. It is imported when a command runs.
+They use the jobs' code, so that the store's layout is defined once. It is imported when a command runs.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-_Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="How to print it.")]
+_Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")]
 
 
 def versions(
@@ -37,19 +37,19 @@ def versions(
     ] = None,
     filename: Annotated[
         Path | None,
-        typer.Option("--filename", "-f", help="YAML file with one LoraFineTune: its model.", show_default=False),
+        typer.Option("--filename", "-f", help="YAML file of the model's LoraFineTune.", show_default=False),
     ] = None,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
     output: _Output = ReportFormat.TEXT,
 ) -> None:
-    """List the versions of a model, newest first: scores, size, and which one the pointer names.
+    """List the versions of a model, newest first: scores, size, and which one latest.json names.
 
-    The first digits of a version are what spec.publish.pin takes to go back to it. S3 credentials are those that AWS's
-    own tools find.
+    To go back to a version, set spec.publish.pin to its first 12 digits. S3 credentials come from the standard AWS
+    chain: environment, profile or role.
     """
     if (model is None) == (filename is None):
-        fail("give either MODEL, as a path or an s3:// URI, or an object's file by -f", ExitStatus.UNUSABLE_INPUT)
+        fail("give either MODEL (a path or an s3:// URI) or -f FILE", ExitStatus.UNUSABLE_INPUT)
     known = read_profiles(profiles, workdir.resolve())
     if filename is not None:
         location, name, pin = _of_object(filename, known)
@@ -57,7 +57,7 @@ def versions(
         location, name = _of_model(str(model), known if profiles else {})
         pin = ""
 
-    rows = ask(lambda: _version_rows(location, name, pin))
+    rows = call_jobs(lambda: _version_rows(location, name, pin))
     if not rows:
         fail(f"{location.uri}/models/{name} has no versions", ExitStatus.UNUSABLE_INPUT)
     if output is ReportFormat.JSON:
@@ -78,14 +78,14 @@ def verify(
     profiles: Profiles = None,
     output: _Output = ReportFormat.TEXT,
 ) -> None:
-    """Check every file of an artifact against its manifest, and print what it was made of.
+    """Check every file of an artifact against its manifest, and print the artifact's provenance.
 
-    Sizes, SHA-256 and headers are read where they lie; nothing is downloaded. Ends with 0 if all is what was written,
-    1 if anything is not, 2 if it could not be looked at.
+    Files are read in place; no copy is stored on this machine. Exits with 0 if every file is unchanged, 1 if one is
+    not, 2 if the artifact cannot be read.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    with Console(stderr=True).status("reading all files"):
-        found = ask(lambda: _verification(uri, known))
+    with Console(stderr=True).status("Reading all files"):
+        found = call_jobs(lambda: _verification(uri, known))
     if output is ReportFormat.JSON:
         typer.echo(found.model_dump_json(indent=2, exclude_none=True))
     else:
@@ -106,18 +106,18 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The instruction; '-' reads standard input.")],
     edge_format: Annotated[
         EdgeFormat | None,
-        typer.Option("--format", help="Which of a version's edge models; default: the first.", show_default=False),
+        typer.Option("--format", help="Format of the version's edge model; default: the first.", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of the answer, in tokens.", min=1)] = 256,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
 ) -> None:
-    """Talk to an edge model: wraps the prompt as in training and answers greedily.
+    """Print an edge model's answer to a prompt, which is wrapped as in training. Decoding is greedy.
 
-    A model in a bucket is downloaded once, and verified each time.
+    A model in a bucket is downloaded once, and verified before each use.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    folder = ask(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
+    folder = call_jobs(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
     text = sys.stdin.read() if prompt == "-" else prompt
 
     def answer() -> None:
@@ -126,7 +126,7 @@ def generate(
         for piece in stream_answer(folder, text, max_new_tokens):
             typer.echo(piece, nl=False)
 
-    ask(answer)
+    call_jobs(answer)
     typer.echo()
 
 
@@ -141,7 +141,7 @@ def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":
 def _model_folder(
     model: str, profiles: Mapping[str, Profile], cache: Path, edge_format: EdgeFormat | None = None
 ) -> Path:
-    """A local folder with the model. A folder of this machine is used as it is, also outside of a store."""
+    """Local folder of the model. A folder on this machine is used as it is, even outside a store."""
     from edgetune_jobs.data.prompt_format import FILE
     from edgetune_jobs.publishing.addresses import parse_address
     from edgetune_jobs.publishing.fetched_models import fetch_model
@@ -154,7 +154,7 @@ def _model_folder(
 
 
 def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str, Any]]:
-    """What is said of each version of a model, newest first."""
+    """Rows of `edgetune versions`, one for each version of a model, newest first."""
     from edgetune_jobs.publishing.publisher import Pointer
     from edgetune_jobs.publishing.versions import Versions
 
@@ -163,8 +163,8 @@ def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str
     rows = []
     for each in Versions(store, name).all():
         marks = {"current": each.version == current, "pinned": bool(pin) and each.version.startswith(pin)}
-        said = {"problem": each.problem} if each.document is None else _summary(each.document)
-        rows.append({"version": each.version, **marks, **said})
+        details = {"problem": each.problem} if each.document is None else _summary(each.document)
+        rows.append({"version": each.version, **marks, **details})
     return rows
 
 
@@ -183,7 +183,7 @@ def _of_object(filename: Path, profiles: Mapping[str, Profile]) -> tuple[StoreLo
     metadata, spec = document["metadata"], parse_spec(document["spec"])
     profile = profiles.get(spec.profile)
     if profile is None:
-        message = f"{filename}: there is no profile {spec.profile!r}; give the file that has it by --profiles"
+        message = f"{filename}: spec.profile: there is no profile {spec.profile!r}; name its file with --profiles"
         fail(message, ExitStatus.UNUSABLE_INPUT)
     location = profile.store.for_namespace(metadata.get("namespace", "default"))
     return location, metadata["name"], spec.publish.pin
@@ -197,14 +197,14 @@ def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocatio
 
         address = parse_address(model)
         if not isinstance(address, ModelAddress):
-            fail(f"{model} is no model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
+            fail(f"{model} is not a model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
         return _location(address.root, profiles), address.name
 
-    return ask(parse)
+    return call_jobs(parse)
 
 
 def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
-    """How to reach a store: as the profile says whose store it is in, and without profiles as AWS's own tools do."""
+    """Location of a store with the settings of the profile that it belongs to, or with AWS's defaults."""
     if not profiles:
         return StoreLocation(uri=root)
     stores = [
@@ -212,7 +212,7 @@ def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
     ]
     if not stores:
         places = ", ".join(sorted({profile.store.uri for profile in profiles.values()}))
-        fail(f"{root} is in no profile's store; these are {places}", ExitStatus.UNUSABLE_INPUT)
+        fail(f"{root} is not in the store of any profile; the profiles' stores are {places}", ExitStatus.UNUSABLE_INPUT)
     store = max(stores, key=lambda each: len(each.uri))
     return store.for_namespace("").model_copy(update={"uri": root})
 
@@ -223,8 +223,8 @@ def _open(location: StoreLocation) -> "Store":
     return StorageAccess(location, credentials_folder=None).open_store()
 
 
-def ask(call: Callable[[], Answer]) -> Answer:
-    """What a call into the jobs' code gives; ends the command with what stands in its way."""
+def call_jobs(call: Callable[[], Answer]) -> Answer:
+    """Result of a call into the jobs' code; exits with its message if it fails."""
     from edgetune_jobs.errors import StageError
 
     try:

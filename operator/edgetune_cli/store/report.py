@@ -1,4 +1,4 @@
-"""What people read of models in a store: a table of versions, and the report of a verification."""
+"""Text output about models in a store: the table of versions and the report of a verification."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from edgetune_operator.api.units import format_bytes, format_share
 if TYPE_CHECKING:
     from edgetune_jobs.publishing.verification import ArtifactCheck, Verification
 
-_OUTSIDE = "none: it ran outside of a container"
+_NO_IMAGE = "none (ran outside a container)"
 
 
 def version_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Versions as `edgetune versions` lists them, each a row with what JSON says of it."""
+    """Lines of the table of versions, from the rows of the JSON output."""
     table: list[tuple[str, ...]] = [("version", "published", "base", "tuned", "edge", "edge size", "state")]
     for row in rows:
         scores = row.get("scores", {})
@@ -44,22 +44,22 @@ def _state(row: Mapping[str, Any]) -> str:
 
 
 def report(console: Console, found: "Verification") -> None:
-    """The whole report of a verification: what, where, each file, scores, provenance, and the verdict at its end."""
+    """Print the report of a verification: subject, files, scores, provenance and, last, the verdict."""
     for name, text in _head(found):
         console.print(f"{name:11}{text}")
     for check in found.artifacts:
         _print_artifact(console, check)
-    made = _Made.of(found)
-    if made is not None:
-        _print_scores(console, made.scores)
-        _print_speed(console, made.speed)
-        console.print("\nMade of", style="bold")
-        for name, text in made.inputs():
+    provenance = _Provenance.of(found)
+    if provenance is not None:
+        _print_scores(console, provenance.scores)
+        _print_speed(console, provenance.speed)
+        console.print("\nInputs", style="bold")
+        for name, text in provenance.inputs():
             console.print(f"{name:17}{text}")
-        console.print("\nMade with", style="bold")
-        _print_lines(console, _stages(made))
+        console.print("\nStages", style="bold")
+        _print_lines(console, _stage_lines(provenance))
         console.print()
-        for name, text in made.libraries():
+        for name, text in provenance.libraries():
             console.print(f"{name:17}{text}")
     for note in found.notes:
         console.print(f"\nNote: {note}")
@@ -105,7 +105,7 @@ def _print_scores(console: Console, scores: Scores | None) -> None:
 def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
     if edge is None:
         return
-    title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, after a prompt of {edge.prompt_tokens} tokens"
+    title = f"\nSpeed on {edge.threads} threads of {edge.cpu}, {edge.prompt_tokens}-token prompt"
     console.print(title, style="bold")
     table: list[tuple[str, ...]] = [("model", "tokens/s", "prompt tokens/s", "first token", "peak memory", "runtime")]
     for model, speed in edge.by_model.items():
@@ -120,7 +120,7 @@ def _rate(tokens_per_second: float | None) -> str:
 
 
 def _order(scored: tuple[str, object]) -> tuple[int, str]:
-    """The models in the order in which they are made; JSON has them by name."""
+    """Sort key: the order in which the models are made. In JSON they are sorted by name."""
     model = scored[0]
     return SCORED_MODELS.index(model) if model in SCORED_MODELS else len(SCORED_MODELS), model
 
@@ -129,7 +129,7 @@ def _print_verdict(console: Console, found: "Verification") -> None:
     if not found.problems:
         files = sum(len(check.files) for check in found.artifacts)
         size = sum(check.artifact.bytes for check in found.artifacts)
-        console.print(f"\nVerified: {files} files of {size:,} bytes are what was written.", style="green")
+        console.print(f"\nVerified: {files} files of {size:,} bytes match their manifest.", style="green")
         return
     console.print(f"\nNot verified: {len(found.problems)} problems.", style="red")
     for problem in found.problems:
@@ -137,8 +137,8 @@ def _print_verdict(console: Console, found: "Verification") -> None:
 
 
 @dataclass(frozen=True)
-class _StageMade:
-    """One stage, and what it ran with."""
+class _StageRun:
+    """One stage with its image, device and libraries."""
 
     stage: str
     digest: str
@@ -149,26 +149,26 @@ class _StageMade:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What a model was made of and with, from a version's document or a stage's manifest."""
+class _Provenance:
+    """Inputs, stages and results of a model, from a version's document or a stage's manifest."""
 
     resolved: Resolved | None
     parameters: Mapping[str, Any]
-    stages: Sequence[_StageMade]
+    stages: Sequence[_StageRun]
     scores: Scores | None
     speed: EdgeMeasurement | None
 
     @classmethod
-    def of(cls, found: "Verification") -> "_Made | None":
+    def of(cls, found: "Verification") -> "_Provenance | None":
         if found.version is not None:
             return cls._of_version(found.version)
         return None if found.manifest is None else cls._of_manifest(found.manifest)
 
     @classmethod
-    def _of_version(cls, version: VersionDocument) -> "_Made":
+    def _of_version(cls, version: VersionDocument) -> "_Provenance":
         origins = version.provenance.stages
         stages = [
-            _StageMade(stage, made.digest, made.created_at, made.image, made.facts.get("device", ""), made.libraries)
+            _StageRun(stage, made.digest, made.created_at, made.image, made.facts.get("device", ""), made.libraries)
             for stage in Stage
             if (made := origins.get(stage)) is not None
         ]
@@ -176,9 +176,9 @@ class _Made:
         return cls(provenance.resolved, provenance.parameters, stages, version.scores, version.measurement)
 
     @classmethod
-    def _of_manifest(cls, manifest: Manifest) -> "_Made":
+    def _of_manifest(cls, manifest: Manifest) -> "_Provenance":
         result = manifest.result
-        stage = _StageMade(
+        stage = _StageRun(
             result.stage,
             result.digest,
             manifest.created_at,
@@ -189,7 +189,7 @@ class _Made:
         return cls(manifest.resolved, manifest.parameters, [stage], result.scores, result.edge)
 
     def inputs(self) -> Iterator[tuple[str, str]]:
-        """Base, data, method and seed: name and text. Documents of other releases may lack some."""
+        """Names and values of base, data, method and seed. Documents of other releases may lack some."""
         resolved = self.resolved
         base, train, evaluation = (self._section(*path) for path in _SOURCES)
         yield "base", _source(base, resolved.base if resolved else "")
@@ -198,7 +198,7 @@ class _Made:
             yield "evaluation data", _source(evaluation, (resolved.eval or "") if resolved else "")
         else:
             share = self._section("dataset").get("evalSplitPercent", "?")
-            yield "evaluation data", f"{share} % of the training data, split by the seed"
+            yield "evaluation data", f"{share} % of the training data, selected by the seed"
         lora, training = self._section("lora"), self._section("training")
         targets = lora.get("targetModules", "?")
         modules = targets if isinstance(targets, str) else ", ".join(targets)
@@ -211,7 +211,7 @@ class _Made:
         yield "seed", str(training.get("seed", "?"))
 
     def libraries(self) -> Iterator[tuple[str, str]]:
-        """Libraries: once if all stages ran with the same ones, else for each stage that differs from the first."""
+        """Libraries of the first stage, and those of each later stage that differ from it."""
         first, *others = self.stages
         yield "libraries", _versions(first.libraries)
         for stage in others:
@@ -239,16 +239,16 @@ def _versions(libraries: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
 
 
-def _stages(made: _Made) -> Iterator[str]:
+def _stage_lines(provenance: _Provenance) -> Iterator[str]:
     table = [("stage", "digest", "done", "device", "image")]
-    for each in made.stages:
-        row = (each.stage, each.digest[:SHORT_VERSION], each.created_at, each.device or "-", each.image or _OUTSIDE)
+    for each in provenance.stages:
+        row = (each.stage, each.digest[:SHORT_VERSION], each.created_at, each.device or "-", each.image or _NO_IMAGE)
         table.append(row)
     return _aligned(table)
 
 
 def _aligned(table: Sequence[tuple[str, ...]], right: Sequence[int] = ()) -> Iterator[str]:
-    """Lines with columns side by side, never cut: a report is read, searched and filed as a text."""
+    """Lines of aligned columns. They are never truncated: reports are read, searched and filed as text."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         cells = (

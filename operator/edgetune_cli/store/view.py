@@ -1,4 +1,4 @@
-"""The store as `edgetune plan --store` sees it. Calls the jobs' code, which is imported when a store is opened."""
+"""The store for `edgetune plan --store`. It uses the jobs' code, which is imported when a store is opened."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class _OpenedStore:
-    """What the stages of one model would find in the store."""
+    """Finished stages and versions of one model in the store."""
 
     def __init__(self, store: "Store", name: str) -> None:
         self._store = store
@@ -36,7 +36,7 @@ class _OpenedStore:
 
 
 def open_store_view(location: StoreLocation, name: str) -> _OpenedStore:
-    """The store at a place, and in it the model of this name."""
+    """View of the model of this name in the store at this location."""
     from edgetune_jobs.store.access import StorageAccess
 
     return _OpenedStore(StorageAccess(location, credentials_folder=None).open_store(), name)

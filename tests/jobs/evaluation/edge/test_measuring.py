@@ -30,7 +30,7 @@ def test_cores_are_read_as_kubernetes_writes_them(quantity: str, cores: float) -
 
 @pytest.mark.parametrize("quantity", ["", "0", "-1", "2 cores", "1.2345", "1e3"])
 def test_what_is_no_number_of_cores_is_refused(quantity: str) -> None:
-    with pytest.raises(ValueError, match="is not a number of cores: use a number such as 2 or"):
+    with pytest.raises(ValueError, match="is not a valid number of cores: use a number such as 2 or"):
         parse_cpu(quantity)
 
 
