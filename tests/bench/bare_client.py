@@ -1,9 +1,9 @@
-"""The least that a client in Python can do for an object: watch it, create its first Job, write its first status.
+"""A minimal Python client that watches objects, creates their first Job and writes their first status.
 
     python tests/bench/bare_client.py --kubeconfig FILE --namespace NAME
 
-What it writes is what the operator writes, made once and copied: it parses no spec, keeps no cache, decides nothing and
-posts no Events. It runs until it is stopped.
+It writes the same Job and status as the operator, made once and copied: it parses no spec, keeps no cache, decides
+nothing and posts no Events. It runs until it is stopped.
 """
 
 import argparse
@@ -46,7 +46,7 @@ async def _serve(kubeconfig: Path, namespace: str, job: Mapping[str, Any], statu
 
 
 async def _watch(session: aiohttp.ClientSession, queue: asyncio.Queue[Mapping[str, Any]], namespace: str) -> None:
-    """List, and watch from there; again when the API server ends the watch, as it does when a client is slow."""
+    """List and then watch; start again when the API server ends the watch, for example for a slow client."""
     path, seen = objects_path(namespace), set[str]()
     while True:
         async with session.get(path) as answer:

@@ -1,4 +1,4 @@
-"""A control plane with one endless node that kwok plays, the CRD and the chart's rights, for measurements."""
+"""A control plane for measurements, with the CRD, the chart's rights, and one node of unlimited size by kwok."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ class BenchCluster:
 
     @contextmanager
     def running_operator(self, python: Sequence[str] = ()) -> Iterator[OperatorProcess]:
-        """The operator as the chart's Deployment runs it, with its service account."""
+        """The operator, run as in the chart's Deployment, with its service account."""
         kube = Kube.from_kubeconfig(self.plane.kubeconfig())
         own = service_account_kubeconfig(kube, self.plane.kubeconfig(), RELEASE_NAMESPACE, self._account)
         profiles = one(self.manifests, "ConfigMap", f"{RELEASE}-profiles")["data"]["profiles.yaml"]
@@ -63,7 +63,7 @@ class BenchCluster:
 
     @contextmanager
     def running_bare_client(self) -> Iterator[None]:
-        """The bare client, as the operator's user."""
+        """The bare client, with the operator's user."""
         kube = Kube.from_kubeconfig(self.plane.kubeconfig())
         own = service_account_kubeconfig(kube, self.plane.kubeconfig(), RELEASE_NAMESPACE, self._account)
         script = Path(__file__).with_name("bare_client.py")
@@ -78,7 +78,7 @@ class BenchCluster:
         """Wait until the newest process of a user watches the LoraFineTunes.
 
         Raises:
-            TimeoutError: it does not within the limit.
+            TimeoutError: it does not watch within the limit.
         """
         deadline = time.monotonic() + limit_seconds
         while not any(each.user == user and each.kind == "list lorafinetunes" for each in self.audit.read()):
@@ -87,10 +87,10 @@ class BenchCluster:
             time.sleep(_POLL_SECONDS)
 
     def wait_for_stage(self, stage: Stage, count: int, limit_seconds: float) -> None:
-        """Wait until the Jobs of a stage of that many objects were created.
+        """Wait until that many objects have a Job of a stage.
 
         Raises:
-            TimeoutError: they were not within the limit.
+            TimeoutError: fewer objects have one within the limit.
         """
         deadline = time.monotonic() + limit_seconds
         while True:
@@ -107,7 +107,7 @@ class BenchCluster:
         """Wait until a user has written nothing for some seconds.
 
         Raises:
-            TimeoutError: it still writes at the limit.
+            TimeoutError: the user still writes at the limit.
         """
         deadline = time.monotonic() + limit_seconds
         quiet_since = time.monotonic()
@@ -121,10 +121,10 @@ class BenchCluster:
 
 @contextmanager
 def running_bench_cluster(stage_seconds: float) -> Iterator[BenchCluster]:
-    """A fresh one; it is gone afterwards.
+    """A fresh cluster, removed on exit.
 
     Args:
-        stage_seconds: how long each stage's Pod runs, on average: evenly spread from half of it to one and a half.
+        stage_seconds: average run time of a stage's Pod, uniformly distributed from half to one and a half of it.
     """
     binary("helm")
     with (
@@ -142,7 +142,7 @@ def _install(kube: Kube, manifests: list[Manifest]) -> None:
     kube.apply(custom_resource_definition())
     for namespace in (RELEASE_NAMESPACE, NAMESPACE):
         kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-        kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the default service account is there")
+        kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the default service account exists")
     for manifest in manifests:
         if manifest["kind"] in _OF_THE_CHART:
             kube.apply(manifest)
@@ -155,7 +155,7 @@ def _install(kube: Kube, manifests: list[Manifest]) -> None:
         None,
         name,
         lambda node: node["status"].get("phase") == "Running" and not node["spec"].get("taints"),
-        "kwok has made the node ready",
+        "the node of kwok is ready",
         _NODE_READY_SECONDS,
     )
 

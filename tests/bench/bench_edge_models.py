@@ -2,9 +2,9 @@
 
     python tests/bench/bench_edge_models.py [--threads N] [--base FOLDER]
 
-All formats are made of the base itself in one pass: training changes none of these figures. The base in its own 16
-bits is what the others are compared with. Each model runs in a process of its own: GGUF in llama.cpp, which
-`python -m support.llama_cpp` builds once into the cache, all others in transformers.
+All formats are made from the base itself in one pass, because training changes none of these figures. The base in its
+own 16 bits is the reference. Each model runs in its own process: GGUF in llama.cpp, which `python -m support.llama_cpp`
+builds once into the cache, and all others in transformers.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
         models = {"base": options.base, **_quantized(options.base, folder)}
         rows = [_row(model, path, _measure(model, path, options.threads, folder)) for model, path in models.items()]
     print_table(
-        f"Edge models on {options.threads} threads, {_PROMPT_TOKENS} tokens of prompt and {_NEW_TOKENS} new ones",
+        f"Edge models on {options.threads} threads, {_PROMPT_TOKENS} prompt tokens and {_NEW_TOKENS} new tokens",
         ["", "size (MB)", "prompt/s", "new tokens/s", "first token (ms)", "memory (MB)", "without model", "by"],
         rows,
     )

@@ -1,13 +1,13 @@
-"""Merge and quantize in a stream and by the libraries, against reading and writing the same bytes once.
+"""Merge and quantize, streamed and with the libraries, compared with reading and writing the same bytes once.
 
     python tests/bench/bench_merge_quantize.py [--layers N] [--runs N] [--without-library]
 
-The model is a random Llama in bfloat16 that is made on the fly: 20 layers are 2.0 GB. Each piece of work is a process
-of its own. The floor of a piece reads as many bytes as its inputs have and writes as many as its output has, in the
-same run. All wait until what they wrote is on the disk. Seconds leave out the start of Python and the imports.
+The model is a random Llama in bfloat16 that is created on the fly: 20 layers are 2.0 GB. Each task runs in its own
+process. Its floor reads as many bytes as its inputs have and writes as many as its output has, in the same run. All
+wait until their output is on the disk. Seconds do not include the start of Python and the imports.
 
-Memory is what the process has for itself: without pages of mapped files, which the system takes back when it needs
-them. Its bound is a quarter of the model or four times the largest tensor.
+Memory is the process's anonymous memory, without pages of mapped files, which the system can reclaim. The bound is a
+quarter of the model or four times the largest tensor.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _LARGEST_TENSOR_BYTES = 32_000 * 2048 * 2
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: from input folders to the folder of its name."""
+    """One task: it turns input folders into the folder with its name."""
 
     name: str
     stage: Stage
@@ -57,16 +57,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a process took."""
+    """Time and resources of a process."""
 
     seconds: float
     cpu_seconds: float
     memory: int
-    """Bytes of its own at the most."""
+    """Peak anonymous memory, in bytes."""
 
     read: int
     written: int
-    """Bytes that it asked the system to read and write."""
+    """Bytes that it read and wrote with system calls."""
 
 
 WORK = (
@@ -78,7 +78,7 @@ WORK = (
 
 
 def main() -> None:
-    """Measure and print; or with --child, do one piece of work and say what it took."""
+    """Measure and print; with --child, run one task and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=20, help="size of the model (20)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (3)")
@@ -102,7 +102,7 @@ def _measure(folder: Path, runs: int, ways: list[str]) -> None:
     for work in WORK:
         figures: dict[str, list[Figures]] = {way: [] for way in ("floor", *ways)}
         for _ in range(runs):
-            for way in reversed(figures):  # the floor reads what the stage has written
+            for way in reversed(figures):  # the floor needs the stage's output
                 figures[way].append(_run_child(way, work, folder))
         floor = statistics.median(each.seconds for each in figures["floor"])
         moved = figures["floor"][0].read + figures["floor"][0].written
@@ -118,8 +118,8 @@ def _measure(folder: Path, runs: int, ways: list[str]) -> None:
         ["", "", "seconds", "lowest", "x floor", "CPU s", "memory (MB)", "moved (MB)", "x floor"],
         rows,
         [
-            f"The bound of memory is {bound / 1e6:,.0f} MB. Python, torch and numpy take about 300 MB of it.",
-            "The libraries map what they read, which does not count as moved. Merging as trained rounds all to NF4.",
+            f"The memory bound is {bound / 1e6:,.0f} MB. Python, torch and numpy take about 300 MB of it.",
+            "The libraries map their input, which does not count as moved. `merge as trained` rounds to NF4.",
         ],
     )
 
@@ -141,7 +141,7 @@ def _row(work: Work, way: str, figures: list[Figures], floor: float, floor_moved
 
 
 def _run_child(way: str, work: Work, folder: Path) -> Figures:
-    """What one piece of work took; what it wrote lies in the folder of its name."""
+    """Run one task, whose output is in the folder with its name, and return its figures."""
     command = [sys.executable, __file__, "--child", way, work.name, "--folder", str(folder)]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
     return Figures(**answer)
@@ -160,7 +160,7 @@ def _work(way: str, name: str, folder: Path) -> None:
 
 
 def _floor(work: Work, folder: Path) -> None:
-    """Read all inputs, and write as much as the output has."""
+    """Read all inputs, and write as many bytes as the output has."""
     shutil.rmtree(folder / "floor", ignore_errors=True)
     (folder / "floor").mkdir()
     left = _size(folder / work.output)
@@ -174,19 +174,19 @@ def _floor(work: Work, folder: Path) -> None:
 
 
 def _stage(way: str) -> Callable[[Work, Path], None]:
-    """The stage's body, with all imported that it needs."""
+    """The stage's body, after all its imports."""
     from edgetune_jobs.models.libraries import prepare_libraries, prepare_torch
     from edgetune_jobs.stages import merge, quantize
     from edgetune_jobs.tensors.families import CannotStream
 
-    # Only loaded: what importing takes is not the stages' time.
+    # Imported here, so that imports do not count as the stages' time.
     if way == "library":
         prepare_libraries()
         import bitsandbytes  # noqa: F401
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
-        reason = CannotStream("the benchmark wants the library's path")
+        reason = CannotStream("the benchmark measures the libraries")
         patch("edgetune_jobs.tensors.streamed_model.find_layout", side_effect=reason).start()
     else:
         prepare_torch()
@@ -210,7 +210,7 @@ def _stage(way: str) -> Callable[[Work, Path], None]:
 
 @contextmanager
 def _watched_memory() -> Iterator[list[int]]:
-    """Bytes of this process's own memory, again and again while inside."""
+    """Samples of this process's anonymous memory in bytes, taken inside the context."""
     found, ended = [_own_memory()], threading.Event()
 
     def watch() -> None:

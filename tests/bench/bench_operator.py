@@ -1,11 +1,11 @@
-"""What the operator takes for many objects, on a real control plane whose node kwok plays.
+"""Throughput and cost of the operator with many objects, on a real control plane with a node simulated by kwok.
 
     python tests/bench/bench_operator.py [--objects N] [--stage-seconds S] [--json FILE]
 
-Rates, writes and times come from the API server's audit log, memory and processor time from /proc: nothing is what the
-operator says of itself. The operator runs as the chart's Deployment runs it, with the chart's service account.
+Rates, writes and times come from the API server's audit log, memory and processor time from /proc: no figure is
+reported by the operator itself. The operator runs as in the chart's Deployment, with the chart's service account.
 
-A bare client serves as many objects first, on a control plane of its own that is otherwise the same.
+Before it, a bare client serves as many objects on a separate but otherwise identical control plane.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Figure:
     """One figure of the run."""
 
     key: str
-    """Name with its unit, for the file."""
+    """Name with the unit, for the file."""
 
     label: str
     value: float
@@ -66,7 +66,7 @@ def main() -> None:
         f"The operator with {options.objects:,} objects at once, stages of {options.stage_seconds:g} s",
         columns,
         rows,
-        [f"All of it: {options.json}"],
+        [f"All figures: {options.json}"],
     )
     taken = {"objects": options.objects, "stageSeconds": options.stage_seconds, "idleSeconds": options.idle_seconds}
     write_json(options.json, taken, {figure.key: figure.value for figure in figures})
@@ -74,12 +74,14 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--objects", type=int, default=1000, help="LoraFineTunes that are created at once (1000)")
-    parser.add_argument("--stage-seconds", type=float, default=60.0, help="how long a stage's Pod runs (60, ±50 %%)")
-    parser.add_argument("--idle-seconds", type=float, default=60.0, help="for how long idleness is measured (60)")
+    parser.add_argument("--objects", type=int, default=1000, help="LoraFineTunes to create at once (1000)")
+    parser.add_argument("--stage-seconds", type=float, default=60.0, help="run time of a stage's Pod (60, ±50 %%)")
+    parser.add_argument("--idle-seconds", type=float, default=60.0, help="duration of the idle measurement (60)")
     parser.add_argument("--profile", type=Path, help="profile the operator with cProfile into this file")
-    parser.add_argument("--compare", type=Path, help="file of an earlier run to print beside this one")
-    parser.add_argument("--json", type=Path, default=cache_folder() / "bench" / "operator.json", help="the figures")
+    parser.add_argument("--compare", type=Path, help="figures of an earlier run to print next to these")
+    parser.add_argument(
+        "--json", type=Path, default=cache_folder() / "bench" / "operator.json", help="file for the figures"
+    )
     return parser.parse_args()
 
 
@@ -102,7 +104,7 @@ def _bare_seconds(cluster: BenchCluster, count: int) -> float:
 
 
 class OperatorRun:
-    """One operator and its objects, from their creation to their rest."""
+    """One operator and its objects, from their creation until they are finished."""
 
     def __init__(self, cluster: BenchCluster, options: argparse.Namespace) -> None:
         self._cluster = cluster
@@ -136,8 +138,8 @@ class OperatorRun:
         share = rate / bare_rate
         return [
             Figure("objectsPerSecond", "objects/s to the first Job", rate, f"{rate:.0f}", f">= {_RATE_GOAL:.0f}"),
-            Figure("bareObjectsPerSecond", "the same by a bare client", bare_rate, f"{bare_rate:.0f}"),
-            Figure("shareOfBare", "share of the bare client's", share, f"{share:.2f}", f">= {_SHARE_GOAL:.2f}"),
+            Figure("bareObjectsPerSecond", "the same with a bare client", bare_rate, f"{bare_rate:.0f}"),
+            Figure("shareOfBare", "share of the bare client's rate", share, f"{share:.2f}", f">= {_SHARE_GOAL:.2f}"),
         ]
 
     def _run_to_the_end(self, pid: int, empty: ProcessFigures) -> list[Figure]:
@@ -194,7 +196,7 @@ class OperatorRun:
         ]
 
     def _restart(self) -> list[Figure]:
-        _say("the operator, started anew")
+        _say("the operator, restarted")
         with self._cluster.running_operator() as operator:
             self._cluster.wait_for_watch(self._user)
             made = self._writes_until_rest()

@@ -1,9 +1,9 @@
-"""What the train stage costs over a bare trl script: tokens a second of both, on the same rows, in turns.
+"""Overhead of the train stage over a bare trl script: tokens per second of both, alternating, on the same rows.
 
     python tests/bench/bench_train_overhead.py [--pairs N] [--steps N]
 
 Both train the same QLoRA adapter on the same random model of 3.3 million parameters. The bare script is what a user of
-trl would write; the stage counts parameters, watches every step, reports progress and saves its checkpoint besides.
+trl would write; the stage also counts parameters, observes every step, reports progress and saves its checkpoint.
 Goal: a ratio of at least 0.99.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
         stage: list[float] = []
         _measure_bare(base, prepared, folder / "warm-up", 2)
         for pair in range(options.pairs):
-            # In turns, the first one changing: a machine that slows down or speeds up does so for both.
+            # Alternating, with changing order: a machine that slows down or speeds up affects both.
             for kind in ("bare", "stage") if pair % 2 == 0 else ("stage", "bare"):
                 work = folder / f"{kind}-{pair}"
                 if kind == "bare":
@@ -63,10 +63,10 @@ def main() -> None:
     ]
     rows.append(["ratio", *(f"{value:.3f}" for value in (statistics.median(ratios), min(ratios), max(ratios)))])
     print_table(
-        f"QLoRA training, tokens a second ({options.pairs} pairs of {options.steps} steps)",
+        f"QLoRA training, tokens per second ({options.pairs} pairs of {options.steps} steps)",
         ["", "median", "lowest", "highest"],
         rows,
-        ["The ratio is that of each pair; its goal is at least 0.99."],
+        ["The ratio is computed for each pair; the goal is at least 0.99."],
     )
 
 

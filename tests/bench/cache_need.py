@@ -1,4 +1,4 @@
-"""What the operator's cache must hold for the objects of a cluster: the same cache, filled by this process."""
+"""Memory of the operator's cache for the objects of a cluster, measured by filling the same cache in this process."""
 
 import json
 import tracemalloc
@@ -10,10 +10,10 @@ from support.kube import Kube
 
 
 def cache_bytes(kubeconfig: Path, namespace: str) -> int:
-    """Bytes that a cache allocates for all objects, Jobs and Pods of a namespace."""
+    """Bytes that the cache allocates for all objects, Jobs and Pods of a namespace."""
     kube = Kube.from_kubeconfig(kubeconfig)
     kinds = {Kind.OBJECT: (names.API_VERSION, names.KIND), Kind.JOB: ("batch/v1", "Job"), Kind.POD: ("v1", "Pod")}
-    # One text an item: each is parsed on its own, as the events of a watch are.
+    # One text per item: each is parsed separately, like the events of a watch.
     texts = [(kind, json.dumps(item)) for kind, listed in kinds.items() for item in kube.list(*listed, namespace)]
     cache = Cache()
     tracemalloc.start()

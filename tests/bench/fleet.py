@@ -1,4 +1,4 @@
-"""Many LoraFineTunes of one namespace, written by one client that has many requests in flight."""
+"""Many LoraFineTunes of one namespace, written by one client with many requests in flight."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def objects_path(namespace: str) -> str:
 
 @asynccontextmanager
 async def session_for(kubeconfig: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """A session of as many connections as requests may be in flight, as the user of a kubeconfig."""
+    """A session as the user of a kubeconfig, with one connection for each request in flight."""
     kube = Kube.from_kubeconfig(kubeconfig)
     connector = aiohttp.TCPConnector(limit=_IN_FLIGHT, ssl=kube.context)
     headers = {**kube.headers, "Accept": "application/json"}
@@ -35,10 +35,10 @@ async def session_for(kubeconfig: Path) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def send(session: aiohttp.ClientSession, method: str, path: str, body: Any, content_type: str) -> dict[str, Any]:
-    """One request; the API server's answer.
+    """Send one request and return the API server's response.
 
     Raises:
-        RuntimeError: it refuses.
+        RuntimeError: the API server refuses the request.
     """
     headers = {"Content-Type": content_type}
     async with session.request(method, path, data=json.dumps(body), headers=headers) as answer:
@@ -80,7 +80,7 @@ class Fleet:
             await asyncio.gather(*(send_one(f"model-{number:05d}") for number in range(self.count)))
 
     def phases(self) -> dict[str, int]:
-        """How many objects are in each phase."""
+        """Number of objects in each phase."""
         counts: dict[str, int] = {}
         for item in Kube.from_kubeconfig(self.kubeconfig).list(names.API_VERSION, names.KIND, self.namespace):
             phase = (item.get("status") or {}).get("phase", "none")

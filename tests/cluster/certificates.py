@@ -1,4 +1,4 @@
-"""Certificates of one cluster, made by the openssl program."""
+"""Certificates of one cluster, created with openssl."""
 
 import subprocess
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _DAYS = "365"
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc")
-# The machine's own configuration would make each certificate an authority.
+# The machine's own configuration would make every certificate a certificate authority.
 _CONFIGURATION = "[req]\ndistinguished_name = dn\n[dn]\n"
 _KEY_IDENTIFIERS = ("subjectKeyIdentifier=hash", "authorityKeyIdentifier=keyid")
 
@@ -29,12 +29,12 @@ def make_authority(folder: Path, name: str) -> KeyPair:
 
 
 def issue(authority: KeyPair, name: str, subject: str, addresses: Sequence[str] = ()) -> KeyPair:
-    """A certificate of an authority, in its folder.
+    """Issue a certificate in the authority's folder.
 
     Args:
         name: the files' name.
         subject: such as /O=system:masters/CN=admin.
-        addresses: a server's names (DNS:…) and addresses (IP:…); without any it is a client's certificate.
+        addresses: a server's names (DNS:…) and addresses (IP:…); without any, the certificate is a client's.
     """
     folder = authority.certificate.parent
     pair = KeyPair(folder / f"{name}.crt", folder / f"{name}.key")
@@ -47,7 +47,7 @@ def issue(authority: KeyPair, name: str, subject: str, addresses: Sequence[str] 
 
 
 def make_signing_key(folder: Path, name: str) -> KeyPair:
-    """A private key with its public key (in place of a certificate), for service account tokens."""
+    """A private key with its public key (instead of a certificate), for service account tokens."""
     pair = KeyPair(folder / f"{name}.pub", folder / f"{name}.key")
     _openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", str(pair.key))
     _openssl("pkey", "-in", str(pair.key), "-pubout", "-out", str(pair.certificate))

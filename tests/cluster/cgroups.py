@@ -1,4 +1,4 @@
-"""The control groups of a cluster's Pods, in either version: all of them lie below one folder of the cluster's name."""
+"""The control groups of a cluster's Pods, version 1 or 2: all are below one group with the cluster's name."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Cgroups:
     root: Path = Path("/sys/fs/cgroup")
 
     def make(self) -> str:
-        """Make the group; its name as kubelet wants it."""
+        """Create the group and return its name for the kubelet."""
         for hierarchy in self._hierarchies():
             folder = hierarchy / self.name
             if self._is_unified:
@@ -31,14 +31,14 @@ class Cgroups:
         """Ids of all processes in it and in the groups below it."""
         for hierarchy in self._hierarchies():
             for members in (hierarchy / self.name).rglob("cgroup.procs"):
-                with suppress(OSError):  # the group goes away meanwhile
+                with suppress(OSError):  # the group was removed meanwhile
                     yield from map(int, members.read_text(encoding="utf-8").split())
 
     def remove(self) -> None:
-        """Remove it and the groups below it; there must be no processes in them."""
+        """Remove the group and those below it, which must have no processes."""
         for hierarchy in self._hierarchies():
             top = hierarchy / self.name
-            # A folder of this file system goes when the folders in it are gone; its files cannot be removed.
+            # In this file system, a folder can be removed when its subfolders are gone; its files cannot be removed.
             for folder in sorted((top, *top.rglob("*/")), key=lambda path: len(path.parts), reverse=True):
                 _remove(folder)
 
@@ -58,13 +58,13 @@ class Cgroups:
 
 
 def _pass_controllers_on(hierarchy: Path) -> None:
-    """Let the groups below have all controllers, as systemd does: kubelet needs them in its root."""
+    """Enable all controllers in the groups below, as systemd does: the kubelet needs them in its root group."""
     controllers = (hierarchy / "cgroup.controllers").read_text(encoding="utf-8").split()
     (hierarchy / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in controllers), encoding="utf-8")
 
 
 def _fill_cpuset(folder: Path) -> None:
-    """Give a new cpuset of version 1, which has no CPUs and no memory, those of its parent."""
+    """Copy CPUs and memory of the parent to a new cpuset of version 1, which has none."""
     for setting in ("cpuset.cpus", "cpuset.mems"):
         file = folder / setting
         if file.exists() and not file.read_text(encoding="utf-8").strip():

@@ -1,4 +1,4 @@
-"""Which cluster: a node that is this machine, or kind's."""
+"""Choice of the cluster: this machine as a node, or kind."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _TYPE_VARIABLE = "EDGETUNE_CLUSTER_TYPE"
 
 
 def default_run_folder(cluster_type: str) -> RunFolder:
-    """The one cluster of a type on this machine."""
+    """Folder of the default cluster of a type on this machine."""
     return RunFolder(cache_folder() / ("cluster" if cluster_type == "node" else cluster_type))
 
 
@@ -29,7 +29,7 @@ def variables_of(cluster: AnyCluster) -> dict[str, str]:
 
 
 def cluster_of(variables: Mapping[str, str]) -> AnyCluster | None:
-    """The cluster whose network this process is in, by its environment; None if it is in none."""
+    """The cluster in whose network this process runs, from its environment; None if there is none."""
     if _FOLDER_VARIABLE not in variables:
         return None
     return TYPES[variables[_TYPE_VARIABLE]](RunFolder(Path(variables[_FOLDER_VARIABLE])))

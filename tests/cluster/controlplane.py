@@ -1,4 +1,4 @@
-"""The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of one folder."""
+"""The control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes in one folder."""
 
 import json
 import secrets
@@ -17,10 +17,10 @@ SERVICE_NETWORK = "10.96.0.0/16"
 _FIRST_SERVICE = "10.96.0.1"
 POD_NETWORK = "10.244.0.0/16"
 ADMIN = "admin"
-# A node that says nothing is lost after this time, and its Pods are evicted after that one.
+# A node that does not report is lost after the first time, and its Pods are evicted after the second.
 NODE_GRACE_SECONDS = 20
 EVICTION_SECONDS = 5
-# User names are those that the API server's own roles are bound to.
+# User names to which the API server's built-in roles are bound.
 _USERS = {
     ADMIN: ("admin", "system:masters"),
     "kube-controller-manager": ("system:kube-controller-manager", ""),
@@ -29,7 +29,7 @@ _USERS = {
     "kubelet": ("system:node:{node}", "system:nodes"),
     "kwok": ("kwok", "system:masters"),
 }
-# Enough for Jobs to run to their end where nothing schedules and nothing runs.
+# Enough for Jobs to complete without a scheduler and without nodes.
 _LIGHT_CONTROLLERS = (
     "garbage-collector-controller",
     "job-controller",
@@ -38,7 +38,7 @@ _LIGHT_CONTROLLERS = (
     "serviceaccount-token-controller",
     "ttl-after-finished-controller",
 )
-# The clients' default of 20 or 50 requests a second would be what tests and benchmarks measure.
+# With the clients' default of 20 or 50 requests per second, tests and benchmarks would measure the rate limit.
 _NO_RATE_LIMIT = ("--kube-api-qps=1000", "--kube-api-burst=2000")
 KWOK_STAGES = Path(__file__).with_name("kwok-stages.yaml")
 # A cold start takes 5 s on two idle cores.
@@ -53,10 +53,10 @@ AUDIT_POLICY = {
 
 @dataclass(frozen=True)
 class Listeners:
-    """Where the control plane listens."""
+    """Address and ports of the control plane."""
 
     address: str
-    """Address under which others reach the API server; it listens on loopback besides."""
+    """Address of the API server for other machines; it also listens on loopback."""
 
     api_port: int = 6443
     etcd_port: int = 2379
@@ -70,12 +70,12 @@ class Listeners:
 
 @dataclass(frozen=True)
 class ControlPlane:
-    """The control plane whose files lie below `folder`."""
+    """The control plane with its files in `folder`."""
 
     folder: Path
     listeners: Listeners
     prefix: Sequence[str] = ()
-    """What starts a process at its place, such as `nsenter --net=…`."""
+    """Prefix of commands that run in the cluster's network, such as `nsenter --net=…`."""
 
     node_name: str = "edge-node"
 
@@ -85,7 +85,7 @@ class ControlPlane:
 
     @property
     def authority(self) -> Path:
-        """Certificate of the authority behind all of the cluster's certificates."""
+        """Certificate of the authority that signs the cluster's certificates."""
         return self.certificates / "ca.crt"
 
     @property
@@ -128,7 +128,7 @@ class ControlPlane:
         self._daemon("kube-apiserver").wait_until(self.is_ready, _START_LIMIT_SECONDS)
 
     def start_light_controllers(self) -> None:
-        """Start the controllers that Jobs need, with the client's rate limit out of the way."""
+        """Start the controllers that Jobs need, without a client rate limit."""
         self._start_controllers([f"--controllers={','.join(_LIGHT_CONTROLLERS)}", *_NO_RATE_LIMIT, "--secure-port=0"])
 
     def start_controllers(self) -> None:
@@ -143,10 +143,10 @@ class ControlPlane:
         self._start("kube-scheduler", [kubeconfig, "--leader-elect=false", "--secure-port=0", *arguments])
 
     def start_kwok(self, stages: Path = KWOK_STAGES) -> None:
-        """Start a scheduler, and kwok, which plays the kubelet of nodes with the annotation kwok.x-k8s.io/node=fake.
+        """Start a scheduler, and kwok, which simulates the kubelet of nodes with kwok.x-k8s.io/node=fake.
 
         Args:
-            stages: kwok's Stages: what becomes of nodes and Pods, and when.
+            stages: kwok's Stages, which define how and when nodes and Pods change.
         """
         self.start_scheduler(_NO_RATE_LIMIT)
         self._start(
@@ -160,21 +160,21 @@ class ControlPlane:
         )
 
     def stop_controllers(self) -> None:
-        """Stop all that makes changes on its own."""
+        """Stop all components that make changes on their own."""
         for name in ("kwok", "kube-controller-manager", "kube-scheduler"):
             self._daemon(name).stop(limit_seconds=5)
 
     def stop_api_server(self) -> None:
-        """Stop the API server, and then its etcd: without it, it would hang for a minute."""
+        """Stop the API server before its etcd: without etcd, it would hang for a minute."""
         self._daemon("kube-apiserver").stop(limit_seconds=10)
         self._daemon("etcd").stop(limit_seconds=5)
 
     def is_ready(self) -> bool:
-        """Whether the API server serves and has made its first namespace, the last thing that an object needs."""
+        """Whether the API server serves and has created the namespace default, the last thing that objects need."""
         return self.kubectl("get", "namespace", "default") is not None
 
     def kubectl(self, *arguments: str) -> str | None:
-        """What kubectl prints as the administrator; None if it fails."""
+        """Output of kubectl as the administrator; None if it fails."""
         command = [*self.prefix, str(binaries.binary("kubectl")), f"--kubeconfig={self.kubeconfig()}"]
         done = subprocess.run(
             [*command, "--request-timeout=10s", *arguments], capture_output=True, text=True, check=False
@@ -210,7 +210,7 @@ class ControlPlane:
             f"--listen-client-urls={url}",
             f"--advertise-client-urls={url}",
             f"--listen-peer-urls=http://127.0.0.1:{self.listeners.etcd_peer_port}",
-            # Its data need not outlive a power cut.
+            # The data does not have to survive a power cut.
             "--unsafe-no-fsync",
         ]
 
@@ -237,7 +237,7 @@ class ControlPlane:
             f"--kubelet-client-certificate={kubelet.certificate}",
             f"--kubelet-client-key={kubelet.key}",
             "--kubelet-preferred-address-types=InternalIP",
-            # Without a front proxy, an aggregated API that is away keeps every namespace from being deleted.
+            # Without a front proxy, an unavailable aggregated API blocks the deletion of every namespace.
             f"--requestheader-client-ca-file={self.certificates / 'front-proxy-ca.crt'}",
             "--requestheader-allowed-names=front-proxy-client",
             "--requestheader-username-headers=X-Remote-User",
@@ -247,7 +247,7 @@ class ControlPlane:
             f"--proxy-client-key-file={proxy.key}",
             f"--audit-policy-file={self.folder / 'audit-policy.json'}",
             f"--audit-log-path={self.audit_log}",
-            # One file: the default of 100 MB is full after some hundred objects.
+            # One file: the default of 100 MB is full after a few hundred objects.
             "--audit-log-maxsize=8192",
             "--allow-privileged=true",
         ]
@@ -272,7 +272,7 @@ class ControlPlane:
 
 @contextmanager
 def running_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = False) -> Iterator[ControlPlane]:
-    """A control plane on free ports of loopback; it is gone afterwards, its logs stay. See `start_control_plane`."""
+    """A control plane on free loopback ports, stopped on exit; its logs are kept. See `start_control_plane`."""
     try:
         yield start_control_plane(folder, controllers=controllers, kwok=kwok)
     finally:
@@ -280,12 +280,12 @@ def running_control_plane(folder: Path, *, controllers: bool = True, kwok: bool 
 
 
 def start_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = False) -> ControlPlane:
-    """Start a control plane on free ports of loopback, without a node.
+    """Start a control plane on free loopback ports, without a node.
 
     Args:
-        folder: its files go below it.
-        controllers: whether Jobs, garbage collection, namespaces and service accounts work.
-        kwok: whether there are a scheduler and kwok, for nodes that tests create.
+        folder: folder for its files.
+        controllers: whether to start controllers for Jobs, garbage collection, namespaces and service accounts.
+        kwok: whether to start a scheduler and kwok, for nodes that tests create.
     """
     plane = ControlPlane(folder, Listeners.on_loopback())
     plane.prepare()
@@ -298,7 +298,7 @@ def start_control_plane(folder: Path, *, controllers: bool = True, kwok: bool = 
 
 
 def stop_control_plane(folder: Path) -> None:
-    """Stop the control plane of a folder, or what runs of it."""
+    """Stop the running components of a folder's control plane."""
     plane = ControlPlane(folder, Listeners("127.0.0.1"))
     plane.stop_controllers()
     plane.stop_api_server()

@@ -1,4 +1,4 @@
-"""Where the cluster keeps its files."""
+"""Folders of the test cluster."""
 
 import hashlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE_VARIABLE = "EDGETUNE_CACHE_DIR"
-# A socket's path may have 107 bytes.
+# The path of a socket may have at most 107 bytes.
 _LONGEST_FOLDER = 80
 
 
 def cache_folder() -> Path:
-    """Folder of what is made once and kept: $EDGETUNE_CACHE_DIR, else edgetune in the user's cache folder.
+    """Folder for files that are built once: $EDGETUNE_CACHE_DIR, or edgetune in the user's cache folder.
 
-    All clones share it: programs are named by the versions that are pinned, and images are made of layers by content.
+    All clones share it: programs have their pinned versions in their names, and layers of images are stored by content.
     """
     given = os.environ.get(CACHE_VARIABLE)
     if given:
@@ -24,19 +24,19 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one cluster. All that the cluster makes outside of it has the cluster's name."""
+    """The folder of one cluster. Everything that the cluster creates elsewhere has the cluster's name."""
 
     path: Path
 
     def __post_init__(self) -> None:
         if len(str(self.path)) > _LONGEST_FOLDER:
             raise ValueError(
-                f"{self.path}: the path is too long for the sockets in it; give one of {_LONGEST_FOLDER} characters"
+                f"{self.path}: the path is too long for the sockets in it; use at most {_LONGEST_FOLDER} characters"
             )
 
     @property
     def name(self) -> str:
-        """Name of the network namespace, of the CNI network and of the cgroup: two clusters never share one."""
+        """Name of the network namespace, the CNI network and the cgroup, different for each cluster."""
         return f"edgetune-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
 
     @property
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def programs(self) -> Path:
-        """Folder of kubectl and helm that talk to this cluster."""
+        """Folder of kubectl and helm for this cluster."""
         return self.path / "bin"
 
     @property
@@ -63,12 +63,12 @@ class RunFolder:
 
     @property
     def containerd_root(self) -> Path:
-        """Content and snapshots of images: kept when the cluster is taken down, so that the next one starts at once."""
+        """Content and snapshots of images, kept when the cluster is stopped, so that the next one starts faster."""
         return self.path / "containerd"
 
     @property
     def left_up_by(self) -> Path:
-        """A file that exists while a person plays with the cluster; it says from which repository it was started."""
+        """A file that exists while `make cluster` leaves the cluster running; it has the path of the repository."""
         return self.path / "left-up-by"
 
     @property

@@ -1,4 +1,4 @@
-"""Images: built by buildah into the cache, layer by layer, and brought into a node's containerd without a registry."""
+"""Images: built by buildah into the cache, layer by layer, and loaded into a node's containerd without a registry."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PAUSE = "localhost/edgetune-pause:test"
 OPERATOR = "localhost/edgetune-operator:test"
 JOBS = "localhost/edgetune-jobs:test"
 BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
-# A change of what is in it is a change of its tag.
+# Change the tag of _BASE when its content changes.
 _DEBIAN_RELEASE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 _BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-1"
@@ -32,7 +32,7 @@ _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def build_all() -> tuple[str, ...]:
-    """Build the images that a cluster runs; layers whose inputs have not changed are taken from the cache.
+    """Build the images that a cluster runs; layers with unchanged inputs come from the cache.
 
     Returns:
         Names of the images.
@@ -43,7 +43,7 @@ def build_all() -> tuple[str, ...]:
         _build_pause(store)
         for name, dockerfile in DOCKERFILES.items():
             with _timed(f"building {name}"):
-                # With a name of its own, the first stage's layers are kept, too.
+                # With its own name, the builder stage's layers are kept too.
                 builder = name.replace(":", "-builder:")
                 store.build(builder, "--target", "builder", "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
                 store.build(name, "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
@@ -75,12 +75,12 @@ class Layout:
         return found[0]
 
     def blobs(self, descriptor: Mapping[str, Any]) -> list[str]:
-        """Digests of all that an image consists of: its manifest, its configuration, its layers."""
+        """Digests of an image's manifest, configuration and layers."""
         manifest = json.loads(self.blob(descriptor["digest"]).read_bytes())
         return [descriptor["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
 
     def prune(self) -> None:
-        """Remove images that have lost their name to a newer one, and blobs that no image has any more."""
+        """Remove images whose name a newer image has, and blobs that no image uses any longer."""
         index = self.folder / "index.json"
         content = json.loads(index.read_bytes())
         content["manifests"] = [entry for entry in content["manifests"] if _name(entry)]
@@ -97,12 +97,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class ContainerImages:
-    """The images of one running containerd."""
+    """The images in one running containerd."""
 
     run: RunFolder
 
     def load(self, names: tuple[str, ...]) -> None:
-        """Bring images of the layout in. Of what containerd has already, nothing is read or written again."""
+        """Load images of the layout. Blobs that containerd already has are neither read nor written again."""
         layout = Layout()
         present = self._present()
         wanted = {name: layout.descriptor(name) for name in names}
@@ -114,7 +114,7 @@ class ContainerImages:
             self._collect_garbage()
 
     def _collect_garbage(self) -> None:
-        """Have containerd drop at once what belongs to replaced images: it does so when an image is removed."""
+        """Make containerd delete the content of replaced images now, as it does when an image is removed."""
         self._ctr("images", "tag", PAUSE, f"{PAUSE}-again")
         self._ctr("images", "remove", "--sync", f"{PAUSE}-again")
 
@@ -136,7 +136,7 @@ class ContainerImages:
         self._share_blobs(layout, missing)
 
     def _share_blobs(self, layout: Layout, digests: list[str]) -> None:
-        """Let layout and containerd have the same files: the layers are gigabytes."""
+        """Hard-link the layout's blobs to containerd's, because the layers take gigabytes."""
         content = self.run.containerd_root / "io.containerd.content.v1.content" / "blobs"
         for digest in digests:
             copy, original = content / digest.replace(":", "/"), layout.blob(digest)
@@ -155,7 +155,7 @@ class ContainerImages:
 def _write_archive(
     stream: IO[bytes], layout: Layout, name: str, descriptor: Mapping[str, Any], digests: list[str]
 ) -> None:
-    """An OCI archive of one image, with those of its blobs that are asked for."""
+    """Write an OCI archive of one image with the given blobs."""
     named = {**descriptor, "annotations": {"io.containerd.image.name": name}}
     index = {"schemaVersion": 2, "manifests": [named]}
     with tarfile.open(fileobj=stream, mode="w|", bufsize=1 << 20) as archive:
@@ -175,14 +175,14 @@ class _Store:
     folder: Path
 
     def build(self, name: str, *arguments: str | Path) -> None:
-        # In a container there are neither the mounts nor the networks that other isolations need.
+        # Other isolations need mounts and networks that are not available in a container.
         self._buildah(
             "build", "--quiet", "--layers", "--isolation", "chroot", "--network", "host", "--tag", name, *arguments
         )
 
     def export(self, name: str) -> None:
-        """Write an image to the layout; blobs that are there already are not written again."""
-        # skopeo, because buildah would compress the layers, which takes minutes, and would write all of them each time.
+        """Write an image to the layout; existing blobs are not written again."""
+        # skopeo, because buildah would compress all layers, which takes minutes, and write all of them each time.
         source = f"containers-storage:[overlay@{self._storage}+{self._run}]{name}"
         _run("nice", "skopeo", "copy", "--dest-oci-accept-uncompressed-layers", source, f"oci:{Layout().folder}:{name}")
 
@@ -190,7 +190,7 @@ class _Store:
         return subprocess.run([*self._command(), "inspect", name], check=False, capture_output=True).returncode == 0
 
     def remove_dangling(self) -> None:
-        # A build that was cut off, as by a full disk, leaves a container, and what that uses cannot be removed.
+        # An interrupted build, for example after a full disk, leaves a container, whose image cannot be removed.
         self._buildah("rm", "--all")
         self._buildah("rmi", "--prune")
 
@@ -221,14 +221,14 @@ def _store() -> Iterator[_Store]:
 
 def _build_arguments(base: str) -> list[str]:
     arguments = ["--build-arg", f"BASE_IMAGE={base}"]
-    # What signs the certificates that this machine sees is known to the machine, not to a base image.
+    # Only this machine, not the base image, trusts the authorities that sign the certificates that it sees.
     if Path(_AUTHORITIES).exists():
         arguments += ["--build-arg", f"SSL_CERT_FILE={_AUTHORITIES}", "--volume", f"{_AUTHORITIES}:{_AUTHORITIES}:ro"]
     return arguments
 
 
 def _ensure_base(store: _Store) -> str:
-    """A base image with Python, made of Debian's packages: there is no registry to pull one from."""
+    """A base image with Python, built from Debian packages, because there is no registry to pull one from."""
     if store.has(_BASE):
         return _BASE
     with _timed(f"building {_BASE}"), _scratch_folder() as folder:
@@ -252,7 +252,7 @@ def _build_pause(store: _Store) -> None:
 
 @contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """A folder in the cache, where there is space and where device files work."""
+    """A temporary folder in the cache, which has enough space and allows device files."""
     with tempfile.TemporaryDirectory(dir=cache_folder(), ignore_cleanup_errors=True) as folder:
         try:
             yield Path(folder)

@@ -1,4 +1,4 @@
-"""The same cluster by kind, where Docker and kind are there: its node is a container, its S3 server runs beside it."""
+"""The same cluster with kind, on machines with Docker: its node is a container, and its S3 server runs outside."""
 
 import ipaddress
 import json
@@ -25,14 +25,14 @@ _READY_LIMIT = "180s"
 
 @dataclass(frozen=True)
 class KindCluster:
-    """A cluster of one node. What needs the inside of the node, such as stopping its kubelet, it does not offer."""
+    """A cluster of one node, without access to the node itself, for example to stop its kubelet."""
 
     run: RunFolder
     report: Report = print
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Nothing: whoever is on this machine reaches the API server."""
+        """Empty: every process on this machine can reach the API server."""
         return ()
 
     @property
@@ -43,7 +43,7 @@ class KindCluster:
         """Check that the cluster can run on this machine.
 
         Raises:
-            NotPossibleHere: there is no kind or no Docker.
+            NotPossibleHere: kind or Docker is missing.
         """
         for program in ("kind", "docker"):
             if shutil.which(program) is None:
@@ -52,7 +52,7 @@ class KindCluster:
             raise NotPossibleHere("docker is installed, but does not answer `docker info`")
 
     def is_up(self) -> bool:
-        """Whether kind knows it."""
+        """Whether kind lists this cluster."""
         return self.run.name in _run("kind", "get", "clusters").split()
 
     def build(self) -> None:
@@ -63,7 +63,7 @@ class KindCluster:
             _run("docker", "build", "--quiet", "--tag", name, "--file", str(REPOSITORY / dockerfile), str(REPOSITORY))
 
     def up(self) -> None:
-        """Start everything; what cannot be started whole is taken down again."""
+        """Start everything; if a part does not start, stop the others."""
         self.down()
         self.build()
         try:
@@ -73,23 +73,23 @@ class KindCluster:
             raise
 
     def reload_images(self) -> None:
-        """Build the images of a running cluster again, and bring them in."""
+        """Rebuild the images of a running cluster and load them."""
         self.build()
         self._load_images()
 
     def down(self, *, keep_logs: bool = False, keep_images: bool = True) -> None:
-        """Delete the cluster. kind keeps neither logs nor images of a cluster; Docker's own images stay."""
+        """Delete the cluster. kind keeps neither logs nor images of a cluster; Docker's images are kept."""
         del keep_logs, keep_images
         _run("kind", "delete", "cluster", "--name", self.run.name)
         stop_all(self.run.path)
         shutil.rmtree(self.run.path, ignore_errors=True)
 
     def image_digest(self, name: str) -> str:
-        """What tells an image from an earlier one of the same name."""
+        """Digest that distinguishes an image from an earlier one of the same name."""
         return _run("docker", "image", "inspect", "--format", "{{.Id}}", name).strip()
 
     def audit_log(self) -> Path:
-        """The API server's audit log as it is now."""
+        """The API server's current audit log."""
         self.run.audit_log.parent.mkdir(parents=True, exist_ok=True)
         _run("docker", "cp", f"{self._node}:{_AUDIT_FOLDER}/audit.log", str(self.run.audit_log))
         return self.run.audit_log
@@ -118,7 +118,7 @@ class KindCluster:
 
     @staticmethod
     def _host_address() -> str:
-        """This machine's address in the network of kind's containers: there Pods reach the S3 server."""
+        """This machine's address in the network of kind's containers, at which Pods reach the S3 server."""
         networks = json.loads(_run("docker", "network", "inspect", "kind"))
         gateways: list[str] = [entry["Gateway"] for entry in networks[0]["IPAM"]["Config"] if "Gateway" in entry]
         return next(address for address in gateways if ipaddress.ip_address(address).version == 4)

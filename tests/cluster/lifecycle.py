@@ -1,4 +1,4 @@
-"""Up and down: the order in which a cluster's parts start, and in which they end without leaving anything."""
+"""Start and stop of a cluster: the order in which its parts start, and stop without leaving anything behind."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class Cluster:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Starts a command in the cluster's network."""
+        """Prefix of commands that run in the cluster's network."""
         return self.network.prefix
 
     @property
@@ -57,7 +57,7 @@ class Cluster:
         return Gateway(self.run, self.prefix, NODE_ADDRESS)
 
     def ensure_possible(self) -> None:
-        """Check that the cluster can run on this machine; install packages that are missing.
+        """Check that the cluster can run on this machine; install missing packages.
 
         Raises:
             NotPossibleHere: no Linux, no root, no namespaces, or no packages.
@@ -65,11 +65,11 @@ class Cluster:
         ensure_node_possible()
 
     def is_up(self) -> bool:
-        """Whether it runs: all of its processes, not only some that an earlier end has left."""
+        """Whether all of its processes run, not only some that an earlier stop left behind."""
         return all(Daemon(self.run.path, name).pid is not None for name in _DAEMONS)
 
     def up(self) -> None:
-        """Start everything; what cannot be started whole is taken down again, but for its logs."""
+        """Start everything; if a part does not start, stop the others and keep the logs."""
         self.down()
         names = self.build()
         try:
@@ -80,12 +80,12 @@ class Cluster:
         write_programs(self.run, self.prefix)
 
     def build(self) -> tuple[str, ...]:
-        """Build programs and images into the cache; names of the images."""
+        """Build programs and images into the cache; return the names of the images."""
         binaries.build(binaries.OF_CLUSTER)
         return images.build_all()
 
     def reload_images(self) -> None:
-        """Build the images of a running cluster again, and bring in what has changed."""
+        """Rebuild the images of a running cluster and load the changed ones."""
         images.ContainerImages(self.run).load(self.build())
 
     def _start(self, names: tuple[str, ...]) -> None:
@@ -103,9 +103,9 @@ class Cluster:
         self.node.start_kubelet()
 
     def down(self, *, keep_logs: bool = False, keep_images: bool = True) -> None:
-        """Stop everything that runs and remove what it has left, in the order that lets each part finish.
+        """Stop everything and remove its files, in an order in which each part can finish.
 
-        A cluster that is not up, or only in part, is taken down all the same.
+        This also works if the cluster is not running, or only partly.
         """
         if not self.run.path.exists():
             return
@@ -130,17 +130,17 @@ class Cluster:
             self.run.path.rmdir()
 
     def image_digest(self, name: str) -> str:
-        """What tells an image from an earlier one of the same name."""
+        """Digest that distinguishes an image from an earlier one of the same name."""
         digest: str = images.Layout().descriptor(name)["digest"]
         return digest
 
     def audit_log(self) -> Path:
-        """The API server's audit log as it is now."""
+        """The API server's current audit log."""
         return self.run.audit_log
 
 
 def write_programs(run: RunFolder, prefix: Sequence[str]) -> None:
-    """Write kubectl and helm for people: they enter the cluster's network and know its kubeconfig."""
+    """Write wrappers of kubectl and helm that enter the cluster's network and use its kubeconfig."""
     run.programs.mkdir(exist_ok=True)
     for name in ("kubectl", "helm"):
         wrapper = run.programs / name

@@ -10,15 +10,15 @@ from cluster.folders import REPOSITORY, cache_folder
 
 
 class Busy(RuntimeError):
-    """Another process works with the cluster; the message says which."""
+    """Another process is using the cluster; the message says which."""
 
 
 @contextmanager
 def exclusive(*, wait: bool, report: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of this machine's cluster; the system lets go of it when this process ends, however it ends.
+    """Hold the lock of this machine's cluster; the system releases it when this process ends, however it ends.
 
     Args:
-        wait: whether to wait for another process that holds it; what is waited for is reported.
+        wait: whether to wait for another process that holds it, which is reported.
 
     Raises:
         Busy: another process holds it, and `wait` is false.
@@ -31,7 +31,7 @@ def exclusive(*, wait: bool, report: Callable[[str], None]) -> Iterator[None]:
         except BlockingIOError:
             holder = _holder(path)
             if not wait:
-                raise Busy(f"the cluster is in use by {holder}: wait until it has ended, or end it") from None
+                raise Busy(f"the cluster is in use by {holder}: wait until it has ended, or stop it") from None
             report(f"waiting for {holder}, which uses the cluster of this machine")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

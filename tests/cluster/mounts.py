@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmount all that is mounted below a folder, the innermost first."""
+    """Unmount everything below a folder, the innermost mount first."""
     with Path("/proc/self/mounts").open(encoding="utf-8") as lines:
         mounted = [line.split()[1].replace("\\040", " ") for line in lines]
     for point in reversed(mounted):

@@ -1,4 +1,4 @@
-"""The network namespace that all of a cluster runs in. It has no route to the outside: nothing in it can leave."""
+"""The network namespace of a cluster. It has no route to the outside, so no traffic can leave it."""
 
 import subprocess
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _NODE_DEVICE = "node0"
 
 @dataclass(frozen=True)
 class Network:
-    """A network namespace by its name."""
+    """A named network namespace."""
 
     name: str
 
@@ -22,27 +22,27 @@ class Network:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Starts a command inside. Not `ip netns exec`: that mounts /sys anew, which hides the cgroups."""
+        """Prefix of commands that run inside. Not `ip netns exec`, which remounts /sys and so hides the cgroups."""
         return ("nsenter", f"--net={self.path}")
 
     def create(self) -> None:
-        """Make the namespace, with the node's address on a bridge."""
+        """Create the namespace, with the node's address on a bridge."""
         _ip("netns", "add", self.name)
         self._ip("link", "set", "lo", "up")
         self._ip("link", "add", _NODE_DEVICE, "type", "bridge")
         self._ip("address", "add", f"{NODE_ADDRESS}/32", "dev", _NODE_DEVICE)
         self._ip("link", "set", _NODE_DEVICE, "up")
-        # The API server calls webhooks at service addresses; kube-proxy's rules take it from there.
+        # The API server calls webhooks at service addresses, which kube-proxy's rules translate.
         self._ip("route", "add", SERVICE_NETWORK, "dev", _NODE_DEVICE)
         self.run("sysctl", "--quiet", "--write", "net.ipv4.ip_forward=1")
 
     def delete(self) -> None:
-        """Delete the namespace, if it is there."""
+        """Delete the namespace, if it exists."""
         if self.path.exists():
             _ip("netns", "delete", self.name)
 
     def run(self, *command: str) -> None:
-        """Run a command inside to its end."""
+        """Run a command inside, and wait for its end."""
         _run(*self.prefix, *command)
 
     def _ip(self, *arguments: str) -> None:

@@ -19,16 +19,16 @@ from cluster.mounts import unmount_below
 from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon, wait_for
 
-# Patch of a node's status: it offers GPUs that it does not have.
+# Patch of a node's status that advertises GPUs, which the node does not have.
 GPU_OFFER = json.dumps({"status": {kind: {"nvidia.com/gpu": "2"} for kind in ("capacity", "allocatable")}})
 _CONTAINERD_LIMIT_SECONDS = 30
 _READY_LIMIT_SECONDS = 120
 _TASKS_LIMIT_SECONDS = 30
 _POD_SUBNET = "10.244.0.0/24"
-# Where CNI plugins keep the addresses that are in use, and what kubelet links for log collectors.
+# CNI plugins store the addresses in use here, and the kubelet puts links for log collectors there.
 _CNI_STATE = Path("/var/lib/cni")
 _CONTAINER_LOG_LINKS = Path("/var/log/containers")
-# Where kubelet keeps the socket for device plugins, whatever its own folder is.
+# The kubelet puts the socket for device plugins here, even with another root folder.
 _KUBELET_STATE = Path("/var/lib/kubelet")
 
 
@@ -52,7 +52,7 @@ class Node:
         containerd.wait_until(lambda: self._ctr("version") is not None, _CONTAINERD_LIMIT_SECONDS)
 
     def start_kubelet(self) -> None:
-        """Start kubelet, wait until the node is ready, and have it offer GPUs."""
+        """Start the kubelet, wait until the node is ready, and advertise GPUs."""
         cgroup = self._cgroups.make()
         configuration = self.run.path / "kubelet.json"
         configuration.write_text(json.dumps(self._kubelet_configuration(cgroup)), encoding="utf-8")
@@ -75,7 +75,7 @@ class Node:
         self.offer_gpus()
 
     def start_kube_proxy(self) -> None:
-        """Start kube-proxy: service addresses work."""
+        """Start kube-proxy, so that service addresses work."""
         Daemon(self.run.path, "kube-proxy").start(
             [
                 *self.network.prefix,
@@ -84,18 +84,18 @@ class Node:
                 f"--hostname-override={self.plane.node_name}",
                 f"--cluster-cidr={POD_NETWORK}",
                 "--proxy-mode=iptables",
-                # Limits of the whole machine are not the cluster's to change.
+                # The cluster must not change limits of the whole machine.
                 "--conntrack-max-per-core=0",
                 "--conntrack-min=0",
             ]
         )
 
     def stop_kubelet(self) -> None:
-        """Stop kubelet. Containers go on; the node is lost to the cluster after the control plane's grace period."""
+        """Stop the kubelet. Containers keep running; the node is lost after the control plane's grace period."""
         Daemon(self.run.path, "kubelet").stop()
 
     def is_ready(self) -> bool:
-        """Whether the node takes Pods."""
+        """Whether the node accepts Pods."""
         found = self.plane.kubectl("get", "node", self.plane.node_name, "-o", "json")
         if found is None:
             return False
@@ -104,13 +104,13 @@ class Node:
         return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
     def offer_gpus(self) -> None:
-        """Make the node offer GPUs that it does not have. A kubelet that starts takes such an offer back."""
+        """Advertise GPUs that the node does not have. A restarted kubelet removes them."""
         patched = self.plane.kubectl("patch", "node", self.plane.node_name, "--subresource=status", "-p", GPU_OFFER)
         if patched is None:
-            raise RuntimeError("the node's status cannot be patched to offer GPUs")
+            raise RuntimeError("cannot patch the node's status to advertise GPUs")
 
     def stop(self) -> None:
-        """Delete all Pods, so that nothing of theirs stays behind, then stop kubelet, kube-proxy and containerd."""
+        """Delete all Pods, so that they leave nothing behind, then stop the kubelet and kube-proxy."""
         if Daemon(self.run.path, "kubelet").pid is not None:
             self.plane.kubectl("delete", "pods", "--all-namespaces", "--all", "--grace-period=1", "--wait=false")
             wait_for(lambda: not self._ctr("tasks", "list", "-q") and not self._pod_networks(), _TASKS_LIMIT_SECONDS)
@@ -119,7 +119,7 @@ class Node:
         self._kill_tasks()
 
     def stop_containerd(self) -> None:
-        """Stop containerd and remove what the node has left on the machine."""
+        """Stop containerd and remove the node's remains from the machine."""
         Daemon(self.run.path, "containerd").stop(limit_seconds=10)
         self._kill_shims()
         self._kill_processes_of_pods()
@@ -139,7 +139,7 @@ class Node:
 
     @property
     def _made_kubelet_state(self) -> Path:
-        """Exists if there was no kubelet on the machine before."""
+        """A file that exists if the machine had no kubelet before."""
         return self.run.path / "made-kubelet-state"
 
     def _ctr(self, *arguments: str) -> str | None:
@@ -152,7 +152,7 @@ class Node:
         return self._ctr("tasks", "delete", task) is not None
 
     def _kill_tasks(self) -> None:
-        """End containers that kubelet did not end: it was gone, or was not given the time."""
+        """Kill containers that the kubelet did not stop because it was not running or had too little time."""
         for task in (self._ctr("tasks", "list", "-q") or "").split():
             self._ctr("tasks", "kill", "--signal", "SIGKILL", "--all", task)
             wait_for(partial(self._is_deleted, task), 5)
@@ -160,21 +160,21 @@ class Node:
             self._ctr("containers", "delete", container)
 
     def _kill_shims(self) -> None:
-        """End shims whose containerd died before them; they are told by this cluster's socket in their command line."""
+        """Kill shims that outlived their containerd, identified by this cluster's socket in their command line."""
         for command_line in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 words = command_line.read_bytes().split(b"\0")
                 if b"containerd-shim" in words[0] and str(self.run.containerd_socket).encode() in words:
                     os.kill(int(command_line.parent.name), signal.SIGKILL)
 
     def _kill_processes_of_pods(self) -> None:
-        """End what runs in the Pods' cgroup: it outlives a containerd that was killed."""
+        """Kill processes in the Pods' cgroup, which outlive a killed containerd."""
         for pid in self._cgroups.processes():
-            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # the process has ended
                 os.kill(pid, signal.SIGKILL)
 
     def _remove_network_state(self) -> None:
-        """Remove the addresses and results that the CNI plugins remember."""
+        """Remove the addresses and results that the CNI plugins stored."""
         shutil.rmtree(_CNI_STATE / "networks" / self.run.name, ignore_errors=True)
         results = _CNI_STATE / "results"
         for cached in results.glob(f"{self.run.name}-*-eth0"):
@@ -193,7 +193,7 @@ state = "{self.run.path / "state"}"
   address = "{self.run.containerd_socket}"
 [{cri}]
   sandbox_image = "{PAUSE}"
-  # Without the capability CAP_SYS_RESOURCE, no sandbox would start.
+  # Without this, no sandbox would start on machines without CAP_SYS_RESOURCE.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
 [{cri}.cni]
@@ -228,7 +228,7 @@ state = "{self.run.path / "state"}"
             "resolvConf": "",
             "containerRuntimeEndpoint": f"unix://{self.run.containerd_socket}",
             "podLogsDir": str(self.run.logs / "pods"),
-            # The disk is the whole machine's: its other users must not drive Pods away.
+            # The machine's other users share the disk and must not cause evictions.
             "evictionHard": {
                 "memory.available": "100Mi",
                 "nodefs.available": "1%",
@@ -236,14 +236,14 @@ state = "{self.run.path / "state"}"
                 "nodefs.inodesFree": "1%",
             },
             "imageGCHighThresholdPercent": 100,
-            # Several signs of life in the control plane's grace period for nodes.
+            # Several heartbeats within the control plane's grace period for nodes.
             "nodeStatusUpdateFrequency": "5s",
             "nodeLeaseDurationSeconds": 10,
         }
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # others use it, or it is not there
+    with contextlib.suppress(OSError):  # it is in use or does not exist
         folder.rmdir()
 
 

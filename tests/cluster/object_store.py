@@ -15,25 +15,25 @@ _READY_LIMIT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Gateway:
-    """One server before the cluster's buckets; several may serve the same buckets."""
+    """One S3 server for the cluster's buckets; several servers may serve the same buckets."""
 
     run: RunFolder
     prefix: tuple[str, ...]
-    """What starts a process at its place, such as `nsenter --net=…`."""
+    """Prefix of commands that run in the cluster's network, such as `nsenter --net=…`."""
 
     address: str
-    """Address of the cluster's machine under which Pods reach it: there may be no DNS in the cluster."""
+    """Address at which Pods reach the server; the cluster may have no DNS."""
 
     name: str = "versitygw"
     port: int = 7070
 
     @property
     def endpoint(self) -> str:
-        """URL for Pods, and for whoever is in the cluster's network."""
+        """URL for Pods and for processes in the cluster's network."""
         return f"http://{self.address}:{self.port}"
 
     def start(self) -> None:
-        """Start the server, with one bucket, and wait until it answers."""
+        """Start the server with one bucket, and wait until it answers."""
         metadata = self.run.path / "s3" / "metadata"
         for folder in (self.run.buckets / BUCKET, metadata):
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ class Gateway:
                 f"--secret={SECRET_ACCESS_KEY}",
                 "--quiet",
                 "posix",
-                # Metadata in files of its own: not each file system has extended attributes.
+                # Metadata in separate files, because not every file system has extended attributes.
                 f"--sidecar={metadata}",
                 self.run.buckets,
             ]
@@ -54,7 +54,7 @@ class Gateway:
         self._daemon.wait_until(self._accepts, _READY_LIMIT_SECONDS)
 
     def stop(self) -> None:
-        """Stop the server. Asked politely, it would wait for clients that keep their connections."""
+        """Stop the server. The limit is short because it would wait for clients that keep their connections."""
         self._daemon.stop(limit_seconds=1)
 
     def _accepts(self) -> bool:

@@ -1,4 +1,4 @@
-"""What `make cluster` puts into a cluster: the chart, a team's namespace, and the demo's model and data in the bucket.
+"""Content of the cluster of `make cluster`: the chart, a team's namespace, and the demo's model and data in a bucket.
 
 It runs in the cluster's network: `python -m cluster exec python -m cluster.playground`.
 """
@@ -35,7 +35,7 @@ _HELM_LIMIT = "120s"
 def profile(endpoint: str) -> dict[str, Any]:
     """A profile for this cluster: the S3 server at a URL, and resources that fit its node.
 
-    Training asks for a GPU, which the node only says it has: it runs on the CPU.
+    Training requests a GPU, which the node advertises but does not have: it runs on the CPU.
     """
     small: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "6Gi"}}
     training = {kind: {**amounts, "nvidia.com/gpu": 1} for kind, amounts in small.items()}
@@ -55,7 +55,7 @@ def profile(endpoint: str) -> dict[str, Any]:
 
 
 def chart_values(cluster: AnyCluster, profiles: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for a cluster: its images, and profiles by name."""
+    """Values for the chart in a cluster: its images, and profiles by name."""
     repository, tag = images.OPERATOR.rsplit(":", 1)
     return {
         "profiles": dict(profiles),
@@ -67,7 +67,7 @@ def chart_values(cluster: AnyCluster, profiles: Mapping[str, Any]) -> dict[str, 
 
 
 def team_manifests(namespace: str) -> list[dict[str, Any]]:
-    """A namespace under Pod Security `restricted`, with the Secret that opens the bucket."""
+    """A namespace under Pod Security `restricted`, with the Secret for the bucket."""
     keys = {
         "AWS_ACCESS_KEY_ID": object_store.ACCESS_KEY_ID,
         "AWS_SECRET_ACCESS_KEY": object_store.SECRET_ACCESS_KEY,
@@ -123,7 +123,7 @@ def demo_object() -> dict[str, Any]:
 
 def _what_to_try(run: RunFolder, manifest: Path) -> str:
     return f"""
-The cluster is up, with the chart in it. To try:
+The cluster is running, and the chart is installed. Try:
 
   export PATH={shlex.quote(str(run.programs))}:"$PATH"
   kubectl apply -f {shlex.quote(str(manifest))}
@@ -133,8 +133,8 @@ The cluster is up, with the chart in it. To try:
   kubectl edgetune describe sensor-faults -n {TEAM}
   kubectl -n {RELEASE_NAMESPACE} logs deployment/{RELEASE} -f
 
-What the stages write lies below {run.buckets / object_store.BUCKET}.
-`make cluster-down` takes all of it down again."""
+The output of the stages is in {run.buckets / object_store.BUCKET}.
+`make cluster-down` stops the cluster."""
 
 
 def _restricted_namespace(name: str) -> dict[str, Any]:

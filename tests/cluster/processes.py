@@ -1,4 +1,4 @@
-"""Processes that outlive the one that starts them: each has a file with its id, and a log."""
+"""Background processes that outlive the process that starts them: each has a file with its id, and a log."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from pathlib import Path
 
 _KILL_LIMIT_SECONDS = 10
 _LOG_TAIL = 2000
-# The background process keeps none of this one's files open, and its id is the program's own: each wrapper is `exec`ed.
+# The background process keeps no files of this one open. `$!` is the program's own id, because wrappers use `exec`.
 _IN_BACKGROUND = 'log=$1; shift; "$@" </dev/null >>"$log" 2>&1 & echo $!'
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """A process in the background, known by its name in a folder."""
+    """A background process, identified by its name in a folder."""
 
     folder: Path
     name: str
@@ -30,7 +30,7 @@ class Daemon:
         return self.folder / "pids" / self.name
 
     def start(self, command: Sequence[str | Path]) -> None:
-        """Start it; what it prints goes to its log."""
+        """Start it, with its output in its log."""
         for folder in (self.log.parent, self._pid_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
         shell = ["sh", "-c", _IN_BACKGROUND, "sh", str(self.log), *map(str, command)]
@@ -40,7 +40,7 @@ class Daemon:
 
     @property
     def pid(self) -> int | None:
-        """Its id, None if it does not run. An id that the system gave to another process since does not count."""
+        """Its id; None if it is not running, even if the system has reused the id for another process."""
         try:
             pid, started = self._pid_file.read_text(encoding="utf-8").split()
         except (OSError, ValueError):
@@ -48,7 +48,7 @@ class Daemon:
         return int(pid) if started != "0" and _start_time(int(pid)) == int(started) else None
 
     def stop(self, limit_seconds: float = 10, with_signal: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end, and end it if it does not within the limit. Nothing happens if it does not run."""
+        """Stop it with a signal, and kill it after the limit. Do nothing if it is not running."""
         for stop_signal, limit in ((with_signal, limit_seconds), (signal.SIGKILL, _KILL_LIMIT_SECONDS)):
             pid = self.pid
             if pid is None:
@@ -56,14 +56,14 @@ class Daemon:
             os.kill(pid, stop_signal)
             wait_for(lambda: self.pid is None, limit)
         if self.pid is not None:
-            raise TimeoutError(f"{self.name} (process {self.pid}) does not end")
+            raise TimeoutError(f"{self.name} (process {self.pid}) does not stop")
         self._pid_file.unlink(missing_ok=True)
 
     def wait_until(self, ready: Callable[[], bool], limit_seconds: float) -> None:
         """Wait until it is ready.
 
         Raises:
-            RuntimeError: it ended, or is not ready in time; with the end of its log.
+            RuntimeError: it has ended or is not ready in time; the message has the end of its log.
         """
         if not wait_for(lambda: self.pid is None or ready(), limit_seconds) or self.pid is None:
             log = self.log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
@@ -72,13 +72,13 @@ class Daemon:
 
 
 def stop_all(folder: Path) -> None:
-    """Stop whatever of a folder still runs."""
+    """Stop all processes of a folder that are still running."""
     for pid_file in (folder / "pids").glob("*"):
         Daemon(folder, pid_file.name).stop()
 
 
 def wait_for(condition: Callable[[], bool], limit_seconds: float, interval_seconds: float = 0.1) -> bool:
-    """Whether a condition holds before the limit."""
+    """Wait for a condition; return whether it holds before the limit."""
     deadline = time.monotonic() + limit_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -88,11 +88,11 @@ def wait_for(condition: Callable[[], bool], limit_seconds: float, interval_secon
 
 
 def _start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 if it does not run (any more)."""
+    """Start time of a process, in clock ticks since boot; 0 if it is not running."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return 0
-    # The second field is the program's name in parentheses and may hold spaces.
+    # The second field is the program's name in parentheses, which may contain spaces.
     fields = stat.rpartition(")")[2].split()
     return 0 if fields[0] in "ZX" else int(fields[19])

@@ -1,4 +1,4 @@
-"""What a machine must have for a real node."""
+"""Requirements of a real node on this machine."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-# Program, or its path where none is searched for it, and the Debian package that has it.
+# Programs, by name on the PATH or by path, and the Debian packages that have them.
 PROGRAMS: Mapping[str, str] = {
     "containerd": "containerd",
     "ctr": "containerd",
@@ -30,10 +30,10 @@ class NotPossibleHere(Exception):
 
 
 def ensure_node_possible(programs: Mapping[str, str] = PROGRAMS) -> None:
-    """Install the packages that are missing, where that can be done.
+    """Check that this machine can run a node, and install missing packages.
 
     Args:
-        programs: what a node needs, and the Debian package that has it.
+        programs: programs that a node needs, and the Debian packages that have them.
 
     Raises:
         NotPossibleHere: no Linux, no root, no namespaces, or no packages.
@@ -41,7 +41,7 @@ def ensure_node_possible(programs: Mapping[str, str] = PROGRAMS) -> None:
     if not sys.platform.startswith("linux"):
         raise NotPossibleHere("a real node needs Linux")
     if os.geteuid() != 0:
-        raise NotPossibleHere("a real node needs root: it makes network namespaces, mounts and cgroups")
+        raise NotPossibleHere("a real node needs root, to create network namespaces, mounts and cgroups")
     if _missing_packages(programs):
         _install(programs)
     if subprocess.run(["unshare", "--net", "--mount", "true"], check=False, capture_output=True).returncode != 0:

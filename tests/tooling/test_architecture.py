@@ -1,4 +1,4 @@
-"""What the layout promises and import-linter cannot say."""
+"""Rules of the layout that import-linter cannot check."""
 
 import ast
 import importlib.util
@@ -30,14 +30,14 @@ PURE = ("api", "decisions")
 
 
 def calls(path: Path) -> Iterator[str]:
-    """Names of the attributes that a file calls."""
+    """Names of the methods and attributes that a file calls."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             yield node.func.attr
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Top-level packages that a file imports anywhere."""
+    """Top-level packages that a file imports, at any level of its code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -54,7 +54,7 @@ def run_python(code: str) -> str:
 
 
 @pytest.mark.parametrize("folder", ["operator", "jobs"])
-def test_the_folders_of_the_packages_are_no_packages(folder: str) -> None:
+def test_the_folders_of_the_packages_are_not_packages(folder: str) -> None:
     assert not (REPOSITORY / folder / "__init__.py").exists()
 
 
@@ -82,13 +82,13 @@ def test_every_stage_has_its_module() -> None:
 
 
 @pytest.mark.parametrize("room", PURE)
-def test_decisions_ask_no_clock(room: str) -> None:
+def test_decisions_read_no_clock(room: str) -> None:
     for path in (PACKAGES["edgetune_operator"] / room).glob("*.py"):
         assert set(calls(path)) & {"now", "utcnow", "today", "monotonic"} == set(), path
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_nothing_reads_pickles_or_runs_code_of_a_model(package: str) -> None:
+def test_no_module_reads_pickles_or_runs_code_of_a_model(package: str) -> None:
     for path in PACKAGES[package].rglob("*.py"):
         assert not set(imported(path)) & {"pickle", "cloudpickle", "dill", "joblib"}, path
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -98,7 +98,7 @@ def test_nothing_reads_pickles_or_runs_code_of_a_model(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_are_found_where_the_layout_says(package: str) -> None:
+def test_packages_are_installed_from_the_folders_of_the_layout(package: str) -> None:
     spec = importlib.util.find_spec(package)
 
     assert spec is not None

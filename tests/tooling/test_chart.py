@@ -1,4 +1,4 @@
-"""The Helm chart: what it renders, what it refuses, what it tells."""
+"""The Helm chart: the manifests that it renders, and the values that it refuses."""
 
 import json
 from pathlib import Path
@@ -55,36 +55,36 @@ def operator_container(manifests: list[Manifest]) -> dict[str, Any]:
 
 
 def operator_settings(manifests: list[Manifest]) -> Settings:
-    """What the operator makes of the command line that the chart gives it."""
+    """The operator's settings, parsed from its command line in the chart."""
     return parse_settings(operator_container(manifests)["args"])
 
 
 def mounted_profiles(values: Values, folder: Path) -> dict[str, Profile]:
-    """What the operator reads from the file that the chart mounts."""
+    """The profiles that the operator reads from the mounted file."""
     path = folder / "profiles.yaml"
     path.write_text(one(render(values), "ConfigMap", "edgetune-profiles")["data"]["profiles.yaml"], encoding="utf-8")
     return load_profiles(path)
 
 
 @each_install
-def test_helm_finds_nothing_wrong(values: Values) -> None:
+def test_helm_lint_finds_no_problem(values: Values) -> None:
     answer = helm("lint", str(CHART), "--strict", "--kube-version", KUBERNETES_VERSION, values=values)
 
     assert "0 chart(s) failed" in answer
 
 
-def test_the_default_install_is_the_golden_one() -> None:
-    assert differences(REPOSITORY, golden_files()) == "", "if it is meant: PYTHONPATH=tests python -m support.chart"
+def test_the_default_install_matches_the_golden_manifests() -> None:
+    assert differences(REPOSITORY, golden_files()) == "", "if intended, run PYTHONPATH=tests python -m support.chart"
 
 
-def test_the_chart_carries_the_generated_crd() -> None:
+def test_the_chart_contains_the_generated_crd() -> None:
     chart_file = REPOSITORY / CRD_PATH
     generated = REPOSITORY / "crds" / f"{names.PLURAL}.{names.GROUP}.yaml"
 
     assert chart_file.read_text(encoding="utf-8") == generated.read_text(encoding="utf-8"), "run `make generate`"
 
 
-def test_the_installed_crd_is_the_operators_and_stays_after_an_uninstall() -> None:
+def test_the_installed_crd_is_the_operators_and_is_kept_after_an_uninstall() -> None:
     crd = one(render({}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
 
     metadata = crd.pop("metadata")
@@ -94,12 +94,12 @@ def test_the_installed_crd_is_the_operators_and_stays_after_an_uninstall() -> No
     assert metadata["annotations"] == {"helm.sh/resource-policy": "keep"}
 
 
-def test_the_crd_can_be_left_out_or_go_with_the_release() -> None:
+def test_the_crd_can_be_omitted_or_deleted_with_the_release() -> None:
     without = render({"crd": {"install": False}})
-    going = one(render({"crd": {"keep": False}}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
+    deleted = one(render({"crd": {"keep": False}}), "CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")
 
     assert "CustomResourceDefinition" not in {manifest["kind"] for manifest in without}
-    assert "helm.sh/resource-policy" not in going["metadata"]["annotations"]
+    assert "helm.sh/resource-policy" not in deleted["metadata"]["annotations"]
 
 
 def test_the_schema_of_profiles_is_the_operators_model() -> None:
@@ -161,7 +161,7 @@ def test_every_value_has_its_schema_and_its_comment() -> None:
         ),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_path(values: Values, complaint: str) -> None:
+def test_an_invalid_value_is_refused_with_its_path(values: Values, complaint: str) -> None:
     with pytest.raises(Refused) as refusal:
         render(values)
 
@@ -196,7 +196,7 @@ def test_a_wrong_value_is_refused_with_its_path(values: Values, complaint: str) 
         ),
     ],
 )
-def test_helm_refuses_what_would_stop_the_operator_at_its_start(
+def test_helm_refuses_profiles_with_which_the_operator_would_not_start(
     profile: dict[str, Any], complaint: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "profiles.yaml"
@@ -210,7 +210,7 @@ def test_helm_refuses_what_would_stop_the_operator_at_its_start(
     assert f"at '/profiles/default{complaint}" in str(refusal.value)
 
 
-def test_values_beside_those_that_are_refused_reach_the_operator(tmp_path: Path) -> None:
+def test_values_similar_to_refused_ones_reach_the_operator(tmp_path: Path) -> None:
     profile = {
         **PROFILE,
         "env": {"HTTPS_PROXY": "http://proxy:3128", "MY_HOME": "/x", "SSL_CERT_FILE": "/ca"},
@@ -256,7 +256,7 @@ def test_no_image_floats(values: Values) -> None:
     assert images == ["ghcr.io/edgetune/operator:0.1.0"] * 2
 
 
-def test_every_image_can_be_taken_from_elsewhere(tmp_path: Path) -> None:
+def test_every_image_can_come_from_another_registry(tmp_path: Path) -> None:
     digest = f"sha256:{'0' * 64}"
     values = {
         "image": {"repository": "registry.example/operator", "tag": "ignored", "digest": digest},
@@ -275,7 +275,7 @@ def test_every_image_can_be_taken_from_elsewhere(tmp_path: Path) -> None:
     }
 
 
-def test_profiles_arrive_as_they_were_given(tmp_path: Path) -> None:
+def test_profiles_reach_the_operator_unchanged(tmp_path: Path) -> None:
     profile = Profile(
         store=ProfileStore(uri="s3://artifacts/edgetune", endpoint="https://s3.example", path_style=True),
         image=Image(pull_secrets=("pull",)),
@@ -290,7 +290,7 @@ def test_profiles_arrive_as_they_were_given(tmp_path: Path) -> None:
     assert mounted_profiles({"profiles": {"gpu": given}}, tmp_path) == {"gpu": profile}
 
 
-def test_a_profile_without_image_gets_the_one_that_belongs_to_the_operator(tmp_path: Path) -> None:
+def test_a_profile_without_an_image_gets_the_one_of_the_operators_release(tmp_path: Path) -> None:
     assert mounted_profiles({"profiles": {"default": PROFILE}}, tmp_path)["default"].image == Image()
 
 
@@ -303,7 +303,7 @@ def test_changed_profiles_restart_the_operator() -> None:
     assert template(other) == template({**other, "crd": {"install": False}})
 
 
-def test_the_operator_understands_its_command_line() -> None:
+def test_the_operator_accepts_its_command_line() -> None:
     manifests = render({})
     container = operator_container(manifests)
     settings = operator_settings(manifests)
@@ -355,7 +355,7 @@ def test_monitors_find_the_operator_and_running_trainings() -> None:
     assert trainings["podTargetLabels"] == [names.OWNER_LABEL]
 
 
-def test_network_policies_let_through_what_is_needed() -> None:
+def test_network_policies_allow_only_the_traffic_that_is_needed() -> None:
     manifests = render(ALL_SWITCHES)
     operator = one(manifests, "NetworkPolicy")["spec"]
     stages = one(manifests, "NetworkPolicy", "edgetune-stages")
@@ -374,7 +374,7 @@ def test_network_policies_let_through_what_is_needed() -> None:
     assert from_prometheus == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
 
-def test_on_openshift_pods_get_their_user_from_the_cluster_and_reach_its_dns(tmp_path: Path) -> None:
+def test_on_openshift_the_cluster_chooses_the_user_of_pods_and_its_dns_is_allowed(tmp_path: Path) -> None:
     own = {**PROFILE, "openshift": False}
     values = {**ALL_SWITCHES, "openshift": True, "profiles": {"default": PROFILE, "own": own}}
     manifests = render(values)
@@ -388,10 +388,10 @@ def test_on_openshift_pods_get_their_user_from_the_cluster_and_reach_its_dns(tmp
     assert ("edgetune.dev", "lorafinetunes/finalizers") in rules(one(manifests, "ClusterRole", CLUSTER_NAME))
 
 
-def test_the_tests_metric_is_one_that_the_operator_serves() -> None:
+def test_the_charts_test_reads_a_metric_that_the_operator_serves() -> None:
     script = one(render({}), "Pod", "edgetune-test")["spec"]["containers"][0]["args"][0]
 
     compile(script, "helm test", "exec")
     (family,) = telemetry.QUEUE_DEPTH.describe()
     assert f'"{family.name}"' in script
-    assert 'os.environ["EDGETUNE_SERVICE_HOST"]' in script, "the Service's address, as Kubernetes names it"
+    assert 'os.environ["EDGETUNE_SERVICE_HOST"]' in script, "Kubernetes' variable with the Service's address"

@@ -1,4 +1,4 @@
-"""What the chart lets the operator and users do."""
+"""The rights that the chart gives to the operator and to users."""
 
 import pytest
 
@@ -32,7 +32,7 @@ CLUSTER_RULES = RULES | {
 }
 
 
-def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
+def test_the_operator_has_only_the_rights_that_it_needs() -> None:
     manifests = render({})
 
     assert rules(one(manifests, "ClusterRole", CLUSTER_NAME)) == CLUSTER_RULES
@@ -42,7 +42,7 @@ def test_the_operator_may_do_what_it_does_and_nothing_else() -> None:
     assert not {"Role", "RoleBinding"} & {manifest["kind"] for manifest in manifests}
 
 
-def test_an_operator_for_some_namespaces_lets_objects_go_with_their_namespace_and_does_nothing_in_others() -> None:
+def test_an_operator_of_some_namespaces_can_remove_finalizers_and_has_no_other_cluster_wide_rights() -> None:
     manifests = render(NAMESPACED)
 
     roles = [manifest for manifest in manifests if manifest["kind"] == "Role"]
@@ -56,7 +56,7 @@ def test_an_operator_for_some_namespaces_lets_objects_go_with_their_namespace_an
 
 
 @each_install
-def test_releases_of_one_name_in_two_namespaces_do_not_share_what_belongs_to_the_whole_cluster(values: Values) -> None:
+def test_releases_of_the_same_name_in_two_namespaces_share_no_cluster_scoped_objects(values: Values) -> None:
     names_of_kind = [
         {each["metadata"]["name"] for each in render(values, namespace) if each["kind"].startswith("ClusterRole")}
         for namespace in ("one", "other")
@@ -71,7 +71,7 @@ def test_owner_references_can_be_allowed_where_the_cluster_enforces_them() -> No
     assert rules(role) == CLUSTER_RULES | {("edgetune.dev", "lorafinetunes/finalizers"): {"update"}}
 
 
-def test_without_rights_on_namespaces_nothing_belongs_to_the_whole_cluster() -> None:
+def test_without_namespace_deletion_no_object_is_cluster_scoped() -> None:
     rbac = {"namespaceDeletion": False, "aggregateToUserRoles": False}
     manifests = render({"watchNamespaces": ["team-a"], "rbac": rbac, "crd": {"install": False}})
 

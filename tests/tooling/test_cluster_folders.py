@@ -1,4 +1,4 @@
-"""Where the test cluster keeps its files, and who may use it."""
+"""The folders of the test cluster, and its lock."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ with exclusive(wait=True, report=lambda line: print(line, flush=True)):
 """
 
 
-def test_the_cache_is_the_users_so_that_clones_share_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_clones_of_a_user_share_one_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -42,7 +42,7 @@ def test_a_cluster_in_another_folder_has_other_names(tmp_path: Path) -> None:
         RunFolder(tmp_path / ("x" * 80))
 
 
-def test_of_two_processes_one_has_the_cluster_and_the_other_says_which(
+def test_a_second_process_waits_for_the_cluster_and_names_the_process_that_holds_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
@@ -54,7 +54,7 @@ def test_of_two_processes_one_has_the_cluster_and_the_other_says_which(
         with pytest.raises(Busy) as refused, exclusive(wait=False, report=print):
             pass
         assert str(refused.value) == (
-            f"the cluster is in use by process {first.pid} of {REPOSITORY}: wait until it has ended, or end it"
+            f"the cluster is in use by process {first.pid} of {REPOSITORY}: wait until it has ended, or stop it"
         )
 
         with subprocess.Popen(command, cwd=REPOSITORY / "tests", text=True, **piped) as second:  # type: ignore[call-overload]
@@ -65,7 +65,7 @@ def test_of_two_processes_one_has_the_cluster_and_the_other_says_which(
             second.kill()
 
 
-def test_tests_do_not_take_away_the_cluster_that_somebody_plays_with(
+def test_tests_do_not_stop_a_cluster_that_make_cluster_left_running(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path_factory.mktemp("cache")
@@ -79,6 +79,6 @@ def test_tests_do_not_take_away_the_cluster_that_somebody_plays_with(
 
     assert command.main() == 1
 
-    told = "a cluster is up, left by `make cluster` in /home/me/edgetune; end it with `make cluster-down`"
-    assert told in capsys.readouterr().err
+    message = "`make cluster` in /home/me/edgetune left a cluster running; stop it with `make cluster-down`"
+    assert message in capsys.readouterr().err
     assert not (cache / "ran").exists()

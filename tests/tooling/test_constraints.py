@@ -1,6 +1,6 @@
-"""constraints.txt has one version of each library that pyproject.toml asks for, and images and .venv install it.
+"""constraints.txt has one version of each library that pyproject.toml requires; images and .venv install it.
 
-Where a test fails after a change of pyproject.toml: `make generate`.
+If a test fails after a change of pyproject.toml, run `make generate`.
 """
 
 import re
@@ -17,12 +17,12 @@ from support.constraints import constraint_lines, pins
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = {"base": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-# llama-cpp is compiled into an environment of its own.
+# llama-cpp is compiled into a separate environment.
 INSTALLED = ("base", "operator", "jobs", "dev")
 
 
 def installed_requirements(requirements: Iterable[str]) -> set[str]:
-    """Canonical names of the installed libraries that fulfil requirements, with all that these require in turn."""
+    """Canonical names of the installed libraries that the requirements need, directly or transitively."""
     waiting = [(Requirement(text), "") for text in requirements]
     seen: set[tuple[str, str]] = set()
     while waiting:
@@ -44,7 +44,7 @@ def commands(path: str) -> list[str]:
     return [part for part in parts if re.search(r"\bpip (compile|install|wheel)\b", part)]
 
 
-def test_every_constraint_is_a_name_with_one_version_and_no_place_to_get_it_from() -> None:
+def test_every_constraint_is_a_name_with_one_version_and_no_url() -> None:
     odd = [line for line in constraint_lines() if not re.fullmatch(r"[a-z0-9-]+==[0-9][a-z0-9.+!]*( ; [^/:@]+)?", line)]
 
     assert odd == []
@@ -70,11 +70,11 @@ def test_constraints_are_within_the_bounds_of_the_project(group: str) -> None:
 
 
 @pytest.mark.parametrize("group", INSTALLED)
-def test_what_the_project_requires_directly_or_not_is_installed_as_constrained(group: str) -> None:
+def test_direct_and_transitive_requirements_are_installed_in_the_constrained_versions(group: str) -> None:
     versions = pins()
     installed = {name: metadata.version(name) for name in installed_requirements(REQUIREMENTS[group])}
 
-    # A build for one device, such as 2.13.0+cpu, is of that version, too.
+    # A local version such as 2.13.0+cpu is a build of the same version.
     different = {
         name: f"{version} is installed, constraints.txt has {versions.get(name, 'none')}"
         for name, version in installed.items()
@@ -85,9 +85,9 @@ def test_what_the_project_requires_directly_or_not_is_installed_as_constrained(g
 
 
 @pytest.mark.parametrize("path", ["operator/Dockerfile", "jobs/Dockerfile", "Makefile"])
-def test_nothing_is_installed_without_the_constraints(path: str) -> None:
+def test_no_library_is_installed_without_the_constraints(path: str) -> None:
     found = commands(path)
-    # What `pip compile` chose by the constraints, or no libraries but the one that is named.
+    # Constraints, requirements that were compiled with them, or a single package without dependencies.
     bound = ("constraints.txt", "-r /opt/edgetune/requirements.txt", "--no-deps", "$(UV_INSTALL)")
 
     assert found, path

@@ -1,4 +1,4 @@
-"""The pages in docs/ say what the code says."""
+"""The pages in docs/ agree with the code."""
 
 import re
 
@@ -25,7 +25,7 @@ def section(title: str) -> str:
 
 
 def named(row: str) -> set[str]:
-    """What a table's row names in code style."""
+    """Names in code style in a row of a table."""
     return set(re.findall(r"`([^`]+)`", row))
 
 
@@ -47,7 +47,7 @@ def test_every_reason_has_a_meaning_in_the_reference() -> None:
     assert set(REASONS) == set(Reason)
 
 
-def test_what_to_do_is_said_for_every_reason_and_for_no_other() -> None:
+def test_the_page_says_what_to_do_for_every_reason_and_for_no_other() -> None:
     nothing_to_do = {"Published", "Pinned", "Succeeded", "Cached", "MergeNotKept", "JobRunning", "Resumed"}
     nothing_to_do |= {"CleaningUp", "CleanedUp", "ArtifactsRetained"}
     by_exit_code = {code.reason for code in ExitCode if code is not ExitCode.DONE} | {INTERNAL_ERROR}

@@ -1,4 +1,4 @@
-"""The cluster by kind, with programs in place of Docker and kind that only write down how they are called."""
+"""The kind cluster, with scripts instead of Docker and kind that only record their calls."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def cluster(run: RunFolder) -> KindCluster:
 
 @pytest.fixture
 def calls(cluster: KindCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """File with the commands that were given."""
+    """File with the recorded calls."""
     programs, log = tmp_path / "programs", tmp_path / "calls"
     programs.mkdir()
     log.touch()
@@ -49,7 +49,7 @@ def calls(cluster: KindCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv(binaries.GIVEN_VARIABLE, str(programs))
-    # Nobody listens where the S3 server would: its readiness is not what is asked here.
+    # No S3 server is started: these tests do not check its readiness.
     monkeypatch.setattr("cluster.object_store.Gateway._accepts", lambda _: True)
     yield log
     cluster.down()
@@ -70,9 +70,9 @@ def test_up_builds_creates_loads_and_offers_gpus(cluster: KindCluster, calls: Pa
         f"kind load docker-image {OPERATOR} --name {name}",
         f"kind load docker-image {JOBS} --name {name}",
     ]
-    told = [line for line in calls.read_text(encoding="utf-8").splitlines() if not line.startswith("versitygw")]
-    assert told[: len(expected)] == expected
-    patch = told[len(expected)]
+    recorded = [line for line in calls.read_text(encoding="utf-8").splitlines() if not line.startswith("versitygw")]
+    assert recorded[: len(expected)] == expected
+    patch = recorded[len(expected)]
     assert patch.startswith(
         f"kubectl --kubeconfig={folder}/kubeconfig patch node {name}-control-plane --subresource=status"
     )
@@ -103,14 +103,18 @@ def test_down_leaves_nothing(cluster: KindCluster, calls: Path) -> None:
     assert calls.read_text(encoding="utf-8").splitlines()[-1] == f"kind delete cluster --name {cluster.run.name}"
 
 
-def test_without_docker_it_says_so(cluster: KindCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kind_the_machine_is_refused(
+    cluster: KindCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotPossibleHere, match="there is no kind on the PATH"):
         cluster.ensure_possible()
 
 
 @pytest.mark.parametrize("cluster_type", TYPES)
-def test_a_command_in_the_clusters_network_finds_the_cluster(cluster_type: str, run: RunFolder) -> None:
+def test_a_command_in_the_clusters_network_finds_its_cluster_by_the_environment(
+    cluster_type: str, run: RunFolder
+) -> None:
     cluster = TYPES[cluster_type](run)
 
     assert cluster_of(variables_of(cluster)) == cluster

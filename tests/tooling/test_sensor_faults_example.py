@@ -1,4 +1,4 @@
-"""The demo's data set: it comes out of its generator, and its evaluation rows are new to the model."""
+"""The demo's data set: its generator produces it, and no evaluation row resembles a training row."""
 
 import json
 import re
@@ -19,13 +19,13 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_committed_rows_are_what_the_generator_writes(tmp_path: Path) -> None:
+def test_the_committed_rows_are_those_that_the_generator_writes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-I", FOLDER / "generate_data.py", tmp_path], check=True, timeout=60)
     for name in ("train.jsonl", "eval.jsonl"):
-        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), f"run generate_data.py: {name} is old"
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), f"{name} is stale: run generate_data.py"
 
 
-def test_there_are_enough_rows_and_each_fault_has_as_many() -> None:
+def test_there_are_enough_rows_and_equally_many_for_each_fault() -> None:
     for name, least in (("train.jsonl", 600), ("eval.jsonl", 64)):
         counts = Counter(row["response"] for row in rows(name))
         assert counts.total() >= least
@@ -33,7 +33,7 @@ def test_there_are_enough_rows_and_each_fault_has_as_many() -> None:
         assert max(counts.values()) == min(counts.values())
 
 
-def test_every_response_holds_its_keywords_and_no_question_does() -> None:
+def test_every_response_contains_its_keywords_and_no_question_does() -> None:
     for row in rows("train.jsonl") + rows("eval.jsonl"):
         assert len(row["expected_keyword"]) == 2
         for keyword in row["expected_keyword"]:
@@ -68,7 +68,7 @@ def test_questions_and_symptoms_of_evaluation_rows_are_not_in_training() -> None
             assert symptom not in questions
 
 
-def test_the_object_of_the_demo_is_valid_once_its_places_are_absolute() -> None:
+def test_the_object_of_the_demo_is_valid_with_absolute_paths() -> None:
     from edgetune_contract.spec import Parameters
 
     spec = yaml.safe_load((FOLDER / "lora-fine-tune.yaml").read_text(encoding="utf-8"))["spec"]

@@ -1,6 +1,6 @@
 //go:build tools
 
-// Package kubernetes pins what the tests' cluster is built from: `go build` finds each program's version in go.mod.
+// Package kubernetes pins the programs of the test cluster: `go build` takes their versions from go.mod.
 package kubernetes
 
 import (

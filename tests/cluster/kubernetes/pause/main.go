@@ -1,4 +1,4 @@
-// Pause holds the namespaces of a Pod open: the first process of its sandbox, which waits to be told to end.
+// Pause keeps the namespaces of a Pod open: it is the first process of the sandbox, and waits for a signal.
 package main
 
 import (
