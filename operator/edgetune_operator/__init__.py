@@ -1,1 +1,1 @@
-"""The decisions of Edgetune: observe, plan, render, status, and the pass that carries them out."""
+"""The operator: decisions on values, a pass that carries them out, and the process around it. Imports the contract."""

@@ -20,8 +20,8 @@ def main() -> None:
     kopf.configure(
         verbose=settings.verbose, log_format=kopf.LogFormat.JSON if settings.log_json else kopf.LogFormat.FULL
     )
-    for chatty in ("kopf.objects", "kopf.activities", "aiohttp.access"):
-        logging.getLogger(chatty).setLevel(logging.DEBUG if settings.verbose else logging.WARNING)
+    for verbose_logger in ("kopf.objects", "kopf.activities", "aiohttp.access"):
+        logging.getLogger(verbose_logger).setLevel(logging.DEBUG if settings.verbose else logging.WARNING)
     registry = kopf.OperatorRegistry()
     Watcher(settings, profiles).register(registry)
     kopf.run(

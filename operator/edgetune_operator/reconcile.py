@@ -26,12 +26,12 @@ from edgetune_operator.decisions.render import render_clean_up, render_job
 from edgetune_operator.decisions.status import project, project_deletion
 
 
-class Conflict(Exception):
-    """What the pass has read is out of date; the next one sees what has changed since."""
+class StaleRead(Exception):
+    """The cluster refused a write because the pass had read an outdated state; the next pass reads the new one."""
 
 
 class JobRefused(Exception):
-    """The cluster does not take a Job, for a reason that lies outside the object and may pass.
+    """The cluster refuses a Job for a reason outside the object, which may disappear.
 
     Attributes:
         reason: CamelCase reason for the Stalled condition.
@@ -43,10 +43,10 @@ class JobRefused(Exception):
 
 
 class Cluster(Protocol):
-    """What a pass needs of a cluster: Kubernetes, or this machine."""
+    """The operations that a pass needs: implemented by Kubernetes and by the local machine."""
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
-        """The LoraFineTune, or None if it is gone."""
+        """The LoraFineTune; None if it is gone."""
         ...
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ class Cluster(Protocol):
         ...
 
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Pods of the object's Jobs, also those that have ended."""
+        """Pods of the object's Jobs, including ended ones."""
         ...
 
     async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
@@ -62,14 +62,14 @@ class Cluster(Protocol):
         ...
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
-        """How far the running stage is, if it says so."""
+        """Progress of the running stage; None if it reports none."""
         ...
 
     async def create_job(self, job: Mapping[str, Any]) -> None:
-        """Create a Job; one of the same name that is ours already is no error.
+        """Create a Job; does nothing if the object already has a Job with this name.
 
         Raises:
-            JobRefused: quota, admission or a foreign Job of the same name stands in the way.
+            JobRefused: a quota, admission, or a foreign Job with the same name prevents it.
         """
         ...
 
@@ -77,23 +77,26 @@ class Cluster(Protocol):
         """Delete a Job of the object and its Pods, with their grace period.
 
         Raises:
-            Conflict: the Job is gone already, and the pass has not seen that.
+            StaleRead: the Job is already gone.
         """
         ...
 
-    async def namespace_is_going(self, namespace: str) -> bool:
-        """Whether a namespace is being deleted with all that is in it."""
+    async def is_namespace_terminating(self, namespace: str) -> bool:
+        """Whether a namespace is being deleted with everything in it."""
         ...
 
-    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
-        """Whether no stage's Job is left and no Pod of one runs. Asks the cluster itself: watches may lag behind."""
+    async def have_stages_stopped(self, owner: Mapping[str, Any]) -> bool:
+        """Whether the object has no stage Job and no running stage Pod. Reads the cluster, not the watch cache."""
         ...
 
     async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
-        """Replace the object's finalizers; its metadata after that. A deleted object without any is gone.
+        """Replace the object's finalizers. A deleted object without finalizers is gone.
+
+        Returns:
+            The object's metadata after the write.
 
         Raises:
-            Conflict: the object changed since it was read, or is gone.
+            StaleRead: the object has changed since it was read, or is gone.
         """
         ...
 
@@ -101,14 +104,14 @@ class Cluster(Protocol):
         """Replace the object's status.
 
         Raises:
-            Conflict: the object changed since it was read.
+            StaleRead: the object has changed since it was read.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass did."""
+    """Outcome of one pass."""
 
     snapshot: Snapshot
     plan: Plan
@@ -117,7 +120,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class DeletionPass:
-    """What one pass over an object did that is deleted with its artifacts."""
+    """Outcome of one pass over an object that is deleted with its artifacts."""
 
     plan: DeletionPlan
     wrote_status: bool
@@ -126,10 +129,10 @@ class DeletionPass:
 async def run_once(
     cluster: Cluster, key: Key, profiles: Mapping[str, Profile], now: datetime
 ) -> Pass | DeletionPass | None:
-    """One pass: at most one Job created, at most one status write, last. None if the object is gone.
+    """One pass: creates at most one Job, then writes the status at most once. None if there is nothing to do.
 
-    Errors of the cluster come out as they are; the caller tries again later, and nothing was written about
-    what did not happen.
+    Errors of the cluster propagate unchanged and the caller retries later; the status never reports an action that
+    failed.
     """
     document = await cluster.read_object(key)
     if document is None:
@@ -138,8 +141,8 @@ async def run_once(
     spec = _parse(document.get("spec"))
     profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     if owner.get("deletionTimestamp"):
-        holds = names.FINALIZER in owner.get("finalizers", ())
-        return await _delete(cluster, document, spec, profile, now) if holds else None
+        is_held = names.FINALIZER in owner.get("finalizers", ())
+        return await _delete(cluster, document, spec, profile, now) if is_held else None
     owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
@@ -161,7 +164,7 @@ async def run_once(
 async def _settle_finalizer(
     cluster: Cluster, owner: Mapping[str, Any], spec: LoraFineTuneSpec | InvalidSpec
 ) -> Mapping[str, Any]:
-    """Bring the finalizer in line with the spec, before there is anything to clean up; the metadata after that."""
+    """Add or remove the finalizer as the spec requires, before there are artifacts; returns the new metadata."""
     present = list(owner.get("finalizers") or ())
     wanted = finalizers_wanted(spec, present)
     return owner if wanted == present else await cluster.write_finalizers(owner, wanted)
@@ -174,18 +177,18 @@ async def _delete(
     profile: Profile | None,
     now: datetime,
 ) -> DeletionPass:
-    """One pass over an object that is deleted with its artifacts; with its end, the finalizer goes."""
+    """One pass over an object that is deleted with its artifacts; removes the finalizer when the deletion is done."""
     owner = document["metadata"]
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, progress=None)
-    going = await cluster.namespace_is_going(owner["namespace"])
-    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), going, now)
+    is_terminating = await cluster.is_namespace_terminating(owner["namespace"])
+    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), is_terminating, now)
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
         elif profile is None:
             raise TypeError("a clean-up was planned without a profile")
-        elif not await cluster.is_quiet(owner):
+        elif not await cluster.have_stages_stopped(owner):
             decided = waiting_for_pods(decided)
         else:
             decided = await _create_clean_up(cluster, owner, profile, decided, action)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the operator and of the stages that it watches."""
+"""Prometheus metrics of the operator and its stages."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -6,35 +6,39 @@ from edgetune_operator.api.objects import LoraFineTuneStatus, StageState, StageS
 
 _STAGE_BUCKETS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 
-OBJECTS = Gauge("edgetune_objects", "LoraFineTunes by phase.", ["phase"])
-PASSES = Counter("edgetune_passes_total", "Passes over objects by result.", ["result"])
-PASS_SECONDS = Histogram("edgetune_pass_seconds", "Time of one pass.")
+OBJECTS = Gauge("edgetune_objects", "LoraFineTunes, by phase.", ["phase"])
+PASSES = Counter("edgetune_passes_total", "Passes over objects, by result.", ["result"])
+PASS_SECONDS = Histogram("edgetune_pass_seconds", "Duration of a pass.")
 LAST_PASS = Gauge("edgetune_last_pass_timestamp_seconds", "When the last pass ended, in seconds since 1970.")
-QUEUE_DEPTH = Gauge("edgetune_queue_depth", "Objects that wait for a pass.")
+QUEUE_DEPTH = Gauge("edgetune_queue_depth", "Objects waiting for a pass.")
 QUEUE_SECONDS = Histogram("edgetune_queue_wait_seconds", "Time that an object waited for its pass.")
 NAMESPACES_FAILING = Gauge("edgetune_namespaces_failing", "Watched namespaces that cannot be listed.")
 API_WRITES = Counter("edgetune_api_writes_total", "Writes to the Kubernetes API.", ["verb", "resource"])
-STAGES = Counter("edgetune_stages_total", "Stages that ended.", ["stage", "state", "cached"])
-STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Time of the stages that ended.", ["stage"], buckets=_STAGE_BUCKETS)
-STAGE_ATTEMPTS = Counter("edgetune_stage_attempts_total", "Attempts of the stages that ended.", ["stage"])
+STAGES = Counter("edgetune_stages_total", "Ended stages.", ["stage", "state", "cached"])
+STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Duration of ended stages.", ["stage"], buckets=_STAGE_BUCKETS)
+STAGE_ATTEMPTS = Counter("edgetune_stage_attempts_total", "Attempts of ended stages.", ["stage"])
 PREEMPTIONS = Counter("edgetune_preemptions_total", "Attempts that were stopped from outside.", ["stage"])
-ARTIFACT_BYTES = Counter("edgetune_artifact_bytes_total", "Bytes of the artifacts that stages made.", ["stage"])
-DELETIONS = Counter("edgetune_deletions_total", "Objects with deletionPolicy Delete that went.", ["result"])
+ARTIFACT_BYTES = Counter("edgetune_artifact_bytes_total", "Bytes of the artifacts that stages wrote.", ["stage"])
+DELETIONS = Counter(
+    "edgetune_deletions_total",
+    "Deleted objects with deletionPolicy Delete, by the reason of their last Event.",
+    ["result"],
+)
 GPU_SECONDS = Counter(
     "edgetune_gpu_seconds_total",
-    "GPU time of the attempts that ended: seconds of their containers times GPUs.",
+    "GPU time of ended attempts: seconds of their containers times GPUs.",
     ["stage"],
 )
-LOST_STEPS = Counter("edgetune_lost_steps_total", "Optimizer steps that were done again after interruptions.")
+LOST_STEPS = Counter("edgetune_lost_steps_total", "Optimizer steps repeated after interruptions.")
 
 
 def count_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:
-    """Count what has happened to the stages of an object between two of its statuses."""
+    """Count the changes of an object's stages between two of its statuses."""
     known = {row.name: row for row in before.stages}
     for row in after.stages:
         was = known.get(row.name)
         if was is None or was.digest != row.digest:
-            was = StageStatus(name=row.name)  # its figures begin anew
+            was = StageStatus(name=row.name)  # its figures start at 0 again
         PREEMPTIONS.labels(stage=row.name).inc(max(row.preemptions - was.preemptions, 0))
         LOST_STEPS.inc(max((row.lost_steps or 0) - (was.lost_steps or 0), 0))
         GPU_SECONDS.labels(stage=row.name).inc(max((row.gpu_seconds or 0.0) - (was.gpu_seconds or 0.0), 0.0))
@@ -42,11 +46,11 @@ def count_stages(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> None:
             _count_end(row, sum(artifact.bytes for artifact in after.artifacts if artifact.stage is row.name))
 
 
-def _count_end(row: StageStatus, made_bytes: int) -> None:
+def _count_end(row: StageStatus, artifact_bytes: int) -> None:
     STAGES.labels(stage=row.name, state=row.state, cached=str(row.cached).lower()).inc()
     STAGE_ATTEMPTS.labels(stage=row.name).inc(row.attempts)
     if row.cached:
-        return  # its time and what it made were counted when it was made
+        return  # its duration and artifacts were counted when it ran
     if row.seconds is not None:
         STAGE_SECONDS.labels(stage=row.name).observe(row.seconds)
-    ARTIFACT_BYTES.labels(stage=row.name).inc(made_bytes)
+    ARTIFACT_BYTES.labels(stage=row.name).inc(artifact_bytes)

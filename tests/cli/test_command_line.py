@@ -178,9 +178,11 @@ def test_a_pin_restores_an_older_version_and_versions_and_verify_report_it(workp
     workplace.write_object()
     workplace.run("run", "-f", "object.yaml")
 
-    assert planned.startswith(f"publish   run    points latest.json at version {first[:12]}, as spec.publish.pin says")
+    assert planned.startswith(
+        f"publish   run    points latest.json at version {first[:12]}, as set by spec.publish.pin"
+    )
     assert code == 0, output
-    assert f"latest.json names version {first[:12]}, as spec.publish.pin says" in output
+    assert f"latest.json names version {first[:12]}, as set by spec.publish.pin" in output
     assert "Edge model:" not in output, "the spec's own edge model is not the pinned one"
     assert pinned_at == first != second
     rows = {line.split()[0]: line for line in listed.splitlines()}

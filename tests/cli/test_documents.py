@@ -59,11 +59,11 @@ def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
         (VALID.replace("metadata: {name: sensor-faults}", "metadata: {}"), "/object.yaml: metadata.name: is required"),
         (
             VALID.replace("sensor-faults", "../evil"),
-            "/object.yaml: metadata.name: must be lower-case letters, digits, '-' and '.', at most 253, is '../evil'",
+            "/object.yaml: metadata.name: must be at most 253 lower-case letters, digits, '-' and '.', is '../evil'",
         ),
         (
             VALID.replace("name: sensor-faults", "name: a, namespace: 7"),
-            "/object.yaml: metadata.namespace: must be lower-case letters, digits and '-', at most 63, is 7",
+            "/object.yaml: metadata.namespace: must be at most 63 lower-case letters, digits and '-', is 7",
         ),
     ],
 )

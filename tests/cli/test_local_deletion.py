@@ -75,8 +75,8 @@ def test_a_clean_up_that_cannot_start_is_reported_and_the_object_removed(
     ended = delete(tmp_path, deletionPolicy="Delete", profile="of-the-cluster")
 
     assert ended.returncode == 1
-    assert ended.stderr.startswith("sensor-faults is deleted, but ")
-    assert "there is no profile 'of-the-cluster'" in ended.stderr
+    assert "sensor-faults is deleted, but the status lists no artifacts." in ended.stderr
+    assert "profile 'of-the-cluster' not found" in ended.stderr
     assert store.read(pointer_key(KEY.name)) is not None
     assert objects(tmp_path).read(KEY) is None
 

@@ -28,7 +28,7 @@ def test_before_the_first_run_every_stage_has_a_line_and_nothing_is_written(
     assert done.stdout.splitlines() == [
         "prepare   run    never finished",
         *(
-            f"{stage:9} run    unless the store has its output for the inputs that prepare finds"
+            f"{stage:9} run    unless its output for the inputs that prepare finds is in the store"
             for stage in ("train", "merge", "quantize", "evaluate", "publish")
         ),
     ]
@@ -39,10 +39,10 @@ def test_an_outcome_other_than_a_publication_is_printed_last(tmp_path: Path) -> 
     suspended, unknown = plan(tmp_path, suspend=True), plan(tmp_path, profile="a100")
 
     assert suspended.stdout.splitlines()[-1] == (
-        "Suspended: spec.suspend is true; prepare continues when it is set to false"
+        "Suspended: spec.suspend is true; set it to false to continue with prepare"
     )
     assert unknown.stdout.splitlines()[-1] == (
-        "Stalled: spec.profile: there is no profile 'a100'; ask the platform team for the names of the profiles"
+        "Stalled: spec.profile: profile 'a100' not found; ask the platform team for the names of the profiles"
     )
 
 

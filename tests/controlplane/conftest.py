@@ -1,4 +1,4 @@
-"""One API server, one control plane with the operator as a process, for all tests of this folder."""
+"""One API server, and one control plane with the operator as a process, for all tests in this folder."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from support.stage_player import Operator, StagePlayer
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves LoraFineTunes."""
     if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the API server is not asked")
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the API server cannot run")
     with running_apiserver(tmp_path_factory.mktemp("apiserver")) as server:
         server.install_crd(custom_resource_definition())
         yield server
@@ -25,7 +25,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane with the light controllers, which serves LoraFineTunes."""
     if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator cannot run")
     with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
         kube = Kube.from_kubeconfig(plane.kubeconfig())
         install_crd(kube, custom_resource_definition())
@@ -34,7 +34,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 @pytest.fixture(scope="session")
 def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The operator; `player` lets it run."""
+    """The operator; the fixture `player` starts it."""
     operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
     yield operator
     operator.stop()
@@ -42,10 +42,10 @@ def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:
-    """Plays the kubelet in a namespace of the test's own; the operator runs."""
+    """Plays the kubelet in the test's own namespace; the operator is running."""
     operator.ensure()
     kube = Kube.from_kubeconfig(control_plane.kubeconfig())
     namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace's service account is there")
+    kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace has its service account")
     return StagePlayer(kube, namespace)

@@ -1,4 +1,4 @@
-"""The chart before a real API server: what it takes, what a person reads, and what the operator may do as installed."""
+"""The chart on a real API server: accepted manifests, the notes, and the permissions of the installed operator."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
 
 @pytest.fixture(scope="module")
 def kubeconfig(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The administrator's kubeconfig, with the release's and some users' namespaces, all of them `restricted`."""
+    """The administrator's kubeconfig, with namespaces of the release and of users, all of them `restricted`."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     for name in (RELEASE_NAMESPACE, NAMESPACE, "chart-a", "chart-b"):
         reply = apiserver.request("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
@@ -73,7 +73,7 @@ def kubeconfig(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def installed(kubeconfig: Path) -> Iterator[list[Manifest]]:
-    """Manifests of the release, for all namespaces. No node runs its Pod; the CRD is the API server's own."""
+    """Manifests of the release, for all namespaces. No node runs its Pod; the CRD is already installed."""
     target = ("-n", RELEASE_NAMESPACE, f"--kubeconfig={kubeconfig}")
     helm("install", RELEASE, str(CHART), *target, values=WITHOUT_CRD)
     yield list(parse(helm("get", "manifest", RELEASE, *target)))
@@ -81,13 +81,13 @@ def installed(kubeconfig: Path) -> Iterator[list[Manifest]]:
 
 
 def notes(kubeconfig: Path, values: Values) -> str:
-    """What a person reads after an install."""
+    """The notes that helm prints after an install."""
     target = ("-n", RELEASE_NAMESPACE, f"--kubeconfig={kubeconfig}", "--dry-run=client")
     return helm("install", "notes", str(CHART), *target, values={**WITHOUT_CRD, **values}).partition("NOTES:\n")[2]
 
 
 def submit(apiserver: ApiServer, manifest: Manifest) -> str:
-    """The API server's complaint about a manifest; empty if it takes it."""
+    """Why the API server refuses a manifest; empty if it accepts it."""
     path = PATHS[manifest["kind"]].format(namespace=manifest["metadata"].get("namespace"))
     reply = apiserver.request("POST", f"{path}?dryRun=All&fieldValidation=Strict", manifest)
     return "" if reply.accepted else reply.message
@@ -103,13 +103,13 @@ def submit(apiserver: ApiServer, manifest: Manifest) -> str:
     ],
     ids=["default", "all switches", "namespaced"],
 )
-def test_the_api_server_takes_every_manifest(apiserver: ApiServer, values: Values) -> None:
+def test_the_api_server_accepts_every_manifest(apiserver: ApiServer, values: Values) -> None:
     stages = {"stages": {"enabled": True, "namespaces": ["chart-a"], "prometheus": {"enabled": True}}}
     manifests = render({**values, "crd": {"install": False}, "networkPolicy": {"enabled": True, **stages}})
 
     known = [manifest for manifest in manifests if manifest["kind"] not in FOREIGN_KINDS]
-    complaints = {f"{each['kind']} {each['metadata']['name']}": submit(apiserver, each) for each in known}
-    assert {what: complaint for what, complaint in complaints.items() if complaint} == {}
+    problems = {f"{each['kind']} {each['metadata']['name']}": submit(apiserver, each) for each in known}
+    assert {what: problem for what, problem in problems.items() if problem} == {}
 
 
 def test_pod_security_restricted_admits_every_pod(apiserver: ApiServer, installed: list[Manifest]) -> None:
@@ -132,21 +132,21 @@ def test_the_installed_crd_is_served_as_rendered(apiserver: ApiServer) -> None:
     assert reply.body["spec"] == served["spec"]
 
 
-def test_notes_ask_for_a_profile_where_there_is_none(kubeconfig: Path) -> None:
-    told = notes(kubeconfig, {"profiles": {}})
+def test_notes_ask_for_a_profile_if_there_is_none(kubeconfig: Path) -> None:
+    text = notes(kubeconfig, {"profiles": {}})
 
-    assert "every LoraFineTune waits with the reason ProfileNotFound" in told
-    assert "--set profiles.default.store.uri=" in told
+    assert "every LoraFineTune waits with the reason ProfileNotFound" in text
+    assert "--set profiles.default.store.uri=" in text
 
 
-def test_notes_tell_the_next_commands_for_these_values(apiserver: ApiServer, kubeconfig: Path) -> None:
-    told = notes(kubeconfig, {"profiles": {"a100": PROFILE}, "watchNamespaces": [NAMESPACE]})
+def test_notes_have_the_next_commands_for_these_values(apiserver: ApiServer, kubeconfig: Path) -> None:
+    text = notes(kubeconfig, {"profiles": {"a100": PROFILE}, "watchNamespaces": [NAMESPACE]})
 
-    namespace, _, secret = told.partition(f"kubectl create secret generic edgetune-s3 -n {NAMESPACE}")
+    namespace, _, secret = text.partition(f"kubectl create secret generic edgetune-s3 -n {NAMESPACE}")
     assert f"kubectl create namespace {NAMESPACE}\n" in namespace
     assert secret
-    assert f"helm test notes -n {RELEASE_NAMESPACE}" in told
-    example = yaml.safe_load(told.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0])
+    assert f"helm test notes -n {RELEASE_NAMESPACE}" in text
+    example = yaml.safe_load(text.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0])
     assert example["spec"]["profile"] == "a100"
     reply = apiserver.request("POST", f"{OBJECTS}?dryRun=All&fieldValidation=Strict", example)
     assert reply.accepted, reply.message
@@ -159,7 +159,7 @@ class RunningOperator:
     apiserver: ApiServer
     log: Path
 
-    def waits_for(self, what: str, found: Callable[[], bool]) -> None:
+    def wait_for(self, what: str, found: Callable[[], bool]) -> None:
         """Wait until something is found."""
         deadline = time.monotonic() + 60
         while not found():
@@ -221,25 +221,25 @@ def test_the_installed_rights_are_enough_for_the_operator(apiserver: ApiServer, 
     create(apiserver, "first")
     create(apiserver, "taken")
 
-    operator.waits_for("status", lambda: operator.status("first").get("phase") == "Preparing")
-    operator.waits_for("Event", lambda: "PrepareStarted" in operator.events())
-    operator.waits_for("look at the foreign Job", lambda: operator.ready_reason("taken") == "JobNameTaken")
+    operator.wait_for("status", lambda: operator.status("first").get("phase") == "Preparing")
+    operator.wait_for("Event", lambda: "PrepareStarted" in operator.events())
+    operator.wait_for("reason of the foreign Job", lambda: operator.ready_reason("taken") == "JobNameTaken")
 
-    operator.waits_for("edit", lambda: suspend(apiserver, "first"))
+    operator.wait_for("edit", lambda: suspend(apiserver, "first"))
     job = f"{JOBS}/{prepare_job('first')}"
-    operator.waits_for("deletion", lambda: "deletionTimestamp" in apiserver.request("GET", job).body["metadata"])
-    operator.waits_for("rest", lambda: operator.status("first").get("phase") == "Suspended")
+    operator.wait_for("deletion", lambda: "deletionTimestamp" in apiserver.request("GET", job).body["metadata"])
+    operator.wait_for("suspension", lambda: operator.status("first").get("phase") == "Suspended")
 
-    create(apiserver, "held", suspend=True, deletionPolicy="Delete")
-    held = f"{OBJECTS}/held"
-    operator.waits_for("finalizer", lambda: "finalizers" in apiserver.request("GET", held).body["metadata"])
-    uid = apiserver.request("DELETE", held).body["metadata"]["uid"]
-    job = f"{JOBS}/{names.clean_up_job_name('held', uid)}"
-    operator.waits_for("clean-up", lambda: apiserver.request("GET", job).accepted)
+    create(apiserver, "kept", suspend=True, deletionPolicy="Delete")
+    kept = f"{OBJECTS}/kept"
+    operator.wait_for("finalizer", lambda: "finalizers" in apiserver.request("GET", kept).body["metadata"])
+    uid = apiserver.request("DELETE", kept).body["metadata"]["uid"]
+    job = f"{JOBS}/{names.clean_up_job_name('kept', uid)}"
+    operator.wait_for("clean-up", lambda: apiserver.request("GET", job).accepted)
     retain = {"spec": {"deletionPolicy": "Retain"}}
-    assert apiserver.request("PATCH", held, retain, "application/merge-patch+json").accepted
-    operator.waits_for("end", lambda: apiserver.request("GET", held).code == 404)
-    operator.waits_for("Event", lambda: "ArtifactsRetained" in operator.events())
+    assert apiserver.request("PATCH", kept, retain, "application/merge-patch+json").accepted
+    operator.wait_for("end", lambda: apiserver.request("GET", kept).code == 404)
+    operator.wait_for("Event", lambda: "ArtifactsRetained" in operator.events())
 
     log = operator.log.read_text(encoding="utf-8")
     assert "orbidden" not in log

@@ -45,7 +45,7 @@ def delete(player: StagePlayer, propagation: str = "Background") -> None:
 
 
 def release(player: StagePlayer, config_map: str) -> None:
-    """Let a ConfigMap go that is deleted and waits for its finalizer."""
+    """Remove the finalizer of a ConfigMap that is being deleted."""
     player.kube.wait(
         "v1",
         "ConfigMap",
@@ -53,7 +53,7 @@ def release(player: StagePlayer, config_map: str) -> None:
         config_map,
         lambda found: found["metadata"].get("deletionTimestamp") is not None,
         "it is deleted",
-        limit_seconds=120,  # the garbage collector learns of a new kind every 30 s
+        limit_seconds=120,  # the garbage collector discovers new resources every 30 s
     )
     player.kube.merge("v1", "ConfigMap", player.namespace, config_map, {"metadata": {"finalizers": None}})
 
@@ -63,7 +63,7 @@ def clean_up_jobs(player: StagePlayer) -> list[dict[str, Any]]:
 
 
 def last_event(player: StagePlayer, reason: str) -> dict[str, Any]:
-    """The one Event of a reason, once it is there: it is posted after the object has gone."""
+    """The only Event with a reason, once it exists: it is posted after the object is gone."""
     found: list[dict[str, Any]] = []
 
     def is_there() -> bool:
@@ -77,13 +77,13 @@ def last_event(player: StagePlayer, reason: str) -> dict[str, Any]:
 
 
 def finish_clean_up(player: StagePlayer, result: CleanUpResult = _DONE, exit_code: int = 0) -> dict[str, Any]:
-    """End the clean-up's Pod; its Job."""
+    """End the clean-up's Pod; returns its Job."""
     job, pod = player.live_pod(names.CLEAN_UP)
     player.end_pod(pod, pod_ended(exit_code, result.encode().decode()))
     return job
 
 
-def test_an_object_with_delete_is_held_until_its_artifacts_are_removed(player: StagePlayer) -> None:
+def test_an_object_with_policy_delete_is_kept_until_its_artifacts_are_removed(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.finish_from(Stage.PREPARE)
     finished = player.wait_for_phase("Succeeded")
@@ -100,23 +100,23 @@ def test_an_object_with_delete_is_held_until_its_artifacts_are_removed(player: S
     wait_until_gone(player)
     event = last_event(player, "CleanedUp")
     assert event["type"] == "Normal"
-    assert event["message"] == ("removed 7 objects (4,200 bytes); what 1 stage made stays, since other objects use it")
+    assert event["message"] == "removed 7 objects (4,200 bytes); kept the output of 1 stage, which other objects use"
     assert last_event(player, "CleaningUp")["type"] == "Normal"
     assert len(clean_up_jobs(player)) == 1
 
 
-def test_a_training_is_stopped_and_its_pod_gone_before_the_clean_up_begins(player: StagePlayer) -> None:
+def test_the_clean_up_starts_after_the_training_is_stopped_and_its_pod_gone(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.finish(Stage.PREPARE)
     _, pod = player.live_pod(Stage.TRAIN)
-    # What a kubelet does for its grace period: the Pod is there until it is confirmed that its container has ended.
+    # As a kubelet does during the grace period: the Pod exists until its container has ended.
     path = player.kube.path("v1", "Pod", player.namespace, pod["metadata"]["name"])
     held = {"metadata": {"finalizers": ["test/still-writing"]}}
     assert player.kube.request("PATCH", path, held, "application/merge-patch+json").accepted
 
     delete(player)
-    waits = "waits until the stages' Jobs are gone"
-    player.wait(lambda found: waits in ((condition(found, "CleanedUp") or {}).get("message") or ""), waits)
+    message = "waiting until the stages' Jobs are gone"
+    player.wait(lambda found: message in ((condition(found, "CleanedUp") or {}).get("message") or ""), message)
     time.sleep(1)
     assert clean_up_jobs(player) == []
 
@@ -127,7 +127,7 @@ def test_a_training_is_stopped_and_its_pod_gone_before_the_clean_up_begins(playe
     wait_until_gone(player)
 
 
-def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning(player: StagePlayer) -> None:
+def test_a_failed_clean_up_releases_the_object_with_a_warning(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.live_pod(Stage.PREPARE)
     delete(player)
@@ -139,36 +139,36 @@ def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning(player: StagePl
     store = f"s3://artifacts/edgetune/{player.namespace}"
     assert event["type"] == "Warning"
     assert event["message"] == (
-        f"{store}/models/{_NAME}/ and what {store}/uses/*/*/{_NAME} names stay; the next object of this name that is "
-        "deleted with Delete removes them. The clean-up was given up: AccessDenied: these credentials lack "
-        "s3:DeleteObject"
+        f"{store}/models/{_NAME}/ and the stage outputs marked in {store}/uses/*/*/{_NAME} are left; the next object "
+        "of this name that is deleted with Delete removes them. The clean-up failed: AccessDenied: these credentials "
+        "lack s3:DeleteObject"
     )
 
 
-def test_a_clean_up_that_never_ends_holds_the_object_no_longer_than_its_time(player: StagePlayer) -> None:
+def test_a_clean_up_that_never_ends_times_out(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.live_pod(Stage.PREPARE)
     delete(player)
     player.live_pod(names.CLEAN_UP)
 
-    # The clock cannot be turned, but the time of the beginning can.
+    # The start of the deletion is set back, since the clock cannot be changed.
     status = player.wait_for_phase("Deleting")["status"]
     (condition({"status": status}, "CleanedUp") or {})["lastTransitionTime"] = "2026-01-01T00:00:00Z"
     player.kube.set_status(*OBJECT, player.namespace, _NAME, status)
 
     wait_until_gone(player)
-    assert "not done after 780 s" in last_event(player, "CleanUpFailed")["message"]
+    assert "it timed out after 780 s" in last_event(player, "CleanUpFailed")["message"]
     eventually(player, lambda: clean_up_jobs(player) == [], "the clean-up's Job is stopped")
 
 
-def test_a_clean_up_that_a_quota_refuses_begins_when_the_quota_is_gone(player: StagePlayer) -> None:
+def test_a_clean_up_refused_by_a_quota_starts_when_the_quota_is_removed(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.live_pod(Stage.PREPARE)
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": player.namespace}}
     hard = {"count/jobs.batch": "0"}
     player.kube.apply({**quota, "spec": {"hard": hard}})
     player.kube.set_status("v1", "ResourceQuota", player.namespace, "none", {"hard": hard, "used": hard})
-    player.wait_for_answer(403)
+    player.wait_for_dry_run(403)
 
     delete(player)
     found = player.wait(
@@ -177,16 +177,16 @@ def test_a_clean_up_that_a_quota_refuses_begins_when_the_quota_is_gone(player: S
     assert "exceeded quota: none" in (condition(found, "CleanedUp") or {})["message"]
 
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
-    player.wait_for_answer(201)
+    player.wait_for_dry_run(201)
     finish_clean_up(player)
     wait_until_gone(player)
 
 
-def test_a_deletion_in_the_foreground_does_not_take_the_clean_up_away(player: StagePlayer) -> None:
+def test_a_foreground_deletion_does_not_delete_the_clean_up_job(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.finish(Stage.PREPARE)
     player.live_pod(Stage.TRAIN)
-    # What else belongs to the object goes slowly; with each that has gone, the garbage collector looks at all others.
+    # Other dependents are deleted slowly; after each, the garbage collector processes the remaining ones again.
     owner = {"apiVersion": OBJECT[0], "kind": OBJECT[1], "name": _NAME, "uid": player.object["metadata"]["uid"]}
     for name in ("first", "second"):
         metadata = {
@@ -210,7 +210,7 @@ def test_a_deletion_in_the_foreground_does_not_take_the_clean_up_away(player: St
     wait_until_gone(player)
 
 
-def test_the_finalizer_follows_the_policy_and_nothing_runs_again(player: StagePlayer) -> None:
+def test_the_finalizer_follows_the_policy_and_no_stage_is_rerun(player: StagePlayer) -> None:
     player.apply()
     player.finish_from(Stage.PREPARE)
     retained = player.wait_for_phase("Succeeded")
@@ -219,14 +219,14 @@ def test_the_finalizer_follows_the_policy_and_nothing_runs_again(player: StagePl
     player.apply(deletionPolicy="Delete")
     wait_for_finalizer(player)
     player.apply(deletionPolicy="Retain")
-    player.wait(lambda found: not found["metadata"].get("finalizers"), "the finalizer is taken away")
+    player.wait(lambda found: not found["metadata"].get("finalizers"), "the finalizer is removed")
 
-    player.wait(lambda found: found["status"]["observedGeneration"] == 3, "the last edit is seen")
+    player.wait(lambda found: found["status"]["observedGeneration"] == 3, "the last edit is observed")
     assert player.object["status"]["phase"] == "Succeeded"
     assert len(player.kube.list("batch/v1", "Job", player.namespace)) == len(Stage)
 
 
-def test_retain_while_the_object_is_deleted_lets_it_go(player: StagePlayer) -> None:
+def test_setting_retain_during_the_deletion_releases_the_object(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete")
     player.live_pod(Stage.PREPARE)
     delete(player)
@@ -235,20 +235,20 @@ def test_retain_while_the_object_is_deleted_lets_it_go(player: StagePlayer) -> N
     player.kube.merge(*OBJECT, player.namespace, _NAME, {"spec": {"deletionPolicy": "Retain"}})
 
     wait_until_gone(player)
-    assert "spec.deletionPolicy is Retain by now" in last_event(player, "ArtifactsRetained")["message"]
+    assert "spec.deletionPolicy is now Retain" in last_event(player, "ArtifactsRetained")["message"]
 
 
-def test_an_object_whose_profile_is_gone_goes_at_once(player: StagePlayer) -> None:
+def test_an_object_whose_profile_is_missing_is_released_at_once(player: StagePlayer) -> None:
     player.apply(deletionPolicy="Delete", profile="removed")
     wait_for_finalizer(player)
     delete(player)
 
     wait_until_gone(player)
-    assert "there is no profile 'removed'" in last_event(player, "CleanUpSkipped")["message"]
+    assert "profile 'removed' not found" in last_event(player, "CleanUpSkipped")["message"]
     assert clean_up_jobs(player) == []
 
 
-def test_an_object_that_is_deleted_while_the_operator_is_down_is_cleaned_up_when_it_is_back(
+def test_an_object_deleted_while_the_operator_is_down_is_cleaned_up_after_its_start(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply(deletionPolicy="Delete")
@@ -258,7 +258,7 @@ def test_an_object_that_is_deleted_while_the_operator_is_down_is_cleaned_up_when
     delete(player)
     operator.start()
 
-    eventually(player, lambda: clean_up_jobs(player), "the clean-up begins")
+    eventually(player, lambda: clean_up_jobs(player), "the clean-up has started")
     stages = player.kube.list("batch/v1", "Job", player.namespace, f"{names.STAGE_LABEL}={Stage.PREPARE}")
     assert stages == []
     assert player.kube.get("v1", "Pod", player.namespace, pod["metadata"]["name"]) is None
@@ -266,8 +266,8 @@ def test_an_object_that_is_deleted_while_the_operator_is_down_is_cleaned_up_when
     wait_until_gone(player)
 
 
-def test_the_deletion_of_a_namespace_does_not_hang(player: StagePlayer) -> None:
-    # Without a Pod: those go first, and wait for their kubelet.
+def test_the_deletion_of_a_namespace_is_not_blocked(player: StagePlayer) -> None:
+    # Without a Pod, which would be deleted first and wait for its kubelet.
     player.apply(deletionPolicy="Delete", suspend=True)
     wait_for_finalizer(player)
 

@@ -1,4 +1,4 @@
-"""Rendered Jobs before a real API server: it takes them whole, and Pod Security `restricted` admits their Pods."""
+"""Rendered Jobs on a real API server: it accepts every field, and Pod Security `restricted` admits their Pods."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ DRY_RUN = "dryRun=All&fieldValidation=Strict"
 
 @pytest.fixture(scope="module")
 def restricted_namespace(apiserver: ApiServer) -> str:
-    """A namespace that enforces Pod Security `restricted`, with what the full profile refers to."""
+    """A namespace that enforces Pod Security `restricted`, with everything that the full profile references."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     wanted: list[tuple[str, dict[str, Any]]] = [
         ("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}}),
@@ -43,22 +43,22 @@ def rendered(stage: str, profile: Profile) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", [*Stage, names.CLEAN_UP])
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
-def test_the_api_server_takes_the_job_and_admits_its_pod(
+def test_the_api_server_accepts_the_job_and_admits_its_pod(
     apiserver: ApiServer, restricted_namespace: str, profile: Profile, stage: str
 ) -> None:
     job = rendered(stage, profile)
     template = job["spec"]["template"]
     pod = {"metadata": template["metadata"] | {"name": "attempt"}, "spec": template["spec"]}
 
-    taken = apiserver.request("POST", f"/apis/batch/v1/namespaces/{restricted_namespace}/jobs?{DRY_RUN}", job)
+    accepted = apiserver.request("POST", f"/apis/batch/v1/namespaces/{restricted_namespace}/jobs?{DRY_RUN}", job)
     admitted = apiserver.request("POST", f"/api/v1/namespaces/{restricted_namespace}/pods?{DRY_RUN}", pod)
 
-    assert taken.accepted, taken.message
-    assert taken.body["spec"]["podFailurePolicy"] == job["spec"]["podFailurePolicy"]
+    assert accepted.accepted, accepted.message
+    assert accepted.body["spec"]["podFailurePolicy"] == job["spec"]["podFailurePolicy"]
     assert admitted.accepted, admitted.message
 
 
-def test_that_namespace_refuses_a_pod_that_may_be_root(apiserver: ApiServer, restricted_namespace: str) -> None:
+def test_the_namespace_refuses_a_pod_that_can_run_as_root(apiserver: ApiServer, restricted_namespace: str) -> None:
     spec = rendered(Stage.TRAIN, FULL)["spec"]["template"]["spec"]
     spec["securityContext"]["runAsNonRoot"] = False
 

@@ -14,7 +14,7 @@ from support.builders import lora_fine_tune
 from support.scenario import Scenario
 
 OBJECTS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
-NAME = "shown-to-people"
+NAME = "shown-to-users"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def environment(apiserver: ApiServer, tmp_path: Path) -> dict[str, str]:
     """A shell that has kubectl and access to the API server, where one object has succeeded."""
     kubectl = find("kubectl")
     if kubectl is None:
-        pytest.skip("no kubectl in the cache: the plugin is not tried")
+        pytest.skip("no kubectl in the cache: the plugin cannot run")
     (tmp_path / "kubectl").symlink_to(kubectl)
     kubeconfig = tmp_path / "kubeconfig"
     apiserver.write_kubeconfig(kubeconfig)
@@ -52,7 +52,7 @@ def test_get_lists_objects_with_scores_and_sizes(environment: dict[str, str]) ->
     assert "94.0%" in line
 
 
-def test_get_takes_a_name_a_selector_a_context_and_a_kubeconfig(environment: dict[str, str]) -> None:
+def test_get_accepts_a_name_a_selector_a_context_and_a_kubeconfig(environment: dict[str, str]) -> None:
     kubeconfig = environment.pop("KUBECONFIG")
     access = ("--kubeconfig", kubeconfig, "-n", "default")
     named = plugin(environment, "get", NAME, *access)
@@ -77,7 +77,7 @@ def test_describe_shows_stages_conditions_and_artifacts(environment: dict[str, s
     assert [len(version) for version in versions] == [12]
 
 
-def test_an_object_that_is_not_there_is_told_in_kubectls_words(environment: dict[str, str]) -> None:
+def test_a_missing_object_is_reported_with_kubectls_message(environment: dict[str, str]) -> None:
     done = plugin(environment, "describe", "missing", "--namespace", "default")
 
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The life of an object on a real control plane: edits, retries, deadlines, Jobs that go, names that are taken."""
+"""The life of an object on a real control plane: edits, retries, deadlines, removed Jobs, names in use."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def uids(player: StagePlayer) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_an_edit_while_a_stage_runs_replaces_its_job_and_keeps_the_stages_before_it(
+def test_an_edit_while_a_stage_runs_replaces_its_job_and_keeps_earlier_stages(
     player: StagePlayer, stage: Stage
 ) -> None:
     player.apply()
@@ -56,10 +56,10 @@ def test_an_edit_while_a_stage_runs_replaces_its_job_and_keeps_the_stages_before
     del before[stale["metadata"]["name"]]
     assert before.items() <= uids(player).items(), "finished stages keep their Jobs"
     ran = [job["metadata"]["labels"][names.STAGE_LABEL] for job in player.jobs()]
-    assert sorted(ran) == sorted(Stage), "one Job a stage: those before the edit, and those after it"
+    assert sorted(ran) == sorted(Stage), "one Job for each stage, from before or after the edit"
 
 
-def test_an_edit_of_a_finished_object_runs_again_only_what_it_changes(player: StagePlayer) -> None:
+def test_an_edit_of_a_finished_object_reruns_only_what_it_changes(player: StagePlayer) -> None:
     player.apply()
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
@@ -73,26 +73,26 @@ def test_an_edit_of_a_finished_object_runs_again_only_what_it_changes(player: St
     assert [name.rsplit("-", 2)[1] for name, _ in added] == ["publish"]
 
 
-def test_labels_limits_and_deadlines_run_nothing_again(player: StagePlayer) -> None:
+def test_labels_limits_and_deadlines_rerun_nothing(player: StagePlayer) -> None:
     player.apply()
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
     before = uids(player)
 
     player.apply(retryLimit=7, activeDeadlineSeconds=600)
-    player.wait(lambda found: found["status"]["observedGeneration"] == 2, "the edit was seen")
+    player.wait(lambda found: found["status"]["observedGeneration"] == 2, "the edit is observed")
 
     assert player.object["status"]["phase"] == "Succeeded"
     assert uids(player) == before
 
 
-def test_a_retry_runs_a_failed_stage_again_and_is_answered(player: StagePlayer) -> None:
+def test_a_retry_reruns_a_failed_stage_and_is_recorded(player: StagePlayer) -> None:
     player.apply(retryLimit=0)
     player.finish(Stage.PREPARE)
     player.fail(Stage.TRAIN, ExitCode.TRANSIENT, "the store did not answer")
     stalled = player.wait_for_condition("Stalled", "TransientError")
 
-    player.ask_for_retry("again")
+    player.request_retry("again")
     player.finish(Stage.PREPARE)
     player.finish_from(Stage.TRAIN)
 
@@ -100,18 +100,18 @@ def test_a_retry_runs_a_failed_stage_again_and_is_answered(player: StagePlayer) 
     assert player.wait_for_phase("Succeeded")["status"]["lastHandledRetry"] == "again"
 
 
-def test_a_retry_while_a_stage_runs_begins_when_it_has_ended(player: StagePlayer) -> None:
+def test_a_retry_while_a_stage_runs_starts_when_it_has_ended(player: StagePlayer) -> None:
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
-    # That it runs is seen once nothing stalls the object: a retry would begin at once while it waits.
+    # The stage is observed to run once the object is not stalled: while it waits, a retry would start at once.
     player.end_pod(pod, pod_waiting("ImagePullBackOff"))
     player.wait_for_condition("Stalled", "ImagePullBackOff")
     player.end_pod(pod, pod_running())
     player.wait(lambda found: condition(found, "Stalled") is None, "it runs")
-    player.ask_for_retry("early")
+    player.request_retry("early")
 
-    waits = "prepare: running; the retry is handled when this stage has ended"
-    player.wait(lambda found: (condition(found, "Ready") or {}).get("message") == waits, "the retry waits")
+    message = "prepare: running; the requested retry starts when this stage has ended"
+    player.wait(lambda found: (condition(found, "Ready") or {}).get("message") == message, "the retry waits")
     handled = player.object["status"].get("lastHandledRetry")
     result = player.stages.simulated_result(request_of(job))
     player.end_pod(pod, pod_ended(0, result.encode().decode()))
@@ -122,7 +122,7 @@ def test_a_retry_while_a_stage_runs_begins_when_it_has_ended(player: StagePlayer
     assert job["metadata"]["uid"] not in uids(player).values()
 
 
-def test_a_stage_that_takes_too_long_fails_with_its_deadline(player: StagePlayer) -> None:
+def test_a_stage_that_exceeds_its_deadline_fails(player: StagePlayer) -> None:
     player.apply(activeDeadlineSeconds=60)
     job, _ = player.live_pod(Stage.PREPARE)
     # The shortest deadline of a spec is a minute.
@@ -131,21 +131,23 @@ def test_a_stage_that_takes_too_long_fails_with_its_deadline(player: StagePlayer
 
     stalled = player.wait_for_condition("Stalled", "DeadlineExceeded")
 
-    told = "prepare: not done after 1 seconds; raise spec.activeDeadlineSeconds or ask for less"
-    assert stalled["message"] == told
+    message = "prepare: not done after 1 seconds; raise spec.activeDeadlineSeconds or reduce the work"
+    assert stalled["message"] == message
 
 
-def test_jobs_that_their_time_to_live_removes_are_not_missed(player: StagePlayer) -> None:
+def test_jobs_removed_by_their_time_to_live_are_not_created_again(player: StagePlayer) -> None:
     player.apply()
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
     player.shorten_lives()
     eventually(lambda: not player.jobs(), "the Jobs are gone")
 
-    player.ask_for_retry("look again")
+    player.request_retry("check again")
     player.finish(Stage.PREPARE)
 
-    status = player.wait(lambda found: found["status"].get("lastHandledRetry") == "look again", "answered")["status"]
+    status = player.wait(
+        lambda found: found["status"].get("lastHandledRetry") == "check again", "the retry is handled"
+    )["status"]
     assert status["phase"] in ("Preparing", "Succeeded")
     player.wait_for_phase("Succeeded")
 
@@ -164,17 +166,17 @@ def test_a_result_that_is_lost_costs_one_short_run(player: StagePlayer) -> None:
     assert (player.row(Stage.TRAIN)["cached"], player.row(Stage.TRAIN)["reason"]) == (True, "Cached")
 
 
-def test_a_job_that_came_and_went_while_the_operator_was_down_runs_again_and_finds_its_output(
+def test_a_job_that_ended_and_was_removed_while_the_operator_was_down_runs_again_and_finds_its_output(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply()
     player.finish(Stage.PREPARE)
     player.live_pod(Stage.TRAIN)
-    player.wait_for_phase("Training")  # prepare's result is recorded before its Job goes
+    player.wait_for_phase("Training")  # prepare's result is recorded before its Job is removed
     player.shorten_lives()
     operator.stop()
     player.finish(Stage.TRAIN)
-    eventually(lambda: not player.jobs(Stage.TRAIN), "the Job is gone, and its Pod")
+    eventually(lambda: not player.jobs(Stage.TRAIN), "the Job and its Pod are gone")
     operator.start()
 
     player.finish_from(Stage.TRAIN)
@@ -183,7 +185,7 @@ def test_a_job_that_came_and_went_while_the_operator_was_down_runs_again_and_fin
     assert player.row(Stage.TRAIN)["reason"] == "Cached"
 
 
-def test_a_job_name_that_somebody_else_has_is_told_and_the_object_goes_on_when_it_is_free(player: StagePlayer) -> None:
+def test_a_foreign_job_with_the_same_name_stalls_the_object_until_it_is_gone(player: StagePlayer) -> None:
     player.apply(suspend=True)
     player.wait_for_phase("Suspended")
     digest = player.object["status"]["stages"][0]["digest"]
@@ -200,36 +202,36 @@ def test_a_job_name_that_somebody_else_has_is_told_and_the_object_goes_on_when_i
     player.finish_from(Stage.PREPARE)
 
     assert stalled["message"] == (
-        f"prepare: a Job {name} exists in namespace {player.namespace} and does not belong to this object; delete it, "
-        "or give this object another name"
+        f"prepare: Job {name} in namespace {player.namespace} does not belong to this object; delete it or give this "
+        "object another name"
     )
     player.wait_for_phase("Succeeded")
     assert condition(player.object, "Stalled") is None
 
 
-def test_an_object_that_is_made_anew_under_its_name_gets_jobs_of_its_own(player: StagePlayer) -> None:
+def test_a_recreated_object_gets_jobs_of_its_own(player: StagePlayer) -> None:
     player.apply()
     old, pod = player.live_pod(Stage.PREPARE)
-    # The old Job is still there when the new object comes.
+    # The old Job still exists when the new object is created.
     held = {"metadata": {"finalizers": ["edgetune.dev/test"]}}
     player.kube.merge("batch/v1", "Job", player.namespace, old["metadata"]["name"], held)
     player.kube.delete(*OBJECT, player.namespace, "sensor-faults")
     eventually(lambda: player.kube.get(*OBJECT, player.namespace, "sensor-faults") is None, "the object is gone")
     player.wait_for_deletion(old)
     player.apply()
-    waits = player.wait_for_condition("Reconciling", "Pending")
+    waiting = player.wait_for_condition("Reconciling", "Pending")
 
     player.kube.merge("batch/v1", "Job", player.namespace, old["metadata"]["name"], {"metadata": {"finalizers": None}})
     player.remove_pod(pod)
     player.finish_from(Stage.PREPARE)
 
     name = old["metadata"]["name"]
-    assert waits["message"] == f"prepare: waits until the Job {name} of an earlier object of this name is gone"
+    assert waiting["message"] == f"prepare: waiting until Job {name} of an earlier object with this name is gone"
     player.wait_for_phase("Succeeded")
     assert uids(player)[name] != old["metadata"]["uid"]
 
 
-def test_an_object_that_was_there_before_the_operator_is_worked_on(player: StagePlayer, operator: Operator) -> None:
+def test_an_object_created_before_the_operator_started_is_reconciled(player: StagePlayer, operator: Operator) -> None:
     operator.stop()
     player.apply()
     operator.start()
@@ -239,20 +241,18 @@ def test_an_object_that_was_there_before_the_operator_is_worked_on(player: Stage
     player.wait_for_phase("Succeeded")
 
 
-def test_an_operator_that_was_killed_before_it_wrote_the_status_takes_over_its_own_job(
-    player: StagePlayer, operator: Operator
-) -> None:
+def test_an_operator_killed_before_its_status_write_finds_its_own_job(player: StagePlayer, operator: Operator) -> None:
     player.apply()
     job, _ = player.live_pod(Stage.PREPARE)
     operator.kill()
     path = f"{player.kube.path(*OBJECT, player.namespace, 'sensor-faults')}/status"
 
-    def forget() -> bool:
+    def clear_status() -> bool:
         # A write of the killed operator may still arrive.
         unwritten = {**player.object, "status": {"observedGeneration": -1}}
         return player.kube.request("PUT", path, unwritten).accepted
 
-    eventually(forget, "nothing of it is in the status")
+    eventually(clear_status, "the status is empty")
     operator.start()
 
     player.finish_from(Stage.PREPARE)

@@ -33,11 +33,11 @@ def test_an_applied_object_runs_through_all_stages_to_succeeded(player: StagePla
     assert condition(player.object, "Reconciling") is None
     jobs = player.kube.list("batch/v1", "Job", player.namespace)
     assert sorted(job["metadata"]["labels"][names.STAGE_LABEL] for job in jobs) == sorted(Stage)
-    # Events are posted after the status that they tell of.
+    # Events are posted after the status write.
     assert wait_for(lambda: {"PrepareStarted", "TrainSucceeded", "Published"} <= reasons_of_events(player), 30)
 
 
-def test_an_evicted_training_goes_on_in_a_new_pod_and_counts_one_preemption(player: StagePlayer) -> None:
+def test_an_evicted_training_resumes_in_a_new_pod_and_counts_one_preemption(player: StagePlayer) -> None:
     player.apply()
     player.finish(Stage.PREPARE)
     job, pod = player.live_pod(Stage.TRAIN)
@@ -57,7 +57,7 @@ def test_an_evicted_training_goes_on_in_a_new_pod_and_counts_one_preemption(play
     assert player.row(Stage.TRAIN)["attempts"] == 1
 
 
-def test_a_stage_that_ends_while_the_operator_is_down_is_recorded_when_it_is_back(
+def test_a_stage_that_ends_while_the_operator_is_down_is_recorded_after_its_start(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply()
@@ -73,7 +73,7 @@ def test_a_stage_that_ends_while_the_operator_is_down_is_recorded_when_it_is_bac
     assert len(trained) == 1
 
 
-def test_invalid_data_fails_at_once_and_a_corrected_object_goes_on(player: StagePlayer) -> None:
+def test_invalid_data_fails_at_once_and_a_corrected_object_continues(player: StagePlayer) -> None:
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
     failed = failed_result(
@@ -86,17 +86,17 @@ def test_invalid_data_fails_at_once_and_a_corrected_object_goes_on(player: Stage
     assert stalled is not None
     assert (stalled["reason"], stalled["message"]) == ("InvalidInput", "prepare: line 7: no response")
 
-    player.apply(dataset={"train": {"uri": "s3://datasets/mended.jsonl"}})
+    player.apply(dataset={"train": {"uri": "s3://datasets/fixed.jsonl"}})
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
     assert condition(player.object, "Stalled") is None
 
 
-def test_suspending_deletes_the_running_job_and_resuming_creates_it_anew(player: StagePlayer) -> None:
+def test_suspending_deletes_the_running_job_and_resuming_creates_it_again(player: StagePlayer) -> None:
     player.apply()
     player.finish(Stage.PREPARE)
     _, pod = player.live_pod(Stage.TRAIN)
-    # What a kubelet does for its grace period: the Pod is there until it is confirmed that its container has ended.
+    # As a kubelet does during the grace period: the Pod exists until its container has ended.
     path = player.kube.path("v1", "Pod", player.namespace, pod["metadata"]["name"])
     held = {"metadata": {"finalizers": ["test/still-writing"]}}
     assert player.kube.request("PATCH", path, held, "application/merge-patch+json").accepted
@@ -115,7 +115,7 @@ def test_suspending_deletes_the_running_job_and_resuming_creates_it_anew(player:
     assert (row["gpuSeconds"], row.get("preemptions", 0)) == (120.0, 0)
 
 
-def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the_quota_is_gone(
+def test_a_quota_that_refuses_the_job_stalls_the_object_until_the_quota_is_removed(
     player: StagePlayer,
 ) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": player.namespace}}
@@ -127,7 +127,7 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the
         "none",
         {"hard": {"count/jobs.batch": "0"}, "used": {"count/jobs.batch": "0"}},
     )
-    player.wait_for_answer(403)
+    player.wait_for_dry_run(403)
     player.apply()
 
     found = player.wait(lambda found: condition(found, "Stalled") is not None, "it is stalled")
@@ -137,14 +137,14 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_and_it_recovers_when_the
     assert "exceeded quota: none" in stalled["message"]
 
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
-    player.wait_for_answer(201)
+    player.wait_for_dry_run(201)
     player.apply(retryLimit=2)
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
 
 
-def webhook_that_nobody_answers(player: StagePlayer) -> dict[str, Any]:
-    """An admission webhook for the namespace's Jobs, whose server is gone."""
+def webhook_without_server(player: StagePlayer) -> dict[str, Any]:
+    """An admission webhook for the namespace's Jobs whose server does not exist."""
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingWebhookConfiguration",
@@ -166,14 +166,14 @@ def webhook_that_nobody_answers(player: StagePlayer) -> dict[str, Any]:
     }
 
 
-def test_a_webhook_that_does_not_answer_stalls_the_object_and_what_was_done_before_is_recorded(
+def test_a_webhook_that_does_not_answer_stalls_the_object_and_finished_stages_are_recorded(
     player: StagePlayer,
 ) -> None:
     player.apply()
     player.live_pod(Stage.PREPARE)
-    webhook = webhook_that_nobody_answers(player)
+    webhook = webhook_without_server(player)
     player.kube.apply(webhook)
-    player.wait_for_answer(500)
+    player.wait_for_dry_run(500)
 
     player.finish(Stage.PREPARE)
     stalled = player.wait_for_condition("Stalled", "JobRefused")
@@ -181,13 +181,13 @@ def test_a_webhook_that_does_not_answer_stalls_the_object_and_what_was_done_befo
     assert player.row(Stage.PREPARE)["state"] == "Succeeded"
 
     player.kube.delete(webhook["apiVersion"], webhook["kind"], None, player.namespace)
-    player.wait_for_answer(201)
+    player.wait_for_dry_run(201)
     player.apply(retryLimit=2)
     player.finish_from(Stage.TRAIN)
     player.wait_for_phase("Succeeded")
 
 
-def test_a_deleted_object_takes_its_jobs_along_without_a_finalizer(player: StagePlayer) -> None:
+def test_the_jobs_of_a_deleted_object_are_garbage_collected_without_a_finalizer(player: StagePlayer) -> None:
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
     assert "finalizers" not in player.object["metadata"]

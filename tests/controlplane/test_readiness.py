@@ -1,4 +1,4 @@
-"""What installers and tools see: an operator that is ready when it can work, columns, statuses to wait for."""
+"""What installers and tools see: readiness of the operator, columns, statuses to wait for."""
 
 import time
 from pathlib import Path
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.slow
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
-def wait_until_told(port: int, what: str, log: Path) -> None:
-    """Wait until the answer of /readyz begins in some way."""
+def wait_for_readyz(port: int, start: str, log: Path) -> None:
+    """Wait until the response of /readyz starts with a text."""
     deadline = time.monotonic() + 90
-    while not (told := ask(port, "/readyz")[1]).startswith(what):
-        assert time.monotonic() < deadline, f"/readyz says {told!r}, not {what!r}; {log.read_text(encoding='utf-8')}"
+    while not (text := ask(port, "/readyz")[1]).startswith(start):
+        assert time.monotonic() < deadline, f"/readyz says {text!r}, not {start!r}; {log.read_text(encoding='utf-8')}"
         time.sleep(0.1)
 
 
-def test_an_operator_is_ready_while_an_api_server_serves_the_crd_and_at_no_other_time(tmp_path: Path) -> None:
-    """It watches one namespace: then Kopf itself notices no CRD that comes later."""
+def test_an_operator_is_ready_only_while_an_api_server_serves_the_crd(tmp_path: Path) -> None:
+    """The operator watches one namespace: then Kopf itself does not discover a CRD that is installed later."""
     if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator cannot run")
     plane = ControlPlane(tmp_path / "plane", Listeners.on_loopback())
     plane.prepare()
     health, metrics = free_ports(2)
@@ -40,9 +40,9 @@ def test_an_operator_is_ready_while_an_api_server_serves_the_crd_and_at_no_other
     profiles = {"default": {"store": {"uri": "s3://artifacts/edgetune"}}}
     try:
         with running_operator(tmp_path, plane.kubeconfig(), profiles, *arguments) as operator:
-            wait_until_told(health, "not ready: the API server does not answer", operator.log)
+            wait_for_readyz(health, "not ready: the API server does not answer", operator.log)
             plane.start_api_server()
-            wait_until_told(
+            wait_for_readyz(
                 health,
                 "not ready: the API server does not serve lorafinetunes.edgetune.dev; install the CRD: `helm upgrade` "
                 "with crd.install=true, or `kubectl apply -f crds/lorafinetunes.edgetune.dev.yaml` from the operator's "
@@ -51,16 +51,16 @@ def test_an_operator_is_ready_while_an_api_server_serves_the_crd_and_at_no_other
             )
             assert ask(health, "/healthz")[0] == 200
             Kube.from_kubeconfig(plane.kubeconfig()).apply(custom_resource_definition())
-            wait_until_told(health, "ready", operator.log)
+            wait_for_readyz(health, "ready", operator.log)
             player = StagePlayer(Kube.from_kubeconfig(plane.kubeconfig()), "default")
             player.apply()
             player.wait_for_phase("Preparing")
             assert ask(health, "/readyz") == (200, "ready")
             plane.stop_api_server()
-            wait_until_told(health, "not ready: the API server does not answer", operator.log)
+            wait_for_readyz(health, "not ready: the API server does not answer", operator.log)
             assert ask(health, "/healthz")[0] == 200
             plane.start_api_server()
-            wait_until_told(health, "ready", operator.log)
+            wait_for_readyz(health, "ready", operator.log)
     finally:
         stop_control_plane(plane.folder)
 
@@ -102,16 +102,16 @@ def test_kubectl_get_says_why_a_run_has_failed(player: StagePlayer) -> None:
     assert columns(player, "Phase", "Progress") == {"Phase": "Failed", "Progress": "InvalidInput"}
 
 
-def test_tools_never_take_an_object_for_current_before_its_run_has_ended(
+def test_kstatus_never_reads_an_object_as_current_before_its_run_has_ended(
     player: StagePlayer, operator: Operator
 ) -> None:
     operator.stop()
     player.apply()
-    seen = [kstatus(player.object)]
+    running = [kstatus(player.object)]
     operator.start()
     for stage in Stage:
         player.live_pod(stage)
-        seen.append(kstatus(player.object))
+        running.append(kstatus(player.object))
         player.finish(stage)
     player.wait_for_phase("Succeeded")
     ended = kstatus(player.object)
@@ -121,6 +121,6 @@ def test_tools_never_take_an_object_for_current_before_its_run_has_ended(
     player.fail(Stage.TRAIN, ExitCode.DIVERGED, "the loss is not finite")
     player.wait_for_phase("Failed")
 
-    assert set(seen) == {KStatus.IN_PROGRESS}
+    assert set(running) == {KStatus.IN_PROGRESS}
     assert (ended, edited, kstatus(player.object)) == (KStatus.CURRENT, KStatus.IN_PROGRESS, KStatus.FAILED)
     assert player.object["status"]["observedGeneration"] == 2

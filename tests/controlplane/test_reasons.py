@@ -1,4 +1,4 @@
-"""Why a stage waits or failed, from what a real API server and Job controller say; the kubelet is played."""
+"""Why a stage waits or failed, with a real API server and Job controller; the kubelet is played."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -13,20 +13,20 @@ from support.stage_player import PROFILES, STORE, Operator, StagePlayer
 
 pytestmark = pytest.mark.slow
 
-# What a Pod waits for in silence is told after 10 s; the Job controller tries again after 1, 2, 4, 8, 16, 32 s.
+# A silent wait is reported after 10 s; the Job controller retries after 1, 2, 4, 8, 16, 32 s.
 _LIMIT_SECONDS = 90
 
 
 def disrupted(reason: str) -> dict[str, Any]:
-    """The condition of a Pod that is ended from outside."""
+    """The condition of a Pod that is stopped from outside."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
     return {
         "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": time}]
     }
 
 
-def tell(player: StagePlayer, pod: dict[str, Any], reason: str, message: str) -> None:
-    """The kubelet tells an Event of a Pod."""
+def post_event(player: StagePlayer, pod: dict[str, Any], reason: str, message: str) -> None:
+    """The kubelet posts an Event of a Pod."""
     time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     metadata = pod["metadata"]
     involved = {"apiVersion": "v1", "kind": "Pod", **{key: metadata[key] for key in ("name", "namespace", "uid")}}
@@ -44,14 +44,14 @@ def tell(player: StagePlayer, pod: dict[str, Any], reason: str, message: str) ->
 
 
 def another(player: StagePlayer, namespace: str) -> StagePlayer:
-    """A player in one more namespace."""
+    """A player in another namespace."""
     player.kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     player.kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "Pods have a service account")
     return StagePlayer(player.kube, namespace)
 
 
-def test_what_waits_in_silence_is_told_from_events_and_recovers(player: StagePlayer) -> None:
-    """A missing Secret, Pods that a limit range refuses, Pods that a quota refuses: at once, as each takes 10 s."""
+def test_a_silent_wait_is_reported_from_events_until_it_is_resolved(player: StagePlayer) -> None:
+    """A missing Secret, Pods refused by a limit range and by a quota: in parallel, since each takes 10 s."""
     limited, spent = another(player, f"{player.namespace}-limited"), another(player, f"{player.namespace}-spent")
     limits = {"limits": [{"type": "Container", "max": {"memory": "1Mi"}}]}
     limit_range = {
@@ -68,34 +68,36 @@ def test_what_waits_in_silence_is_told_from_events_and_recovers(player: StagePla
         each.apply()
     _, pod = player.live_pod(Stage.PREPARE)
     player.end_pod(pod, pod_waiting("ContainerCreating"))
-    tell(player, pod, "FailedMount", 'MountVolume.SetUp failed for volume "s3-credentials" : secret "s3" not found')
+    post_event(
+        player, pod, "FailedMount", 'MountVolume.SetUp failed for volume "s3-credentials" : secret "s3" not found'
+    )
 
     missing = player.wait_for_condition("Stalled", "SecretNotFound", _LIMIT_SECONDS)
     refused = limited.wait_for_condition("Stalled", "PodsRefused", _LIMIT_SECONDS)
     exceeded = spent.wait_for_condition("Stalled", "QuotaExceeded", _LIMIT_SECONDS)
 
     assert missing["message"] == (
-        f"prepare: there is no Secret s3 in namespace {player.namespace}; create it, and the stage goes on by itself"
+        f"prepare: Secret s3 not found in namespace {player.namespace}; create it, and the stage continues by itself"
     )
     assert player.object["status"]["display"]["progress"] == "SecretNotFound"
     assert refused["message"] == (
         "prepare: the cluster refuses the stage's Pod: maximum memory usage per Container is 1Mi, but limit is 4Gi; "
-        "the Job tries again by itself"
+        "the Job retries by itself"
     )
     assert exceeded["message"] == (
         "prepare: the cluster refuses the stage's Pod: exceeded quota: none, requested: pods=1, used: pods=0, limited: "
-        "pods=0; the Job tries again by itself"
+        "pods=0; the Job retries by itself"
     )
 
     player.end_pod(pod, pod_running())
-    player.wait(lambda found: condition(found, "Stalled") is None, "the Secret is there")
+    player.wait(lambda found: condition(found, "Stalled") is None, "the Secret exists")
     player.kube.delete("v1", "LimitRange", limited.namespace, "tiny")
     player.kube.delete("v1", "ResourceQuota", spent.namespace, "none")
     for each in (limited, spent):
         each.kube.wait(
             *("edgetune.dev/v1alpha1", "LoraFineTune", each.namespace, "sensor-faults"),
             lambda found: condition(found, "Stalled") is None,
-            "the Job controller has tried again",
+            "the Job controller has retried",
             _LIMIT_SECONDS,
         )
 
@@ -118,13 +120,13 @@ def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
     stalled = player.wait_for_condition("Stalled", reason)
     phase = player.object["status"]["phase"]
     player.end_pod(pod, pod_running())
-    player.wait(lambda found: condition(found, "Stalled") is None, "it goes on")
+    player.wait(lambda found: condition(found, "Stalled") is None, "it continues")
 
     assert (stalled["message"], phase) == (f"prepare: {message}", "Stalled")
     assert player.object["status"]["phase"] == "Preparing"
 
 
-def test_an_image_that_is_mended_in_the_profile_reaches_the_job_that_waits_for_it(
+def test_an_image_fixed_in_the_profile_reaches_the_job_that_waits_for_it(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply()
@@ -133,37 +135,37 @@ def test_an_image_that_is_mended_in_the_profile_reaches_the_job_that_waits_for_i
     player.wait_for_condition("Stalled", "ImagePullBackOff")
 
     operator.stop()
-    operator.start({"default": {"store": STORE, "image": {"reference": "ghcr.io/edgetune/jobs:mended"}}})
-    player.wait(lambda found: condition(found, "Stalled") is None, "the Job is made anew")
-    anew, _ = player.live_pod(Stage.PREPARE)
+    operator.start({"default": {"store": STORE, "image": {"reference": "ghcr.io/edgetune/jobs:fixed"}}})
+    player.wait(lambda found: condition(found, "Stalled") is None, "the Job is replaced")
+    replacement, _ = player.live_pod(Stage.PREPARE)
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
     operator.stop()
     operator.start()
 
-    (container,) = anew["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "ghcr.io/edgetune/jobs:mended"
-    assert anew["metadata"]["name"] == job["metadata"]["name"]
-    assert anew["metadata"]["uid"] != job["metadata"]["uid"]
+    (container,) = replacement["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "ghcr.io/edgetune/jobs:fixed"
+    assert replacement["metadata"]["name"] == job["metadata"]["name"]
+    assert replacement["metadata"]["uid"] != job["metadata"]["uid"]
     events = player.kube.list("v1", "Event", player.namespace)
     assert any(event["reason"] == "PrepareReplaced" and "the profile" in event["message"] for event in events)
 
 
-def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words_until_one_does(player: StagePlayer) -> None:
+def test_an_unschedulable_pod_is_reported_with_the_schedulers_message_until_a_node_fits(player: StagePlayer) -> None:
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
     message = "0/3 nodes are available: 3 Insufficient memory."
     unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
 
     player.end_pod(pod, {"phase": "Pending", "conditions": [unscheduled]})
-    told = player.wait_for_condition("Reconciling", "Unschedulable")
+    waiting = player.wait_for_condition("Reconciling", "Unschedulable")
     player.end_pod(pod, {**pod_running(), "conditions": [{"type": "PodScheduled", "status": "True"}]})
     player.wait_for_condition("Reconciling", "JobRunning")
 
-    assert told["message"] == f"prepare: {message}"
+    assert waiting["message"] == f"prepare: {message}"
 
 
-def test_an_object_whose_profile_is_missing_goes_on_when_the_profile_is_there(
+def test_an_object_whose_profile_is_missing_continues_when_the_profile_exists(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply(profile="late")
@@ -178,14 +180,14 @@ def test_an_object_whose_profile_is_missing_goes_on_when_the_profile_is_there(
     operator.start()
 
     assert stalled["message"] == (
-        "spec.profile: there is no profile 'late'; ask the platform team for the names of the profiles"
+        "spec.profile: profile 'late' not found; ask the platform team for the names of the profiles"
     )
     assert phase == "Stalled"
     assert condition(done, "Stalled") is None
 
 
 @pytest.mark.parametrize(
-    ("disruption", "kubelets", "reason"),
+    ("disruption", "kubelet", "reason"),
     [
         ("EvictionByEvictionAPI", {}, "Evicted"),
         ("PreemptionByScheduler", {}, "Preempted"),
@@ -203,15 +205,15 @@ def test_an_object_whose_profile_is_missing_goes_on_when_the_profile_is_there(
         ),
     ],
 )
-def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_tried_again(
-    player: StagePlayer, disruption: str, kubelets: dict[str, str], reason: str
+def test_an_attempt_stopped_from_outside_has_its_own_reason_and_is_retried(
+    player: StagePlayer, disruption: str, kubelet: dict[str, str], reason: str
 ) -> None:
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
 
-    player.end_pod(pod, {**pod_ended(137), **disrupted(disruption), **kubelets})
-    told = player.wait_for_condition("Reconciling", reason)
-    assert kubelets.get("message", "") in told["message"]
+    player.end_pod(pod, {**pod_ended(137), **disrupted(disruption), **kubelet})
+    interrupted = player.wait_for_condition("Reconciling", reason)
+    assert kubelet.get("message", "") in interrupted["message"]
     player.remove_pod(pod)
     player.finish_from(Stage.PREPARE)
 
@@ -220,7 +222,7 @@ def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_tried_again(
     assert (row["preemptions"], row["attempts"], row["message"]) == (1, 1, "1 preemption")
 
 
-def test_a_training_that_was_evicted_says_what_it_lost(player: StagePlayer) -> None:
+def test_an_evicted_training_reports_its_lost_steps(player: StagePlayer) -> None:
     player.apply()
     player.finish(Stage.PREPARE)
     job, pod = player.live_pod(Stage.TRAIN)
@@ -229,10 +231,10 @@ def test_a_training_that_was_evicted_says_what_it_lost(player: StagePlayer) -> N
     ended = pod_ended(ExitCode.INTERRUPTED, stopped.encode().decode())
     player.end_pod(pod, {**ended, **disrupted("EvictionByEvictionAPI")})
 
-    told = player.wait_for_condition("Reconciling", "Evicted")
+    evicted = player.wait_for_condition("Reconciling", "Evicted")
 
-    assert told["message"] == (
-        "train: evicted from its node, as when a node is drained; goes on from the checkpoint of step 40"
+    assert evicted["message"] == (
+        "train: evicted from its node, for example by a drain; resumes from the checkpoint of step 40"
     )
 
 
@@ -240,34 +242,32 @@ def test_a_training_that_was_evicted_says_what_it_lost(player: StagePlayer) -> N
     ("code", "reason"),
     [(ExitCode.INVALID, "InvalidInput"), (ExitCode.DENIED, "AccessDenied"), (ExitCode.DIVERGED, "TrainingDiverged")],
 )
-def test_a_failure_that_no_other_attempt_would_mend_fails_at_once(
-    player: StagePlayer, code: ExitCode, reason: str
-) -> None:
+def test_a_permanent_failure_is_not_retried(player: StagePlayer, code: ExitCode, reason: str) -> None:
     player.apply()
 
-    player.fail(Stage.PREPARE, code, "the stage's own words")
+    player.fail(Stage.PREPARE, code, "the stage's message")
 
     stalled = player.wait_for_condition("Stalled", reason)
-    assert stalled["message"] == "prepare: the stage's own words"
+    assert stalled["message"] == "prepare: the stage's message"
     assert player.object["status"]["phase"] == "Failed"
 
 
 @pytest.mark.parametrize(
     ("code", "reason"), [(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory"), (ExitCode.TRANSIENT, "TransientError")]
 )
-def test_a_failure_that_another_attempt_might_mend_is_final_when_the_attempts_are_used_up(
+def test_a_retryable_failure_is_final_when_the_retries_are_used_up(
     player: StagePlayer, code: ExitCode, reason: str
 ) -> None:
     player.apply(retryLimit=1)
     player.finish(Stage.PREPARE)
 
-    player.fail(Stage.TRAIN, code, "the stage's own words")
-    again = player.wait_for_condition("Reconciling", "AttemptFailed")
-    player.fail(Stage.TRAIN, code, "the stage's last words")
+    player.fail(Stage.TRAIN, code, "the stage's message")
+    retried = player.wait_for_condition("Reconciling", "AttemptFailed")
+    player.fail(Stage.TRAIN, code, "the stage's last message")
     stalled = player.wait_for_condition("Stalled", reason)
 
-    assert again["message"] == f"train: an attempt failed and is tried again: {reason}: the stage's own words"
-    assert stalled["message"] == "train: the stage's last words (attempt 2, spec.retryLimit was 1)"
+    assert retried["message"] == f"train: an attempt failed and is retried: {reason}: the stage's message"
+    assert stalled["message"] == "train: the stage's last message (attempt 2, spec.retryLimit was 1)"
     row = player.row(Stage.TRAIN)
     assert (row["state"], row["attempts"], player.object["status"]["phase"]) == ("Failed", 2, "Failed")
 
@@ -298,7 +298,7 @@ def test_a_failure_that_another_attempt_might_mend_is_final_when_the_attempts_ar
         ),
     ],
 )
-def test_a_failure_without_words_of_the_stage_is_told_in_the_kubelets(
+def test_a_failure_without_a_result_is_reported_with_the_kubelets_message(
     player: StagePlayer, status: dict[str, Any], reason: str, message: str
 ) -> None:
     player.apply(retryLimit=0)

@@ -1,4 +1,4 @@
-"""The CRD before a real API server: it is accepted, gives the model's verdicts, and fills in the model's defaults."""
+"""The CRD on a real API server: it is accepted, gives the model's verdicts, and sets the model's defaults."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ from edgetune_operator.api.spec_check import parse_spec
 from support.apiserver import ApiServer
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
-from support.verdicts import ILLEGAL, VERDICTS, Verdict
+from support.verdicts import INVALID, VERDICTS, Verdict
 
 OBJECTS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
 DRY_RUN = f"{OBJECTS}?dryRun=All&fieldValidation=Strict"
 
 RULES = [rule.message for model in (BaseModelSpec, DatasetSpec, TrainingSpec, LoraFineTuneSpec) for rule in model.rules]
-"""What the model and the CRD say alike."""
+"""Messages that the model and the CRD share."""
 
 
 def submitted(document: dict[str, Any]) -> dict[str, Any]:
-    """The object as a person submits it."""
+    """The object as a user submits it."""
     return document | {"metadata": {"name": document["metadata"]["name"], "namespace": "default"}}
 
 
@@ -29,14 +29,14 @@ def submitted(document: dict[str, Any]) -> dict[str, Any]:
 def test_the_api_server_gives_the_models_verdict(apiserver: ApiServer, verdict: Verdict) -> None:
     reply = apiserver.request("POST", DRY_RUN, submitted(verdict.object))
 
-    assert reply.accepted is verdict.legal, reply.message
-    if not verdict.legal:
+    assert reply.accepted is verdict.valid, reply.message
+    if not verdict.valid:
         assert verdict.path in reply.message
 
 
 @pytest.mark.parametrize("message", RULES)
-def test_a_rule_that_relates_fields_is_told_in_the_models_words(apiserver: ApiServer, message: str) -> None:
-    verdict = next(each for each in ILLEGAL if each.problem.endswith(f": {message}"))
+def test_a_broken_rule_is_reported_with_the_models_message(apiserver: ApiServer, message: str) -> None:
+    verdict = next(each for each in INVALID if each.problem.endswith(f": {message}"))
 
     reply = apiserver.request("POST", DRY_RUN, submitted(verdict.object))
 
@@ -45,7 +45,7 @@ def test_a_rule_that_relates_fields_is_told_in_the_models_words(apiserver: ApiSe
     assert cause["message"].endswith(f": {message}")
 
 
-def test_the_smallest_object_comes_back_with_every_default_of_the_model(apiserver: ApiServer) -> None:
+def test_the_smallest_object_is_served_with_every_default_of_the_model(apiserver: ApiServer) -> None:
     reply = apiserver.request("POST", DRY_RUN, submitted(lora_fine_tune().build()))
 
     expected = parse_spec(lora_fine_tune().build()["spec"])
@@ -53,7 +53,7 @@ def test_the_smallest_object_comes_back_with_every_default_of_the_model(apiserve
     assert reply.body["spec"] == expected.model_dump(mode="json", exclude_none=True)
 
 
-def test_a_given_part_of_a_group_keeps_the_defaults_of_the_rest(apiserver: ApiServer) -> None:
+def test_setting_one_field_keeps_the_defaults_of_the_others(apiserver: ApiServer) -> None:
     document = lora_fine_tune().with_spec("training.checkpoint.keep", 5).build()
 
     training = apiserver.request("POST", DRY_RUN, submitted(document)).body["spec"]["training"]
@@ -62,7 +62,7 @@ def test_a_given_part_of_a_group_keeps_the_defaults_of_the_rest(apiserver: ApiSe
     assert training["optimizer"] == "paged_adamw_8bit"
 
 
-def test_a_new_object_is_not_read_as_current(apiserver: ApiServer) -> None:
+def test_kstatus_does_not_read_a_new_object_as_current(apiserver: ApiServer) -> None:
     reply = apiserver.request("POST", DRY_RUN, submitted(lora_fine_tune().build()))
 
     assert reply.body["status"] == {"observedGeneration": -1}
@@ -78,7 +78,7 @@ def test_an_object_without_spec_is_refused(apiserver: ApiServer) -> None:
     assert "spec: Required value" in reply.message
 
 
-def test_a_status_comes_back_as_it_was_written(apiserver: ApiServer) -> None:
+def test_a_status_is_read_as_it_was_written(apiserver: ApiServer) -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.finish_all()
     document = submitted(lora_fine_tune().build())
@@ -89,13 +89,13 @@ def test_a_status_comes_back_as_it_was_written(apiserver: ApiServer) -> None:
         written = apiserver.request("PUT", f"{path}/status?fieldValidation=Strict", created.body | {"status": status})
         assert written.accepted, written.message
 
-        # A difference would make every pass write again.
+        # With a difference, every pass would write the status again.
         assert apiserver.request("GET", path).body["status"] == status
     finally:
         apiserver.request("DELETE", path)
 
 
-def test_people_see_the_columns_of_the_design(apiserver: ApiServer) -> None:
+def test_kubectl_get_has_the_columns_of_the_design(apiserver: ApiServer) -> None:
     table = apiserver.request("GET", OBJECTS, accept="application/json;as=Table;g=meta.k8s.io;v=v1").body
 
     columns = [column["name"] for column in table["columnDefinitions"]]

@@ -1,4 +1,4 @@
-"""An operator for some namespaces, with the chart's own rights: what happens in one of them touches no other."""
+"""An operator for some namespaces, with the chart's permissions: a problem in one of them affects no other."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.skipif(find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH"),
 ]
 
-KEPT, LOST, GOING = NAMESPACES = ("team-kept", "team-lost", "team-going")
-RIGHTS = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+KEPT, LOST, DELETED = NAMESPACES = ("team-kept", "team-lost", "team-deleted")
+PERMISSIONS = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def kube(plane: ControlPlane) -> Kube:
 
 @pytest.fixture(scope="module")
 def manifests(kube: Kube) -> list[Manifest]:
-    """The chart's manifests for these namespaces; its rights are in the cluster."""
+    """The chart's manifests for these namespaces; its Roles are applied."""
     values = {"watchNamespaces": list(NAMESPACES), "crd": {"install": False}, "profiles": {"default": PROFILE}}
     rendered = render(values)
     for manifest in rendered:
-        if manifest["kind"] in RIGHTS:
+        if manifest["kind"] in PERMISSIONS:
             kube.apply(manifest)
     return rendered
 
@@ -69,12 +69,12 @@ def run_operator(plane: ControlPlane, kube: Kube, manifests: list[Manifest], tmp
 
 
 def binding(manifests: list[Manifest], namespace: str) -> Manifest:
-    """What gives the operator its rights in a namespace."""
+    """The operator's RoleBinding in a namespace."""
     bindings = (each for each in manifests if each["kind"] == "RoleBinding")
     return next(each for each in bindings if each["metadata"]["namespace"] == namespace)
 
 
-def test_a_namespace_without_rights_stops_no_other_and_is_worked_on_when_they_are_there(
+def test_a_namespace_without_permissions_affects_no_other_and_recovers_when_they_are_granted(
     run_operator: RunOperator, kube: Kube, manifests: list[Manifest]
 ) -> None:
     kept, lost = StagePlayer(kube, KEPT), StagePlayer(kube, LOST)
@@ -86,8 +86,8 @@ def test_a_namespace_without_rights_stops_no_other_and_is_worked_on_when_they_ar
         kept.apply()
         kept.finish(Stage.PREPARE)
         kept.live_pod(Stage.TRAIN)
-        told = f"namespace {LOST} is left out: the operator may not list {names.PLURAL} in namespace {LOST}"
-        assert told in operator.log.read_text(encoding="utf-8")
+        message = f"namespace {LOST} is skipped: the operator is not allowed to list {names.PLURAL} in namespace {LOST}"
+        assert message in operator.log.read_text(encoding="utf-8")
         assert lost.jobs() == []
 
         kube.apply(bound)
@@ -95,20 +95,20 @@ def test_a_namespace_without_rights_stops_no_other_and_is_worked_on_when_they_ar
         lost.live_pod(Stage.TRAIN)
 
 
-def test_a_namespace_is_deleted_with_the_operators_rights_and_an_object_that_would_be_cleaned_up(
+def test_a_namespace_with_the_operators_role_and_an_object_with_policy_delete_can_be_deleted(
     run_operator: RunOperator, kube: Kube
 ) -> None:
-    """Roles go in any order with what they are for. The Job has no Pod, as in a queue: Pods would go first."""
-    player = StagePlayer(kube, GOING)
+    """Roles are deleted in any order with the other objects. The Job is queued: its Pod would be deleted first."""
+    player = StagePlayer(kube, DELETED)
     with run_operator() as operator:
         player.apply(deletionPolicy="Delete")
         job, _ = player.live_pod(Stage.PREPARE)
-        kube.merge("batch/v1", "Job", GOING, job["metadata"]["name"], {"spec": {"suspend": True}})
-        kube.wait_until_gone("v1", "Pod", GOING, "")
+        kube.merge("batch/v1", "Job", DELETED, job["metadata"]["name"], {"spec": {"suspend": True}})
+        kube.wait_until_gone("v1", "Pod", DELETED, "")
         player.wait_for_condition("Ready", "Queued")
 
-        kube.delete("v1", "Namespace", None, GOING)
+        kube.delete("v1", "Namespace", None, DELETED)
 
-        gone = wait_for(lambda: kube.get("v1", "Namespace", None, GOING) is None, 60)
+        gone = wait_for(lambda: kube.get("v1", "Namespace", None, DELETED) is None, 60)
         assert gone, operator.log.read_text(encoding="utf-8")
         assert "CleanUpSkipped" in operator.log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How often the operator writes: counted in the audit log of a real API server, for several objects at once."""
+"""Number of the operator's writes, counted in the audit log of a real API server, for several objects at once."""
 
 import time
 from collections import Counter
@@ -50,7 +50,7 @@ class Fleet:
             self.kube.apply({"apiVersion": _KIND[0], "kind": _KIND[1], "metadata": metadata, "spec": spec})
 
     def finish_all(self) -> None:
-        """End the Pod of every stage with the result that the stage would give, until all objects have succeeded."""
+        """End the Pod of every stage with a simulated result until all objects have succeeded."""
         waiting = f"{self.kube.path('v1', 'Pod', NAMESPACE)}?fieldSelector=status.phase%3DPending"
         deadline = time.monotonic() + _FLEET_LIMIT_SECONDS
         with ThreadPoolExecutor(max_workers=8) as threads:
@@ -71,21 +71,21 @@ class Fleet:
         return Counter((each.get("status") or {}).get("phase", "") for each in found)
 
     def writes(self) -> Counter[str]:
-        """What the operator has written since the last question."""
+        """The operator's writes since the last call."""
         return writes(self.audit.read(), USER)
 
     def writes_with_events(self, events: int) -> Counter[str]:
-        """The same, once so many Events are among it: they are posted after the status that they tell of."""
+        """The same, once they include this number of Events, which are posted after the status write."""
         deadline = time.monotonic() + _LIMIT_SECONDS
-        made = self.writes()
-        while made["create events"] < events:
-            assert time.monotonic() < deadline, made
+        counts = self.writes()
+        while counts["create events"] < events:
+            assert time.monotonic() < deadline, counts
             time.sleep(0.1)
-            made += self.writes()
-        return made
+            counts += self.writes()
+        return counts
 
     def wait_for_first_job(self, name: str) -> None:
-        """The operator has seen the object, and with it all that happened before the object was there."""
+        """Wait until the operator has observed the object, and with it everything that happened before."""
         deadline = time.monotonic() + _LIMIT_SECONDS
         seen: set[str] = set()
         while name not in seen:
@@ -97,9 +97,9 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane with an account for the operator, so that the audit log tells it from the tests."""
+    """A control plane with an account for the operator, so that the audit log separates it from the tests."""
     if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator is not tried")
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the operator cannot run")
     with running_control_plane(tmp_path_factory.mktemp("controlplane")) as plane:
         kube = Kube.from_kubeconfig(plane.kubeconfig())
         install_crd(kube, custom_resource_definition())
@@ -128,16 +128,14 @@ def operator(plane: ControlPlane, folder: Path) -> Iterator[None]:
         yield
 
 
-def test_a_finished_object_takes_few_writes_and_nothing_is_written_for_what_changes_nothing(
-    plane: ControlPlane, tmp_path: Path
-) -> None:
+def test_a_run_takes_few_writes_and_an_unchanged_object_none(plane: ControlPlane, tmp_path: Path) -> None:
     fleet = Fleet(plane)
-    # An Event when a stage starts, one when it has ended, and one for the outcome.
+    # One Event when a stage starts, one when it has ended, and one for the outcome.
     events = (2 * len(Stage) + 1) * len(OBJECTS)
     with operator(plane, tmp_path):
         fleet.apply(*OBJECTS)
         fleet.finish_all()
-        made = fleet.writes_with_events(events)
+        first = fleet.writes_with_events(events)
         fleet.apply(*OBJECTS, commit="2")
         fleet.apply("witness")
         fleet.wait_for_first_job("witness")
@@ -147,8 +145,8 @@ def test_a_finished_object_takes_few_writes_and_nothing_is_written_for_what_chan
         fleet.wait_for_first_job("witness-of-the-restart")
         restarted = fleet.writes_with_events(1)
 
-    # A status when a stage starts, and one at the end; one more if the operator saw a Pod between two of its states.
-    assert made.pop("patch lorafinetunes/status") <= (len(Stage) + 2) * len(OBJECTS)
-    assert made == {"create jobs": len(Stage) * len(OBJECTS), "create events": events}
+    # One status write when a stage starts, one at the end, and one more if the operator observed a Pod in between.
+    assert first.pop("patch lorafinetunes/status") <= (len(Stage) + 2) * len(OBJECTS)
+    assert first == {"create jobs": len(Stage) * len(OBJECTS), "create events": events}
     of_one_witness = {"create jobs": 1, "patch lorafinetunes/status": 1, "create events": 1}
     assert (repeated, restarted) == (of_one_witness, of_one_witness)

@@ -41,7 +41,7 @@ def twins(
     return first, second
 
 
-def test_deleting_one_object_leaves_what_the_other_uses(s3: S3Server, twins: tuple[LiveObject, LiveObject]) -> None:
+def test_deleting_one_object_keeps_what_the_other_uses(s3: S3Server, twins: tuple[LiveObject, LiveObject]) -> None:
     first, second = twins
     digests = {stage: second.row(stage)["digest"] for stage in Stage}
     kept = {stage: first.row(stage)["digest"] for stage in Stage}

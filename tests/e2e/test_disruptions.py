@@ -66,7 +66,7 @@ def disturbed(
     run.delete()
 
 
-def test_an_evicted_training_goes_on_at_the_step_after_its_checkpoint(s3: S3Server, disturbed: Disturbed) -> None:
+def test_an_evicted_training_resumes_at_the_step_after_its_checkpoint(s3: S3Server, disturbed: Disturbed) -> None:
     assert disturbed.status["phase"] == "Succeeded", disturbed.status
     said = [line["say"] for line in disturbed.second_attempt if "say" in line]
     resumed = next(sentence for sentence in said if sentence.startswith("training on"))
@@ -81,20 +81,20 @@ def test_an_evicted_training_goes_on_at_the_step_after_its_checkpoint(s3: S3Serv
     assert not s3.object_path(checkpoints).exists(), "they are of no use any more"
 
 
-def test_an_eviction_is_a_preemption_and_no_attempt_and_loses_no_step(disturbed: Disturbed) -> None:
+def test_an_eviction_is_a_preemption_not_an_attempt_and_loses_no_step(disturbed: Disturbed) -> None:
     row = disturbed.object.row(Stage.TRAIN)
     assert (row["preemptions"], row["attempts"], row["lostSteps"]) == (1, 1, 0)
     events = disturbed.object.kube.list("v1", "Event", disturbed.object.namespace)
     assert [event["reason"] for event in events if _is_about(event, disturbed.object)].count("TrainInterrupted") == 1
 
 
-def test_an_operator_that_is_killed_three_times_creates_each_job_once(disturbed: Disturbed) -> None:
+def test_an_operator_killed_three_times_creates_each_job_once(disturbed: Disturbed) -> None:
     jobs = {row["name"]: row["job"] for row in disturbed.status["stages"]}
     assert list(jobs) == list(Stage)
     assert disturbed.creations == dict.fromkeys(jobs.values(), 1)
 
 
-def test_a_suspended_training_goes_on_from_its_checkpoint(
+def test_a_suspended_training_resumes_from_its_checkpoint(
     kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator
 ) -> None:
     del operator  # it only has to be there

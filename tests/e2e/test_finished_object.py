@@ -63,14 +63,14 @@ def test_every_pod_runs_under_pod_security_restricted(kube: Kube, finished: Live
         assert "violates PodSecurity" in _root_pod_refused(kube, name), "the API server keeps to that label"
 
 
-def test_only_training_asks_for_the_gpus_that_the_node_offers(kube: Kube, finished: LiveObject) -> None:
+def test_only_training_requests_the_gpus_of_the_node(kube: Kube, finished: LiveObject) -> None:
     assert [node["status"]["allocatable"].get(GPU) for node in kube.list("v1", "Node")] == ["2"]
 
     asked = {stage: finished.pods(stage)[0]["spec"]["containers"][0]["resources"]["limits"].get(GPU) for stage in Stage}
     assert asked == {**dict.fromkeys(Stage), Stage.TRAIN: "1"}
 
 
-def test_the_store_holds_what_each_manifest_says(s3: S3Server, finished: LiveObject) -> None:
+def test_the_store_has_the_files_in_each_manifest(s3: S3Server, finished: LiveObject) -> None:
     status = finished.status()
     store = f"artifacts/{finished.namespace}"
     for row in status["stages"]:
@@ -93,7 +93,7 @@ def downloaded(s3: S3Server, finished: LiveObject, tmp_path_factory: pytest.Temp
     return {name: _download(s3, uri, root / name) for name, uri in uris.items()}
 
 
-def test_every_artifact_has_the_digest_that_the_status_says(finished: LiveObject, downloaded: dict[str, Path]) -> None:
+def test_every_artifact_has_the_digest_in_the_status(finished: LiveObject, downloaded: dict[str, Path]) -> None:
     artifacts = {artifact["name"]: artifact for artifact in finished.status()["artifacts"]}
     assert set(artifacts) >= {"adapter", "merged", "edge-bnb-int8"}
     for name, artifact in artifacts.items():
@@ -103,7 +103,7 @@ def test_every_artifact_has_the_digest_that_the_status_says(finished: LiveObject
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers for it
-def test_adapter_merged_and_edge_model_load_by_from_pretrained_and_answer(downloaded: dict[str, Path]) -> None:
+def test_adapter_merged_and_edge_model_load_with_from_pretrained_and_answer(downloaded: dict[str, Path]) -> None:
     from peft import PeftModel
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -17,7 +17,7 @@ def _condition(status: Document, kind: str) -> Document:
     return next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
 
 
-def test_a_missing_secret_is_named_and_the_stage_goes_on_by_itself_when_it_is_there(
+def test_a_missing_secret_is_named_and_the_stage_continues_once_it_exists(
     kube: Kube, s3: S3Server, operator: InstalledOperator, durations: Durations
 ) -> None:
     del operator  # it only has to be there

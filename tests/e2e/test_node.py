@@ -52,7 +52,7 @@ def stopped_kubelet(node: Node) -> Iterator[None]:
         node.start_kubelet()
 
 
-def test_a_kubelet_that_is_back_in_time_disturbs_no_training(node: Node, training: LiveObject) -> None:
+def test_a_short_outage_of_the_kubelet_does_not_stop_a_training(node: Node, training: LiveObject) -> None:
     pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["uid"]
     with stopped_kubelet(node):
         time.sleep(NODE_GRACE_SECONDS / 3)
@@ -63,7 +63,7 @@ def test_a_kubelet_that_is_back_in_time_disturbs_no_training(node: Node, trainin
     assert (row["state"], row["attempts"], row["preemptions"]) == ("Running", 1, 0)
 
 
-def test_a_lost_node_is_a_preemption_and_no_attempt(
+def test_a_lost_node_is_a_preemption_and_not_an_attempt(
     node: Node, kube: Kube, training: LiveObject, durations: Durations
 ) -> None:
     pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["name"]

@@ -21,7 +21,7 @@ def status(unsteady_run: OutageInEachStage, durations: Durations) -> Document:
         return unsteady_run.wait_for_end()
 
 
-def test_a_run_outlives_an_outage_in_each_stage(unsteady_run: OutageInEachStage, status: Document) -> None:
+def test_a_run_survives_an_outage_in_each_stage(unsteady_run: OutageInEachStage, status: Document) -> None:
     assert status["phase"] == "Succeeded", status
     assert unsteady_run.cut == list(Stage)
     assert status["scores"]["edge"] > status["scores"]["base"]

@@ -29,11 +29,11 @@ def run(kube: Kube, s3: S3Server, namespace: str) -> Iterator[LiveObject]:
     applied.delete()
 
 
-def test_the_charts_own_test_passes(operator: InstalledOperator) -> None:
+def test_the_charts_test_passes(operator: InstalledOperator) -> None:
     assert "Phase:          Succeeded" in operator.helm("test", RELEASE)
 
 
-def test_an_upgrade_disturbs_no_running_stage(operator: InstalledOperator, run: LiveObject) -> None:
+def test_an_upgrade_does_not_stop_a_running_stage(operator: InstalledOperator, run: LiveObject) -> None:
     before = [pod["metadata"]["uid"] for pod in operator.pods()]
     job = run.wait_for_job(Stage.EVALUATE)["metadata"]["uid"]
     values = {**operator.values, "operator": {"pollSeconds": 2}}
@@ -46,7 +46,7 @@ def test_an_upgrade_disturbs_no_running_stage(operator: InstalledOperator, run: 
     assert "pollSeconds: 2" in operator.helm("get", "values", RELEASE)
 
 
-def test_an_uninstall_leaves_the_crd_and_the_objects_only(
+def test_an_uninstall_leaves_only_the_crd_and_the_objects(
     kube: Kube, operator: InstalledOperator, run: LiveObject
 ) -> None:
     installed = list(parse(operator.helm("get", "manifest", RELEASE)))
@@ -62,7 +62,7 @@ def test_an_uninstall_leaves_the_crd_and_the_objects_only(
     assert run.status()["phase"] == "Succeeded"
 
 
-def test_an_operator_for_one_namespace_goes_on_there_and_leaves_others_alone(
+def test_an_operator_for_one_namespace_continues_there_and_ignores_others(
     cluster: AnyCluster, kube: Kube, s3: S3Server, operator: InstalledOperator, run: LiveObject
 ) -> None:
     values = {**operator.values, "watchNamespaces": [run.namespace]}

@@ -23,7 +23,7 @@ Right = tuple[str, str, str]
 """API group, resource with its subresource, verb."""
 
 
-def test_an_object_waits_while_somebody_elses_job_has_its_name(kube: Kube, s3: S3Server, namespace: str) -> None:
+def test_an_object_waits_while_a_foreign_job_has_its_name(kube: Kube, s3: S3Server, namespace: str) -> None:
     manifest = tiny_fine_tune(s3, namespace, "taken")
     name = names.job_name("taken", Stage.PREPARE, prepare_digest(parse_spec(manifest["spec"]).parameters))
     kube.apply(_foreign_job(namespace, name))
@@ -42,7 +42,7 @@ def requests(cluster: AnyCluster) -> list[Document]:
     return [event for event in audit_events(cluster.audit_log()) if event["user"]["username"] == user]
 
 
-def test_the_operator_is_refused_nothing(requests: list[Document]) -> None:
+def test_no_request_of_the_operator_is_forbidden(requests: list[Document]) -> None:
     assert len(requests) > 100
     decisions = {event["requestURI"]: event["annotations"]["authorization.k8s.io/decision"] for event in requests}
     assert [uri for uri, decision in decisions.items() if decision != "allow"] == []

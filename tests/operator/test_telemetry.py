@@ -1,4 +1,4 @@
-"""The metrics of stages: what a run, a failure, a stop and a stage that the store has add to them."""
+"""The metrics of stages: how a run, a failure, an interruption and a cached stage change them."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from support.builders import lora_fine_tune
 from support.scenario import Scenario
 
 ARTIFACT_BYTES = 500
-"""Of each artifact of a scenario."""
+"""Size of each artifact of a scenario."""
 
 
 class CountedScenario(Scenario):
@@ -21,7 +21,7 @@ class CountedScenario(Scenario):
 
     def __init__(self) -> None:
         super().__init__(lora_fine_tune())
-        self._at_first = samples()
+        self._initial = samples()
 
     def reconcile(self) -> Pass:
         before = self.status
@@ -30,9 +30,9 @@ class CountedScenario(Scenario):
         return done
 
     def added(self, metric: str) -> dict[str, float]:
-        """What this scenario has added to a metric, by the values of its labels."""
+        """Increase of a metric since the scenario's start, by the values of its labels."""
         pairs = samples().items()
-        added = {key: value - self._at_first.get(key, 0.0) for key, value in pairs if key[0] == f"edgetune_{metric}"}
+        added = {key: value - self._initial.get(key, 0.0) for key, value in pairs if key[0] == f"edgetune_{metric}"}
         return {labels: value for (_, labels), value in added.items() if value}
 
 
@@ -48,13 +48,13 @@ def scenario() -> CountedScenario:
     return CountedScenario()
 
 
-def test_a_run_adds_its_stages_their_time_their_attempts_and_what_they_made(scenario: CountedScenario) -> None:
+def test_a_run_counts_stages_durations_attempts_and_artifact_bytes(scenario: CountedScenario) -> None:
     scenario.finish_all()
     scenario.reconcile()
 
     assert scenario.added("stages_total") == {f"{stage} Succeeded false": 1 for stage in Stage}
     assert scenario.added("stage_seconds_count") == dict.fromkeys(Stage, 1)
-    # Each Job is created in one pass, and has ended by the next.
+    # Each Job is created in one pass and has ended before the next one.
     seconds = {stage: scenario.row(stage).seconds for stage in Stage}
     assert scenario.added("stage_seconds_sum") == {stage: value for stage, value in seconds.items() if value}
     assert scenario.added("stage_attempts_total") == dict.fromkeys(Stage, 1)
@@ -63,9 +63,9 @@ def test_a_run_adds_its_stages_their_time_their_attempts_and_what_they_made(scen
     assert (scenario.added("preemptions_total"), scenario.added("lost_steps_total")) == ({}, {})
 
 
-def test_what_the_store_has_takes_no_time_and_makes_nothing(scenario: CountedScenario) -> None:
+def test_a_cached_stage_counts_no_duration_and_no_bytes(scenario: CountedScenario) -> None:
     scenario.finish_all()
-    made, took = scenario.added("artifact_bytes_total"), scenario.added("stage_seconds_count")
+    artifact_bytes, durations = scenario.added("artifact_bytes_total"), scenario.added("stage_seconds_count")
     scenario.change(scenario.builder.edited("lora.rank", 8))
     scenario.reconcile()
     scenario.change(scenario.builder.edited("lora.rank", 16).with_retry_requested("from the store"))
@@ -75,11 +75,11 @@ def test_what_the_store_has_takes_no_time_and_makes_nothing(scenario: CountedSce
 
     cached = {key: value for key, value in scenario.added("stages_total").items() if key.endswith("true")}
     assert cached == {f"{stage} Succeeded true": 1 for stage in list(Stage)[1:]}
-    assert scenario.added("artifact_bytes_total") == made | {Stage.PREPARE: 2 * ARTIFACT_BYTES}
-    assert scenario.added("stage_seconds_count") == took | {Stage.PREPARE: 2}
+    assert scenario.added("artifact_bytes_total") == artifact_bytes | {Stage.PREPARE: 2 * ARTIFACT_BYTES}
+    assert scenario.added("stage_seconds_count") == durations | {Stage.PREPARE: 2}
 
 
-def test_a_failure_adds_its_attempts(scenario: CountedScenario) -> None:
+def test_a_failure_counts_its_attempts(scenario: CountedScenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
     scenario.reconcile()
@@ -89,7 +89,7 @@ def test_a_failure_adds_its_attempts(scenario: CountedScenario) -> None:
     assert scenario.added("stage_attempts_total") == {"prepare": 1, "train": 4}
 
 
-def test_interruptions_add_the_steps_that_they_cost(scenario: CountedScenario) -> None:
+def test_interruptions_count_the_lost_steps(scenario: CountedScenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     for step, resumed_from in ((43, 0), (41, 40)):
         pod = scenario.cluster.pods_of(scenario.live_job)[-1]
@@ -107,7 +107,7 @@ def test_interruptions_add_the_steps_that_they_cost(scenario: CountedScenario) -
     assert scenario.added("lost_steps_total") == {"": 3}
 
 
-def test_every_attempt_adds_its_gpu_time_once_it_has_ended(scenario: CountedScenario) -> None:
+def test_gpu_time_is_counted_when_an_attempt_has_ended(scenario: CountedScenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.let_pass(timedelta(seconds=30))
     scenario.end_pod(lambda pod: pod.ended(137).disrupted())

@@ -1,4 +1,4 @@
-"""Fluent builders of Kubernetes objects as the API server would give them. Each step gives a new builder."""
+"""Fluent builders of Kubernetes objects as the API server returns them. Each step returns a new builder."""
 
 import copy
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ class ObjectBuilder:
         return replace(self, document=built)
 
     def edited(self, path: str, value: Any) -> Self:
-        """Set a field of the spec as an edit of an object that is there: the generation goes up."""
+        """Set a field of the spec as an edit of an existing object: the generation increases."""
         return self.with_spec(path, value).with_metadata(generation=self.document["metadata"]["generation"] + 1)
 
     def with_metadata(self, **fields: Any) -> Self:
@@ -44,7 +44,7 @@ class ObjectBuilder:
         return replace(self, document=built)
 
     def with_retry_requested(self, token: str) -> Self:
-        """Set the annotation by which a person asks for a retry."""
+        """Set the annotation that requests a retry."""
         return self.with_metadata(annotations={names.RETRY_REQUESTED_ANNOTATION: token})
 
     def with_status(self, status: dict[str, Any]) -> Self:
@@ -66,7 +66,7 @@ class ObjectBuilder:
 
 
 def lora_fine_tune(name: str = "sensor-faults") -> ObjectBuilder:
-    """The smallest legal LoraFineTune."""
+    """The smallest valid LoraFineTune."""
     return ObjectBuilder(
         {
             "apiVersion": names.API_VERSION,
@@ -94,13 +94,13 @@ class JobBuilder:
     deleting: bool = False
 
     def complete(self, at: str = "2026-11-24T08:01:00Z") -> Self:
-        """Ended well."""
+        """The Job succeeded."""
         condition = {"type": "Complete", "status": "True", "lastTransitionTime": at}
         status = {"succeeded": 1, "startTime": self.created, "completionTime": at, "conditions": [condition]}
         return replace(self, status=status)
 
     def failed(self, reason: str, message: str = "", attempts: int = 1, at: str = "2026-11-24T08:01:00Z") -> Self:
-        """Given up by the Job controller."""
+        """The Job failed."""
         condition = {"type": "Failed", "status": "True", "reason": reason, "message": message, "lastTransitionTime": at}
         return replace(self, status={"failed": attempts, "startTime": self.created, "conditions": [condition]})
 
@@ -131,47 +131,47 @@ class PodBuilder:
     phase: str = "Pending"
     state: dict[str, Any] = field(default_factory=dict)
     conditions: tuple[dict[str, str], ...] = ()
-    told: dict[str, str] = field(default_factory=dict)
+    kubelet: dict[str, str] = field(default_factory=dict)
     now: str = CREATED
     job_uid: str = ""
 
     def running(self) -> Self:
-        """The container runs."""
+        """The container is running."""
         return replace(self, phase="Running", state={"running": {"startedAt": self.created}})
 
     def waiting(self, reason: str, message: str = "") -> Self:
-        """The container waits, such as for its image."""
+        """The container waits, for example for its image."""
         return replace(self, phase="Pending", state={"waiting": {"reason": reason, "message": message}})
 
     def unschedulable(self, message: str) -> Self:
-        """No node takes the Pod."""
+        """No node fits the Pod."""
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         return replace(self, phase="Pending", state={}, conditions=(condition,))
 
     def ended(self, exit_code: int, message: str = "", reason: str = "") -> Self:
         """The container ended."""
-        told = reason or ("Completed" if exit_code == 0 else "Error")
-        terminated = {"exitCode": exit_code, "message": message, "reason": told}
+        reason = reason or ("Completed" if exit_code == 0 else "Error")
+        terminated = {"exitCode": exit_code, "message": message, "reason": reason}
         terminated |= {"startedAt": self.created, "finishedAt": self.now}
         return replace(self, phase="Failed" if exit_code else "Succeeded", state={"terminated": terminated})
 
     def succeeded(self, result: Result) -> Self:
-        """The stage said that it is done."""
+        """The stage succeeded with this result."""
         return self.ended(ExitCode.DONE, result.encode().decode())
 
     def failed(self, stage: Stage, digest: str, exit_code: int, message: str) -> Self:
-        """The stage said why it is not done."""
+        """The stage failed with this message."""
         result = failed_result(stage, digest, exit_code, reason_for(exit_code), message)
         return self.ended(exit_code, result.encode().decode())
 
     def disrupted(self, reason: str = "EvictionByEvictionAPI") -> Self:
-        """Ended from outside."""
+        """The Pod was stopped from outside."""
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": self.now}
         return replace(self, conditions=(*self.conditions, condition))
 
-    def told_by_kubelet(self, reason: str, message: str = "") -> Self:
-        """The kubelet says something of the whole Pod, such as why it evicted it."""
-        return replace(self, phase="Failed", told={"reason": reason, "message": message})
+    def failed_by_kubelet(self, reason: str, message: str = "") -> Self:
+        """The kubelet failed the whole Pod, for example by evicting it."""
+        return replace(self, phase="Failed", kubelet={"reason": reason, "message": message})
 
     def build(self) -> dict[str, Any]:
         """The Pod."""
@@ -187,7 +187,7 @@ class PodBuilder:
                 "ownerReferences": [owner],
             },
             "status": {
-                **self.told,
+                **self.kubelet,
                 "phase": self.phase,
                 "containerStatuses": containers,
                 "conditions": [dict(condition) for condition in self.conditions],

@@ -1,4 +1,4 @@
-"""Scenarios in which an object that has artifacts is deleted with them."""
+"""Scenarios in which an object is deleted with its artifacts."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from support.scenario import PROFILE, TICK, Scenario
 JOB = f"sensor-faults-clean-up-{UID.replace('-', '')[:10]}"
 STORE = "s3://artifacts/edgetune/team-a"
 LEFT = (
-    f"{STORE}/models/sensor-faults/ and what {STORE}/uses/*/*/sensor-faults names stay; "
+    f"{STORE}/models/sensor-faults/ and the stage outputs marked in {STORE}/uses/*/*/sensor-faults are left; "
     "the next object of this name that is deleted with Delete removes them"
 )
 LIMIT = timedelta(seconds=PROFILE.termination_grace_period_seconds + CLEAN_UP_SECONDS + 60)
 
 
 class Deletion(Scenario):
-    """A scenario whose object is deleted at some time."""
+    """A scenario whose object can be deleted."""
 
     def delete(self) -> None:
-        """A person deletes the object."""
+        """A user deletes the object."""
         self.cluster.document["metadata"]["deletionTimestamp"] = self.cluster.timestamp()
         self.cluster.document["metadata"]["generation"] += 1
 
@@ -50,12 +50,12 @@ class Deletion(Scenario):
 
 
 def with_delete() -> ObjectBuilder:
-    """An object that is to be deleted with its artifacts."""
+    """An object with deletionPolicy Delete."""
     return lora_fine_tune().with_spec("deletionPolicy", "Delete")
 
 
 def succeeded(**figures: int) -> Callable[[PodBuilder], PodBuilder]:
-    """The clean-up's Pod ends well and tells these figures."""
+    """The clean-up's Pod succeeds and reports these figures."""
     return lambda pod: pod.ended(0, CleanUpResult(**figures).encode().decode())
 
 
@@ -65,7 +65,7 @@ def complete(job: JobBuilder) -> JobBuilder:
 
 
 def published_with_delete() -> Deletion:
-    """A published object with deletionPolicy Delete whose Jobs have gone by their time to live."""
+    """A published object with deletionPolicy Delete whose Jobs were removed by their time to live."""
     scenario = Deletion(with_delete())
     scenario.finish_all()
     scenario.cluster.remove_ended_jobs()

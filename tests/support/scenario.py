@@ -2,10 +2,10 @@
 
     scenario = Scenario(lora_fine_tune())
     scenario.reconcile()          # creates prepare's Job
-    scenario.finish()             # its container ends well
+    scenario.finish()             # its container succeeds
     scenario.reconcile()          # records the result, creates train's Job
 
-Stages are simulated by what they say: results by digest, a store that knows which digests are done.
+Stages are simulated by their results, by digest, and by a store that has the digests that are done.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _ARTIFACTS = {Stage.PREPARE: "prepared", Stage.TRAIN: "adapter", Stage.MERGE: "m
 
 
 class MemoryCluster:
-    """The part of a cluster that a pass needs, as plain dicts."""
+    """Implements `reconcile.Cluster` with plain dicts."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -49,12 +49,13 @@ class MemoryCluster:
         self.pods_ended = True
         self.finalizer_writes = 0
         self.gone = False
-        self.namespace_goes = False
+        self.namespace_terminating = False
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         """The object; None for any other key."""
-        same = (key.namespace, key.name) == (self.document["metadata"]["namespace"], self.document["metadata"]["name"])
-        return copy.deepcopy(self.document) if same and not self.gone else None
+        metadata = self.document["metadata"]
+        exists = key == Key(metadata["namespace"], metadata["name"]) and not self.gone
+        return copy.deepcopy(self.document) if exists else None
 
     async def list_jobs(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - holds one owner's
         """Every Job."""
@@ -65,42 +66,42 @@ class MemoryCluster:
         return copy.deepcopy(list(self.pods.values()))
 
     async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
-        """Events that the test told of the Job or Pod with this UID."""
+        """The test's Events of the Job or Pod with this UID."""
         return copy.deepcopy(self.events.get(uid, []))
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - as above
-        """What the test set."""
+        """The value that the test set."""
         return self.progress
 
     async def create_job(self, job: Mapping[str, Any]) -> None:
-        """Take the Job and start its Pod; a name that is taken is no error."""
+        """Create the Job and start its Pod; does nothing if the name exists."""
         name = job["metadata"]["name"]
         if name in self.jobs:
             return
-        made = copy.deepcopy(dict(job))
-        made["metadata"] |= {"uid": f"uid-of-{name}", "creationTimestamp": self.timestamp()}
-        self.jobs[name] = made
-        self.created.append(made)
+        created = copy.deepcopy(dict(job))
+        created["metadata"] |= {"uid": f"uid-of-{name}", "creationTimestamp": self.timestamp()}
+        self.jobs[name] = created
+        self.created.append(created)
         self.start_pod(name)
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - as above
-        """Remove a Job and its Pods, or mark it as going away."""
+        """Remove a Job and its Pods, or mark it as being deleted."""
         if name in self.jobs and self.deletes_slowly:
             self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()
         else:
             self.remove_job(name)
 
-    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - holds one namespace
-        """What the test set."""
-        return self.namespace_goes
+    async def is_namespace_terminating(self, namespace: str) -> bool:  # noqa: ARG002 - holds one namespace
+        """The value that the test set."""
+        return self.namespace_terminating
 
-    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - as above
-        """Whether no Job but the clean-up's is left, and no Pod runs unless the test says so."""
+    async def have_stages_stopped(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - as above
+        """Whether only the clean-up's Job is left, and the test lets all Pods be ended."""
         names_left = {name for name in self.jobs if f"-{names.CLEAN_UP}-" not in name}
         return not names_left and self.pods_ended
 
     async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Replace the finalizers; a deleted object without any is gone."""
+        """Replace the finalizers; a deleted object without finalizers is gone."""
         metadata = self.document["metadata"]
         metadata["finalizers"] = list(finalizers)
         self.gone = bool(metadata.get("deletionTimestamp")) and not finalizers
@@ -108,13 +109,13 @@ class MemoryCluster:
         return copy.deepcopy(metadata)
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:  # noqa: ARG002 - as above
-        """Keep the status; it must be one that the models take."""
+        """Replace the status, which must be valid."""
         LoraFineTuneStatus.model_validate(status)
         self.document["status"] = copy.deepcopy(dict(status))
         self.status_writes += 1
 
     def timestamp(self) -> str:
-        """Now as the API server writes it."""
+        """The current time as the API server writes it."""
         return self.now.isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def start_pod(self, job: str) -> None:
@@ -135,12 +136,12 @@ class MemoryCluster:
         self.jobs.pop(name, None)
 
     def remove_ended_jobs(self) -> None:
-        """The time to live of Jobs that have ended is over."""
+        """The time to live of ended Jobs has expired."""
         for name in [name for name, job in self.jobs.items() if job["status"].get("conditions")]:
             self.remove_job(name)
 
     def live_jobs(self) -> list[str]:
-        """Names of Jobs that have not ended, and are not going away."""
+        """Names of Jobs that have not ended and are not being deleted."""
         return [
             name
             for name, job in self.jobs.items()
@@ -149,7 +150,7 @@ class MemoryCluster:
 
 
 class Scenario:
-    """One object and all that happens to it."""
+    """One object, and everything that happens to it."""
 
     def __init__(self, builder: ObjectBuilder, profile: Profile | None = PROFILE) -> None:
         self.cluster = MemoryCluster(builder.build())
@@ -158,12 +159,12 @@ class Scenario:
         self.store = PROFILE.store.uri
         self.pointer = ""
         self.data = "first version of the data"
-        self.gates_hold = True
+        self.gates_pass = True
         self.measurement: EdgeMeasurement | None = None
         self.reports_later_stages = True
 
     def reconcile(self) -> Pass:
-        """One pass, ten seconds after the one before."""
+        """One pass, ten seconds after the previous one."""
         self.cluster.now += TICK
         metadata = self.cluster.document["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
@@ -173,22 +174,22 @@ class Scenario:
         return done
 
     def let_pass(self, time: timedelta) -> None:
-        """Nothing happens for a while."""
+        """Let time pass."""
         self.cluster.now += time
 
     def change(self, builder: ObjectBuilder) -> None:
-        """A person edits the object; the status stays."""
+        """A user edits the object; the status is kept."""
         status = self.cluster.document.get("status")
         self.cluster.document = (builder if status is None else builder.with_status(status)).build()
 
     @property
     def builder(self) -> ObjectBuilder:
-        """The object as it is now, to be edited."""
+        """The current object, to be edited."""
         return ObjectBuilder(self.cluster.document)
 
     @property
     def live_job(self) -> str:
-        """Name of the one live Job."""
+        """Name of the only live Job."""
         (name,) = self.cluster.live_jobs()
         return name
 
@@ -206,21 +207,19 @@ class Scenario:
         """A stage's row in the status."""
         return next(row for row in self.status.stages if row.name is stage)
 
-    def condition(self, kind: str) -> tuple[str, str, str] | None:
+    def condition(self, condition_type: str) -> tuple[str, str, str] | None:
         """Status, reason and message of a condition; None if it is absent."""
-        return next(
-            ((found.status, found.reason, found.message) for found in self.status.conditions if found.type == kind),
-            None,
-        )
+        found = next((each for each in self.status.conditions if each.type == condition_type), None)
+        return (found.status, found.reason, found.message) if found is not None else None
 
     def finish(self, result: Result | None = None) -> None:
-        """The live Job's container ends well."""
+        """The live Job's container succeeds."""
         result = result or self.simulated_result(self.request)
         self.end_pod(lambda pod: pod.succeeded(result))
         self.end_job(lambda job: job.complete(self.cluster.timestamp()))
 
     def finish_all(self) -> Pass:
-        """Every stage ends well, one after the other; the last pass."""
+        """Every stage succeeds, one after another; returns the last pass."""
         done = self.reconcile()
         while self.cluster.live_jobs():
             self.finish()
@@ -228,40 +227,40 @@ class Scenario:
         return done
 
     def advance_to(self, stage: Stage) -> None:
-        """Let every stage before `stage` end well; its Job is live afterwards."""
+        """Every stage before `stage` succeeds; its Job is live afterwards."""
         self.reconcile()
         while self.request.stage is not stage:
             self.finish()
             self.reconcile()
 
     def fail(self, exit_code: int, message: str, reason: str = "BackoffLimitExceeded", attempts: int = 1) -> None:
-        """The live Job's container ends with a failure, and the Job with it."""
+        """The live Job's container fails, and the Job with it."""
         request = self.request
         self.end_pod(lambda pod: pod.failed(request.stage, request.digest, exit_code, message))
         self.end_job(lambda job: job.failed(reason, attempts=attempts, at=self.cluster.timestamp()))
         if attempts > 1:
-            # The Pods of the others are gone: after a while, nobody waits for what they say.
+            # The Pods of the other attempts are gone: their results are not awaited after a while.
             self.let_pass(timedelta(minutes=1))
 
     def end_pod(self, ending: Any) -> None:
-        """The newest Pod of the live Job ends in some way of PodBuilder."""
+        """Change the newest Pod of the live Job with a method of PodBuilder."""
         job = self.live_job
         name = self.cluster.pods_of(job)[-1]
         created = self.cluster.pods[name]["metadata"]["creationTimestamp"]
         self.cluster.pods[name] = ending(PodBuilder(job, name, created, now=self.cluster.timestamp())).build()
 
     def end_job(self, ending: Any, name: str = "") -> None:
-        """The live Job, or the one of that name, ends in some way of JobBuilder."""
+        """Change the live Job, or the one with this name, with a method of JobBuilder."""
         job = self.cluster.jobs[name or self.live_job]
         request = request_of(job)
         builder = JobBuilder(request.stage, request.digest, created=job["metadata"]["creationTimestamp"])
         job["status"] = ending(builder).status
 
-    def tell(self, uid: str, kind: str, reason: str, message: str) -> None:
-        """A component of the cluster tells an Event of the Job or Pod with this UID, a second after the last one."""
-        told = self.cluster.events.setdefault(uid, [])
-        time = (self.cluster.now + timedelta(seconds=len(told))).isoformat().replace("+00:00", "Z")
-        told.append({"metadata": {}, "type": kind, "reason": reason, "message": message, "lastTimestamp": time})
+    def post_event(self, uid: str, event_type: str, reason: str, message: str) -> None:
+        """Kubernetes posts an Event of the Job or Pod with this UID, a second after the last one."""
+        events = self.cluster.events.setdefault(uid, [])
+        time = (self.cluster.now + timedelta(seconds=len(events))).isoformat().replace("+00:00", "Z")
+        events.append({"metadata": {}, "type": event_type, "reason": reason, "message": message, "lastTimestamp": time})
 
     def evict(self) -> None:
         """The live Job's Pod is evicted and gone; the Job controller starts another."""
@@ -270,7 +269,7 @@ class Scenario:
         self.cluster.start_pod(job)
 
     def simulated_result(self, request: Request) -> Result:
-        """What the stage says; from the store if its manifest is there."""
+        """Result of a stage; from the store if its manifest is there."""
         if request.stage is Stage.PREPARE:
             return self._prepared(request)
         if request.digest in self.manifests:
@@ -278,16 +277,16 @@ class Scenario:
             if publication is not None and publication.published:
                 self.pointer = publication.version
             return self.manifests[request.digest].model_copy(update={"cached": True})
-        made = self._made(request.stage, request.digest)
+        result = self._new_result(request.stage, request.digest)
         if request.stage is Stage.PUBLISH:
-            made = made.model_copy(update={"publication": self._publication(request)})
-        self.manifests[request.digest] = made
-        if made.publication is not None and made.publication.published:
-            self.pointer = made.publication.version
-        return made
+            result = result.model_copy(update={"publication": self._publication(request)})
+        self.manifests[request.digest] = result
+        if result.publication is not None and result.publication.published:
+            self.pointer = result.publication.version
+        return result
 
     def is_done(self, digest: str) -> bool:
-        """Whether the store has the manifest; a publication counts only while the pointer names its version."""
+        """Whether the store has the manifest; publish is done only while the pointer names its version."""
         publication = self.manifests[digest].publication if digest in self.manifests else None
         return digest in self.manifests and (
             publication is None or not publication.published or self.pointer == publication.version
@@ -297,8 +296,8 @@ class Scenario:
         resolved = Resolved(base=sha256_of(request.parameters.base_model.uri), train=sha256_of(self.data))
         digests = stage_digests(request.parameters, resolved, request.name)
         done = tuple(self.manifests[digest] for digest in digests.values() if self.is_done(digest))
-        made = self._made(Stage.PREPARE, prepared_digest(request.parameters, resolved))
-        return made.model_copy(
+        result = self._new_result(Stage.PREPARE, prepared_digest(request.parameters, resolved))
+        return result.model_copy(
             update={
                 "resolved": resolved,
                 "metrics": {"baseBytes": 1000.0, "rows": 600.0},
@@ -307,7 +306,7 @@ class Scenario:
             }
         )
 
-    def _made(self, stage: Stage, digest: str) -> Result:
+    def _new_result(self, stage: Stage, digest: str) -> Result:
         result = Result(stage=stage, digest=digest, seconds=5.0)
         if stage in _ARTIFACTS:
             result = result.model_copy(update={"artifacts": (self.artifact(stage, digest),)})
@@ -317,7 +316,7 @@ class Scenario:
         return result
 
     def artifact(self, stage: Stage, digest: str) -> Artifact:
-        """What a stage makes, where the store is now."""
+        """A stage's artifact in the current store."""
         uri = f"{self.store}/team-a/stages/{stage}/{digest}/{_ARTIFACTS[stage]}"
         return Artifact(name=_ARTIFACTS[stage], uri=uri, bytes=500, sha256=sha256_of(uri))
 
@@ -327,30 +326,30 @@ class Scenario:
         if pin := request.parameters.publish.pin:
             version = next(known for known in self.manifests if known.startswith(pin))
             return Publication(published=True, version=version, pointer=pointer, pinned=True)
-        if self.gates_hold:
+        if self.gates_pass:
             return Publication(published=True, version=digest, pointer=pointer)
         refusal = "maxDrop: the edge model is 0.03 below the tuned model, at most 0.02 is allowed"
         return Publication(published=False, version=digest, refusals=(refusal,))
 
 
 def request_of(job: Mapping[str, Any]) -> Request:
-    """The request that a Job carries."""
+    """The request of a Job."""
     environment = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     return Request.decode(environment["EDGETUNE_REQUEST"])
 
 
 def created(done: Pass) -> list[Stage]:
-    """Stages whose Job a pass created."""
+    """Stages whose Jobs a pass created."""
     return [action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)]
 
 
 def deleted(done: Pass) -> list[tuple[str, str]]:
-    """Names of the Jobs that a pass deleted, with the reason."""
+    """Names and reasons of the Jobs that a pass deleted."""
     return [(action.name, action.reason) for action in done.plan.actions if isinstance(action, DeleteJob)]
 
 
 def run_again(scenario: Scenario) -> list[Stage]:
-    """Stages whose Jobs are created from now on until the end."""
+    """Stages whose Jobs are created until the end of the run."""
     ran = created(scenario.reconcile())
     while scenario.cluster.live_jobs():
         scenario.finish()

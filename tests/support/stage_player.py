@@ -1,4 +1,4 @@
-"""Plays kubelet and stages for an operator process on a control plane of its own, where nothing runs."""
+"""Plays kubelet and stages for an operator process on a control plane without nodes."""
 
 import time
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PROFILES = {"default": {"store": STORE}}
 
 
 class StagePlayer:
-    """Plays kubelet and stages for one object: ends the Pods of its Jobs with the results that stages would give."""
+    """Plays kubelet and stages for one object: ends the Pods of its Jobs with simulated results."""
 
     def __init__(self, kube: Kube, namespace: str) -> None:
         self.kube = kube
@@ -53,11 +53,11 @@ class StagePlayer:
         return self.wait(lambda found: (found.get("status") or {}).get("phase") == phase, f"phase {phase}")
 
     def live_pod(self, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The Job of a stage, or of the clean-up, and its Pod that has not ended, once both are there."""
+        """The Job of a stage, or of the clean-up, and its pending Pod, once both exist."""
         deadline = time.monotonic() + 60
         selector = f"{names.STAGE_LABEL}={stage}"
         while time.monotonic() < deadline:
-            # A Job that is deleted stays until its Pods are gone, and a moment passes before they are deleted too.
+            # A deleted Job exists until its Pods are gone, which are deleted a moment later.
             found = self.kube.list("batch/v1", "Job", self.namespace, selector)
             jobs = {job["metadata"]["uid"]: job for job in found if not _deleting(job)}
             for pod in reversed(self.kube.list("v1", "Pod", self.namespace, selector)):
@@ -71,20 +71,20 @@ class StagePlayer:
         self.kube.set_status("v1", "Pod", self.namespace, pod["metadata"]["name"], status)
 
     def remove_pod(self, pod: dict[str, Any]) -> None:
-        """A Pod that is being deleted is gone: no kubelet is here to confirm that its container has ended."""
+        """Remove a Pod that is being deleted: there is no kubelet to confirm that its container has ended."""
         path = f"{self.kube.path('v1', 'Pod', self.namespace, pod['metadata']['name'])}?gracePeriodSeconds=0"
         self.kube.request("DELETE", path)
 
-    def wait_for_answer(self, code: int) -> None:
-        """The API server answers so to a Job that it is asked for on trial: quotas and webhooks come and go late."""
+    def wait_for_dry_run(self, code: int) -> None:
+        """Wait until a dry run of a Job is answered with this code: quotas and webhooks take effect with a delay."""
         template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "trial", "image": "none"}]}}
         job = {"metadata": {"name": "trial"}, "spec": {"template": template}}
         path = f"{self.kube.path('batch/v1', 'Job', self.namespace)}?dryRun=All"
         if not wait_for(lambda: self.kube.request("POST", path, job).code == code, 30):
-            raise TimeoutError(f"a Job is not answered with {code} within 30 s")
+            raise TimeoutError(f"a dry run of a Job is not answered with {code} within 30 s")
 
     def wait_for_deletion(self, job: Mapping[str, Any]) -> None:
-        """A Job whose owner is gone is marked as deleted by the garbage collector, sooner or later."""
+        """Wait until the garbage collector has deleted a Job whose owner is gone."""
         name = job["metadata"]["name"]
         self.kube.wait("batch/v1", "Job", self.namespace, name, _deleting, f"Job {name} is deleted")
 
@@ -94,39 +94,38 @@ class StagePlayer:
         self.end_pod(pod, pod_ended(0, result.encode().decode()))
 
     def fail(self, stage: Stage, code: ExitCode, message: str) -> None:
-        """The stage ends with a failure of its own."""
+        """The stage fails with this exit code and message."""
         job, pod = self.live_pod(stage)
         result = failed_result(stage, request_of(job).digest, code, code.reason, message)
         self.end_pod(pod, pod_ended(code, result.encode().decode()))
 
     def shorten_lives(self) -> None:
-        """The Jobs that are there now are gone a second after their end."""
+        """Let all present Jobs be removed a second after their end."""
         for job in self.jobs():
             short = {"spec": {"ttlSecondsAfterFinished": 1}}
             self.kube.merge("batch/v1", "Job", self.namespace, job["metadata"]["name"], short)
 
-    def ask_for_retry(self, token: str) -> None:
-        """As `kubectl annotate` does."""
+    def request_retry(self, token: str) -> None:
+        """Request a retry as `kubectl annotate` does."""
         annotations = {"annotations": {names.RETRY_REQUESTED_ANNOTATION: token}}
         self.kube.merge(*OBJECT, self.namespace, "sensor-faults", {"metadata": annotations})
 
     def jobs(self, stage: str = "") -> list[dict[str, Any]]:
-        """Jobs of the namespace, or of one stage, the oldest first."""
+        """Jobs of the namespace, or of one stage, oldest first."""
         jobs = self.kube.list("batch/v1", "Job", self.namespace, f"{names.STAGE_LABEL}={stage}" if stage else "")
         return sorted(jobs, key=lambda job: str(job["metadata"]["creationTimestamp"]))
 
-    def wait_for_condition(self, kind: str, reason: str, limit_seconds: float = 60) -> dict[str, Any]:
-        """The condition, once it is there with this reason."""
+    def wait_for_condition(self, condition_type: str, reason: str, limit_seconds: float = 60) -> dict[str, Any]:
+        """The condition, once it has this reason."""
 
-        def holds(found: dict[str, Any]) -> bool:
-            return (condition(found, kind) or {}).get("reason") == reason
+        def holds(document: dict[str, Any]) -> bool:
+            return (condition(document, condition_type) or {}).get("reason") == reason
 
-        found = self.kube.wait(
-            *OBJECT, self.namespace, "sensor-faults", holds, f"{kind} with reason {reason}", limit_seconds
-        )
-        told = condition(found, kind)
-        assert told is not None
-        return told
+        what = f"{condition_type} with reason {reason}"
+        document = self.kube.wait(*OBJECT, self.namespace, "sensor-faults", holds, what, limit_seconds)
+        found = condition(document, condition_type)
+        assert found is not None
+        return found
 
     def finish_from(self, first: Stage) -> None:
         for stage in list(Stage)[list(Stage).index(first) :]:
@@ -151,7 +150,7 @@ class Operator:
         self._profiles: Mapping[str, Any] | None = None
 
     def ensure(self) -> None:
-        """It runs with the usual profiles, whatever a test that failed has left."""
+        """Let it run with the default profiles, also after a test that failed."""
         if self._profiles != PROFILES:
             self.stop()
             self.start()
@@ -169,7 +168,7 @@ class Operator:
         self._stack.close()
 
     def kill(self) -> None:
-        """The process is gone at once, as when its node fails."""
+        """Kill the process, as if its node failed."""
         self._running.process.kill()
         self._running.process.wait()
         self.stop()

@@ -1,4 +1,4 @@
-"""Legal and illegal objects, each with what the model says. A real API server must give the same verdicts."""
+"""Valid and invalid objects, each with the model's message. A real API server must give the same verdicts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,20 @@ REMOVED = object()
 
 @dataclass(frozen=True)
 class Verdict:
-    """One object: the smallest legal one with some fields of its spec changed."""
+    """One object: the smallest valid one with some fields of its spec changed."""
 
     case: str
     changes: dict[str, Any]
     problem: str = ""
-    """Path and message that the model gives; empty for a legal object."""
+    """Start of the path and message from the model; empty for a valid object."""
 
     @property
-    def legal(self) -> bool:
+    def valid(self) -> bool:
         return not self.problem
 
     @property
     def path(self) -> str:
-        """Path of the field that is wrong."""
+        """Path of the invalid field."""
         return self.problem.split(": ", maxsplit=1)[0]
 
     @property
@@ -37,17 +37,17 @@ class Verdict:
         return builder.build()
 
 
-LEGAL = (
+VALID = (
     Verdict("the smallest object", {}),
     Verdict("a bucket without a prefix", {"baseModel.uri": "s3://models"}),
     Verdict("a model from the hub with its commit", {"baseModel": {"uri": "hf://org/model", "revision": COMMIT}}),
-    Verdict("a model of this machine", {"baseModel.uri": "file:///models/base"}),
+    Verdict("a model on this machine", {"baseModel.uri": "file:///models/base"}),
     Verdict("a model pinned by content", {"baseModel.revision": SHA256}),
     Verdict("a commit for a model in a bucket", {"baseModel.revision": COMMIT}),
     Verdict("data pinned by content", {"dataset.train.revision": SHA256}),
     Verdict("evaluation data", {"dataset.eval": {"uri": "file:///data/eval.parquet"}}),
-    Verdict("a null where nothing is needed", {"dataset.eval": None, "training.maxSteps": None}),
-    Verdict("a null where a default stands in", {"lora.rank": None, "training": None}),
+    Verdict("a null for an optional field", {"dataset.eval": None, "training.maxSteps": None}),
+    Verdict("a null for a field with a default", {"lora.rank": None, "training": None}),
     Verdict("the chat template", {"dataset.template": "ChatTemplate"}),
     Verdict("another template", {"dataset.template": "Q: {instruction}\nA:"}),
     Verdict("format Text", {"dataset.format": "Text", "dataset.fields.text": "body"}),
@@ -89,7 +89,7 @@ LEGAL = (
     Verdict("another profile", {"profile": "a100-spot"}),
     Verdict("suspended", {"suspend": True}),
     Verdict("no second attempt", {"retryLimit": 0}),
-    Verdict("artifacts that go with the object", {"deletionPolicy": "Delete"}),
+    Verdict("artifacts deleted with the object", {"deletionPolicy": "Delete"}),
 )
 
 _QUANTITY = "spec.evaluation.gates.maxEdgeBytes"
@@ -97,40 +97,69 @@ _NO_MODULES = (
     "spec.lora.targetModules: must be Minimal, Standard, Aggressive, AllLinear, or a list of 1 to 64 module names "
     "such as [q_proj, v_proj], is "
 )
-_WRONG_FORM = "has not the form that is expected here."
+_NO_MODEL_URI = (
+    "is not a valid model URI; expected s3://bucket/prefix, hf://organization/name or, in a local run, file:///path"
+)
+_NO_DATA_URI = "is not a valid data URI; expected s3://bucket/key or, in a local run, file:///path"
+_NO_SIZE = "is not a valid size; expected a whole number of bytes with an optional unit, such as 500M or 8Gi"
+_NO_CORES = "is not a valid number of CPU cores; expected a number such as 2 or 1.5, or thousandths such as 500m"
+_NO_VERSION = "is not a valid version; expected the first 12 to 64 digits that status.publication.version shows"
 
-ILLEGAL = (
+INVALID = (
     Verdict("no base model", {"baseModel": REMOVED}, "spec.baseModel: is required"),
     Verdict("a base model of null", {"baseModel": None}, "spec.baseModel: is required"),
-    Verdict("no address of the base model", {"baseModel": {}}, "spec.baseModel.uri: is required"),
+    Verdict("no URI of the base model", {"baseModel": {}}, "spec.baseModel.uri: is required"),
     Verdict("no data set", {"dataset": REMOVED}, "spec.dataset: is required"),
     Verdict("no training data", {"dataset": {}}, "spec.dataset.train: is required"),
-    Verdict("evaluation data without an address", {"dataset.eval": {}}, "spec.dataset.eval.uri: is required"),
+    Verdict("evaluation data without a URI", {"dataset.eval": {}}, "spec.dataset.eval.uri: is required"),
     Verdict(
-        "an address of another kind",
+        "a URI with another scheme",
         {"baseModel.uri": "https://models/x"},
-        f"spec.baseModel.uri: 'https://models/x' {_WRONG_FORM} Location of the model: s3://bucket/prefix, "
-        "hf://organization/name, or in a local run file:///path.",
+        f"spec.baseModel.uri: 'https://models/x' {_NO_MODEL_URI}",
     ),
-    Verdict("an empty address", {"baseModel.uri": ""}, f"spec.baseModel.uri: '' {_WRONG_FORM}"),
+    Verdict("an empty URI", {"baseModel.uri": ""}, f"spec.baseModel.uri: '' {_NO_MODEL_URI}"),
     Verdict(
-        "a bucket in capitals", {"baseModel.uri": "s3://Models/x"}, f"spec.baseModel.uri: 's3://Models/x' {_WRONG_FORM}"
-    ),
-    Verdict(
-        "a hub model without an organization", {"baseModel.uri": "hf://model"}, "spec.baseModel.uri: 'hf://model' has"
-    ),
-    Verdict("a file of another host", {"baseModel.uri": "file://host/x"}, "spec.baseModel.uri: 'file://host/x' has"),
-    Verdict(
-        "an address with a space", {"baseModel.uri": "s3://models/a b"}, "spec.baseModel.uri: 's3://models/a b' has"
+        "a bucket in capitals",
+        {"baseModel.uri": "s3://Models/x"},
+        f"spec.baseModel.uri: 's3://Models/x' {_NO_MODEL_URI}",
     ),
     Verdict(
-        "an address that is too long",
+        "a hub model without an organization",
+        {"baseModel.uri": "hf://model"},
+        f"spec.baseModel.uri: 'hf://model' {_NO_MODEL_URI}",
+    ),
+    Verdict(
+        "a file on another host",
+        {"baseModel.uri": "file://host/x"},
+        f"spec.baseModel.uri: 'file://host/x' {_NO_MODEL_URI}",
+    ),
+    Verdict(
+        "a URI with a space",
+        {"baseModel.uri": "s3://models/a b"},
+        f"spec.baseModel.uri: 's3://models/a b' {_NO_MODEL_URI}",
+    ),
+    Verdict(
+        "a URI that is too long",
         {"baseModel.uri": "s3://models/" + "x" * 1024},
         "spec.baseModel.uri: string should have at most 1024 characters",
     ),
-    Verdict("data from the hub", {"dataset.train.uri": "hf://org/data"}, "spec.dataset.train.uri: 'hf://org/data' has"),
-    Verdict("half a digest", {"dataset.train.revision": "abc"}, "spec.dataset.train.revision: 'abc' has"),
-    Verdict("a branch as revision", {"baseModel.revision": "main"}, "spec.baseModel.revision: 'main' has"),
+    Verdict(
+        "data from the hub",
+        {"dataset.train.uri": "hf://org/data"},
+        f"spec.dataset.train.uri: 'hf://org/data' {_NO_DATA_URI}",
+    ),
+    Verdict(
+        "half a digest",
+        {"dataset.train.revision": "abc"},
+        "spec.dataset.train.revision: 'abc' is not a valid revision; expected the 64-digit SHA-256 that "
+        "status.resolved shows",
+    ),
+    Verdict(
+        "a branch as revision",
+        {"baseModel.revision": "main"},
+        "spec.baseModel.revision: 'main' is not a valid revision; expected the 40-digit commit of an hf:// model, or "
+        "the 64-digit SHA-256 that status.resolved.base shows",
+    ),
     Verdict(
         "a hub model without its commit",
         {"baseModel.uri": "hf://org/model"},
@@ -150,7 +179,7 @@ ILLEGAL = (
         "an empty template", {"dataset.template": ""}, "spec.dataset.template: string should have at least 1 character"
     ),
     Verdict(
-        "a batch that is no multiple",
+        "a batch that is not a multiple",
         {"training.batchSize": 6},
         "spec.training: batchSize must be a multiple of microBatchSize",
     ),
@@ -159,9 +188,7 @@ ILLEGAL = (
         {"training.microBatchSize": 32},
         "spec.training: batchSize must be a multiple of microBatchSize",
     ),
-    Verdict(
-        "a micro-batch of nothing", {"training.microBatchSize": 0}, "spec.training.microBatchSize: input should be"
-    ),
+    Verdict("an empty micro-batch", {"training.microBatchSize": 0}, "spec.training.microBatchSize: input should be"),
     Verdict("an unknown format", {"dataset.format": "Alpaca"}, "spec.dataset.format: input should be 'Instruction'"),
     Verdict("an unknown method", {"method": "qlora"}, "spec.method: input should be 'QLoRA' or 'LoRA', is 'qlora'"),
     Verdict("an unknown optimizer", {"training.optimizer": "sgd"}, "spec.training.optimizer: input should be"),
@@ -176,32 +203,34 @@ ILLEGAL = (
         "an unknown edge format", {"quantization.formats": ["Gguf"]}, "spec.quantization.formats[0]: input should be"
     ),
     Verdict(
-        "no edge format", {"quantization.formats": []}, "spec.quantization.formats: tuple should have at least 1 item"
+        "no edge format", {"quantization.formats": []}, "spec.quantization.formats: must have at least 1 item, has 0"
     ),
     Verdict(
         "an edge format twice",
         {"quantization.formats": ["BitsAndBytesInt8", "BitsAndBytesInt8"]},
         "spec.quantization.formats: duplicate format BitsAndBytesInt8: list each format once",
     ),
-    Verdict("a rank of nothing", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
+    Verdict("a rank of zero", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
     Verdict("a rank beyond the bound", {"lora.rank": 513}, "spec.lora.rank: input should be less than or equal to 512"),
     Verdict("a rank as text", {"lora.rank": "16"}, "spec.lora.rank: input should be a valid integer, is '16'"),
     Verdict("half a rank", {"lora.rank": 1.5}, "spec.lora.rank: input should be a valid integer, is 1.5"),
-    Verdict("a truth as text", {"lora.rsLora": "true"}, "spec.lora.rsLora: input should be a valid boolean, is 'true'"),
-    Verdict("a number as truth", {"suspend": 1}, "spec.suspend: input should be a valid boolean, is 1"),
+    Verdict(
+        "a boolean as text", {"lora.rsLora": "true"}, "spec.lora.rsLora: input should be a valid boolean, is 'true'"
+    ),
+    Verdict("a number as boolean", {"suspend": 1}, "spec.suspend: input should be a valid boolean, is 1"),
     Verdict("a text as object", {"lora": "big"}, "spec.lora: input should be an object, is 'big'"),
     Verdict("all inputs dropped", {"lora.dropout": 1}, "spec.lora.dropout: input should be less than 1, is 1"),
     Verdict("no epochs", {"training.epochs": 0}, "spec.training.epochs: input should be greater than 0, is 0"),
     Verdict("no steps", {"training.maxSteps": 0}, "spec.training.maxSteps: input should be greater than or equal to 1"),
     Verdict("no learning", {"training.learningRate": 0}, "spec.training.learningRate: input should be greater than 0"),
     Verdict(
-        "all steps are warm-up", {"training.warmupRatio": 1}, "spec.training.warmupRatio: input should be less than 1"
+        "only warm-up steps", {"training.warmupRatio": 1}, "spec.training.warmupRatio: input should be less than 1"
     ),
     Verdict("examples too short", {"training.maxLength": 7}, "spec.training.maxLength: input should be greater than"),
     Verdict(
         "a seed below zero", {"training.seed": -1}, "spec.training.seed: input should be greater than or equal to 0"
     ),
-    Verdict("no checkpoint stays", {"training.checkpoint.keep": 0}, "spec.training.checkpoint.keep: input should be"),
+    Verdict("no checkpoint kept", {"training.checkpoint.keep": 0}, "spec.training.checkpoint.keep: input should be"),
     Verdict(
         "all rows held out", {"dataset.evalSplitPercent": 100}, "spec.dataset.evalSplitPercent: input should be less"
     ),
@@ -217,27 +246,27 @@ ILLEGAL = (
     Verdict("modules as an empty object", {"lora.targetModules": {}}, f"{_NO_MODULES}{{}}"),
     Verdict("modules as a number", {"lora.targetModules": 5}, f"{_NO_MODULES}5"),
     Verdict("modules as a fraction", {"lora.targetModules": 0.5}, f"{_NO_MODULES}0.5"),
-    Verdict("modules as a truth", {"lora.targetModules": True}, f"{_NO_MODULES}True"),
+    Verdict("modules as a boolean", {"lora.targetModules": True}, f"{_NO_MODULES}True"),
     Verdict(
         "a score in percent", {"evaluation.gates.minScore": 80}, "spec.evaluation.gates.minScore: input should be less"
     ),
     Verdict("a drop below zero", {"evaluation.gates.maxDrop": -0.1}, "spec.evaluation.gates.maxDrop: input should be"),
-    Verdict("a quantity in GiB", {"evaluation.gates.maxEdgeBytes": "8GiB"}, f"{_QUANTITY}: '8GiB' has not the form"),
-    Verdict("a fraction of a quantity", {"evaluation.gates.maxEdgeBytes": "1.5Gi"}, f"{_QUANTITY}: '1.5Gi' has not"),
-    Verdict("a quantity below zero", {"evaluation.gates.maxEdgeBytes": -1}, f"{_QUANTITY}: '-1' has not the form"),
+    Verdict("a quantity in GiB", {"evaluation.gates.maxEdgeBytes": "8GiB"}, f"{_QUANTITY}: '8GiB' {_NO_SIZE}"),
+    Verdict("a fraction of a quantity", {"evaluation.gates.maxEdgeBytes": "1.5Gi"}, f"{_QUANTITY}: '1.5Gi' {_NO_SIZE}"),
+    Verdict("a quantity below zero", {"evaluation.gates.maxEdgeBytes": -1}, f"{_QUANTITY}: '-1' {_NO_SIZE}"),
     Verdict("half a byte", {"evaluation.gates.maxEdgeBytes": 0.5}, f"{_QUANTITY}: input should be a valid string"),
     Verdict(
-        "a truth as quantity", {"evaluation.gates.maxEdgeBytes": True}, f"{_QUANTITY}: input should be a valid string"
+        "a boolean as quantity", {"evaluation.gates.maxEdgeBytes": True}, f"{_QUANTITY}: input should be a valid string"
     ),
-    Verdict("no cores", {"evaluation.edge.cpu": 0}, "spec.evaluation.edge.cpu: '0' has not the form"),
-    Verdict("cores below zero", {"evaluation.edge.cpu": -1}, "spec.evaluation.edge.cpu: '-1' has not the form"),
-    Verdict("cores in words", {"evaluation.edge.cpu": "two"}, "spec.evaluation.edge.cpu: 'two' has not the form"),
+    Verdict("no cores", {"evaluation.edge.cpu": 0}, f"spec.evaluation.edge.cpu: '0' {_NO_CORES}"),
+    Verdict("cores below zero", {"evaluation.edge.cpu": -1}, f"spec.evaluation.edge.cpu: '-1' {_NO_CORES}"),
+    Verdict("cores as a word", {"evaluation.edge.cpu": "two"}, f"spec.evaluation.edge.cpu: 'two' {_NO_CORES}"),
     Verdict(
         "a speed below zero",
         {"evaluation.edge.minTokensPerSecond": -1},
         "spec.evaluation.edge.minTokensPerSecond: input should be greater than or equal to 0",
     ),
-    Verdict("memory in GB", {"evaluation.edge.memory": "2GB"}, "spec.evaluation.edge.memory: '2GB' has not the form"),
+    Verdict("memory in GB", {"evaluation.edge.memory": "2GB"}, f"spec.evaluation.edge.memory: '2GB' {_NO_SIZE}"),
     Verdict(
         "an edge budget for a format for servers",
         {"evaluation.edge": {}, "quantization.formats": ["CompressedTensorsW8A8", "GGUF-Q8_0"]},
@@ -245,14 +274,19 @@ ILLEGAL = (
         "CompressedTensorsW8A8: put BitsAndBytesInt8 or GGUF-Q8_0 first",
     ),
     Verdict(
-        "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_WRONG_FORM}"
+        "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_NO_VERSION}"
     ),
-    Verdict("a pin in capitals", {"publish.pin": "0123456789AB"}, f"spec.publish.pin: '0123456789AB' {_WRONG_FORM}"),
-    Verdict("a pin by another name", {"publish.pin": "latest-but-one"}, "spec.publish.pin: 'latest-but-one' has"),
+    Verdict("a pin in capitals", {"publish.pin": "0123456789AB"}, f"spec.publish.pin: '0123456789AB' {_NO_VERSION}"),
+    Verdict(
+        "a pin that is a name", {"publish.pin": "latest-but-one"}, f"spec.publish.pin: 'latest-but-one' {_NO_VERSION}"
+    ),
     Verdict("a pin that is too long", {"publish.pin": "a" * 65}, "spec.publish.pin: string should have at most 64"),
     Verdict("no examples", {"evaluation.maxExamples": 0}, "spec.evaluation.maxExamples: input should be greater than"),
     Verdict(
-        "a profile in capitals", {"profile": "A100"}, "spec.profile: 'A100' has not the form that is expected here."
+        "a profile in capitals",
+        {"profile": "A100"},
+        "spec.profile: 'A100' is not a valid profile name; expected lower-case letters, digits and '-', with a letter "
+        "or digit at both ends",
     ),
     Verdict("no profile", {"profile": ""}, "spec.profile: string should have at least 1 character"),
     Verdict(
@@ -264,6 +298,6 @@ ILLEGAL = (
     Verdict("a deadline under a minute", {"activeDeadlineSeconds": 59}, "spec.activeDeadlineSeconds: input should be"),
     Verdict("an unknown field", {"image": "evil:1"}, "spec.image: unknown field"),
     Verdict("an unknown field further down", {"training.batch": 16}, "spec.training.batch: unknown field"),
-    Verdict("a name as Python writes it", {"training.batch_size": 16}, "spec.training.batch_size: unknown field"),
+    Verdict("a field name in snake case", {"training.batch_size": 16}, "spec.training.batch_size: unknown field"),
 )
-VERDICTS = LEGAL + ILLEGAL
+VERDICTS = VALID + INVALID

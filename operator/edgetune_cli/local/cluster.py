@@ -103,10 +103,10 @@ class LocalCluster:
         shutil.rmtree(job.folder, ignore_errors=True)
         self.changed.set()
 
-    async def namespace_is_going(self, namespace: str) -> bool:  # noqa: ARG002 - a folder is never terminating
+    async def is_namespace_terminating(self, namespace: str) -> bool:  # noqa: ARG002 - a folder is never terminating
         return False
 
-    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - one object only
+    async def have_stages_stopped(self, owner: Mapping[str, Any]) -> bool:  # noqa: ARG002 - one object only
         return not self._jobs
 
     async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:

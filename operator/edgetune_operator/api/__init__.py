@@ -1,1 +1,1 @@
-"""The object's models, names, reasons, profiles and the check of a spec."""
+"""The object's models, names, reasons, profiles and the check of a spec. Imports the contract only."""

@@ -16,7 +16,7 @@ SHORT_NAME = "lft"
 
 @dataclass(frozen=True)
 class Key:
-    """Which object."""
+    """Namespace and name of an object."""
 
     namespace: str
     name: str
@@ -25,24 +25,25 @@ class Key:
 # On Jobs and their Pods.
 STAGE_LABEL = f"{GROUP}/stage"
 OWNER_LABEL = f"{GROUP}/name"
-# Names are used again after a deletion; this tells whose Job it is.
+# A name can be used again after a deletion; the UID identifies the owner of a Job.
 UID_LABEL = f"{GROUP}/uid"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "edgetune"
 DIGEST_ANNOTATION = f"{GROUP}/digest"
-# The token that was current when the Job was made: a finished Job of an older token answers no retry.
+# The retry token when the Job was created: a finished Job with an older token does not satisfy a newer request.
 RETRY_ANNOTATION = f"{GROUP}/retry"
-# What the Job has of profile and spec besides its digest: a hash. One that has not started is replaced when it changes.
+# Hash of what the Job takes from profile and spec besides its digest. When it changes, a Job that has not started is
+# replaced.
 SETTINGS_ANNOTATION = f"{GROUP}/settings"
 
-# On the object, set by the operator with deletionPolicy Delete: it goes when the artifacts are gone.
+# On the object, set by the operator for deletionPolicy Delete; removed once the artifacts are removed.
 FINALIZER = f"{GROUP}/artifacts"
 
-# On the object, set by people.
+# On the object, set by users.
 RETRY_REQUESTED_ANNOTATION = f"{GROUP}/retry-requested"
 
 CONTAINER = "stage"
-# Value of the stage's label on the Job that removes an object's artifacts, and part of its name.
+# Value of the stage label on the Job that removes an object's artifacts, and part of its name.
 CLEAN_UP = "clean-up"
 
 # A Job's name becomes a label value of its Pods.
@@ -52,23 +53,26 @@ _LONGEST_SUFFIX = max(len(f"-{stage}-") for stage in Stage) + _DIGEST_CHARACTERS
 
 
 def job_name(name: str, stage: Stage, digest: str) -> str:
-    """Name of the Job of a stage: a function of object, stage and digest, so that creating it is idempotent."""
+    """Name of a stage's Job: a function of object, stage and digest, so that creating it is idempotent."""
     return f"{_shortened(name, _MAX_LABEL - _LONGEST_SUFFIX)}-{stage}-{digest[:_DIGEST_CHARACTERS]}"
 
 
 def clean_up_job_name(name: str, uid: str) -> str:
-    """Name of the Job that removes an object's artifacts: it may outlive the object, whose name may be used again."""
+    """Name of the Job that removes an object's artifacts.
+
+    It has the UID because the Job can outlive the object, whose name can be used again.
+    """
     suffix = f"-{CLEAN_UP}-{uid.replace('-', '')[:_DIGEST_CHARACTERS]}"
     return f"{_shortened(name, _MAX_LABEL - len(suffix))}{suffix}"
 
 
 def label_value(name: str) -> str:
-    """The object's name as a label value; names longer than a label are cut and told apart by a hash."""
+    """The object's name as a label value; a name that is too long for a label is cut and gets a hash."""
     return _shortened(name, _MAX_LABEL)
 
 
 def _shortened(name: str, length: int) -> str:
-    # Job names are DNS labels where object names may have dots.
+    # Object names may have dots; Job names are DNS labels.
     plain = name.replace(".", "-")
     if len(plain) <= length and plain == name:
         return name

@@ -19,7 +19,7 @@ MAX_HISTORY = 10
 MAX_WARNINGS = 64
 MAX_RETRY_TOKEN = 256
 MAX_TEXT = 32_768
-# As many digits of a version as spec.publish.pin takes at least.
+# Digits of a version that are shown: the minimum that spec.publish.pin accepts.
 SHORT_VERSION = 12
 
 ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
@@ -35,25 +35,26 @@ class DeletionPolicy(StrEnum):
 
 
 class LoraFineTuneSpec(Parameters):
-    """What the user asks for."""
+    """The desired state."""
 
     profile: ProfileName = "default"
-    """Profile of the platform team: images, resources, node selection, bucket, credentials, queue."""
+    """Name of a profile of the platform team, which sets images, resources, node selection, bucket, credentials and
+    queue."""
 
     suspend: bool = False
-    """Stop the running stage (training writes a checkpoint first) and keep all that is finished."""
+    """Stop the running stage (training writes a checkpoint first). Finished stages are kept."""
 
     retry_limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """How often one stage is tried again after an attempt that failed: 3 means four attempts. Preemptions do not count.
-    A stage that runs keeps the limit that it started with."""
+    """Retries of one stage after a failed attempt: 3 allows four attempts. Preemptions do not count. A running stage
+    keeps the limit with which it started."""
 
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31_536_000)] = 86_400
-    """Longest time of one stage, in seconds. A stage that runs keeps the limit that it started with."""
+    """Deadline of one stage, in seconds. A running stage keeps the deadline with which it started."""
 
     deletion_policy: DeletionPolicy = DeletionPolicy.RETAIN
-    """What happens to the artifacts when the object is deleted. Retain leaves all of them. Delete removes, before the
-    object is gone, the versions and the pointer of this name and the outputs of its stages that no other object uses,
-    also those that an earlier object of this name has left."""
+    """What happens to the artifacts when the object is deleted. Retain keeps all of them. Delete removes, before the
+    object is gone, the versions and the pointer of this name, and the outputs of its stages that no other object uses.
+    It also removes those that an earlier object of this name left."""
 
     @property
     def parameters(self) -> Parameters:
@@ -62,7 +63,7 @@ class LoraFineTuneSpec(Parameters):
 
 
 class Phase(StrEnum):
-    """Where the object is, in one word for people. Programs read conditions."""
+    """State of the object in one word, for users. Programs read conditions."""
 
     PENDING = "Pending"
     PREPARING = PIPELINE[Stage.PREPARE].phase
@@ -90,13 +91,13 @@ class StageState(StrEnum):
 
 
 class CountedAttempts(Model):
-    """The last attempts of a stage that ended; all earlier ones were counted as well."""
+    """The newest attempts of a stage that were counted; all earlier ones were counted too."""
 
     created_at: Timestamp
-    """When their Pods were created (RFC 3339)."""
+    """Creation time of their Pods (RFC 3339)."""
 
     pods: Annotated[tuple[Annotated[str, Field(max_length=253)], ...], Field(max_length=64)]
-    """Names of their Pods: as a rule one, since attempts follow each other."""
+    """Names of their Pods; usually one, since attempts run one after another."""
 
 
 class StageStatus(Model):
@@ -109,30 +110,29 @@ class StageStatus(Model):
     """Pending, Running, Succeeded, Failed, or Skipped (merge, with merge.keep false)."""
 
     digest: Annotated[str, Field(max_length=64)] = ""
-    """SHA-256 over all that can change the stage's output; empty until it is known."""
+    """SHA-256 over everything that can change the stage's output; empty until it is known."""
 
     job: Annotated[str, Field(max_length=253)] = ""
     """Name of the stage's Job."""
 
     attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Attempts that were started, without those that a disruption ended."""
+    """Started attempts, without those that a disruption ended."""
 
     preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Attempts that were stopped from outside and went on later."""
+    """Attempts that were stopped from outside, such as by an eviction, and resumed later."""
 
     resumed_from: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer step of the checkpoint that the newest attempt went on from; absent until an attempt goes on."""
+    """Optimizer step of the checkpoint from which the newest attempt resumed; absent if no attempt has resumed."""
 
     lost_steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer steps that were done again: of each attempt that went on, the last step that was seen before it, minus
-    the step that it went on from."""
+    """Optimizer steps repeated after interruptions, summed over resumed attempts."""
 
     gpu_seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
-    """GPU time of the attempts that ended: seconds that their containers ran, times the GPUs that they had. One that a
-    suspension or an edit of the spec stopped is among them."""
+    """GPU time of ended attempts: seconds that their containers ran, times the GPUs that they had. Attempts stopped by
+    a suspension or an edit of the spec are included."""
 
     counted: CountedAttempts | None = None
-    """The last attempts that ended and were counted: by them, each attempt counts once."""
+    """The newest counted attempts; they make each attempt count once."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""
@@ -141,60 +141,60 @@ class StageStatus(Model):
     """When the stage ended (RFC 3339)."""
 
     seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
-    """Time from start to end, in seconds."""
+    """Duration, in seconds."""
 
     cached: bool = False
-    """The output was in the store already."""
+    """Whether the output was already in the store."""
 
     reason: Annotated[str, Field(max_length=128)] = ""
     """CamelCase reason for the state."""
 
     message: Text = ""
-    """What happened and what to do, for people."""
+    """What happened and what to do."""
 
     metrics: dict[Annotated[str, Field(max_length=64)], float] = {}
     """The stage's figures, such as steps, loss, tokensPerSecond, trainableParameters."""
 
     warnings: tuple[Text, ...] = ()
-    """What the stage found worth a second look."""
+    """Warnings of the stage."""
 
 
 class ProgressStatus(Model):
-    """How far the running stage is."""
+    """Progress of the running stage."""
 
     stage: Stage
     """The running stage."""
 
     step: Annotated[int, Field(ge=0, le=1_000_000_000_000)]
-    """Units done."""
+    """Completed units."""
 
     total_steps: Annotated[int, Field(ge=0, le=1_000_000_000_000)]
-    """Units in all."""
+    """Total units."""
 
     unit: Annotated[str, Field(max_length=32)] = "steps"
-    """What is counted."""
+    """The unit that is counted."""
 
     percent: Annotated[int, Field(ge=0, le=100)]
-    """Share done, in percent."""
+    """Completed share, in percent."""
 
     loss: float | None = None
-    """Training loss of the last steps, in nats per completion token."""
+    """Training loss of the latest steps, in nats per completion token."""
 
     tokens_per_second: float | None = None
-    """Training tokens a second."""
+    """Training tokens per second."""
 
     eta_seconds: Annotated[float, Field(ge=0, le=1e9)] | None = None
-    """Expected time to the end of the stage, in seconds."""
+    """Expected time until the stage ends, in seconds."""
 
     pod: Annotated[str, Field(max_length=253)] = ""
-    """The attempt that says so, by the name of its Pod. It stays while a later attempt has not said anything."""
+    """Pod of the attempt that reported this. A later attempt replaces it with its first report."""
 
     resumed_from: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0
-    """Optimizer step of the checkpoint that this attempt went on from; 0 is none."""
+    """Optimizer step of the checkpoint from which this attempt resumed; 0 if it started from the beginning."""
 
 
 class Sizes(Model):
-    """Sizes of what the run read and made, in bytes."""
+    """Sizes of the run's inputs and outputs, in bytes."""
 
     base_bytes: Annotated[int, Field(ge=0)] | None = None
     """Files of the base model."""
@@ -209,14 +209,14 @@ class Sizes(Model):
     """Files of the edge model."""
 
     ratio: Annotated[float, Field(ge=0)] | None = None
-    """Edge over base."""
+    """Size of the edge model divided by the size of the base."""
 
 
 class ArtifactStatus(Artifact):
-    """One thing that the run made, in the store."""
+    """One artifact of the run, in the store."""
 
     stage: Stage
-    """The stage that made it."""
+    """The stage that wrote it."""
 
 
 class PublicationStatus(Model):
@@ -232,18 +232,18 @@ class PublicationStatus(Model):
     """URI of latest.json, which edge devices follow."""
 
     pinned: bool = False
-    """Whether the version is the one that spec.publish.pin names, not the spec's own."""
+    """Whether the version is the one in spec.publish.pin rather than the spec's own."""
 
     refusals: tuple[Text, ...] = ()
-    """One sentence a gate that did not hold, with the figure and the limit."""
+    """One sentence for each failed gate, with the figure and the limit."""
 
 
 class Condition(Model):
-    """A condition as Kubernetes knows it."""
+    """A Kubernetes condition."""
 
     type: Annotated[str, Field(max_length=316)]
     """Ready, Reconciling, Stalled, or a stage's: Prepared, Trained, Merged, Quantized, Evaluated, Published. CleanedUp
-    while the object is deleted with its artifacts."""
+    while the artifacts of a deleted object are removed."""
 
     status: Literal["True", "False", "Unknown"]
     """True, False or Unknown."""
@@ -252,13 +252,13 @@ class Condition(Model):
     """CamelCase reason."""
 
     message: Text = ""
-    """What it means and what to do, for people."""
+    """What it means and what to do."""
 
     last_transition_time: Timestamp
     """When the status last changed (RFC 3339)."""
 
     observed_generation: Annotated[int, Field(ge=0)] = 0
-    """Generation of the spec that this condition speaks of."""
+    """Generation of the spec that this condition describes."""
 
 
 class HistoryEntry(Model):
@@ -271,7 +271,7 @@ class HistoryEntry(Model):
     """Phase at the end and, unless this spec's own version was published, the reason."""
 
     version: Annotated[str, Field(max_length=64)] = ""
-    """Digest of the version that was published, refused or pinned; empty if the run did not get so far."""
+    """Digest of the version that was published, refused or pinned; empty if the run ended before publish."""
 
     started_at: Timestamp | None = None
     """When the run started (RFC 3339)."""
@@ -280,17 +280,17 @@ class HistoryEntry(Model):
     """When the run ended (RFC 3339)."""
 
     scores: Scores | None = None
-    """Scores of the run; absent when a pin stood, whose version has scores of its own."""
+    """Scores of the run; absent if a version was pinned, which has scores of its own."""
 
     sizes: Sizes | None = None
-    """Sizes of the run, in bytes; absent when a pin stood."""
+    """Sizes of the run, in bytes; absent if a version was pinned."""
 
 
 class Display(Model):
-    """Figures in a person's units, for the columns of `kubectl get`."""
+    """Formatted figures for the columns of `kubectl get`."""
 
     progress: Annotated[str, Field(max_length=MAX_DISPLAY)] = ""
-    """Progress of the running stage or, where none runs, the reason."""
+    """Progress of the running stage or, if no stage is running, the reason."""
 
     base: Annotated[str, Field(max_length=16)] = ""
     """Score of the base model."""
@@ -312,18 +312,18 @@ class Display(Model):
 
 
 class LoraFineTuneStatus(Model):
-    """What became of it. Written by the operator only; a view of the facts in the store."""
+    """The observed state. Written by the operator only; a view of the facts in the store."""
 
     observed_generation: Annotated[int, Field(ge=-1)] = -1
-    """Generation of the spec that this status speaks of; -1 before the first pass."""
+    """Generation of the spec that this status describes; -1 before the first pass."""
 
     phase: Phase = Phase.PENDING
-    """Where the object is, in one word for people. Programs read conditions."""
+    """State of the object in one word, for users. Programs read conditions."""
 
     conditions: Annotated[
         tuple[Condition, ...], Field(max_length=16, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["type"]})
     ] = ()
-    """Ready, Reconciling and Stalled as kstatus reads them, and one a stage."""
+    """Ready, Reconciling and Stalled as kstatus reads them, and one for each stage."""
 
     started_at: Timestamp | None = None
     """When the current run started (RFC 3339)."""
@@ -332,27 +332,27 @@ class LoraFineTuneStatus(Model):
     """When the current run ended (RFC 3339)."""
 
     last_handled_retry: Annotated[str, Field(max_length=MAX_RETRY_TOKEN)] = ""
-    """Value of the annotation edgetune.dev/retry-requested that was answered last."""
+    """Value of the annotation edgetune.dev/retry-requested that was handled last."""
 
     store: Annotated[str, Field(max_length=2048)] = ""
-    """Where the stages of the run have put what they made: the profile's bucket and prefix, and the namespace."""
+    """Where the run's outputs are: the profile's bucket and prefix, and the namespace."""
 
     resolved: Resolved | None = None
-    """Content digests of base and data, which the spec can pin as revision; an hf:// base is pinned by its commit."""
+    """Content digests of base and data. The spec can pin them as revision; an hf:// base is pinned by its commit."""
 
     progress: ProgressStatus | None = None
-    """How far the running stage is."""
+    """Progress of the running stage."""
 
     stages: Annotated[
         tuple[StageStatus, ...], Field(max_length=16, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["name"]})
     ] = ()
-    """One row a stage."""
+    """One row for each stage."""
 
     sizes: Sizes | None = None
-    """Sizes of what the run read and made, in bytes."""
+    """Sizes of the run's inputs and outputs, in bytes."""
 
     scores: Scores | None = None
-    """Scores of all four models on the same rows."""
+    """Scores of all four models on the same evaluation rows."""
 
     edge: EdgeMeasurement | None = None
     """Speed and memory of the edge model on the machine that evaluated it; absent without spec.evaluation.edge."""
@@ -360,16 +360,16 @@ class LoraFineTuneStatus(Model):
     artifacts: Annotated[
         tuple[ArtifactStatus, ...], Field(max_length=32, json_schema_extra={LIST_TYPE: "map", LIST_MAP: ["name"]})
     ] = ()
-    """What the run made, in the store."""
+    """Artifacts of the run, in the store."""
 
     publication: PublicationStatus | None = None
     """Outcome of the gates."""
 
     warnings: Annotated[tuple[Text, ...], Field(max_length=MAX_WARNINGS)] = ()
-    """What the stages found worth a second look."""
+    """Warnings of the stages."""
 
     history: Annotated[tuple[HistoryEntry, ...], Field(max_length=MAX_HISTORY)] = ()
-    """The last finished runs, newest first."""
+    """The latest finished runs, newest first."""
 
     display: Display | None = None
-    """Figures in a person's units, for the columns of `kubectl get`."""
+    """Formatted figures for the columns of `kubectl get`."""

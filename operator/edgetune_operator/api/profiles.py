@@ -1,4 +1,4 @@
-"""Profiles: what the platform team offers by name."""
+"""Profiles: settings of the platform team, which users select by name."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from edgetune_contract.model import Model
 from edgetune_contract.pipeline import PIPELINE
@@ -15,9 +16,9 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 
 Quantities = dict[str, str | int]
-# Not shares of one, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
+# Fractions of a GPU do not count, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
 GPU_PATTERN = r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)"
-"""Names of resources that are counted as GPUs."""
+"""Names of resources that count as GPUs."""
 
 VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
 """Names of environment variables."""
@@ -25,17 +26,17 @@ VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
 _GPU = re.compile(GPU_PATTERN)
 _VARIABLE = re.compile(VARIABLE_PATTERN)
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
-"""Where the S3 client, requests and the others look for the certificates of authorities."""
+"""Variables in which the S3 client, requests and other libraries look for a CA bundle."""
 
 JOB_VARIABLES = ("HOME", "TMPDIR", "OMP_WAIT_POLICY")
-"""What a Job sets for its stage, besides names that begin with OWN_VARIABLE_PREFIX."""
+"""Variables that a Job sets for its stage, besides those that begin with OWN_VARIABLE_PREFIX."""
 
 OWN_VARIABLES = (*JOB_VARIABLES, "HF_HUB_OFFLINE")
-"""What a profile may not set: the Job sets it, or the stage's process does."""
+"""Variables that a profile cannot set: the Job or the stage's process sets them."""
 
 OWN_VARIABLE_PREFIX = "EDGETUNE_"
 OWN_LABEL_PREFIX = f"{names.GROUP}/"
-"""Of the labels that the operator finds its Pods by, besides names.MANAGED_BY_LABEL."""
+"""Prefix of the labels by which the operator finds its Pods, besides names.MANAGED_BY_LABEL."""
 
 
 class Resources(Model):
@@ -53,12 +54,12 @@ class Resources(Model):
 
     @property
     def gpus(self) -> int:
-        """GPUs, or slices of one, of whatever make."""
+        """Number of GPUs, or of slices of one, of any vendor."""
         return count_gpus(self.requests | self.limits)
 
 
 def count_gpus(quantities: Mapping[str, str | int]) -> int:
-    """GPUs, or slices of one, among the resources that a container asks for."""
+    """Number of GPUs, or of slices of one, among the resources that a container requests."""
     return sum(int(count) for name, count in quantities.items() if _GPU.fullmatch(name) and str(count).isdecimal())
 
 
@@ -72,20 +73,20 @@ class Image(Model):
 
 
 class ProfileStore(Model):
-    """Bucket and prefix below which each namespace has its folder."""
+    """Bucket and prefix under which each namespace has its folder."""
 
     uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
-    """s3://bucket/prefix, or file:///folder in a local run."""
+    """s3://bucket/prefix or, in a local run, file:///folder."""
 
     endpoint: str | None = None
     region: str | None = None
     path_style: bool = False
     checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
     credentials_secret: str | None = None
-    """Secret of the object's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None is the pod's identity."""
+    """Secret in the object's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None: the Pod's identity."""
 
     def for_namespace(self, namespace: str) -> StoreLocation:
-        """Where the artifacts of one namespace live: nothing is shared across namespaces."""
+        """Store of one namespace's artifacts: nothing is shared across namespaces."""
         return StoreLocation(
             uri=f"{self.uri.rstrip('/')}/{namespace}",
             endpoint=self.endpoint,
@@ -113,7 +114,7 @@ def _with_gpu(resources: Resources) -> Resources:
     return Resources(requests=resources.requests | gpu, limits=resources.limits | gpu)
 
 
-# Only stages that want a GPU ask for one: it is released as soon as training ends.
+# Only stages that need a GPU request one: it is released as soon as training ends.
 DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
     stage: _with_gpu(resources) if PIPELINE[stage].wants_gpu else resources for stage, resources in _WITHOUT_GPU.items()
 }
@@ -125,7 +126,7 @@ class Profile(Model):
     store: ProfileStore
     image: Image = Image()
     resources: dict[Stage, Resources] = {}
-    """Resources by stage; a stage that is not named keeps its default."""
+    """Resources by stage; a stage that is not listed keeps its default."""
 
     work_volume_size: str = "64Gi"
     """Size limit of the emptyDir that holds a stage's work and cache folders."""
@@ -137,44 +138,45 @@ class Profile(Model):
     priority_class_name: str | None = None
     service_account_name: str | None = None
     openshift: bool = False
-    """Leave user and groups of Pods to the cluster: OpenShift gives each namespace a range, and refuses others."""
+    """Leave user and groups of Pods to the cluster: OpenShift gives each namespace a range and rejects other values."""
 
     pod_labels: dict[str, str] = {}
-    """More labels of the stages' Pods, such as those that a cloud's workload identity asks for."""
+    """Additional labels of the stages' Pods, such as those that a cloud's workload identity requires."""
 
     pod_annotations: dict[str, str] = {}
     """Annotations of the stages' Pods, such as sidecar.istio.io/inject: "false"."""
 
     env: dict[str, str] = {}
-    """More environment variables of the stages, such as HTTPS_PROXY and NO_PROXY. Whoever may read Jobs reads them."""
+    """Additional environment variables of the stages, such as HTTPS_PROXY and NO_PROXY. Not for secrets: everybody who
+    can read Jobs can read them."""
 
     ca_bundle_config_map: str | None = None
-    """ConfigMap of the object's namespace whose key ca.crt has the certificates of all authorities to be trusted."""
+    """ConfigMap in the object's namespace whose key ca.crt has the certificates of all trusted authorities."""
 
     queue: str | None = None
-    """Kueue LocalQueue: becomes the label kueue.x-k8s.io/queue-name."""
+    """Kueue LocalQueue, set as the label kueue.x-k8s.io/queue-name."""
 
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
-    """Time that a stopped training has for its checkpoint, in seconds."""
+    """Time for a stopped training to write its checkpoint, in seconds."""
 
     ttl_seconds_after_finished: Annotated[int, Field(ge=300)] = 3600
-    """How long finished Jobs stay, in seconds: long enough to be seen. Status and store keep what matters."""
+    """Time for which finished Jobs are kept, in seconds. The operator must be able to observe their end."""
 
     allow_file_uris: bool = False
-    """Whether base and data may be file:// (local runs only: a Pod has no such files)."""
+    """Whether base and data can be file:// URIs (local runs only: a Pod has no such files)."""
 
     @model_validator(mode="after")
-    def _leave_the_operators_own_names(self) -> Self:
+    def _refuse_reserved_names(self) -> Self:
         for name in self.env:
             if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"env: {name!r} is no name of an environment variable")
+                raise ValueError(f"env: {name!r} is not a valid name for an environment variable")
             if name in OWN_VARIABLES or name.startswith(OWN_VARIABLE_PREFIX):
-                raise ValueError(f"env: {name} is the operator's own")
+                raise ValueError(f"env: {name} is reserved: the operator sets it; remove it")
             if self.ca_bundle_config_map and name in CA_VARIABLES:
-                raise ValueError(f"env: {name} is set for caBundleConfigMap; give one of the two")
+                raise ValueError(f"env: {name} conflicts with caBundleConfigMap, which sets it; remove one of the two")
         for label in self.pod_labels:
             if label.startswith(OWN_LABEL_PREFIX) or label == names.MANAGED_BY_LABEL:
-                raise ValueError(f"podLabels: {label} is the operator's own")
+                raise ValueError(f"podLabels: {label} is reserved: the operator sets it; remove it")
         return self
 
     def resources_for(self, stage: Stage) -> Resources:
@@ -183,7 +185,7 @@ class Profile(Model):
 
 
 class InvalidProfiles(ValueError):
-    """A profiles file that cannot be used."""
+    """The profiles file cannot be used."""
 
 
 class _ProfilesFile(Model):
@@ -191,10 +193,11 @@ class _ProfilesFile(Model):
 
 
 def load_profiles(path: Path) -> dict[str, Profile]:
-    """Profiles by name from a YAML file with one key, `profiles`.
+    """Profiles by name, from a YAML file with one key, `profiles`.
 
     Raises:
-        InvalidProfiles: the file cannot be read, is not YAML, or has wrong fields; each with its path.
+        InvalidProfiles: the file cannot be read, is not valid YAML, or has invalid fields; the message has the path of
+            each.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -202,7 +205,11 @@ def load_profiles(path: Path) -> dict[str, Profile]:
     except OSError as error:
         raise InvalidProfiles(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidProfiles(f"{path}: not YAML: {error}") from None
+        raise InvalidProfiles(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InvalidProfiles(f"{path}: {found}") from None
+        raise InvalidProfiles(f"{path}: {'; '.join(map(_problem, error.errors()))}") from None
+
+
+def _problem(item: ErrorDetails) -> str:
+    where = ".".join(map(str, item["loc"])) or "the document"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}"

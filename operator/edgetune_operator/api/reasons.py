@@ -1,16 +1,17 @@
-"""Reasons: the CamelCase words of conditions and stage rows. They are part of the interface; docs/operations.md says
-what to do about each.
+"""CamelCase reasons of conditions and stage rows. They are part of the interface; docs/operations.md says what to do
+about each.
 
-Words of the cluster are kept where they say enough (ImagePullBackOff, Unschedulable, FailedMount): people look them up.
+Reasons of Kubernetes are kept where they are specific enough (ImagePullBackOff, Unschedulable, FailedMount): users look
+them up.
 """
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """What the operator itself says; exit codes have reasons of their own in `edgetune_contract.stages`."""
+    """The operator's own reasons; `edgetune_contract.stages` has those of the exit codes."""
 
-    # How a run ends, or cannot begin.
+    # The run has ended or cannot start.
     PUBLISHED = "Published"
     PINNED = "Pinned"
     GATES_REFUSED = "GatesRefused"
@@ -25,7 +26,7 @@ class Reason(StrEnum):
     CACHED = "Cached"
     MERGE_NOT_KEPT = "MergeNotKept"
 
-    # A stage runs, or will.
+    # A stage is running or will run.
     JOB_RUNNING = "JobRunning"
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -33,13 +34,13 @@ class Reason(StrEnum):
     ATTEMPT_FAILED = "AttemptFailed"
     RESUMED = "Resumed"
 
-    # Somebody has to do something, and the stage goes on by itself afterwards.
+    # Somebody has to act; the stage then continues by itself.
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - no password
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
 
-    # An attempt was ended from outside; it does not count.
+    # An attempt was stopped from outside; it does not count.
     INTERRUPTED = "Interrupted"
     EVICTED = "Evicted"
     PREEMPTED = "Preempted"
@@ -56,7 +57,7 @@ class Reason(StrEnum):
     RESULT_LOST = "ResultLost"
     STORAGE_EXCEEDED = "EphemeralStorageExceeded"
 
-    # The object is deleted, and its artifacts with it.
+    # The object is being deleted with its artifacts.
     CLEANING_UP = "CleaningUp"
     CLEANED_UP = "CleanedUp"
     CLEAN_UP_FAILED = "CleanUpFailed"
@@ -65,7 +66,7 @@ class Reason(StrEnum):
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 
 
-# What the kubelet says of a container that no amount of waiting starts, and of what it cannot make ready for a Pod.
+# The kubelet's reasons for a container that does not start by waiting, and for what it cannot set up for a Pod.
 _BLOCKED_IN_KUBELET = (
     "CreateContainerConfigError",
     "CreateContainerError",
@@ -88,7 +89,7 @@ BLOCKING = frozenset(
         *_BLOCKED_IN_KUBELET,
     )
 )
-"""Reasons for which a stage that waits is stalled: the Job lives and goes on by itself once the cause is gone."""
+"""Reasons for which a waiting stage is stalled. The Job stays, and continues by itself once the cause is removed."""
 
 UNPLANNED = frozenset((Reason.INVALID_SPEC, Reason.PROFILE_NOT_FOUND))
-"""Reasons for which a pass looks at no stage."""
+"""Reasons for which a pass considers no stage."""

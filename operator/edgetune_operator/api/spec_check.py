@@ -1,8 +1,9 @@
-"""Checking specs: every problem of an object as a user wrote it, with its path."""
+"""Check of a spec: every problem of an object as a user wrote it, with its path."""
 
 import json
 import re
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -34,6 +35,30 @@ _METADATA_FIELDS = frozenset(
         "uid",
     }
 )
+_DATA_URI = ("data URI", "s3://bucket/key or, in a local run, file:///path")
+_DATA_REVISION = ("revision", "the 64-digit SHA-256 that status.resolved shows")
+_SIZE = ("size", "a whole number of bytes with an optional unit, such as 500M or 8Gi")
+EXPECTED: Mapping[str, tuple[str, str]] = {
+    "baseModel.uri": (
+        "model URI",
+        "s3://bucket/prefix, hf://organization/name or, in a local run, file:///path",
+    ),
+    "baseModel.revision": (
+        "revision",
+        "the 40-digit commit of an hf:// model, or the 64-digit SHA-256 that status.resolved.base shows",
+    ),
+    "dataset.train.uri": _DATA_URI,
+    "dataset.train.revision": _DATA_REVISION,
+    "dataset.eval.uri": _DATA_URI,
+    "dataset.eval.revision": _DATA_REVISION,
+    "evaluation.gates.maxEdgeBytes": _SIZE,
+    "evaluation.edge.memory": _SIZE,
+    "evaluation.edge.maxPeakMemory": _SIZE,
+    "evaluation.edge.cpu": ("number of CPU cores", "a number such as 2 or 1.5, or thousandths such as 500m"),
+    "publish.pin": ("version", "the first 12 to 64 digits that status.publication.version shows"),
+    "profile": ("profile name", "lower-case letters, digits and '-', with a letter or digit at both ends"),
+}
+"""What a field with a pattern is, and what it accepts, by path below spec."""
 
 
 class Problem(Model):
@@ -43,14 +68,14 @@ class Problem(Model):
     """Field path such as spec.lora.rank."""
 
     message: str
-    """What is wrong with it."""
+    """What is wrong and what is expected."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
 
 
 class InvalidSpec(ValueError):
-    """A spec that the models refuse, with every problem and its path."""
+    """The spec is invalid; has every problem with its path."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("; ".join(str(problem) for problem in problems))
@@ -61,20 +86,20 @@ def parse_spec(spec: Any) -> LoraFineTuneSpec:
     """Spec from plain JSON values.
 
     Raises:
-        InvalidSpec: with every problem and its path.
+        InvalidSpec: the spec is invalid.
     """
     if not isinstance(spec, dict):
         raise InvalidSpec((Problem(path="spec", message="must be an object"),))
     text = json.dumps(_as_served(spec), default=str)
     try:
-        # Strict, and from JSON: the API server takes no text for a number either.
+        # Strict, and from JSON: the API server does not accept a string for a number either.
         return LoraFineTuneSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidSpec(_problems(error)) from None
 
 
 def _as_served(value: Any) -> Any:
-    """The value as the API server keeps it: fields that are null count as missing, and 16.0 is the integer 16."""
+    """The value as the API server stores it: a null field is missing, and 16.0 is the integer 16."""
     if isinstance(value, dict):
         return {name: _as_served(item) for name, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -111,10 +136,10 @@ def _metadata_problems(metadata: Any) -> list[Problem]:
         Problem(path=f"metadata.{key}", message="unknown field") for key in metadata if key not in _METADATA_FIELDS
     ]
     if not _is_text(metadata["name"], _SUBDOMAIN, 253):
-        message = f"must be lower-case letters, digits, '-' and '.', at most 253, is {metadata['name']!r}"
+        message = f"must be at most 253 lower-case letters, digits, '-' and '.', is {metadata['name']!r}"
         problems.append(Problem(path="metadata.name", message=message))
     if not _is_text(metadata.get("namespace", "default"), _LABEL, 63):
-        message = f"must be lower-case letters, digits and '-', at most 63, is {metadata['namespace']!r}"
+        message = f"must be at most 63 lower-case letters, digits and '-', is {metadata['namespace']!r}"
         problems.append(Problem(path="metadata.namespace", message=message))
     return problems
 
@@ -125,7 +150,7 @@ def _is_text(value: Any, pattern: re.Pattern[str], limit: int) -> bool:
 
 def _problems(error: ValidationError) -> tuple[Problem, ...]:
     items = error.errors(include_url=False)
-    # A list whose items are all wrong is also reported as too short: the items say it better.
+    # A list whose items are all invalid is also reported as too short: the problems of the items are clearer.
     items = [
         item
         for item in items
@@ -148,22 +173,12 @@ def _message(item: ErrorDetails) -> str:
     if item["type"] == "extra_forbidden":
         return "unknown field"
     if item["type"] == "string_pattern_mismatch":
-        return f"{item['input']!r} has not the form that is expected here. {_description(item['loc'])}".strip()
+        what, expected = EXPECTED[".".join(map(str, item["loc"]))]
+        return f"{item['input']!r} is not a valid {what}; expected {expected}"
+    if item["type"] == "too_short":
+        least = item["ctx"]["min_length"]
+        return f"must have at least {least} item{'' if least == 1 else 's'}, has {len(item['input'])}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error" or isinstance(item["input"], dict):
         return message
     return f"{message[0].lower()}{message[1:]}, is {item['input']!r}"
-
-
-def _description(location: tuple[int | str, ...]) -> str:
-    """Description of the field at a location, empty where there is none."""
-    model: Any = LoraFineTuneSpec
-    description = ""
-    for part in location:
-        fields = getattr(model, "model_fields", {})
-        field = next((field for name, field in fields.items() if part in (name, field.alias)), None)
-        if field is None:
-            break
-        description = field.description or ""
-        model = next((kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "rules")), None)
-    return description

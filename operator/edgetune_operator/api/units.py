@@ -1,18 +1,18 @@
-"""Figures in a person's units: shares as percent or points, bytes in powers of ten."""
+"""Formatted figures: shares as percent or points, bytes in powers of ten."""
 
 
 def format_share(share: float | None) -> str:
-    """A share of 0 to 1 in percent, empty if unknown."""
+    """A share from 0 to 1 in percent; empty if unknown."""
     return "" if share is None else f"{share:.1%}"
 
 
 def format_points(difference: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """A difference of two shares from 0 to 1 in percentage points, with its sign."""
     return f"{100 * difference:+.1f} points"
 
 
 def format_bytes(count: int | None) -> str:
-    """Bytes in powers of ten, empty if unknown."""
+    """Bytes in powers of ten; empty if unknown."""
     if count is None:
         return ""
     value = float(count)

@@ -1,9 +1,9 @@
-"""What the watches have told so far: the objects, and of their Jobs and Pods what a pass looks at.
+"""The watch cache: the objects, and the fields of their Jobs and Pods that a pass reads.
 
-Of the specs of Jobs and Pods, next to nothing is kept. A Pod that has ended stays until its Job is gone: evicted and
-preempted Pods disappear within a second of their end, and only the watch sees how they ended.
+The specs of Jobs and Pods are dropped almost entirely. An ended Pod is kept until its Job is gone: evicted and
+preempted Pods disappear within a second of their end, and only the watch shows how they ended.
 
-All of it is kept as JSON text, which takes a quarter of the memory of the dicts that it stands for.
+Everything is kept as JSON text, which takes a quarter of the memory of the parsed dicts.
 """
 
 import json
@@ -25,7 +25,7 @@ _WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION, names.S
 
 
 class Kind(StrEnum):
-    """What is cached."""
+    """The cached resources."""
 
     OBJECT = names.PLURAL
     JOB = "jobs"
@@ -34,39 +34,39 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """An object, Job or Pod in one of its states."""
+    """One version of an object, Job or Pod."""
 
     namespace: str
     uid: str
     version: int
-    """Resource version: larger is newer, for all that one API server holds."""
+    """Resource version: within one API server, larger is newer."""
 
     text: bytes
-    """What is kept of it, without its version."""
+    """The cached fields as JSON, without the resource version."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], kept: Mapping[str, Any]) -> "Document":
-        """The state in a body; `kept` is what a pass looks at."""
+        """The version in a body; `kept` are the fields that a pass reads."""
         metadata = body["metadata"]
         return cls(sys.intern(metadata["namespace"]), metadata["uid"], version_of(body), _encode(kept))
 
     def read(self) -> dict[str, Any]:
-        """What is kept of it, with its version."""
+        """The cached fields, with the resource version."""
         body: dict[str, Any] = json.loads(self.text)
         body["metadata"]["resourceVersion"] = str(self.version)
         return body
 
     def supersedes(self, known: "Document | None") -> bool:
-        """Whether it is a state of something else than the known one, or not an older one."""
+        """Whether it replaces the cached version: it is not older, or belongs to another object with the same name."""
         return known is None or known.uid != self.uid or self.version >= known.version
 
-    def tells_more_than(self, known: "Document | None") -> bool:
-        """Whether a pass would see something that it did not see in the known one."""
+    def differs_from(self, known: "Document | None") -> bool:
+        """Whether a pass would see a difference from the cached version."""
         return known is None or known.uid != self.uid or self.text != known.text
 
 
 class Owner(NamedTuple):
-    """Whose a Job or a Pod is. A UID alone does not tell: somebody may name it in a namespace of his own."""
+    """Owner of a Job or a Pod. It has the namespace because a Pod in another namespace can claim any UID."""
 
     namespace: str
     uid: str
@@ -78,7 +78,7 @@ class Owner(NamedTuple):
 
 
 class Cache:
-    """Latest state of objects, Jobs and Pods. Own writes go in at once, so that a pass never sees less than it did."""
+    """Latest versions of objects, Jobs and Pods. Own writes are added immediately, so that the next pass sees them."""
 
     def __init__(self) -> None:
         self._objects: dict[Key, Document] = {}
@@ -88,11 +88,11 @@ class Cache:
         self._keys: dict[Owner, Key] = {}
 
     def put(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
-        """Take in what a watch or a list told, unless a newer state of it is here already.
+        """Add what a watch or a list reported, unless a newer version is cached.
 
         Returns:
-            The key of the object that it is, or belongs to; None if that is not known, or if a pass would see nothing
-            new: an own write that comes back, or a change of what no pass looks at.
+            The key of the object that it is or belongs to. None if the object is unknown, or if a pass would see no
+            difference: the watch returned an own write, or no field changed that a pass reads.
         """
         match kind:
             case Kind.OBJECT:
@@ -103,7 +103,7 @@ class Cache:
                 return self._put_pod(body)
 
     def remove(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
-        """Something is gone; the key of the object that it belonged to, if that is there."""
+        """Remove what was deleted. Returns the key of the object that it belonged to; None if the object is unknown."""
         match kind:
             case Kind.OBJECT:
                 self._remove_object(body)
@@ -114,7 +114,7 @@ class Cache:
                 return self._remove_pod(body)
 
     def documents(self, kind: Kind, namespace: str | None = None) -> list[Document]:
-        """All that is here of a kind, in one namespace or in all."""
+        """All cached documents of a kind, in one namespace or in all."""
         held = self._jobs if kind is Kind.JOB else self._pods
         every = [self._objects] if kind is Kind.OBJECT else held.values()
         return [each for some in every for each in some.values() if namespace in (None, each.namespace)]
@@ -129,11 +129,11 @@ class Cache:
         return document.read() if document is not None else None
 
     def phases(self) -> Counter[str]:
-        """How many objects are in each phase."""
+        """Number of objects in each phase."""
         return Counter(self._phases.values())
 
     def put_object(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in an object; see `put`."""
+        """Add an object; see `put`."""
         key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
         known, document = self._objects.get(key), Document.of(body, _trimmed_object(body))
         if not document.supersedes(known):
@@ -141,10 +141,10 @@ class Cache:
         self._objects[key] = document
         self._phases[key] = (body.get("status") or {}).get("phase", "Pending")
         self._keys[Owner.of(body["metadata"])] = key
-        return key if document.tells_more_than(known) else None
+        return key if document.differs_from(known) else None
 
     def _remove_object(self, body: Mapping[str, Any]) -> None:
-        """Forget a deleted object; one of the same name that was created since stays."""
+        """Remove a deleted object, but not one with the same name that was created since."""
         owner = Owner.of(body["metadata"])
         key = self._keys.pop(owner, None)
         if key in self._objects and self._objects[key].uid == owner.uid:
@@ -153,11 +153,11 @@ class Cache:
         self._pods.pop(owner, None)
 
     def put_job(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in a Job; see `put`."""
+        """Add a Job; see `put`."""
         return self._put_owned(self._jobs, owner_of_job(body), body, _trimmed_job(body))
 
     def _remove_job(self, body: Mapping[str, Any]) -> Key | None:
-        """Forget a deleted Job and its Pods."""
+        """Remove a deleted Job and its Pods."""
         owner = owner_of_job(body)
         if owner is None:
             return None
@@ -170,7 +170,7 @@ class Cache:
         return self._keys.get(owner)
 
     def mark_job_deleting(self, owner: Mapping[str, Any], name: str, time: str) -> None:
-        """Note that the deletion of an object's Job was accepted; the watch confirms it later."""
+        """Mark an object's Job as being deleted; the watch confirms it later."""
         known = self._jobs.get(Owner.of(owner), {}).get(name)
         if known is not None:
             job = json.loads(known.text)
@@ -178,13 +178,13 @@ class Cache:
             self._jobs[Owner.of(owner)][name] = replace(known, text=_encode(job))
 
     def forget_job(self, owner: Mapping[str, Any], name: str) -> None:
-        """Forget an object's Job that turned out to be gone; the watch may have missed its end."""
+        """Remove an object's Job that no longer exists; the watch may have missed its deletion."""
         known = self._jobs.get(Owner.of(owner), {}).get(name)
         if known is not None:
             self._remove_job(known.read())
 
     def _put_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in a Pod of an object's Job."""
+        """Add a Pod of an object's Job."""
         return self._put_owned(self._pods, _owner_by_label(body), body, _trimmed_pod(body))
 
     def _put_owned(
@@ -201,10 +201,10 @@ class Cache:
         if not document.supersedes(known):
             return None
         held[owner][name] = document
-        return self._keys.get(owner) if document.tells_more_than(known) else None
+        return self._keys.get(owner) if document.differs_from(known) else None
 
     def _remove_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """A Pod is gone: one that had ended stays as long as its Job, another is forgotten."""
+        """Remove a deleted Pod, unless it had ended and its Job still exists."""
         owner = _owner_by_label(body)
         if owner is None:
             return None
@@ -228,12 +228,12 @@ class Cache:
         return [job.read() for job in self._jobs.get(Owner.of(owner), {}).values()]
 
     def pods_of(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Pods with the label of the object with this metadata, also ended ones that are gone."""
+        """Pods with the label of the object with this metadata, including ended ones that no longer exist."""
         return [pod.read() for pod in self._pods.get(Owner.of(owner), {}).values()]
 
 
 def owner_of_job(job: Mapping[str, Any]) -> Owner | None:
-    """The object that a Job belongs to; of a clean-up Job, which has no owner reference, by its label."""
+    """The object that a Job belongs to; for a clean-up Job, which has no owner reference, by its label."""
     if (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL) == names.CLEAN_UP:
         return _owner_by_label(job)
     uid = controller_uid(job, names.KIND)
@@ -246,7 +246,7 @@ def _owner_by_label(body: Mapping[str, Any]) -> Owner | None:
 
 
 def version_of(body: Mapping[str, Any]) -> int:
-    """Resource version of a body as the API server gives it; 0 if it has none."""
+    """Resource version of a body from the API server; 0 if it has none."""
     return int(body["metadata"].get("resourceVersion") or 0)
 
 
@@ -255,7 +255,7 @@ def _encode(kept: Mapping[str, Any]) -> bytes:
 
 
 def _has_ended(pod: Mapping[str, Any]) -> bool:
-    """Whether a Pod's container has ended, or its node is gone and cannot say so."""
+    """Whether a Pod's container has ended, or its node is gone and cannot report it."""
     terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
     return terminated or pod["status"].get("phase") == "Failed"
 
@@ -263,7 +263,7 @@ def _has_ended(pod: Mapping[str, Any]) -> bool:
 def _trimmed_object(body: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {k: value for k, value in body["metadata"].items() if k not in ("managedFields", "resourceVersion")}
     annotations = metadata.get("annotations") or {}
-    # What kubectl keeps for itself is as large as the object.
+    # kubectl's own annotation is as large as the object.
     metadata["annotations"] = {
         key: value for key, value in annotations.items() if key != "kubectl.kubernetes.io/last-applied-configuration"
     }

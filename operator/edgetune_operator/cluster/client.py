@@ -1,4 +1,4 @@
-"""The Kubernetes cluster: reads come from the watch cache, writes go to the API server as plain dicts."""
+"""The Kubernetes client: reads use the watch cache, writes go to the API server as plain dicts."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from edgetune_operator.cluster.cache import Cache, Kind, owner_of_job
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.decisions.events import EventDraft
-from edgetune_operator.reconcile import Conflict, JobRefused
+from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
 
 _TIMEOUT_SECONDS = 30
@@ -32,10 +32,10 @@ _EVENTS = "/api/v1/namespaces/{namespace}/events"
 _PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
 _PAGE_SIZE = "200"
 OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
-"""Label selector of the Jobs and Pods that are the operator's."""
+"""Label selector of the operator's Jobs and Pods."""
 
 _FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
-"""What a request ends with that the API server refuses, or that does not reach it."""
+"""Errors of a request that the API server refuses or that does not reach it."""
 
 _CONFLICT = 409
 _FORBIDDEN = 403
@@ -43,13 +43,13 @@ _NOT_FOUND = 404
 _INVALID = 422
 _INTERNAL_ERROR = 500
 _WEBHOOK_FAILS = "failed calling webhook"
-# 403 is what quota and Pod Security answer; admission webhooks and policies also answer 400 and 422.
+# Quotas and Pod Security answer with 403; admission webhooks and policies also with 400 and 422.
 _REFUSALS = (400, 403, _INVALID)
 
 
 @contextlib.asynccontextmanager
 async def connect(cache: Cache, progress: ProgressReader) -> AsyncIterator["KubernetesCluster"]:
-    """A cluster from the Pod's service account, or from the user's kubeconfig outside of a cluster."""
+    """A cluster, with the Pod's service account or, outside a cluster, the user's kubeconfig."""
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = _CONNECTIONS
     try:
@@ -58,14 +58,14 @@ async def connect(cache: Cache, progress: ProgressReader) -> AsyncIterator["Kube
         await config.load_kube_config(client_configuration=configuration)
     async with client.ApiClient(configuration) as api:
         session = api.rest_client.pool_manager
-        # That one looks into ~/.netrc and for proxies, in two threads before each request.
+        # The client's own session reads ~/.netrc and looks for proxies, in two threads before each request.
         api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
         session.detach()
         yield KubernetesCluster(api, cache, progress)
 
 
 class KubernetesCluster:
-    """Satisfies `reconcile.Cluster`."""
+    """Implements `reconcile.Cluster`."""
 
     def __init__(self, api: client.ApiClient, cache: Cache, progress: ProgressReader) -> None:
         self._api = api
@@ -76,16 +76,16 @@ class KubernetesCluster:
         return self._cache.get_object(key)
 
     async def check(self) -> None:
-        """Whether the API server answers, for `resync.Resync`; takes no rights."""
+        """Check that the API server answers, for `resync.Resync`; needs no permissions."""
         try:
             await self._call("GET", "/readyz")
         except _FAILURES as error:
-            # 500 is an answer: one of the API server's own checks fails for a moment.
+            # 500 is an answer: one of the API server's own checks fails temporarily.
             if not isinstance(error, ApiException) or error.status > _INTERNAL_ERROR:
                 raise NotServed(_why_no_answer(error)) from error
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
-        """All of a kind that is the operator's, for `resync.Resync`."""
+        """The operator's objects of a kind, for `resync.Resync`."""
         path = _PATHS[kind] if namespace else _PATHS[kind].replace("/namespaces/{namespace}", "")
         query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
         while True:
@@ -120,15 +120,15 @@ class KubernetesCluster:
         except ApiException as error:
             if error.status == _CONFLICT:
                 await self._check_owner_of_existing(job, path)
-                # The watch brings that Job, and with it the next pass: it may have ended already.
+                # The watch brings that Job, which may have ended already, and triggers the next pass.
                 return
-            if error.status in _REFUSALS or _is_of_a_webhook(error):
+            if error.status in _REFUSALS or _is_webhook_failure(error):
                 raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
             raise
         self._cache.put_job(created)
 
     async def _check_owner_of_existing(self, job: Mapping[str, Any], path: str) -> None:
-        """There is a Job of this name: created by a pass whose answer was lost, or taken by somebody else.
+        """Check whose Job has this name: an earlier pass may have created it without receiving the answer.
 
         Raises:
             JobRefused: it does not belong to the object.
@@ -139,12 +139,12 @@ class KubernetesCluster:
             return
         owners = existing["metadata"].get("ownerReferences") or []
         if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
-            message = f"waits until the Job {metadata['name']} of an earlier object of this name is gone"
+            message = f"waiting until Job {metadata['name']} of an earlier object with this name is gone"
             raise JobRefused(Reason.PENDING, message)
         raise JobRefused(
             Reason.JOB_NAME_TAKEN,
-            f"a Job {metadata['name']} exists in namespace {metadata['namespace']} and does not belong to this object; "
-            "delete it, or give this object another name",
+            f"Job {metadata['name']} in namespace {metadata['namespace']} does not belong to this object; "
+            "delete it or give this object another name",
         )
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
@@ -155,21 +155,21 @@ class KubernetesCluster:
             if error.status != _NOT_FOUND:
                 raise
             self._cache.forget_job(owner, name)
-            raise Conflict(f"the Job {name} is gone already") from None
+            raise StaleRead(f"Job {name} is already gone") from None
         self._cache.mark_job_deleting(owner, name, timestamp(datetime.now(UTC)))
 
-    async def namespace_is_going(self, namespace: str) -> bool:
+    async def is_namespace_terminating(self, namespace: str) -> bool:
         try:
             found = await self._call("GET", f"{_NAMESPACES}/{namespace}")
         except ApiException as error:
             if error.status == _FORBIDDEN:
-                return False  # then only the refusal of its clean-up Job tells
+                return False  # without this permission, only the refused clean-up Job shows it
             if error.status != _NOT_FOUND:
                 raise
             return True
         return found["metadata"].get("deletionTimestamp") is not None
 
-    async def is_quiet(self, owner: Mapping[str, Any]) -> bool:
+    async def have_stages_stopped(self, owner: Mapping[str, Any]) -> bool:
         namespace = owner["namespace"]
         selector = {"labelSelector": f"{names.UID_LABEL}={owner['uid']},{names.STAGE_LABEL}!={names.CLEAN_UP}"}
         jobs = (await self._call("GET", _JOBS.format(namespace=namespace), query=selector))["items"]
@@ -180,9 +180,9 @@ class KubernetesCluster:
         written = await self._replace(owner, "", "/metadata/finalizers", list(finalizers))
         if written is None:
             self._cache.remove(Kind.OBJECT, {"metadata": owner})
-            raise Conflict(f"{owner['namespace']}/{owner['name']} is gone already")
+            raise StaleRead(f"{owner['namespace']}/{owner['name']} is already gone")
         metadata: Mapping[str, Any] = written["metadata"]
-        # A deleted object without finalizers is gone; the watch has said so already, or will.
+        # A deleted object without finalizers is gone; the watch may not have reported it yet.
         if metadata.get("finalizers") or not metadata.get("deletionTimestamp"):
             self._cache.put_object(written)
         else:
@@ -199,7 +199,14 @@ class KubernetesCluster:
     async def _replace(
         self, owner: Mapping[str, Any], subresource: str, pointer: str, value: Any
     ) -> dict[str, Any] | None:
-        """Replace a part of an object that has not changed since it was read; None if the object is gone."""
+        """Replace a part of an object if it has not changed since it was read.
+
+        Returns:
+            The object after the write; None if it is gone.
+
+        Raises:
+            StaleRead: the object has changed.
+        """
         path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}{subresource}"
         body = [
             {"op": "test", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
@@ -211,11 +218,11 @@ class KubernetesCluster:
             if error.status == _NOT_FOUND:
                 return None
             if error.status in (_CONFLICT, _INVALID) and "resourceVersion" in str(error.body):
-                raise Conflict(f"{owner['namespace']}/{owner['name']} changed meanwhile") from None
+                raise StaleRead(f"{owner['namespace']}/{owner['name']} has changed since it was read") from None
             raise
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
-        """Tell what happened in an Event of the object. Events are an echo: one that fails is not sent again."""
+        """Post an Event of the object. Events only repeat the status, so a failed one is not retried."""
         now = timestamp(datetime.now(UTC))
         body = {
             "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
@@ -261,8 +268,8 @@ class KubernetesCluster:
         return answer
 
 
-def _is_of_a_webhook(error: ApiException) -> bool:
-    """Whether an admission webhook does not answer: the API server takes that for a fault of its own."""
+def _is_webhook_failure(error: ApiException) -> bool:
+    """Whether an admission webhook does not answer, which the API server reports as an internal error."""
     return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in _message(error)
 
 
@@ -276,11 +283,11 @@ def _refusal(error: ApiException) -> Reason:
 
 def _why_no_answer(error: Exception) -> str:
     what = f"{error.status} {_message(error)}" if isinstance(error, ApiException) else error or type(error).__name__
-    return f"the API server does not answer: {what}; trying again"
+    return f"the API server does not answer: {what}; retrying"
 
 
 def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
-    """What stands in the way of a list, and what to do."""
+    """Why a list fails and what to do."""
     if not isinstance(error, ApiException):
         return _why_no_answer(error)
     if error.status == _NOT_FOUND:
@@ -292,13 +299,14 @@ def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
     where = f"namespace {namespace}" if namespace else "the whole cluster"
     if error.status in (401, 403):
         return (
-            f"the operator may not list {kind} in {where}: {_message(error)}; the chart makes its Roles (rbac.create)"
+            f"the operator is not allowed to list {kind} in {where}: {_message(error)}; create its Roles, or let the "
+            "chart create them with rbac.create=true"
         )
-    return f"the API server does not list {kind} in {where}: {error.status} {_message(error)}; trying again"
+    return f"the API server does not list {kind} in {where}: {error.status} {_message(error)}; retrying"
 
 
 def _message(error: ApiException) -> str:
-    """The API server's sentence."""
+    """The API server's message."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         return str(json.loads(error.body)["message"])
     return str(error.reason)

@@ -1,7 +1,8 @@
-"""Attempts: what those that have ended add to their stage's row, each of them once, also over restarts of the operator.
+"""Attempts: what each ended attempt adds to its stage's row, exactly once, even if the operator restarts.
 
-Attempts of a stage follow each other, and one clock dates their Pods, to the second; when they ended, each node says by
-its own. So the row keeps when the newest Pod that was counted was created, and which of that second were counted.
+Attempts of a stage run one after another. Their Pods' creation times come from one clock, with a resolution of one
+second; their end times come from the clocks of their nodes. The row therefore keeps the creation time of the newest
+counted Pod, and the names of the counted Pods of that second.
 """
 
 from collections.abc import Sequence
@@ -13,17 +14,17 @@ from edgetune_operator.decisions.observe import JobObservation, PodObservation
 
 
 def count_attempts(row: StageStatus, job: JobObservation) -> StageStatus:
-    """A stage's row with what the attempts of a Job add that have ended since the last pass."""
-    news = [pod for pod in job.pods if pod.ended and not _is_counted(pod, row.counted)]
-    if not news:
+    """A stage's row including the attempts of a Job that ended since the last pass."""
+    uncounted = [pod for pod in job.pods if pod.ended and not _is_counted(pod, row.counted)]
+    if not uncounted:
         return row
-    # Those of a Job that goes were stopped by this operator, or by whoever deleted it.
-    times = 0 if job.deleting else sum(pod.interrupted for pod in news)
+    # Attempts of a Job that is being deleted were stopped by its deletion.
+    preemptions = 0 if job.deleting else sum(pod.interrupted for pod in uncounted)
     changes = {
-        "preemptions": row.preemptions + times,
-        "resumed_from": None if times else row.resumed_from,
-        "gpu_seconds": _gpu_seconds(row, job, news),
-        "counted": _counted(row, news),
+        "preemptions": row.preemptions + preemptions,
+        "resumed_from": None if preemptions else row.resumed_from,
+        "gpu_seconds": _gpu_seconds(row, job, uncounted),
+        "counted": _counted(row, uncounted),
     }
     return row.model_copy(update=changes)
 
@@ -34,14 +35,14 @@ def _is_counted(pod: PodObservation, counted: CountedAttempts | None) -> bool:
     return pod.created_at < counted.created_at or pod.name in counted.pods
 
 
-def _counted(row: StageStatus, news: Sequence[PodObservation]) -> CountedAttempts:
-    newest = max(pod.created_at or "" for pod in news)
+def _counted(row: StageStatus, pods: Sequence[PodObservation]) -> CountedAttempts:
+    newest = max(pod.created_at or "" for pod in pods)
     known = row.counted.pods if row.counted is not None and row.counted.created_at == newest else ()
-    return CountedAttempts(created_at=newest, pods=(*known, *(pod.name for pod in news if pod.created_at == newest)))
+    return CountedAttempts(created_at=newest, pods=(*known, *(pod.name for pod in pods if pod.created_at == newest)))
 
 
 def _gpu_seconds(row: StageStatus, job: JobObservation, pods: Sequence[PodObservation]) -> float | None:
-    """The row's GPU time with that of some more attempts; None for a stage that has had no GPU."""
+    """GPU time in seconds: the row's and that of further attempts; None for a stage that has had no GPU."""
     gpus = count_gpus(job.resources)
     if not gpus:
         return row.gpu_seconds

@@ -1,26 +1,26 @@
-"""Deletion: the second, smaller state machine, of an object that is deleted with its artifacts.
+"""Deletion: the second, smaller state machine, for an object that is deleted with its artifacts.
 
-        deletionTimestamp, and our finalizer holds the object
+        deletionTimestamp, and our finalizer is on the object
                  │
-        let go?  ├── the namespace is being deleted as well ────────► finalizer goes, Warning
-                 ├── policy is Retain by now ────────────────────► finalizer goes
-                 ├── spec invalid, profile not found ────────────► finalizer goes, Warning
+        release? ├── the namespace is being deleted too ─────────► finalizer removed, Warning
+                 ├── policy is now Retain ───────────────────────► finalizer removed
+                 ├── spec invalid, profile not found ────────────► finalizer removed, Warning
                  ▼
-     clean-up    ├── complete ───────────────────────────────────► finalizer goes
-          Job    ├── failed ─────────────────────────────────────► finalizer goes, Warning
+     clean-up    ├── complete ───────────────────────────────────► finalizer removed
+          Job    ├── failed ─────────────────────────────────────► finalizer removed, Warning
                  ▼
-        too long since it began? ── its Jobs are deleted ────────► finalizer goes, Warning
+        timed out? ── delete the clean-up Job ───────────────────► finalizer removed, Warning
                  ▼
-     stage Jobs  ├── there ── delete them ── wait
+     stage Jobs  ├── exist ── delete them ── wait
                  ▼
      clean-up    ├── live ─── wait
-          Job    └── none ─── create it, once no Pod of the object runs ── wait
+          Job    └── none ─── create it, once no Pod of the object is running ── wait
 
-Nothing that is out of order holds an object for ever: every path ends within a bound, and a Warning then says what
-stays behind, and where.
+No failure blocks the deletion forever: every path ends within a time limit, and a Warning then says what is left and
+where.
 
-The clean-up Job has no owner reference: a deletion in the foreground deletes all dependents first, and would take the
-Job away before it has done anything. Its label tells whose it is, and its time to live removes it.
+The clean-up Job has no owner reference: a foreground deletion deletes all dependents first and would remove the Job
+before it has done anything. Its label identifies its object, and its time to live removes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,23 +42,23 @@ from edgetune_operator.decisions.observe import (
     JobState,
     PodObservation,
     Snapshot,
-    ending,
+    job_state,
     observe_pods,
 )
 from edgetune_operator.decisions.plan import DeleteJob
 
 CLEAN_UP_SECONDS = 600
-"""Longest time of the clean-up Job, in seconds."""
+"""Deadline of the clean-up Job, in seconds."""
 
 CLEAN_UP_RETRIES = 3
-"""Failed attempts of the clean-up Job before it has failed."""
+"""Retries of the clean-up Job after failed attempts."""
 
 CLEANED_UP = "CleanedUp"
-"""Condition whose time says when the deletion began, also to an operator that was down meanwhile."""
+"""Condition whose transition time is the start of the deletion, also for an operator that was restarted since."""
 
-# What a deletion waits for may pass without anything that the watches see, and it has a limit of its own.
+# The watches do not show everything that a deletion waits for, and it has a time limit.
 _LOOK_AGAIN = timedelta(seconds=10)
-# For what lies around the Job: its creation, the scheduler, images.
+# Time for creating the Job, scheduling and pulling the image.
 _MARGIN_SECONDS = 60
 
 
@@ -70,42 +70,42 @@ class CleanUpObservation:
     deleting: bool
     ended_at: datetime | None
     message: str
-    """The Job controller's sentence about its end."""
+    """The Job controller's message about its end."""
 
     pods: tuple[PodObservation, ...]
     """Oldest first."""
 
     @property
     def results(self) -> tuple[CleanUpResult, ...]:
-        """What its attempts said, oldest first."""
+        """Results of its attempts, oldest first."""
         return tuple(result for pod in self.pods if (result := _result(pod)) is not None)
 
 
 @dataclass(frozen=True)
 class CreateCleanUp:
-    """Create the clean-up Job, unless a Pod of the object may still write."""
+    """Create the clean-up Job, unless a Pod of the object can still write."""
 
     request: CleanUpRequest
 
 
 @dataclass(frozen=True)
 class DeletionPlan:
-    """What to do now, and what to say."""
+    """What to do now and what to report."""
 
     actions: tuple[DeleteJob | CreateCleanUp, ...]
     reason: str
     message: str
     final_event: EventDraft | None = None
-    """Set when the finalizer is removed, and with it the object: the last Event of the object."""
+    """The object's last Event, if this pass removes the finalizer; otherwise None."""
 
     @property
     def look_again(self) -> timedelta | None:
-        """When to make the next pass even if no watch asks for one; None: never, the object is gone."""
+        """Time until the next pass even if no watch triggers one; None if the object is gone."""
         return _LOOK_AGAIN if self.final_event is None else None
 
 
 def finalizers_wanted(spec: LoraFineTuneSpec | InvalidSpec, present: Sequence[str]) -> list[str]:
-    """Finalizers of an object that is not deleted. A spec that cannot be read changes nothing."""
+    """Finalizers of an object that is not being deleted. An invalid spec changes nothing."""
     if isinstance(spec, InvalidSpec):
         return list(present)
     others = [each for each in present if each != names.FINALIZER]
@@ -122,7 +122,7 @@ def observe_clean_up(
     job = next((job for job in jobs if job["metadata"]["name"] == name), None)
     if job is None:
         return None
-    state, end = ending(job)
+    state, end = job_state(job)
     return CleanUpObservation(
         state=state,
         deleting=job["metadata"].get("deletionTimestamp") is not None,
@@ -137,40 +137,40 @@ def plan_deletion(
     profile: Profile | None,
     snapshot: Snapshot,
     clean_up: CleanUpObservation | None,
-    namespace_is_going: bool,
+    is_namespace_terminating: bool,
     now: datetime,
 ) -> DeletionPlan:
-    """Decide what one pass does for an object that is deleted and has our finalizer.
+    """Decide what one pass does for an object that is being deleted and has our finalizer.
 
     Args:
         spec: the parsed spec, or why it cannot be parsed.
-        profile: the profile that the spec names; None if there is none of that name.
+        profile: the profile that the spec names; None if there is none with that name.
         snapshot: what was observed.
-        clean_up: the clean-up Job, if there is one.
-        namespace_is_going: whether the namespace is being deleted: it takes no Job any more, and the operator's Role in
-            it may be gone already.
-        now: the pass's one clock, with a time zone.
+        clean_up: the clean-up Job; None if there is none.
+        is_namespace_terminating: whether the namespace is being deleted: it accepts no Job, and the operator's Role in
+            it may already be gone.
+        now: time of the pass, with a time zone.
     """
     is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
-    if namespace_is_going and not is_done:
+    if is_namespace_terminating and not is_done:
         return _cut_off(snapshot, profile, clean_up)
     if isinstance(spec, InvalidSpec):
         return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
     if spec.deletion_policy is DeletionPolicy.RETAIN:
-        left = f"{_place(snapshot, profile)}. spec.deletionPolicy is Retain by now"
-        return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, left), _stop_clean_up(snapshot, clean_up))
+        message = f"{_remaining(snapshot, profile)}. spec.deletionPolicy is now Retain"
+        return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, message), _stop_clean_up(snapshot, clean_up))
     if profile is None:
-        return _skipped(snapshot, profile, f"spec.profile: there is no profile {spec.profile!r}")
+        return _skipped(snapshot, profile, f"spec.profile: profile {spec.profile!r} not found")
     if clean_up is not None and _awaits_pod_status(clean_up, now):
         name = names.clean_up_job_name(snapshot.name, snapshot.uid)
-        return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waits for what its Pod says")
+        return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waiting for the result of its Pod")
     if clean_up is not None and clean_up.state is JobState.COMPLETE:
         return _cleaned_up(snapshot, profile, clean_up)
     if clean_up is not None and clean_up.state is JobState.FAILED:
         return _failed(snapshot, profile, _why_failed(clean_up))
-    if now - _began(snapshot, now) > _limit(profile):
-        so_far = f"not done after {_limit(profile).total_seconds():.0f} s: {_condition_message(snapshot)}"
-        return _failed(snapshot, profile, so_far, _stop_clean_up(snapshot, clean_up))
+    if now - _started_at(snapshot, now) > _limit(profile):
+        why = f"it timed out after {_limit(profile).total_seconds():.0f} s: {_condition_message(snapshot)}"
+        return _failed(snapshot, profile, why, _stop_clean_up(snapshot, clean_up))
     return _proceed(profile, snapshot, clean_up)
 
 
@@ -179,27 +179,27 @@ def _proceed(profile: Profile, snapshot: Snapshot, clean_up: CleanUpObservation 
     if snapshot.jobs:
         running = ", ".join(job.name for job in snapshot.jobs)
         stops = tuple(DeleteJob(job.name, "the object is deleted") for job in snapshot.jobs if not job.deleting)
-        return DeletionPlan(stops, Reason.CLEANING_UP, f"waits until the stages' Jobs are gone: {running}")
+        return DeletionPlan(stops, Reason.CLEANING_UP, f"waiting until the stages' Jobs are gone: {running}")
     if clean_up is not None:
-        return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} removes the artifacts{_waits_for(clean_up)}")
+        return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} is removing the artifacts{_why_waiting(clean_up)}")
     request = CleanUpRequest(
         namespace=snapshot.namespace, name=snapshot.name, store=profile.store.for_namespace(snapshot.namespace)
     )
-    return DeletionPlan((CreateCleanUp(request),), Reason.CLEANING_UP, f"Job {name} removes the artifacts")
+    return DeletionPlan((CreateCleanUp(request),), Reason.CLEANING_UP, f"Job {name} is removing the artifacts")
 
 
 def waiting_for_pods(decided: DeletionPlan) -> DeletionPlan:
-    """A plan whose Job was not created, since a Pod of the object may still write."""
-    return replace(decided, actions=(), message="waits until the stages' Pods have ended")
+    """The plan if the Job was not created because a Pod of the object can still write."""
+    return replace(decided, actions=(), message="waiting until the stages' Pods have ended")
 
 
 def refused_clean_up(decided: DeletionPlan, reason: str, why: str) -> DeletionPlan:
-    """A plan whose Job the cluster did not take: it is tried again."""
+    """The plan after the cluster refused its Job; the next pass retries."""
     return replace(decided, actions=(), reason=reason, message=why)
 
 
-def _began(snapshot: Snapshot, now: datetime) -> datetime:
-    """When the deletion was first seen. Not when it was asked for: the operator may have been down since then."""
+def _started_at(snapshot: Snapshot, now: datetime) -> datetime:
+    """When a pass first saw the deletion, not when it was requested: the operator may have been down since then."""
     conditions = (each for each in snapshot.previous.conditions if each.type == CLEANED_UP)
     return next((datetime.fromisoformat(each.last_transition_time) for each in conditions), now)
 
@@ -209,20 +209,21 @@ def _condition_message(snapshot: Snapshot) -> str:
 
 
 def _limit(profile: Profile) -> timedelta:
-    """Longest time of a deletion: what stops first has its grace period, then the Job has its time."""
+    """Time limit of a deletion: the grace period of running stages, then the deadline of the Job."""
     return timedelta(seconds=profile.termination_grace_period_seconds + CLEAN_UP_SECONDS + _MARGIN_SECONDS)
 
 
 def _awaits_pod_status(clean_up: CleanUpObservation, now: datetime) -> bool:
-    """Whether the Job has just ended and its last attempt is not seen to have."""
-    heard = clean_up.pods and clean_up.pods[-1].ended
-    return not heard and clean_up.ended_at is not None and timedelta(0) <= now - clean_up.ended_at < POD_STATUS_DELAY
+    """Whether the Job has just ended and its last Pod's end is not observed yet."""
+    if clean_up.ended_at is None or (clean_up.pods and clean_up.pods[-1].ended):
+        return False
+    return timedelta(0) <= now - clean_up.ended_at < POD_STATUS_DELAY
 
 
 def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> tuple[DeleteJob, ...]:
     if clean_up is None or clean_up.deleting or clean_up.state is not JobState.LIVE:
         return ()
-    return (DeleteJob(names.clean_up_job_name(snapshot.name, snapshot.uid), "the clean-up is given up"),)
+    return (DeleteJob(names.clean_up_job_name(snapshot.name, snapshot.uid), "the clean-up has ended"),)
 
 
 def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
@@ -230,76 +231,75 @@ def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan
 
 
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
-    """The Job has removed what the profile's store has: what the object made may lie in the one it had before."""
-    store, made_in = profile.store.for_namespace(snapshot.namespace).display_uri, snapshot.previous.store
-    if made_in in ("", store):
-        return _end(EventDraft("Normal", Reason.CLEANED_UP, _told(clean_up)))
-    message = f"{_left(snapshot, [made_in])} stay: the profile's store is {store} by now. There: {_told(clean_up)}"
+    """The Job has cleaned up the profile's store; the artifacts may be in the store that the profile had before."""
+    store, previous = profile.store.for_namespace(snapshot.namespace).display_uri, snapshot.previous.store
+    if previous in ("", store):
+        return _end(EventDraft("Normal", Reason.CLEANED_UP, _removed(clean_up)))
+    left = _artifacts_in(snapshot, [previous])
+    message = f"{left} are left: the profile's store is now {store}. In that store: {_removed(clean_up)}"
     return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
 
 
 def _cut_off(snapshot: Snapshot, profile: Profile | None, clean_up: CleanUpObservation | None) -> DeletionPlan:
     if clean_up is None or profile is None:
-        return _skipped(snapshot, profile, "its namespace is being deleted, and takes no Job any more")
-    return _failed(snapshot, profile, "its namespace is being deleted, and with it the Job that was at it")
+        return _skipped(snapshot, profile, "its namespace is being deleted and accepts no new Jobs")
+    return _failed(snapshot, profile, "its namespace is being deleted, and the clean-up Job with it")
 
 
 def _skipped(snapshot: Snapshot, profile: Profile | None, why: str) -> DeletionPlan:
-    message = f"{_place(snapshot, profile)}. Nothing was removed: {why}"
+    message = f"{_remaining(snapshot, profile)}. Nothing was removed: {why}"
     return _end(EventDraft("Warning", Reason.CLEAN_UP_SKIPPED, message))
 
 
 def _failed(snapshot: Snapshot, profile: Profile, why: str, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan:
-    message = f"{_place(snapshot, profile)}. The clean-up was given up: {why}"
+    message = f"{_remaining(snapshot, profile)}. The clean-up failed: {why}"
     return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message), actions)
 
 
-def _place(snapshot: Snapshot, profile: Profile | None) -> str:
-    """What stays behind, and where: the beginning of a message, whose end is cut if it is long."""
+def _remaining(snapshot: Snapshot, profile: Profile | None) -> str:
+    """Which artifacts are left and where. It comes first in a message, because a long message is cut at its end."""
     if profile is not None:
         present = profile.store.for_namespace(snapshot.namespace).display_uri
         stores = sorted({present, snapshot.previous.store or present})
     else:
         stores = sorted({artifact.uri.partition("/stages/")[0] for artifact in snapshot.previous.artifacts})
-    left = _left(snapshot, stores)
-    return (
-        f"{left} stay; the next object of this name that is deleted with Delete removes them"
-        if left
-        else ("as far as the status tells, no artifacts were made")
-    )
+    left = _artifacts_in(snapshot, stores)
+    if not left:
+        return "the status lists no artifacts"
+    return f"{left} are left; the next object of this name that is deleted with Delete removes them"
 
 
-def _left(snapshot: Snapshot, places: Sequence[str]) -> str:
-    name, left = snapshot.name, []
-    for place in places:
-        uri, at, endpoint = place.partition(" at ")
-        left.append(f"{uri}/models/{name}/ and what {uri}/uses/*/*/{name} names{at}{endpoint}")
-    return " and ".join(left)
+def _artifacts_in(snapshot: Snapshot, stores: Sequence[str]) -> str:
+    name, found = snapshot.name, []
+    for store in stores:
+        uri, at, endpoint = store.partition(" at ")
+        found.append(f"{uri}/models/{name}/ and the stage outputs marked in {uri}/uses/*/*/{name}{at}{endpoint}")
+    return " and ".join(found)
 
 
-def _told(clean_up: CleanUpObservation) -> str:
+def _removed(clean_up: CleanUpObservation) -> str:
     done = next((result for result in reversed(clean_up.results) if result.failure is None), None)
     if done is None:
-        return "the artifacts are removed"
+        return "removed the artifacts"
     removed = f"removed {done.removed_objects:,} objects ({done.removed_bytes:,} bytes)"
     if not done.shared_stages:
         return removed
     stages = "1 stage" if done.shared_stages == 1 else f"{done.shared_stages} stages"
-    return f"{removed}; what {stages} made stays, since other objects use it"
+    return f"{removed}; kept the output of {stages}, which other objects use"
 
 
 def _why_failed(clean_up: CleanUpObservation) -> str:
     failures = [result.failure for result in clean_up.results if result.failure is not None]
     if failures:
         return f"{failures[-1].reason}: {failures[-1].message}"
-    return (clean_up.message or "the Job failed and left no Pod that says why") + _waits_for(clean_up)
+    return (clean_up.message or "the Job failed and no Pod is left that says why") + _why_waiting(clean_up)
 
 
-def _waits_for(clean_up: CleanUpObservation) -> str:
+def _why_waiting(clean_up: CleanUpObservation) -> str:
     newest = clean_up.pods[-1] if clean_up.pods else None
     if newest is None or newest.ended or not newest.reason:
         return ""
-    return f"; its Pod waits: {newest.reason}: {newest.message}"
+    return f"; its Pod is waiting: {newest.reason}: {newest.message}"
 
 
 def _result(pod: PodObservation) -> CleanUpResult | None:

@@ -1,10 +1,10 @@
-"""Diagnosis: why a Job waits, was interrupted or failed, as its Pods and the cluster's Events tell it.
+"""Diagnosis: why a Job waits, was interrupted or failed, according to its Pods and Events.
 
-Three questions, each with (reason, message) for an answer:
+Three questions, each answered with (reason, message):
 
-    why_waiting   a live Job: held by a queue, its Pod refused, pending, interrupted, or failed and tried again
-    why_stopped   an attempt that was ended from outside
-    why_failed    a Job that has ended, in the words of its last attempt that said something
+    why_waiting   a live Job: queued, its Pod refused or pending, interrupted, or retried after a failure
+    why_stopped   an attempt that was stopped from outside
+    why_failed    a Job that has failed, as its last failed attempt reports it
 """
 
 import re
@@ -28,50 +28,50 @@ from edgetune_operator.decisions.observe import (
 Diagnosis = tuple[str, str]
 """Reason and message."""
 
-# Mounts and images are usually there by then; before, Events would be read for every healthy Pod.
+# Volumes are usually mounted and images pulled by then; a shorter time would read Events for every healthy Pod.
 _SILENCE = timedelta(seconds=10)
-_LONGEST_LOOK = timedelta(seconds=120)
-# The kubelet says these of every Pod that it takes, and no more while a volume is missing.
-_SAYS_NOTHING = ("", "ContainerCreating", "PodInitializing")
+_LONGEST_INTERVAL = timedelta(seconds=120)
+# The kubelet reports these for every new Pod, and nothing else while a volume is missing.
+_UNSPECIFIC = ("", "ContainerCreating", "PodInitializing")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
 _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFIG_MAP_NOT_FOUND}
-# Each try of the Job controller has a Pod name of its own.
+# The Job controller's message has a different Pod name at each retry.
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
 _KILLED = 137
 
 _DISRUPTIONS: Mapping[str, Diagnosis] = {
-    "EvictionByEvictionAPI": (Reason.EVICTED, "evicted from its node, as when a node is drained"),
+    "EvictionByEvictionAPI": (Reason.EVICTED, "evicted from its node, for example by a drain"),
     "PreemptionByScheduler": (Reason.PREEMPTED, "preempted by a Pod of higher priority"),
-    "DeletionByTaintManager": (Reason.NODE_LOST, "its node does not answer, or was tainted NoExecute"),
+    "DeletionByTaintManager": (Reason.NODE_LOST, "its node is unreachable or was tainted NoExecute"),
     "DeletionByPodGC": (Reason.NODE_LOST, "its node is gone"),
 }
-# With the disruption TerminationByKubelet, the Pod's own reason says more.
+# For the disruption TerminationByKubelet, the Pod's own reason is more specific.
 _KUBELET_DISRUPTIONS: Mapping[str, Diagnosis] = {
     "Evicted": (Reason.NODE_PRESSURE, "its node ran short of a resource"),
-    "Preempting": (Reason.PREEMPTED, "made room for a critical Pod"),
-    "Terminated": (Reason.NODE_SHUTDOWN, "its node shuts down"),
+    "Preempting": (Reason.PREEMPTED, "preempted by a critical Pod"),
+    "Terminated": (Reason.NODE_SHUTDOWN, "its node is shutting down"),
 }
 
 
 @dataclass(frozen=True)
 class SilentWait:
-    """A Job or Pod that does not get on, and whose status does not say why: only its Events do."""
+    """A waiting Job or Pod whose status does not say why it waits; only its Events do."""
 
     uid: str
     since: datetime
 
     def is_due(self, now: datetime) -> bool:
-        """Whether it has been quiet for long enough to read its Events."""
+        """Whether it has waited long enough to read its Events."""
         return now - self.since >= _SILENCE
 
     def next_look(self, now: datetime) -> timedelta:
-        """When to look again: at first soon, then less and less often."""
+        """Time until its Events are read again; grows with the time that it has waited."""
         age = now - self.since
-        return _SILENCE - age if age < _SILENCE else min(age, _LONGEST_LOOK)
+        return _SILENCE - age if age < _SILENCE else min(age, _LONGEST_INTERVAL)
 
 
 def silent_wait(snapshot: Snapshot) -> SilentWait | None:
-    """What the object's live Job waits for in silence; None if it runs or says what it waits for."""
+    """The object's live Job, or its Pod, if it waits without a stated reason; None if it runs or states one."""
     live = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting and not job.suspended]
     if not live:
         return None
@@ -80,83 +80,82 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
     if newest is None or newest.ended:
         since = (newest.finished_at if newest else None) or job.created_at
         return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
-    if newest.phase == "Pending" and newest.reason in _SAYS_NOTHING and newest.created_at:
+    if newest.phase == "Pending" and newest.reason in _UNSPECIFIC and newest.created_at:
         return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at))
     return None
 
 
 def why_waiting(job: JobObservation, snapshot: Snapshot) -> Diagnosis:
-    """What a live Job waits for; JobRunning if it waits for nothing."""
+    """Why a live Job waits; JobRunning if it does not wait."""
     newest = job.pods[-1] if job.pods else None
     if job.suspended:
         return Reason.QUEUED, "the Job is suspended until a queue admits it"
     if newest is not None and newest.disrupted and not newest.ended:
         reason, what = why_stopped(newest)
         return reason, f"{what}; the next attempt starts when this one has ended"
-    if newest is not None and newest.phase == "Pending" and newest.reason not in _SAYS_NOTHING:
+    if newest is not None and newest.phase == "Pending" and newest.reason not in _UNSPECIFIC:
         return newest.reason, newest.message
-    return _told_by_events(snapshot) or _told_by_ended_pods(job)
+    return _why_by_events(snapshot) or _why_by_ended_pods(job)
 
 
-def _told_by_events(snapshot: Snapshot) -> Diagnosis | None:
-    """What the newest Events complain of. An older complaint is mended: something else has happened since."""
+def _why_by_events(snapshot: Snapshot) -> Diagnosis | None:
+    """What the newest Warnings report. A Warning before a Normal Event is resolved."""
     if not snapshot.events:
         return None
-    complaints = tuple(takewhile(lambda event: event.warning, reversed(snapshot.events)))
-    if not complaints:
+    warnings = tuple(takewhile(lambda event: event.warning, reversed(snapshot.events)))
+    if not warnings:
         newest = snapshot.events[-1]
         return ("ContainerCreating", newest.message) if newest.reason == "Pulling" else None
-    return _missing(complaints, snapshot.namespace) or _complaint(complaints[0])
+    return _missing(warnings, snapshot.namespace) or _warning(warnings[0])
 
 
-def _missing(complaints: Sequence[EventObservation], namespace: str) -> Diagnosis | None:
-    found = next((match for event in complaints if (match := _MISSING.search(event.message))), None)
+def _missing(warnings: Sequence[EventObservation], namespace: str) -> Diagnosis | None:
+    found = next((match for event in warnings if (match := _MISSING.search(event.message))), None)
     if found is None:
         return None
-    kind, name = found.groups()
-    named = {"secret": "Secret", "configmap": "ConfigMap"}[kind]
-    message = f"there is no {named} {name} in namespace {namespace}; create it, and the stage goes on by itself"
-    return _MISSING_REASONS[kind], message
+    resource, name = found.groups()
+    kind = {"secret": "Secret", "configmap": "ConfigMap"}[resource]
+    message = f"{kind} {name} not found in namespace {namespace}; create it, and the stage continues by itself"
+    return _MISSING_REASONS[resource], message
 
 
-def _complaint(event: EventObservation) -> Diagnosis:
-    said = _POD_NAME.sub("", event.message)
+def _warning(event: EventObservation) -> Diagnosis:
+    message = _POD_NAME.sub("", event.message)
     if event.reason != "FailedCreate":
-        return event.reason, said
-    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in said else Reason.PODS_REFUSED
-    return reason, f"the cluster refuses the stage's Pod: {said}; the Job tries again by itself"
+        return event.reason, message
+    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.PODS_REFUSED
+    return reason, f"the cluster refuses the stage's Pod: {message}; the Job retries by itself"
 
 
-def _told_by_ended_pods(job: JobObservation) -> Diagnosis:
-    """What earlier attempts of a live Job left behind."""
+def _why_by_ended_pods(job: JobObservation) -> Diagnosis:
+    """How the last attempt of a live Job ended."""
     ended = [pod for pod in job.pods if pod.failed or pod.interrupted]
     if not ended:
         return Reason.JOB_RUNNING, ""
     last = ended[-1]
     if not last.interrupted:
         reason, message = why_ended(last)
-        return Reason.ATTEMPT_FAILED, f"an attempt failed and is tried again: {reason}: {message}"
+        return Reason.ATTEMPT_FAILED, f"an attempt failed and is retried: {reason}: {message}"
     reason, what = why_stopped(last)
     failure = last.result.failure if last.result is not None else None
     step = failure.step if failure is not None else None
-    goes_on = "its newest checkpoint" if step is None else f"the checkpoint of step {step}"
-    return reason, f"{what}; goes on from {goes_on}"
+    checkpoint = "its newest checkpoint" if step is None else f"the checkpoint of step {step}"
+    return reason, f"{what}; resumes from {checkpoint}"
 
 
 def interruptions(row: StageStatus) -> str:
-    """What interruptions cost a stage: "1 preemption; resumed at step 40, 3 steps lost"; empty if there were none."""
+    """A stage's interruptions, such as "1 preemption; resumed at step 40, 3 steps lost"; empty if there were none."""
     if not row.preemptions:
         return ""
-    times = f"{row.preemptions} preemption{'s' if row.preemptions > 1 else ''}"
+    preemptions = f"{row.preemptions} preemption{'s' if row.preemptions > 1 else ''}"
     if row.resumed_from is None or row.lost_steps is None:
-        return times
-    return (
-        f"{times}; resumed at step {row.resumed_from}, {row.lost_steps} step{'' if row.lost_steps == 1 else 's'} lost"
-    )
+        return preemptions
+    steps = f"{row.lost_steps} step{'' if row.lost_steps == 1 else 's'}"
+    return f"{preemptions}; resumed at step {row.resumed_from}, {steps} lost"
 
 
 def why_stopped(pod: PodObservation) -> Diagnosis:
-    """Why an attempt was, or is, ended from outside."""
+    """Why an attempt was or is stopped from outside."""
     if pod.disruption in _DISRUPTIONS:
         return _DISRUPTIONS[pod.disruption]
     if pod.disrupted:
@@ -166,31 +165,31 @@ def why_stopped(pod: PodObservation) -> Diagnosis:
 
 
 def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
-    """Whether a Job has just ended and its last attempt is not seen to have: Jobs and Pods are watched apart."""
+    """Whether a Job has just ended and its last Pod's end is not observed yet: Jobs and Pods are watched separately."""
     if job.finished_at is None or job.reason == "DeadlineExceeded":
         return False
     if job.state is JobState.COMPLETE:
-        heard = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
+        is_observed = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
     else:
-        heard = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
-    return not heard and now - datetime.fromisoformat(job.finished_at) < POD_STATUS_DELAY
+        is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
+    return not is_observed and now - datetime.fromisoformat(job.finished_at) < POD_STATUS_DELAY
 
 
 def why_failed(job: JobObservation) -> Diagnosis:
-    """Why a Job failed, with its own limits: those of the spec may have been edited since it was made."""
+    """Why a Job failed, with the Job's own limits: those of the spec may have changed since."""
     if job.reason == "DeadlineExceeded":
-        message = f"not done after {job.deadline_seconds} seconds; raise spec.activeDeadlineSeconds or ask for less"
+        message = f"not done after {job.deadline_seconds} seconds; raise spec.activeDeadlineSeconds or reduce the work"
         return Reason.DEADLINE_EXCEEDED, message
     failed = [pod for pod in job.pods if pod.ended and pod.exit_code != ExitCode.DONE and not pod.disrupted]
     if not failed:
-        return job.reason or Reason.JOB_FAILED, job.message or "the Job failed and left no Pod that says why"
+        return job.reason or Reason.JOB_FAILED, job.message or "the Job failed and no Pod is left that says why"
     reason, message = why_ended(failed[-1])
     attempts = f" (attempt {job.attempts}, spec.retryLimit was {job.backoff_limit})" if job.attempts > 1 else ""
     return reason, message + attempts
 
 
 def why_ended(pod: PodObservation) -> Diagnosis:
-    """Why an attempt failed: in the stage's own words, else in the kubelet's."""
+    """Why an attempt failed: as the stage reports it or, if it reports nothing, as the kubelet does."""
     if pod.exceeded_storage:
         advice = "raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"
         return Reason.STORAGE_EXCEEDED, f"{pod.pod_message.rstrip('.')}; {advice}"
@@ -198,15 +197,15 @@ def why_ended(pod: PodObservation) -> Diagnosis:
     if result is not None and result.failure is not None:
         return result.failure.reason, result.failure.message
     if pod.exit_code is None:
-        return pod.pod_reason or Reason.JOB_FAILED, pod.pod_message or "its node ended the Pod without a reason"
+        return pod.pod_reason or Reason.JOB_FAILED, pod.pod_message or "the node stopped the Pod without a reason"
     if pod.reason == "OOMKilled":
         return Reason.OUT_OF_MEMORY, "the container was killed at its memory limit; raise it in the profile"
-    said = f": {pod.message}" if pod.message else ""
+    details = f": {pod.message}" if pod.message else ""
     if pod.reason == "StartError":
-        return pod.reason, f"the container does not start; the profile's image is not one of the stages{said}"
+        return pod.reason, f"the container does not start; the profile's image is not an image of the stages{details}"
     if pod.exit_code == _KILLED:
         return (
             Reason.KILLED,
-            f"killed without notice: its node ran out of memory, or its grace period was over{said}",
+            f"killed without notice: the node ran out of memory or the grace period expired{details}",
         )
-    return reason_for(pod.exit_code), f"exit code {pod.exit_code}{said}"
+    return reason_for(pod.exit_code), f"exit code {pod.exit_code}{details}"

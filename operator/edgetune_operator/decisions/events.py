@@ -1,4 +1,4 @@
-"""Events: what changed between two statuses, in sentences. Status is the record, Events are its echo."""
+"""Events: the changes between two statuses, as sentences. Status is the record; Events repeat it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from edgetune_operator.api.objects import Condition, LoraFineTuneStatus, Phase, StageState, StageStatus
 from edgetune_operator.api.reasons import Reason
 
-_TOLD = (Phase.SUCCEEDED, Phase.SUSPENDED, Phase.DELETING)
+_REPORTED_PHASES = (Phase.SUCCEEDED, Phase.SUSPENDED, Phase.DELETING)
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ def transitions(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterat
     if stalled is not None and (was_stalled is None or was_stalled.reason != stalled.reason):
         yield EventDraft("Warning", stalled.reason, stalled.message)
     ready = _condition(after, "Ready")
-    if ready is not None and after.phase is not before.phase and after.phase in _TOLD:
+    if ready is not None and after.phase is not before.phase and after.phase in _REPORTED_PHASES:
         yield EventDraft("Normal", ready.reason, ready.message)
 
 
-def _condition(status: LoraFineTuneStatus, kind: str) -> Condition | None:
-    return next((condition for condition in status.conditions if condition.type == kind), None)
+def _condition(status: LoraFineTuneStatus, condition_type: str) -> Condition | None:
+    return next((condition for condition in status.conditions if condition.type == condition_type), None)
 
 
 def _stage_transitions(before: StageStatus, after: StageStatus) -> Iterator[EventDraft]:
@@ -43,7 +43,7 @@ def _stage_transitions(before: StageStatus, after: StageStatus) -> Iterator[Even
     if after.reason == Reason.REPLACED and before.reason != after.reason:
         yield EventDraft("Normal", f"{stage}Replaced", after.message)
     if after.preemptions > before.preemptions:
-        yield EventDraft("Warning", f"{stage}Interrupted", after.message or "stopped from outside; it goes on later")
+        yield EventDraft("Warning", f"{stage}Interrupted", after.message or "stopped from outside; it resumes later")
     if after.state is StageState.SUCCEEDED and (before.state is not after.state or before.digest != after.digest):
-        how = "its output was in the store already" if after.cached else f"done in {after.seconds or 0:.0f} s"
+        how = "its output was already in the store" if after.cached else f"done in {after.seconds or 0:.0f} s"
         yield EventDraft("Normal", f"{stage}Succeeded", how)

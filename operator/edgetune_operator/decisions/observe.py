@@ -1,4 +1,4 @@
-"""Observe: from Kubernetes objects as plain dicts to the values that plan decides on."""
+"""Observe: convert Kubernetes objects, as plain dicts, to the values on which plan decides."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from edgetune_operator.api import names
 from edgetune_operator.api.objects import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
 
 POD_STATUS_DELAY = timedelta(seconds=20)
-"""Longest time between the end of a Job and the moment when the end of its last Pod is seen.
+"""Longest time between the end of a Job and the observation of its last Pod's end.
 
-Jobs and Pods are watched separately. It is longer than it takes until the second lists after a start have shown what
-the first ones and the watches did not.
+Jobs and Pods are watched separately. After a start, the first lists and the watches can miss the end of a Pod; this
+time is long enough for the second lists to show it.
 """
 
 
@@ -30,52 +30,52 @@ class PodObservation:
     created_at: str | None
     phase: str
     exit_code: int | None
-    """Exit code of the stage's container; None while it has not ended."""
+    """Exit code of the stage's container; None until it has ended."""
 
     reason: str
-    """The cluster's word for how the container ended or what it waits for, such as OOMKilled or Unschedulable."""
+    """Kubernetes' reason why the container ended or waits, such as OOMKilled or Unschedulable."""
 
     message: str
-    """Termination message; for a container that waits, the cluster's sentence."""
+    """Termination message; for a waiting container, the message of Kubernetes."""
 
     disruption: str
-    """Reason for which the Pod is ended from outside, such as EvictionByEvictionAPI; empty if it is not."""
+    """Reason of the DisruptionTarget condition, such as EvictionByEvictionAPI; empty if there is none."""
 
     pod_reason: str
-    """The kubelet's word for the whole Pod, such as Evicted, or UnexpectedAdmissionError; empty if it has none."""
+    """The kubelet's reason for the whole Pod, such as Evicted or UnexpectedAdmissionError; empty if it has none."""
 
     pod_message: str
-    """Its sentence."""
+    """The kubelet's message for the whole Pod."""
 
     started_at: str | None
-    """When the container started; None while it has not."""
+    """When the container started; None until it has."""
 
     finished_at: str | None
-    """When the container ended; None while it has not, or if its node never said."""
+    """When the container ended; None until it has, or if its node never reported it."""
 
     @property
     def disrupted(self) -> bool:
-        """Whether the Pod is ended from outside: evicted, preempted, or its node is gone."""
+        """Whether the Pod is or was stopped from outside: evicted, preempted, or its node is gone."""
         return self.disruption != ""
 
     @property
     def ended(self) -> bool:
-        """Whether the attempt is over; a Pod whose node is gone, or whose node never took it, has no exit code."""
+        """Whether the attempt has ended. A Pod whose node is gone or did not admit it has no exit code."""
         return self.exit_code is not None or self.phase == "Failed"
 
     @property
     def failed(self) -> bool:
-        """Whether the attempt ended by itself without being done."""
+        """Whether the attempt ended by itself and without success."""
         return self.ended and self.exit_code != ExitCode.DONE and not self.interrupted
 
     @property
     def exceeded_storage(self) -> bool:
-        """Whether the Pod took more of its node's disk than it may; another attempt would do the same."""
+        """Whether the Pod used more of its node's disk than its limit; a retry would do the same."""
         return self.pod_reason == "Evicted" and not self.disrupted
 
     @property
     def result(self) -> Result | None:
-        """What the stage said when it ended; None if it said nothing that can be read."""
+        """Result in the termination message; None if there is no valid one."""
         try:
             return Result.decode(self.message)
         except ValidationError:
@@ -83,13 +83,13 @@ class PodObservation:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the attempt was stopped from outside, has ended, and does not count."""
+        """Whether the attempt was stopped from outside and has ended; it does not count."""
         stopped = self.exit_code == ExitCode.INTERRUPTED and not self.exceeded_storage
         return self.ended and (self.disrupted or stopped)
 
 
 class JobState(StrEnum):
-    """Where a Job is."""
+    """State of a Job."""
 
     LIVE = "Live"
     COMPLETE = "Complete"
@@ -106,34 +106,34 @@ class JobObservation:
     stage: Stage
     digest: str
     retry: str
-    """Retry token that was current when the Job was made."""
+    """The retry token when the Job was created."""
 
     settings: str
-    """Hash of what profile and spec gave it; see `run.settings_digest`."""
+    """Hash of its settings from profile and spec; see `run_state.settings_digest`."""
 
     backoff_limit: int | None
-    """Its own limit of retries: the spec may say another one by now."""
+    """The Job's own retry limit: that of the spec may have changed since."""
 
     deadline_seconds: int | None
-    """Its own longest time, in seconds."""
+    """The Job's own deadline, in seconds."""
 
     resources: Mapping[str, str | int]
-    """What each of its attempts has, by the names of resources: the profile may say something else by now."""
+    """Resources of each attempt, by name: those of the profile may have changed since."""
 
     state: JobState
     deleting: bool
     suspended: bool
-    """Whether a queue holds the Job back."""
+    """Whether the Job waits for admission by a queue."""
 
     reason: str
     """Reason of the Failed condition, such as BackoffLimitExceeded, PodFailurePolicy or DeadlineExceeded."""
 
     message: str
     attempts: int
-    """Pods that were started and count, by the Job controller: it leaves out those that its failure policy ignores."""
+    """Started Pods in the Job's status, without those that its failure policy ignores."""
 
     active: int
-    """Pods that are pending or run, by the Job controller."""
+    """Pending and running Pods in the Job's status."""
 
     started_at: str | None
     finished_at: str | None
@@ -142,7 +142,7 @@ class JobObservation:
 
     @property
     def runs(self) -> bool:
-        """Whether an attempt runs, or may: one that the Job counts and that no watch has told of may be anywhere."""
+        """Whether an attempt runs or may run: one that the Job counts may run even if no watch has shown it."""
         newest = self.pods[-1] if self.pods else None
         if newest is None or newest.ended:
             return self.active > 0 or (newest is not None and newest.exit_code == ExitCode.DONE)
@@ -157,18 +157,18 @@ class JobObservation:
 
 @dataclass(frozen=True)
 class EventObservation:
-    """What a component of the cluster told of a Job or a Pod."""
+    """An Event about a Job or a Pod."""
 
     warning: bool
     reason: str
     message: str
     at: datetime
-    """When it was told last: Events that repeat are counted, not added."""
+    """Time of its last occurrence: Kubernetes counts repeated Events instead of adding new ones."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that one pass knows."""
+    """Everything that one pass knows."""
 
     namespace: str
     name: str
@@ -179,11 +179,11 @@ class Snapshot:
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
     events: tuple[EventObservation, ...] = ()
-    """Events of the Job or Pod whose status does not say what it waits for, oldest first; else none."""
+    """Events of the Job or Pod whose status does not say why it waits, oldest first; empty if there is none."""
 
     @property
     def new_retry(self) -> str:
-        """A retry token that is not answered yet; empty if there is none. A token that was taken away asks nothing."""
+        """The retry token if it has not been handled; otherwise empty, also if the token was removed."""
         return "" if self.retry_requested == self.previous.last_handled_retry else self.retry_requested
 
 
@@ -193,7 +193,7 @@ def observe(
     pods: Sequence[Mapping[str, Any]],
     progress: ProgressStatus | None,
 ) -> Snapshot:
-    """Snapshot from the object, its Jobs, their Pods, and the running stage's own figures."""
+    """Snapshot of the object, its Jobs, their Pods, and the progress that the running stage reports."""
     metadata = document["metadata"]
     annotations = metadata.get("annotations") or {}
     return Snapshot(
@@ -203,17 +203,17 @@ def observe(
         generation=metadata.get("generation", 1),
         retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, "")[:MAX_RETRY_TOKEN],
         previous=read_status(document),
-        jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_age) if _is_ours(job, metadata.get("uid", ""))),
+        jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_creation) if _is_ours(job, metadata.get("uid", ""))),
         progress=progress,
     )
 
 
 def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
-    """Status that an object carries; an empty one if it has none or one that cannot be read."""
+    """The object's status; an empty one if it has none or an invalid one."""
     try:
         return LoraFineTuneStatus.model_validate(document.get("status") or {})
     except ValidationError:
-        # Status is a view: one that another version wrote is made anew, and every stage finds its manifest.
+        # Status is a view: one that another version wrote is rebuilt, and every stage finds its manifest.
         return LoraFineTuneStatus()
 
 
@@ -225,17 +225,17 @@ def observe_events(events: Sequence[Mapping[str, Any]]) -> tuple[EventObservatio
 def _event(event: Mapping[str, Any]) -> EventObservation:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
-    told_at = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
+    last = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
     return EventObservation(
         warning=event.get("type") == "Warning",
         reason=event.get("reason") or "",
         message=event.get("message") or "",
-        at=datetime.fromisoformat(told_at),
+        at=datetime.fromisoformat(last),
     )
 
 
 def controller_uid(body: Mapping[str, Any], kind: str) -> str | None:
-    """UID of what controls a Job or a Pod; None if nothing of that kind does."""
+    """UID of a Job's or Pod's controller; None if no object of that kind controls it."""
     owners = body["metadata"].get("ownerReferences") or []
     return next((owner["uid"] for owner in owners if owner.get("controller") and owner["kind"] == kind), None)
 
@@ -245,7 +245,7 @@ def _is_ours(job: Mapping[str, Any], uid: str) -> bool:
     return stage in set(Stage) and controller_uid(job, names.KIND) == uid
 
 
-def _age(item: Mapping[str, Any]) -> tuple[str, str]:
+def _creation(item: Mapping[str, Any]) -> tuple[str, str]:
     metadata = item["metadata"]
     return metadata.get("creationTimestamp") or "", metadata["name"]
 
@@ -253,7 +253,7 @@ def _age(item: Mapping[str, Any]) -> tuple[str, str]:
 def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObservation:
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations = metadata.get("annotations") or {}
-    state, end = ending(job)
+    state, end = job_state(job)
     return JobObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -279,19 +279,19 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
 
 
 def containers_of(job: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Containers of a Job's Pods."""
+    """Containers of a Job's Pod template."""
     template = (job.get("spec") or {}).get("template") or {}
     containers: Sequence[Mapping[str, Any]] = (template.get("spec") or {}).get("containers") or []
     return containers
 
 
 def _resources(job: Mapping[str, Any]) -> Mapping[str, str | int]:
-    asked = next((each.get("resources") or {} for each in containers_of(job) if each["name"] == names.CONTAINER), {})
-    return {**(asked.get("requests") or {}), **(asked.get("limits") or {})}
+    found = next((each.get("resources") or {} for each in containers_of(job) if each["name"] == names.CONTAINER), {})
+    return {**(found.get("requests") or {}), **(found.get("limits") or {})}
 
 
-def ending(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
-    """Where a Job is, and the condition that says how it ended; an empty one while it has not."""
+def job_state(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
+    """State of a Job, and the condition that says how it ended; an empty one until it has."""
     found = (job.get("status") or {}).get("conditions") or []
     conditions = {condition["type"]: condition for condition in found if condition.get("status") == "True"}
     if "Failed" in conditions:
@@ -302,9 +302,9 @@ def ending(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
 
 
 def observe_pods(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[PodObservation, ...]:
-    """A Job's attempts, oldest first. Labels and names are anybody's: the Job's UID tells which Pods it has made."""
+    """A Job's attempts, oldest first, by owner reference: anybody can set labels and names."""
     own = [pod for pod in pods if controller_uid(pod, "Job") == job["metadata"]["uid"]]
-    return tuple(_pod(pod) for pod in sorted(own, key=_age))
+    return tuple(_pod(pod) for pod in sorted(own, key=_creation))
 
 
 def _pod(pod: Mapping[str, Any]) -> PodObservation:
@@ -313,7 +313,7 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
     state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
     conditions = {(c.get("type"), c.get("status")): c for c in status.get("conditions") or []}
     ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    told = ended or waiting or conditions.get(("PodScheduled", "False"), {})
+    explained = ended or waiting or conditions.get(("PodScheduled", "False"), {})
     disruption = conditions.get(("DisruptionTarget", "True"), {})
     return PodObservation(
         name=metadata["name"],
@@ -321,8 +321,8 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         created_at=metadata.get("creationTimestamp"),
         phase=status.get("phase", "Pending"),
         exit_code=ended.get("exitCode"),
-        reason=told.get("reason") or "",
-        message=told.get("message") or "",
+        reason=explained.get("reason") or "",
+        message=explained.get("message") or "",
         disruption=disruption.get("reason") or ("DisruptionTarget" if disruption else ""),
         pod_reason=status.get("reason") or "",
         pod_message=(status.get("message") or "").strip(),

@@ -1,20 +1,20 @@
-"""Plan: the whole state machine, in one function of values.
+"""Plan: the whole state machine, in one function on values.
 
         spec, profile, snapshot
                  │
         refused? ├── InvalidSpec, ProfileNotFound ────────────────► Stalled
                  │
-           rows: │  what earlier passes recorded, by digest
+           rows: │  recorded by earlier passes, by digest
                  ▼
-          ┌─► first stage that is not done ──none──► gates held? ──► Published, Pinned
-          │      │  (publish, if there is a pin)         └──no─────► Refused
+          ┌─► first unfinished stage ──none──► gates passed? ──yes──► Published, Pinned
+          │      │  (publish, if pinned)                └──no───────► Refused
           │      ├── failed ─────────────────────────────────────► Failed
           │      ├── suspend ── delete its Job ──────────────────► Suspended
-          │      ├── no Job ─── create it ───────────────────────► Running
+          │      ├── no Job ─── create one ──────────────────────► Running
           │      └── Job ended: record its result by digest
           └────────────┘
 
-Completion is what a row says, never what a Job's existence says: Jobs may be deleted at any time.
+Only a row makes a stage complete, never the existence of a Job: a Job can be deleted at any time.
 """
 
 from dataclasses import dataclass, replace
@@ -40,10 +40,10 @@ from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
 
-# What only the cluster can judge may pass without anything that the watches see.
+# The watches do not show when a quota or a policy changes.
 _LOOK_AT_STALLED = timedelta(seconds=60)
 _LOOK_AT_ENDED_JOB = timedelta(seconds=5)
-# The Job of an earlier object of the same name is in no cache.
+# The Job of an earlier object with the same name is not in the cache.
 _LOOK_AT_PENDING = timedelta(seconds=2)
 
 
@@ -52,7 +52,7 @@ class Outcome(StrEnum):
 
     RUNNING = "Running"
     BLOCKED = "Blocked"
-    """Job or Pod waits for something that somebody has to fix; the stage continues by itself afterwards."""
+    """The Job or Pod waits until somebody fixes something; the stage then continues by itself."""
 
     SUSPENDED = "Suspended"
     PUBLISHED = "Published"
@@ -87,13 +87,13 @@ Action = CreateJob | DeleteJob
 
 @dataclass(frozen=True)
 class View:
-    """What the status will say."""
+    """Content of the status."""
 
     outcome: Outcome
     reason: str
     message: str
     stage: Stage | None
-    """The first stage that is not done."""
+    """The first unfinished stage; None if there is none."""
 
     rows: tuple[StageStatus, ...]
     store: str
@@ -108,12 +108,12 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now, what to say, and when to look again."""
+    """What to do now, what to report, and when to make the next pass."""
 
     actions: tuple[Action, ...]
     view: View
     look_again: timedelta | None = None
-    """When to make the next pass even if no watch asks for one; None: when something changes."""
+    """Time until the next pass even if no watch triggers one; None: no pass until something changes."""
 
 
 def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot: Snapshot, now: datetime) -> Plan:
@@ -121,9 +121,9 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
 
     Args:
         spec: the parsed spec, or why it cannot be parsed.
-        profile: the profile that the spec names; None if there is none of that name.
+        profile: the profile that the spec names; None if there is none with that name.
         snapshot: what was observed.
-        now: the pass's one clock, with a time zone.
+        now: time of the pass, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
         return _stalled(snapshot, Reason.INVALID_SPEC, str(spec), now)
@@ -131,7 +131,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         return _stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec), now)
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
         return _stalled(
-            snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works in a local run only; use s3://", now
+            snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works only in local runs; use s3://", now
         )
 
     run = RunState.begin(spec, profile, snapshot)
@@ -145,12 +145,12 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         view = _view(run, snapshot, Outcome.FAILED, row.reason, f"{stage}: {row.message}", stage)
         return _plan(run, snapshot, now, _deletions(run, keep=None), view)
     if spec.suspend:
-        message = f"spec.suspend is true; {stage} continues when it is set to false"
+        message = f"spec.suspend is true; set it to false to continue with {stage}"
         view = _view(run, snapshot, Outcome.SUSPENDED, Reason.SUSPENDED, message, stage)
         return _plan(run, snapshot, now, _deletions(run, keep=None), view)
     actions: tuple[Action, ...] = _deletions(run, keep=run.job_name(stage))
     jobs = run.jobs
-    if stage not in jobs.current and not jobs.going and not actions and not run.waits_for:
+    if stage not in jobs.current and not jobs.terminating and not actions and not run.deferred_request:
         actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
         run.start(stage, now)
     reason, message = _running_reason(run, run.rows[stage])
@@ -168,7 +168,7 @@ def _plan(run: RunState, snapshot: Snapshot, now: datetime, actions: tuple[Actio
 
 
 def _look_at_silence(snapshot: Snapshot, now: datetime) -> timedelta | None:
-    """When to read the Events of what waits without saying why."""
+    """Time until the Events of a Job or Pod that waits without a stated reason are read."""
     wait = silent_wait(snapshot)
     return wait.next_look(now) if wait is not None else None
 
@@ -184,7 +184,7 @@ def _earliest(*times: timedelta | None) -> timedelta | None:
 
 
 def _profile_not_found(spec: LoraFineTuneSpec) -> str:
-    return f"spec.profile: there is no profile {spec.profile!r}; ask the platform team for the names of the profiles"
+    return f"spec.profile: profile {spec.profile!r} not found; ask the platform team for the names of the profiles"
 
 
 def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
@@ -195,9 +195,9 @@ def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
 
 
 def _deletions(run: RunState, keep: str | None) -> tuple[DeleteJob, ...]:
-    """Jobs that must go: live ones that are not `keep`, and those whose stage runs again.
+    """Jobs to delete: live ones other than `keep`, and those whose stage runs again.
 
-    The latter are deleted in this very pass: the next one would take their end for that of the stage's new attempt.
+    The latter must be deleted in this pass: the next one would take their end for the end of the stage's new attempt.
     """
     jobs = run.jobs
     recorded = {row.job for row in run.rows.values() if row.state is StageState.SUCCEEDED}
@@ -212,7 +212,7 @@ def _deletions(run: RunState, keep: str | None) -> tuple[DeleteJob, ...]:
 def _view(
     run: RunState, snapshot: Snapshot, outcome: Outcome, reason: str, message: str, stage: Stage | None = None
 ) -> View:
-    """What the status will say: only what the rows that are done stand for."""
+    """Content of the status: only the outputs of stages that are done."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
     previous_retry = snapshot.previous.last_handled_retry
     return View(
@@ -228,7 +228,7 @@ def _view(
         edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
-        handled_retry=previous_retry if run.waits_for else snapshot.new_retry or previous_retry,
+        handled_retry=previous_retry if run.deferred_request else snapshot.new_retry or previous_retry,
     )
 
 
@@ -238,10 +238,10 @@ def _judge_gates(run: RunState) -> tuple[Outcome, str, str]:
         return (
             Outcome.FAILED,
             Reason.RESULT_LOST,
-            "publish ended without saying whether the gates held; ask for a retry",
+            "publish ended without reporting the outcome of the gates; request a retry",
         )
     if publication.pinned:
-        return Outcome.PUBLISHED, Reason.PINNED, f"{_named(publication)}, as spec.publish.pin says"
+        return Outcome.PUBLISHED, Reason.PINNED, f"{_named(publication)}, as set by spec.publish.pin"
     if publication.published:
         return Outcome.PUBLISHED, Reason.PUBLISHED, _named(publication)
     return Outcome.REFUSED, Reason.GATES_REFUSED, "; ".join(publication.refusals)
@@ -255,17 +255,23 @@ def _running_reason(run: RunState, row: StageStatus) -> tuple[str, str]:
     if row.state is StageState.PENDING and row.reason == Reason.REPLACED:
         return row.reason, f"{row.name}: {row.message}"
     if row.state is StageState.PENDING:
-        return Reason.PENDING, f"{row.name}: waits until an older Job of this object is gone"
-    waits = f"; {run.waits_for}" if run.waits_for else ""
-    return row.reason, f"{row.name}: {row.message or 'running'}{waits}"
+        return Reason.PENDING, f"{row.name}: waiting until an older Job of this object is gone"
+    deferred = f"; {run.deferred_request}" if run.deferred_request else ""
+    return row.reason, f"{row.name}: {row.message or 'running'}{deferred}"
 
 
 def refused(decided: Plan, reason: str, message: str) -> Plan:
-    """A plan whose Job the cluster did not take: what it recorded stands, and the stage waits."""
-    told = {"reason": reason, "message": message}
-    waits = {"state": StageState.PENDING, "job": "", "attempts": 0, "started_at": None, **told}
+    """The plan after the cluster refused its Job: the stage waits; everything else that it recorded is kept."""
+    waiting = {
+        "state": StageState.PENDING,
+        "job": "",
+        "attempts": 0,
+        "started_at": None,
+        "reason": reason,
+        "message": message,
+    }
     view = decided.view
-    rows = tuple(row.model_copy(update=waits) if row.name is view.stage else row for row in view.rows)
+    rows = tuple(row.model_copy(update=waiting) if row.name is view.stage else row for row in view.rows)
     outcome = Outcome.RUNNING if reason == Reason.PENDING else Outcome.BLOCKED
     message = f"{view.stage}: {message}"
     view = replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None)
@@ -273,7 +279,7 @@ def refused(decided: Plan, reason: str, message: str) -> Plan:
 
 
 def _stalled(snapshot: Snapshot, reason: str, message: str, now: datetime) -> Plan:
-    """Nothing can be done until somebody changes something: keep what earlier passes recorded."""
+    """Nothing can be done until somebody changes something; what earlier passes recorded is kept."""
     previous = snapshot.previous
     recorded = {row.name: row for row in previous.stages}
     view = View(

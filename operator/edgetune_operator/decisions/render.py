@@ -1,4 +1,4 @@
-"""Render: the complete Kubernetes Job of one stage, or of a clean-up: a function of object, profile and request."""
+"""Render: the complete Kubernetes Job of a stage or of a clean-up, as a function of object, profile and request."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -39,11 +39,11 @@ def render_job(
     """Job manifest of one stage.
 
     Args:
-        owner: the object's metadata; the Job goes with it.
-        spec: retry limit and deadline are the user's.
-        profile: images, resources, node selection, credentials and queue are the platform team's.
-        request: what the stage is asked to do.
-        retry: retry token that is current now.
+        owner: the object's metadata; the Job is garbage-collected with the object.
+        spec: the user's retry limit and deadline.
+        profile: the platform team's images, resources, node selection, credentials and queue.
+        request: the stage's request.
+        retry: the current retry token.
     """
     container = _container(profile, profile.resources_for(request.stage), request.encode())
     if request.stage is Stage.TRAIN:
@@ -64,12 +64,12 @@ def render_job(
 
 
 def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
-    """Job manifest of the clean-up: as light as publish, bounded, and not owned by the object (see `deletion`).
+    """Job manifest of the clean-up: with the resources of publish, and without an owner reference (see `deletion`).
 
     Args:
         owner: the object's metadata.
         profile: as for the stages.
-        request: what is removed.
+        request: the clean-up's request.
     """
     container = _container(profile, profile.resources_for(Stage.PUBLISH), request.encode(), names.CLEAN_UP)
     metadata = {
@@ -102,7 +102,7 @@ def _job(
         "spec": {
             **limits,
             "ttlSecondsAfterFinished": profile.ttl_seconds_after_finished,
-            # Two Pods of one Job never run together: the first writes its checkpoint before the second reads it.
+            # Two Pods of a Job never run at the same time: the first writes its checkpoint before the second reads it.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": pod_failure_rules()},
             "template": {"metadata": _pod_metadata(profile, labels), "spec": _pod_spec(profile, container)},
@@ -116,7 +116,7 @@ def _pod_metadata(profile: Profile, labels: Mapping[str, str]) -> dict[str, Any]
 
 
 def pod_failure_rules() -> list[dict[str, Any]]:
-    """Rules of podFailurePolicy from the exit codes. The disruption rule comes first: the first match decides."""
+    """Rules of podFailurePolicy, from the exit codes. The disruption rule is first because the first match decides."""
     ignored = [code.value for code in ExitCode if code.is_ignored]
     failing = [code.value for code in ExitCode if code.fails_job]
     return [
@@ -168,7 +168,7 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
         "name": names.CONTAINER,
         "image": profile.image.reference,
         "imagePullPolicy": profile.image.pull_policy,
-        # Exec form: Python is the container's first process, so that SIGTERM arrives.
+        # Exec form: Python is the container's first process and receives SIGTERM.
         "command": ["python", "-m", "edgetune_jobs", *arguments],
         "env": _environment(profile, request),
         "resources": resources.model_dump(exclude_defaults=True),
@@ -180,12 +180,12 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
 
 def _environment(profile: Profile, request: str) -> list[dict[str, str]]:
     values = {
-        # The kubelet expands $(NAME) and $$ in values: a template may hold them.
+        # The kubelet expands $(NAME) and $$ in values, and a template can contain them.
         "EDGETUNE_REQUEST": request.replace("$", "\\u0024"),
         "EDGETUNE_WORK_DIR": WORK_DIR,
-        # For the manifest: a container cannot ask for its own image.
+        # For the manifest: a container cannot look up its own image.
         "EDGETUNE_IMAGE": profile.image.reference,
-        # The root file system is read-only: whatever a library writes goes to the work folder.
+        # The root file system is read-only: libraries must write to the work folder.
         "HOME": WORK_DIR,
         "TMPDIR": WORK_DIR,
         # Spinning OpenMP threads lose five times their work on shared or throttled cores.

@@ -1,10 +1,10 @@
-"""The state of one run: the rows that earlier passes recorded, brought up to date with the Jobs that a pass observed.
+"""The state of one run: the rows that earlier passes recorded, updated with the Jobs that a pass observed.
 
     begin                rows of earlier passes that are still valid: those whose digest the spec did not change
-    record_ended_jobs    results and failures of the Jobs that ended since
-    handle_requests      a retry token, or another store: prepare looks at everything again
+    record_ended_jobs    results and failures of Jobs that have ended since
+    handle_requests      a retry token or another store: prepare checks everything again
 
-After each of these, `jobs` sorts the object's Jobs once more (see `sorted_jobs`).
+After each of these, `jobs` sorts the object's Jobs again (see `sorted_jobs`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,17 +38,19 @@ from edgetune_operator.decisions.diagnosis import (
 from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
 from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs
 
-# The Job controller re-creates a Pod that exits 75 without limit.
+# The Job controller replaces a Pod that exits with 75 without limit.
 MAX_INTERRUPTIONS = 100
 _SETTINGS_CHARACTERS = 16
-_RETRY_WAITS = "the retry is handled when this stage has ended"
-_MOVE_WAITS = "the profile has another store now: when this stage has ended, all are looked up there or run again"
-_REPLACED = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
+_RETRY_DEFERRED = "the requested retry starts when this stage has ended"
+_STORE_CHANGE_DEFERRED = (
+    "the profile's store has changed: when this stage has ended, every stage is looked up there or run again"
+)
+_REPLACED = "the profile or a limit of the spec changed while no attempt was running: the stage's Job is replaced"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
 def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> str:
-    """Hash of what a stage's Job has of profile and spec besides its digest: a change of it changes no output."""
+    """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
     settings = {
         "profile": profile.model_dump(mode="json", exclude={"resources"}),
         "resources": profile.resources_for(stage).model_dump(mode="json"),
@@ -59,7 +61,7 @@ def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> s
 
 
 class RunState:
-    """The rows of the current run while one pass brings them up to date."""
+    """The rows of the current run while one pass updates them."""
 
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
@@ -75,15 +77,15 @@ class RunState:
         self.publication = previous.publication
         self._present_store = profile.store.for_namespace(snapshot.namespace).display_uri
         self.store = previous.store or self._present_store
-        """Where the rows' outputs are."""
+        """Store of the rows' outputs."""
 
         self._reset: set[Stage] = set()
         self._prepares_again = False
         self.awaits_pod_status = False
-        """Whether a Job has ended, and the watch has not shown yet how its last Pod did."""
+        """Whether a Job has ended and its last Pod's end is not observed yet."""
 
-        self.waits_for = ""
-        """What is done as soon as the running attempt has ended; empty if nothing waits for it."""
+        self.deferred_request = ""
+        """What happens when the running attempt has ended, as a sentence; empty if nothing is deferred."""
 
     @classmethod
     def begin(cls, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> "RunState":
@@ -98,13 +100,13 @@ class RunState:
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
-        for job in run.jobs.going:
+        for job in run.jobs.terminating:
             run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
         return run
 
     @property
     def jobs(self) -> SortedJobs:
-        """The object's Jobs as they are for the rows and resets of this moment."""
+        """The object's Jobs, sorted by the current rows and resets."""
         resets = Resets(self._reset, self._prepares_again, self._snapshot.new_retry)
         job_names = {stage: self.job_name(stage) for stage in Stage}
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
@@ -116,10 +118,10 @@ class RunState:
         """Name of the stage's Job."""
         return names.job_name(self._snapshot.name, stage, self.rows[stage].digest)
 
-    # What the spec changes.
+    # Changes of the spec.
 
     def _is_edited(self) -> bool:
-        """Whether the stages have not been looked at since the spec was edited."""
+        """Whether the spec was edited and no pass has considered the stages since."""
         previous, generation = self._snapshot.previous, self._snapshot.generation
         if generation != previous.observed_generation:
             return True
@@ -132,12 +134,12 @@ class RunState:
                 self._reset_stage(stage)
 
     def _reset_stage(self, stage: Stage) -> None:
-        """The stage runs again, whatever earlier Jobs of it said."""
+        """The stage runs again, regardless of its earlier Jobs."""
         self._restart(stage, self.rows[stage].digest)
         self._reset.add(stage)
 
     def _restart(self, stage: Stage, digest: str) -> None:
-        """An empty row; attempts that were counted in the one before are not counted in this one."""
+        """Empty the stage's row, except for the attempts that were counted: none is counted twice."""
         self.rows[stage] = StageStatus(name=stage, digest=digest, counted=self.rows[stage].counted)
 
     def _rekey(self, resolved: Resolved) -> None:
@@ -156,19 +158,19 @@ class RunState:
             # The pointer may have moved since an earlier Job published this very version.
             self._reset.add(stage)
 
-    # What people and the platform team ask for.
+    # Requests of users and the platform team.
 
     def handle_requests(self, now: datetime) -> None:
-        """Let prepare look at everything again for a retry token, or in another store, as soon as no attempt runs."""
+        """For a new retry token or another store, let prepare check everything again as soon as no attempt runs."""
         token = self._snapshot.new_retry
-        moved = self.store != self._present_store and (bool(token) or self._has_work_left())
-        if not token and not moved:
+        has_moved = self.store != self._present_store and (bool(token) or self._has_work_left())
+        if not token and not has_moved:
             return
-        if self.awaits_pod_status or any(self._would_be_disturbed(job) for job in self._snapshot.jobs):
-            self.waits_for = _RETRY_WAITS if token else _MOVE_WAITS
+        if self.awaits_pod_status or any(self._would_be_stopped(job) for job in self._snapshot.jobs):
+            self.deferred_request = _RETRY_DEFERRED if token else _STORE_CHANGE_DEFERRED
             return
         for stage, row in self.rows.items():
-            if moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
+            if has_moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
                 self._reset_stage(stage)
             elif row.state is StageState.RUNNING:
                 self._update(stage, state=StageState.PENDING, reason="", message="")
@@ -177,22 +179,22 @@ class RunState:
         self.record_ended_jobs(now)
 
     def _has_work_left(self) -> bool:
-        """Whether a stage is to come, which would not find in the present store what earlier ones made."""
+        """Whether an unfinished stage remains: the present store does not have the outputs that it reads."""
         stage = self.next_stage()
         return stage is not None and self.rows[stage].state is not StageState.FAILED
 
-    def _would_be_disturbed(self, job: JobObservation) -> bool:
-        """Whether a Job runs that would be stopped if prepare ran now."""
+    def _would_be_stopped(self, job: JobObservation) -> bool:
+        """Whether a Job is running that would be stopped if prepare ran now."""
         is_new = bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
         return job.state is JobState.LIVE and not job.deleting and job.runs and not is_new
 
-    # What the Jobs did.
+    # Results of Jobs.
 
     def record_ended_jobs(self, now: datetime) -> None:
-        """Bring the first rows that are not done up to date with their Jobs."""
+        """Update the first unfinished rows from their Jobs."""
         while (stage := self.next_stage()) is not None:
             if self.rows[stage].state is StageState.FAILED:
-                return  # it says why, also when its Job and Pods are gone
+                return  # the row keeps the reason even if its Job and Pods are gone
             jobs = self.jobs
             if stage not in jobs.current:
                 self._note_missing_job(stage, is_replaced=any(job.stage is stage for job in jobs.replaced))
@@ -202,7 +204,7 @@ class RunState:
                 return
 
     def _note_missing_job(self, stage: Stage, *, is_replaced: bool) -> None:
-        """A stage whose Job is gone, or is deleted, waits for the next one."""
+        """A stage whose Job is gone or being deleted waits for its next Job."""
         if self.rows[stage].state is StageState.RUNNING:
             self._update(stage, state=StageState.PENDING)
         if is_replaced:
@@ -228,8 +230,8 @@ class RunState:
             self._fail(stage, why_failed(job), ended)
         elif job.state is JobState.COMPLETE:
             self._record_lost_result(stage, ended)
-        elif (given_up := self._why_given_up(stage, job)) is not None:
-            self._fail(stage, given_up, ended)
+        elif (why := self._why_not_retried(stage, job)) is not None:
+            self._fail(stage, why, ended)
         else:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
@@ -240,11 +242,11 @@ class RunState:
         reason, message = why
         self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
 
-    def _why_given_up(self, stage: Stage, job: JobObservation) -> Diagnosis | None:
-        """Why a live Job ends now: the Job controller would try again without end."""
-        times = self.rows[stage].preemptions
-        if times > MAX_INTERRUPTIONS:
-            message = f"stopped from outside {times} times; find out what stops it, then ask for a retry"
+    def _why_not_retried(self, stage: Stage, job: JobObservation) -> Diagnosis | None:
+        """Why a live Job fails now, which the Job controller would retry forever; None if it does not fail."""
+        preemptions = self.rows[stage].preemptions
+        if preemptions > MAX_INTERRUPTIONS:
+            message = f"stopped from outside {preemptions} times; find the cause, then request a retry"
             return Reason.INTERRUPTED_TOO_OFTEN, message
         return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
 
@@ -252,18 +254,15 @@ class RunState:
         reason, message = why_waiting(job, self._snapshot)
         row = self.rows[stage]
         newest = job.pods[-1] if job.pods else None
-        runs = newest is not None and newest.phase == "Running" and not newest.disrupted
-        # A training reports the step that it resumed from.
-        resumed = row.preemptions > 0 and runs and (stage is not Stage.TRAIN or row.resumed_from is not None)
-        if resumed and reason != Reason.ATTEMPT_FAILED:
+        is_running = newest is not None and newest.phase == "Running" and not newest.disrupted
+        # A training reports the step from which it resumed.
+        has_resumed = row.preemptions > 0 and is_running and (stage is not Stage.TRAIN or row.resumed_from is not None)
+        if has_resumed and reason != Reason.ATTEMPT_FAILED:
             return Reason.RESUMED, interruptions(row)
         return reason, message
 
     def _follow(self, stage: Stage, job: JobObservation) -> None:
-        """Bring what a row says of its attempts up to date with the Job.
-
-        One that has just been created is already as `start` says: there is nothing to write.
-        """
+        """Update a row's attempts from its Job. For a Job that was just created, this changes nothing after `start`."""
         started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
         self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
@@ -273,32 +272,32 @@ class RunState:
             self._note_resumption(job, seen.pod, seen.resumed_from)
 
     def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
-        """A training's attempt reports the step that it resumed from; the attempt before it may have been further."""
+        """Record the step from which a training's attempt resumed, and the steps that the attempt before it lost."""
         before = self._snapshot.previous.progress
         if job.stage is not Stage.TRAIN or step is None or before is None or before.pod == pod:
             return
         row = self.rows[job.stage]
         is_counted = row.preemptions > 0 and row.resumed_from is None
-        # Only a Pod that was stopped from outside leaves nothing behind: it went while no operator looked.
-        is_unseen = not is_counted and all(known.name != before.pod for known in job.pods)
+        # A Pod that is missing was stopped from outside and disappeared while no operator was running.
+        is_missing = not is_counted and all(known.name != before.pod for known in job.pods)
         self._update(
             job.stage,
-            preemptions=row.preemptions + is_unseen,
+            preemptions=row.preemptions + is_missing,
             resumed_from=int(step),
             lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
         )
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
-        """Whether a result is the stage's own, with what later stages and the status need of it."""
+        """Whether a result is the stage's own and has what later stages and the status need."""
         reported = PIPELINE[stage].reports
-        # prepare's manifest goes by content, its row by the names in the spec.
+        # prepare's manifest has a digest of the content, its row a digest of the URIs in the spec.
         same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
         return same and result.stage is stage and (reported is None or getattr(result, reported) is not None)
 
     def _record_lost_result(self, stage: Stage, ended: Mapping[str, object]) -> None:
-        """The stage finished but its message did not arrive: once, a short re-run finds the manifest."""
-        message = "the stage ended without a readable result; running it again finds what it wrote"
-        # The reason stays in the row until the stage is done: the second time is noticed by it.
+        """The stage finished but its result was lost. It is run again once, which finds the manifest; then it fails."""
+        message = "the stage ended without a readable result; running it again finds its manifest in the store"
+        # The row keeps the reason until the stage is done: it marks the second time.
         if self.rows[stage].reason == Reason.RESULT_LOST:
             self._fail(stage, (Reason.RESULT_LOST, message), ended)
         else:
@@ -323,18 +322,18 @@ class RunState:
             self._take_from_store(result.done)
 
     def _take_from_store(self, results: Sequence[Result]) -> None:
-        """The stages after prepare as the store has them: manifests are facts, what the status said is a view."""
+        """Update the stages after prepare from the manifests in the store: they are facts, the status is a view."""
         done = {result.stage: result for result in results if self._is_whole(result.stage, result)}
         for stage, row in list(self.rows.items()):
             if stage in done and row.state not in _DONE:
                 self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)
             elif stage is not Stage.PREPARE and stage not in done and row.state is StageState.SUCCEEDED:
-                # Gone from the store, or left out of a long message: then a short run finds it.
+                # Either it is no longer in the store or it did not fit into the message: then a short run finds it.
                 self._reset_stage(stage)
 
     def _take_outputs(self, result: Result) -> None:
-        made = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
-        self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + made
+        outputs = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
+        self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + outputs
         if result.stage is Stage.EVALUATE:
             self.scores, self.edge = result.scores, result.edge
         if result.publication is not None:
@@ -343,22 +342,22 @@ class RunState:
     def _update(self, stage: Stage, **changes: object) -> None:
         self.rows[stage] = self.rows[stage].model_copy(update=changes)
 
-    # What comes next.
+    # The next stage.
 
     def next_stage(self) -> Stage | None:
-        """The first stage that is not done. A pin comes before all others: a roll-back waits for no training."""
+        """The first unfinished stage. With a pin, publish comes first: a rollback does not wait for a training."""
         order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
         return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
 
     def start(self, stage: Stage, now: datetime) -> None:
-        """Mark a stage as running, with the Job that is about to be created and its first attempt."""
-        begun = {"state": StageState.RUNNING, "attempts": 1, "started_at": timestamp(now)}
+        """Mark a stage as running, with the first attempt of the Job that is about to be created."""
+        started = {"state": StageState.RUNNING, "attempts": 1, "started_at": timestamp(now)}
         if self.rows[stage].reason != Reason.RESULT_LOST:
-            begun |= {"reason": Reason.JOB_RUNNING, "message": ""}
-        self._update(stage, job=self.job_name(stage), **begun)
+            started |= {"reason": Reason.JOB_RUNNING, "message": ""}
+        self._update(stage, job=self.job_name(stage), **started)
 
     def progress(self, stage: Stage) -> ProgressStatus | None:
-        """How far a running stage is: what it reports now or, between two attempts, what it reported last."""
+        """Progress of a running stage: the current report or, between two attempts, the last one."""
         row, previous = self.rows[stage], self._snapshot.previous
         before = next((known for known in previous.stages if known.name is stage), None)
         if row.state is not StageState.RUNNING or before is None or before.job != row.job:

@@ -1,10 +1,10 @@
-"""What each Job of the object is for the run as it is now: sorted here once, judged elsewhere.
+"""The object's Jobs, sorted into buckets; other modules decide what to do with each bucket.
 
-going      is being deleted
-current    has its stage's digest and speaks for the stage
-replaced   has its stage's digest, but no attempt runs, and the profile or a limit of the spec changed since
-spent      has its stage's digest, but is from before the stage was reset: its end is not the end of the next attempt
-stale      has a digest that no stage of the run has
+terminating   is being deleted
+current       has its stage's digest: its end is the end of the stage
+replaced      has its stage's digest, but no attempt runs and the profile or a limit of the spec has changed since
+spent         has its stage's digest, but was created before the stage was reset: its end no longer counts
+stale         has a digest that no stage of the run has
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,23 +16,23 @@ from edgetune_operator.decisions.observe import JobObservation, JobState
 
 @dataclass(frozen=True)
 class Resets:
-    """What a pass starts again, whatever earlier Jobs said."""
+    """What a pass runs again, regardless of earlier Jobs."""
 
     stages: Collection[Stage] = ()
     """Stages whose ended Jobs no longer count."""
 
     prepares_again: bool = False
-    """Whether prepare has to look at its inputs again, even while a Job of it is live."""
+    """Whether prepare must check its inputs again, even if its Job is live."""
 
     retry: str = ""
-    """A retry token that is not handled yet: a Job that has it was created for this reset, and counts."""
+    """The unhandled retry token; a Job with it was created for this reset and counts. Empty if there is none."""
 
 
 @dataclass
 class SortedJobs:
-    """The object's Jobs, each in one place."""
+    """The object's Jobs, each in one bucket."""
 
-    going: list[JobObservation] = field(default_factory=list)
+    terminating: list[JobObservation] = field(default_factory=list)
     current: dict[Stage, JobObservation] = field(default_factory=dict)
     replaced: list[JobObservation] = field(default_factory=list)
     spent: list[JobObservation] = field(default_factory=list)
@@ -46,14 +46,14 @@ def sort_jobs(
 
     Args:
         jobs: all of the object's Jobs.
-        names: of each stage, the name that its Job has now: a function of its digest.
-        settings_of: the hash of what profile and spec give the Job of a stage now.
-        resets: what starts again.
+        names: current name of each stage's Job, a function of the stage's digest.
+        settings_of: hash of the current settings of a stage's Job from profile and spec.
+        resets: what runs again.
     """
     found = SortedJobs()
     for job in jobs:
         if job.deleting:
-            found.going.append(job)
+            found.terminating.append(job)
         elif job.name != names[job.stage]:
             found.stale.append(job)
         elif _is_replaced(job, settings_of):

@@ -1,4 +1,4 @@
-"""Status: from what plan decided to the object's status. A view of the facts; conditions follow kstatus."""
+"""Status: project a plan's view to the object's status. Status is a view of the facts; conditions follow kstatus."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -29,7 +29,7 @@ from edgetune_operator.decisions.observe import Snapshot
 from edgetune_operator.decisions.plan import Outcome, View
 
 STAGE_CONDITIONS = frozenset(definition.condition for definition in PIPELINE.values())
-"""Types of the conditions that stages have."""
+"""Types of the stages' conditions."""
 
 _OTHER_PHASES: Mapping[Outcome, Phase] = {
     Outcome.BLOCKED: Phase.STALLED,
@@ -40,8 +40,8 @@ _OTHER_PHASES: Mapping[Outcome, Phase] = {
     Outcome.FAILED: Phase.FAILED,
 }
 _STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
-_Truth = Literal["True", "False", "Unknown"]
-_Said = tuple[str, _Truth, str, str]
+_ConditionStatus = Literal["True", "False", "Unknown"]
+_ConditionDraft = tuple[str, _ConditionStatus, str, str]
 """Type, status, reason and message of a condition."""
 
 
@@ -49,15 +49,15 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     """The whole status as plain JSON values; equal to the previous one if nothing changed.
 
     Args:
-        view: what plan decided to say.
+        view: the content that plan decided on.
         snapshot: the previous status and the object's generation.
-        now: the pass's one clock, with a time zone.
+        now: time of the pass, with a time zone.
     """
     previous, time = snapshot.previous, timestamp(now)
     sizes = _sizes(view)
     finished_at = _finished_at(view.outcome, previous.finished_at, time)
-    restarted = previous.finished_at is not None and finished_at is None
-    started_at = time if restarted or previous.started_at is None else previous.started_at
+    is_restarted = previous.finished_at is not None and finished_at is None
+    started_at = time if is_restarted or previous.started_at is None else previous.started_at
     status = LoraFineTuneStatus(
         observed_generation=snapshot.generation,
         phase=_phase(view),
@@ -84,20 +84,20 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
 
 
 def _finished_at(outcome: Outcome, previous: str | None, time: str) -> str | None:
-    """When the run ended; a run that nothing can be done for has not, and goes on when that has passed."""
+    """When the run ended; a stalled run has not, and continues once the cause is removed."""
     if outcome is Outcome.STALLED:
         return previous
     return (previous or time) if outcome.is_final else None
 
 
 def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetime) -> dict[str, Any]:
-    """The whole status of an object that is deleted with its artifacts: what its runs have recorded stays as it is.
+    """The whole status of an object that is deleted with its artifacts: what its runs recorded is kept.
 
     Args:
         snapshot: the previous status and the object's generation.
-        reason: what the deletion does, or waits for, in one CamelCase word.
-        message: the same in a sentence.
-        now: the pass's one clock, with a time zone.
+        reason: CamelCase reason of the conditions.
+        message: what the deletion does or waits for.
+        now: time of the pass, with a time zone.
     """
     previous = snapshot.previous
     recorded = [
@@ -105,14 +105,14 @@ def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetim
         for each in previous.conditions
         if each.type in STAGE_CONDITIONS
     ]
-    said: list[_Said] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
-    said.append((CLEANED_UP, "False", reason, message))
+    drafts: list[_ConditionDraft] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
+    drafts.append((CLEANED_UP, "False", reason, message))
     stopped = {"state": StageState.PENDING, "reason": "", "message": ""}
     rows = (row.model_copy(update=stopped) if row.state is StageState.RUNNING else row for row in previous.stages)
     changes = {
         "observed_generation": snapshot.generation,
         "phase": Phase.DELETING,
-        "conditions": _timed([*said, *recorded], snapshot, timestamp(now)),
+        "conditions": _timed([*drafts, *recorded], snapshot, timestamp(now)),
         "progress": None,
         "stages": tuple(rows),
         "display": previous.display.model_copy(update={"progress": ""}) if previous.display else None,
@@ -121,7 +121,7 @@ def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetim
 
 
 def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
-    """Plain JSON values of a status, without what is unset."""
+    """Plain JSON values of a status, without unset fields."""
     dumped: dict[str, Any] = status.model_dump(mode="json", exclude_none=True)
     return {key: value for key, value in dumped.items() if value not in ([], {}, "")}
 
@@ -133,48 +133,50 @@ def _phase(view: View) -> Phase:
 
 
 def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
-    truths: list[_Said] = []
-    ready: _Truth = "True" if view.outcome is Outcome.PUBLISHED else "False"
-    truths.append(("Ready", ready, view.reason, view.message))
+    drafts: list[_ConditionDraft] = []
+    ready: _ConditionStatus = "True" if view.outcome is Outcome.PUBLISHED else "False"
+    drafts.append(("Ready", ready, view.reason, view.message))
     if view.outcome is Outcome.RUNNING:
-        truths.append(("Reconciling", "True", view.reason, view.message))
+        drafts.append(("Reconciling", "True", view.reason, view.message))
     if view.outcome in _STALLED:
-        truths.append(("Stalled", "True", view.reason, view.message))
-    truths += [_stage_condition(row, view) for row in view.rows]
-    return _timed(truths, snapshot, time)
+        drafts.append(("Stalled", "True", view.reason, view.message))
+    drafts += [_stage_condition(row, view) for row in view.rows]
+    return _timed(drafts, snapshot, time)
 
 
-def _timed(truths: Sequence[_Said], snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
-    """Conditions; one whose status stays keeps its time."""
+def _timed(drafts: Sequence[_ConditionDraft], snapshot: Snapshot, time: str) -> tuple[Condition, ...]:
+    """Conditions with their transition times; one whose status is unchanged keeps its time."""
     before = {condition.type: condition for condition in snapshot.previous.conditions}
     conditions = []
-    for kind, truth, reason, message in truths:
-        same = kind in before and before[kind].status == truth
+    for condition_type, status, reason, message in drafts:
+        known = before.get(condition_type)
         conditions.append(
             Condition(
-                type=kind,
-                status=truth,
+                type=condition_type,
+                status=status,
                 reason=reason,
-                # A spec with hundreds of problems makes a message that the API server would not take.
+                # The API server would refuse the message of a spec with hundreds of problems.
                 message=message[:MAX_TEXT],
-                last_transition_time=before[kind].last_transition_time if same else time,
+                last_transition_time=known.last_transition_time
+                if known is not None and known.status == status
+                else time,
                 observed_generation=snapshot.generation,
             )
         )
     return tuple(conditions)
 
 
-def _stage_condition(row: StageStatus, view: View) -> _Said:
-    kind = PIPELINE[row.name].condition
-    refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
-    if row.state is StageState.SUCCEEDED and refused:
-        return kind, "False", view.reason, view.message
-    truth: _Truth = "True" if row.state is StageState.SUCCEEDED else "False"
-    return kind, truth, row.reason or row.state.value, row.message
+def _stage_condition(row: StageStatus, view: View) -> _ConditionDraft:
+    condition_type = PIPELINE[row.name].condition
+    is_refused = row.name is Stage.PUBLISH and view.publication is not None and not view.publication.published
+    if row.state is StageState.SUCCEEDED and is_refused:
+        return condition_type, "False", view.reason, view.message
+    status: _ConditionStatus = "True" if row.state is StageState.SUCCEEDED else "False"
+    return condition_type, status, row.reason or row.state.value, row.message
 
 
 def _sizes(view: View) -> Sizes | None:
-    # The first edge model is the one that the status shows.
+    # The status shows the first edge model.
     bytes_of = {EDGE if is_edge(each.name) else each.name: each.bytes for each in reversed(view.artifacts)}
     prepared = next((row for row in view.rows if row.name is Stage.PREPARE), None)
     base = prepared.metrics.get("baseBytes") if prepared else None
@@ -192,16 +194,16 @@ def _sizes(view: View) -> Sizes | None:
 
 def _entry(status: LoraFineTuneStatus, view: View) -> HistoryEntry:
     publication = status.publication
-    pinned = publication is not None and publication.pinned
-    as_asked = view.outcome is Outcome.PUBLISHED and not pinned
+    is_pinned = publication is not None and publication.pinned
+    is_own_version = view.outcome is Outcome.PUBLISHED and not is_pinned
     return HistoryEntry(
         generation=max(status.observed_generation, 0),
-        outcome=status.phase.value if as_asked else f"{status.phase}: {view.reason}",
+        outcome=status.phase.value if is_own_version else f"{status.phase}: {view.reason}",
         version=publication.version if publication else "",
         started_at=status.started_at,
         finished_at=status.finished_at,
-        scores=status.scores.model_copy(update={"details": {}}) if status.scores and not pinned else None,
-        sizes=None if pinned else status.sizes,
+        scores=status.scores.model_copy(update={"details": {}}) if status.scores and not is_pinned else None,
+        sizes=None if is_pinned else status.sizes,
     )
 
 
@@ -219,9 +221,9 @@ def _display(view: View, sizes: Sizes | None) -> Display:
 
 
 def _display_progress(view: View) -> str:
-    """How far the running stage is or, where nothing runs, why: the column is the first place that people look at."""
+    """Progress of the running stage or, if none is running, the reason: users look at this column first."""
     progress = view.progress
     if progress is not None and view.outcome is Outcome.RUNNING:
         return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"
-    in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
-    return "" if in_phase else view.reason[:MAX_DISPLAY]
+    is_in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
+    return "" if is_in_phase else view.reason[:MAX_DISPLAY]

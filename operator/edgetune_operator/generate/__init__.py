@@ -1,1 +1,1 @@
-"""Generated files: CRD, field reference, chart files."""
+"""Generators of the CRD, the field reference and the chart's files. Imports api and the contract."""

@@ -1,4 +1,4 @@
-"""The generated parts of the Helm chart: the CRD that it installs, and the profiles' part of its values' schema."""
+"""The generated parts of the Helm chart: the CRD that it installs, and the part of the values schema for profiles."""
 
 import json
 import re
@@ -22,19 +22,19 @@ CRD_PATH = "charts/edgetune/files/crd.yaml"
 VALUES_SCHEMA_PATH = "charts/edgetune/values.schema.json"
 
 _GPU_COUNT = {"type": ["string", "integer"], "minimum": 0, "pattern": "^[0-9]+$"}
-# Of all that refuses any value, a constant is what Helm reports best: "at '<path>': value must be '<constant>'".
-_THE_OPERATORS_OWN = {"const": "left out: the operator sets it"}
+# Of the schemas that reject every value, Helm reports a constant best: "at '<path>': value must be '<constant>'".
+_RESERVED = {"const": "left out: the operator sets it"}
 _IN_THE_CA_BUNDLE = {"const": "left out: caBundleConfigMap sets it"}
 
 
 def values_schema(root: Path) -> str:
-    """Text of the schema of the chart's values: written by hand but for `$defs`, which are the profiles' models."""
+    """Text of the schema of the chart's values: written by hand, except for `$defs`, which come from the models."""
     schema: dict[str, Any] = json.loads((root / VALUES_SCHEMA_PATH).read_text(encoding="utf-8"))
     return json.dumps(schema | {"$defs": profile_definitions()}, indent=2, ensure_ascii=False) + "\n"
 
 
 def profile_definitions() -> dict[str, Any]:
-    """JSON Schemas of a profile and of what it is made of, by name."""
+    """JSON Schemas of a profile and its parts, by name."""
     profile = Profile.model_json_schema()
     definitions = profile.pop("$defs") | {"Profile": profile}
     stage_names = definitions.pop(Stage.__name__)["enum"]
@@ -44,20 +44,20 @@ def profile_definitions() -> dict[str, Any]:
 
 
 def _add_what_validators_check(definitions: dict[str, Any]) -> None:
-    """Add the rules that the models have as code: what Helm lets through, and the operator refuses, stops it.
+    """Add the rules that the models have as code: a profile that the operator rejects would stop the operator.
 
-    Besides, a store in a folder is for local runs: Pods have none.
+    Also require a bucket: a store in a folder is for local runs only.
     """
     definitions["ProfileStore"]["properties"]["uri"]["pattern"] = "^s3://.+$"
-    for kind in ("requests", "limits"):
-        definitions["Resources"]["properties"][kind]["patternProperties"] = {f"^({GPU_PATTERN})$": _GPU_COUNT}
+    for field in ("requests", "limits"):
+        definitions["Resources"]["properties"][field]["patternProperties"] = {f"^({GPU_PATTERN})$": _GPU_COUNT}
     profile = definitions["Profile"]
     env, labels = profile["properties"]["env"], profile["properties"]["podLabels"]
     own_variables = f"^({'|'.join(OWN_VARIABLES)}|{OWN_VARIABLE_PREFIX}.*)$"
-    env["patternProperties"] = {f"^{VARIABLE_PATTERN}$": {"type": "string"}, own_variables: _THE_OPERATORS_OWN}
+    env["patternProperties"] = {f"^{VARIABLE_PATTERN}$": {"type": "string"}, own_variables: _RESERVED}
     env["additionalProperties"] = False
     own_labels = f"^({re.escape(OWN_LABEL_PREFIX)}.*|{re.escape(names.MANAGED_BY_LABEL)})$"
-    labels["patternProperties"] = {own_labels: _THE_OPERATORS_OWN}
+    labels["patternProperties"] = {own_labels: _RESERVED}
     bundle = {"type": "string", "minLength": 1}
     profile["if"] = {"properties": {"caBundleConfigMap": bundle}, "required": ["caBundleConfigMap"]}
     profile["then"] = {"properties": {"env": {"properties": dict.fromkeys(CA_VARIABLES, _IN_THE_CA_BUNDLE)}}}
@@ -66,7 +66,7 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
 def _rewritten(node: Any, stage_names: Sequence[str]) -> Any:
     """A schema without pydantic's titles, which repeat the names, and with the stages as properties.
 
-    Helm reports a name that propertyNames refuses with a path of something else.
+    For a name that propertyNames rejects, Helm reports the wrong path.
     """
     if isinstance(node, list):
         return [_rewritten(item, stage_names) for item in node]

@@ -1,8 +1,8 @@
-"""The CustomResourceDefinition, made from the models in `api`.
+"""The CustomResourceDefinition, generated from the models in `api`.
 
-pydantic gives JSON Schema; the API server takes structural schemas only: no references, no unions, one type for every
-node. What has no counterpart there makes the generator fail with the path, so that a check that the model makes and the
-API server cannot make is never lost in silence.
+pydantic produces JSON Schema; the API server accepts structural schemas only: no references, no unions, one type for
+every node. The generator fails, with the path, on anything that a structural schema cannot express, so that a check is
+never lost silently.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ _DEFS = "#/$defs/"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _FREE_FORM = "x-kubernetes-preserve-unknown-fields"
 _LIST_TYPE = "x-kubernetes-list-type"
-# Copied as they are, in this order, before the nodes below them.
+# Copied unchanged, in this order, before the child nodes.
 _COPIED = (
     "description",
     "type",
@@ -45,27 +45,27 @@ _COPIED = (
     "required",
 )
 _NESTED = ("anyOf", "properties", "items", "additionalProperties")
-# Titles repeat the names. The API server cannot bound the names of a map's keys: only the operator writes such maps.
+# Titles repeat the names. The API server cannot restrict the keys of a map: only the operator writes such maps.
 _DROPPED = ("title", "propertyNames")
 
 
 class NotStructural(ValueError):
-    """A model has something that a structural schema cannot say."""
+    """A model has something that a structural schema cannot express."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
 
 
 def structural_schema(model: type[Model], path: str, with_defaults: bool = True) -> Schema:
-    """OpenAPI schema of a model as the API server takes it.
+    """OpenAPI schema of a model as the API server accepts it.
 
     Args:
         model: the model.
         path: name of its field in the object, for messages.
-        with_defaults: whether the API server fills in what is left out.
+        with_defaults: whether the API server sets omitted fields to their defaults.
 
     Raises:
-        NotStructural: with the path of what the API server could not check.
+        NotStructural: the API server could not check a part of the model; the message has its path.
     """
     schema = model.model_json_schema(by_alias=True)
     return _Rewriter(schema.pop("$defs", {}), with_defaults).rewrite(schema, path)
@@ -79,7 +79,7 @@ class _Rewriter:
         self._with_defaults = with_defaults
 
     def rewrite(self, node: Schema, path: str, inside: tuple[str, ...] = ()) -> Schema:
-        """Structural node for a node at `path`; `inside` are the definitions that it lies in."""
+        """Structural node for a node at `path`; `inside` are the definitions that contain it."""
         node, inside = self._inlined(node, path, inside)
         node = _with_boolean_bounds(_without_null(node))
         if "const" in node:
@@ -89,7 +89,7 @@ class _Rewriter:
         if "description" in node:
             rewritten["description"] = " ".join(node["description"].split())
         if "anyOf" in node:
-            # Written by hand in the API server's own dialect.
+            # Already written by hand as the API server accepts it.
             rewritten["anyOf"] = node["anyOf"]
         if "properties" in node:
             rewritten["properties"] = {
@@ -99,7 +99,7 @@ class _Rewriter:
             rewritten["items"] = self.rewrite(node["items"], f"{path}[]", inside)
             if node.get("type") == "array":
                 rewritten.setdefault(_LIST_TYPE, "atomic")
-        # Beside properties, it says that unknown fields are errors: the API server's own rule.
+        # Beside properties, it only makes unknown fields errors, which the API server does anyway.
         if "additionalProperties" in node and "properties" not in node:
             rewritten["additionalProperties"] = self._values(node["additionalProperties"], path, inside)
         self._set_default(rewritten)
@@ -111,17 +111,17 @@ class _Rewriter:
         return self.rewrite(values, f"{path}.*", inside)
 
     def _inlined(self, node: Schema, path: str, inside: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]]:
-        """The node with its reference, or the reference of its one alternative to null, replaced by what it names."""
+        """The node with its reference, or that of its only alternative to null, replaced by the definition."""
         node = _without_null(dict(node))
         while "$ref" in node:
             name = node.pop("$ref").removeprefix(_DEFS)
             if name in inside:
-                raise NotStructural(path, f"{name} holds itself")
+                raise NotStructural(path, f"{name} contains itself")
             node, inside = {**self._definitions[name], **node}, (*inside, name)
         return node, inside
 
     def _set_default(self, node: Schema) -> None:
-        """Keep a default whole, for a rule is judged on it as it is written; a default of null says nothing."""
+        """Keep the whole default, because the API server evaluates rules on it as written; drop a default of null."""
         default = _without_nulls(node.pop("default", None))
         if self._with_defaults and default is not None:
             node["default"] = default
@@ -134,7 +134,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _without_null(node: Schema) -> Schema:
-    """An optional field is one that may be missing: the alternative null goes."""
+    """The node without its alternative null: an optional field may be missing instead."""
     alternatives = node.get("anyOf", [])
     others = [alternative for alternative in alternatives if alternative != {"type": "null"}]
     if len(others) == len(alternatives) or len(others) != 1:
@@ -143,7 +143,7 @@ def _without_null(node: Schema) -> Schema:
 
 
 def _with_boolean_bounds(node: Schema) -> Schema:
-    """OpenAPI 3.0 marks a bound as exclusive by a boolean beside it."""
+    """The node with exclusive bounds as in OpenAPI 3.0: the bound, and a boolean beside it."""
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if exclusive in node:
             node = node | {bound: node[exclusive], exclusive: True}
@@ -196,12 +196,12 @@ def custom_resource_definition() -> dict[str, Any]:
 
 def object_schema() -> Schema:
     """Schema of the whole object."""
-    # Only the operator writes status, and it writes all of it: a default would come back as a change.
+    # Only the operator writes status, and it writes all of it: a default would look like a change.
     status = structural_schema(LoraFineTuneStatus, "status", with_defaults=False)
-    # A new object is never read as current: kstatus compares with metadata.generation.
+    # A new object must not look current: kstatus compares observedGeneration with metadata.generation.
     status["default"] = {"observedGeneration": -1}
     return {
-        "description": "One fine-tuning: from a base model and data to a scored INT8 edge model in the store.",
+        "description": "One fine-tuning run: from a base model and data to a scored INT8 edge model in the store.",
         "type": "object",
         "required": ["spec"],
         "properties": {
@@ -226,6 +226,6 @@ def _printer_columns() -> Iterable[dict[str, Any]]:
     }
     for name, field in columns.items():
         yield {"name": name, "type": "string", "jsonPath": f".status.{field}"}
-    # Priority 1: with `kubectl get -o wide`.
+    # Priority 1: shown by `kubectl get -o wide`.
     yield {"name": "Version", "type": "string", "jsonPath": ".status.display.version", "priority": 1}
     yield {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}

@@ -13,54 +13,54 @@ _EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.DONE: "The stage is done.",
     ExitCode.INVALID: "The request or the data is invalid; the message names the field, or the file and line.",
     ExitCode.DENIED: "The store or the hub refuses the credentials, or a licence was not accepted.",
-    ExitCode.OUT_OF_GPU_MEMORY: "The next attempt halves microBatchSize and doubles accumulation: batchSize stays.",
+    ExitCode.OUT_OF_GPU_MEMORY: "The next attempt halves microBatchSize and doubles accumulation; batchSize is kept.",
     ExitCode.DIVERGED: "The loss is not finite: lower training.learningRate, or use another precision.",
-    ExitCode.TRANSIENT: "Network, store or disk; another attempt may succeed.",
-    ExitCode.INTERRUPTED: "Stopped by SIGTERM with the checkpoint in the store; the next attempt goes on from there.",
+    ExitCode.TRANSIENT: "A transient error of network, store or disk; a retry may succeed.",
+    ExitCode.INTERRUPTED: "Stopped by SIGTERM with the checkpoint in the store; the next attempt resumes from it.",
 }
-_OTHER_EXIT_CODES = "A bug; the message holds the last lines of the log."
+_OTHER_EXIT_CODES = "A bug; the message has the last lines of the log."
 
 REASONS: Mapping[Reason, str] = {
-    Reason.PUBLISHED: "The gates held and the pointer names this version. Ready is True.",
-    Reason.PINNED: "The pointer names the version in spec.publish.pin, not the spec's own. Ready is True.",
-    Reason.GATES_REFUSED: "A gate did not hold; the message gives figure and limit. The old pointer stays.",
-    Reason.SUSPENDED: "spec.suspend is true; all that is finished is kept.",
-    Reason.INVALID_SPEC: "The spec is invalid; the message gives every problem with its path.",
-    Reason.PROFILE_NOT_FOUND: "There is no profile of the name in spec.profile.",
-    Reason.JOB_REFUSED: "The cluster refuses the stage's Job; the message says why. It is tried again.",
-    Reason.JOB_NAME_TAKEN: "A Job of the name that the stage's Job needs belongs to somebody else.",
+    Reason.PUBLISHED: "All gates passed and the pointer names this version. Ready is True.",
+    Reason.PINNED: "The pointer names the version in spec.publish.pin rather than the spec's own. Ready is True.",
+    Reason.GATES_REFUSED: "A gate failed; the message has the figure and the limit. The pointer is unchanged.",
+    Reason.SUSPENDED: "spec.suspend is true. Finished stages are kept.",
+    Reason.INVALID_SPEC: "The spec is invalid; the message has every problem with its path.",
+    Reason.PROFILE_NOT_FOUND: "No profile has the name in spec.profile.",
+    Reason.JOB_REFUSED: "The cluster refuses the stage's Job; the message says why. The operator retries.",
+    Reason.JOB_NAME_TAKEN: "A Job with the name of the stage's Job exists and does not belong to the object.",
     Reason.SUCCEEDED: "The stage is done.",
-    Reason.CACHED: "The stage's output was in the store already.",
+    Reason.CACHED: "The stage's output was already in the store.",
     Reason.MERGE_NOT_KEPT: "merge.keep is false: quantize merges on the fly.",
-    Reason.JOB_RUNNING: "The stage's Job is there and has not ended.",
-    Reason.RESUMED: "The stage runs again after an interruption; the message says from where, and what it cost.",
+    Reason.JOB_RUNNING: "The stage's Job exists and has not ended.",
+    Reason.RESUMED: "The stage resumed after an interruption; the message has the step and the lost steps.",
     Reason.PENDING: "The stage waits until an older Job of the object is gone.",
-    Reason.REPLACED: "The profile or a limit of the spec changed before the stage started: its Job is created again.",
+    Reason.REPLACED: "The profile or a limit of the spec changed before the stage started: its Job is replaced.",
     Reason.QUEUED: "The stage's Job waits until a queue admits it.",
-    Reason.ATTEMPT_FAILED: "An attempt failed and the next one is on its way; the message says why.",
-    Reason.SECRET_NOT_FOUND: "The profile's Secret is not in the object's namespace. It goes on when it is.",
-    Reason.CONFIG_MAP_NOT_FOUND: "A ConfigMap that the stage's Pod mounts is not there. It goes on when it is.",
-    Reason.QUOTA_EXCEEDED: "A quota refuses the stage's Pod; the message has the figures. It is tried again.",
-    Reason.PODS_REFUSED: "The cluster refuses the stage's Pod; the message says why. It is tried again.",
-    Reason.INTERRUPTED: "The attempt was stopped from outside and goes on later; it does not count.",
-    Reason.EVICTED: "The attempt was evicted through the API, as by a drain, and goes on later.",
-    Reason.PREEMPTED: "The attempt made room for a Pod of higher priority, and goes on later.",
-    Reason.NODE_LOST: "The attempt's node is gone, silent, or tainted; it goes on elsewhere.",
-    Reason.NODE_PRESSURE: "The attempt's node ran short of memory or disk; it goes on later.",
-    Reason.NODE_SHUTDOWN: "The attempt's node shut down; it goes on elsewhere.",
-    Reason.INTERRUPTED_TOO_OFTEN: "Stopped from outside more than 100 times: find out by what, then retry.",
-    Reason.RESULT_LOST: "The stage ended without a readable result: it runs once more, then it has failed.",
+    Reason.ATTEMPT_FAILED: "An attempt failed and the stage is retried; the message says why.",
+    Reason.SECRET_NOT_FOUND: "The profile's Secret is missing in the namespace. The stage starts once it exists.",
+    Reason.CONFIG_MAP_NOT_FOUND: "A ConfigMap that the stage's Pod mounts is missing. The stage starts once it exists.",
+    Reason.QUOTA_EXCEEDED: "A quota refuses the stage's Pod; the message has the figures. The Job retries.",
+    Reason.PODS_REFUSED: "The cluster refuses the stage's Pod; the message says why. The Job retries.",
+    Reason.INTERRUPTED: "The attempt was stopped from outside and does not count. The stage resumes.",
+    Reason.EVICTED: "The attempt was evicted through the API, for example by a drain. The stage resumes.",
+    Reason.PREEMPTED: "The attempt was preempted by a Pod of higher priority. The stage resumes.",
+    Reason.NODE_LOST: "The attempt's node is gone, unreachable or tainted. The stage resumes on another node.",
+    Reason.NODE_PRESSURE: "The attempt's node ran short of memory or disk. The stage resumes.",
+    Reason.NODE_SHUTDOWN: "The attempt's node shut down. The stage resumes on another node.",
+    Reason.INTERRUPTED_TOO_OFTEN: "The stage was stopped from outside more than 100 times. Find the cause, then retry.",
+    Reason.RESULT_LOST: "The stage ended without a readable result. It runs once more; then it fails.",
     Reason.DEADLINE_EXCEEDED: "The stage took longer than spec.activeDeadlineSeconds.",
     Reason.OUT_OF_MEMORY: "The container was killed at its memory limit, which the profile sets.",
-    Reason.STORAGE_EXCEEDED: "The Pod took more of its node's disk than the profile lets it.",
+    Reason.STORAGE_EXCEEDED: "The Pod used more of its node's disk than the profile allows.",
     Reason.KILLED: "The process was killed without notice.",
-    Reason.JOB_FAILED: "The Job failed and left nothing that says why.",
-    Reason.CLEANING_UP: "The object is deleted and its artifacts are removed first.",
-    Reason.CLEANED_UP: "The artifacts are removed; the Event says how much, and what other objects keep.",
-    Reason.CLEAN_UP_FAILED: "The artifacts are not all removed; the Event says why, and what stays where.",
-    Reason.CLEAN_UP_SKIPPED: "The object went without its artifacts; the Event says why, and what stays where.",
+    Reason.JOB_FAILED: "The Job failed and no Pod is left that says why.",
+    Reason.CLEANING_UP: "The object is being deleted; its artifacts are removed first.",
+    Reason.CLEANED_UP: "The artifacts are removed; the Event says how much, and what other objects still use.",
+    Reason.CLEAN_UP_FAILED: "Some artifacts were not removed; the Event says why, and what is left where.",
+    Reason.CLEAN_UP_SKIPPED: "The artifacts were not removed; the Event says why, and what is left where.",
     Reason.ARTIFACTS_RETAINED: "spec.deletionPolicy was set to Retain after the object was deleted.",
-    Reason.NAMESPACE_TERMINATING: "The object's namespace is being deleted and takes no Job any more.",
+    Reason.NAMESPACE_TERMINATING: "The object's namespace is being deleted and accepts no new Jobs.",
 }
 
 _BOUNDS = {
@@ -78,8 +78,8 @@ def reference() -> str:
     fields = object_schema()["properties"]
     sections = (
         f"# {names.KIND} reference",
-        f"`{names.API_VERSION}`, kind `{names.KIND}`, short name `{names.SHORT_NAME}`, namespaced. `[]` stands for the "
-        "items of a list, `*` for the keys of a map. The API server fills in the default of a field that is left out.",
+        f"`{names.API_VERSION}`, kind `{names.KIND}`, short name `{names.SHORT_NAME}`, namespaced. In a path, `[]` is "
+        "an item of a list and `*` a key of a map. The API server sets an omitted field to its default.",
         "## Spec",
         _table(("Field", "Type", "Default", "Bounds", "Description"), _rows(fields["spec"], "spec")),
         "## Rules across fields",
@@ -90,7 +90,7 @@ def reference() -> str:
         "## Exit codes of a stage",
         _table(("Code", "Reason", "The Job", "Meaning"), _exit_codes()),
         "## Reasons",
-        "Of conditions and stage rows, besides those of the exit codes and Kubernetes' own words for a Pod that waits.",
+        "Conditions and stage rows have these reasons, those of the exit codes, and Kubernetes' own for a waiting Pod.",
         _table(("Reason", "Meaning"), ((f"`{reason}`", meaning) for reason, meaning in REASONS.items())),
     )
     return "\n\n".join(sections) + "\n"
@@ -102,22 +102,22 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _rows(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, str, str, str]]:
-    """One row for each field below a node, its children after it."""
+    """One row for each field of a node, followed by the rows of its children."""
     for name, field in node.get("properties", {}).items():
         required = "required" if name in node.get("required", ()) else ""
         where = f"{path}.{name}"
-        holder, suffix = _held(field)
+        element, suffix = _element(field)
         default = "" if "properties" in field else _default(field)
         yield f"`{where}`", _type(field), default or required, _bounds(field), field.get("description", "")
-        yield from _rows(holder, where + suffix)
+        yield from _rows(element, where + suffix)
 
 
 def _without_default(rows: Iterable[tuple[str, str, str, str, str]]) -> Iterator[tuple[str, str, str, str]]:
-    return ((path, kind, bounds, description) for path, kind, _, bounds, description in rows)
+    return ((path, type_name, bounds, description) for path, type_name, _, bounds, description in rows)
 
 
-def _held(field: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The node that has a field's children, and what stands for it in their paths."""
+def _element(field: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The node that has a field's children, and its suffix in their paths."""
     if "items" in field:
         return field["items"], "[]"
     if "additionalProperties" in field:

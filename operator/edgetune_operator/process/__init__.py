@@ -1,1 +1,1 @@
-"""The operator's process: watches, work queue, workers, probes, settings."""
+"""The operator's process: watches, work queue, workers, probes, settings. Imports every other room, and Kopf."""

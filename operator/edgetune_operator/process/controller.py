@@ -1,4 +1,4 @@
-"""The controller: workers that take keys from the queue and make one pass each."""
+"""The controller: workers that take keys from the queue and make one pass over each."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from edgetune_operator.cluster.cache import Cache
 from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Cluster, Conflict, DeletionPass, run_once
+from edgetune_operator.reconcile import Cluster, DeletionPass, StaleRead, run_once
 
 _CONFLICT_SECONDS = 1.0
 
@@ -24,20 +24,20 @@ logger = logging.getLogger("edgetune")
 
 @dataclass(frozen=True)
 class Vitals:
-    """How the passes go, in seconds."""
+    """Health of the passes, in seconds."""
 
     oldest_pass_seconds: float
-    """Age of the oldest pass that goes on now; 0 if none does."""
+    """Age of the oldest running pass; 0 if none is running."""
 
     last_pass_seconds: float | None
     """Time since a pass ended; None if none has."""
 
     queue_wait_seconds: float
-    """Time that the first object in the queue has waited for its pass; 0 if none waits."""
+    """Time that the first object in the queue has waited; 0 if the queue is empty."""
 
 
 class EventCluster(Cluster, Protocol):
-    """A cluster that also takes Events."""
+    """A cluster that also accepts Events."""
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
         """Post an Event of the object."""
@@ -62,7 +62,7 @@ class Controller:
         self._last_end: float | None = None
 
     def vitals(self) -> Vitals:
-        """How the passes go."""
+        """Current health of the passes."""
         now = time.monotonic()
         return Vitals(
             oldest_pass_seconds=max((now - started for started in self._started.values()), default=0.0),
@@ -79,11 +79,11 @@ class Controller:
             self._started[key] = time.monotonic()
             try:
                 await self._pass(key)
-            except Conflict:
-                # The watch brings the change, and with it the next pass; the delay covers one that it brought already.
+            except StaleRead:
+                # The watch brings the change and triggers the next pass; the delay covers a change it already brought.
                 self._queue.add_after(key, _CONFLICT_SECONDS)
                 telemetry.PASSES.labels(result="conflict").inc()
-            except Exception as error:  # noqa: BLE001  logged; without its workers the operator would do nothing
+            except Exception as error:  # noqa: BLE001  logged; a worker must survive every error
                 self._fail(key, error)
             finally:
                 self._last_end = time.monotonic()
@@ -109,32 +109,34 @@ class Controller:
     def _fail(self, key: Key, error: Exception) -> None:
         seconds = self._queue.retry(key)
         telemetry.PASSES.labels(result="error").inc()
-        logger.warning("pass failed, again in %.1f s: %s", seconds, error, extra=_bound(key), exc_info=_is_bug(error))
+        logger.warning(
+            "pass failed, retrying in %.1f s: %s", seconds, error, extra=_context(key), exc_info=_is_bug(error)
+        )
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
         after = read_status(self._cache.get_object(key) or {})
         telemetry.count_stages(before, after)
         for event in transitions(before, after):
-            logger.info("%s: %s", event.reason, event.message, extra=_bound(key, phase=after.phase.value))
+            logger.info("%s: %s", event.reason, event.message, extra=_context(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
 
     async def _post_final_event(self, key: Key, owner: Mapping[str, Any], final_event: EventDraft) -> None:
         telemetry.DELETIONS.labels(result=final_event.reason).inc()
-        logger.info("%s: %s", final_event.reason, final_event.message, extra=_bound(key))
+        logger.info("%s: %s", final_event.reason, final_event.message, extra=_context(key))
         await self._cluster.post_event(owner, final_event)
 
     def count_phases(self) -> None:
-        """Bring the gauge of objects by phase up to date."""
+        """Update the gauge of objects by phase."""
         telemetry.OBJECTS.clear()
         for phase, count in self._cache.phases().items():
             telemetry.OBJECTS.labels(phase=phase).set(count)
 
 
-def _bound(key: Key, **values: str) -> dict[str, str]:
+def _context(key: Key, **values: str) -> dict[str, str]:
     return {"namespace": key.namespace, "object": key.name, **values}
 
 
 def _is_bug(error: Exception) -> bool:
-    """Whether it needs a traceback; what the network and the API server do is told in a sentence."""
+    """Whether an error needs a traceback; errors of the network and the API server are logged as one sentence."""
     bugs = TypeError | ValueError | LookupError | AttributeError | ArithmeticError | AssertionError | RuntimeError
     return isinstance(error, bugs)

@@ -1,8 +1,8 @@
-"""Health: what the kubelet's probes ask.
+"""Health: the endpoints of the kubelet's probes.
 
-/healthz (liveness) fails when a pass hangs, or when nothing makes passes any more: only a restart helps. /readyz
-(readiness) fails while the operator cannot do its work, such as without an API server: a restart would not help, and
-the answer says what would.
+/healthz (liveness) fails when a pass hangs or no worker makes passes: a restart is needed. /readyz (readiness) fails
+while the operator cannot work, for example because the API server is unreachable: a restart would not help, and the
+response says what would.
 """
 
 import asyncio
@@ -15,49 +15,49 @@ from edgetune_operator.process.controller import Vitals
 
 
 class Health:
-    """Judges whether the operator is alive.
+    """Decides whether the operator is alive.
 
     Attributes:
-        tasks: what must go on for as long as the operator runs; one that ends makes it unhealthy.
+        tasks: tasks that must run as long as the operator; it is unhealthy once one has ended.
     """
 
     def __init__(self, vitals: Callable[[], Vitals], max_pass_seconds: float) -> None:
-        """`max_pass_seconds`: age at which a pass is taken to hang."""
+        """`max_pass_seconds`: age from which a pass is considered hung."""
         self.vitals = vitals
         self.tasks: Sequence[asyncio.Task[None]] = ()
         self._limit = max_pass_seconds
 
-    def complaint(self) -> str:
-        """Why only a restart helps; empty if none is needed."""
+    def problem(self) -> str:
+        """Why the operator must be restarted; empty if it is healthy."""
         ended = next((task for task in self.tasks if task.done()), None)
         if ended is not None:
             return f"{ended.get_name()} has ended"
         seen = self.vitals()
         if seen.oldest_pass_seconds > self._limit:
-            return f"a pass has been going on for {seen.oldest_pass_seconds:.0f} s"
-        # A long queue that gets shorter is no fault.
-        stands_still = seen.last_pass_seconds is None or seen.last_pass_seconds > self._limit
-        if seen.queue_wait_seconds > self._limit and stands_still:
-            return f"an object has waited for its pass for {seen.queue_wait_seconds:.0f} s, and no pass is made"
+            return f"a pass has been running for {seen.oldest_pass_seconds:.0f} s"
+        # A long queue is healthy while passes are made.
+        is_idle = seen.last_pass_seconds is None or seen.last_pass_seconds > self._limit
+        if seen.queue_wait_seconds > self._limit and is_idle:
+            return f"an object has waited for its pass for {seen.queue_wait_seconds:.0f} s and no passes are completing"
         return ""
 
 
 @asynccontextmanager
-async def serving_health(port: int, health: Health, waits_for: Callable[[], str]) -> AsyncIterator[None]:
-    """Serve both probes on a port of all addresses while inside.
+async def serving_health(port: int, health: Health, why_not_ready: Callable[[], str]) -> AsyncIterator[None]:
+    """Serve both probes on all addresses inside the context.
 
     Args:
-        port: where.
+        port: TCP port.
         health: whether the operator is alive.
-        waits_for: why the operator is not ready; empty if it is.
+        why_not_ready: why the operator is not ready; empty if it is.
     """
 
     async def healthz(_: web.Request) -> web.Response:
-        complaint = health.complaint()
-        return web.Response(status=503, text=complaint) if complaint else web.json_response(_figures(health.vitals()))
+        problem = health.problem()
+        return web.Response(status=503, text=problem) if problem else web.json_response(_figures(health.vitals()))
 
     async def readyz(_: web.Request) -> web.Response:
-        reason = waits_for()
+        reason = why_not_ready()
         return web.Response(status=503, text=f"not ready: {reason}") if reason else web.Response(text="ready")
 
     application = web.Application()

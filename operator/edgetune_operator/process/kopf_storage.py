@@ -1,7 +1,7 @@
-"""Storages by which Kopf remembers nothing: its handlers here only watch.
+"""Storages that store nothing: Kopf only watches here.
 
-Kopf's own copy the whole body several times for each event, to compare it with the state that was handled last: most of
-the operator's processor time. What was handled is in our status, by digest.
+Kopf's own storages copy the whole body several times per event, to compare it with the last handled state, which would
+take most of the operator's CPU time. Our status records by digest what was handled.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _NOTHING = kopf.BodyEssence()
 
 
 class NoDiffBaseStorage(kopf.DiffBaseStorage):
-    """No last handled state, and no differences from it."""
+    """No last handled state, and therefore no diffs."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return _NOTHING
@@ -25,7 +25,7 @@ class NoDiffBaseStorage(kopf.DiffBaseStorage):
 
 
 class NoProgressStorage(kopf.ProgressStorage):
-    """No progress of handlers."""
+    """No handler progress."""
 
     def fetch(self, **_: Any) -> None:
         """Nothing was stored."""

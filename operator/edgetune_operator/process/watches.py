@@ -1,4 +1,4 @@
-"""What Kopf watches: objects, their Jobs, their Pods. Each event updates the cache and wakes the object's pass."""
+"""Kopf's watches on objects, their Jobs and their Pods. Each event updates the cache and queues the object."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ _PHASE_COUNT_SECONDS = 10.0
 
 
 class Watcher:
-    """Registers the handlers and runs the controller for as long as Kopf runs."""
+    """Registers the handlers and runs the controller as long as Kopf runs."""
 
     def __init__(self, settings: Settings, profiles: Mapping[str, Profile]) -> None:
         self._settings = settings
@@ -51,9 +51,9 @@ class Watcher:
         kopf.on.event("", "v1", "pods", labels=owned, registry=registry, id="pod")(self.on_pod)
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
-        """Connect, wait until there are lists, and start the workers. Kopf watches when this is done."""
+        """Connect, wait for the first lists, and start the workers. Kopf then starts the watches."""
         _configure(settings)
-        # Looking for new namespaces and kinds takes rights over the whole cluster.
+        # Scanning for new namespaces and resources needs cluster-wide permissions.
         settings.scanning.disabled = bool(self._settings.namespaces)
         enter = self._resources.enter_async_context
         progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
@@ -67,30 +67,30 @@ class Watcher:
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)
         self._resources.callback(server.shutdown)
-        # A pass over half of the Jobs would take the others for missing.
+        # A pass with an incomplete cache would treat the other Jobs as missing.
         await resync.run_until_listed()
         health.tasks = [
-            asyncio.create_task(self._queue.run_delays(), name="the queue's clock"),
-            asyncio.create_task(self._count_phases(), name="the count of phases"),
+            asyncio.create_task(self._queue.run_delays(), name="the queue's timer"),
+            asyncio.create_task(self._count_phases(), name="the phase counter"),
             asyncio.create_task(resync.run(), name="the resync"),
             *(asyncio.create_task(self._controller.work(), name="a worker") for _ in range(self._settings.workers)),
         ]
         self._resources.push_async_callback(_cancel, health.tasks)
 
     async def stop(self, **_: Any) -> None:
-        """Stop the workers: a pass that goes on is cut off, and made again by the next operator."""
+        """Stop the workers: a running pass is cancelled; the next operator repeats it."""
         await self._resources.aclose()
 
     async def on_object(self, event: Mapping[str, Any], **_: Any) -> None:
-        """An object was seen, changed or deleted."""
+        """An object was added, changed or deleted."""
         self._take(Kind.OBJECT, event)
 
     async def on_job(self, event: Mapping[str, Any], **_: Any) -> None:
-        """A Job of ours was seen, changed or deleted."""
+        """A Job of ours was added, changed or deleted."""
         self._take(Kind.JOB, event)
 
     async def on_pod(self, event: Mapping[str, Any], **_: Any) -> None:
-        """A Pod of ours was seen, changed or deleted."""
+        """A Pod of ours was added, changed or deleted."""
         self._take(Kind.POD, event)
 
     def _take(self, kind: Kind, event: Mapping[str, Any]) -> None:
@@ -106,15 +106,15 @@ class Watcher:
 
 
 def every_address() -> str:
-    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone where there is no other."""
-    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus comes from anywhere
+    """Address that listens on IPv6 and IPv4, or on IPv4 only if the machine has no dual stack."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus may be on any host
 
 
 def _log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
     connection = kopf.login_with_service_account(**arguments)
     if connection is None:
         return kopf.login_with_kubeconfig(**arguments)
-    # Kopf asks the cluster's DNS for the API server; its address is in each Pod's environment, as other clients use it.
+    # Kopf resolves the API server by DNS; use its address from the Pod's environment, as other clients do.
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     return dataclasses.replace(connection, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -126,9 +126,10 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 class EndlessBackoffs:
-    """Seconds between Kopf's attempts at a request that the API server refuses or does not answer.
+    """Seconds between Kopf's retries of a request that the API server refuses or does not answer.
 
-    At their end Kopf would stop the operator: for one namespace that is deleted or whose Role is gone, all others too.
+    They never end: after the last one Kopf would stop the whole operator because of one namespace that is deleted or
+    has no Role.
     """
 
     def __iter__(self) -> Iterator[float]:
@@ -136,17 +137,17 @@ class EndlessBackoffs:
 
 
 def _configure(settings: kopf.OperatorSettings) -> None:
-    # Our own Events come from transitions of the status.
+    # The controller posts our own Events, from transitions of the status.
     settings.posting.enabled = False
     settings.persistence.finalizer = f"{names.GROUP}/finalizer"
     settings.persistence.diffbase_storage = NoDiffBaseStorage()
     settings.persistence.progress_storage = NoProgressStorage()
-    # Kopf's default of 60 s would park an object after one error of its own.
+    # With Kopf's default, an object would wait 60 s after each internal error.
     settings.execution.default_backoff = 1
     settings.networking.request_timeout = 30
     settings.networking.error_backoffs = EndlessBackoffs()
-    # Kopf keeps the last body of everything that has had an event until nothing has come for so long. At the start that
-    # is all there is, and its default of 5 s would hold all of it in memory at once; so would a list in one piece.
+    # Kopf keeps the last body of each object for this long after its last event. At the start every object has an
+    # event, and the default of 5 s would hold all bodies in memory at once; so would lists without pages.
     settings.queueing.idle_timeout = 0.2
     settings.watching.chunk_size = 100
     # Foreign Jobs and Pods never reach this process.

@@ -1,4 +1,4 @@
-"""A queue of keys as client-go has it: deduplicating, with delays and backoff, one worker a key at a time."""
+"""A work queue like client-go's: deduplicates keys, has delays and backoff, and gives a key to one worker at a time."""
 
 import asyncio
 import heapq
@@ -16,21 +16,21 @@ _LAST_BACKOFF_SECONDS = 60.0
 @dataclass(order=True)
 class _Due(Generic[K]):
     time: float
-    order: int
+    sequence: int
     key: K = field(compare=False)
 
 
 class WorkQueue(Generic[K]):
     """Keys that wait for a pass.
 
-    A key that is added again while it waits stays once; one that is added while it is worked on is handed out again
-    after `done`. So a key is never worked on twice at a time, and no change goes unseen.
+    A key that is added again while it waits is queued once. A key that is added while it is processed is queued again
+    after `done`. So no two workers process a key at the same time, and no change is lost.
     """
 
     def __init__(self) -> None:
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._waiting: dict[K, float] = {}
-        """Keys in the queue, with the time when they were first wanted, in their order."""
+        """Keys in the queue in order, with the time when each was added."""
 
         self._active: set[K] = set()
         self._again: set[K] = set()
@@ -38,19 +38,19 @@ class WorkQueue(Generic[K]):
         self._delayed: list[_Due[K]] = []
         self._due: dict[K, float] = {}
         self._wake = asyncio.Event()
-        self._orders = itertools.count()
+        self._sequence = itertools.count()
 
     def __len__(self) -> int:
-        """Keys that wait now, without those that are due later."""
+        """Number of waiting keys, without those that are due later."""
         return len(self._waiting) + len(self._again)
 
     def longest_wait(self) -> float:
-        """Seconds that the first key in the queue has waited; 0 if none waits."""
+        """Seconds that the first key in the queue has waited; 0 if the queue is empty."""
         first = next(iter(self._waiting.values()), None)
         return self._now() - first if first is not None else 0.0
 
     def add(self, key: K) -> None:
-        """Ask for a pass as soon as possible."""
+        """Queue a key for a pass as soon as possible."""
         if key in self._active:
             self._again.add(key)
         elif key not in self._waiting:
@@ -58,16 +58,16 @@ class WorkQueue(Generic[K]):
             self._ready.put_nowait(key)
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Ask for a pass later; an earlier one that is due already stays."""
+        """Queue a key after a delay, unless it is due earlier already."""
         due = self._now() + seconds
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
-        heapq.heappush(self._delayed, _Due(due, next(self._orders), key))
+        heapq.heappush(self._delayed, _Due(due, next(self._sequence), key))
         self._wake.set()
 
     def retry(self, key: K) -> float:
-        """Ask for another pass after a failure; seconds until then, twice as many after each failure in a row."""
+        """Queue a key after a failed pass; returns the delay in seconds, which doubles with each failure in a row."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         seconds = min(_FIRST_BACKOFF_SECONDS * 2.0 ** min(failures, 16), _LAST_BACKOFF_SECONDS)
@@ -75,25 +75,25 @@ class WorkQueue(Generic[K]):
         return seconds
 
     def forget(self, key: K) -> None:
-        """A pass succeeded: the next failure starts with the shortest backoff."""
+        """Reset a key's backoff after a successful pass."""
         self._failures.pop(key, None)
 
     async def get(self) -> tuple[K, float]:
-        """The next key and the seconds that it waited; `done` must follow."""
+        """The next key and the seconds that it waited. The caller must call `done` afterwards."""
         key = await self._ready.get()
         waited = self._now() - self._waiting.pop(key)
         self._active.add(key)
         return key, waited
 
     def done(self, key: K) -> None:
-        """The pass over a key has ended."""
+        """Mark the pass over a key as ended."""
         self._active.discard(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
     async def run_delays(self) -> None:
-        """Move keys whose time has come into the queue, until cancelled."""
+        """Move delayed keys into the queue when they are due, until cancelled."""
         while True:
             self._wake.clear()
             timeout = self._move_due()
@@ -103,11 +103,11 @@ class WorkQueue(Generic[K]):
                 continue
 
     def _move_due(self) -> float | None:
-        """Move what is due; seconds until the next key is, None if none waits."""
+        """Move the keys that are due. Returns the seconds until the next one is due; None if there is none."""
         while self._delayed:
             first = self._delayed[0]
             if self._due.get(first.key) != first.time:
-                heapq.heappop(self._delayed)  # an earlier time took its place
+                heapq.heappop(self._delayed)  # replaced by an earlier time
             elif first.time <= self._now():
                 heapq.heappop(self._delayed)
                 del self._due[first.key]

@@ -1,4 +1,4 @@
-"""Names of Jobs and label values: legal for any object's name, and different for different inputs."""
+"""Names of Jobs and label values: valid for any object's name, and different for different inputs."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from edgetune_operator.api.names import job_name, label_value
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-# What Kubernetes takes as an object's name: DNS labels with dots between them, 253 characters in all.
+# Object names that Kubernetes accepts: DNS labels separated by dots, at most 253 characters.
 object_names = st.lists(
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True), min_size=1, max_size=4
 ).map(lambda parts: ".".join(parts)[:253].rstrip(".-"))
@@ -46,13 +46,13 @@ def test_different_objects_have_different_label_values(one: str, other: str) -> 
     assert (label_value(one) == label_value(other)) is (one == other)
 
 
-def test_a_short_name_stays_as_it_is() -> None:
+def test_a_short_name_is_unchanged() -> None:
     assert job_name("sensor-faults", Stage.TRAIN, "d" * 64) == "sensor-faults-train-dddddddddd"
     assert label_value("sensor-faults") == "sensor-faults"
 
 
 @pytest.mark.parametrize("pair", [("a.b", "a-b"), ("x" * 44, "x" * 45), ("x" * 43 + "-a", "x" * 43 + "-b")])
-def test_names_that_would_be_cut_to_the_same_are_told_apart(pair: tuple[str, str]) -> None:
+def test_long_names_with_the_same_beginning_give_different_job_names(pair: tuple[str, str]) -> None:
     one, other = (job_name(name, Stage.QUANTIZE, "d" * 64) for name in pair)
 
     assert one != other

@@ -1,4 +1,4 @@
-"""Profiles: reading the platform team's file, and what a profile gives each stage."""
+"""Profiles: reading the platform team's file, and the settings of each stage."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_profile_of_a_bucket_alone_is_complete(tmp_path: Path) -> None:
+def test_a_profile_needs_only_a_bucket(tmp_path: Path) -> None:
     profiles = load_profiles(write(tmp_path, "profiles: {default: {store: {uri: 's3://artifacts/edgetune'}}}"))
 
     assert profiles == {"default": Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))}
 
 
-def test_names_are_written_as_in_kubernetes(tmp_path: Path) -> None:
+def test_field_names_are_written_as_in_kubernetes(tmp_path: Path) -> None:
     text = """
 profiles:
   a100:
@@ -56,7 +56,7 @@ profiles:
         ({"cpu": "8", "memory": "8Gi"}, 0),
     ],
 )
-def test_gpus_are_counted_and_no_shares_of_their_memory(resources: dict[str, str | int], gpus: int) -> None:
+def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[str, str | int], gpus: int) -> None:
     assert Resources(limits=resources).gpus == gpus
 
 
@@ -81,26 +81,29 @@ def test_gpus_are_counted_and_no_shares_of_their_memory(resources: dict[str, str
                 ("image: {pullPolicy: Sometimes}", ".image.pullPolicy: Input should be 'Always', 'IfNotPresent' or"),
                 (
                     "resources: {train: {limits: {nvidia.com/gpu: 1Gi}}}",
-                    ".resources.train: Value error, nvidia.com/gpu must be a whole number, is '1Gi'",
+                    ".resources.train: nvidia.com/gpu must be a whole number, is '1Gi'",
                 ),
-                ("env: {EDGETUNE_REQUEST: x}", ": Value error, env: EDGETUNE_REQUEST is the operator's own"),
-                ("env: {HF_HUB_OFFLINE: '0'}", ": Value error, env: HF_HUB_OFFLINE is the operator's own"),
-                ("env: {A-B: x}", ": Value error, env: 'A-B' is no name of an environment variable"),
+                (
+                    "env: {EDGETUNE_REQUEST: x}",
+                    ": env: EDGETUNE_REQUEST is reserved: the operator sets it; remove it",
+                ),
+                ("env: {HF_HUB_OFFLINE: '0'}", ": env: HF_HUB_OFFLINE is reserved: the operator sets it; remove it"),
+                ("env: {A-B: x}", ": env: 'A-B' is not a valid name for an environment variable"),
                 (
                     "caBundleConfigMap: ca, env: {SSL_CERT_FILE: /x}",
-                    ": Value error, env: SSL_CERT_FILE is set for caBundleConfigMap; give one of the two",
+                    ": env: SSL_CERT_FILE conflicts with caBundleConfigMap, which sets it; remove one of the two",
                 ),
                 (
                     "podLabels: {edgetune.dev/uid: x}",
-                    ": Value error, podLabels: edgetune.dev/uid is the operator",
+                    ": podLabels: edgetune.dev/uid is reserved: the operator sets it; remove it",
                 ),
             )
         ),
-        ("profiles: [", "not YAML: while parsing"),
-        ("", "Input should be a valid dictionary"),
+        ("profiles: [", "not valid YAML: while parsing"),
+        ("", "the document: Input should be a valid dictionary"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_name_and_the_path(tmp_path: Path, text: str, problem: str) -> None:
+def test_an_invalid_file_is_refused_with_its_name_and_the_field_path(tmp_path: Path, text: str, problem: str) -> None:
     path = write(tmp_path, text)
 
     with pytest.raises(InvalidProfiles) as refused:
@@ -119,11 +122,11 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_name(tmp_path: Path) -> Non
     path = tmp_path / "latin.yaml"
     path.write_bytes("profiles: é".encode("latin-1"))
 
-    with pytest.raises(InvalidProfiles, match=r"latin\.yaml: not YAML"):
+    with pytest.raises(InvalidProfiles, match=r"latin\.yaml: not valid YAML"):
         load_profiles(path)
 
 
-def test_each_namespace_has_its_own_part_of_the_bucket() -> None:
+def test_each_namespace_has_its_own_folder_in_the_bucket() -> None:
     store = ProfileStore(uri="s3://artifacts/edgetune/", endpoint="http://minio:9000", region="eu", path_style=True)
 
     location = store.for_namespace("team-a")

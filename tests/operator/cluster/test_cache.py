@@ -1,4 +1,4 @@
-"""The watch cache: what it keeps, and which news wake an object's pass. test_resync tests what leaves it, and when."""
+"""The watch cache: what it keeps, and which changes wake an object. test_resync covers what is removed, and when."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ JOB = "sensor-faults-train-0123456789"
 
 
 def at(version: int, document: dict[str, Any]) -> dict[str, Any]:
-    """A document in the state that the API server numbers so."""
+    """A document with this resource version."""
     document["metadata"]["resourceVersion"] = str(version)
     return document
 
@@ -35,13 +35,13 @@ def pod(version: int, builder: PodBuilder) -> dict[str, Any]:
 
 @pytest.fixture
 def cache() -> Cache:
-    """A cache that knows the object, in version 1."""
+    """A cache that has the object, in version 1."""
     cache = Cache()
     assert cache.put(Kind.OBJECT, at(1, lora_fine_tune().build())) == KEY
     return cache
 
 
-def test_a_document_is_read_as_it_was_put(cache: Cache) -> None:
+def test_a_document_is_read_as_it_was_written(cache: Cache) -> None:
     cache.put(Kind.JOB, job(2))
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
 
@@ -50,7 +50,7 @@ def test_a_document_is_read_as_it_was_put(cache: Cache) -> None:
     assert [found["status"]["phase"] for found in cache.pods_of(OWNER)] == ["Running"]
 
 
-def test_what_kubectl_keeps_for_itself_is_not_kept(cache: Cache) -> None:
+def test_the_annotation_of_kubectl_is_dropped(cache: Cache) -> None:
     annotations = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "team": "a"}
     cache.put(Kind.OBJECT, at(2, lora_fine_tune().with_metadata(annotations=annotations, managedFields=[{}]).build()))
 
@@ -60,7 +60,7 @@ def test_what_kubectl_keeps_for_itself_is_not_kept(cache: Cache) -> None:
     assert "managedFields" not in found["metadata"]
 
 
-def test_an_own_write_that_comes_back_wakes_nothing(cache: Cache) -> None:
+def test_the_watch_event_of_an_own_write_wakes_nothing(cache: Cache) -> None:
     written = at(2, lora_fine_tune().with_status({"phase": "Training"}).build())
     cache.put_object(written)
     cache.put_job(job(3))
@@ -69,20 +69,20 @@ def test_an_own_write_that_comes_back_wakes_nothing(cache: Cache) -> None:
     assert cache.put(Kind.JOB, job(3)) is None
 
 
-def test_a_state_that_comes_late_is_not_taken(cache: Cache) -> None:
+def test_a_stale_version_is_ignored(cache: Cache) -> None:
     cache.put(Kind.OBJECT, at(3, lora_fine_tune().with_status({"phase": "Training"}).build()))
 
     assert cache.put(Kind.OBJECT, at(2, lora_fine_tune().build())) is None
     assert cache.phases() == {"Training": 1}
 
 
-def test_an_object_that_was_created_anew_is_taken_whatever_its_version(cache: Cache) -> None:
+def test_a_recreated_object_replaces_the_old_one_even_with_a_lower_version(cache: Cache) -> None:
     cache.put(Kind.OBJECT, at(9, lora_fine_tune().build()))
 
     assert cache.put(Kind.OBJECT, at(5, lora_fine_tune().with_metadata(uid="another").build())) == KEY
 
 
-def test_what_a_pass_compares_of_a_job_is_kept(cache: Cache) -> None:
+def test_the_fields_of_a_job_that_a_pass_compares_are_kept(cache: Cache) -> None:
     manifest = job(7)
     manifest["metadata"]["annotations"][names.SETTINGS_ANNOTATION] = "0123456789abcdef"
     stage = {"name": "stage", "resources": {"requests": {"nvidia.com/gpu": "2"}, "limits": {"nvidia.com/gpu": "2"}}}
@@ -98,23 +98,23 @@ def test_what_a_pass_compares_of_a_job_is_kept(cache: Cache) -> None:
     assert kept["spec"] == {**limits, "template": {"spec": {"containers": containers}}}
 
 
-def test_a_job_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:
+def test_a_job_wakes_its_object_only_if_a_field_changed_that_a_pass_reads(cache: Cache) -> None:
     assert cache.put(Kind.JOB, job(2)) == KEY
     assert cache.put(Kind.JOB, job(3, ready=1, uncountedTerminatedPods={})) is None
     assert cache.put(Kind.JOB, job(4, active=0, succeeded=1)) == KEY
 
 
-def test_a_pod_wakes_its_object_only_when_something_changed_that_a_pass_looks_at(cache: Cache) -> None:
+def test_a_pod_wakes_its_object_only_if_a_field_changed_that_a_pass_reads(cache: Cache) -> None:
     builder = PodBuilder(JOB, "pod")
     finished = pod(4, builder.ended(0, "{}"))
 
     assert cache.put(Kind.POD, pod(2, builder.running())) == KEY
     assert cache.put(Kind.POD, finished) == KEY
-    # The Job controller has counted it.
+    # The Job controller has counted it and removed its finalizer.
     assert cache.put(Kind.POD, at(5, finished | {"metadata": finished["metadata"] | {"finalizers": []}})) is None
 
 
-def test_a_job_that_is_going_away_wakes_its_object_when_it_is_gone(cache: Cache) -> None:
+def test_a_job_that_is_being_deleted_wakes_its_object_once_it_is_gone(cache: Cache) -> None:
     cache.put(Kind.JOB, job(2))
     cache.mark_job_deleting(OWNER, JOB, "2026-11-24T08:00:00Z")
     assert cache.jobs_of(OWNER)[0]["metadata"]["deletionTimestamp"] == "2026-11-24T08:00:00Z"
@@ -123,7 +123,7 @@ def test_a_job_that_is_going_away_wakes_its_object_when_it_is_gone(cache: Cache)
     assert cache.jobs_of(OWNER) == []
 
 
-def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
+def test_a_job_is_kept_until_its_object_is_known() -> None:
     cache = Cache()
 
     assert cache.put(Kind.JOB, job(2)) is None
@@ -131,7 +131,7 @@ def test_what_belongs_to_an_unknown_object_waits_for_it() -> None:
     assert len(cache.jobs_of(OWNER)) == 1
 
 
-def test_a_job_that_turned_out_to_be_gone_is_forgotten_with_its_pods(cache: Cache) -> None:
+def test_a_job_that_no_longer_exists_is_removed_with_its_pods(cache: Cache) -> None:
     cache.put(Kind.JOB, job(2))
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").ended(0, "{}")))
 
@@ -141,15 +141,15 @@ def test_a_job_that_turned_out_to_be_gone_is_forgotten_with_its_pods(cache: Cach
     assert (cache.jobs_of(OWNER), cache.pods_of(OWNER)) == ([], [])
 
 
-def test_a_job_of_an_unknown_object_is_not_marked(cache: Cache) -> None:
+def test_a_job_of_an_unknown_object_is_not_marked_as_deleted(cache: Cache) -> None:
     cache.mark_job_deleting(OWNER | {"uid": "unknown"}, JOB, "2026-11-24T08:00:00Z")
 
     assert cache.documents(Kind.JOB) == []
     assert not cache._jobs
 
 
-def test_what_names_the_object_in_another_namespace_is_not_the_objects(cache: Cache) -> None:
-    """Labels and owner references are anybody's, and a name is taken once a namespace."""
+def test_a_job_in_another_namespace_that_claims_the_uid_is_not_the_objects(cache: Cache) -> None:
+    """Anybody can set labels and owner references, and a name is unique only within a namespace."""
     cache.put(Kind.JOB, job(2))
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
     forged_job, forged_pod = job(4), pod(5, PodBuilder(JOB, "pod").ended(0, "{}"))
@@ -157,7 +157,7 @@ def test_what_names_the_object_in_another_namespace_is_not_the_objects(cache: Ca
     clean_up["metadata"]["labels"] = {names.STAGE_LABEL: names.CLEAN_UP, names.UID_LABEL: UID}
     forged = [(Kind.JOB, forged_job), (Kind.JOB, at(6, clean_up)), (Kind.POD, forged_pod)]
     for _, body in forged:
-        body["metadata"] |= {"namespace": "team-b", "uid": "of-the-forger"}
+        body["metadata"] |= {"namespace": "team-b", "uid": "forged"}
 
     woken = [cache.put(kind, body) for kind, body in forged]
     woken += [cache.remove(kind, body) for kind, body in forged[1:]]
@@ -167,7 +167,7 @@ def test_what_names_the_object_in_another_namespace_is_not_the_objects(cache: Ca
     assert [found["metadata"]["uid"] for found in cache.pods_of(OWNER)] == ["uid-of-pod"]
 
 
-def test_a_pod_that_is_told_of_after_its_job_went_leaves_with_its_own_end(cache: Cache) -> None:
+def test_a_pod_reported_after_its_job_was_deleted_is_removed_when_it_is_deleted(cache: Cache) -> None:
     ended = PodBuilder(JOB, "pod").ended(0, "{}")
     cache.put(Kind.JOB, job(2))
     cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))

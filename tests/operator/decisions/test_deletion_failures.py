@@ -1,4 +1,4 @@
-"""Deletions that cannot go as they should: the object goes all the same, in bounded time, and says what stays where."""
+"""Deletions that fail: the object is still released within a time limit and reports what is left where."""
 
 from datetime import timedelta
 from typing import Any
@@ -13,16 +13,16 @@ from edgetune_operator.reconcile import JobRefused
 from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import TICK
 
-MAX_EVENT_MESSAGE = 1024  # as the API server has it
+MAX_EVENT_MESSAGE = 1024  # limit of the API server
 
 
 @pytest.fixture
 def deletion() -> Deletion:
-    """A published object that is going to be deleted."""
+    """A published object that will be deleted."""
     return published_with_delete()
 
 
-def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning_of_what_stays_where(deletion: Deletion) -> None:
+def test_a_failed_clean_up_releases_the_object_with_a_warning_about_what_is_left_where(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
     failure = Failure.brief(14, "TransientError", f"the store cannot be reached for {STORE}/uses/")
@@ -33,15 +33,15 @@ def test_a_clean_up_that_fails_lets_the_object_go_with_a_warning_of_what_stays_w
 
     why = f"TransientError: the store cannot be reached for {STORE}/uses/"
     assert deletion.step().plan.final_event == EventDraft(
-        "Warning", "CleanUpFailed", f"{LEFT}. The clean-up was given up: {why}"
+        "Warning", "CleanUpFailed", f"{LEFT}. The clean-up failed: {why}"
     )
     assert deletion.cluster.gone
 
 
-def test_a_clean_up_whose_pod_never_started_says_what_it_waited_for(deletion: Deletion) -> None:
+def test_a_clean_up_whose_pod_never_started_reports_why_it_waited(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
-    waiting = f"Job {JOB} removes the artifacts; its Pod waits: ImagePullBackOff: no such image"
+    waiting = f"Job {JOB} is removing the artifacts; its Pod is waiting: ImagePullBackOff: no such image"
     deletion.end_clean_up(lambda pod: pod.waiting("ImagePullBackOff", "no such image"), lambda job: job)
     assert deletion.step().plan.message == waiting
 
@@ -53,16 +53,16 @@ def test_a_clean_up_whose_pod_never_started_says_what_it_waited_for(deletion: De
 
     assert final_event is not None
     assert final_event.message == (
-        f"{LEFT}. The clean-up was given up: Job was active longer than specified deadline; "
-        "its Pod waits: ImagePullBackOff: no such image"
+        f"{LEFT}. The clean-up failed: Job was active longer than specified deadline; "
+        "its Pod is waiting: ImagePullBackOff: no such image"
     )
 
 
-def test_a_clean_up_that_takes_too_long_is_stopped_and_the_object_goes(deletion: Deletion) -> None:
+def test_a_clean_up_that_times_out_is_stopped_and_the_object_released(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
-    began = deletion.cluster.now
-    deletion.cluster.now = began + LIMIT - TICK
+    start = deletion.cluster.now
+    deletion.cluster.now = start + LIMIT - TICK
     assert deletion.step().plan.final_event is None
 
     final_event = deletion.step().plan.final_event
@@ -70,13 +70,15 @@ def test_a_clean_up_that_takes_too_long_is_stopped_and_the_object_goes(deletion:
     assert final_event is not None
     assert (final_event.type, final_event.reason) == ("Warning", "CleanUpFailed")
     assert final_event.message == (
-        f"{LEFT}. The clean-up was given up: not done after 780 s: Job {JOB} removes the artifacts"
+        f"{LEFT}. The clean-up failed: it timed out after 780 s: Job {JOB} is removing the artifacts"
     )
     assert JOB not in deletion.cluster.jobs
     assert deletion.cluster.gone
 
 
-def test_the_time_counts_from_when_the_operator_began_not_from_a_deletion_while_it_was_down(deletion: Deletion) -> None:
+def test_the_time_limit_starts_at_the_first_pass_not_at_a_deletion_while_the_operator_was_down(
+    deletion: Deletion,
+) -> None:
     deletion.delete()
     deletion.cluster.now += timedelta(days=3)
 
@@ -84,7 +86,7 @@ def test_the_time_counts_from_when_the_operator_began_not_from_a_deletion_while_
     assert JOB in deletion.cluster.jobs
 
 
-def test_stages_that_never_end_are_bounded_as_well() -> None:
+def test_stages_that_never_end_also_time_out() -> None:
     deletion = Deletion(with_delete())
     deletion.advance_to(Stage.TRAIN)
     deletion.cluster.deletes_slowly = True
@@ -95,7 +97,7 @@ def test_stages_that_never_end_are_bounded_as_well() -> None:
     final_event = deletion.step().plan.final_event
 
     assert final_event is not None
-    assert "not done after 780 s: waits until the stages' Jobs are gone: " in final_event.message
+    assert "it timed out after 780 s: waiting until the stages' Jobs are gone: " in final_event.message
 
 
 def refusing(deletion: Deletion, monkeypatch: pytest.MonkeyPatch, reason: str, message: str) -> None:
@@ -105,9 +107,7 @@ def refusing(deletion: Deletion, monkeypatch: pytest.MonkeyPatch, reason: str, m
     monkeypatch.setattr(deletion.cluster, "create_job", refuse)
 
 
-def test_a_clean_up_that_the_cluster_refuses_is_tried_again_until_the_time_is_over(
-    deletion: Deletion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_clean_up_is_retried_until_it_times_out(deletion: Deletion, monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(deletion, monkeypatch, "JobRefused", "the cluster refuses the Job: exceeded quota: none")
     deletion.delete()
 
@@ -121,49 +121,49 @@ def test_a_clean_up_that_the_cluster_refuses_is_tried_again_until_the_time_is_ov
     final_event = deletion.step().plan.final_event
 
     assert final_event is not None
-    assert final_event.message.endswith("not done after 780 s: the cluster refuses the Job: exceeded quota: none")
+    assert final_event.message.endswith("it timed out after 780 s: the cluster refuses the Job: exceeded quota: none")
     assert deletion.cluster.gone
 
 
-def test_an_object_in_a_namespace_that_is_deleted_goes_at_once(deletion: Deletion) -> None:
-    deletion.cluster.namespace_goes = True
+def test_an_object_in_a_terminating_namespace_is_released_at_once(deletion: Deletion) -> None:
+    deletion.cluster.namespace_terminating = True
     deletion.delete()
 
     assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpSkipped",
-        f"{LEFT}. Nothing was removed: its namespace is being deleted, and takes no Job any more",
+        f"{LEFT}. Nothing was removed: its namespace is being deleted and accepts no new Jobs",
     )
     assert deletion.cluster.gone
 
 
-def test_a_clean_up_that_its_namespace_cuts_off_is_not_told_as_one_that_removed_nothing(deletion: Deletion) -> None:
+def test_a_clean_up_interrupted_by_its_namespace_is_reported_as_failed_not_skipped(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
-    deletion.cluster.namespace_goes = True
+    deletion.cluster.namespace_terminating = True
 
     assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpFailed",
-        f"{LEFT}. The clean-up was given up: its namespace is being deleted, and with it the Job that was at it",
+        f"{LEFT}. The clean-up failed: its namespace is being deleted, and the clean-up Job with it",
     )
 
 
-def test_a_clean_up_that_was_complete_before_its_namespace_went_is_told(deletion: Deletion) -> None:
+def test_a_clean_up_completed_before_its_namespace_was_deleted_is_reported(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
     deletion.end_clean_up(succeeded(removed_objects=2, removed_bytes=10), complete)
-    deletion.cluster.namespace_goes = True
+    deletion.cluster.namespace_terminating = True
 
     assert deletion.step().plan.final_event == EventDraft("Normal", "CleanedUp", "removed 2 objects (10 bytes)")
 
 
-def test_an_object_in_a_namespace_that_is_deleted_does_not_wait_for_its_stages() -> None:
-    """The operator's Role goes with the namespace: it may not even be allowed to delete their Jobs."""
+def test_an_object_in_a_terminating_namespace_does_not_wait_for_its_stages() -> None:
+    """The operator's Role is deleted with the namespace, so deleting the Jobs may be forbidden."""
     deletion = Deletion(with_delete())
     deletion.reconcile()
     (running,) = deletion.cluster.live_jobs()
-    deletion.cluster.namespace_goes = True
+    deletion.cluster.namespace_terminating = True
     deletion.delete()
 
     assert deletion.step().plan.actions == ()
@@ -171,7 +171,7 @@ def test_an_object_in_a_namespace_that_is_deleted_does_not_wait_for_its_stages()
     assert deletion.cluster.live_jobs() == [running]
 
 
-def test_a_profile_that_is_gone_lets_the_object_go_at_once_and_the_status_tells_where_the_artifacts_are(
+def test_a_missing_profile_releases_the_object_at_once_with_the_artifacts_in_its_status(
     deletion: Deletion,
 ) -> None:
     deletion.profiles.clear()
@@ -180,12 +180,12 @@ def test_a_profile_that_is_gone_lets_the_object_go_at_once_and_the_status_tells_
     assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpSkipped",
-        f"{LEFT}. Nothing was removed: spec.profile: there is no profile 'default'",
+        f"{LEFT}. Nothing was removed: spec.profile: profile 'default' not found",
     )
     assert deletion.cluster.gone
 
 
-def test_an_invalid_spec_lets_the_object_go_at_once() -> None:
+def test_an_invalid_spec_releases_the_object_at_once() -> None:
     deletion = Deletion(with_delete())
     deletion.reconcile()
     deletion.change(deletion.builder.edited("lora.rank", 0))
@@ -196,11 +196,11 @@ def test_an_invalid_spec_lets_the_object_go_at_once() -> None:
     assert final_event is not None
     assert final_event.reason == "CleanUpSkipped"
     assert final_event.message.startswith(
-        "as far as the status tells, no artifacts were made. Nothing was removed: the spec is invalid: spec.lora.rank: "
+        "the status lists no artifacts. Nothing was removed: the spec is invalid: spec.lora.rank: "
     )
 
 
-def test_what_stays_where_is_not_cut_from_a_long_event(deletion: Deletion) -> None:
+def test_a_long_event_is_not_cut_before_what_is_left_where(deletion: Deletion) -> None:
     failure = Failure.brief(1, "InternalError", "x" * 5000)
     deletion.delete()
     deletion.step()

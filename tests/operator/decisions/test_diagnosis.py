@@ -1,4 +1,4 @@
-"""Why a stage waits, was interrupted or failed: each cause with its reason and its message."""
+"""Why a stage waits, was interrupted or failed: the reason and message of each cause."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,7 +13,8 @@ from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario
 
 SECRET_EVENT = 'MountVolume.SetUp failed for volume "s3-credentials" : secret "edgetune-s3" not found'
-SECRET_TOLD = "there is no Secret edgetune-s3 in namespace team-a; create it, and the stage goes on by itself"
+NO_SECRET = "Secret edgetune-s3 not found in namespace team-a; create it, and the stage continues by itself"
+CHECKPOINT = "resumes from its newest checkpoint"
 
 
 @pytest.fixture
@@ -25,35 +26,35 @@ def training() -> Scenario:
 
 
 def stuck(scenario: Scenario) -> str:
-    """The Pod waits, and does not say for what; its UID."""
+    """The Pod waits without a stated reason; returns its UID."""
     scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
     return f"uid-of-{scenario.cluster.pods_of(scenario.live_job)[-1]}"
 
 
 def without_pod(scenario: Scenario) -> str:
-    """The Job has no Pod; the Job's UID."""
+    """The Job has no Pod; returns the Job's UID."""
     scenario.cluster.pods.clear()
     return f"uid-of-{scenario.live_job}"
 
 
 def reconcile_later(scenario: Scenario) -> None:
-    """Passes until what waits in silence has done so for long."""
+    """Passes until the Events of a silent wait are due."""
     for _ in range(3):
         scenario.reconcile()
 
 
-def test_a_missing_secret_stalls_the_object_and_it_goes_on_by_itself_when_the_secret_is_there(
+def test_a_missing_secret_stalls_the_object_until_the_secret_exists(
     training: Scenario,
 ) -> None:
     pod = stuck(training)
-    training.tell(pod, "Normal", "Scheduled", "Successfully assigned team-a/x to edge-node")
-    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
+    training.post_event(pod, "Normal", "Scheduled", "Successfully assigned team-a/x to edge-node")
+    training.post_event(pod, "Warning", "FailedMount", SECRET_EVENT)
     reconcile_later(training)
 
-    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {SECRET_TOLD}")
-    assert training.condition("Ready") == ("False", "SecretNotFound", f"train: {SECRET_TOLD}")
+    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {NO_SECRET}")
+    assert training.condition("Ready") == ("False", "SecretNotFound", f"train: {NO_SECRET}")
     assert training.condition("Reconciling") is None
-    assert (training.row(Stage.TRAIN).reason, training.row(Stage.TRAIN).message) == ("SecretNotFound", SECRET_TOLD)
+    assert (training.row(Stage.TRAIN).reason, training.row(Stage.TRAIN).message) == ("SecretNotFound", NO_SECRET)
     assert training.reconcile().wrote_status is False
 
     training.end_pod(lambda pod: pod.running())
@@ -63,8 +64,8 @@ def test_a_missing_secret_stalls_the_object_and_it_goes_on_by_itself_when_the_se
     assert training.condition("Reconciling") == ("True", "JobRunning", "train: running")
 
 
-def test_nothing_is_told_of_a_pod_that_has_waited_for_a_few_seconds(training: Scenario) -> None:
-    training.tell(stuck(training), "Warning", "FailedMount", SECRET_EVENT)
+def test_a_pod_that_has_waited_for_a_few_seconds_is_not_reported(training: Scenario) -> None:
+    training.post_event(stuck(training), "Warning", "FailedMount", SECRET_EVENT)
     training.cluster.now -= timedelta(seconds=1)
 
     training.reconcile()
@@ -72,16 +73,16 @@ def test_nothing_is_told_of_a_pod_that_has_waited_for_a_few_seconds(training: Sc
     assert training.condition("Stalled") is None
 
 
-def test_a_complaint_is_over_once_something_else_has_happened(training: Scenario) -> None:
+def test_a_warning_is_resolved_by_a_later_normal_event(training: Scenario) -> None:
     pod = stuck(training)
-    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
-    training.tell(pod, "Normal", "Pulling", 'Pulling image "ghcr.io/edgetune/jobs:0.1.0"')
+    training.post_event(pod, "Warning", "FailedMount", SECRET_EVENT)
+    training.post_event(pod, "Normal", "Pulling", 'Pulling image "ghcr.io/edgetune/jobs:0.1.0"')
 
     reconcile_later(training)
 
     assert training.condition("Stalled") is None
-    told = 'train: Pulling image "ghcr.io/edgetune/jobs:0.1.0"'
-    assert training.condition("Reconciling") == ("True", "ContainerCreating", told)
+    message = 'train: Pulling image "ghcr.io/edgetune/jobs:0.1.0"'
+    assert training.condition("Reconciling") == ("True", "ContainerCreating", message)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_complaint_is_over_once_something_else_has_happened(training: Scenario
             'MountVolume.SetUp failed for volume "tuning" : configmap "tuning" not found',
             (
                 "ConfigMapNotFound",
-                "there is no ConfigMap tuning in namespace team-a; create it, and the stage goes on by itself",
+                "ConfigMap tuning not found in namespace team-a; create it, and the stage continues by itself",
             ),
         ),
         (
@@ -107,24 +108,24 @@ def test_a_complaint_is_over_once_something_else_has_happened(training: Scenario
         ),
     ],
 )
-def test_what_the_kubelet_cannot_make_ready_is_told(
+def test_what_the_kubelet_cannot_set_up_is_reported(
     training: Scenario, reason: str, event: str, expected: tuple[str, str]
 ) -> None:
-    training.tell(stuck(training), "Warning", reason, event)
+    training.post_event(stuck(training), "Warning", reason, event)
 
     reconcile_later(training)
 
     assert training.condition("Stalled") == ("True", expected[0], f"train: {expected[1]}")
 
 
-def test_the_secret_is_named_also_when_the_kubelets_last_word_is_a_timeout(training: Scenario) -> None:
+def test_the_missing_secret_is_named_even_if_the_newest_event_is_a_timeout(training: Scenario) -> None:
     pod = stuck(training)
-    training.tell(pod, "Warning", "FailedMount", SECRET_EVENT)
-    training.tell(pod, "Warning", "FailedMount", "Unable to attach or mount volumes: timed out waiting")
+    training.post_event(pod, "Warning", "FailedMount", SECRET_EVENT)
+    training.post_event(pod, "Warning", "FailedMount", "Unable to attach or mount volumes: timed out waiting")
 
     reconcile_later(training)
 
-    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {SECRET_TOLD}")
+    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {NO_SECRET}")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_secret_is_named_also_when_the_kubelets_last_word_is_a_timeout(train
             (
                 "QuotaExceeded",
                 "the cluster refuses the stage's Pod: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, "
-                "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4; the Job tries again by itself",
+                "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4; the Job retries by itself",
             ),
         ),
         (
@@ -145,7 +146,7 @@ def test_the_secret_is_named_also_when_the_kubelets_last_word_is_a_timeout(train
             (
                 "PodsRefused",
                 "the cluster refuses the stage's Pod: error looking up service account team-a/trainer: serviceaccount "
-                '"trainer" not found; the Job tries again by itself',
+                '"trainer" not found; the Job retries by itself',
             ),
         ),
         (
@@ -153,16 +154,16 @@ def test_the_secret_is_named_also_when_the_kubelets_last_word_is_a_timeout(train
             (
                 "PodsRefused",
                 'the cluster refuses the stage\'s Pod: admission webhook "policy.example" denied the request: no GPUs '
-                "on Sundays; the Job tries again by itself",
+                "on Sundays; the Job retries by itself",
             ),
         ),
     ],
 )
-def test_pods_that_the_cluster_refuses_stall_the_object_until_it_takes_one(
+def test_refused_pods_stall_the_object_until_one_is_accepted(
     training: Scenario, event: str, expected: tuple[str, str]
 ) -> None:
     job = training.live_job
-    training.tell(without_pod(training), "Warning", "FailedCreate", event)
+    training.post_event(without_pod(training), "Warning", "FailedCreate", event)
     reconcile_later(training)
 
     assert training.condition("Stalled") == ("True", expected[0], f"train: {expected[1]}")
@@ -175,52 +176,52 @@ def test_pods_that_the_cluster_refuses_stall_the_object_until_it_takes_one(
 
 
 def test_a_job_that_waits_between_two_attempts_is_not_stalled(training: Scenario) -> None:
-    training.tell(f"uid-of-{training.live_job}", "Normal", "SuccessfulCreate", "Created pod: x-train-0a1b-abcde")
+    training.post_event(f"uid-of-{training.live_job}", "Normal", "SuccessfulCreate", "Created pod: x-train-0a1b-abcde")
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.TRANSIENT, "the store did not answer"))
 
     reconcile_later(training)
 
     assert training.condition("Stalled") is None
-    told = "train: an attempt failed and is tried again: TransientError: the store did not answer"
-    assert training.condition("Reconciling") == ("True", "AttemptFailed", told)
+    message = "train: an attempt failed and is retried: TransientError: the store did not answer"
+    assert training.condition("Reconciling") == ("True", "AttemptFailed", message)
 
 
-def test_a_job_that_a_queue_holds_back_is_queued(training: Scenario) -> None:
+def test_a_job_that_waits_for_admission_is_queued(training: Scenario) -> None:
     job = training.live_job
     without_pod(training)
     training.cluster.jobs[job]["spec"]["suspend"] = True
 
-    training.tell(f"uid-of-{job}", "Warning", "FailedCreate", "from before it was suspended")
+    training.post_event(f"uid-of-{job}", "Warning", "FailedCreate", "from before it was suspended")
 
     reconcile_later(training)
 
-    told = "train: the Job is suspended until a queue admits it"
+    message = "train: the Job is suspended until a queue admits it"
     assert silent_wait(training.reconcile().snapshot) is None
-    assert training.condition("Reconciling") == ("True", "Queued", told)
+    assert training.condition("Reconciling") == ("True", "Queued", message)
 
 
-def test_what_waits_in_silence_is_looked_at_less_and_less_often(training: Scenario) -> None:
+def test_events_of_a_silent_wait_are_read_less_and_less_often(training: Scenario) -> None:
     stuck(training)
     cluster = training.cluster
     snapshot = observe(cluster.document, list(cluster.jobs.values()), list(cluster.pods.values()), None)
     wait = silent_wait(snapshot)
     assert wait is not None
 
-    looks = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 7, 10, 40, 3600)]
+    delays = [wait.next_look(wait.since + timedelta(seconds=age)).total_seconds() for age in (0, 7, 10, 40, 3600)]
 
-    assert looks == [10, 3, 10, 40, 120]
+    assert delays == [10, 3, 10, 40, 120]
     assert not wait.is_due(wait.since + timedelta(seconds=9))
 
 
 @pytest.mark.parametrize(
     "reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"]
 )
-def test_a_container_that_cannot_be_made_stalls_the_object(training: Scenario, reason: str) -> None:
-    training.end_pod(lambda pod: pod.waiting(reason, "the kubelet's sentence"))
+def test_a_container_that_cannot_be_created_stalls_the_object(training: Scenario, reason: str) -> None:
+    training.end_pod(lambda pod: pod.waiting(reason, "the kubelet's message"))
 
     training.reconcile()
 
-    assert training.condition("Stalled") == ("True", reason, "train: the kubelet's sentence")
+    assert training.condition("Stalled") == ("True", reason, "train: the kubelet's message")
 
 
 Ending = Callable[[PodBuilder], PodBuilder]
@@ -231,48 +232,48 @@ OUTSIDE: dict[str, tuple[Ending, str, str]] = {
     "evicted through the API": (
         lambda pod: pod.ended(143).disrupted("EvictionByEvictionAPI"),
         "Evicted",
-        "evicted from its node, as when a node is drained; goes on from its newest checkpoint",
+        f"evicted from its node, for example by a drain; {CHECKPOINT}",
     ),
     "preempted by the scheduler": (
         lambda pod: pod.ended(143).disrupted("PreemptionByScheduler"),
         "Preempted",
-        "preempted by a Pod of higher priority; goes on from its newest checkpoint",
+        f"preempted by a Pod of higher priority; {CHECKPOINT}",
     ),
-    "made room for a critical Pod": (
-        lambda pod: pod.told_by_kubelet("Preempting").disrupted("TerminationByKubelet"),
+    "preempted by the kubelet": (
+        lambda pod: pod.failed_by_kubelet("Preempting").disrupted("TerminationByKubelet"),
         "Preempted",
-        "made room for a critical Pod; goes on from its newest checkpoint",
+        f"preempted by a critical Pod; {CHECKPOINT}",
     ),
     "evicted under node pressure": (
-        lambda pod: pod.ended(137).told_by_kubelet("Evicted", LOW).disrupted("TerminationByKubelet"),
+        lambda pod: pod.ended(137).failed_by_kubelet("Evicted", LOW).disrupted("TerminationByKubelet"),
         "NodePressure",
-        f"its node ran short of a resource: {LOW}; goes on from its newest checkpoint",
+        f"its node ran short of a resource: {LOW}; {CHECKPOINT}",
     ),
     "node shutdown": (
-        lambda pod: pod.ended(143).told_by_kubelet("Terminated").disrupted("TerminationByKubelet"),
+        lambda pod: pod.ended(143).failed_by_kubelet("Terminated").disrupted("TerminationByKubelet"),
         "NodeShutdown",
-        "its node shuts down; goes on from its newest checkpoint",
+        f"its node is shutting down; {CHECKPOINT}",
     ),
-    "node tainted or silent": (
+    "node tainted or unreachable": (
         lambda pod: pod.ended(143).disrupted("DeletionByTaintManager"),
         "NodeLost",
-        "its node does not answer, or was tainted NoExecute; goes on from its newest checkpoint",
+        f"its node is unreachable or was tainted NoExecute; {CHECKPOINT}",
     ),
     "node gone": (
-        lambda pod: pod.told_by_kubelet("").disrupted("DeletionByPodGC"),
+        lambda pod: pod.failed_by_kubelet("").disrupted("DeletionByPodGC"),
         "NodeLost",
-        "its node is gone; goes on from its newest checkpoint",
+        f"its node is gone; {CHECKPOINT}",
     ),
     "stopped without a disruption": (
         lambda pod: pod.ended(ExitCode.INTERRUPTED),
         "Interrupted",
-        "stopped from outside; goes on from its newest checkpoint",
+        f"stopped from outside; {CHECKPOINT}",
     ),
 }
 
 
 @pytest.mark.parametrize(("ending", "reason", "message"), OUTSIDE.values(), ids=OUTSIDE)
-def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_does_not_count(
+def test_an_attempt_stopped_from_outside_has_its_own_reason_and_does_not_count(
     training: Scenario, ending: Ending, reason: str, message: str
 ) -> None:
     training.end_pod(ending)
@@ -284,14 +285,14 @@ def test_an_attempt_that_was_ended_from_outside_is_told_apart_and_does_not_count
     assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
 
 
-def test_a_pod_whose_node_is_silent_is_told_before_it_has_ended(training: Scenario) -> None:
+def test_a_pod_on_an_unreachable_node_is_reported_before_it_has_ended(training: Scenario) -> None:
     training.end_pod(lambda pod: pod.running().disrupted("DeletionByTaintManager"))
 
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
-    told = "its node does not answer, or was tainted NoExecute; the next attempt starts when this one has ended"
-    assert (row.reason, row.message, row.preemptions) == ("NodeLost", told, 0)
+    message = "its node is unreachable or was tainted NoExecute; the next attempt starts when this one has ended"
+    assert (row.reason, row.message, row.preemptions) == ("NodeLost", message, 0)
 
 
 BY_ITSELF: dict[str, tuple[Ending, str, str]] = {
@@ -303,17 +304,17 @@ BY_ITSELF: dict[str, tuple[Ending, str, str]] = {
     "killed": (
         lambda pod: pod.ended(137),
         "Killed",
-        "killed without notice: its node ran out of memory, or its grace period was over",
+        "killed without notice: the node ran out of memory or the grace period expired",
     ),
     "refused by its node": (
-        lambda pod: pod.told_by_kubelet("UnexpectedAdmissionError", "Allocate failed: no healthy nvidia.com/gpu"),
+        lambda pod: pod.failed_by_kubelet("UnexpectedAdmissionError", "Allocate failed: no healthy nvidia.com/gpu"),
         "UnexpectedAdmissionError",
         "Allocate failed: no healthy nvidia.com/gpu",
     ),
     "wrong image": (
         lambda pod: pod.ended(128, 'exec: "python": executable file not found in $PATH', "StartError"),
         "StartError",
-        "the container does not start; the profile's image is not one of the stages: "
+        "the container does not start; the profile's image is not an image of the stages: "
         'exec: "python": executable file not found in $PATH',
     ),
     "a bug": (lambda pod: pod.ended(1, "KeyError: 'x'"), "InternalError", "exit code 1: KeyError: 'x'"),
@@ -326,32 +327,32 @@ BY_ITSELF: dict[str, tuple[Ending, str, str]] = {
 
 
 @pytest.mark.parametrize(("ending", "reason", "message"), BY_ITSELF.values(), ids=BY_ITSELF)
-def test_an_attempt_that_failed_is_told_while_it_is_tried_again_and_in_the_end(
+def test_a_failed_attempt_is_reported_while_it_is_retried_and_at_the_end(
     training: Scenario, ending: Ending, reason: str, message: str
 ) -> None:
     training.end_pod(ending)
     training.reconcile()
-    again = training.row(Stage.TRAIN)
+    retried = training.row(Stage.TRAIN)
 
     training.end_job(lambda job: job.failed("BackoffLimitExceeded"))
     training.reconcile()
 
-    tried = f"an attempt failed and is tried again: {reason}: {message}"
-    assert (again.state, again.reason, again.message) == (StageState.RUNNING, "AttemptFailed", tried)
+    why_retried = f"an attempt failed and is retried: {reason}: {message}"
+    assert (retried.state, retried.reason, retried.message) == (StageState.RUNNING, "AttemptFailed", why_retried)
     assert training.condition("Stalled") == ("True", reason, f"train: {message}")
     assert training.row(Stage.TRAIN).preemptions == 0
 
 
 @pytest.mark.parametrize("exit_code", [137, ExitCode.INTERRUPTED])
-def test_a_stage_that_fills_its_disk_is_not_tried_again_and_again(training: Scenario, exit_code: int) -> None:
+def test_a_stage_that_fills_its_disk_is_not_retried(training: Scenario, exit_code: int) -> None:
     job = training.live_job
-    training.end_pod(lambda pod: pod.ended(exit_code).told_by_kubelet("Evicted", FULL))
+    training.end_pod(lambda pod: pod.ended(exit_code).failed_by_kubelet("Evicted", FULL))
 
     done = training.reconcile()
 
-    told = (
+    message = (
         f"{FULL.rstrip('.')}; raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"
     )
-    assert training.condition("Stalled") == ("True", "EphemeralStorageExceeded", f"train: {told}")
+    assert training.condition("Stalled") == ("True", "EphemeralStorageExceeded", f"train: {message}")
     assert training.row(Stage.TRAIN).preemptions == 0
     assert [action.name for action in done.plan.actions if hasattr(action, "name")] == [job]

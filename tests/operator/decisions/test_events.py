@@ -1,4 +1,4 @@
-"""Events of an object: what became true, once, in sentences."""
+"""Events of an object: each change once, as a sentence."""
 
 import pytest
 
@@ -14,49 +14,49 @@ def scenario() -> Scenario:
     return Scenario(lora_fine_tune())
 
 
-def told(scenario: Scenario) -> list[tuple[str, str, str]]:
-    """Events of one pass."""
+def pass_events(scenario: Scenario) -> list[tuple[str, str, str]]:
+    """Make one pass; returns its Events."""
     before = scenario.status
     scenario.reconcile()
     return [(event.type, event.reason, event.message) for event in transitions(before, scenario.status)]
 
 
-def test_a_stage_that_starts_and_ends_is_told(scenario: Scenario) -> None:
-    begun = told(scenario)
+def test_the_start_and_the_end_of_a_stage_are_reported(scenario: Scenario) -> None:
+    first = pass_events(scenario)
     job = scenario.live_job
     scenario.finish()
-    handed_over = told(scenario)
+    second = pass_events(scenario)
 
-    assert begun == [("Normal", "PrepareStarted", f"created Job {job}")]
-    assert handed_over[0] == ("Normal", "PrepareSucceeded", "done in 0 s")
-    assert handed_over[1] == ("Normal", "TrainStarted", f"created Job {scenario.live_job}")
-    assert told(scenario) == []
+    assert first == [("Normal", "PrepareStarted", f"created Job {job}")]
+    assert second[0] == ("Normal", "PrepareSucceeded", "done in 0 s")
+    assert second[1] == ("Normal", "TrainStarted", f"created Job {scenario.live_job}")
+    assert pass_events(scenario) == []
 
 
-def test_a_job_that_is_replaced_is_told_with_the_reason(scenario: Scenario) -> None:
+def test_a_replaced_job_is_reported_with_the_reason(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
     scenario.profiles = {"default": PROFILE.model_copy(update={"queue": "gpu"})}
-    replaced, made_anew = told(scenario), told(scenario)
+    replaced, created = pass_events(scenario), pass_events(scenario)
 
-    message = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
+    message = "the profile or a limit of the spec changed while no attempt was running: the stage's Job is replaced"
     assert replaced == [("Normal", "PrepareReplaced", message)]
-    assert made_anew == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
+    assert created == [("Normal", "PrepareStarted", f"created Job {scenario.live_job}")]
 
 
-def test_what_stalls_a_stage_is_told_once_and_again_when_the_cause_changes(scenario: Scenario) -> None:
+def test_a_stall_is_reported_once_and_again_when_its_cause_changes(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("CreateContainerConfigError", "no such key"))
-    first, second = told(scenario), told(scenario)
+    first, second = pass_events(scenario), pass_events(scenario)
     scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff", "no such image"))
 
     assert first == [("Warning", "CreateContainerConfigError", "prepare: no such key")]
     assert second == []
-    assert told(scenario) == [("Warning", "ImagePullBackOff", "prepare: no such image")]
+    assert pass_events(scenario) == [("Warning", "ImagePullBackOff", "prepare: no such image")]
 
 
 def test_a_failure_and_a_refusal_are_warnings(scenario: Scenario) -> None:
-    scenario.gates_hold = False
+    scenario.gates_pass = False
     scenario.advance_to(Stage.PUBLISH)
     scenario.finish()
     refusal = "maxDrop: the edge model is 0.03 below the tuned model, at most 0.02 is allowed"
@@ -64,27 +64,27 @@ def test_a_failure_and_a_refusal_are_warnings(scenario: Scenario) -> None:
     failing.reconcile()
     failing.fail(ExitCode.INVALID, "line 7: no response")
 
-    assert ("Warning", "GatesRefused", refusal) in told(scenario)
-    assert told(failing) == [("Warning", "InvalidInput", "prepare: line 7: no response")]
+    assert ("Warning", "GatesRefused", refusal) in pass_events(scenario)
+    assert pass_events(failing) == [("Warning", "InvalidInput", "prepare: line 7: no response")]
 
 
-def test_an_interruption_is_a_warning_and_the_end_is_not(scenario: Scenario) -> None:
+def test_an_interruption_is_a_warning(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.end_pod(lambda pod: pod.ended(143).disrupted())
-    goes_on = "evicted from its node, as when a node is drained; goes on from its newest checkpoint"
-    interrupted = told(scenario)
+    message = "evicted from its node, for example by a drain; resumes from its newest checkpoint"
+    interrupted = pass_events(scenario)
     scenario.cluster.start_pod(scenario.live_job)
     scenario.finish_all()
 
-    assert interrupted == [("Warning", "TrainInterrupted", goes_on)]
+    assert interrupted == [("Warning", "TrainInterrupted", message)]
     assert scenario.condition("Ready") is not None
 
 
-def test_the_end_of_a_run_is_told_with_its_outcome(scenario: Scenario) -> None:
+def test_the_end_of_a_run_is_reported_with_its_outcome(scenario: Scenario) -> None:
     scenario.advance_to(Stage.PUBLISH)
     scenario.finish()
 
-    last = told(scenario)[-1]
+    last = pass_events(scenario)[-1]
 
     ready = scenario.condition("Ready")
     assert ready is not None

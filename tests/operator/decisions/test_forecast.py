@@ -1,4 +1,4 @@
-"""What `edgetune plan` shows: the Jobs that real passes then create, no more and no fewer, and the reason of each."""
+"""The output of `edgetune plan`: exactly the Jobs that real passes then create, and the reason for each."""
 
 import random
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ EDITS: tuple[tuple[str, Any], ...] = (
 
 
 class ScenarioStore:
-    """The scenario's store, as a forecast looks into it."""
+    """The scenario's store, as a forecast reads it."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -79,7 +79,7 @@ def finished(**changes: Any) -> Scenario:
 
 
 def lines(scenario: Scenario, edit: tuple[str, Any] | None = None, *, in_store: bool = False) -> dict[Stage, str]:
-    """By stage, action and reason of the forecast after an edit and a retry, as `edgetune run` asks for one."""
+    """By stage, action and reason of the forecast after an edit and a retry, which `edgetune run` requests."""
     before = parse_spec(scenario.cluster.document["spec"])
     builder = scenario.builder.edited(*edit) if edit else scenario.builder
     scenario.change(builder.with_retry_requested("by hand"))
@@ -92,7 +92,7 @@ def actions(found: Mapping[Stage, str]) -> list[str]:
 
 
 def real_jobs(scenario: Scenario) -> list[tuple[Stage, str]]:
-    """Stage and digest of the Jobs that real passes create from now on, when every stage ends well."""
+    """Stage and digest of the Jobs that real passes create from now on, if every stage succeeds."""
     first = len(scenario.cluster.created)
     for _ in range(60):
         cluster = scenario.cluster
@@ -111,7 +111,7 @@ def real_jobs(scenario: Scenario) -> list[tuple[Stage, str]]:
 
 
 def finish(scenario: Scenario, request: Request) -> None:
-    """The live Job ends well, or as publish does for a pin that names no version."""
+    """The live Job succeeds, or fails as publish does for a pin to a missing version."""
     pin = request.parameters.publish.pin if request.stage is Stage.PUBLISH else ""
     if pin and not any(digest.startswith(pin) for digest in scenario.manifests):
         scenario.fail(ExitCode.INVALID, f"sensor-faults has no version {pin}")
@@ -120,7 +120,7 @@ def finish(scenario: Scenario, request: Request) -> None:
 
 
 def disturb(scenario: Scenario, chance: random.Random) -> None:
-    """Something that happens to an object: an edit, a retry, an end of a stage, a pass."""
+    """A random change: an edit, a retry, the end of a stage, a pass."""
     cluster = scenario.cluster
     live = cluster.live_jobs()
     what = chance.choice(
@@ -160,7 +160,7 @@ def test_real_passes_create_the_jobs_that_were_forecast(walk: int) -> None:
     for _ in range(chance.randint(0, 12)):
         disturb(scenario, chance)
     before = known_spec(scenario)
-    # As `edgetune run` does; in a cluster, the next pass may also come by itself.
+    # `edgetune run` edits and retries; in a cluster, the next pass may also start without either.
     if chance.random() < 0.5:
         scenario.change(scenario.builder.edited(*chance.choice(EDITS)))
     if chance.random() < 0.5:
@@ -169,7 +169,7 @@ def test_real_passes_create_the_jobs_that_were_forecast(walk: int) -> None:
     recorded = forecast_of(scenario, before=before)
     found = forecast_of(scenario, in_store=True, before=before)
     planned = [(request.stage, request.digest) for request in found.jobs]
-    unsure = {each.stage for each in found.stages if each.why.startswith("unless the store has its output")}
+    unsure = {each.stage for each in found.stages if each.why.startswith("unless its output")}
     real = real_jobs(scenario)
 
     if not unsure:
@@ -179,7 +179,7 @@ def test_real_passes_create_the_jobs_that_were_forecast(walk: int) -> None:
         assert [stage for stage in stages if stage not in unsure] == certain
         assert set(stages) <= {stage for stage, _ in planned}
     assert (scenario.status.phase == "Succeeded") is (found.outcome is Outcome.PUBLISHED)
-    # Without a look into the store, more may be expected to run, never less; only the pointer may have moved.
+    # Without the store, a forecast may have more stages than run, never fewer; only the pointer may have moved.
     assert {stage for stage, _ in real} - {Stage.PUBLISH} <= {request.stage for request in recorded.jobs}
 
 
@@ -188,7 +188,7 @@ def test_before_the_first_run_every_stage_would_run() -> None:
 
     assert found[Stage.PREPARE] == "run never finished"
     assert {found[stage] for stage in list(Stage)[1:]} == {
-        "run unless the store has its output for the inputs that prepare finds"
+        "run unless its output for the inputs that prepare finds is in the store"
     }
 
 
@@ -196,7 +196,7 @@ def test_an_unchanged_object_only_has_its_inputs_checked() -> None:
     found = lines(finished())
 
     assert actions(found) == ["check", "keep", "keep", "keep", "keep", "keep"]
-    assert found[Stage.PREPARE] == "check looks whether base and data are still the same"
+    assert found[Stage.PREPARE] == "check whether base and data have changed"
     assert found[Stage.TRAIN] == f"keep done, digest {finished().row(Stage.TRAIN).digest[:12]}"
 
 
@@ -208,7 +208,7 @@ def test_an_edit_runs_the_stages_that_it_changes_and_names_the_field() -> None:
     assert found[Stage.PUBLISH] == "run evaluate runs again"
 
 
-def test_a_field_that_is_in_no_digest_runs_nothing_and_is_no_reason() -> None:
+def test_a_field_outside_every_digest_runs_nothing_and_is_not_a_reason() -> None:
     scenario = finished()
     before = parse_spec(scenario.cluster.document["spec"])
     scenario.change(scenario.builder.edited("retryLimit", 9).edited("lora.rank", 8).with_retry_requested("by hand"))
@@ -219,14 +219,14 @@ def test_a_field_that_is_in_no_digest_runs_nothing_and_is_no_reason() -> None:
     assert found[Stage.TRAIN] == "run changed: spec.lora.rank"
 
 
-def test_new_data_behind_another_name_leaves_the_rest_to_what_prepare_finds() -> None:
+def test_after_a_change_of_the_data_uri_later_stages_depend_on_what_prepare_finds() -> None:
     found = lines(finished(), ("dataset.train.uri", "s3://datasets/other.jsonl"))
 
     assert found[Stage.PREPARE] == "run changed: spec.dataset.train.uri"
-    assert found[Stage.TRAIN] == "run unless the store has its output for the inputs that prepare finds"
+    assert found[Stage.TRAIN] == "run unless its output for the inputs that prepare finds is in the store"
 
 
-def test_a_pin_to_the_content_that_was_resolved_runs_prepare_only() -> None:
+def test_a_pin_to_the_resolved_content_runs_only_prepare() -> None:
     found = lines(finished(), ("baseModel.revision", BASE))
 
     assert actions(found) == ["run", "keep", "keep", "keep", "keep", "keep"]
@@ -241,11 +241,11 @@ def test_a_suspended_object_runs_nothing_and_says_so() -> None:
     found = forecast_of(scenario)
 
     assert (found.jobs, found.outcome) == ((), Outcome.SUSPENDED)
-    assert found.message == "spec.suspend is true; prepare continues when it is set to false"
+    assert found.message == "spec.suspend is true; set it to false to continue with prepare"
     assert [each.action for each in found.stages] == ["wait"] * 6
 
 
-def test_a_stage_that_failed_is_tried_again() -> None:
+def test_a_failed_stage_is_retried() -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.DIVERGED, "the loss is nan")
@@ -258,7 +258,7 @@ def test_a_stage_that_failed_is_tried_again() -> None:
     assert found[Stage.MERGE] == "run train runs again"
 
 
-def test_a_pin_comes_first_and_runs_publish_alone() -> None:
+def test_a_pin_comes_first_and_runs_only_publish() -> None:
     scenario = finished()
     version = scenario.row(Stage.PUBLISH).digest
     scenario.change(scenario.builder.edited("lora.rank", 8))
@@ -267,18 +267,18 @@ def test_a_pin_comes_first_and_runs_publish_alone() -> None:
     pinned = lines(scenario, ("publish.pin", version[:12]), in_store=True)
     real_jobs(scenario)
     again = lines(scenario)
-    taken_away = lines(scenario, ("publish.pin", ""))
+    removed = lines(scenario, ("publish.pin", ""))
 
     assert next(iter(pinned.items())) == (
         Stage.PUBLISH,
-        f"run points latest.json at version {version[:12]}, as spec.publish.pin says",
+        f"run points latest.json at version {version[:12]}, as set by spec.publish.pin",
     )
     assert actions(pinned) == ["check", "keep", "keep", "keep", "keep", "run"]
-    assert again[Stage.PUBLISH] == f"keep latest.json names version {version[:12]}, as spec.publish.pin says"
-    assert taken_away[Stage.PUBLISH] == "run changed: spec.publish.pin"
+    assert again[Stage.PUBLISH] == f"keep latest.json names version {version[:12]}, as set by spec.publish.pin"
+    assert removed[Stage.PUBLISH] == "run changed: spec.publish.pin"
 
 
-def test_a_pin_to_a_version_that_is_not_there_fails_and_nothing_else_runs() -> None:
+def test_a_pin_to_a_missing_version_fails_and_nothing_else_runs() -> None:
     scenario = finished()
     lines(scenario, ("publish.pin", "f" * 12))
 
@@ -290,23 +290,23 @@ def test_a_pin_to_a_version_that_is_not_there_fails_and_nothing_else_runs() -> N
     assert {each.action for each in found.stages[1:]} <= {"wait", "keep"}
 
 
-def test_merge_is_skipped_when_its_output_is_not_kept() -> None:
+def test_merge_is_skipped_if_its_output_is_not_kept() -> None:
     found = lines(finished(), ("merge.keep", False))
 
     assert found[Stage.MERGE] == "skip spec.merge.keep is false: quantize merges on the fly"
     assert found[Stage.QUANTIZE] == "run changed: spec.merge.keep"
 
 
-def test_what_the_store_has_of_an_earlier_edit_does_not_run_again() -> None:
+def test_stages_whose_output_is_in_the_store_from_an_earlier_edit_do_not_run_again() -> None:
     scenario = finished()
     scenario.change(scenario.builder.edited("lora.rank", 8))
     scenario.finish_all()
 
-    unseen, seen = lines(scenario, ("lora.rank", 16)), lines(scenario, in_store=True)
+    without_store, with_store = lines(scenario, ("lora.rank", 16)), lines(scenario, in_store=True)
 
-    assert actions(unseen) == ["check", "run", "run", "run", "run", "run"]
-    assert actions(seen) == ["check", "keep", "keep", "keep", "keep", "run"]
-    assert seen[Stage.TRAIN].startswith("keep its output is in the store, digest ")
+    assert actions(without_store) == ["check", "run", "run", "run", "run", "run"]
+    assert actions(with_store) == ["check", "keep", "keep", "keep", "keep", "run"]
+    assert with_store[Stage.TRAIN].startswith("keep its output is in the store, digest ")
 
 
 def test_a_stage_whose_output_was_deleted_from_the_store_runs_again() -> None:
@@ -319,21 +319,21 @@ def test_a_stage_whose_output_was_deleted_from_the_store_runs_again() -> None:
     assert found[Stage.QUANTIZE] == "run its output is not in the store"
 
 
-def test_an_object_without_its_profile_waits_with_the_reason() -> None:
+def test_an_object_without_its_profile_is_stalled_with_the_reason() -> None:
     scenario = finished()
     scenario.profiles = {}
 
     found = forecast_of(scenario)
 
     assert (found.jobs, found.outcome) == ((), Outcome.STALLED)
-    assert "there is no profile 'default'" in found.message
+    assert "profile 'default' not found" in found.message
 
 
-def test_another_store_is_looked_into_before_anything_is_kept() -> None:
+def test_after_a_change_of_store_no_stage_is_assumed_done() -> None:
     scenario = finished()
     scenario.profiles = {"default": PROFILE.model_copy(update={"store": ProfileStore(uri="s3://copied")})}
 
     found = lines(scenario)
 
     assert actions(found) == ["check", "run", "run", "run", "run", "run"]
-    assert found[Stage.TRAIN] == "run the profile has another store"
+    assert found[Stage.TRAIN] == "run the profile's store changed"

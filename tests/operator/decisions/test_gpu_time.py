@@ -1,4 +1,4 @@
-"""GPU time: of every attempt that has ended, once, whatever ended it."""
+"""GPU time: every ended attempt counts once, whatever ended it."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -15,21 +15,21 @@ TWO_GPUS = Resources(requests={"nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2
 
 @pytest.fixture
 def training() -> Scenario:
-    """An object whose training runs on two GPUs; its Jobs take their time to go."""
+    """An object whose training runs on two GPUs; the deletion of its Jobs takes time."""
     scenario = Scenario(lora_fine_tune(), PROFILE.model_copy(update={"resources": {Stage.TRAIN: TWO_GPUS}}))
     scenario.cluster.deletes_slowly = True
     scenario.advance_to(Stage.TRAIN)
     return scenario
 
 
-def told(scenario: Scenario) -> tuple[float | None, int]:
-    """The training's GPU time, and how often it was stopped from outside."""
+def gpu_time(scenario: Scenario) -> tuple[float | None, int]:
+    """GPU seconds and preemptions of the training."""
     row = scenario.row(Stage.TRAIN)
     return row.gpu_seconds, row.preemptions
 
 
 def evict(scenario: Scenario, after_seconds: int) -> None:
-    """The newest attempt is evicted after a time; another one starts in its place."""
+    """The newest attempt is evicted after a time; another one starts."""
     scenario.let_pass(timedelta(seconds=after_seconds))
     scenario.end_pod(lambda pod: pod.ended(137).disrupted())
     scenario.reconcile()
@@ -49,14 +49,14 @@ def stop(scenario: Scenario, path: str, value: object, exit_code: int = ExitCode
     scenario.reconcile()
 
 
-def let_go(scenario: Scenario) -> None:
+def finish_deletions(scenario: Scenario) -> None:
     """The Jobs that are being deleted are gone."""
     jobs = scenario.cluster.jobs
     for name in [name for name, job in jobs.items() if job["metadata"].get("deletionTimestamp")]:
         scenario.cluster.remove_job(name)
 
 
-def test_it_is_that_of_all_attempts_times_their_gpus(training: Scenario) -> None:
+def test_gpu_time_is_the_duration_of_all_attempts_times_their_gpus(training: Scenario) -> None:
     evict(training, after_seconds=0)
     training.cluster.pods.pop(training.cluster.pods_of(training.live_job)[0])
     training.let_pass(timedelta(seconds=100))
@@ -64,28 +64,26 @@ def test_it_is_that_of_all_attempts_times_their_gpus(training: Scenario) -> None
 
     training.reconcile()
 
-    # The first attempt ended when it began; the second began with the end of a pass.
-    assert told(training) == (2 * 100, 1)
+    # The first attempt ended when it started; the second started at the end of a pass.
+    assert gpu_time(training) == (2 * 100, 1)
     assert training.row(Stage.PREPARE).gpu_seconds is None
 
 
 @pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.DONE, 137])
 @pytest.mark.parametrize(("path", "value"), [("suspend", True), ("lora.rank", 8)], ids=["suspended", "edited"])
-def test_a_training_that_somebody_stops_has_had_its_gpus_too(
-    training: Scenario, path: str, value: object, exit_code: int
-) -> None:
+def test_gpu_time_of_a_stopped_training_counts(training: Scenario, path: str, value: object, exit_code: int) -> None:
     stop(training, path, value, exit_code)
 
-    assert told(training) == (2 * 100, 0)
+    assert gpu_time(training) == (2 * 100, 0)
     assert training.reconcile().wrote_status is False
-    let_go(training)
+    finish_deletions(training)
     training.reconcile()
-    assert told(training) == (2 * 100, 0)
+    assert gpu_time(training) == (2 * 100, 0)
 
 
-def test_a_training_that_goes_on_after_a_suspension_adds_to_what_it_had(training: Scenario) -> None:
+def test_a_training_resumed_after_a_suspension_adds_to_its_gpu_time(training: Scenario) -> None:
     stop(training, "suspend", True)
-    let_go(training)
+    finish_deletions(training)
     training.change(training.builder.edited("suspend", False))
     training.reconcile()
     training.let_pass(timedelta(seconds=50))
@@ -93,10 +91,10 @@ def test_a_training_that_goes_on_after_a_suspension_adds_to_what_it_had(training
 
     training.reconcile()
 
-    assert told(training) == (2 * (100 + 50), 0)
+    assert gpu_time(training) == (2 * (100 + 50), 0)
 
 
-def test_attempts_that_were_counted_before_the_stop_are_not_counted_again(training: Scenario) -> None:
+def test_attempts_counted_before_a_stop_are_not_counted_again(training: Scenario) -> None:
     evict(training, after_seconds=30)
     training.let_pass(timedelta(seconds=40))
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.TRANSIENT, "the store did not answer"))
@@ -104,22 +102,22 @@ def test_attempts_that_were_counted_before_the_stop_are_not_counted_again(traini
 
     stop(training, "suspend", True)
 
-    assert told(training) == (2 * (30 + 40 + 100), 1)
+    assert gpu_time(training) == (2 * (30 + 40 + 100), 1)
 
 
-def test_a_container_whose_end_its_node_never_told_has_had_its_gpus_until_the_node_was_given_up(
+def test_gpu_time_of_a_container_on_a_lost_node_counts_until_the_pod_is_garbage_collected(
     training: Scenario,
 ) -> None:
     training.let_pass(timedelta(seconds=100))
     training.end_pod(lambda pod: replace(pod.running(), phase="Failed").disrupted("DeletionByPodGC"))
     training.reconcile()
 
-    assert told(training) == (2 * 100, 1)
+    assert gpu_time(training) == (2 * 100, 1)
 
 
-def test_attempts_of_one_second_count_once_each(training: Scenario) -> None:
-    """Such as one that its node refuses at once: the one in its place may run for hours."""
-    training.end_pod(lambda pod: pod.told_by_kubelet("UnexpectedAdmissionError").disrupted())
+def test_attempts_created_in_the_same_second_count_once_each(training: Scenario) -> None:
+    """A Pod that its node refuses at once is replaced within the same second."""
+    training.end_pod(lambda pod: pod.failed_by_kubelet("UnexpectedAdmissionError").disrupted())
     training.reconcile()
     training.cluster.now -= TICK
     training.cluster.start_pod(training.live_job)
@@ -131,19 +129,19 @@ def test_attempts_of_one_second_count_once_each(training: Scenario) -> None:
     training.reconcile()
 
     assert len(created) == 1
-    assert told(training) == (2 * 110, 2)
+    assert gpu_time(training) == (2 * 110, 2)
 
 
-def test_what_an_older_spec_had_by_its_stop_is_not_counted_for_the_new_one(training: Scenario) -> None:
+def test_gpu_time_of_an_older_spec_is_not_counted_for_the_new_one(training: Scenario) -> None:
     evict(training, after_seconds=30)
 
     stop(training, "lora.rank", 8)
 
-    assert told(training) == (2 * 100, 0)
+    assert gpu_time(training) == (2 * 100, 0)
 
 
 @pytest.mark.parametrize("gpus", [0, 8])
-def test_a_profile_that_changes_while_a_training_runs_changes_not_what_it_has(training: Scenario, gpus: int) -> None:
+def test_a_profile_change_does_not_change_the_gpus_of_a_running_training(training: Scenario, gpus: int) -> None:
     evict(training, after_seconds=30)
     resources = Resources(limits={"nvidia.com/gpu": gpus})
     training.profiles = {"default": PROFILE.model_copy(update={"resources": {Stage.TRAIN: resources}})}
@@ -152,26 +150,26 @@ def test_a_profile_that_changes_while_a_training_runs_changes_not_what_it_has(tr
 
     training.reconcile()
 
-    assert told(training) == (2 * (30 + 100), 1)
+    assert gpu_time(training) == (2 * (30 + 100), 1)
 
 
-def test_a_failed_training_that_is_tried_again_begins_at_nothing(training: Scenario) -> None:
+def test_a_retried_training_starts_at_zero(training: Scenario) -> None:
     training.let_pass(timedelta(seconds=30))
     training.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
     training.reconcile()
-    failed = told(training)
+    failed = gpu_time(training)
 
     training.change(training.builder.with_retry_requested("again"))
     training.reconcile()
     training.reconcile()
 
-    assert (failed, told(training)) == ((2 * 30, 0), (None, 0))
+    assert (failed, gpu_time(training)) == ((2 * 30, 0), (None, 0))
 
 
 @pytest.mark.parametrize(
     ("resource", "gpus"),
     [("nvidia.com/gpu", 2), ("nvidia.com/mig-1g.10gb", 2), ("amd.com/gpu", 2), ("gpu.intel.com/i915", 2), ("cpu", 0)],
 )
-def test_gpus_of_every_make_count(resource: str, gpus: int) -> None:
+def test_gpus_of_every_vendor_count(resource: str, gpus: int) -> None:
     assert Resources(requests={resource: 2, "memory": "1Gi"}, limits={resource: 2}).gpus == gpus
     assert Resources(limits={resource: 2}).gpus == gpus

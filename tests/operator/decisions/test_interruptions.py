@@ -1,4 +1,4 @@
-"""What interruptions cost: steps that were done again, over restarts of the operator too."""
+"""The cost of interruptions: steps that were repeated, also over restarts of the operator."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +13,8 @@ from edgetune_operator.cluster.progress import parse_metrics
 from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario
 
+EVICTED = "evicted from its node, for example by a drain; resumes from its newest checkpoint"
+
 
 @pytest.fixture
 def training() -> Scenario:
@@ -23,7 +25,7 @@ def training() -> Scenario:
 
 
 def reach(scenario: Scenario, step: int, resumed_from: int = 0) -> None:
-    """The newest attempt says that it is at a step, and a pass reads it."""
+    """The newest attempt reports a step, and a pass reads it."""
     pod = scenario.cluster.pods_of(scenario.live_job)[-1]
     scenario.cluster.progress = ProgressStatus(
         stage=Stage.TRAIN, step=step, total_steps=200, percent=step // 2, pod=pod, resumed_from=resumed_from
@@ -44,20 +46,20 @@ def _has_ended(pod: dict[str, Any]) -> bool:
     return pod["status"]["phase"] in ("Succeeded", "Failed")
 
 
-def told(scenario: Scenario) -> tuple[int, int | None, int | None, str]:
-    """Preemptions, step that the newest attempt went on from, steps lost, and the message."""
+def interruptions_of(scenario: Scenario) -> tuple[int, int | None, int | None, str]:
+    """Preemptions, step from which the newest attempt resumed, lost steps, and the message."""
     row = scenario.row(Stage.TRAIN)
     return row.preemptions, row.resumed_from, row.lost_steps, row.message
 
 
-def test_the_steps_between_the_last_one_seen_and_the_checkpoint_are_lost(training: Scenario) -> None:
+def test_the_steps_between_the_last_observed_one_and_the_checkpoint_are_lost(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     waiting = training.row(Stage.TRAIN)
     reach(training, 41, resumed_from=40)
 
-    assert waiting.message == "evicted from its node, as when a node is drained; goes on from its newest checkpoint"
-    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert waiting.message == EVICTED
+    assert interruptions_of(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
     assert training.condition("Reconciling") == (
         "True",
         "Resumed",
@@ -67,7 +69,7 @@ def test_the_steps_between_the_last_one_seen_and_the_checkpoint_are_lost(trainin
     training.finish()
     training.reconcile()
 
-    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert interruptions_of(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
     assert training.condition("Trained") == (
         "True",
         "Succeeded",
@@ -75,15 +77,15 @@ def test_the_steps_between_the_last_one_seen_and_the_checkpoint_are_lost(trainin
     )
 
 
-def test_a_training_that_wrote_its_checkpoint_in_time_lost_nothing(training: Scenario) -> None:
+def test_a_training_that_wrote_its_checkpoint_in_time_lost_no_steps(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     reach(training, 46, resumed_from=45)
 
-    assert told(training) == (1, 45, 0, "1 preemption; resumed at step 45, 0 steps lost")
+    assert interruptions_of(training) == (1, 45, 0, "1 preemption; resumed at step 45, 0 steps lost")
 
 
-def test_lost_steps_add_up_also_when_each_attempt_goes_on_from_the_same_checkpoint(training: Scenario) -> None:
+def test_lost_steps_add_up_even_if_each_attempt_resumes_from_the_same_checkpoint(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     reach(training, 44, resumed_from=40)
@@ -91,20 +93,19 @@ def test_lost_steps_add_up_also_when_each_attempt_goes_on_from_the_same_checkpoi
     reach(training, 45, resumed_from=40)
     reach(training, 60, resumed_from=40)
 
-    assert told(training) == (2, 40, 7, "2 preemptions; resumed at step 40, 7 steps lost")
+    assert interruptions_of(training) == (2, 40, 7, "2 preemptions; resumed at step 40, 7 steps lost")
 
 
-def test_after_another_interruption_the_older_resumption_is_not_told_again(training: Scenario) -> None:
+def test_after_another_interruption_the_older_resumption_is_not_reported(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     reach(training, 44, resumed_from=40)
     evict(training)
 
-    goes_on = "evicted from its node, as when a node is drained; goes on from its newest checkpoint"
-    assert told(training) == (2, None, 3, goes_on)
+    assert interruptions_of(training) == (2, None, 3, EVICTED)
 
 
-def test_an_attempt_that_ends_before_anybody_asked_it_says_in_its_result_from_where_it_went_on(
+def test_an_attempt_that_ended_before_its_metrics_were_read_reports_its_resumption_in_its_result(
     training: Scenario,
 ) -> None:
     reach(training, 43)
@@ -114,24 +115,24 @@ def test_an_attempt_that_ends_before_anybody_asked_it_says_in_its_result_from_wh
 
     training.reconcile()
 
-    assert told(training) == (1, 42, 1, "1 preemption; resumed at step 42, 1 step lost")
+    assert interruptions_of(training) == (1, 42, 1, "1 preemption; resumed at step 42, 1 step lost")
 
 
-def test_an_interruption_that_no_operator_saw_is_counted_when_the_next_attempt_goes_on(training: Scenario) -> None:
+def test_an_unobserved_interruption_is_counted_when_the_next_attempt_resumes(training: Scenario) -> None:
     reach(training, 43)
     training.evict()
     reach(training, 41, resumed_from=40)
     reach(training, 50, resumed_from=40)
 
-    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert interruptions_of(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
 
     training.evict()
     reach(training, 51, resumed_from=50)
 
-    assert told(training) == (2, 50, 3, "2 preemptions; resumed at step 50, 3 steps lost")
+    assert interruptions_of(training) == (2, 50, 3, "2 preemptions; resumed at step 50, 3 steps lost")
 
 
-def test_an_interruption_that_was_seen_is_not_counted_again_by_an_operator_that_starts_later(
+def test_an_observed_interruption_is_not_counted_again_after_a_restart_of_the_operator(
     training: Scenario,
 ) -> None:
     reach(training, 43)
@@ -139,10 +140,10 @@ def test_an_interruption_that_was_seen_is_not_counted_again_by_an_operator_that_
     training.cluster.pods = {name: pod for name, pod in training.cluster.pods.items() if not _has_ended(pod)}
     reach(training, 41, resumed_from=40)
 
-    assert told(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
+    assert interruptions_of(training) == (1, 40, 3, "1 preemption; resumed at step 40, 3 steps lost")
 
 
-def test_an_interruption_counts_also_if_its_nodes_clock_is_behind_that_of_the_one_before(training: Scenario) -> None:
+def test_an_interruption_counts_even_if_its_nodes_clock_is_behind(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     training.cluster.now += timedelta(minutes=1)
@@ -152,28 +153,28 @@ def test_an_interruption_counts_also_if_its_nodes_clock_is_behind_that_of_the_on
     training.reconcile()
     training.reconcile()
 
-    assert told(training)[0] == 2
+    assert interruptions_of(training)[0] == 2
 
 
-def test_an_attempt_of_a_job_of_the_same_name_that_is_gone_is_no_interruption(training: Scenario) -> None:
-    left = PodBuilder(training.live_job, "left", training.cluster.timestamp(), job_uid="of-the-job-before")
-    training.cluster.pods["left"] = left.ended(ExitCode.INTERRUPTED).build()
+def test_an_attempt_of_an_earlier_job_with_the_same_name_is_not_an_interruption(training: Scenario) -> None:
+    earlier = PodBuilder(training.live_job, "earlier", training.cluster.timestamp(), job_uid="of-an-earlier-job")
+    training.cluster.pods["earlier"] = earlier.ended(ExitCode.INTERRUPTED).build()
 
     training.reconcile()
 
-    assert told(training) == (0, None, None, "")
+    assert interruptions_of(training) == (0, None, None, "")
 
 
-def test_an_attempt_that_failed_is_no_interruption(training: Scenario) -> None:
+def test_a_failed_attempt_is_not_an_interruption(training: Scenario) -> None:
     reach(training, 43)
     training.end_pod(lambda pod: pod.ended(ExitCode.TRANSIENT))
     training.cluster.start_pod(training.live_job)
     reach(training, 41, resumed_from=40)
 
-    assert told(training)[:3] == (0, 40, 3)
+    assert interruptions_of(training)[:3] == (0, 40, 3)
 
 
-def test_progress_stays_while_the_next_attempt_is_on_its_way_and_goes_with_the_stage(training: Scenario) -> None:
+def test_progress_is_kept_between_attempts_and_removed_when_the_stage_ends(training: Scenario) -> None:
     reach(training, 43)
     evict(training)
     kept = training.status.progress
@@ -185,7 +186,7 @@ def test_progress_stays_while_the_next_attempt_is_on_its_way_and_goes_with_the_s
     assert training.status.progress is None
 
 
-def test_an_edit_that_trains_anew_has_lost_nothing(training: Scenario) -> None:
+def test_a_training_restarted_by_an_edit_has_lost_no_steps(training: Scenario) -> None:
     reach(training, 43)
     training.change(training.builder.edited("lora.rank", 8))
     training.cluster.progress = None
@@ -194,10 +195,10 @@ def test_an_edit_that_trains_anew_has_lost_nothing(training: Scenario) -> None:
 
     reach(training, 1)
 
-    assert told(training) == (0, None, None, "")
+    assert interruptions_of(training) == (0, None, None, "")
 
 
-def test_an_edit_after_somebody_removed_the_job_begins_without_the_old_progress(training: Scenario) -> None:
+def test_an_edit_after_the_job_was_removed_starts_without_the_old_progress(training: Scenario) -> None:
     reach(training, 43)
     training.cluster.progress = None
     training.cluster.remove_job(training.live_job)
@@ -209,7 +210,7 @@ def test_an_edit_after_somebody_removed_the_job_begins_without_the_old_progress(
     assert training.status.progress is None
 
 
-def test_another_stage_that_was_interrupted_is_told_without_steps() -> None:
+def test_an_interruption_of_another_stage_is_reported_without_steps() -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.advance_to(Stage.EVALUATE)
     scenario.end_pod(lambda pod: pod.ended(143).disrupted())
@@ -221,20 +222,20 @@ def test_another_stage_that_was_interrupted_is_told_without_steps() -> None:
     assert (row.reason, row.message) == ("Resumed", "1 preemption")
 
 
-def test_a_training_says_in_its_metrics_from_which_step_it_went_on() -> None:
+def test_a_training_reports_in_its_metrics_the_step_from_which_it_resumed() -> None:
     from prometheus_client import generate_latest
 
     metrics = TrainingMetrics("team-a", "sensor-faults")
     metrics.observe(ProgressUpdate(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0}))
 
-    told = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
+    progress = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
 
-    assert told == ProgressStatus(
+    assert progress == ProgressStatus(
         stage=Stage.TRAIN, step=43, total_steps=200, percent=21, loss=0.41, pod="pod-2", resumed_from=40
     )
 
 
-def test_one_write_tells_that_a_stage_has_started(training: Scenario) -> None:
+def test_the_start_of_a_stage_takes_one_status_write(training: Scenario) -> None:
     writes = training.cluster.status_writes
 
     training.reconcile()
@@ -244,7 +245,7 @@ def test_one_write_tells_that_a_stage_has_started(training: Scenario) -> None:
     assert (training.row(Stage.TRAIN).attempts, training.row(Stage.TRAIN).reason) == (1, "JobRunning")
 
 
-def test_a_stage_started_when_the_job_controller_says_so_once_it_has_ended(training: Scenario) -> None:
+def test_the_start_of_an_ended_stage_is_that_in_its_jobs_status(training: Scenario) -> None:
     job = training.cluster.jobs[training.live_job]
     training.finish()
     training.reconcile()
@@ -252,7 +253,7 @@ def test_a_stage_started_when_the_job_controller_says_so_once_it_has_ended(train
     assert training.row(Stage.TRAIN).started_at == job["status"]["startTime"]
 
 
-def test_a_failed_stage_keeps_what_it_says_when_its_pods_are_gone(training: Scenario) -> None:
+def test_a_failed_stage_keeps_its_message_when_its_pods_are_gone(training: Scenario) -> None:
     digest = training.request.digest
     failed = failed_result(Stage.TRAIN, digest, ExitCode.DIVERGED, "TrainingDiverged", "loss is nan at step 3")
     training.end_pod(lambda pod: pod.ended(ExitCode.DIVERGED, failed.encode().decode()))

@@ -1,4 +1,4 @@
-"""What people change while a run goes on: edits, suspend and resume, retries."""
+"""Changes by users during a run: edits, suspending and resuming."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def scenario() -> Scenario:
         ("training.checkpoint.keep", 9, []),
     ],
 )
-def test_an_edit_runs_only_the_stages_again_that_it_can_change(
+def test_an_edit_reruns_only_the_stages_that_it_can_change(
     scenario: Scenario, path: str, value: Any, expected: list[Stage]
 ) -> None:
     scenario.finish_all()
@@ -60,12 +60,12 @@ def test_an_edit_that_changes_the_running_stage_deletes_its_job_and_creates_noth
     second = scenario.reconcile()
 
     assert (deleted(first), created(first)) == ([(stale, NOT_PART)], [])
-    assert waiting == ("True", "Pending", "train: waits until an older Job of this object is gone")
+    assert waiting == ("True", "Pending", "train: waiting until an older Job of this object is gone")
     assert (deleted(second), created(second)) == ([], [Stage.TRAIN])
     assert scenario.live_job != stale
 
 
-def test_nothing_is_created_while_the_old_job_takes_its_time_to_go(scenario: Scenario) -> None:
+def test_nothing_is_created_while_the_old_job_is_being_deleted(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.cluster.deletes_slowly = True
     scenario.change(scenario.builder.edited("lora.rank", 8))
@@ -76,7 +76,7 @@ def test_nothing_is_created_while_the_old_job_takes_its_time_to_go(scenario: Sce
     assert [created(each) for each in passes] == [[], [], []]
 
 
-def test_an_edit_that_leaves_the_running_stage_alone_keeps_its_job(scenario: Scenario) -> None:
+def test_an_edit_that_does_not_change_the_running_stage_keeps_its_job(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     job = scenario.live_job
 
@@ -88,7 +88,7 @@ def test_an_edit_that_leaves_the_running_stage_alone_keeps_its_job(scenario: Sce
 
 
 @pytest.mark.parametrize("jobs_are_gone", [False, True])
-def test_an_edit_that_is_taken_back_publishes_what_was_made_before(scenario: Scenario, jobs_are_gone: bool) -> None:
+def test_a_reverted_edit_publishes_the_earlier_version(scenario: Scenario, jobs_are_gone: bool) -> None:
     scenario.finish_all()
     version = scenario.pointer
     scenario.change(scenario.builder.edited("lora.rank", 8))
@@ -106,7 +106,7 @@ def test_an_edit_that_is_taken_back_publishes_what_was_made_before(scenario: Sce
     assert scenario.status.publication.version == version
 
 
-def test_an_edit_that_is_taken_back_with_a_retry_asks_for_no_gpu(scenario: Scenario) -> None:
+def test_a_reverted_edit_with_a_retry_needs_no_gpu(scenario: Scenario) -> None:
     scenario.finish_all()
     version = scenario.pointer
     scenario.change(scenario.builder.edited("lora.rank", 8))
@@ -119,7 +119,7 @@ def test_an_edit_that_is_taken_back_with_a_retry_asks_for_no_gpu(scenario: Scena
     assert scenario.pointer == version
 
 
-def test_results_of_an_older_spec_are_not_shown_as_those_of_the_new_one(scenario: Scenario) -> None:
+def test_results_of_an_older_spec_are_not_shown_for_the_new_one(scenario: Scenario) -> None:
     scenario.finish_all()
 
     scenario.change(scenario.builder.edited("lora.rank", 8))
@@ -132,14 +132,14 @@ def test_results_of_an_older_spec_are_not_shown_as_those_of_the_new_one(scenario
     assert scenario.status.sizes.edge_bytes is None
 
 
-def test_suspending_deletes_the_running_job_and_keeps_what_is_finished(scenario: Scenario) -> None:
+def test_suspending_deletes_the_running_job_and_keeps_finished_stages(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     job = scenario.live_job
     scenario.change(scenario.builder.edited("suspend", True))
 
     first, second = scenario.reconcile(), scenario.reconcile()
 
-    message = "spec.suspend is true; train continues when it is set to false"
+    message = "spec.suspend is true; set it to false to continue with train"
     assert deleted(first) == [(job, NOT_PART)]
     assert second.plan.actions == ()
     assert scenario.status.phase == "Suspended"
@@ -165,7 +165,7 @@ def test_resuming_waits_until_the_suspended_job_is_gone(scenario: Scenario) -> N
 
     assert waiting.plan.actions == ()
     assert state is StageState.PENDING
-    assert condition == ("True", "Pending", "train: waits until an older Job of this object is gone")
+    assert condition == ("True", "Pending", "train: waiting until an older Job of this object is gone")
     assert created(done) == [Stage.TRAIN]
 
 
@@ -182,14 +182,14 @@ def test_resuming_creates_the_same_job_again(scenario: Scenario) -> None:
     assert scenario.live_job == job
 
 
-def test_an_object_that_is_born_suspended_runs_nothing() -> None:
+def test_an_object_created_suspended_runs_nothing() -> None:
     scenario = Scenario(lora_fine_tune().with_spec("suspend", True))
 
     assert scenario.reconcile().plan.actions == ()
     assert scenario.status.phase == "Suspended"
 
 
-def test_suspending_what_is_done_changes_nothing(scenario: Scenario) -> None:
+def test_suspending_a_finished_object_changes_nothing(scenario: Scenario) -> None:
     scenario.finish_all()
 
     scenario.change(scenario.builder.edited("suspend", True))
@@ -199,13 +199,13 @@ def test_suspending_what_is_done_changes_nothing(scenario: Scenario) -> None:
 
 
 def fail_the_training(scenario: Scenario) -> None:
-    """The training is tried as often as it may be, and fails."""
+    """The training fails and uses up its retries."""
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.TRANSIENT, "the store did not answer", attempts=4)
     assert scenario.reconcile().plan.view.outcome is Outcome.FAILED
 
 
-def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
+def test_an_edit_after_a_failure_retries(scenario: Scenario) -> None:
     fail_the_training(scenario)
 
     scenario.change(scenario.builder.edited("retryLimit", 10))
@@ -216,7 +216,7 @@ def test_an_edit_after_a_failure_tries_again(scenario: Scenario) -> None:
     assert scenario.cluster.jobs[scenario.live_job]["spec"]["backoffLimit"] == 10
 
 
-def test_an_edit_after_a_failure_tries_again_also_if_it_names_a_profile_that_comes_later(scenario: Scenario) -> None:
+def test_an_edit_after_a_failure_retries_even_if_its_profile_is_added_later(scenario: Scenario) -> None:
     fail_the_training(scenario)
     scenario.change(scenario.builder.edited("profile", "large"))
     scenario.reconcile()
@@ -230,7 +230,7 @@ def test_an_edit_after_a_failure_tries_again_also_if_it_names_a_profile_that_com
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_an_edit_after_a_failure_tries_again_also_if_only_a_later_operator_can_read_it(scenario: Scenario) -> None:
+def test_an_edit_after_a_failure_retries_even_if_only_a_later_operator_accepts_it(scenario: Scenario) -> None:
     fail_the_training(scenario)
     scenario.change(scenario.builder.edited("retryLimit", -1))
     scenario.reconcile()
@@ -243,7 +243,7 @@ def test_an_edit_after_a_failure_tries_again_also_if_only_a_later_operator_can_r
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_a_profile_that_was_away_for_a_while_asks_for_no_training_that_has_failed(scenario: Scenario) -> None:
+def test_a_profile_that_was_missing_for_a_while_does_not_retry_a_failed_training(scenario: Scenario) -> None:
     fail_the_training(scenario)
     profiles, scenario.profiles = scenario.profiles, {}
     scenario.reconcile()
@@ -256,7 +256,7 @@ def test_a_profile_that_was_away_for_a_while_asks_for_no_training_that_has_faile
     assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
 
 
-def test_a_run_that_fails_while_its_profile_is_away_is_in_the_history_and_not_tried_again(scenario: Scenario) -> None:
+def test_a_run_that_fails_while_its_profile_is_missing_is_in_the_history_and_not_retried(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     profiles, scenario.profiles = scenario.profiles, {}
     scenario.reconcile()
@@ -274,7 +274,7 @@ def test_a_run_that_fails_while_its_profile_is_away_is_in_the_history_and_not_tr
     assert (created(scenario.reconcile()), scenario.status.phase) == ([], "Failed")
 
 
-def test_what_a_pass_recorded_stands_when_the_cluster_refuses_the_next_job(
+def test_what_a_pass_recorded_is_kept_if_the_cluster_refuses_the_next_job(
     scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenario.advance_to(Stage.TRAIN)

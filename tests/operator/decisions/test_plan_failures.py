@@ -1,4 +1,4 @@
-"""How stages end when they do not finish, and what the object says then."""
+"""How stages end without success, and what the status says."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
 A_MINUTE = timedelta(minutes=1)
-LOST = "the stage ended without a readable result; running it again finds what it wrote"
+LOST = "the stage ended without a readable result; running it again finds its manifest in the store"
 
 
 @pytest.fixture
@@ -25,24 +25,24 @@ def training() -> Scenario:
 
 
 def lose_result(scenario: Scenario, message: str = "") -> None:
-    """The live Job ends well, but what it said does not arrive."""
+    """The live Job succeeds, but its result is lost."""
     scenario.end_pod(lambda pod: pod.ended(0, message))
     scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
 
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code is not ExitCode.DONE])
-def test_a_stage_that_gives_up_fails_the_run_in_its_own_words(training: Scenario, code: ExitCode) -> None:
-    training.fail(code, "line 7 of train.jsonl is not JSON; mend it")
+def test_a_failed_stage_fails_the_run_with_its_own_message(training: Scenario, code: ExitCode) -> None:
+    training.fail(code, "line 7 of train.jsonl is not JSON; fix it")
 
     done = training.reconcile()
 
-    said = "train: line 7 of train.jsonl is not JSON; mend it"
+    message = "train: line 7 of train.jsonl is not JSON; fix it"
     assert done.plan.view.outcome is Outcome.FAILED
     assert done.plan.actions == ()
     assert training.status.phase == "Failed"
-    assert training.condition("Stalled") == ("True", code.reason, said)
-    assert training.condition("Ready") == ("False", code.reason, said)
-    assert training.condition("Trained") == ("False", code.reason, "line 7 of train.jsonl is not JSON; mend it")
+    assert training.condition("Stalled") == ("True", code.reason, message)
+    assert training.condition("Ready") == ("False", code.reason, message)
+    assert training.condition("Trained") == ("False", code.reason, "line 7 of train.jsonl is not JSON; fix it")
     assert training.row(Stage.TRAIN).state is StageState.FAILED
     assert training.row(Stage.MERGE).state is StageState.PENDING
     assert training.reconcile().wrote_status is False
@@ -71,7 +71,7 @@ def test_a_crash_shows_the_end_of_its_log(training: Scenario) -> None:
     )
 
 
-def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenario) -> None:
+def test_a_stage_killed_at_its_memory_limit_names_the_limit(training: Scenario) -> None:
     training.end_pod(lambda pod: pod.ended(137, reason="OOMKilled"))
     training.end_job(lambda job: job.failed("BackoffLimitExceeded", attempts=4))
 
@@ -86,7 +86,7 @@ def test_a_stage_that_was_killed_for_its_memory_names_the_limit(training: Scenar
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_a_job_whose_end_is_seen_before_that_of_its_pod_is_judged_by_its_pod(
+def test_a_job_whose_end_is_observed_before_its_pods_end_is_judged_by_its_pod(
     training: Scenario, ends_well: bool
 ) -> None:
     job, result = training.live_job, training.simulated_result(training.request)
@@ -97,8 +97,8 @@ def test_a_job_whose_end_is_seen_before_that_of_its_pod_is_judged_by_its_pod(
 
     pod = training.cluster.pods_of(job)[-1]
     ending = PodBuilder(job, pod, now=at)
-    said = ending.succeeded(result) if ends_well else ending.failed(Stage.TRAIN, "d" * 64, 13, "loss is nan")
-    training.cluster.pods[pod] = said.build()
+    ended = ending.succeeded(result) if ends_well else ending.failed(Stage.TRAIN, "d" * 64, 13, "loss is nan")
+    training.cluster.pods[pod] = ended.build()
     training.reconcile()
 
     assert (early.plan.look_again, early.plan.actions) == (timedelta(seconds=5), ())
@@ -106,7 +106,7 @@ def test_a_job_whose_end_is_seen_before_that_of_its_pod_is_judged_by_its_pod(
     assert training.row(Stage.TRAIN).reason == ("Succeeded" if ends_well else "TrainingDiverged")
 
 
-def test_a_job_whose_pod_is_never_seen_to_end_is_taken_for_lost_in_the_end(training: Scenario) -> None:
+def test_a_job_whose_pods_end_is_never_observed_has_a_lost_result_after_a_while(training: Scenario) -> None:
     training.end_job(lambda job: job.complete(training.cluster.timestamp()))
     training.reconcile()
     training.let_pass(A_MINUTE)
@@ -117,17 +117,17 @@ def test_a_job_whose_pod_is_never_seen_to_end_is_taken_for_lost_in_the_end(train
     assert training.row(Stage.TRAIN).reason == "ResultLost"
 
 
-def test_a_stage_that_takes_too_long_names_the_deadline(training: Scenario) -> None:
+def test_a_stage_that_exceeds_its_deadline_names_it(training: Scenario) -> None:
     training.end_job(lambda job: job.failed("DeadlineExceeded", "Job was active longer than specified deadline"))
 
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
     assert row.reason == "DeadlineExceeded"
-    assert row.message == "not done after 86400 seconds; raise spec.activeDeadlineSeconds or ask for less"
+    assert row.message == "not done after 86400 seconds; raise spec.activeDeadlineSeconds or reduce the work"
 
 
-def test_a_failed_job_whose_pods_are_gone_speaks_in_the_job_controllers_words(training: Scenario) -> None:
+def test_a_failed_job_whose_pods_are_gone_has_the_job_controllers_message(training: Scenario) -> None:
     training.cluster.pods.clear()
     training.end_job(lambda job: job.failed("BackoffLimitExceeded", "Job has reached the specified backoff limit"))
 
@@ -138,7 +138,7 @@ def test_a_failed_job_whose_pods_are_gone_speaks_in_the_job_controllers_words(tr
     assert (row.reason, row.message) == ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
 
-def test_a_failed_job_that_says_nothing_at_all_still_has_a_reason(training: Scenario) -> None:
+def test_a_failed_job_without_a_reason_and_pods_still_has_a_reason(training: Scenario) -> None:
     training.cluster.pods.clear()
     training.end_job(lambda job: job.failed(""))
 
@@ -146,10 +146,10 @@ def test_a_failed_job_that_says_nothing_at_all_still_has_a_reason(training: Scen
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
-    assert (row.reason, row.message) == ("JobFailed", "the Job failed and left no Pod that says why")
+    assert (row.reason, row.message) == ("JobFailed", "the Job failed and no Pod is left that says why")
 
 
-def test_an_attempt_that_fails_while_others_follow_leaves_the_stage_running(training: Scenario) -> None:
+def test_a_failed_attempt_that_is_retried_leaves_the_stage_running(training: Scenario) -> None:
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, training.request.digest, 12, "out of GPU memory"))
 
     done = training.reconcile()
@@ -158,7 +158,7 @@ def test_an_attempt_that_fails_while_others_follow_leaves_the_stage_running(trai
     assert done.plan.actions == ()
 
 
-def test_the_result_of_a_container_that_was_killed_afterwards_is_not_taken(training: Scenario) -> None:
+def test_the_result_of_a_container_that_was_then_killed_is_ignored(training: Scenario) -> None:
     result = training.simulated_result(training.request)
     training.end_pod(lambda pod: pod.ended(137, result.encode().decode()))
 
@@ -167,7 +167,7 @@ def test_the_result_of_a_container_that_was_killed_afterwards_is_not_taken(train
     assert training.row(Stage.TRAIN).state is StageState.RUNNING
 
 
-def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: Scenario) -> None:
+def test_an_image_that_cannot_be_pulled_is_reported_with_the_kubelets_message(training: Scenario) -> None:
     message = 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"'
     training.end_pod(lambda pod: pod.waiting("ImagePullBackOff", message))
 
@@ -178,7 +178,7 @@ def test_an_image_that_cannot_be_pulled_is_told_in_the_kubelets_words(training: 
     assert training.status.phase == "Stalled"
 
 
-def test_a_stage_that_was_blocked_goes_on_by_itself_when_the_cause_is_gone(training: Scenario) -> None:
+def test_a_blocked_stage_continues_by_itself_when_the_cause_is_removed(training: Scenario) -> None:
     training.end_pod(lambda pod: pod.waiting("CreateContainerConfigError", 'secret "edgetune-s3" not found'))
     training.reconcile()
     training.end_pod(lambda pod: pod.running())
@@ -190,7 +190,7 @@ def test_a_stage_that_was_blocked_goes_on_by_itself_when_the_cause_is_gone(train
     assert training.condition("Reconciling") == ("True", "JobRunning", "train: running")
 
 
-def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words(training: Scenario) -> None:
+def test_an_unschedulable_pod_is_reported_with_the_schedulers_message(training: Scenario) -> None:
     message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     training.end_pod(lambda pod: pod.unschedulable(message))
 
@@ -199,7 +199,7 @@ def test_a_pod_that_no_node_takes_is_told_in_the_schedulers_words(training: Scen
     assert training.condition("Reconciling") == ("True", "Unschedulable", f"train: {message}")
 
 
-def test_an_eviction_is_counted_as_preemption_and_not_as_attempt(training: Scenario) -> None:
+def test_an_eviction_counts_as_a_preemption_and_not_as_an_attempt(training: Scenario) -> None:
     training.end_pod(lambda pod: pod.ended(143).disrupted())
     training.cluster.start_pod(training.live_job)
 
@@ -210,7 +210,7 @@ def test_an_eviction_is_counted_as_preemption_and_not_as_attempt(training: Scena
     assert done.plan.actions == ()
 
 
-def test_a_stage_that_stopped_by_itself_goes_on_without_counting(training: Scenario) -> None:
+def test_a_stage_that_exits_as_interrupted_resumes_and_does_not_count(training: Scenario) -> None:
     digest = training.request.digest
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "stopped at step 40"))
     training.cluster.start_pod(training.live_job)
@@ -221,7 +221,7 @@ def test_a_stage_that_stopped_by_itself_goes_on_without_counting(training: Scena
     assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
 
 
-def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(training: Scenario) -> None:
+def test_an_interruption_is_reported_with_the_step_from_which_the_stage_resumes(training: Scenario) -> None:
     digest = training.request.digest
     stopped = failed_result(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped", step=40)
     training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED, stopped.encode().decode()).disrupted())
@@ -230,11 +230,11 @@ def test_an_interruption_is_told_with_the_step_that_the_stage_goes_on_from(train
     training.reconcile()
 
     row = training.row(Stage.TRAIN)
-    evicted = "evicted from its node, as when a node is drained; goes on from the checkpoint of step 40"
+    evicted = "evicted from its node, for example by a drain; resumes from the checkpoint of step 40"
     assert (row.reason, row.message) == ("Evicted", evicted)
 
 
-def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_pod_is_forgotten(
+def test_each_interruption_is_counted_once_even_after_its_pod_is_gone(
     training: Scenario,
 ) -> None:
     training.let_pass(timedelta(seconds=1))
@@ -253,7 +253,7 @@ def test_an_interruption_is_counted_once_over_passes_and_again_after_the_first_p
     assert training.row(Stage.TRAIN).preemptions == 2
 
 
-def test_a_stage_that_is_interrupted_again_and_again_fails(training: Scenario) -> None:
+def test_a_stage_that_is_interrupted_too_often_fails(training: Scenario) -> None:
     for _ in range(MAX_INTERRUPTIONS + 1):
         training.let_pass(timedelta(seconds=1))
         training.end_pod(lambda pod: pod.ended(ExitCode.INTERRUPTED))
@@ -265,7 +265,7 @@ def test_a_stage_that_is_interrupted_again_and_again_fails(training: Scenario) -
     assert row.message.startswith(f"stopped from outside {MAX_INTERRUPTIONS + 1} times")
 
 
-def test_what_a_disrupted_pod_said_is_not_why_the_job_failed(training: Scenario) -> None:
+def test_a_failed_job_does_not_have_the_message_of_a_disrupted_pod(training: Scenario) -> None:
     digest = training.request.digest
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.TRANSIENT, "the store did not answer"))
     training.cluster.start_pod(training.live_job)
@@ -277,7 +277,7 @@ def test_what_a_disrupted_pod_said_is_not_why_the_job_failed(training: Scenario)
     assert training.row(Stage.TRAIN).reason == "TransientError"
 
 
-def test_a_pod_that_was_evicted_and_is_gone_leaves_the_stage_running(training: Scenario) -> None:
+def test_an_evicted_pod_that_is_gone_leaves_the_stage_running(training: Scenario) -> None:
     training.evict()
 
     done = training.reconcile()
@@ -286,7 +286,7 @@ def test_a_pod_that_was_evicted_and_is_gone_leaves_the_stage_running(training: S
     assert training.row(Stage.TRAIN).state is StageState.RUNNING
 
 
-def test_a_job_that_was_removed_after_its_result_was_recorded_is_not_missed(training: Scenario) -> None:
+def test_a_job_removed_after_its_result_was_recorded_is_not_created_again(training: Scenario) -> None:
     training.finish()
     training.reconcile()
     training.cluster.remove_ended_jobs()
@@ -297,7 +297,7 @@ def test_a_job_that_was_removed_after_its_result_was_recorded_is_not_missed(trai
     assert training.row(Stage.TRAIN).state is StageState.SUCCEEDED
 
 
-def test_a_job_that_was_removed_before_its_result_was_recorded_runs_again_and_finds_its_manifest(
+def test_a_job_removed_before_its_result_was_recorded_runs_again_and_finds_its_manifest(
     training: Scenario,
 ) -> None:
     training.finish()
@@ -312,7 +312,7 @@ def test_a_job_that_was_removed_before_its_result_was_recorded_runs_again_and_fi
 
 
 @pytest.mark.parametrize("message", ["", "{", "Killed", '{"stage": "train"}'])
-def test_a_result_that_is_lost_once_costs_one_short_run(training: Scenario, message: str) -> None:
+def test_a_result_lost_once_costs_one_short_run(training: Scenario, message: str) -> None:
     job = training.live_job
     training.simulated_result(training.request)
     lose_result(training, message)
@@ -328,7 +328,7 @@ def test_a_result_that_is_lost_once_costs_one_short_run(training: Scenario, mess
     assert training.row(Stage.TRAIN).reason == "Cached"
 
 
-def test_a_result_that_is_lost_twice_fails_the_run(training: Scenario) -> None:
+def test_a_result_lost_twice_fails_the_run(training: Scenario) -> None:
     lose_result(training)
     training.reconcile()
     training.reconcile()
@@ -341,7 +341,7 @@ def test_a_result_that_is_lost_twice_fails_the_run(training: Scenario) -> None:
     assert training.condition("Stalled") == ("True", "ResultLost", f"train: {LOST}")
 
 
-def test_a_result_of_another_digest_is_as_good_as_lost(training: Scenario) -> None:
+def test_a_result_with_another_digest_counts_as_lost(training: Scenario) -> None:
     training.finish(Result(stage=Stage.TRAIN, digest="e" * 64))
 
     training.reconcile()
@@ -350,25 +350,25 @@ def test_a_result_of_another_digest_is_as_good_as_lost(training: Scenario) -> No
 
 
 @pytest.mark.parametrize(
-    ("stage", "owed"), [(Stage.PREPARE, "resolved"), (Stage.EVALUATE, "scores"), (Stage.PUBLISH, "publication")]
+    ("stage", "required"), [(Stage.PREPARE, "resolved"), (Stage.EVALUATE, "scores"), (Stage.PUBLISH, "publication")]
 )
-def test_a_result_without_what_its_stage_owes_is_as_good_as_lost(stage: Stage, owed: str) -> None:
+def test_a_result_without_the_stages_required_field_counts_as_lost(stage: Stage, required: str) -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.advance_to(stage)
     result = scenario.simulated_result(scenario.request)
 
-    scenario.finish(result.model_copy(update={owed: None}))
+    scenario.finish(result.model_copy(update={required: None}))
     scenario.reconcile()
 
     assert scenario.row(stage).reason == "ResultLost"
 
 
-def test_a_failed_attempt_that_is_tried_again_is_told_at_once(training: Scenario) -> None:
+def test_a_failed_attempt_is_reported_at_once_while_it_is_retried(training: Scenario) -> None:
     digest = training.request.digest
     training.end_pod(lambda pod: pod.failed(Stage.TRAIN, digest, ExitCode.TRANSIENT, "the disk is full"))
     training.cluster.start_pod(training.live_job)
 
     training.reconcile()
 
-    told = "train: an attempt failed and is tried again: TransientError: the disk is full"
-    assert training.condition("Reconciling") == ("True", "AttemptFailed", told)
+    message = "train: an attempt failed and is retried: TransientError: the disk is full"
+    assert training.condition("Reconciling") == ("True", "AttemptFailed", message)

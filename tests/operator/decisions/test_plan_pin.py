@@ -1,4 +1,4 @@
-"""A pin: the pointer goes back to an older version at once, and forward again when the pin is taken away."""
+"""A pin: the pointer is rolled back to an older version at once, and moves forward again when the pin is removed."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def scenario() -> Scenario:
 
 
 def run_again(scenario: Scenario) -> list[Stage]:
-    """Stages whose Jobs are created from now on until the end."""
+    """Stages whose Jobs are created until the end of the run."""
     ran = []
     while (done := scenario.reconcile()).plan.actions or scenario.cluster.live_jobs():
         ran += created(done)
@@ -40,11 +40,11 @@ def versions(scenario: Scenario) -> list[str]:
 
 
 def pin(scenario: Scenario, version: str) -> None:
-    """A person pins a version, or with an empty one takes the pin away."""
+    """A user pins a version, or removes the pin with an empty one."""
     scenario.change(scenario.builder.edited("publish.pin", version))
 
 
-def test_a_pin_runs_publish_alone_and_moves_the_pointer_back(scenario: Scenario) -> None:
+def test_a_pin_runs_only_publish_and_rolls_the_pointer_back(scenario: Scenario) -> None:
     first, second = versions(scenario)
     pin(scenario, first[:12])
 
@@ -55,7 +55,7 @@ def test_a_pin_runs_publish_alone_and_moves_the_pointer_back(scenario: Scenario)
     assert scenario.condition("Ready") == (
         "True",
         "Pinned",
-        f"{POINTER} names version {first[:12]}, as spec.publish.pin says",
+        f"{POINTER} names version {first[:12]}, as set by spec.publish.pin",
     )
     assert scenario.condition("Stalled") is None
     publication = scenario.status.publication
@@ -63,7 +63,7 @@ def test_a_pin_runs_publish_alone_and_moves_the_pointer_back(scenario: Scenario)
     assert (publication.version, publication.pinned) == (first, True)
 
 
-def test_the_history_names_the_pinned_version_without_the_scores_of_another(scenario: Scenario) -> None:
+def test_the_history_has_the_pinned_version_without_the_scores_of_another(scenario: Scenario) -> None:
     first, second = versions(scenario)
     pin(scenario, first)
     run_again(scenario)
@@ -74,7 +74,7 @@ def test_the_history_names_the_pinned_version_without_the_scores_of_another(scen
     assert versions(scenario) == [first, second, first]
 
 
-def test_taking_the_pin_away_moves_the_pointer_forward_without_any_other_stage(scenario: Scenario) -> None:
+def test_removing_the_pin_moves_the_pointer_forward_and_runs_only_publish(scenario: Scenario) -> None:
     first, second = versions(scenario)
     pin(scenario, first)
     run_again(scenario)
@@ -86,7 +86,7 @@ def test_taking_the_pin_away_moves_the_pointer_forward_without_any_other_stage(s
     assert scenario.condition("Ready") == ("True", "Published", f"{POINTER} names version {second[:12]}")
 
 
-def test_the_same_pin_a_second_time_moves_the_pointer_again(scenario: Scenario) -> None:
+def test_pinning_the_same_version_again_moves_the_pointer_again(scenario: Scenario) -> None:
     first, _ = versions(scenario)
     for version in (first, "", first):
         pin(scenario, version)
@@ -95,7 +95,7 @@ def test_the_same_pin_a_second_time_moves_the_pointer_again(scenario: Scenario) 
     assert scenario.pointer == first
 
 
-def test_a_pin_stops_a_training_for_the_roll_back_which_then_goes_on(scenario: Scenario) -> None:
+def test_a_pin_stops_a_training_which_resumes_after_the_rollback(scenario: Scenario) -> None:
     first, _ = versions(scenario)
     scenario.change(scenario.builder.edited("lora.rank", 4))
     scenario.reconcile()
@@ -105,35 +105,35 @@ def test_a_pin_stops_a_training_for_the_roll_back_which_then_goes_on(scenario: S
     stopped, publishing = scenario.reconcile(), scenario.reconcile()
     phase = scenario.status.phase
     scenario.finish()
-    goes_on = scenario.reconcile()
+    resumed = scenario.reconcile()
 
     assert [name for name, _ in deleted(stopped)] == [training]
     assert created(publishing) == [Stage.PUBLISH]
     assert phase == "Publishing"
     assert scenario.pointer == first
-    assert created(goes_on) == [Stage.TRAIN]
+    assert created(resumed) == [Stage.TRAIN]
     assert scenario.live_job == training
 
 
-def test_what_is_trained_under_a_pin_is_not_published_until_the_pin_is_gone(scenario: Scenario) -> None:
+def test_a_model_trained_with_a_pin_is_published_only_after_the_pin_is_removed(scenario: Scenario) -> None:
     first, _ = versions(scenario)
     pin(scenario, first)
     run_again(scenario)
     scenario.change(scenario.builder.edited("lora.rank", 4))
 
-    under_pin = run_again(scenario)
+    with_pin = run_again(scenario)
     pinned_at = scenario.pointer
     pin(scenario, "")
     after = run_again(scenario)
 
-    assert under_pin == LATER_STAGES
+    assert with_pin == LATER_STAGES
     assert pinned_at == first
     assert after == [Stage.PUBLISH]
     assert scenario.status.publication is not None
     assert scenario.pointer == scenario.status.publication.version not in versions(scenario)[:2]
 
 
-def test_new_data_behind_the_same_name_does_not_move_a_pinned_pointer(scenario: Scenario) -> None:
+def test_new_data_at_the_same_uri_does_not_move_a_pinned_pointer(scenario: Scenario) -> None:
     first, _ = versions(scenario)
     pin(scenario, first)
     run_again(scenario)
@@ -147,12 +147,12 @@ def test_new_data_behind_the_same_name_does_not_move_a_pinned_pointer(scenario: 
     assert scenario.status.phase == "Succeeded"
 
 
-def test_a_retry_under_a_pin_moves_a_pointer_back_that_somebody_else_moved(scenario: Scenario) -> None:
+def test_a_retry_with_a_pin_restores_a_pointer_that_somebody_moved(scenario: Scenario) -> None:
     first, second = versions(scenario)
     pin(scenario, first)
     run_again(scenario)
     scenario.pointer = second
-    scenario.change(scenario.builder.with_retry_requested("look"))
+    scenario.change(scenario.builder.with_retry_requested("check"))
 
     assert run_again(scenario) == [Stage.PREPARE, Stage.PUBLISH]
     assert scenario.pointer == first
@@ -167,16 +167,16 @@ def test_a_pin_moves_the_pointer_while_prepare_cannot_succeed(scenario: Scenario
     pin(scenario, first)
     scenario.reconcile()
     scenario.reconcile()
-    asked = scenario.request
+    request = scenario.request
     scenario.finish()
     scenario.reconcile()
 
-    assert (asked.stage, asked.digest) == (Stage.PUBLISH, pin_digest(asked.parameters, "sensor-faults"))
+    assert (request.stage, request.digest) == (Stage.PUBLISH, pin_digest(request.parameters, "sensor-faults"))
     assert scenario.pointer == first
     assert scenario.request.stage is Stage.PREPARE
 
 
-def test_an_object_that_is_applied_with_a_pin_asks_for_the_pointer_first() -> None:
+def test_a_new_object_with_a_pin_runs_publish_first() -> None:
     scenario = Scenario(lora_fine_tune().with_spec("publish.pin", "a" * 12))
 
     done = scenario.reconcile()
@@ -185,11 +185,11 @@ def test_an_object_that_is_applied_with_a_pin_asks_for_the_pointer_first() -> No
     assert scenario.request.resolved is None
 
 
-def test_a_pin_on_a_version_that_is_not_there_fails_and_runs_nothing_else(scenario: Scenario) -> None:
+def test_a_pin_to_a_missing_version_fails_and_runs_nothing_else(scenario: Scenario) -> None:
     _, second = versions(scenario)
     pin(scenario, "f" * 12)
     scenario.reconcile()
-    scenario.fail(ExitCode.INVALID, "spec.publish.pin: there is no such version", reason="PodFailurePolicy")
+    scenario.fail(ExitCode.INVALID, "spec.publish.pin: version not found", reason="PodFailurePolicy")
 
     done = scenario.reconcile()
 
@@ -197,7 +197,7 @@ def test_a_pin_on_a_version_that_is_not_there_fails_and_runs_nothing_else(scenar
     assert scenario.condition("Ready") == (
         "False",
         "InvalidInput",
-        "publish: spec.publish.pin: there is no such version",
+        "publish: spec.publish.pin: version not found",
     )
     assert scenario.row(Stage.EVALUATE).state is StageState.SUCCEEDED
     assert scenario.pointer == second
@@ -214,12 +214,12 @@ def test_a_suspended_object_moves_no_pointer(scenario: Scenario) -> None:
     assert scenario.condition("Ready") == (
         "False",
         "Suspended",
-        "spec.suspend is true; publish continues when it is set to false",
+        "spec.suspend is true; set it to false to continue with publish",
     )
     assert scenario.pointer == second
 
 
-def test_a_pins_digest_is_of_pin_and_name_alone() -> None:
+def test_the_digest_of_a_pin_depends_on_pin_and_name_only() -> None:
     def digest(rank: int, version: str, name: str = "a") -> str:
         spec = lora_fine_tune().with_spec("lora.rank", rank).with_spec("publish.pin", version).build()["spec"]
         return pin_digest(parse_spec(spec).parameters, name)

@@ -1,4 +1,4 @@
-"""Jobs that have not started follow the profile and the limits of the spec; what runs is left alone."""
+"""Jobs that have not started follow the profile and the limits of the spec; running ones are kept."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resourc
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again
 
-MENDED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:mended")})
-REPLACED = "the profile or a limit of the spec changed while no attempt ran: the stage's Job is created again"
+FIXED = PROFILE.model_copy(update={"image": Image(reference="registry.example/jobs:fixed")})
+REPLACED = "the profile or a limit of the spec changed while no attempt was running: the stage's Job is replaced"
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def scenario() -> Scenario:
     return Scenario(lora_fine_tune())
 
 
-def change_profile(scenario: Scenario, profile: Profile = MENDED) -> None:
-    """The platform team changes the profile; the operator starts again with it."""
+def change_profile(scenario: Scenario, profile: Profile = FIXED) -> None:
+    """The platform team changes the profile; the operator restarts with it."""
     scenario.profiles = {"default": profile}
 
 
@@ -29,7 +29,7 @@ def blocked(pod: PodBuilder) -> PodBuilder:
     return pod.waiting("ImagePullBackOff", "Back-off pulling image")
 
 
-def test_a_job_that_waits_for_its_image_is_made_anew_with_the_mended_one(scenario: Scenario) -> None:
+def test_a_job_that_waits_for_its_image_is_replaced_with_the_fixed_image(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(blocked)
     scenario.reconcile()
@@ -45,7 +45,7 @@ def test_a_job_that_waits_for_its_image_is_made_anew_with_the_mended_one(scenari
     assert ready == ("True", "Replaced", f"prepare: {REPLACED}")
     assert created(second) == [Stage.PREPARE]
     (container,) = scenario.cluster.jobs[scenario.live_job]["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "registry.example/jobs:mended"
+    assert container["image"] == "registry.example/jobs:fixed"
     assert scenario.row(Stage.PREPARE).reason == "JobRunning"
     assert scenario.reconcile().plan.actions == ()
 
@@ -57,7 +57,7 @@ def test_a_job_that_waits_for_its_image_is_made_anew_with_the_mended_one(scenari
         lambda pod: pod.waiting("ContainerCreating"),
     ],
 )
-def test_a_job_whose_pod_is_pending_is_made_anew(scenario: Scenario, ending: Any) -> None:
+def test_a_job_whose_pod_is_pending_is_replaced(scenario: Scenario, ending: Any) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.end_pod(ending)
 
@@ -67,7 +67,7 @@ def test_a_job_whose_pod_is_pending_is_made_anew(scenario: Scenario, ending: Any
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_a_job_that_a_queue_holds_back_is_made_anew(scenario: Scenario) -> None:
+def test_a_queued_job_is_replaced(scenario: Scenario) -> None:
     scenario.reconcile()
     job = scenario.cluster.jobs[scenario.live_job]
     job["spec"]["suspend"], job["status"] = True, {}
@@ -79,7 +79,7 @@ def test_a_job_that_a_queue_holds_back_is_made_anew(scenario: Scenario) -> None:
     assert created(scenario.reconcile()) == [Stage.PREPARE]
 
 
-def test_a_job_whose_pods_are_refused_is_made_anew_with_an_edited_limit(scenario: Scenario) -> None:
+def test_a_job_whose_pods_are_refused_is_replaced_with_an_edited_limit(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.cluster.pods.clear()
     scenario.cluster.jobs[scenario.live_job]["status"] = {}
@@ -92,7 +92,7 @@ def test_a_job_whose_pods_are_refused_is_made_anew_with_an_edited_limit(scenario
 
 
 @pytest.mark.parametrize("field", ["retryLimit", "activeDeadlineSeconds"])
-def test_a_running_stage_keeps_its_job_whatever_changes(scenario: Scenario, field: str) -> None:
+def test_a_running_stage_keeps_its_job(scenario: Scenario, field: str) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     change_profile(scenario)
@@ -102,7 +102,7 @@ def test_a_running_stage_keeps_its_job_whatever_changes(scenario: Scenario, fiel
     assert scenario.reconcile().wrote_status is False
 
 
-def test_a_pod_that_the_job_counts_and_no_watch_has_told_of_may_run(scenario: Scenario) -> None:
+def test_a_job_with_an_active_pod_that_no_watch_has_shown_is_not_replaced(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.cluster.pods.clear()
 
@@ -111,7 +111,7 @@ def test_a_pod_that_the_job_counts_and_no_watch_has_told_of_may_run(scenario: Sc
     assert scenario.reconcile().plan.actions == ()
 
 
-def test_a_container_that_has_just_ended_well_is_not_run_again(scenario: Scenario) -> None:
+def test_a_container_that_has_just_succeeded_is_not_run_again(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     result = scenario.simulated_result(scenario.request)
     scenario.end_pod(lambda pod: pod.succeeded(result))
@@ -122,7 +122,7 @@ def test_a_container_that_has_just_ended_well_is_not_run_again(scenario: Scenari
     assert created(scenario.reconcile()) == [Stage.MERGE]
 
 
-def test_between_two_attempts_the_next_one_gets_the_mended_profile(scenario: Scenario) -> None:
+def test_between_two_attempts_the_job_is_replaced_with_the_fixed_profile(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     request = scenario.request
     scenario.end_pod(lambda pod: pod.failed(request.stage, request.digest, ExitCode.TRANSIENT, "no answer"))
@@ -134,7 +134,7 @@ def test_between_two_attempts_the_next_one_gets_the_mended_profile(scenario: Sce
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_resources_of_another_stage_replace_nothing(scenario: Scenario) -> None:
+def test_a_change_of_another_stages_resources_replaces_nothing(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(blocked)
 
@@ -143,7 +143,7 @@ def test_resources_of_another_stage_replace_nothing(scenario: Scenario) -> None:
     assert scenario.reconcile().plan.actions == ()
 
 
-def test_a_deadline_is_told_as_the_job_had_it(scenario: Scenario) -> None:
+def test_an_exceeded_deadline_is_reported_as_the_job_had_it(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.change(scenario.builder.edited("activeDeadlineSeconds", 172_800))
     scenario.reconcile()
@@ -152,7 +152,7 @@ def test_a_deadline_is_told_as_the_job_had_it(scenario: Scenario) -> None:
     scenario.reconcile()
 
     assert scenario.row(Stage.TRAIN).message == (
-        "not done after 86400 seconds; raise spec.activeDeadlineSeconds or ask for less"
+        "not done after 86400 seconds; raise spec.activeDeadlineSeconds or reduce the work"
     )
 
 
@@ -160,7 +160,7 @@ ELSEWHERE = PROFILE.model_copy(update={"store": ProfileStore(uri="s3://artifacts
 
 
 def move_store(scenario: Scenario, *, copied: bool) -> None:
-    """The platform team changes the bucket, with or without copying what is in it."""
+    """The platform team changes the bucket, with or without copying its content."""
     scenario.profiles = {"default": ELSEWHERE}
     scenario.store = "s3://artifacts-2026/edgetune"
     if not copied:
@@ -168,7 +168,7 @@ def move_store(scenario: Scenario, *, copied: bool) -> None:
 
 
 @pytest.mark.parametrize(("copied", "ran"), [(False, list(Stage)), (True, [Stage.PREPARE, *list(Stage)[3:]])])
-def test_a_run_whose_profile_gets_another_store_finds_or_makes_everything_there(
+def test_after_a_change_of_store_every_stage_is_found_there_or_runs_again(
     scenario: Scenario, copied: bool, ran: list[Stage]
 ) -> None:
     scenario.advance_to(Stage.QUANTIZE)
@@ -182,12 +182,12 @@ def test_a_run_whose_profile_gets_another_store_finds_or_makes_everything_there(
     assert run_again(scenario) == ran
     assert scenario.status.phase == "Succeeded"
     new = {artifact.stage for artifact in scenario.status.artifacts if artifact.uri.startswith("s3://artifacts-2026/")}
-    # A manifest says where its files were when it was written.
+    # A manifest has the URIs of its files when it was written.
     assert new == ({Stage.PREPARE, Stage.QUANTIZE} if copied else set(list(Stage)[:4]))
     assert scenario.reconcile().wrote_status is False
 
 
-def test_a_bucket_of_the_same_name_in_another_service_is_another_store(scenario: Scenario) -> None:
+def test_a_bucket_with_the_same_name_at_another_endpoint_is_another_store(scenario: Scenario) -> None:
     scenario.advance_to(Stage.QUANTIZE)
     scenario.end_pod(blocked)
     store = PROFILE.store.model_copy(update={"endpoint": "https://minio.example"})
@@ -200,37 +200,37 @@ def test_a_bucket_of_the_same_name_in_another_service_is_another_store(scenario:
     assert run_again(scenario) == list(Stage)
 
 
-def test_a_job_without_a_hash_of_its_settings_is_left_alone(scenario: Scenario) -> None:
+def test_a_job_without_a_settings_hash_is_not_replaced(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.end_pod(blocked)
     (job,) = scenario.cluster.live_jobs()
     del scenario.cluster.jobs[job]["metadata"]["annotations"][names.SETTINGS_ANNOTATION]
 
-    scenario.profiles = {"default": MENDED}
+    scenario.profiles = {"default": FIXED}
 
     assert scenario.reconcile().plan.actions == ()
 
 
-def test_a_stage_that_runs_in_the_old_store_is_not_disturbed(scenario: Scenario) -> None:
+def test_a_stage_that_runs_with_the_old_store_is_not_stopped(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     move_store(scenario, copied=False)
-    waits = scenario.reconcile()
-    told = scenario.condition("Reconciling")
+    deferred = scenario.reconcile()
+    condition = scenario.condition("Reconciling")
     scenario.finish()
     scenario.manifests.clear()
     scenario.reconcile()
 
-    assert waits.plan.actions == ()
-    assert told is not None
-    assert told[2] == (
-        "train: running; the profile has another store now: when this stage has ended, all are looked up there or "
+    assert deferred.plan.actions == ()
+    assert condition is not None
+    assert condition[2] == (
+        "train: running; the profile's store has changed: when this stage has ended, every stage is looked up there or "
         "run again"
     )
     assert run_again(scenario) == list(Stage)
 
 
-def test_what_is_finished_stays_as_it_is_when_the_store_changes_until_somebody_edits_it(scenario: Scenario) -> None:
+def test_a_finished_object_is_not_affected_by_a_change_of_store_until_it_is_edited(scenario: Scenario) -> None:
     scenario.finish_all()
 
     move_store(scenario, copied=True)
@@ -242,7 +242,7 @@ def test_what_is_finished_stays_as_it_is_when_the_store_changes_until_somebody_e
     assert run_again(scenario) == [Stage.PREPARE, Stage.EVALUATE, Stage.PUBLISH]
 
 
-def test_a_retry_of_what_is_finished_looks_once_in_the_new_store(scenario: Scenario) -> None:
+def test_a_retry_of_a_finished_object_checks_the_new_store_once(scenario: Scenario) -> None:
     scenario.finish_all()
 
     move_store(scenario, copied=False)

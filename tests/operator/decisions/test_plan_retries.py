@@ -1,4 +1,4 @@
-"""Retries that somebody asks for: when a token is answered, and what runs again."""
+"""Requested retries: when a token is handled, and which stages run again."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def scenario() -> Scenario:
     return Scenario(lora_fine_tune())
 
 
-def test_a_retry_after_a_failure_looks_at_the_inputs_again_and_runs_the_failed_stage(scenario: Scenario) -> None:
+def test_a_retry_after_a_failure_checks_the_inputs_and_reruns_the_failed_stage(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.DIVERGED, "the loss is not finite at step 7", reason="PodFailurePolicy")
     scenario.reconcile()
@@ -32,7 +32,7 @@ def test_a_retry_after_a_failure_looks_at_the_inputs_again_and_runs_the_failed_s
     assert scenario.status.phase == "Succeeded"
 
 
-def test_a_retry_works_when_the_failed_job_is_gone_already(scenario: Scenario) -> None:
+def test_a_retry_works_if_the_failed_job_is_already_gone(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.fail(ExitCode.DENIED, "access denied")
     scenario.reconcile()
@@ -43,19 +43,19 @@ def test_a_retry_works_when_the_failed_job_is_gone_already(scenario: Scenario) -
     assert created(scenario.reconcile()) == [Stage.PREPARE]
 
 
-def test_a_retry_of_what_is_done_looks_at_the_inputs_and_runs_nothing_else(scenario: Scenario) -> None:
+def test_a_retry_of_a_finished_object_checks_the_inputs_and_runs_nothing_else(scenario: Scenario) -> None:
     scenario.finish_all()
 
-    scenario.change(scenario.builder.with_retry_requested("look"))
+    scenario.change(scenario.builder.with_retry_requested("check"))
 
     assert run_again(scenario) == []
     assert run_again(scenario) == [Stage.PREPARE]
     assert scenario.status.phase == "Succeeded"
-    made = [artifact.name for artifact in scenario.status.artifacts]
-    assert sorted(made) == ["adapter", "edge-bnb-int8", "merged", "prepared"]
+    artifacts = [artifact.name for artifact in scenario.status.artifacts]
+    assert sorted(artifacts) == ["adapter", "edge-bnb-int8", "merged", "prepared"]
 
 
-def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenario) -> None:
+def test_a_retry_detects_data_that_changed_at_the_same_uri(scenario: Scenario) -> None:
     scenario.finish_all()
     before = scenario.status.resolved
     scenario.data = "second version of the data"
@@ -67,26 +67,26 @@ def test_a_retry_notices_that_the_data_changed_behind_its_name(scenario: Scenari
     assert scenario.status.resolved != before
 
 
-def test_a_retry_while_a_stage_runs_disturbs_nothing_and_is_answered_when_it_has_ended(scenario: Scenario) -> None:
+def test_a_retry_while_a_stage_runs_is_handled_when_the_stage_has_ended(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     scenario.change(scenario.builder.with_retry_requested("impatient"))
-    waits = scenario.reconcile()
-    told, again = scenario.condition("Ready"), scenario.reconcile()
-    handled = scenario.status.last_handled_retry
+    deferred = scenario.reconcile()
+    ready, again = scenario.condition("Ready"), scenario.reconcile()
+    handled_before = scenario.status.last_handled_retry
     scenario.finish()
     ended = scenario.reconcile()
-    state, answered = scenario.row(Stage.TRAIN).state, scenario.status.last_handled_retry
+    state, handled = scenario.row(Stage.TRAIN).state, scenario.status.last_handled_retry
 
-    assert (waits.plan.actions, again.plan.actions, again.wrote_status) == ((), (), False)
-    message = "train: running; the retry is handled when this stage has ended"
-    assert (told, handled) == (("False", "JobRunning", message), "")
-    assert (state, answered) == (StageState.SUCCEEDED, "impatient")
+    assert (deferred.plan.actions, again.plan.actions, again.wrote_status) == ((), (), False)
+    message = "train: running; the requested retry starts when this stage has ended"
+    assert (ready, handled_before) == (("False", "JobRunning", message), "")
+    assert (state, handled) == (StageState.SUCCEEDED, "impatient")
     assert (created(ended), [reason for _, reason in deleted(ended)]) == ([], [RUNS_AGAIN])
     assert run_again(scenario) == [Stage.PREPARE, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH]
 
 
-def test_a_retry_while_a_stage_runs_is_answered_when_it_has_failed(scenario: Scenario) -> None:
+def test_a_retry_while_a_stage_runs_is_handled_when_the_stage_has_failed(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.change(scenario.builder.with_retry_requested("impatient"))
     scenario.reconcile()
@@ -98,17 +98,17 @@ def test_a_retry_while_a_stage_runs_is_answered_when_it_has_failed(scenario: Sce
     assert run_again(scenario) == list(Stage)
 
 
-def test_no_stage_begins_while_a_retry_waits_for_a_job_whose_container_has_ended(scenario: Scenario) -> None:
+def test_no_stage_starts_while_a_retry_waits_for_a_job_whose_container_has_ended(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.change(scenario.builder.with_retry_requested("impatient"))
     result = scenario.simulated_result(scenario.request)
     scenario.end_pod(lambda pod: pod.succeeded(result))
 
-    waits = scenario.reconcile()
+    deferred = scenario.reconcile()
     scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
     scenario.reconcile()
 
-    assert (waits.plan.actions, scenario.row(Stage.TRAIN).state) == ((), StageState.SUCCEEDED)
+    assert (deferred.plan.actions, scenario.row(Stage.TRAIN).state) == ((), StageState.SUCCEEDED)
     assert created(scenario.reconcile()) == [Stage.PREPARE]
 
 
@@ -131,7 +131,7 @@ def test_a_retry_replaces_a_job_that_has_not_started(scenario: Scenario, stage: 
     assert scenario.reconcile().wrote_status is False
 
 
-def test_a_retry_is_answered_once(scenario: Scenario) -> None:
+def test_a_retry_is_handled_once(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.fail(ExitCode.INVALID, "bad data")
     scenario.change(scenario.builder.with_retry_requested("once"))
@@ -143,7 +143,7 @@ def test_a_retry_is_answered_once(scenario: Scenario) -> None:
     assert run_again(scenario) == []
 
 
-def test_taking_the_annotation_away_asks_for_nothing(scenario: Scenario) -> None:
+def test_removing_the_annotation_requests_nothing(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_retry_requested("first"))
     scenario.finish_all()
 
@@ -153,16 +153,16 @@ def test_taking_the_annotation_away_asks_for_nothing(scenario: Scenario) -> None
     assert scenario.status.last_handled_retry == "first"
 
 
-def test_a_retry_whose_answer_could_not_be_written_is_not_run_twice(scenario: Scenario) -> None:
+def test_a_retry_whose_status_could_not_be_written_is_not_run_twice(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.fail(ExitCode.TRANSIENT, "the store did not answer")
     scenario.reconcile()
-    unanswered = scenario.cluster.document["status"]
+    unhandled = scenario.cluster.document["status"]
     scenario.change(scenario.builder.with_retry_requested("again"))
     scenario.reconcile()
     scenario.reconcile()
     scenario.finish()
-    scenario.cluster.document["status"] = unanswered
+    scenario.cluster.document["status"] = unhandled
 
     done = scenario.reconcile()
 
@@ -170,7 +170,7 @@ def test_a_retry_whose_answer_could_not_be_written_is_not_run_twice(scenario: Sc
     assert deleted(done) == []
 
 
-def test_a_retry_while_suspended_is_there_when_the_run_goes_on(scenario: Scenario) -> None:
+def test_a_retry_while_suspended_takes_effect_when_the_run_resumes(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.DIVERGED, "the loss is not finite")
     scenario.reconcile()
@@ -187,7 +187,7 @@ def test_a_retry_while_suspended_is_there_when_the_run_goes_on(scenario: Scenari
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_a_token_that_is_longer_than_the_status_can_hold_is_answered_too(scenario: Scenario) -> None:
+def test_a_token_too_long_for_the_status_is_handled(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_retry_requested("x" * 5000))
 
     scenario.finish_all()
@@ -196,14 +196,14 @@ def test_a_token_that_is_longer_than_the_status_can_hold_is_answered_too(scenari
     assert run_again(scenario) == []
 
 
-def test_a_retry_makes_anew_what_has_gone_from_the_store_in_the_meantime() -> None:
+def test_a_retry_reruns_stages_whose_output_is_no_longer_in_the_store() -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.finish_all()
     scenario.manifests.clear()
 
-    scenario.change(scenario.builder.with_retry_requested("look again"))
-    scenario.reconcile()  # prepare's ended Job goes first
-    scenario.finish_all()  # prepare finds nothing in the store, and the other ended Jobs go
+    scenario.change(scenario.builder.with_retry_requested("check again"))
+    scenario.reconcile()  # deletes prepare's ended Job
+    scenario.finish_all()  # prepare finds nothing in the store; deletes the other ended Jobs
     scenario.finish_all()
 
     assert scenario.status.phase == "Succeeded"

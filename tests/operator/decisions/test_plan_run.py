@@ -1,4 +1,4 @@
-"""From the first pass to the outcome: which Job is created when, and what the object says meanwhile."""
+"""From the first pass to the outcome: which Job is created when, and what the status says."""
 
 import pytest
 
@@ -44,22 +44,22 @@ def test_a_pass_while_the_job_runs_creates_nothing(scenario: Scenario) -> None:
     assert scenario.reconcile().wrote_status is False
 
 
-def test_each_stage_hands_over_to_the_next_until_the_model_is_published(scenario: Scenario) -> None:
-    handed_over = created(scenario.reconcile())
+def test_the_stages_run_one_after_another_until_the_model_is_published(scenario: Scenario) -> None:
+    stages = created(scenario.reconcile())
     while scenario.cluster.live_jobs():
         scenario.finish()
-        handed_over += created(scenario.reconcile())
+        stages += created(scenario.reconcile())
 
     pointer = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
     version = scenario.row(Stage.PUBLISH).digest[:12]
-    assert handed_over == list(Stage)
+    assert stages == list(Stage)
     assert scenario.status.phase == "Succeeded"
     assert scenario.condition("Ready") == ("True", "Published", f"{pointer} names version {version}")
     assert scenario.condition("Reconciling") is None
     assert scenario.condition("Stalled") is None
 
 
-def test_a_later_stage_gets_the_content_that_prepare_found(scenario: Scenario) -> None:
+def test_a_later_stage_gets_the_content_that_prepare_resolved(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     assert scenario.request.resolved is not None
@@ -68,13 +68,13 @@ def test_a_later_stage_gets_the_content_that_prepare_found(scenario: Scenario) -
     assert scenario.request.digest == scenario.row(Stage.TRAIN).digest
 
 
-def test_requests_name_the_namespaces_own_part_of_the_store(scenario: Scenario) -> None:
+def test_requests_have_the_namespaces_own_folder_in_the_store(scenario: Scenario) -> None:
     scenario.reconcile()
 
     assert scenario.request.store.uri == "s3://artifacts/edgetune/team-a"
 
 
-def test_what_a_stage_found_is_in_its_row(scenario: Scenario) -> None:
+def test_metrics_and_warnings_of_a_stage_are_in_its_row(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
 
     row = scenario.row(Stage.PREPARE)
@@ -83,7 +83,7 @@ def test_what_a_stage_found_is_in_its_row(scenario: Scenario) -> None:
     assert scenario.status.warnings == row.warnings != ()
 
 
-def test_progress_of_the_running_stage_is_shown_and_of_no_other(scenario: Scenario) -> None:
+def test_progress_is_shown_for_the_running_stage_only(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60, loss=0.41)
     scenario.reconcile()
@@ -96,7 +96,7 @@ def test_progress_of_the_running_stage_is_shown_and_of_no_other(scenario: Scenar
     assert scenario.status.progress is None
 
 
-def test_a_result_is_taken_before_the_job_controller_closes_the_job(scenario: Scenario) -> None:
+def test_a_result_is_recorded_before_the_job_is_complete(scenario: Scenario) -> None:
     scenario.reconcile()
     result = scenario.simulated_result(scenario.request)
     scenario.end_pod(lambda pod: pod.succeeded(result))
@@ -107,8 +107,8 @@ def test_a_result_is_taken_before_the_job_controller_closes_the_job(scenario: Sc
     assert deleted(done) == []
 
 
-def test_gates_that_do_not_hold_refuse_the_model_and_that_is_final(scenario: Scenario) -> None:
-    scenario.gates_hold = False
+def test_a_failed_gate_refuses_the_model_finally(scenario: Scenario) -> None:
+    scenario.gates_pass = False
 
     done = scenario.finish_all()
 
@@ -122,7 +122,7 @@ def test_gates_that_do_not_hold_refuse_the_model_and_that_is_final(scenario: Sce
     assert scenario.reconcile().plan.actions == ()
 
 
-def test_without_a_kept_merge_training_hands_over_to_quantize() -> None:
+def test_without_a_kept_merge_quantize_follows_training() -> None:
     scenario = Scenario(lora_fine_tune().with_spec("merge.keep", False))
 
     scenario.advance_to(Stage.QUANTIZE)
@@ -136,7 +136,7 @@ def test_without_a_kept_merge_training_hands_over_to_quantize() -> None:
     ]
 
 
-def test_stages_that_the_store_holds_already_are_not_run(scenario: Scenario) -> None:
+def test_stages_whose_output_is_in_the_store_are_not_run(scenario: Scenario) -> None:
     scenario.finish_all()
     another = Scenario(lora_fine_tune().with_spec("evaluation.maxExamples", 10))
     another.manifests = scenario.manifests
@@ -156,7 +156,7 @@ def test_stages_that_the_store_holds_already_are_not_run(scenario: Scenario) -> 
     ]
 
 
-def test_a_report_of_another_digest_is_not_taken_for_a_stage_that_is_done(scenario: Scenario) -> None:
+def test_a_reported_stage_with_another_digest_is_not_done(scenario: Scenario) -> None:
     scenario.reconcile()
     result = scenario.simulated_result(scenario.request)
     other = Result(stage=Stage.TRAIN, digest="e" * 64)
@@ -166,7 +166,7 @@ def test_a_report_of_another_digest_is_not_taken_for_a_stage_that_is_done(scenar
     assert created(scenario.reconcile()) == [Stage.TRAIN]
 
 
-def test_a_stage_whose_report_did_not_fit_finds_its_manifest_in_a_short_run(scenario: Scenario) -> None:
+def test_a_stage_that_prepare_could_not_report_finds_its_manifest_in_a_short_run(scenario: Scenario) -> None:
     scenario.finish_all()
     another = Scenario(lora_fine_tune())
     another.manifests = scenario.manifests
@@ -177,7 +177,7 @@ def test_a_stage_whose_report_did_not_fit_finds_its_manifest_in_a_short_run(scen
     assert another.row(Stage.TRAIN).reason == "Cached"
 
 
-def test_an_object_that_is_done_comes_back_from_its_status_alone(scenario: Scenario) -> None:
+def test_a_finished_object_needs_only_its_status(scenario: Scenario) -> None:
     scenario.finish_all()
     scenario.cluster.remove_ended_jobs()
 
@@ -187,7 +187,7 @@ def test_an_object_that_is_done_comes_back_from_its_status_alone(scenario: Scena
     assert done.wrote_status is False
 
 
-def test_a_status_that_another_version_wrote_is_made_anew(scenario: Scenario) -> None:
+def test_a_status_that_another_version_wrote_is_rebuilt(scenario: Scenario) -> None:
     scenario.finish_all()
     scenario.cluster.remove_ended_jobs()
     scenario.cluster.document["status"] = {"phase": "Dreaming", "colour": "blue"}
@@ -212,7 +212,7 @@ def test_a_job_of_another_owner_is_neither_read_nor_deleted(scenario: Scenario, 
     assert scenario.row(Stage.PREPARE).state is not StageState.SUCCEEDED
 
 
-def test_a_pod_that_bears_our_labels_alone_says_nothing_for_a_stage(scenario: Scenario) -> None:
+def test_a_pod_that_only_has_our_labels_is_ignored(scenario: Scenario) -> None:
     scenario.reconcile()
     result = scenario.simulated_result(scenario.request).encode().decode()
     forged = PodBuilder(scenario.live_job, "forged", job_uid="of-no-job").ended(0, result).build()
@@ -235,19 +235,19 @@ def test_a_job_without_our_label_is_not_read(scenario: Scenario) -> None:
     assert created(done) == [Stage.PREPARE]
 
 
-def test_an_unknown_profile_stalls_and_says_whom_to_ask() -> None:
+def test_a_missing_profile_stalls_the_object_and_says_whom_to_ask() -> None:
     scenario = Scenario(lora_fine_tune(), profile=None)
 
     done = scenario.reconcile()
 
-    message = "spec.profile: there is no profile 'default'; ask the platform team for the names of the profiles"
+    message = "spec.profile: profile 'default' not found; ask the platform team for the names of the profiles"
     assert done.plan.actions == ()
     assert scenario.status.phase == "Stalled"
     assert scenario.condition("Stalled") == ("True", "ProfileNotFound", message)
     assert scenario.condition("Ready") == ("False", "ProfileNotFound", message)
 
 
-def test_a_profile_that_comes_later_lets_the_run_begin() -> None:
+def test_the_run_starts_when_its_profile_is_added() -> None:
     scenario = Scenario(lora_fine_tune(), profile=None)
     scenario.reconcile()
     scenario.profiles["default"] = PROFILE
@@ -257,18 +257,18 @@ def test_a_profile_that_comes_later_lets_the_run_begin() -> None:
     assert scenario.status.finished_at is None
 
 
-def test_files_of_a_machine_are_refused_on_a_cluster_with_every_path() -> None:
+def test_file_uris_are_refused_on_a_cluster_with_every_path() -> None:
     builder = lora_fine_tune().with_spec("baseModel.uri", "file:///base").with_spec("dataset.eval.uri", "file:///eval")
     scenario = Scenario(builder)
 
     done = scenario.reconcile()
 
-    message = "spec.baseModel.uri, spec.dataset.eval.uri: file:// works in a local run only; use s3://"
+    message = "spec.baseModel.uri, spec.dataset.eval.uri: file:// works only in local runs; use s3://"
     assert done.plan.actions == ()
     assert scenario.condition("Stalled") == ("True", "InvalidSpec", message)
 
 
-def test_files_of_a_machine_are_taken_where_the_profile_allows_it() -> None:
+def test_file_uris_are_accepted_if_the_profile_allows_them() -> None:
     profile = Profile(store=ProfileStore(uri="file:///store"), allow_file_uris=True)
     scenario = Scenario(lora_fine_tune().with_spec("baseModel.uri", "file:///base"), profile)
 
@@ -285,7 +285,7 @@ def test_an_invalid_spec_is_a_condition_with_every_problem() -> None:
     assert scenario.condition("Stalled") == ("True", "InvalidSpec", message)
 
 
-def test_a_spec_with_endless_problems_still_makes_a_status() -> None:
+def test_a_spec_with_thousands_of_problems_still_gives_a_status() -> None:
     unknown = {f"field{index}": "x" * 100 for index in range(2000)}
     scenario = Scenario(lora_fine_tune().with_spec("training", unknown))
 
@@ -296,7 +296,7 @@ def test_a_spec_with_endless_problems_still_makes_a_status() -> None:
     assert stalled[2].startswith("spec.training.field0: unknown field; spec.training.field1: unknown field")
 
 
-def test_warnings_beyond_the_bound_of_the_status_are_left_out(scenario: Scenario) -> None:
+def test_warnings_beyond_the_limit_of_the_status_are_dropped(scenario: Scenario) -> None:
     scenario.reconcile()
     result = scenario.simulated_result(scenario.request).model_copy(update={"warnings": ("!",) * 100})
     assert len(result.encode()) <= MAX_RESULT_BYTES
@@ -307,7 +307,7 @@ def test_warnings_beyond_the_bound_of_the_status_are_left_out(scenario: Scenario
     assert len(scenario.status.warnings) == 64
 
 
-def test_an_object_that_is_being_deleted_is_left_alone(scenario: Scenario) -> None:
+def test_an_object_that_is_being_deleted_is_ignored(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_metadata(deletionTimestamp="2026-11-24T08:00:00Z"))
 
     with pytest.raises(AssertionError, match="the object is deleted or gone"):

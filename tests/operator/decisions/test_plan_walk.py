@@ -1,4 +1,4 @@
-"""Random walks: whatever people, Pods and the Job controller do, in whatever order, a run stays sound and ends."""
+"""Random walks: whatever users, Pods and the Job controller do, in any order, a run stays consistent and ends."""
 
 import contextlib
 from typing import Any
@@ -35,12 +35,12 @@ EDITS: tuple[tuple[str, Any], ...] = (
 FAILURES = tuple(code for code in ExitCode if code is not ExitCode.DONE)
 
 
-class ClusterIsAway(Exception):
+class ClusterUnavailable(Exception):
     """The API server did not answer."""
 
 
 class Walk(RuleBasedStateMachine):
-    """One object, its Jobs and Pods, and everybody who touches them."""
+    """One object, its Jobs and Pods, and everybody who changes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Walk(RuleBasedStateMachine):
         return self.scenario.cluster
 
     def running(self) -> list[str]:
-        """Jobs with a Pod that runs, also those that are going away."""
+        """Jobs with a running Pod, including those that are being deleted."""
         return [
             name
             for name in self.cluster.jobs
@@ -60,7 +60,7 @@ class Walk(RuleBasedStateMachine):
         ]
 
     def reconcile(self) -> Pass:
-        """One pass, with what must hold for each."""
+        """One pass, with the invariants of every pass."""
         before = self.scenario.status
         done = self.scenario.reconcile()
         succeeded = {row.digest for row in before.stages if row.state is StageState.SUCCEEDED}
@@ -86,19 +86,19 @@ class Walk(RuleBasedStateMachine):
         self.reconcile()
 
     @rule()
-    def passes_until_nothing_is_left_to_do(self) -> None:
+    def passes_until_nothing_changes(self) -> None:
         self.settle()
 
     @rule(lost=st.sampled_from(["create_job", "delete_job", "write_status"]), after=st.booleans())
-    def a_pass_that_the_cluster_cuts_short(self, lost: str, after: bool) -> None:
+    def a_pass_interrupted_by_the_cluster(self, lost: str, after: bool) -> None:
         whole = getattr(self.cluster, lost)
 
         async def fails(*arguments: Any) -> None:
             if after:
                 await whole(*arguments)
-            raise ClusterIsAway
+            raise ClusterUnavailable
 
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ClusterIsAway):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ClusterUnavailable):
             patch.setattr(self.cluster, lost, fails)
             self.reconcile()
 
@@ -113,12 +113,12 @@ class Walk(RuleBasedStateMachine):
 
     @precondition(lambda self: self.has_running_pod())
     @rule()
-    def the_stage_ends_well(self) -> None:
+    def the_stage_succeeds(self) -> None:
         self.scenario.finish()
 
     @precondition(lambda self: self.has_running_pod())
     @rule()
-    def the_container_ends_well_and_the_job_later(self) -> None:
+    def the_container_succeeds_before_the_job(self) -> None:
         result = self.scenario.simulated_result(self.scenario.request)
         self.scenario.end_pod(lambda pod: pod.succeeded(result))
 
@@ -145,17 +145,17 @@ class Walk(RuleBasedStateMachine):
         self.cluster.remove_job(self.scenario.live_job)
 
     def has_running_pod(self) -> bool:
-        """Whether there is one live Job with a Pod that runs."""
+        """Whether there is exactly one live Job, with a running Pod."""
         live = self.cluster.live_jobs()
         return len(live) == 1 and live == [name for name in self.running() if name in live]
 
     @precondition(lambda self: self.has_running_pod())
     @rule()
-    def the_pod_waits_for_its_node(self) -> None:
+    def the_pod_is_unschedulable(self) -> None:
         self.scenario.end_pod(lambda pod: pod.unschedulable("no node fits"))
 
     @rule()
-    def waiting_pods_get_their_node(self) -> None:
+    def pending_pods_are_scheduled(self) -> None:
         for name, pod in self.cluster.pods.items():
             if pod["status"]["phase"] == "Pending":
                 job = pod["metadata"]["ownerReferences"][0]["name"]
@@ -174,7 +174,7 @@ class Walk(RuleBasedStateMachine):
                 self.scenario.end_job(lambda job: job.complete(self.cluster.timestamp()), name)
 
     @rule()
-    def ended_jobs_outlive_their_time(self) -> None:
+    def the_time_to_live_removes_ended_jobs(self) -> None:
         self.cluster.remove_ended_jobs()
 
     @rule(slowly=st.booleans())
@@ -187,40 +187,40 @@ class Walk(RuleBasedStateMachine):
             self.cluster.remove_job(name)
 
     @rule(edit=st.sampled_from(EDITS))
-    def a_person_edits_the_spec(self, edit: tuple[str, Any]) -> None:
+    def a_user_edits_the_spec(self, edit: tuple[str, Any]) -> None:
         self.scenario.change(self.scenario.builder.edited(*edit))
 
     @rule()
-    def a_person_asks_for_a_retry(self) -> None:
+    def a_user_requests_a_retry(self) -> None:
         self.tokens += 1
         self.scenario.change(self.scenario.builder.with_retry_requested(f"token-{self.tokens}"))
 
     @rule()
-    def a_person_removes_the_annotation(self) -> None:
+    def a_user_removes_the_annotation(self) -> None:
         self.scenario.change(self.scenario.builder.with_metadata(annotations={}))
 
     @rule(version=st.integers(0, 2))
     def the_data_changes(self, version: int) -> None:
         self.scenario.data = f"version {version} of the data"
 
-    @rule(hold=st.booleans())
-    def the_gates_hold_or_not(self, hold: bool) -> None:
-        self.scenario.gates_hold = hold
+    @rule(passing=st.booleans())
+    def the_gates_pass_or_fail(self, passing: bool) -> None:
+        self.scenario.gates_pass = passing
 
     @rule(reports=st.booleans())
     def prepare_reports_later_stages_or_not(self, reports: bool) -> None:
         self.scenario.reports_later_stages = reports
 
     @invariant()
-    def never_do_two_stages_run_at_once(self) -> None:
+    def two_stages_never_run_at_the_same_time(self) -> None:
         assert len(self.running()) <= 1
 
     @invariant()
-    def the_status_is_one_that_the_models_take_and_give_back(self) -> None:
+    def the_status_is_valid_and_round_trips(self) -> None:
         status = self.cluster.document.get("status")
         if status is not None:
             assert dump(LoraFineTuneStatus.model_validate(status)) == status
-            # The API server refuses a list whose keys are there twice.
+            # The API server refuses a list with duplicate keys.
             for field, key in (("conditions", "type"), ("stages", "name"), ("artifacts", "name")):
                 keys = [item[key] for item in status.get(field, [])]
                 assert len(keys) == len(set(keys))
@@ -228,23 +228,23 @@ class Walk(RuleBasedStateMachine):
     @invariant()
     def conditions_follow_kstatus(self) -> None:
         status = self.scenario.status
-        truths = {condition.type: condition.status for condition in status.conditions}
-        assert truths.get("Reconciling", "True") == "True"
-        assert truths.get("Stalled", "True") == "True"
-        assert not {"Reconciling", "Stalled"} <= truths.keys()
-        if truths.get("Ready") == "True":
+        conditions = {condition.type: condition.status for condition in status.conditions}
+        assert conditions.get("Reconciling", "True") == "True"
+        assert conditions.get("Stalled", "True") == "True"
+        assert not {"Reconciling", "Stalled"} <= conditions.keys()
+        if conditions.get("Ready") == "True":
             assert status.observed_generation >= 1
-            assert not {"Reconciling", "Stalled"} & truths.keys()
+            assert not {"Reconciling", "Stalled"} & conditions.keys()
 
     def teardown(self) -> None:
-        """The stages end well from now on: the run comes to an end, after an edit to a good one, also after a retry."""
+        """From now on every stage succeeds: the run ends; after an edit, and after a retry, it ends well."""
         wanted = Outcome.PUBLISHED, Outcome.REFUSED
         self.cluster.deletes_slowly = False
         self.scenario.change(self.scenario.builder.edited("suspend", False).edited("lora.rank", 32))
         assert self.run_to_the_end().is_final
         self.scenario.change(self.scenario.builder.edited("retryLimit", 7))
         assert self.run_to_the_end() in wanted
-        self.a_person_asks_for_a_retry()
+        self.a_user_requests_a_retry()
         assert self.run_to_the_end() in wanted
         last = self.scenario.status
         assert last.publication is not None
@@ -253,13 +253,13 @@ class Walk(RuleBasedStateMachine):
         assert all(row.state in (StageState.SUCCEEDED, StageState.SKIPPED) for row in last.stages)
 
     def run_to_the_end(self) -> Outcome:
-        """Let every stage end well until nothing runs."""
+        """Let every stage succeed until the outcome is final."""
         for _ in range(40):
             done = self.settle()
             if done.plan.view.outcome.is_final:
                 assert not self.running()
                 return done.plan.view.outcome
-            self.waiting_pods_get_their_node()
+            self.pending_pods_are_scheduled()
             if self.has_running_pod():
                 self.scenario.finish()
             self.the_job_controller_catches_up()

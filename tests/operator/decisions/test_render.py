@@ -1,4 +1,4 @@
-"""Job manifests: golden files, Pod Security, exit codes, and the request's way through the environment."""
+"""Job manifests: golden files, Pod Security, exit codes, and the request in the environment."""
 
 import re
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def container_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The container's environment as the kubelet makes it."""
+    """The container's environment as the kubelet sets it."""
     environment: dict[str, str] = {}
     for variable in container_of(manifest)["env"]:
         environment[variable["name"]] = expanded(variable["value"], environment)
@@ -50,7 +50,7 @@ def environment_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def expanded(value: str, known: Mapping[str, str]) -> str:
-    """The kubelet's expansion: $$ is $, $(NAME) a variable that is known, anything else stays."""
+    """The kubelet's expansion: $$ is $, $(NAME) is a known variable, anything else is unchanged."""
 
     def replacement(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else known.get(match[1], match[0])
@@ -59,7 +59,7 @@ def expanded(value: str, known: Mapping[str, str]) -> str:
 
 
 def violations(pod: Mapping[str, Any]) -> list[str]:
-    """What the Pod Security Standard `restricted` would not admit, by its own words."""
+    """Violations of the Pod Security Standard `restricted`, by its own names."""
     found = [field for field in ("hostNetwork", "hostPID", "hostIPC", "initContainers") if pod.get(field)]
     allowed = {
         "configMap",
@@ -98,7 +98,7 @@ def test_pods_satisfy_pod_security_restricted(stage: Stage, profile: Profile) ->
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_pods_have_no_token_and_a_root_that_cannot_be_written(stage: Stage) -> None:
+def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
     manifest = job(stage, FULL)
 
     assert pod_of(manifest)["automountServiceAccountToken"] is False
@@ -107,14 +107,14 @@ def test_pods_have_no_token_and_a_root_that_cannot_be_written(stage: Stage) -> N
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
-def test_train_alone_asks_for_a_gpu_and_serves_metrics(profile: Profile) -> None:
+def test_only_train_requests_a_gpu_and_serves_metrics(profile: Profile) -> None:
     containers = {stage: container_of(job(stage, profile)) for stage in Stage}
 
     assert [stage for stage, each in containers.items() if GPU in each["resources"].get("limits", {})] == [Stage.TRAIN]
     assert [stage for stage, each in containers.items() if "ports" in each] == [Stage.TRAIN]
 
 
-def test_the_failure_policy_says_for_each_exit_code_what_the_contract_says() -> None:
+def test_the_failure_policy_follows_the_contract_for_each_exit_code() -> None:
     disruption, *rules = pod_failure_rules()
 
     actions = {
@@ -149,7 +149,7 @@ def test_the_users_limits_are_the_jobs() -> None:
     assert "suspend" not in spec
 
 
-def test_the_job_goes_with_its_object() -> None:
+def test_the_job_is_owned_by_its_object() -> None:
     (owner,) = job(Stage.TRAIN)["metadata"]["ownerReferences"]
 
     assert owner == {
@@ -181,7 +181,7 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
     }
 
 
-def test_nothing_of_a_profile_is_left_in_a_job_that_does_not_ask_for_it() -> None:
+def test_optional_settings_of_a_profile_are_omitted_if_unset() -> None:
     pod = pod_of(job(Stage.TRAIN))
 
     optional = {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "priorityClassName", "imagePullSecrets"}
@@ -199,24 +199,24 @@ def test_a_profile_adds_labels_annotations_and_variables_to_pods_and_nothing_to_
     assert environment["HTTPS_PROXY"] == "http://proxy.example.internal:3128"
 
 
-def test_a_bundle_of_authorities_is_mounted_and_every_client_told_of_it() -> None:
+def test_a_ca_bundle_is_mounted_and_set_for_every_client() -> None:
     manifest = job(Stage.PREPARE, FULL)
 
     (mount,) = (each for each in container_of(manifest)["volumeMounts"] if each["name"] == "ca-bundle")
     (volume,) = (each for each in pod_of(manifest)["volumes"] if each["name"] == "ca-bundle")
     assert volume["configMap"] == {"name": "ca-bundle", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
-    told = {environment_of(manifest)[name] for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")}
-    assert told == {f"{mount['mountPath']}/ca.crt"}
+    paths = {environment_of(manifest)[name] for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")}
+    assert paths == {f"{mount['mountPath']}/ca.crt"}
 
 
-def test_a_profile_may_not_set_what_a_job_sets_for_its_stage() -> None:
+def test_the_variables_that_a_job_sets_are_reserved() -> None:
     own = environment_of(job(Stage.TRAIN, FULL)).keys() - FULL.env.keys() - set(CA_VARIABLES)
 
     assert {name for name in own if not name.startswith("EDGETUNE_")} == set(JOB_VARIABLES)
     assert set(JOB_VARIABLES) < set(OWN_VARIABLES)
 
 
-def test_on_openshift_the_cluster_gives_pods_their_user_and_groups() -> None:
+def test_on_openshift_the_cluster_sets_user_and_groups_of_pods() -> None:
     restricted = pod_of(job(Stage.TRAIN, DEFAULT))["securityContext"]
     openshift = pod_of(job(Stage.TRAIN, FULL))["securityContext"]
 
@@ -224,7 +224,7 @@ def test_on_openshift_the_cluster_gives_pods_their_user_and_groups() -> None:
     assert restricted == openshift | {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
 
 
-def test_credentials_are_files_and_no_variables() -> None:
+def test_credentials_are_files_and_not_variables() -> None:
     manifest = job(Stage.TRAIN, FULL)
 
     environment = environment_of(manifest)

@@ -1,4 +1,4 @@
-"""From a view to the object's status: conditions as kstatus reads them, times, history, sizes, a person's units."""
+"""From a view to the object's status: conditions as kstatus reads them, times, history, sizes, formatted figures."""
 
 import pytest
 from hypothesis import given
@@ -24,22 +24,22 @@ def scenario() -> Scenario:
     return Scenario(lora_fine_tune())
 
 
-def transition_time(scenario: Scenario, kind: str) -> str:
+def transition_time(scenario: Scenario, condition_type: str) -> str:
     """When a condition last changed."""
-    return next(found.last_transition_time for found in scenario.status.conditions if found.type == kind)
+    return next(found.last_transition_time for found in scenario.status.conditions if found.type == condition_type)
 
 
-def test_before_the_first_pass_nothing_is_current() -> None:
+def test_before_the_first_pass_no_generation_is_observed() -> None:
     assert LoraFineTuneStatus().observed_generation == -1
     assert LoraFineTuneStatus().conditions == ()
 
 
-def test_every_condition_is_there_once_and_of_the_current_generation(scenario: Scenario) -> None:
+def test_every_condition_exists_once_with_the_current_generation(scenario: Scenario) -> None:
     scenario.change(scenario.builder.with_metadata(generation=7))
     scenario.reconcile()
 
-    kinds = [condition.type for condition in scenario.status.conditions]
-    assert kinds == ["Ready", "Reconciling", *(PIPELINE[stage].condition for stage in Stage)]
+    types = [condition.type for condition in scenario.status.conditions]
+    assert types == ["Ready", "Reconciling", *(PIPELINE[stage].condition for stage in Stage)]
     assert {condition.observed_generation for condition in scenario.status.conditions} == {7}
     assert scenario.status.observed_generation == 7
 
@@ -71,7 +71,7 @@ def test_a_condition_keeps_its_time_until_its_status_changes(scenario: Scenario)
     assert transition_time(scenario, "Ready") == ready
 
 
-def test_a_run_has_a_beginning_and_an_end(scenario: Scenario) -> None:
+def test_a_run_has_a_start_and_an_end(scenario: Scenario) -> None:
     scenario.reconcile()
     running = scenario.status
     scenario.finish_all()
@@ -82,7 +82,7 @@ def test_a_run_has_a_beginning_and_an_end(scenario: Scenario) -> None:
     assert scenario.status.finished_at == scenario.cluster.timestamp()
 
 
-def test_a_new_run_begins_anew(scenario: Scenario) -> None:
+def test_a_new_run_has_its_own_start(scenario: Scenario) -> None:
     scenario.finish_all()
     scenario.change(scenario.builder.edited("lora.rank", 8))
 
@@ -95,7 +95,7 @@ def test_a_new_run_begins_anew(scenario: Scenario) -> None:
 def test_each_finished_run_is_in_the_history_once_newest_first(scenario: Scenario) -> None:
     scenario.finish_all()
     scenario.reconcile()
-    scenario.gates_hold = False
+    scenario.gates_pass = False
     scenario.change(scenario.builder.edited("lora.rank", 8))
     scenario.reconcile()
     scenario.finish_all()
@@ -125,7 +125,7 @@ def test_the_measurement_of_the_edge_model_is_in_the_status_once_it_is_evaluated
     assert scenario.status.edge == MEASUREMENT
 
 
-def test_a_run_without_an_edge_budget_forgets_the_measurement_of_the_one_before(scenario: Scenario) -> None:
+def test_a_run_without_an_edge_budget_drops_the_earlier_measurement(scenario: Scenario) -> None:
     scenario.measurement = MEASUREMENT
     scenario.finish_all()
     scenario.measurement = None
@@ -145,7 +145,7 @@ def test_the_history_keeps_the_last_ten_runs(scenario: Scenario) -> None:
     assert [entry.generation for entry in scenario.status.history] == list(range(13, 3, -1))
 
 
-def test_sizes_are_those_of_what_was_read_and_made(scenario: Scenario) -> None:
+def test_sizes_are_those_of_inputs_and_outputs(scenario: Scenario) -> None:
     scenario.finish_all()
 
     sizes = scenario.status.sizes
@@ -154,7 +154,7 @@ def test_sizes_are_those_of_what_was_read_and_made(scenario: Scenario) -> None:
     assert sizes.ratio == 0.5
 
 
-def test_columns_are_in_a_persons_units(scenario: Scenario) -> None:
+def test_columns_have_formatted_figures(scenario: Scenario) -> None:
     scenario.finish_all()
 
     display = scenario.status.display
@@ -174,7 +174,7 @@ def test_progress_is_a_column_while_a_stage_runs(scenario: Scenario) -> None:
     assert scenario.status.display.progress == "120/200 steps (60 %)"
 
 
-def test_where_nothing_runs_the_column_says_why(scenario: Scenario) -> None:
+def test_the_column_has_the_reason_if_no_stage_is_running(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60)
     scenario.reconcile()
@@ -186,7 +186,7 @@ def test_where_nothing_runs_the_column_says_why(scenario: Scenario) -> None:
     assert (scenario.status.phase, scenario.status.display.progress) == ("Stalled", "ImagePullBackOff")
 
 
-def test_a_status_of_nothing_is_only_what_it_speaks_of() -> None:
+def test_unset_fields_are_omitted_from_the_status() -> None:
     assert dump(LoraFineTuneStatus(observed_generation=3)) == {"observedGeneration": 3, "phase": "Pending"}
 
 
@@ -204,7 +204,7 @@ def test_a_status_of_nothing_is_only_what_it_speaks_of() -> None:
         (2_000_000_000_000, "2.0 TB"),
     ],
 )
-def test_bytes_are_told_in_a_persons_units(count: int | None, text: str) -> None:
+def test_bytes_are_formatted_in_powers_of_ten(count: int | None, text: str) -> None:
     assert format_bytes(count) == text
 
 
@@ -214,5 +214,5 @@ def test_any_size_fits_into_its_column(count: int) -> None:
 
 
 @pytest.mark.parametrize(("share", "text"), [(None, ""), (0.0, "0.0%"), (0.9444, "94.4%"), (1.0, "100.0%")])
-def test_scores_are_told_in_percent(share: float | None, text: str) -> None:
+def test_scores_are_formatted_in_percent(share: float | None, text: str) -> None:
     assert format_share(share) == text

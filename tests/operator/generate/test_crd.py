@@ -1,4 +1,4 @@
-"""The generated files: the schema, what the generator refuses, the reference, and the command that writes them."""
+"""The generated files: the schema, models that the generator refuses, the reference, and the command."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def nodes(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str
 
 @pytest.fixture(scope="module")
 def fields() -> dict[str, Mapping[str, Any]]:
-    """Every node below spec and status by path."""
+    """Every node of spec and status, by path."""
     properties = object_schema()["properties"]
     return dict([*nodes(properties["spec"], "spec"), *nodes(properties["status"], "status")])
 
@@ -43,12 +43,12 @@ def test_every_field_of_spec_and_status_has_a_description(fields: Mapping[str, M
 
 
 def test_descriptions_are_sentences_on_one_line(fields: Mapping[str, Mapping[str, Any]]) -> None:
-    told = {path: node["description"] for path, node in fields.items() if "description" in node}
+    descriptions = {path: node["description"] for path, node in fields.items() if "description" in node}
 
-    assert [path for path, text in told.items() if "\n" in text or not text.endswith(".")] == []
+    assert [path for path, text in descriptions.items() if "\n" in text or not text.endswith(".")] == []
 
 
-def test_every_node_has_one_type_or_says_that_it_has_none(fields: Mapping[str, Mapping[str, Any]]) -> None:
+def test_every_node_has_one_type_or_is_known_to_have_none(fields: Mapping[str, Mapping[str, Any]]) -> None:
     typeless = {path for path, node in fields.items() if "type" not in node}
 
     assert typeless == {
@@ -72,7 +72,7 @@ def test_every_text_list_and_number_of_the_spec_is_bounded(fields: Mapping[str, 
     assert [path for path, node in spec.items() if not any(bound in node for bound in bounds[node["type"]])] == []
 
 
-def test_patterns_are_anchored_and_free_of_what_re2_does_not_have(fields: Mapping[str, Mapping[str, Any]]) -> None:
+def test_patterns_are_anchored_and_valid_in_re2(fields: Mapping[str, Mapping[str, Any]]) -> None:
     patterns = {path: node["pattern"] for path, node in fields.items() if "pattern" in node}
 
     assert len(patterns) > 5
@@ -80,11 +80,11 @@ def test_patterns_are_anchored_and_free_of_what_re2_does_not_have(fields: Mappin
     assert [path for path, text in patterns.items() if re.search(r"\(\?[=!<]|\\[1-9]", text)] == []
 
 
-def test_every_list_says_how_it_is_merged(fields: Mapping[str, Mapping[str, Any]]) -> None:
-    kinds = {path: node["x-kubernetes-list-type"] for path, node in fields.items() if node.get("type") == "array"}
+def test_every_list_has_a_merge_type(fields: Mapping[str, Mapping[str, Any]]) -> None:
+    types = {path: node["x-kubernetes-list-type"] for path, node in fields.items() if node.get("type") == "array"}
 
-    assert kinds["spec.quantization.formats"] == "set"
-    assert {path for path, kind in kinds.items() if kind == "map"} == {
+    assert types["spec.quantization.formats"] == "set"
+    assert {path for path, list_type in types.items() if list_type == "map"} == {
         "status.conditions",
         "status.stages",
         "status.artifacts",
@@ -97,7 +97,7 @@ def test_the_defaults_are_those_of_the_model(fields: Mapping[str, Mapping[str, A
     model = LoraFineTuneSpec.model_validate(spec).model_dump(mode="json", exclude_none=True)
 
     def filled(value: dict[str, Any], path: str) -> dict[str, Any]:
-        """The API server's defaulting: a field that is missing gets its default, then its own fields theirs."""
+        """The API server's defaulting: a missing field gets its default, then its own fields get theirs."""
         for name in fields[path].get("properties", {}):
             default = fields[f"{path}.{name}"].get("default")
             if name not in value and default is not None:
@@ -109,7 +109,7 @@ def test_the_defaults_are_those_of_the_model(fields: Mapping[str, Mapping[str, A
     assert filled(spec, "spec") == model
 
 
-def test_status_has_no_default_but_the_one_that_marks_a_new_object(fields: Mapping[str, Mapping[str, Any]]) -> None:
+def test_status_has_no_default_except_the_one_that_marks_a_new_object(fields: Mapping[str, Mapping[str, Any]]) -> None:
     defaults = {
         path: node["default"] for path, node in fields.items() if path.startswith("status") and "default" in node
     }
@@ -149,7 +149,7 @@ class Leaf(Model):
 
 
 class Shapes(Model):
-    """What pydantic writes in another way than the API server reads it."""
+    """Shapes that pydantic writes differently from the API server."""
 
     exclusive: Annotated[float, Field(gt=0, lt=1)]
     constant: Literal["only"] = "only"
@@ -160,11 +160,11 @@ class Shapes(Model):
     rules = (Rule(cel="self.exclusive < 1.0", holds=lambda self: self.exclusive < 1, message="too much"),)
 
 
-def test_json_schema_is_rewritten_into_the_api_servers_dialect() -> None:
+def test_json_schema_is_rewritten_as_a_structural_schema() -> None:
     leaf = {"description": "A leaf.", "type": "object", "properties": {"size": {"type": "integer", "default": 1}}}
 
     assert structural_schema(Shapes, "spec") == {
-        "description": "What pydantic writes in another way than the API server reads it.",
+        "description": "Shapes that pydantic writes differently from the API server.",
         "type": "object",
         "required": ["exclusive"],
         "x-kubernetes-validations": [{"rule": "self.exclusive < 1.0", "message": "too much"}],
@@ -185,49 +185,49 @@ def test_json_schema_is_rewritten_into_the_api_servers_dialect() -> None:
 
 
 class Recursive(Model):
-    """Holds itself."""
+    """Contains itself."""
 
     child: "Recursive | None" = None
 
 
 class Inner(Model):
-    """Holds a union."""
+    """Has a union."""
 
     value: int | str
 
 
 class Union(Model):
-    """Holds what holds a union."""
+    """Contains a model with a union."""
 
     inner: Inner
 
 
 class Pair(Model):
-    """Holds a tuple of two types."""
+    """Has a tuple of two types."""
 
     pair: tuple[int, str]
 
 
 class Untyped(Model):
-    """Holds anything."""
+    """Has a value of any type."""
 
     value: Any
 
 
 class UntypedList(Model):
-    """Holds a list of anything."""
+    """Has a list without an item type."""
 
     values: list[Any]
 
 
 class UntypedMap(Model):
-    """Holds a map of anything."""
+    """Has a map without a value type."""
 
     values: dict[str, Any]
 
 
 class Foreign(Model):
-    """Holds a keyword that the API server does not have."""
+    """Has a keyword that the API server does not support."""
 
     value: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
@@ -235,7 +235,7 @@ class Foreign(Model):
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
-        (Recursive, "spec.child: Recursive holds itself"),
+        (Recursive, "spec.child: Recursive contains itself"),
         (Union, "spec.inner.value: a structural schema has no union of types"),
         (Pair, "spec.pair: a structural schema has no prefixItems"),
         (Untyped, "spec.value: the type is missing"),
@@ -244,7 +244,7 @@ class Foreign(Model):
         (Foreign, "spec.value: a structural schema has no contentEncoding"),
     ],
 )
-def test_what_the_api_server_could_not_check_fails_with_its_path(model: type[Model], problem: str) -> None:
+def test_what_the_api_server_cannot_check_fails_with_its_path(model: type[Model], problem: str) -> None:
     with pytest.raises(NotStructural, match=f"^{re.escape(problem)}$"):
         structural_schema(model, "spec")
 
@@ -253,7 +253,7 @@ def test_the_generated_files_are_up_to_date() -> None:
     assert generate.differences(REPOSITORY, generate.generated_files()) == ""
 
 
-def test_generated_yaml_reads_back_as_the_same_values_without_anchors() -> None:
+def test_generated_yaml_parses_to_the_same_values_without_anchors() -> None:
     text = generate.to_yaml(custom_resource_definition())
 
     assert yaml.safe_load(text) == custom_resource_definition()
@@ -275,7 +275,7 @@ def test_the_command_writes_files_and_then_finds_them_up_to_date(
     assert capsys.readouterr().out == "wrote docs/page.md\n"
 
 
-def test_a_file_that_somebody_edited_is_reported_as_a_diff(
+def test_an_edited_file_is_reported_as_a_diff(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -283,9 +283,9 @@ def test_a_file_that_somebody_edited_is_reported_as_a_diff(
 
     assert generate.run({"page.md": "one\ntwo\n"}, ["--check"]) == 1
 
-    told = capsys.readouterr().err
-    assert "-zwei\n+two\n" in told
-    assert told.endswith("Generated files are out of date: run `make generate`.\n")
+    output = capsys.readouterr().err
+    assert "-zwei\n+two\n" in output
+    assert output.endswith("Generated files are out of date: run `make generate`.\n")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == "one\nzwei\n"
 
 

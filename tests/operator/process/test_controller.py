@@ -1,4 +1,4 @@
-"""The controller: workers that outlive whatever goes wrong in a pass and after it, and what is looked at again."""
+"""The controller: workers that survive every error in a pass and after it, and when passes are repeated."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.process.controller import Controller, Vitals
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Conflict, JobRefused
+from edgetune_operator.reconcile import JobRefused, StaleRead
 from support.builders import NAMESPACE, UID, JobBuilder, lora_fine_tune
 from support.operator_process import free_ports
 from support.scenario import PROFILE, MemoryCluster
@@ -31,7 +31,7 @@ OWNER = {"namespace": NAMESPACE, "uid": UID}
 
 
 class EventCluster(MemoryCluster):
-    """A cluster in memory that takes Events and Jobs, unless a test says otherwise; the cache sees what it writes."""
+    """A cluster in memory that accepts Events and Jobs, unless a test sets an error; its writes update the cache."""
 
     def __init__(self, cache: Cache) -> None:
         super().__init__(lora_fine_tune().build())
@@ -65,14 +65,14 @@ class EventCluster(MemoryCluster):
 
 
 class RecordingQueue(WorkQueue[Key]):
-    """A queue that remembers for when passes were asked."""
+    """A queue that records the delays of the requested passes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.later: list[float] = []
+        self.delays: list[float] = []
 
     def add_after(self, key: Key, seconds: float) -> None:
-        self.later.append(seconds)
+        self.delays.append(seconds)
         super().add_after(key, seconds)
 
 
@@ -86,7 +86,7 @@ class World:
         self.controller = Controller(self.cluster, self.cache, self.queue, {"default": PROFILE})
 
     def work(self, passes: int = 1, between: Callable[[], None] = lambda: None) -> Vitals:
-        """Let the worker make some passes, each asked for after the one before; how they went."""
+        """Let the worker make some passes, one after another; returns the vitals at the end."""
 
         async def scene() -> Vitals:
             worker = asyncio.create_task(self.controller.work())
@@ -111,49 +111,49 @@ def world() -> World:
 @pytest.mark.parametrize(
     "error", [aiohttp.ClientOSError("connection lost"), TimeoutError(), ValueError("a bug")], ids=repr
 )
-def test_a_worker_goes_on_after_an_event_that_cannot_be_posted(world: World, error: Exception) -> None:
+def test_a_worker_survives_an_event_that_cannot_be_posted(world: World, error: Exception) -> None:
     world.cluster.event_error = error
 
     world.work(passes=3)
 
     assert world.cluster.status_writes == 1
-    assert world.queue.later == [0.5], "the pass is made again, and finds nothing to do"
+    assert world.queue.delays == [0.5], "the pass is repeated and finds nothing to do"
 
 
-def test_what_the_cluster_refused_is_tried_again_also_if_nobody_can_be_told(world: World) -> None:
+def test_a_refused_job_is_retried_even_if_the_event_cannot_be_posted(world: World) -> None:
     world.cluster.job_error = JobRefused("JobRefused", "exceeded quota: none")
     world.cluster.event_error = ConnectionResetError()
 
     world.work()
 
-    assert 60.0 in world.queue.later
+    assert 60.0 in world.queue.delays
 
 
-def test_a_failed_pass_is_made_again_with_a_longer_delay_each_time(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_pass_is_retried_with_a_growing_delay(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.cluster.read_error = ConnectionResetError("reset by peer")
 
     world.work(passes=2)
 
-    assert world.queue.later == [0.5, 1.0]
-    assert caplog.messages == [f"pass failed, again in {seconds} s: reset by peer" for seconds in (0.5, 1.0)]
+    assert world.queue.delays == [0.5, 1.0]
+    assert caplog.messages == [f"pass failed, retrying in {seconds} s: reset by peer" for seconds in (0.5, 1.0)]
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_bug_is_logged_with_its_traceback_and_stops_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    def mend() -> None:
+def test_a_bug_is_logged_with_its_traceback_and_the_worker_continues(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fix() -> None:
         world.cluster.read_error = None
 
     world.cluster.read_error = ValueError("a bug")
     with caplog.at_level(logging.INFO):
-        world.work(passes=2, between=mend)
+        world.work(passes=2, between=fix)
 
     assert caplog.records[0].exc_info
     assert world.cluster.posted == ["PrepareStarted"]
 
 
-def test_vitals_tell_when_the_last_pass_has_ended_and_how_long_the_first_object_waits(world: World) -> None:
+def test_vitals_have_the_age_of_the_last_pass_and_the_wait_of_the_first_object(world: World) -> None:
     async def waiting() -> Vitals:
         world.queue.add(KEY)
         await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ def test_vitals_tell_when_the_last_pass_has_ended_and_how_long_the_first_object_
 
 
 def passes(result: str) -> float:
-    """How many passes of this process have ended so."""
+    """Number of passes in this process with a result."""
     return REGISTRY.get_sample_value("edgetune_passes_total", {"result": result}) or 0.0
 
 
@@ -177,12 +177,12 @@ def passes(result: str) -> float:
     ("error", "results"),
     [
         (None, {"changed": 1, "unchanged": 1}),
-        (Conflict("changed meanwhile"), {"conflict": 2}),
+        (StaleRead("has changed since it was read"), {"conflict": 2}),
         (ConnectionResetError("reset by peer"), {"error": 2}),
     ],
-    ids=["well", "conflict", "error"],
+    ids=["success", "conflict", "error"],
 )
-def test_each_pass_is_counted_by_how_it_ended(world: World, error: Exception | None, results: dict[str, int]) -> None:
+def test_each_pass_is_counted_by_its_result(world: World, error: Exception | None, results: dict[str, int]) -> None:
     every = ("changed", "unchanged", "conflict", "error")
     before = {result: passes(result) for result in every}
     world.cluster.read_error = error
@@ -193,7 +193,7 @@ def test_each_pass_is_counted_by_how_it_ended(world: World, error: Exception | N
     assert {result: count for result, count in added.items() if count} == results
 
 
-def test_the_gauge_of_objects_tells_the_phases_that_there_are_now(world: World) -> None:
+def test_the_gauge_of_objects_has_the_current_phases_only(world: World) -> None:
     def objects(phase: str) -> float | None:
         return REGISTRY.get_sample_value("edgetune_objects", {"phase": phase})
 
@@ -209,25 +209,25 @@ def test_the_gauge_of_objects_tells_the_phases_that_there_are_now(world: World) 
 
 @asynccontextmanager
 async def api_server(port: int, cache: Cache) -> AsyncIterator[KubernetesCluster]:
-    """A cluster at a port of this machine."""
+    """A cluster whose API server is at a port of this machine."""
     progress = ProgressReader(cache, 5.0, lambda _: None)
     async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{port}")) as api:
         yield KubernetesCluster(api, cache, progress)
 
 
-def test_an_event_that_does_not_reach_the_api_server_is_given_up() -> None:
-    (nobody,) = free_ports(1)
+def test_an_event_that_does_not_reach_the_api_server_is_dropped() -> None:
+    (unused,) = free_ports(1)
 
     async def post() -> None:
-        async with api_server(nobody, Cache()) as cluster:
-            await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", "Told", "in vain"))
+        async with api_server(unused, Cache()) as cluster:
+            await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", "Reason", "message"))
 
     asyncio.run(post())
 
 
 @asynccontextmanager
 async def serving(cache: Cache, *routes: web.RouteDef) -> AsyncIterator[KubernetesCluster]:
-    """A cluster that has nothing at all other paths."""
+    """A cluster whose API server answers these routes, and all other paths with 404."""
     (port,) = free_ports(1)
     application = web.Application()
     application.add_routes(routes)
@@ -241,7 +241,7 @@ async def serving(cache: Cache, *routes: web.RouteDef) -> AsyncIterator[Kubernet
         await runner.cleanup()
 
 
-def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> None:
+def test_a_job_that_is_already_gone_is_removed_from_the_cache_and_the_pass_repeated() -> None:
     cache = Cache()
     job = JobBuilder(Stage.TRAIN, "0123456789abcdef", name="train").build()
     cache.put_job(job)
@@ -251,19 +251,19 @@ def test_a_job_that_is_gone_already_is_forgotten_and_the_pass_made_again() -> No
             await cluster.delete_job(lora_fine_tune().build()["metadata"], "train")
 
     assert [found["metadata"]["name"] for found in cache.jobs_of(OWNER)] == ["train"]
-    with pytest.raises(Conflict, match="the Job train is gone already"):
+    with pytest.raises(StaleRead, match="Job train is already gone"):
         asyncio.run(delete())
     assert cache.jobs_of(OWNER) == []
 
 
 def a_deleted_object() -> dict[str, Any]:
-    """An object that only the operator's finalizer holds."""
+    """A deleted object that only has the operator's finalizer."""
     document = lora_fine_tune().build()
-    held = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [names.FINALIZER], "resourceVersion": "7"}
-    return {**document, "metadata": {**document["metadata"], **held}}
+    deleted = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [names.FINALIZER], "resourceVersion": "7"}
+    return {**document, "metadata": {**document["metadata"], **deleted}}
 
 
-def test_an_object_that_goes_with_its_finalizer_is_forgotten_at_once() -> None:
+def test_an_object_without_its_last_finalizer_is_removed_from_the_cache_at_once() -> None:
     cache, document = Cache(), a_deleted_object()
     cache.put_object(document)
 
@@ -277,10 +277,10 @@ def test_an_object_that_goes_with_its_finalizer_is_forgotten_at_once() -> None:
 
     asyncio.run(release())
 
-    assert cache.get_object(KEY) is None, "another pass would say final_event again"
+    assert cache.get_object(KEY) is None, "another pass would post the final Event again"
 
 
-def test_an_object_that_is_gone_already_is_forgotten_and_nothing_more_is_said_of_it() -> None:
+def test_an_object_that_is_already_gone_is_removed_from_the_cache() -> None:
     cache, document = Cache(), a_deleted_object()
     cache.put_object(document)
 
@@ -288,6 +288,6 @@ def test_an_object_that_is_gone_already_is_forgotten_and_nothing_more_is_said_of
         async with serving(cache) as cluster:
             await cluster.write_finalizers(document["metadata"], [])
 
-    with pytest.raises(Conflict, match="is gone already"):
+    with pytest.raises(StaleRead, match="is already gone"):
         asyncio.run(release())
     assert cache.get_object(KEY) is None

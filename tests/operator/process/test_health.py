@@ -1,4 +1,4 @@
-"""Probes: alive while passes are made, ready while the operator can work; and what one without a cluster says."""
+"""Probes: alive while passes are made, ready while the operator can work; also without a cluster."""
 
 import asyncio
 import json
@@ -14,64 +14,67 @@ from edgetune_operator.process.health import Health, serving_health
 from support.operator_process import free_ports, running_operator
 from support.probes import ask, has_ipv6
 
+STUCK = "an object has waited for its pass for 301 s and no passes are completing"
 
-def well(oldest_pass: float = 0.0, last_pass: float | None = 0.0, queue_wait: float = 0.0) -> Vitals:
-    """Passes as they go; by default, one has just ended and nothing waits."""
+
+def vitals_of(oldest_pass: float = 0.0, last_pass: float | None = 0.0, queue_wait: float = 0.0) -> Vitals:
+    """Vitals; by default, a pass has just ended and nothing waits."""
     return Vitals(oldest_pass, last_pass, queue_wait)
 
 
-def probes(health: Health, waits_for: str = "") -> list[tuple[int, str]]:
-    """Answers of /healthz and /readyz."""
+def probes(health: Health, why_not_ready: str = "") -> list[tuple[int, str]]:
+    """Responses of /healthz and /readyz."""
     (port,) = free_ports(1)
 
-    async def answers() -> list[tuple[int, str]]:
-        async with serving_health(port, health, lambda: waits_for):
+    async def responses() -> list[tuple[int, str]]:
+        async with serving_health(port, health, lambda: why_not_ready):
             return [await asyncio.to_thread(ask, port, path) for path in ("/healthz", "/readyz")]
 
-    return asyncio.run(answers())
+    return asyncio.run(responses())
 
 
 @pytest.mark.parametrize(
-    ("vitals", "complaint"),
+    ("vitals", "problem"),
     [
-        (well(oldest_pass=299.0), ""),
-        (well(oldest_pass=301.0), "a pass has been going on for 301 s"),
-        (well(last_pass=301.0), ""),
-        (well(last_pass=2.0, queue_wait=301.0), ""),
-        (well(last_pass=301.0, queue_wait=301.0), "an object has waited for its pass for 301 s, and no pass is made"),
-        (well(last_pass=None, queue_wait=301.0), "an object has waited for its pass for 301 s, and no pass is made"),
+        (vitals_of(oldest_pass=299.0), ""),
+        (vitals_of(oldest_pass=301.0), "a pass has been running for 301 s"),
+        (vitals_of(last_pass=301.0), ""),
+        (vitals_of(last_pass=2.0, queue_wait=301.0), ""),
+        (vitals_of(last_pass=301.0, queue_wait=301.0), STUCK),
+        (vitals_of(last_pass=None, queue_wait=301.0), STUCK),
     ],
-    ids=["busy", "hanging", "idle", "long queue", "queue that stands still", "queue that never moved"],
+    ids=["busy", "hung pass", "idle", "long queue", "stuck queue", "queue that never moved"],
 )
-def test_only_what_a_restart_mends_fails_liveness(vitals: Vitals, complaint: str) -> None:
-    assert Health(lambda: vitals, 300).complaint() == complaint
+def test_liveness_fails_only_if_a_restart_helps(vitals: Vitals, problem: str) -> None:
+    assert Health(lambda: vitals, 300).problem() == problem
 
 
-def test_probes_tell_how_the_passes_go_and_what_the_operator_waits_for() -> None:
-    told = '{"oldestPassSeconds": 0.25, "lastPassSeconds": 1.5, "queueWaitSeconds": 0.0}'
+def test_probes_report_the_passes_and_why_the_operator_is_not_ready() -> None:
+    running = '{"oldestPassSeconds": 0.25, "lastPassSeconds": 1.5, "queueWaitSeconds": 0.0}'
     started = '{"oldestPassSeconds": 0.0, "lastPassSeconds": null, "queueWaitSeconds": 0.0}'
+    not_ready = (503, "not ready: no CRD")
 
-    assert probes(Health(lambda: well(0.25, 1.5), 300)) == [(200, told), (200, "ready")]
-    assert probes(Health(lambda: well(last_pass=None), 300), "no CRD") == [(200, started), (503, "not ready: no CRD")]
-    assert probes(Health(lambda: well(301.0), 300))[0] == (503, "a pass has been going on for 301 s")
+    assert probes(Health(lambda: vitals_of(0.25, 1.5), 300)) == [(200, running), (200, "ready")]
+    assert probes(Health(lambda: vitals_of(last_pass=None), 300), "no CRD") == [(200, started), not_ready]
+    assert probes(Health(lambda: vitals_of(301.0), 300))[0] == (503, "a pass has been running for 301 s")
 
 
-def test_a_worker_that_has_ended_fails_liveness() -> None:
+def test_an_ended_worker_fails_liveness() -> None:
     async def worker() -> None:
         raise AssertionError("a bug")
 
-    async def complaints() -> list[str]:
-        health = Health(well, 300)
+    async def problems() -> list[str]:
+        health = Health(vitals_of, 300)
         health.tasks = [asyncio.create_task(worker(), name="a worker")]
-        seen = [health.complaint()]
+        before = health.problem()
         await asyncio.wait(health.tasks)
-        return [*seen, health.complaint()]
+        return [before, health.problem()]
 
-    assert asyncio.run(complaints()) == ["", "a worker has ended"]
+    assert asyncio.run(problems()) == ["", "a worker has ended"]
 
 
 def kubeconfig(folder: Path, server: str) -> Path:
-    """A kubeconfig of an API server."""
+    """A kubeconfig for an API server."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -85,10 +88,10 @@ def kubeconfig(folder: Path, server: str) -> Path:
     return path
 
 
-def test_an_operator_without_an_api_server_lives_waits_and_says_so(tmp_path: Path) -> None:
-    health, metrics, nobody = free_ports(3)
+def test_an_operator_without_an_api_server_is_alive_and_not_ready(tmp_path: Path) -> None:
+    health, metrics, unused = free_ports(3)
     ports = ("--health-port", str(health), "--metrics-port", str(metrics))
-    config = kubeconfig(tmp_path, f"http://127.0.0.1:{nobody}")
+    config = kubeconfig(tmp_path, f"http://127.0.0.1:{unused}")
 
     with running_operator(tmp_path, config, {}, *ports) as operator:
         deadline = time.monotonic() + 90

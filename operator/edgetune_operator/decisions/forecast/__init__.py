@@ -1,1 +1,1 @@
-"""What the next passes would do, found by letting `plan` decide on values. It may import what decisions may."""
+"""Forecast of the next passes, made by running `plan` on values. Imports what decisions may import."""

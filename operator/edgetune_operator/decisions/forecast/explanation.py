@@ -1,4 +1,4 @@
-"""Why a stage would run or not, in words: compares the rows before the forecast with those at its end."""
+"""Why a stage would run or not, as a sentence, from the rows before the forecast and those at its end."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from edgetune_operator.decisions.plan import View
 
 
 class ForecastAction(StrEnum):
-    """What the next passes would do with a stage."""
+    """What the next passes would do with the stage."""
 
     RUN = "run"
     CHECK = "check"
-    """prepare only: look whether base and data are still the same."""
+    """Of prepare only: check whether base and data have changed."""
 
     KEEP = "keep"
     SKIP = "skip"
@@ -46,11 +46,11 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is compared."""
+    """The states that are compared."""
 
     spec: LoraFineTuneSpec
     before: LoraFineTuneSpec | None
-    """The spec of the last run; None if there was none or it is not known."""
+    """Spec of the last run; None if there was none or it is unknown."""
 
     name: str
     previous: LoraFineTuneStatus
@@ -59,12 +59,12 @@ class Explanation:
     """Stages whose Jobs would be created."""
 
     last: View
-    """The end of the forecast."""
+    """The view at the end of the forecast."""
 
     is_store_asked: bool
 
     def stages(self) -> tuple[StageForecast, ...]:
-        """Every stage, in the order in which they would run: with a pin, publish comes first."""
+        """Every stage, in the order in which they would run; with a pin, publish comes first."""
         order = (Stage.PUBLISH, *list(Stage)[:-1]) if self.spec.publish.pin else Stage
         changes = self._changes()
         return tuple(self._explain(stage, changes.get(stage, [])) for stage in order)
@@ -80,11 +80,11 @@ class Explanation:
         if row.state is not StageState.SUCCEEDED:
             return StageForecast(stage, ForecastAction.WAIT, self.last.message)
         if stage is Stage.PREPARE and stage in self.created and is_recorded:
-            return StageForecast(stage, ForecastAction.CHECK, "looks whether base and data are still the same")
+            return StageForecast(stage, ForecastAction.CHECK, "whether base and data have changed")
         action = ForecastAction.RUN if stage in self.created else ForecastAction.KEEP
         if stage is Stage.PUBLISH and (pin := self.spec.publish.pin[:SHORT_VERSION]):
             what = "points latest.json at" if stage in self.created else "latest.json names"
-            return StageForecast(stage, action, f"{what} version {pin}, as spec.publish.pin says")
+            return StageForecast(stage, action, f"{what} version {pin}, as set by spec.publish.pin")
         if stage in self.created:
             return StageForecast(stage, action, self._why_run(row, recorded, changes))
         where = "done" if is_recorded else "its output is in the store"
@@ -93,7 +93,7 @@ class Explanation:
     def _why_run(self, row: StageStatus, recorded: StageStatus, changes: Sequence[str]) -> str:
         stage = row.name
         if stage is not Stage.PREPARE and stage not in self.inputs.known_digests(self.name):
-            return "unless the store has its output for the inputs that prepare finds"
+            return "unless its output for the inputs that prepare finds is in the store"
         if recorded.state is StageState.FAILED:
             return f"it failed: {recorded.reason}"
         if changes:
@@ -109,13 +109,14 @@ class Explanation:
         if recorded.state is not StageState.SUCCEEDED:
             return "never finished"
         if not self.is_store_asked:
-            return "the profile has another store"
+            return "the profile's store changed"
         return "latest.json names another version" if stage is Stage.PUBLISH else "its output is not in the store"
 
     def _changes(self) -> dict[Stage, list[str]]:
-        """Of each stage, the changed fields that make it run: the first stage after prepare that a field changes.
+        """By stage, the changed fields because of which it runs.
 
-        All later ones change with that one; prepare's digest is no part of theirs.
+        A field is listed for prepare if it changes prepare's digest, and for the first later stage whose digest it
+        changes: the digests of all following stages include that one, but not prepare's.
         """
         if self.before is None:
             return {}
@@ -126,7 +127,7 @@ class Explanation:
         for path in _changed_paths(old, new):
             try:
                 edited = LoraFineTuneSpec.model_validate(_with(old, new, path))
-            except ValidationError:  # legal only together with another change
+            except ValidationError:  # valid only together with another change
                 edited = self.spec
             digests = _digests(edited, resolved, self.name)
             changed = [stage for stage in digests if digests[stage] != was.get(stage)]

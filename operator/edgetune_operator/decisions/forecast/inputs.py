@@ -1,4 +1,4 @@
-"""What prepare would find: the content of base and data, as far as pins and the last run tell."""
+"""The content of base and data that prepare would find, as far as pins and the last run determine it."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,13 +10,13 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import LoraFineTuneStatus, StageState, StageStatus
 
 _SHA256_DIGITS = 64
-# Stand for content that nobody knows before prepare looks: what depends on them differs between the two.
+# Two placeholders for unknown content: a digest that differs between them depends on it.
 _UNKNOWN = ("0" * _SHA256_DIGITS, "1" * _SHA256_DIGITS)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Content digests of base and data; None where they are not known."""
+    """Content digests of base and data; None if unknown."""
 
     parameters: Parameters
     base: str | None
@@ -25,16 +25,16 @@ class Inputs:
 
     @classmethod
     def expected(cls, parameters: Parameters, before: Parameters | None, previous: LoraFineTuneStatus) -> Self:
-        """Inputs of a run: a pinned revision is the content, and what the last run read is as it was then.
+        """Inputs of a run: a pinned revision is the content; other inputs are assumed unchanged since the last run.
 
         Args:
-            parameters: of the run to come.
-            before: of the last run; None if there was none or they are not known.
+            parameters: parameters of the next run.
+            before: parameters of the last run; None if there was none or they are unknown.
             previous: the status of the last run.
         """
         found = previous.resolved
         row = next((row for row in previous.stages if row.name is Stage.PREPARE), StageStatus(name=Stage.PREPARE))
-        # What an unfinished prepare was to read, nobody knows; the status still has what the one before it found.
+        # If prepare did not finish, the status still has the inputs of the prepare before it, whose URIs are unknown.
         candidates = (parameters, before) if row.state is StageState.SUCCEEDED else ()
         was = next((each for each in candidates if each is not None and row.digest == prepare_digest(each)), None)
         base, train, evaluation = parameters.base_model, parameters.dataset.train, parameters.dataset.eval
@@ -46,7 +46,7 @@ class Inputs:
         )
 
     def resolved(self) -> Resolved:
-        """The content digests, with a placeholder for each that is not known."""
+        """The content digests, with a placeholder for each unknown one."""
         return self._resolved(_UNKNOWN[0])
 
     def known_digests(self, name: str) -> dict[Stage, str]:
@@ -74,6 +74,6 @@ def _content(
 
 
 def _identity(source: BaseModelSpec | DataSource) -> tuple[str, str]:
-    """What the content goes by: for a model of the hub its commit too."""
+    """What identifies the content: the URI and, for a model from the hub, the commit."""
     is_on_hub = isinstance(source, BaseModelSpec) and source.is_on_hub
     return source.uri, source.revision if is_on_hub else ""

@@ -1,7 +1,6 @@
-"""The passes of a forecast: each Job that `plan` creates ends well at once, and the next pass observes that.
+"""The passes of a forecast: each Job that `plan` creates succeeds immediately, and the next pass observes that.
 
-No rule of `plan` is written a second time: what a Job's stage would say comes from the status of earlier runs, or from
-the store.
+No rule of `plan` is repeated here. A stage's result comes from the status of earlier runs or from the store.
 """
 
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from edgetune_operator.decisions.observe import JobObservation, JobState, PodObs
 from edgetune_operator.decisions.plan import CreateJob, DeleteJob, Outcome, Plan, plan
 from edgetune_operator.decisions.status import project
 
-# Each pass creates a Job, deletes some or is the last, and no stage runs more than twice.
+# Each pass except the last creates or deletes Jobs, and no stage runs more than twice.
 _MOST_PASSES = 8 * len(Stage)
 _VERSION_DIGITS = 64
 
@@ -36,34 +35,34 @@ class Forecast:
     """In the order in which they would run; with a pin, publish comes first."""
 
     jobs: tuple[Request, ...]
-    """Requests of the Jobs that would be created, in their order."""
+    """Requests of the Jobs that would be created, in order."""
 
     outcome: Outcome
     message: str
-    """Why it is no other outcome."""
+    """Why the forecast ends with this outcome."""
 
 
 class StoreView(Protocol):
-    """What is known of the store that the stages would find."""
+    """The known content of the store."""
 
     def read_result(self, stage: Stage, digest: str) -> Result | None:
-        """Result of a stage that is done; None if it is not. A publication counts while the pointer names it."""
+        """Result of a stage; None if the stage is not done. publish is done if the pointer names its version."""
         ...
 
     def find_version(self, pin: str) -> str:
         """Digest of the published version that a pin names.
 
         Raises:
-            LookupError: there is none that the pointer can name; the message says why, and which there are.
+            LookupError: no published version matches; the message says why and lists the versions.
         """
         ...
 
 
 class RecordedStore:
-    """The store as the status recorded it: what the last run left there is taken to be there still."""
+    """The store as the status recorded it, assumed unchanged since the last run."""
 
     def __init__(self, status: LoraFineTuneStatus, present_store: str) -> None:
-        """`present_store`: the profile's store now; of another one than the last run's, nothing is known."""
+        """`present_store`: the profile's current store. If it is not that of the last run, its content is unknown."""
         self._publication = status.publication
         self._done = (
             {row.name: row.digest for row in status.stages if row.state is StageState.SUCCEEDED}
@@ -90,15 +89,15 @@ def forecast(
     store: StoreView | None = None,
     before: LoraFineTuneSpec | None = None,
 ) -> Forecast:
-    """What the next passes would do if every Job ended well, the inputs were as they are known, and the gates held.
+    """What the next passes would do if every Job succeeded, known inputs were unchanged, and all gates passed.
 
     Args:
-        spec: the spec as it is now.
-        profile: the profile that it names; None if there is none of that name.
+        spec: the current spec.
+        profile: the profile that it names; None if there is none with that name.
         snapshot: the object as the next pass would observe it.
-        now: the one clock, with a time zone.
-        store: what the stages would find; by default what the status recorded.
-        before: the spec of the last run; None if there was none or it is not known.
+        now: current time, with a time zone.
+        store: the store that the stages would find; by default, as the status recorded it.
+        before: the spec of the last run; None if there was none or it is unknown.
     """
     present = profile.store.for_namespace(snapshot.namespace).display_uri if profile else snapshot.previous.store
     inputs = Inputs.expected(spec.parameters, before.parameters if before else None, snapshot.previous)
@@ -125,14 +124,14 @@ def forecast(
 
 
 def _next_snapshot(snapshot: Snapshot, decided: Plan, stages: "_Stages") -> Snapshot | None:
-    """What the pass after this one would observe; None if it would find nothing to do."""
+    """What the pass after this one would observe; None if there would be nothing to do."""
     deleted = {action.name for action in decided.actions if isinstance(action, DeleteJob)}
     jobs: Sequence[JobObservation] = [job for job in snapshot.jobs if job.name not in deleted and not job.deleting]
-    runs = decided.view.outcome in (Outcome.RUNNING, Outcome.BLOCKED)
+    is_running = decided.view.outcome in (Outcome.RUNNING, Outcome.BLOCKED)
     is_changing = any(job.state is JobState.LIVE for job in jobs) or len(jobs) < len(snapshot.jobs)
-    if not decided.actions and not (runs and is_changing):
+    if not decided.actions and not (is_running and is_changing):
         return None
-    if runs:
+    if is_running:
         jobs = [stages.end(job) if job.state is JobState.LIVE else job for job in jobs]
     created = [stages.run(action) for action in decided.actions if isinstance(action, CreateJob)]
     status = LoraFineTuneStatus.model_validate(project(decided.view, snapshot, stages.now))
@@ -141,14 +140,14 @@ def _next_snapshot(snapshot: Snapshot, decided: Plan, stages: "_Stages") -> Snap
 
 @dataclass(frozen=True)
 class _Stages:
-    """Stages that end at once, with the results that are known of them."""
+    """Stages that end immediately, with their known results."""
 
     name: str
     inputs: Inputs
     store: StoreView
     now: datetime
     made: dict[tuple[Stage, str], Result] = field(default_factory=dict)
-    """What stages have put into the store since the forecast began."""
+    """Results of stages that have run in this forecast."""
 
     def run(self, action: CreateJob) -> JobObservation:
         """The Job of a request, after its end."""
@@ -189,7 +188,7 @@ class _Stages:
             phase="Failed" if failure else "Succeeded",
             exit_code=failure.exit_code if failure else ExitCode.DONE,
             reason="",
-            # Not cut to what a Pod's status takes: what does not fit costs a run of seconds.
+            # Not truncated to the limit of a termination message: a stage that does not fit only takes a short run.
             message=result.model_dump_json(exclude_defaults=True, exclude_none=True),
             disruption="",
             pod_reason="",
@@ -201,7 +200,7 @@ class _Stages:
         return replace(job, state=state, suspended=False, attempts=1, active=0, finished_at=time, pods=(pod,))
 
     def _result(self, job: JobObservation) -> Result:
-        """What the stage of a Job would say."""
+        """Result of a Job's stage."""
         if job.stage is Stage.PREPARE:
             return self._prepared()
         if job.stage is Stage.PUBLISH and (pin := self.inputs.parameters.publish.pin):
@@ -214,7 +213,7 @@ class _Stages:
         return self.made.get((stage, digest)) or self.store.read_result(stage, digest)
 
     def _prepared(self) -> Result:
-        """prepare finds the inputs, and reports which of the later stages are done."""
+        """Result of prepare: the inputs, and which of the later stages are done."""
         parameters, resolved = self.inputs.parameters, self.inputs.resolved()
         digests = stage_digests(parameters, resolved, self.name)
         done = (self._read_result(stage, digest) for stage, digest in digests.items())
@@ -236,7 +235,7 @@ class _Stages:
 
 
 def _result(stage: Stage, digest: str, publication: Publication | None = None) -> Result:
-    """A result with all that a stage has to report."""
+    """A result with everything that the stage must report."""
     reports = PIPELINE[stage].reports
     return Result(
         stage=stage,
