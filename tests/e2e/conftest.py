@@ -1,4 +1,4 @@
-"""A real cluster for the tests of this folder: `make e2e` starts it and runs them in its network."""
+"""A real cluster for the tests in this folder: `make e2e` starts it and runs them in its network."""
 
 import copy
 import os
@@ -23,7 +23,8 @@ from support.outages import OutageInEachStage
 from support.tiny_inputs import tiny_fine_tune, upload_tiny_inputs
 from support.versitygw import S3Server
 
-# One cluster for all: what takes parts of it away comes after what needs them, what looks back comes last.
+# The tests share one cluster: tests that remove parts of it run after those that need them, and tests that read the
+# audit log run last.
 _ORDER = (
     "test_disruptions",
     "test_missing_secret",
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Durations:
-    """How long the parts of the tests took; shown when all tests are done."""
+    """Durations of parts of the tests; shown at the end."""
 
     def __init__(self, entries: list[tuple[str, float]]) -> None:
         self._entries = entries
@@ -52,10 +53,10 @@ class Durations:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the time that a block takes."""
-        begun = time.monotonic()
+        """Add the duration of a block."""
+        start = time.monotonic()
         yield
-        self.add(what, time.monotonic() - begun)
+        self.add(what, time.monotonic() - start)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.stash[_durations]:
-        terminalreporter.section("how long it took")
+        terminalreporter.section("durations")
     for what, seconds in config.stash[_durations]:
         terminalreporter.write_line(f"{seconds:8.1f} s  {what}")
 
@@ -85,13 +86,13 @@ def cluster() -> AnyCluster:
 
 @pytest.fixture(scope="session")
 def kube(cluster: AnyCluster) -> Kube:
-    """The cluster as its administrator sees it."""
+    """The cluster, with its administrator's access."""
     return Kube.from_kubeconfig(cluster.run.kubeconfig)
 
 
 @pytest.fixture(scope="session")
 def s3(cluster: AnyCluster, tmp_path_factory: pytest.TempPathFactory) -> S3Server:
-    """The cluster's S3 server, with the tiny model and its data; Pods reach it at the same address."""
+    """The cluster's S3 server, with the tiny model and its data; Pods use the same address."""
     admin = Credentials(object_store.ACCESS_KEY_ID, object_store.SECRET_ACCESS_KEY)
     server = S3Server(cluster.object_store.endpoint, cluster.run.buckets, object_store.BUCKET, admin, admin)
     upload_tiny_inputs(server, tmp_path_factory.mktemp("inputs"))
@@ -100,7 +101,7 @@ def s3(cluster: AnyCluster, tmp_path_factory: pytest.TempPathFactory) -> S3Serve
 
 @pytest.fixture(scope="session")
 def unsteady_gateway(cluster: AnyCluster) -> Iterator[Gateway]:
-    """A second server before the same buckets, which tests may stop without harm to other runs."""
+    """A second server for the same buckets, which tests can stop without affecting other runs."""
     steady = cluster.object_store
     gateway = replace(steady, name=f"{steady.name}-unsteady", port=steady.port + 1)
     gateway.start()
@@ -110,7 +111,7 @@ def unsteady_gateway(cluster: AnyCluster) -> Iterator[Gateway]:
 
 @contextmanager
 def team(kube: Kube) -> Iterator[str]:
-    """A namespace under Pod Security `restricted`, with a Secret that opens the store; it is deleted afterwards."""
+    """A namespace with Pod Security `restricted` and the store's Secret; it is deleted afterwards."""
     name = f"team-{secrets.token_hex(3)}"
     for manifest in playground.team_manifests(name):
         kube.apply(manifest)
@@ -120,36 +121,36 @@ def team(kube: Kube) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def namespace(kube: Kube) -> Iterator[str]:
-    """The namespace of most objects: they share what their stages have made."""
+    """The namespace of most objects: they share the outputs of their stages."""
     with team(kube) as name:
         yield name
 
 
 @dataclass(frozen=True)
 class InstalledOperator:
-    """The operator as the chart has installed it."""
+    """The operator that the chart has installed."""
 
     cluster: AnyCluster
     kube: Kube
     values: Document
 
     def pods(self) -> list[Document]:
-        """Its Pods that are not about to go away."""
+        """Its Pods that are not being deleted."""
         pods = self.kube.list("v1", "Pod", playground.RELEASE_NAMESPACE, f"app.kubernetes.io/name={playground.RELEASE}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def log(self) -> str:
-        """What its Pods have printed."""
+        """Logs of its Pods."""
         logs = (self.kube.logs(playground.RELEASE_NAMESPACE, pod["metadata"]["name"]) for pod in self.pods())
         return "\n".join(logs)
 
     def kill(self) -> None:
-        """End its Pod at once, without a signal that it could answer."""
+        """Kill its Pod immediately, without a grace period."""
         for pod in self.pods():
             self.kube.delete("v1", "Pod", playground.RELEASE_NAMESPACE, pod["metadata"]["name"], grace_seconds=0)
 
     def wait_until_ready(self, limit_seconds: float = 90) -> None:
-        """Wait until its Deployment has all the replicas that it asks for."""
+        """Wait until its Deployment has all its replicas."""
         self.kube.wait(
             "apps/v1",
             "Deployment",
@@ -164,7 +165,7 @@ class InstalledOperator:
         )
 
     def helm(self, *arguments: str, values: Document | None = None) -> str:
-        """What helm prints about the release's namespace."""
+        """Output of a helm command in the release's namespace."""
         namespace = ("--namespace", playground.RELEASE_NAMESPACE)
         return helm(*arguments, *namespace, values=values, environment={"KUBECONFIG": str(self.cluster.run.kubeconfig)})
 
@@ -174,7 +175,7 @@ def operator(cluster: AnyCluster, kube: Kube, unsteady_gateway: Gateway, duratio
     """The chart, installed from the built images for all namespaces."""
     profile = playground.profile(cluster.object_store.endpoint)
     slow = copy.deepcopy(profile)
-    # Half a core: on fast machines, too, training is still at it after a node is lost.
+    # Half a core: even on fast machines, the training is still running when the node is given up.
     slow["resources"]["train"]["limits"]["cpu"] = "500m"
     unsteady = playground.profile(unsteady_gateway.endpoint)
     values = playground.chart_values(cluster, {"default": profile, "slow": slow, "unsteady": unsteady})
@@ -188,8 +189,8 @@ def operator(cluster: AnyCluster, kube: Kube, unsteady_gateway: Gateway, duratio
 def unsteady_run(
     kube: Kube, s3: S3Server, operator: InstalledOperator, unsteady_gateway: Gateway
 ) -> Iterator[OutageInEachStage]:
-    """An object whose S3 server goes down in each stage. It runs beside other tests, as most of its time is waiting."""
-    del operator  # it only has to be there
+    """An object whose S3 server goes down in each stage. It mostly waits, so it runs in parallel with other tests."""
+    del operator  # only required to be installed
     with team(kube) as namespace:
         run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, profile="unsteady"))
         outages = OutageInEachStage(run, unsteady_gateway)
@@ -200,7 +201,7 @@ def unsteady_run(
 
 @pytest.fixture(autouse=True)
 def _operator_log(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The operator's log, and how its objects stand, beside each test that fails."""
+    """Print the operator's log and the state of its objects for each failed test."""
     failed = request.session.testsfailed
     yield
     if request.session.testsfailed > failed and "operator" in request.fixturenames:

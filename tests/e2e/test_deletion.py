@@ -1,4 +1,4 @@
-"""Objects that take their artifacts along when they are deleted, but for those that another object uses."""
+"""Objects that are deleted with their artifacts, except for those that another object uses."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ SHARED = tuple(stage for stage in Stage if stage not in OWN)
 
 @pytest.fixture(scope="module")
 def own_namespace(kube: Kube) -> Iterator[str]:
-    """A namespace, and so a part of the bucket, that no other test uses."""
+    """A namespace, and therefore a folder of the bucket, that no other test uses."""
     with team(kube) as name:
         yield name
 
@@ -29,8 +29,8 @@ def own_namespace(kube: Kube) -> Iterator[str]:
 def twins(
     kube: Kube, s3: S3Server, own_namespace: str, operator: InstalledOperator, durations: Durations
 ) -> tuple[LiveObject, LiveObject]:
-    """Two objects with one training between them, and a publication each; both take their artifacts along."""
-    del operator  # it only has to be there
+    """Two objects with deletionPolicy Delete that share a training and have a publication each."""
+    del operator  # only required to be installed
     spec = {"training": {"maxSteps": 10}, "deletionPolicy": "Delete"}
     with durations.timed("two short runs that share a training"):
         first = LiveObject.apply(kube, tiny_fine_tune(s3, own_namespace, "first", **spec))
@@ -69,7 +69,7 @@ def test_deleting_the_last_object_leaves_nothing(s3: S3Server, twins: tuple[Live
 
 
 def _keys(server: S3Server, namespace: str) -> set[str]:
-    """Keys of all that is stored of a namespace."""
+    """All keys of a namespace."""
     root = f"artifacts/{namespace}/"
     pages = server.client().get_paginator("list_objects_v2").paginate(Bucket=server.bucket, Prefix=root)
     return {entry["Key"].removeprefix(root) for page in pages for entry in page.get("Contents", ())}

@@ -1,4 +1,4 @@
-"""What ends Pods from outside: evictions, suspension, an operator that is killed. Nothing of it uses up attempts."""
+"""Disruptions: evictions, suspension, a killed operator. None of them uses up retries."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from support.versitygw import S3Server
 
 from .conftest import Durations, InstalledOperator
 
-# The run with an S3 server that goes down takes minutes, most of them waiting: it goes on beside these tests.
+# The run with outages of its S3 server mostly waits for minutes: it runs in parallel with these tests.
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("unsteady_run")]
 STEPS = 240
 EVERY_STEPS = 10
@@ -26,18 +26,18 @@ EVERY_STEPS = 10
 
 @dataclass(frozen=True)
 class Disturbed:
-    """What was seen of a run that was evicted once, and whose operator was killed three times."""
+    """Observations of a run that was evicted once and whose operator was killed three times."""
 
     object: LiveObject
     status: Document
     evicted_at_step: int
-    """Step that the status told just before the eviction."""
+    """Step in the status just before the eviction."""
 
     second_attempt: list[Any]
     """Lines that the second train Pod printed."""
 
     creations: Counter[str]
-    """How often each Job was created, by its name, as the API server's audit log has it."""
+    """Number of creations of each Job by name, from the API server's audit log."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def disturbed(
         operator.kill()
         operator.wait_until_ready()
         first = run.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
-        evicted_at = run.wait_for_step(run.wait_for_step(1) + 2 * EVERY_STEPS)
+        evicted_at_step = run.wait_for_step(run.wait_for_step(1) + 2 * EVERY_STEPS)
         kube.evict(namespace, first)
         run.wait_for_pod(Stage.TRAIN, other_than=first)
 
@@ -62,7 +62,7 @@ def disturbed(
         operator.kill()
         status = run.wait_for_end()
     second = run.lines(run.pods(Stage.TRAIN)[0]["metadata"]["name"])
-    yield Disturbed(run, status, evicted_at, second, _creations(cluster, run))
+    yield Disturbed(run, status, evicted_at_step, second, _creations(cluster, run))
     run.delete()
 
 
@@ -78,7 +78,7 @@ def test_an_evicted_training_resumes_at_the_step_after_its_checkpoint(s3: S3Serv
     row = disturbed.object.row(Stage.TRAIN)
     assert (row["resumedFrom"], row["metrics"]["steps"]) == (step, STEPS)
     checkpoints = f"artifacts/{disturbed.object.namespace}/{checkpoints_key(row['digest'])}"
-    assert not s3.object_path(checkpoints).exists(), "they are of no use any more"
+    assert not s3.object_path(checkpoints).exists(), "checkpoints are removed after the training"
 
 
 def test_an_eviction_is_a_preemption_not_an_attempt_and_loses_no_step(disturbed: Disturbed) -> None:
@@ -97,7 +97,7 @@ def test_an_operator_killed_three_times_creates_each_job_once(disturbed: Disturb
 def test_a_suspended_training_resumes_from_its_checkpoint(
     kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator
 ) -> None:
-    del operator  # it only has to be there
+    del operator  # only required to be installed
     training = {"maxSteps": STEPS, "seed": 7, "checkpoint": {"everySteps": EVERY_STEPS}}
     run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "suspended", training=training, profile="slow"))
     step = run.wait_for_step(EVERY_STEPS)
@@ -120,6 +120,6 @@ def _is_about(event: Document, run: LiveObject) -> bool:
 
 def _creations(cluster: AnyCluster, run: LiveObject) -> Counter[str]:
     events = [event for event in audit_events(cluster.audit_log()) if event["verb"] == "create"]
-    made = [event["objectRef"] for event in events if event["responseStatus"]["code"] == 201]
-    ours = [target for target in made if (target["resource"], target.get("namespace")) == ("jobs", run.namespace)]
+    created = [event["objectRef"] for event in events if event["responseStatus"]["code"] == 201]
+    ours = [target for target in created if (target["resource"], target.get("namespace")) == ("jobs", run.namespace)]
     return Counter(target["name"] for target in ours if target["name"].startswith(f"{run.name}-"))

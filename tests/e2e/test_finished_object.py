@@ -1,4 +1,4 @@
-"""The way that the README promises: an object is applied, and ends as a scored edge model in S3."""
+"""The README's promise: an applied object becomes a scored edge model in S3."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +27,8 @@ GPU = "nvidia.com/gpu"
 def finished(
     kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator, durations: Durations
 ) -> Iterator[LiveObject]:
-    """An object that was applied, after its run has ended."""
-    del operator  # it only has to be there
+    """An applied object, after its run has ended."""
+    del operator  # only required to be installed
     applied = LiveObject.apply(kube, tiny_fine_tune(s3, namespace))
     with durations.timed("from apply to the end"):
         status = applied.wait_for_end()
@@ -60,14 +60,16 @@ def test_every_pod_runs_under_pod_security_restricted(kube: Kube, finished: Live
         found = kube.get("v1", "Namespace", None, name)
         assert found is not None
         assert found["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-        assert "violates PodSecurity" in _root_pod_refused(kube, name), "the API server keeps to that label"
+        assert "violates PodSecurity" in _root_pod_refused(kube, name), "the API server enforces the label"
 
 
 def test_only_training_requests_the_gpus_of_the_node(kube: Kube, finished: LiveObject) -> None:
     assert [node["status"]["allocatable"].get(GPU) for node in kube.list("v1", "Node")] == ["2"]
 
-    asked = {stage: finished.pods(stage)[0]["spec"]["containers"][0]["resources"]["limits"].get(GPU) for stage in Stage}
-    assert asked == {**dict.fromkeys(Stage), Stage.TRAIN: "1"}
+    requested = {
+        stage: finished.pods(stage)[0]["spec"]["containers"][0]["resources"]["limits"].get(GPU) for stage in Stage
+    }
+    assert requested == {**dict.fromkeys(Stage), Stage.TRAIN: "1"}
 
 
 def test_the_store_has_the_files_in_each_manifest(s3: S3Server, finished: LiveObject) -> None:
@@ -80,13 +82,13 @@ def test_the_store_has_the_files_in_each_manifest(s3: S3Server, finished: LiveOb
             path = s3.object_path(f"{store}/{digest.stage_key(stage, manifest.result.digest)}/{entry.path}")
             found = fingerprint(path)
             assert (found.bytes, found.sha256) == (entry.bytes, entry.sha256), entry.path
-        told = {artifact["name"]: artifact["sha256"] for artifact in status["artifacts"] if artifact["stage"] == stage}
-        assert told == {artifact.name: artifact.sha256 for artifact in manifest.result.artifacts}
+        digests = {each["name"]: each["sha256"] for each in status["artifacts"] if each["stage"] == stage}
+        assert digests == {artifact.name: artifact.sha256 for artifact in manifest.result.artifacts}
 
 
 @pytest.fixture(scope="module")
 def downloaded(s3: S3Server, finished: LiveObject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the base and of all artifacts by name, as a client of S3 gets them."""
+    """Folders of the base and of all artifacts by name, downloaded by an S3 client."""
     root = tmp_path_factory.mktemp("downloaded")
     uris = {artifact["name"]: artifact["uri"] for artifact in finished.status()["artifacts"]}
     uris["base"] = f"s3://{s3.bucket}/{BASE_KEY}"
@@ -123,7 +125,7 @@ def test_adapter_merged_and_edge_model_load_with_from_pretrained_and_answer(down
 
 
 def _root_pod_refused(kube: Kube, namespace: str) -> str:
-    """What the API server says to a Pod that runs as root."""
+    """The API server's refusal of a Pod that runs as root."""
     container = {"name": "root", "image": "root", "securityContext": {"runAsUser": 0}}
     pod: Document = {"metadata": {"name": "root", "namespace": namespace}, "spec": {"containers": [container]}}
     reply = kube.request("POST", f"{kube.path('v1', 'Pod', namespace)}?dryRun=All", pod)
@@ -132,7 +134,7 @@ def _root_pod_refused(kube: Kube, namespace: str) -> str:
 
 
 def _digest_of(status: Document, stage: Stage) -> str:
-    """Digest under which a stage's manifest lies: prepare's goes by content, not by the names in the spec."""
+    """Digest in the key of a stage's manifest: prepare's is a digest of the content, not of the URIs in the spec."""
     row: dict[str, Any] = next(row for row in status["stages"] if row["name"] == stage)
     if stage is not Stage.PREPARE:
         return str(row["digest"])

@@ -1,4 +1,4 @@
-"""A namespace that was forgotten: no Secret for the store. The real kubelet says so in an Event only."""
+"""A namespace without the store's Secret. The real kubelet reports it only in an Event."""
 
 import pytest
 
@@ -13,30 +13,30 @@ from .conftest import Durations, InstalledOperator, team
 pytestmark = pytest.mark.e2e
 
 
-def _condition(status: Document, kind: str) -> Document:
-    return next((each for each in status.get("conditions", ()) if each["type"] == kind), {})
+def _condition(status: Document, condition_type: str) -> Document:
+    return next((each for each in status.get("conditions", ()) if each["type"] == condition_type), {})
 
 
 def test_a_missing_secret_is_named_and_the_stage_continues_once_it_exists(
     kube: Kube, s3: S3Server, operator: InstalledOperator, durations: Durations
 ) -> None:
-    del operator  # it only has to be there
+    del operator  # only required to be installed
     with team(kube) as namespace:
         secret = next(each for each in playground.team_manifests(namespace) if each["kind"] == "Secret")
         name = secret["metadata"]["name"]
         kube.delete("v1", "Secret", namespace, name)
         run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "without-secret"))
 
-        with durations.timed("until a missing Secret is told"):
+        with durations.timed("until a missing Secret is reported"):
             status = run.wait(lambda status: status.get("phase") == "Stalled", "it is stalled")
         kube.apply(secret)
         with durations.timed("from the Secret to the end of prepare"):
-            mended = run.wait(lambda status: _condition(status, "Prepared").get("status") == "True", "it is prepared")
+            fixed = run.wait(lambda status: _condition(status, "Prepared").get("status") == "True", "it is prepared")
 
         stalled = _condition(status, "Stalled")
         assert (stalled["reason"], stalled["message"]) == (
             "SecretNotFound",
-            f"prepare: there is no Secret {name} in namespace {namespace}; create it, and the stage goes on by itself",
+            f"prepare: Secret {name} not found in namespace {namespace}; create it, and the stage continues by itself",
         )
-        assert _condition(mended, "Stalled") == {}
+        assert _condition(fixed, "Stalled") == {}
         run.delete()

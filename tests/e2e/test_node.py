@@ -1,4 +1,4 @@
-"""A node whose kubelet stops in mid-training: for a moment, and for so long that the cluster gives the node up."""
+"""A node whose kubelet stops during a training: for a moment, and until the cluster evicts the node's Pods."""
 
 import time
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ EVERY_STEPS = 10
 
 @pytest.fixture(scope="module")
 def node(cluster: AnyCluster) -> Node:
-    """The node, where tests may reach into it."""
+    """The node, if tests can stop its kubelet."""
     if not isinstance(cluster, Cluster):
-        pytest.skip("kind's node runs its kubelet inside of a container: it is not stopped there")
+        pytest.skip("kind's node runs its kubelet in a container: these tests cannot stop it")
     return cluster.node
 
 
 @pytest.fixture(scope="module")
 def training(node: Node, kube: Kube, s3: S3Server, namespace: str, operator: InstalledOperator) -> Iterator[LiveObject]:
-    """An object in mid-training, with enough steps for all that happens to the node."""
-    del node, operator  # they only have to be there
+    """A running training, with enough steps for all outages of the node."""
+    del node, operator  # only required to exist
     steps = {"maxSteps": 600, "checkpoint": {"everySteps": EVERY_STEPS}}
     run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "on-a-lost-node", training=steps, profile="slow"))
     run.wait_for_step(EVERY_STEPS)
@@ -44,7 +44,7 @@ def training(node: Node, kube: Kube, s3: S3Server, namespace: str, operator: Ins
 
 @contextmanager
 def stopped_kubelet(node: Node) -> Iterator[None]:
-    """The node without its kubelet, while its containers go on."""
+    """Stop the node's kubelet inside the context; its containers continue to run."""
     node.stop_kubelet()
     try:
         yield
@@ -67,7 +67,7 @@ def test_a_lost_node_is_a_preemption_and_not_an_attempt(
     node: Node, kube: Kube, training: LiveObject, durations: Durations
 ) -> None:
     pod = training.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
-    with durations.timed("from a node that is lost to the end of the run"):
+    with durations.timed("from the loss of a node to the end of the run"):
         with second_node(kube), stopped_kubelet(node):
             kube.wait(
                 "v1",
@@ -75,10 +75,10 @@ def test_a_lost_node_is_a_preemption_and_not_an_attempt(
                 training.namespace,
                 pod,
                 lambda found: "deletionTimestamp" in found["metadata"],
-                "the cluster has given the node up",
+                "the cluster has evicted the Pod",
                 3 * (NODE_GRACE_SECONDS + EVICTION_SECONDS),
             )
-            assert len(training.pods(Stage.TRAIN)) == 1, "no second Pod while the first may still write"
+            assert len(training.pods(Stage.TRAIN)) == 1, "no second Pod while the first can still write"
         second = training.wait_for_pod(Stage.TRAIN, other_than=pod)["metadata"]["name"]
         status = training.wait_for_end()
     assert status["phase"] == "Succeeded", status

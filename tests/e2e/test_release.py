@@ -23,7 +23,7 @@ RELEASE = playground.RELEASE
 
 @pytest.fixture(scope="module")
 def run(kube: Kube, s3: S3Server, namespace: str) -> Iterator[LiveObject]:
-    """An object whose model an earlier test has trained: only evaluation and publication are left to do."""
+    """An object whose model an earlier test has trained: only evaluate and publish remain."""
     applied = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "released", evaluation={"maxNewTokens": 16}))
     yield applied
     applied.delete()
@@ -56,7 +56,7 @@ def test_an_uninstall_leaves_only_the_crd_and_the_objects(
 
     left = {_kind(manifest) for manifest in installed if _is_there(kube, manifest)}
     assert left == {("CustomResourceDefinition", f"{names.PLURAL}.{names.GROUP}")}
-    # The Deployment's ReplicaSet and Pod go after it, by the garbage collector.
+    # The garbage collector deletes the Deployment's ReplicaSet and Pod after it.
     assert wait_for(lambda: operator.pods() == [], 60)
     assert kube.list("v1", "Secret", playground.RELEASE_NAMESPACE, "owner=helm") == []
     assert run.status()["phase"] == "Succeeded"
@@ -71,7 +71,7 @@ def test_an_operator_for_one_namespace_continues_there_and_ignores_others(
         playground.install_chart(cluster.run.kubeconfig, values)
         run.patch({"evaluation": {"maxNewTokens": 12}})
         assert run.wait_for_end()["phase"] == "Succeeded"
-        assert foreign.status() == {"observedGeneration": -1}, "as the API server has made it"
+        assert foreign.status() == {"observedGeneration": -1}, "the API server's default"
 
     roles = [found for found in parse(operator.helm("get", "manifest", RELEASE)) if "rules" in found]
     assert {_kind(role) for role in roles if _lets_write(role)} == {

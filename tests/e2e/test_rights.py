@@ -1,4 +1,4 @@
-"""What the operator has asked of the API server in all the tests before, against what the chart lets it do."""
+"""The operator's requests to the API server in all earlier tests, compared with the permissions in the chart."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ from support.versitygw import S3Server
 from .conftest import InstalledOperator
 
 pytestmark = pytest.mark.e2e
-Right = tuple[str, str, str]
+Permission = tuple[str, str, str]
 """API group, resource with its subresource, verb."""
 
 
@@ -31,7 +31,7 @@ def test_an_object_waits_while_a_foreign_job_has_its_name(kube: Kube, s3: S3Serv
     status = run.wait(lambda status: status["phase"] == "Stalled", "it is stalled")
     stalled = next(condition for condition in status["conditions"] if condition["type"] == "Stalled")
     assert stalled["reason"] == "JobNameTaken"
-    assert f"a Job {name} exists in namespace {namespace}" in stalled["message"]
+    assert f"Job {name} in namespace {namespace} does not belong to this object" in stalled["message"]
     run.delete()
 
 
@@ -51,8 +51,8 @@ def test_no_request_of_the_operator_is_forbidden(requests: list[Document]) -> No
 def test_the_chart_grants_nothing_that_the_operator_does_not_use(
     operator: InstalledOperator, requests: list[Document]
 ) -> None:
-    granted = set(_rights(render(operator.values)))
-    used = {_right(event["objectRef"], event["verb"]) for event in requests if "objectRef" in event}
+    granted = set(_permissions(render(operator.values)))
+    used = {_permission(event["objectRef"], event["verb"]) for event in requests if "objectRef" in event}
     assert granted - used == set()
 
 
@@ -67,8 +67,8 @@ def _foreign_job(namespace: str, name: str) -> Manifest:
     }
 
 
-def _rights(manifests: list[Manifest]) -> Iterator[Right]:
-    """Rights of the operator's own roles."""
+def _permissions(manifests: list[Manifest]) -> Iterator[Permission]:
+    """Permissions of the operator's own roles."""
     own = (playground.RELEASE, playground.CLUSTER_NAME)
     for manifest in manifests:
         if manifest["kind"] in ("Role", "ClusterRole") and manifest["metadata"]["name"] in own:
@@ -77,6 +77,6 @@ def _rights(manifests: list[Manifest]) -> Iterator[Right]:
                     yield from ((group, resource, verb) for resource in rule["resources"] for verb in rule["verbs"])
 
 
-def _right(target: Document, verb: str) -> Right:
+def _permission(target: Document, verb: str) -> Permission:
     subresource = f"/{target['subresource']}" if "subresource" in target else ""
     return target.get("apiGroup", ""), f"{target['resource']}{subresource}", verb

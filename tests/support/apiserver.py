@@ -1,4 +1,4 @@
-"""A real kube-apiserver with its etcd on free loopback ports, for tests that ask it for its verdict."""
+"""A real kube-apiserver with its etcd on free loopback ports, for tests of its verdicts."""
 
 import shutil
 import time
@@ -18,13 +18,13 @@ BINARIES = ("etcd", "kube-apiserver", "kubectl")
 
 
 def binaries_are_there() -> bool:
-    """Whether the programs need not be built first, which takes minutes."""
+    """Whether the programs exist; building them takes minutes."""
     return all(binaries.find(name) is not None for name in BINARIES)
 
 
 @dataclass
 class ApiServer(Kube):
-    """A running API server as its administrator sees it."""
+    """A running API server, with its administrator's access."""
 
     kubeconfig: Path = Path()
 
@@ -32,7 +32,7 @@ class ApiServer(Kube):
         """Create the CRD and wait until its objects are served.
 
         Raises:
-            AssertionError: the server refuses it, or finds that its schema is not structural.
+            AssertionError: the server refuses it, or its schema is not structural.
         """
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         reply = self.request("POST", f"{crds}?fieldValidation=Strict", crd)
@@ -60,13 +60,13 @@ class ApiServer(Kube):
 
 @contextmanager
 def running_apiserver(folder: Path, *, controllers: bool = False) -> Iterator[ApiServer]:
-    """Start etcd and kube-apiserver below `folder`; both are gone afterwards.
+    """Run etcd and kube-apiserver in `folder` inside the context.
 
     Args:
-        controllers: whether Jobs, garbage collection, namespaces and service accounts work.
+        controllers: whether to run the controllers of Jobs, garbage collection, namespaces and service accounts.
 
     Raises:
-        RuntimeError: a process ended, or the server was not ready in time; with the end of its log.
+        RuntimeError: a process ended, or the server was not ready in time; the message has the end of its log.
     """
     with running_control_plane(folder, controllers=controllers) as plane:
         server = ApiServer.from_kubeconfig(plane.kubeconfig())

@@ -1,4 +1,4 @@
-"""Figures from the API server's audit log: who wrote what, and when the API server had answered."""
+"""Figures from the API server's audit log: who wrote what, and when the API server answered."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from typing import Any
 from edgetune_contract.stages import Stage
 
 _WRITES = ("create", "update", "patch", "delete")
-# As edgetune_operator.api.names makes them: object, stage, digest. Pods have five more characters.
+# As edgetune_operator.api.names builds them: object, stage, digest. Pod names have five more characters.
 _JOB = re.compile(rf"(?P<object>.+)-(?P<stage>{'|'.join(Stage)})-[0-9a-f]{{10}}(-[a-z0-9]{{5}})?")
 
 
@@ -31,33 +31,33 @@ class Request:
     """Seconds since the epoch."""
 
     answered: float
-    """Seconds since the epoch; watchers have the change by then, or are about to."""
+    """Seconds since the epoch; watchers receive the change at about this time."""
 
     @property
     def is_write(self) -> bool:
-        """Whether it changes something, or tries to."""
+        """Whether it writes, also if it was refused."""
         return self.verb in _WRITES
 
     @property
     def kind(self) -> str:
-        """What it does, such as `create jobs`; with the status if it was refused."""
+        """Verb and resource, such as `create jobs`; with the status code if it was refused."""
         return f"{self.verb} {self.resource}" + (f" ({self.code})" if self.code >= 300 else "")
 
     @property
     def stage_of(self) -> tuple[str, Stage] | None:
-        """Object and stage that a Job or one of its Pods belongs to; None for anything else."""
+        """Object and stage of a Job or one of its Pods; None for anything else."""
         found = _JOB.fullmatch(self.name)
         return (found["object"], Stage(found["stage"])) if found else None
 
 
 class AuditLog:
-    """The audit log of an API server that may still be running: each reading gives what is new."""
+    """The audit log of an API server that may still be running: each reading returns the new requests."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
         self.requests: list[Request] = []
-        """All that was read so far, as the API server wrote it."""
+        """All requests read so far, in the order of the log."""
 
     def read(self) -> Sequence[Request]:
         """Requests that were answered since the last reading."""
@@ -91,12 +91,12 @@ def _request(event: dict[str, Any]) -> Request | None:
 
 
 def writes(requests: Iterable[Request], user: str) -> Counter[str]:
-    """How many writes of each kind a user made."""
+    """Number of a user's writes of each kind."""
     return Counter(request.kind for request in requests if request.user == user and request.is_write)
 
 
 def seconds_to_first_jobs(requests: Sequence[Request], user: str) -> float:
-    """Time from the first object's creation to the first Job of the last object, made by a user."""
+    """Time from the first object's creation until a user has created the first Job of the last object."""
     created = [each.received for each in requests if each.kind == "create lorafinetunes"]
     created += [each.received for each in requests if each.kind == "patch lorafinetunes" and each.code == 201]
     jobs = [each for each in requests if each.user == user and each.kind == "create jobs"]
@@ -105,7 +105,7 @@ def seconds_to_first_jobs(requests: Sequence[Request], user: str) -> float:
 
 
 def hand_off_seconds(requests: Sequence[Request], user: str) -> list[float]:
-    """For each stage after the first: from its predecessor's end in the Pod's status to its Job, made by a user."""
+    """For each stage after the first: time from the end of its predecessor's Pod until a user created its Job."""
     ended: dict[tuple[str, Stage], float] = {}
     jobs: dict[tuple[str, Stage], float] = {}
     for request in requests:
@@ -113,14 +113,14 @@ def hand_off_seconds(requests: Sequence[Request], user: str) -> list[float]:
         if of is None:
             continue
         if request.kind == "patch pods/status":
-            # The last one: a Pod's status changes no more once its container has ended.
+            # The last patch: a Pod's status no longer changes once its container has ended.
             ended[of] = max(request.answered, ended.get(of, 0.0))
         elif request.kind == "create jobs" and request.user == user:
             jobs[of] = request.answered
     stages = list(Stage)
     before = dict(zip(stages[1:], stages, strict=False))
     return [
-        made - ended[name, before[stage]]
-        for (name, stage), made in jobs.items()
+        created - ended[name, before[stage]]
+        for (name, stage), created in jobs.items()
         if stage in before and (name, before[stage]) in ended
     ]

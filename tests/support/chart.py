@@ -1,6 +1,6 @@
-"""The Helm chart as a person uses it: through `helm`, with values on the command line.
+"""The Helm chart as a user installs it: through `helm`, with values on the command line.
 
-`PYTHONPATH=tests python -m support.chart` writes the golden manifests of the default install, with --check it compares.
+`PYTHONPATH=tests python -m support.chart` writes the golden manifests of the default install; --check compares them.
 """
 
 import json
@@ -23,7 +23,7 @@ CHART = REPOSITORY / "charts" / "edgetune"
 RELEASE = "edgetune"
 RELEASE_NAMESPACE = "edgetune-system"
 GOLDEN = "tests/golden/chart-default.yaml"
-# A helm that was built without a version of its own takes the cluster for 1.20.
+# A helm binary that was built without version flags assumes Kubernetes 1.20.
 KUBERNETES_VERSION = "1.35.0"
 
 Values = Mapping[str, Any]
@@ -51,7 +51,7 @@ ALL_SWITCHES: Values = {
 
 
 class Refused(Exception):
-    """Helm refuses the values; with what it says."""
+    """Helm refuses the values; the message is helm's output."""
 
 
 def find_helm() -> Path | None:
@@ -64,13 +64,13 @@ def helm(*arguments: str, values: Values | None = None, environment: Mapping[str
     """Output of a helm command.
 
     Raises:
-        Refused: helm ends with an error.
+        Refused: helm exits with an error.
     """
     binary = find_helm()
     if binary is None:
         raise FileNotFoundError(f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH")
     done = subprocess.run(
-        # Helm reads values as YAML, which JSON is.
+        # Helm reads values as YAML, of which JSON is a subset.
         [str(binary), *arguments, *(("--values", "-") if values is not None else ())],
         input=json.dumps(values),
         env={**os.environ, **(environment or {})},
@@ -85,12 +85,12 @@ def helm(*arguments: str, values: Values | None = None, environment: Mapping[str
 
 
 def render(values: Values, namespace: str = RELEASE_NAMESPACE) -> list[Manifest]:
-    """All manifests of an install, the test's Pod among them."""
+    """All manifests of an install, including the Pod of the chart's test."""
     return list(parse(rendered_text(values, namespace=namespace)))
 
 
 def rendered_text(values: Values, *arguments: str, namespace: str = RELEASE_NAMESPACE) -> str:
-    """The same as helm writes it."""
+    """The same as text."""
     version = ("--kube-version", KUBERNETES_VERSION)
     return helm("template", RELEASE, str(CHART), "-n", namespace, *version, *arguments, values=values)
 
@@ -101,14 +101,14 @@ def parse(text: str) -> Iterator[Manifest]:
 
 
 def one(manifests: Iterable[Manifest], kind: str, name: str = RELEASE) -> Manifest:
-    """The manifest of a kind and name."""
+    """The manifest with a kind and name."""
     found = [each for each in manifests if each["kind"] == kind and each["metadata"]["name"] == name]
     assert len(found) == 1, f"{len(found)} manifests {kind} {name}"
     return found[0]
 
 
 def pod_specs(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
-    """Specs of all Pods that the chart makes, by what makes them."""
+    """Specs of all Pods of the chart, by the manifest that creates them."""
     specs = {}
     for manifest in manifests:
         if manifest["kind"] == "Pod":
@@ -119,7 +119,7 @@ def pod_specs(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
 
 
 def golden_files() -> dict[str, str]:
-    """The default install but for the CRD, which is compared with its generated file; text by path below the root."""
+    """The default install without the CRD, which is compared with its generated file; text by path under the root."""
     documents = rendered_text({"profiles": {"default": PROFILE}}, "--set", "crd.install=false")
     return {GOLDEN: documents}
 
@@ -146,10 +146,10 @@ INSTALLS: dict[str, Values] = {
     "namespaced with all switches": {**ALL_SWITCHES, **NAMESPACED},
     "without CRD": {"crd": {"install": False}},
     "without RBAC": {"rbac": {"create": False, "aggregateToUserRoles": False}, "serviceAccount": {"create": False}},
-    "network policy of the operator alone": {"networkPolicy": {"enabled": True}},
+    "network policy of the operator only": {"networkPolicy": {"enabled": True}},
     "other names": {"fullnameOverride": "tuner", "serviceAccount": {"name": "robot"}},
 }
 CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
-"""Of what belongs to the whole cluster."""
+"""Name of the cluster-scoped objects."""
 
 each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)

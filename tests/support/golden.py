@@ -1,6 +1,6 @@
-"""Golden manifests of Jobs: what the cluster gets for each stage and for a clean-up, for people and for a test.
+"""Golden manifests of Jobs, for each stage and for a clean-up, for readers and for a test.
 
-`PYTHONPATH=tests python -m support.golden` writes them, with --check it compares.
+`PYTHONPATH=tests python -m support.golden` writes them; --check compares them.
 """
 
 import sys
@@ -80,7 +80,7 @@ def spec_of(builder: ObjectBuilder) -> LoraFineTuneSpec:
 
 
 def golden_files() -> dict[str, str]:
-    """Text by path below the repository's root."""
+    """Text by path relative to the repository's root."""
     builder = lora_fine_tune()
     owner = builder.build()["metadata"]
     stages = {
@@ -97,7 +97,7 @@ def golden_files() -> dict[str, str]:
 
 
 def clean_up_request(profile: Profile) -> CleanUpRequest:
-    """Request to remove what the smallest object has made."""
+    """Request to remove the artifacts of the smallest object."""
     return CleanUpRequest(namespace=NAMESPACE, name="sensor-faults", store=profile.store.for_namespace(NAMESPACE))
 
 

@@ -1,4 +1,4 @@
-"""kstatus: what generic tools (Flux, Argo CD, `kubectl wait`, `helm --wait`) make of any object's status."""
+"""kstatus: how generic tools (Flux, Argo CD, `kubectl wait`, `helm --wait`) read any object's status."""
 
 from enum import StrEnum
 from typing import Any
@@ -16,15 +16,15 @@ class KStatus(StrEnum):
 
 
 def kstatus(document: dict[str, Any]) -> KStatus:
-    """The verdict by the rules of sigs.k8s.io/cli-utils/pkg/kstatus for kinds that it does not know."""
+    """The verdict by the rules of sigs.k8s.io/cli-utils/pkg/kstatus for custom resources."""
     metadata, status = document["metadata"], document.get("status") or {}
     if metadata.get("deletionTimestamp"):
         return KStatus.TERMINATING
     if "observedGeneration" in status and status["observedGeneration"] != metadata["generation"]:
         return KStatus.IN_PROGRESS
-    truths = {kind: (condition(document, kind) or {}).get("status") for kind in ("Reconciling", "Stalled", "Ready")}
-    if truths["Reconciling"] == "True":
+    conditions = {each: (condition(document, each) or {}).get("status") for each in ("Reconciling", "Stalled", "Ready")}
+    if conditions["Reconciling"] == "True":
         return KStatus.IN_PROGRESS
-    if truths["Stalled"] == "True":
+    if conditions["Stalled"] == "True":
         return KStatus.FAILED
-    return KStatus.IN_PROGRESS if truths["Ready"] in ("False", "Unknown") else KStatus.CURRENT
+    return KStatus.IN_PROGRESS if conditions["Ready"] in ("False", "Unknown") else KStatus.CURRENT

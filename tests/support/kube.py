@@ -1,4 +1,4 @@
-"""A client for tests: plain requests to whatever cluster a kubeconfig names, and what tests do to its Pods."""
+"""A client for tests: plain requests to the cluster of a kubeconfig, and changes to its Pods."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Reply:
-    """What the API server answered."""
+    """The API server's response."""
 
     code: int
     body: Document
@@ -36,12 +36,12 @@ class Reply:
 
     @property
     def message(self) -> str:
-        """The server's sentence when it refused."""
+        """The server's message if it refused."""
         return str(self.body.get("message", ""))
 
 
 class Refused(AssertionError):
-    """The API server refused what a test takes for granted."""
+    """The API server refused a request that a test expects to succeed."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Kube:
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Self:
-        """The cluster and the user of a kubeconfig's current context: a token, or a client's certificate."""
+        """The cluster and user of a kubeconfig's current context, with a token or a client certificate."""
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         context = _named(config["contexts"], config["current-context"])["context"]
         cluster = _named(config["clusters"], context["cluster"])["cluster"]
@@ -63,7 +63,7 @@ class Kube:
         with tempfile.TemporaryDirectory() as folder:
             trusted = ssl.create_default_context(cafile=_file(cluster, "certificate-authority", Path(folder)))
             if "token" not in user:
-                files = (_file(user, kind, Path(folder)) for kind in ("client-certificate", "client-key"))
+                files = (_file(user, field, Path(folder)) for field in ("client-certificate", "client-key"))
                 trusted.load_cert_chain(*files)
         headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         return cls(cluster["server"], trusted, headers)
@@ -76,7 +76,7 @@ class Kube:
         content_type: str = "application/json",
         accept: str = "application/json",
     ) -> Reply:
-        """Send one request; a refusal is a reply, not an exception."""
+        """Send one request; a refusal is a reply and not an exception."""
         request = urllib.request.Request(  # noqa: S310 - the URL is the cluster's own
             self.url + path,
             method=method,
@@ -86,8 +86,8 @@ class Kube:
         try:
             with urllib.request.urlopen(  # noqa: S310
                 request, timeout=_REQUEST_LIMIT_SECONDS, context=self.context
-            ) as answer:
-                return Reply(answer.status, _document(answer.read()))
+            ) as response:
+                return Reply(response.status, _document(response.read()))
         except urllib.error.HTTPError as error:
             with error:
                 return Reply(error.code, _document(error.read()))
@@ -108,7 +108,7 @@ class Kube:
         return self._checked(reply, "GET", path).body
 
     def list(self, api_version: str, kind: str, namespace: str | None = None, selector: str = "") -> list[Document]:
-        """Objects of a namespace, or of all, that match a label selector."""
+        """Objects in a namespace, or in all, that match a label selector."""
         path = self.path(api_version, kind, namespace)
         if selector:
             path += f"?labelSelector={urllib.parse.quote(selector)}"
@@ -125,7 +125,7 @@ class Kube:
     def delete(
         self, api_version: str, kind: str, namespace: str | None, name: str, grace_seconds: int | None = None
     ) -> None:
-        """Delete an object, a Pod with its own grace period unless one is given; one that is gone is deleted."""
+        """Delete an object, with its own grace period unless one is given; does nothing if it is gone."""
         path = self.path(api_version, kind, namespace, name)
         grace = {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
         reply = self.request("DELETE", path, {"propagationPolicy": "Background", **grace})
@@ -133,13 +133,13 @@ class Kube:
             self._checked(reply, "DELETE", path)
 
     def logs(self, namespace: str, pod: str) -> str:
-        """What the containers of a Pod have printed."""
+        """Log of a Pod's container."""
         reply = self.request("GET", f"{self.path('v1', 'Pod', namespace, pod)}/log")
-        # A log is plain text, which stands where a refusal's sentence would.
+        # A log is plain text, which `_document` returns as the message.
         return reply.message
 
     def evict(self, namespace: str, pod: str, grace_seconds: int | None = None) -> None:
-        """Evict a Pod by the Eviction API, as `kubectl drain` does."""
+        """Evict a Pod through the Eviction API, as `kubectl drain` does."""
         eviction: Document = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -152,7 +152,7 @@ class Kube:
     def set_status(
         self, api_version: str, kind: str, namespace: str | None, name: str, status: Mapping[str, Any]
     ) -> Document:
-        """Play the component that writes an object's status, such as the kubelet of a Pod."""
+        """Write an object's status in place of the responsible component, such as the kubelet."""
         path = f"{self.path(api_version, kind, namespace, name)}/status"
         return self._accepted("PATCH", path, {"status": status}, "application/merge-patch+json")
 
@@ -166,10 +166,10 @@ class Kube:
         what: str,
         limit_seconds: float = 60,
     ) -> Document:
-        """Wait until an object is there and a condition holds for it.
+        """Wait until an object exists and a condition holds for it.
 
         Raises:
-            TimeoutError: it does not within the limit; with the object's status as it is then.
+            TimeoutError: the limit is exceeded; the message has the object's status.
         """
         deadline = time.monotonic() + limit_seconds
         while True:
@@ -177,8 +177,8 @@ class Kube:
             if found is not None and condition(found):
                 return found
             if time.monotonic() > deadline:
-                seen = "there is none" if found is None else json.dumps(found.get("status"), indent=1)
-                raise TimeoutError(f"{kind} {name}: not within {limit_seconds:.0f} s: {what}; status: {seen}")
+                status = "not found" if found is None else json.dumps(found.get("status"), indent=1)
+                raise TimeoutError(f"{kind} {name}: not within {limit_seconds:.0f} s: {what}; status: {status}")
             time.sleep(_POLL_SECONDS)
 
     def wait_until_gone(
@@ -187,13 +187,13 @@ class Kube:
         """Wait until no object matches a label selector.
 
         Raises:
-            TimeoutError: some are left at the limit; with their names.
+            TimeoutError: the limit is exceeded; the message has the names of the remaining objects.
         """
         deadline = time.monotonic() + limit_seconds
         while left := self.list(api_version, kind, namespace, selector):
             if time.monotonic() > deadline:
                 named = ", ".join(found["metadata"]["name"] for found in left)
-                raise TimeoutError(f"{kind} {named}: still there after {limit_seconds:.0f} s")
+                raise TimeoutError(f"{kind} {named}: still exists after {limit_seconds:.0f} s")
             time.sleep(_POLL_SECONDS)
 
     def path(self, api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:
@@ -224,7 +224,7 @@ def pod_waiting(reason: str, message: str = "") -> Document:
 
 
 def pod_running() -> Document:
-    """Status of a Pod whose container runs, for `Kube.set_status`."""
+    """Status of a Pod whose container is running, for `Kube.set_status`."""
     started = pod_waiting("")
     started["containerStatuses"][0]["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}, "waiting": None}
     return {**started, "phase": "Running"}
@@ -247,7 +247,7 @@ def pod_ended(exit_code: int, message: str = "", reason: str = "", *, container:
 
 
 def audit_events(path: Path) -> list[Document]:
-    """The API server's audit log: one event for each request that it answered."""
+    """Events of the API server's audit log, one for each answered request."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -265,27 +265,27 @@ def install_crd(kube: "Kube", crd: Document) -> None:
     )
     group, version = crd["spec"]["group"], crd["spec"]["versions"][0]["name"]
     deadline = time.monotonic() + _REQUEST_LIMIT_SECONDS
-    while not kube.request("GET", f"/apis/{group}/{version}").accepted:  # another controller publishes it
+    while not kube.request("GET", f"/apis/{group}/{version}").accepted:  # published by another controller
         assert time.monotonic() < deadline, f"{group}/{version} is not served"
         time.sleep(_POLL_SECONDS)
 
 
-def condition(document: Mapping[str, Any], kind: str) -> Document | None:
-    """A condition in an object's status."""
+def condition(document: Mapping[str, Any], condition_type: str) -> Document | None:
+    """A condition in an object's status; None if it is absent."""
     conditions: list[Document] = (document.get("status") or {}).get("conditions") or []
-    return next((each for each in conditions if each["type"] == kind), None)
+    return next((each for each in conditions if each["type"] == condition_type), None)
 
 
 def _named(entries: list[Document], name: str) -> Document:
     return next(entry for entry in entries if entry["name"] == name)
 
 
-def _file(entry: Mapping[str, Any], kind: str, folder: Path) -> str:
-    """A file that a kubeconfig names, or holds."""
-    if kind in entry:
-        return str(entry[kind])
-    path = folder / kind
-    path.write_bytes(base64.b64decode(entry[f"{kind}-data"]))
+def _file(entry: Mapping[str, Any], field: str, folder: Path) -> str:
+    """Path of a file that a kubeconfig references or contains."""
+    if field in entry:
+        return str(entry[field])
+    path = folder / field
+    path.write_bytes(base64.b64decode(entry[f"{field}-data"]))
     return os.fspath(path)
 
 
@@ -293,6 +293,6 @@ def _document(content: bytes) -> Document:
     try:
         body: Document = json.loads(content)
     except json.JSONDecodeError:
-        # Logs, and answers for a path that is not served, are plain text.
+        # Logs, and responses for a path that is not served, are plain text.
         return {"message": content.decode(errors="replace")}
     return body if isinstance(body, dict) else {"message": content.decode(errors="replace")}

@@ -1,4 +1,4 @@
-"""A LoraFineTune on a cluster that really runs it: what tests wait for, and where they look."""
+"""A LoraFineTune on a cluster that really runs it, with what tests wait for and read."""
 
 import json
 import time
@@ -33,14 +33,14 @@ class LiveObject:
         return cls(kube, metadata["namespace"], metadata["name"])
 
     def status(self) -> Document:
-        """Its status as it is now; empty before the first pass."""
+        """Its current status; empty before the first pass."""
         found = self.kube.get(*_KIND, self.namespace, self.name)
         assert found is not None, f"{self.namespace}/{self.name} is gone"
         status: Document = found.get("status") or {}
         return status
 
     def row(self, stage: Stage) -> Document:
-        """Status of one stage; empty if there is none yet."""
+        """Status of one stage; empty before the first pass."""
         return next((row for row in self.status().get("stages", ()) if row["name"] == stage), {})
 
     def patch(self, spec: Document) -> None:
@@ -48,16 +48,16 @@ class LiveObject:
         self.kube.merge(*_KIND, self.namespace, self.name, {"spec": spec})
 
     def delete(self) -> None:
-        """Ask for its deletion."""
+        """Request its deletion."""
         self.kube.delete(*_KIND, self.namespace, self.name)
 
     def wait_until_gone(self) -> None:
-        """Wait until it is not there any more."""
+        """Wait until it no longer exists."""
         if not wait_for(lambda: self.kube.get(*_KIND, self.namespace, self.name) is None, _LIMIT_SECONDS):
-            raise TimeoutError(f"{self.namespace}/{self.name} is still there; its status: {self.status()}")
+            raise TimeoutError(f"{self.namespace}/{self.name} still exists; its status: {self.status()}")
 
     def wait(self, holds: Callable[[Document], bool], what: str) -> Document:
-        """Its status, once a condition holds for it and it speaks of the current spec."""
+        """Its status, once it describes the current spec and a condition holds for it."""
 
         def is_current(found: Document) -> bool:
             status = found.get("status") or {}
@@ -72,19 +72,19 @@ class LiveObject:
         return self.wait(lambda status: status.get("phase") in ENDED, "the run has ended")
 
     def wait_for_step(self, step: int) -> int:
-        """Wait until training has come to a step, by what the status says; the step that it is at."""
+        """Wait until the status reports at least this step of the training; returns the reported step."""
 
         def reached(status: Document) -> int:
             progress = status.get("progress") or {}
             return int(progress.get("step", 0)) if progress.get("stage") == Stage.TRAIN else 0
 
-        return reached(self.wait(lambda status: reached(status) >= step, f"training is at step {step}"))
+        return reached(self.wait(lambda status: reached(status) >= step, f"training has reached step {step}"))
 
     def wait_for_pod(self, stage: Stage, *, other_than: str = "") -> Document:
-        """The stage's newest Pod that is not about to go away, once there is one.
+        """The stage's newest Pod that is not being deleted, once there is one.
 
         Args:
-            other_than: name of an earlier Pod that does not count.
+            other_than: name of an earlier Pod to ignore.
         """
         return self._wait_for_first(lambda: [pod for pod in self.pods(stage) if pod["metadata"]["name"] != other_than])
 
@@ -99,20 +99,20 @@ class LiveObject:
                 if "deletionTimestamp" not in found["metadata"]:
                     return found
             if time.monotonic() > deadline:
-                raise TimeoutError(f"it is not there after {_LIMIT_SECONDS} s; the object is {self.status()['phase']}")
+                raise TimeoutError(f"not found within {_LIMIT_SECONDS} s; the object is {self.status()['phase']}")
             time.sleep(_POLL_SECONDS)
 
     def pods(self, stage: Stage) -> list[Document]:
-        """The stage's Pods that are there, the newest first."""
+        """The stage's existing Pods, newest first."""
         found = self._owned("v1", "Pod", stage)
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
 
     def jobs(self, stage: Stage) -> list[Document]:
-        """The stage's Jobs that are there."""
+        """The stage's existing Jobs."""
         return self._owned("batch/v1", "Job", stage)
 
     def lines(self, pod: str) -> list[Any]:
-        """What a stage's Pod has said on stdout: one JSON object a line. Other lines are left out."""
+        """JSON objects that a stage's Pod has printed, one from each line; other lines are skipped."""
         lines = self.kube.logs(self.namespace, pod).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 

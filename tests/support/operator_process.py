@@ -1,4 +1,4 @@
-"""The operator as a process of this machine, for tests on a cluster that does not run it itself."""
+"""The operator as a process on this machine, for tests on a cluster that does not run it."""
 
 import os
 import socket
@@ -29,11 +29,11 @@ class OperatorProcess:
 def running_operator(
     folder: Path, kubeconfig: Path, profiles: Mapping[str, Any], *arguments: str
 ) -> Iterator[OperatorProcess]:
-    """An operator for all namespaces, as the user of a kubeconfig. Its log stays in the folder.
+    """An operator for all namespaces, with the user of a kubeconfig. Its log is kept in the folder.
 
     Args:
-        profiles: profiles by name, as the chart's values hold them.
-        arguments: more arguments of its command line.
+        profiles: profiles by name, as in the chart's values.
+        arguments: additional command-line arguments.
     """
     file = folder / "profiles.yaml"
     file.write_text(yaml.safe_dump({"profiles": dict(profiles)}), encoding="utf-8")
@@ -46,12 +46,12 @@ def running_operator(
 def running_installed_operator(
     folder: Path, kubeconfig: Path, deployment: Mapping[str, Any], profiles: str, python: Sequence[str] = ()
 ) -> Iterator[OperatorProcess]:
-    """The operator as its Deployment runs it: its command and arguments, but free ports. Its log stays in the folder.
+    """The operator with the command and arguments of its Deployment, and free ports. Its log is kept in the folder.
 
     Args:
         deployment: the chart's manifest.
         profiles: text of the profiles file.
-        python: options of the interpreter, such as a profiler with its own.
+        python: options of the interpreter, such as a profiler.
     """
     file = folder / "profiles.yaml"
     file.write_text(profiles, encoding="utf-8")
@@ -80,7 +80,7 @@ def _running(command: Sequence[str], kubeconfig: Path, log: Path) -> Iterator[Op
 
 
 def service_account_kubeconfig(kube: Kube, kubeconfig: Path, namespace: str, account: str) -> Path:
-    """A kubeconfig of a service account, beside that of the user who may make its token."""
+    """A kubeconfig for a service account, written beside that of a user who is allowed to create its token."""
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
     reply = kube.request("POST", path, {"spec": {"expirationSeconds": 3600}})
     if not reply.accepted:
@@ -93,7 +93,7 @@ def service_account_kubeconfig(kube: Kube, kubeconfig: Path, namespace: str, acc
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
+    """Unused TCP ports."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]

@@ -14,9 +14,10 @@ _POLL_SECONDS = 0.1
 
 
 class OutageInEachStage(threading.Thread):
-    """Takes a server away for 30 s in each stage, until the object's run has ended.
+    """Stops a server for 30 s in each stage, until the object's run has ended.
 
-    As soon as the stage has its first Pod, and from a training while it makes steps: others are too short to be met so.
+    An outage starts when the stage has its first Pod; for train, while it makes steps. Other stages are too short for
+    that.
     """
 
     def __init__(self, run: LiveObject, gateway: Gateway) -> None:
@@ -32,7 +33,7 @@ class OutageInEachStage(threading.Thread):
     def run(self) -> None:
         try:
             for stage in Stage:
-                if not self._wait(partial(self._has_come_to, stage)):
+                if not self._wait(partial(self._has_reached, stage)):
                     return
                 if self.object.pods(stage):
                     self._take_down()
@@ -50,7 +51,7 @@ class OutageInEachStage(threading.Thread):
         return status
 
     def cancel(self) -> None:
-        """Stop making trouble."""
+        """End the outages."""
         self._cancelled.set()
         self.join(timeout=OUTAGE_SECONDS)
 
@@ -59,10 +60,10 @@ class OutageInEachStage(threading.Thread):
         self._cancelled.wait(OUTAGE_SECONDS)
         self._gateway.start()
 
-    def _has_come_to(self, stage: Stage) -> bool:
-        return self._is_at_work(stage) or self.object.status().get("phase") in ENDED
+    def _has_reached(self, stage: Stage) -> bool:
+        return self._is_running(stage) or self.object.status().get("phase") in ENDED
 
-    def _is_at_work(self, stage: Stage) -> bool:
+    def _is_running(self, stage: Stage) -> bool:
         pods = self.object.pods(stage)
         if stage is not Stage.TRAIN:
             return bool(pods)
@@ -70,7 +71,7 @@ class OutageInEachStage(threading.Thread):
         return any(str(line.get("say")).startswith("training") for line in lines)
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
-        """Wait until a condition holds; False if cancelled before."""
+        """Wait until a condition holds; False if cancelled first."""
         while not condition():
             if self._cancelled.wait(_POLL_SECONDS):
                 return False

@@ -6,7 +6,7 @@ import urllib.request
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has IPv6, at least on loopback."""
+    """Whether this machine has IPv6 on its loopback interface."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -15,10 +15,10 @@ def has_ipv6() -> bool:
 
 
 def ask(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
-    """Status and body of an answer; 0 while nobody answers."""
+    """Status and body of a response; status 0 if nothing answers."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()

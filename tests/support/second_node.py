@@ -1,4 +1,4 @@
-"""A second node that is always ready and takes no Pods: a control plane that has lost all nodes gives up none."""
+"""A second node that is always ready and accepts no Pods: if all nodes are lost, a control plane evicts no Pod."""
 
 import threading
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ _LEASES = "kube-node-lease"
 
 @contextmanager
 def second_node(kube: Kube) -> Iterator[None]:
-    """The node, until the block ends; this process gives its signs of life."""
-    # It is cordoned before the scheduler sees it ready.
+    """The node, inside the context; this process sends its heartbeats."""
+    # It is cordoned before it is ready.
     kube.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NAME}, "spec": {"unschedulable": True}})
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(kube, ended), name=NAME, daemon=True)
+    heartbeat = threading.Thread(target=_send_heartbeats, args=(kube, ended), name=NAME, daemon=True)
     _renew_lease(kube)
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "it is played by a test"}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "simulated by a test"}
     kube.set_status("v1", "Node", None, NAME, {"conditions": [ready]})
-    heart.start()
+    heartbeat.start()
     try:
         yield
     finally:
         ended.set()
-        heart.join()
+        heartbeat.join()
         kube.delete("v1", "Node", None, NAME)
         kube.delete("coordination.k8s.io/v1", "Lease", _LEASES, NAME)
 
 
-def _beat(kube: Kube, ended: threading.Event) -> None:
+def _send_heartbeats(kube: Kube, ended: threading.Event) -> None:
     while not ended.wait(_HEARTBEAT_SECONDS):
         _renew_lease(kube)
 

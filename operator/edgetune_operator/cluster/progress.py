@@ -1,4 +1,4 @@
-"""Progress of a running training, read from the metrics that its Pod serves."""
+"""Progress of a running training, from the metrics that its Pod serves."""
 
 import asyncio
 import contextlib
@@ -17,26 +17,26 @@ from edgetune_operator.decisions.observe import controller_uid
 from edgetune_operator.decisions.render import METRICS_PORT
 
 _TIMEOUT_SECONDS = 2.0
-# What is not asked for is not sent, by an honest training: nothing is decompressed here.
+# A training sends no compressed response unless asked; nothing is decompressed here.
 _HEADERS = {"Accept-Encoding": "identity"}
 _LIMIT_BYTES = 64 * 1024
 
 ReadMetrics = Callable[[Mapping[str, Any]], Awaitable[ProgressStatus | None]]
-"""From a running Pod to the progress of its training; None if it says nothing."""
+"""From a running Pod to the progress of its training; None if it reports none."""
 
 
 class ProgressReader:
-    """Reads the progress of running trainings beside the passes: a Pod that does not answer holds none of them up."""
+    """Reads the progress of running trainings in the background: a Pod that does not answer delays no pass."""
 
     def __init__(
         self, cache: Cache, interval_seconds: float, wake: Callable[[Key], None], read: ReadMetrics | None = None
     ) -> None:
-        """What is followed, how, and how often.
+        """Configure what is read, how, and how often.
 
         Args:
             cache: has the objects' Jobs and Pods.
             interval_seconds: between two readings of one training.
-            wake: called when a reading brings news.
+            wake: called when a reading differs from the last one.
             read: reads one Pod; None is `read_metrics`.
         """
         self._cache = cache
@@ -48,7 +48,7 @@ class ProgressReader:
         """Tasks by the Pod's UID."""
 
     def latest(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
-        """The newest reading of an object's running training, which is followed from now on; None before the first."""
+        """The newest reading of an object's running training; None before the first. Starts to follow the training."""
         pod = self._running(owner)
         if pod is None:
             return None
@@ -58,12 +58,12 @@ class ProgressReader:
         return self._latest.get(uid)
 
     def _running(self, owner: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The Pod of the object's training that runs now. Labels are anybody's: it must be one of its Jobs'."""
+        """The running Pod of the object's training. It must belong to one of the Jobs: anybody can set labels."""
         jobs = {job["metadata"]["uid"] for job in self._cache.jobs_of(owner)}
         return running_train_pod([pod for pod in self._cache.pods_of(owner) if controller_uid(pod, "Job") in jobs])
 
     async def _follow(self, owner: Mapping[str, Any], pod: Mapping[str, Any]) -> None:
-        """Read until the Pod runs no longer."""
+        """Read until the Pod is no longer running."""
         key, uid = Key(owner["namespace"], owner["name"]), pod["metadata"]["uid"]
         try:
             while (running := self._running(owner)) is not None:
@@ -79,7 +79,7 @@ class ProgressReader:
             self._latest.pop(uid, None)
 
     async def close(self) -> None:
-        """Follow nothing any more."""
+        """Stop following all trainings."""
         tasks = list(self._followed.values())
         for task in tasks:
             task.cancel()
@@ -90,7 +90,7 @@ class ProgressReader:
 async def reading_progress(
     cache: Cache, interval_seconds: float, wake: Callable[[Key], None], read: ReadMetrics | None = None
 ) -> AsyncIterator[ProgressReader]:
-    """A reader that is closed at the end."""
+    """A reader that is closed at the end of the context."""
     reader = ProgressReader(cache, interval_seconds, wake, read)
     try:
         yield reader
@@ -99,7 +99,7 @@ async def reading_progress(
 
 
 def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The Pod of a training that runs now; None if there is none that can be asked."""
+    """The running Pod of a training with an address; None if there is none."""
     for pod in pods:
         stage = (pod["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
         status = pod["status"]
@@ -111,9 +111,9 @@ def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
 async def read_metrics(
     pod: Mapping[str, Any], *, port: int = METRICS_PORT, timeout_seconds: float = _TIMEOUT_SECONDS
 ) -> ProgressStatus | None:
-    """Progress of the training in a running Pod; None while it does not answer or has not begun.
+    """Progress of the training in a running Pod; None if it does not answer or has not started.
 
-    The Pod is the tenant's, and may answer anything: it does not decide whom the operator asks, nor how much it reads.
+    The Pod is the tenant's and can send anything: redirects are not followed, and the response is limited.
     """
     address = pod["status"]["podIP"]
     host = f"[{address}]" if ":" in address else address
@@ -130,7 +130,7 @@ async def read_metrics(
 
 
 async def _read_text(content: aiohttp.StreamReader) -> str | None:
-    """A whole body as text; None if it is longer than any training's."""
+    """The whole body as text; None if it is longer than the limit, which no training reaches."""
     try:
         await content.readexactly(_LIMIT_BYTES)
     except asyncio.IncompleteReadError as end:
@@ -139,7 +139,7 @@ async def _read_text(content: aiohttp.StreamReader) -> str | None:
 
 
 def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
-    """Progress from the text of the metrics of a Pod; None before the first step, and for what no training says."""
+    """Progress from the text of a Pod's metrics; None before the first step, or if the text is invalid."""
     try:
         values = {
             sample.name.removeprefix("edgetune_train_"): sample.value

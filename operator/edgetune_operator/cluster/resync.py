@@ -1,9 +1,9 @@
-"""Resync: whole lists that fill the cache at the start, and heal later what the watches have missed.
+"""Resync: full lists that fill the cache at the start, and later correct what the watches missed.
 
-Kopf lists again after its watch was interrupted, but says nothing of what was deleted meanwhile: a Job that is gone
-would stay in the cache as if it ran.
+Kopf lists again after an interrupted watch, but does not report what was deleted in between: a deleted Job would stay
+in the cache as if it were running.
 
-Each watched namespace stands for itself: one that is deleted, or whose Role is gone, stops no other.
+Watched namespaces are independent: one that is deleted, or whose Role is gone, does not affect the others.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.cluster.cache import Cache, Kind, version_of
 
 _CHECK_SECONDS = 10.0
-# Kopf starts to watch some seconds after the first list: the second one covers what happened in between.
+# Kopf starts its watches some seconds after the first list: the second list covers the time in between.
 _SECOND_LIST_SECONDS = 10.0
 _LATER_LIST_SECONDS = 600.0
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 15.0)
@@ -28,12 +28,12 @@ logger = logging.getLogger("edgetune")
 
 
 class NotServed(Exception):
-    """The API server cannot be reached, or does not give what the operator needs; the message says what to do."""
+    """The API server is unreachable or does not serve what the operator needs; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A part of a list."""
+    """One page of a list."""
 
     items: Sequence[Mapping[str, Any]]
     version: int
@@ -41,27 +41,27 @@ class Page:
 
 
 class Lister(Protocol):
-    """What a resync needs of a cluster."""
+    """The operations of a cluster that a resync needs."""
 
     async def check(self) -> None:
-        """Ask whether the API server answers; costs next to nothing.
+        """Check that the API server answers; this is cheap.
 
         Raises:
-            NotServed: it does not.
+            NotServed: it does not answer.
         """
         ...
 
     def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
-        """All of a kind that is the operator's, in one namespace or in all.
+        """The operator's objects of a kind, in one namespace or in all.
 
         Raises:
-            NotServed: there is no list to have.
+            NotServed: the API server does not serve the list.
         """
         ...
 
 
 class Resync:
-    """Lists everything, again and again."""
+    """Lists everything periodically."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class Resync:
         later_list_seconds: float = _LATER_LIST_SECONDS,
         retry_seconds: Sequence[float] = _RETRY_SECONDS,
     ) -> None:
-        """What is listed, into which cache, and how often.
+        """Configure what is listed, into which cache, and how often.
 
         Args:
-            lister: gives the lists.
-            cache: gets what they hold.
-            namespaces: those that are watched; empty is all.
-            wake: called with the key of what has changed.
-            second_list_seconds: from the first list of a namespace to the second.
-            later_list_seconds: between the lists after it.
-            retry_seconds: between two tries to get a first list; the last one is repeated.
+            lister: serves the lists.
+            cache: is filled from them.
+            namespaces: the watched namespaces; empty is all.
+            wake: called with the key of each object with a change.
+            second_list_seconds: from a namespace's first list to its second.
+            later_list_seconds: between the lists after the second.
+            retry_seconds: between attempts at the first list; the last value is repeated.
         """
         self._lister = lister
         self._cache = cache
@@ -98,43 +98,43 @@ class Resync:
         self._unreachable = ""
 
     @property
-    def waits_for(self) -> str:
-        """Why no namespace can be worked on; empty if one can."""
+    def why_not_ready(self) -> str:
+        """Why no namespace can be reconciled; empty if at least one can."""
         if self._unreachable:
             return self._unreachable
         if len(self._failing) < len(self._namespaces):
             return ""
         return "; ".join(dict.fromkeys(self._failing.values()))
 
-    def tell(self, key: Key) -> None:
-        """Wake an object, unless its namespace has not been listed yet: a pass would take unseen Jobs for missing."""
+    def wake_if_listed(self, key: Key) -> None:
+        """Wake an object if its namespace has been listed: before that, a pass would treat unlisted Jobs as missing."""
         if None in self._listed or key.namespace in self._listed:
             self._wake(key)
 
     async def run_until_listed(self) -> None:
-        """List all namespaces, and try until one of them can be listed."""
+        """List all namespaces, and retry until at least one of them can be listed."""
         delays = itertools.chain(self._retry_seconds, itertools.repeat(self._retry_seconds[-1]))
         while True:
-            await self.look()
-            if not self.waits_for:
+            await self.list_due()
+            if not self.why_not_ready:
                 return
             await asyncio.sleep(next(delays))
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Read the lists that are due, until cancelled."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
-            await self.look()
+            await self.list_due()
 
-    async def look(self) -> None:
-        """Ask whether the API server answers, and read the lists that are due."""
+    async def list_due(self) -> None:
+        """Check that the API server answers, and read the lists that are due."""
         try:
             await self._lister.check()
         except NotServed as error:
             if str(error) != self._unreachable:
                 logger.warning("not ready: %s", error)
             self._unreachable = str(error)
-            # What happens from now on may go unseen.
+            # The watches may miss changes from now on.
             self._due = dict.fromkeys(self._namespaces, -math.inf)
             telemetry.NAMESPACES_FAILING.set(len(self._namespaces))
             return
@@ -150,15 +150,15 @@ class Resync:
                 await self._list(kind, namespace)
         except NotServed as error:
             self._due[namespace] = -math.inf
-            self._complain(namespace, str(error))
+            self._note_failing(namespace, str(error))
         else:
             self._failing.pop(namespace, None)
             self._note_listed(namespace)
 
     def _note_listed(self, namespace: str | None) -> None:
-        first = namespace not in self._listed
-        self._due[namespace] = _now() + (self._second_list_seconds if first else self._later_list_seconds)
-        if first:
+        is_first = namespace not in self._listed
+        self._due[namespace] = _now() + (self._second_list_seconds if is_first else self._later_list_seconds)
+        if is_first:
             self._listed.add(namespace)
             for key in self._cache.keys(namespace):
                 self._wake(key)
@@ -169,27 +169,27 @@ class Resync:
         known = {document.uid: document.version for document in self._cache.documents(kind, namespace)}
         async for page in self._lister.list_pages(kind, namespace):
             versions.append(page.version)
-            # The watch has told their end since: the page would bring them back.
+            # The watch has reported their deletion since: the page must not add them again.
             gone = known.keys() - {document.uid for document in self._cache.documents(kind, namespace)}
             for body in page.items:
                 uid = body["metadata"]["uid"]
                 listed.add(uid)
                 if uid not in gone and known.get(uid) != version_of(body):
-                    self._tell(self._cache.put(kind, body))
+                    self._wake_owner(self._cache.put(kind, body))
         for document in self._cache.documents(kind, namespace):
-            # What was created after the list is newer than it.
+            # A newer document was created after the list.
             if document.uid not in listed and document.version <= min(versions):
-                self._tell(self._cache.remove(kind, document.read()))
+                self._wake_owner(self._cache.remove(kind, document.read()))
 
-    def _tell(self, key: Key | None) -> None:
+    def _wake_owner(self, key: Key | None) -> None:
         if key is not None:
-            self.tell(key)
+            self.wake_if_listed(key)
 
-    def _complain(self, namespace: str | None, what: str) -> None:
-        if self._failing.get(namespace) != what:
-            alone = len(self._namespaces) == 1
-            logger.warning("%s: %s", "not ready" if alone else f"namespace {namespace} is left out", what)
-        self._failing[namespace] = what
+    def _note_failing(self, namespace: str | None, why: str) -> None:
+        if self._failing.get(namespace) != why:
+            is_only = len(self._namespaces) == 1
+            logger.warning("%s: %s", "not ready" if is_only else f"namespace {namespace} is skipped", why)
+        self._failing[namespace] = why
 
 
 def _now() -> float:

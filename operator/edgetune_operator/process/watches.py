@@ -59,10 +59,10 @@ class Watcher:
         progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
         cluster = await enter(connect(self._cache, progress))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
-        self._wake = resync.tell
+        self._wake = resync.wake_if_listed
         self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
         health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
-        await enter(serving_health(self._settings.health_port, health, lambda: resync.waits_for))
+        await enter(serving_health(self._settings.health_port, health, lambda: resync.why_not_ready))
         server, thread = start_http_server(self._settings.metrics_port, every_address())
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)

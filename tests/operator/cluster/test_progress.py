@@ -1,4 +1,4 @@
-"""Following running trainings: beside the passes, for as long as their Pods run, and whatever those answer."""
+"""Following running trainings: in the background, as long as their Pods run, and whatever they answer."""
 
 import asyncio
 import gzip
@@ -27,7 +27,7 @@ def at_step(step: int) -> ProgressStatus:
 
 
 def train_pod(version: int, name: str = "attempt-1", *, running: bool = True) -> dict[str, Any]:
-    """The object's training."""
+    """A Pod of the object's training."""
     builder = PodBuilder("job", name)
     pod = (builder.running() if running else builder.ended(0, "{}")).build()
     pod["metadata"]["resourceVersion"] = str(version)
@@ -37,7 +37,7 @@ def train_pod(version: int, name: str = "attempt-1", *, running: bool = True) ->
 
 
 class World:
-    """A cache with the object and its running training, and Pods that answer what a test says."""
+    """A cache with the object and its running training, and Pods that answer as the test configured."""
 
     def __init__(self) -> None:
         self.cache = Cache()
@@ -57,7 +57,7 @@ class World:
         return self.answer
 
     async def readings(self, count: int) -> None:
-        """Wait until Pods were asked so often, and what they said is taken in."""
+        """Wait until Pods were read this number of times and the reader has processed the answers."""
         async with asyncio.timeout(30):
             while len(self.asked) < count:
                 await asyncio.sleep(0)
@@ -70,7 +70,7 @@ def world() -> World:
 
 
 def run(world: World, scene: Any) -> None:
-    """Play a scene with a reader that reads as often as it can."""
+    """Run a scene with a reader that reads without a pause."""
 
     async def play() -> None:
         async with reading_progress(world.cache, 0.0, world.woken.append, world.read_metrics) as reader:
@@ -165,12 +165,12 @@ def test_a_pod_that_only_has_the_labels_is_not_asked(world: World, owners: list[
 
 
 ON_THIS_MACHINE = {"metadata": {"name": "pod"}, "status": {"podIP": "127.0.0.1"}}
-# Other work shares the machine: longer than the operator waits for a Pod's answer.
+# Longer than the operator's timeout, because other work shares the machine.
 PATIENT_SECONDS = 30.0
 
 
 class TenantPod:
-    """A real server on this machine, which answers as a tenant's Pod likes."""
+    """A real server on this machine in place of a tenant's Pod."""
 
     METRICS = "edgetune_train_step 3\nedgetune_train_total_steps 10\n"
 
@@ -203,7 +203,7 @@ class TenantPod:
         return web.Response(text=self.METRICS)
 
     def read(self, answer: str, timeout_seconds: float = 2.0) -> ProgressStatus | None:
-        """What the operator reads from a Pod that answers so."""
+        """The operator's reading from a Pod with this answer."""
         (port,) = free_ports(1)
         application = web.Application()
         application.add_routes([web.get("/metrics", getattr(self, answer)), web.get("/elsewhere", self.elsewhere)])
@@ -250,7 +250,7 @@ def test_an_endless_answer_is_given_up_after_64_kib() -> None:
     pod = TenantPod()
 
     assert pod.read("endless") is None
-    assert pod.sent < 20_000_000, "what fits into the buffers of a connection, and no more"
+    assert pod.sent < 20_000_000, "only what fits into the buffers of a connection"
 
 
 @pytest.mark.parametrize("answer", ["compressed", "bomb"])
@@ -272,6 +272,6 @@ def test_what_is_compressed_is_not_unpacked(answer: str) -> None:
     ids=str,
 )
 def test_figures_that_the_status_could_not_hold_are_no_reading(figures: dict[str, str]) -> None:
-    said = {"step": "3", "total_steps": "10"} | figures
+    metrics = {"step": "3", "total_steps": "10"} | figures
 
-    assert parse_metrics("".join(f"edgetune_train_{name} {value}\n" for name, value in said.items()), "pod") is None
+    assert parse_metrics("".join(f"edgetune_train_{name} {value}\n" for name, value in metrics.items()), "pod") is None

@@ -1,4 +1,4 @@
-"""The cache and the lists that fill it: newer states win, what is gone goes, and Pods that ended are remembered."""
+"""The cache and the lists that fill it: newer versions win, deleted items are removed, and ended Pods are kept."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ KEY = Key("team-a", "sensor-faults")
 
 
 def body(name: str, version: int, **fields: Any) -> dict[str, Any]:
-    """Something as the API server gives it; its UID is made of its name."""
+    """A body as the API server returns it; its UID is derived from its name."""
     metadata = {"name": name, "namespace": "team-a", "uid": f"uid-of-{name}", "resourceVersion": str(version)}
     return {"metadata": {**metadata, **fields}, "status": {}}
 
@@ -43,7 +43,7 @@ def a_pod(version: int, name: str = "pod-1", *, ended: bool = False) -> dict[str
 
 
 class ApiServer:
-    """Lists of what a test put there; it can refuse them for a while."""
+    """Serves lists of a test's bodies, or refuses them for a while."""
 
     def __init__(self) -> None:
         self.bodies: dict[Kind, list[dict[str, Any]]] = {kind: [] for kind in Kind}
@@ -56,13 +56,13 @@ class ApiServer:
         self.on_check: Callable[[], None] = lambda: None
 
     async def check(self) -> None:
-        """Refuse as a test says."""
+        """Refuse as the test configured."""
         self.on_check()
         if self.refusals:
             raise NotServed(self.refusals.pop(0))
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
-        """One item a page."""
+        """Pages with one item each."""
         if namespace in self.forbidden:
             raise NotServed(self.forbidden[namespace])
         self.lists.append((kind, namespace))
@@ -80,7 +80,7 @@ def server() -> ApiServer:
 
 
 class World:
-    """A cache and the keys that it woke. Each look reads all lists, unless the second ones take longer."""
+    """A cache and the keys that were woken. By default, all lists are always due."""
 
     def __init__(self, server: ApiServer, *namespaces: str, second_list_seconds: float = 0.0) -> None:
         self.cache = Cache()
@@ -96,23 +96,23 @@ class World:
         )
 
     def read_lists(self) -> list[Key]:
-        """Resync once; the keys that it wakes."""
+        """Resync once; returns the woken keys."""
         self.woken.clear()
         asyncio.run(self.resync.run_until_listed())
         return list(self.woken)
 
     def names(self, kind: Kind) -> list[str]:
-        """Names of all that is in the cache."""
+        """Names of all cached items of a kind."""
         return [each.read()["metadata"]["name"] for each in self.cache.documents(kind)]
 
 
 def test_the_first_lists_fill_the_cache(server: ApiServer) -> None:
     world = World(server)
 
-    assert world.resync.waits_for == "the first lists have not been read"
+    assert world.resync.why_not_ready == "the first lists have not been read"
     assert set(world.read_lists()) == {KEY}
     assert [world.names(kind) for kind in Kind] == [["sensor-faults"], ["job-1"], ["pod-1"]]
-    assert world.resync.waits_for == ""
+    assert world.resync.why_not_ready == ""
 
 
 def test_what_was_deleted_unseen_goes_and_wakes_its_object(server: ApiServer) -> None:
@@ -159,13 +159,13 @@ def test_a_list_does_not_bring_back_what_went_while_it_was_under_way(
     server.bodies[Kind.JOB] = [a_job(version=50)]
     list_pages = server.list_pages
 
-    async def list_while_it_goes(kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
+    async def list_during_deletion(kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         async for page in list_pages(kind, namespace):
             if kind is Kind.JOB:
                 world.cache.remove(Kind.JOB, a_job(version=51))
             yield page
 
-    monkeypatch.setattr(server, "list_pages", list_while_it_goes)
+    monkeypatch.setattr(server, "list_pages", list_during_deletion)
     world.read_lists()
 
     assert world.names(Kind.JOB) == []
@@ -183,22 +183,22 @@ def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told
 ) -> None:
     world = World(server)
     server.refusals = ["the API server does not answer"] * 3 + ["the CRD is missing"]
-    told: list[str] = []
-    server.on_check = lambda: told.append(world.resync.waits_for)
+    reasons: list[str] = []
+    server.on_check = lambda: reasons.append(world.resync.why_not_ready)
     world.read_lists()
 
-    assert told[1:] == ["the API server does not answer"] * 3 + ["the CRD is missing"]
-    assert world.resync.waits_for == ""
+    assert reasons[1:] == ["the API server does not answer"] * 3 + ["the CRD is missing"]
+    assert world.resync.why_not_ready == ""
     assert caplog.messages == ["not ready: the API server does not answer", "not ready: the CRD is missing"]
 
 
 TEAM_B = Key("team-b", "sensor-faults")
-FORBIDDEN = {"team-b": "the operator may not list lorafinetunes in namespace team-b"}
+FORBIDDEN = {"team-b": "the operator is not allowed to list lorafinetunes in namespace team-b"}
 
 
 @pytest.fixture
 def two_teams(server: ApiServer) -> ApiServer:
-    """Another namespace has an object as well."""
+    """An API server with an object in each of two namespaces."""
     server.bodies[Kind.OBJECT].append(an_object(11, uid="uid-of-team-b", namespace="team-b"))
     return server
 
@@ -210,9 +210,9 @@ def test_a_namespace_that_cannot_be_listed_stops_no_other(
     world = World(two_teams, "team-a", "team-b")
 
     assert set(world.read_lists()) == {KEY}
-    assert world.resync.waits_for == ""
+    assert world.resync.why_not_ready == ""
     world.read_lists()
-    assert caplog.messages == [f"namespace team-b is left out: {FORBIDDEN['team-b']}"]
+    assert caplog.messages == [f"namespace team-b is skipped: {FORBIDDEN['team-b']}"]
 
 
 def test_a_namespace_that_can_be_listed_again_is_worked_on(two_teams: ApiServer) -> None:
@@ -236,19 +236,19 @@ def test_what_was_known_of_a_namespace_stays_while_it_cannot_be_listed(two_teams
 
 
 def test_no_object_is_woken_before_its_namespace_is_listed(two_teams: ApiServer) -> None:
-    """The watch tells of objects and of their Jobs in any order; a pass would take unseen Jobs for missing."""
+    """The watches report objects and their Jobs in any order; a pass would treat unlisted Jobs as missing."""
     two_teams.forbidden = FORBIDDEN
     world = World(two_teams, "team-a", "team-b")
     world.read_lists()
     world.woken.clear()
 
     world.cache.put(Kind.OBJECT, an_object(11, uid="uid-of-team-b", namespace="team-b"))
-    world.resync.tell(TEAM_B)
-    world.resync.tell(KEY)
+    world.resync.wake_if_listed(TEAM_B)
+    world.resync.wake_if_listed(KEY)
 
     assert world.woken == [KEY]
     two_teams.forbidden = {}
-    assert set(world.read_lists()) == {TEAM_B}, "though the list brings nothing new"
+    assert set(world.read_lists()) == {TEAM_B}, "although the list has no change"
 
 
 def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServer) -> None:
@@ -256,12 +256,12 @@ def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServe
     world.read_lists()
     two_teams.forbidden = {"team-a": "may not list jobs", "team-b": "may not list lorafinetunes"}
 
-    asyncio.run(world.resync.look())
+    asyncio.run(world.resync.list_due())
 
-    assert world.resync.waits_for == "may not list jobs; may not list lorafinetunes"
+    assert world.resync.why_not_ready == "may not list jobs; may not list lorafinetunes"
     two_teams.forbidden = {}
     world.read_lists()
-    assert world.resync.waits_for == ""
+    assert world.resync.why_not_ready == ""
 
 
 def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(server: ApiServer) -> None:
@@ -272,10 +272,10 @@ def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(serv
     assert server.lists == every
 
     server.refusals = ["the API server does not answer"]
-    asyncio.run(world.resync.look())
-    assert world.resync.waits_for == "the API server does not answer"
+    asyncio.run(world.resync.list_due())
+    assert world.resync.why_not_ready == "the API server does not answer"
     world.read_lists()
-    assert world.resync.waits_for == ""
+    assert world.resync.why_not_ready == ""
 
     assert server.lists == [*every, *every]
 
@@ -284,12 +284,12 @@ def test_a_pod_that_ended_is_remembered_until_its_job_is_gone(server: ApiServer)
     world = World(server)
     world.read_lists()
     world.cache.remove(Kind.POD, a_pod(50, ended=True))
-    remembered = world.names(Kind.POD)
+    before = world.names(Kind.POD)
     world.read_lists()
 
     world.cache.remove(Kind.JOB, a_job(60))
 
-    assert remembered == ["pod-1"]
+    assert before == ["pod-1"]
     assert world.names(Kind.POD) == []
 
 
@@ -315,5 +315,5 @@ def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> 
 
 
 def test_kopf_never_runs_out_of_attempts() -> None:
-    """It would stop the operator, and with it the work in all namespaces that can be watched."""
+    """Otherwise it would stop the operator, and with it the work in all other namespaces."""
     assert len(list(itertools.islice(EndlessBackoffs(), 1000))) == 1000
