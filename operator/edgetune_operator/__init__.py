@@ -1,1 +1,1 @@
-"""The operator: decisions on values, a pass that carries them out, and the process around it. Imports the contract."""
+"""The operator: decisions on values, a pass that carries them out, the process around it. May import the contract."""

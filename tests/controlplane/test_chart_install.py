@@ -135,7 +135,7 @@ def test_the_installed_crd_is_served_as_rendered(apiserver: ApiServer) -> None:
 def test_notes_ask_for_a_profile_if_there_is_none(kubeconfig: Path) -> None:
     text = notes(kubeconfig, {"profiles": {}})
 
-    assert "every LoraFineTune waits with the reason ProfileNotFound" in text
+    assert "every LoraFineTune is stalled with the reason ProfileNotFound" in text
     assert "--set profiles.default.store.uri=" in text
 
 

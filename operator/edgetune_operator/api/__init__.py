@@ -1,1 +1,1 @@
-"""The object's models, names, reasons, profiles and the check of a spec. Imports the contract only."""
+"""The object's models, names, reasons, profiles and the check of a spec. May import the contract only."""

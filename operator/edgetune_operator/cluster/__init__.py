@@ -1,1 +1,1 @@
-"""Kubernetes: the client, the watch cache, lists, a training's progress. Imports reconcile and the rooms under it."""
+"""Kubernetes: the client, the watch cache, lists, a training's progress. May import reconcile and rooms under it."""

@@ -1,1 +1,1 @@
-"""Decisions on values only: observe, plan, render, status, events. Imports api and the contract; no I/O, no clock."""
+"""Decisions on values only: observe, plan, render, status, events. May import api and the contract; does no I/O."""

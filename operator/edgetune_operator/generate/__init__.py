@@ -1,1 +1,1 @@
-"""Generators of the CRD, the field reference and the chart's files. Imports api and the contract."""
+"""Generators of the CRD, the field reference and the chart's files. May import api and the contract."""

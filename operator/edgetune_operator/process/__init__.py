@@ -1,1 +1,1 @@
-"""The operator's process: watches, work queue, workers, probes, settings. Imports every other room, and Kopf."""
+"""The operator's process: watches, work queue, workers, probes, settings. May import every other room, and Kopf."""

@@ -94,17 +94,17 @@ class Controller:
     async def _pass(self, key: Key) -> None:
         document = self._cache.get_object(key)
         before = read_status(document) if document is not None else LoraFineTuneStatus()
-        made = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
+        outcome = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
         self._queue.forget(key)
-        telemetry.PASSES.labels(result="changed" if made is not None and made.wrote_status else "unchanged").inc()
-        if made is None or document is None:
+        telemetry.PASSES.labels(result="changed" if outcome is not None and outcome.wrote_status else "unchanged").inc()
+        if outcome is None or document is None:
             return
-        if made.plan.look_again is not None:
-            self._queue.add_after(key, made.plan.look_again.total_seconds())
-        if made.wrote_status:
+        if outcome.plan.look_again is not None:
+            self._queue.add_after(key, outcome.plan.look_again.total_seconds())
+        if outcome.wrote_status:
             await self._report(key, document["metadata"], before)
-        if isinstance(made, DeletionPass) and made.plan.final_event is not None:
-            await self._post_final_event(key, document["metadata"], made.plan.final_event)
+        if isinstance(outcome, DeletionPass) and outcome.plan.final_event is not None:
+            await self._post_final_event(key, document["metadata"], outcome.plan.final_event)
 
     def _fail(self, key: Key, error: Exception) -> None:
         seconds = self._queue.retry(key)

@@ -31,12 +31,12 @@ def test_a_jobs_name_is_a_dns_label_of_at_most_63_characters(name: str, stage: S
     one=st.tuples(object_names, st.sampled_from(Stage), digests),
     other=st.tuples(object_names, st.sampled_from(Stage), digests),
 )
-def test_different_inputs_give_different_jobs(one: tuple[str, Stage, str], other: tuple[str, Stage, str]) -> None:
+def test_different_inputs_give_different_job_names(one: tuple[str, Stage, str], other: tuple[str, Stage, str]) -> None:
     assert (job_name(*one) == job_name(*other)) is (one == other)
 
 
 @given(name=object_names)
-def test_an_objects_name_becomes_a_legal_label_value(name: str) -> None:
+def test_an_objects_name_becomes_a_valid_label_value(name: str) -> None:
     assert len(label_value(name)) <= 63
     assert LABEL_VALUE.fullmatch(label_value(name))
 

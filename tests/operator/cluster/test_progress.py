@@ -79,7 +79,7 @@ def run(world: World, scene: Any) -> None:
     asyncio.run(play())
 
 
-def test_a_reading_is_there_at_once_for_the_pass_that_it_wakes(world: World) -> None:
+def test_a_reading_is_available_to_the_pass_that_it_wakes(world: World) -> None:
     async def scene(reader: ProgressReader) -> None:
         world.answer = at_step(1)
         assert reader.latest(OWNER) is None
@@ -90,7 +90,7 @@ def test_a_reading_is_there_at_once_for_the_pass_that_it_wakes(world: World) -> 
     assert world.woken == [Key(NAMESPACE, "sensor-faults")]
 
 
-def test_only_news_wake_and_a_pod_that_says_nothing_takes_nothing_back(world: World) -> None:
+def test_only_a_changed_reading_wakes_and_a_missing_one_keeps_the_last(world: World) -> None:
     async def scene(reader: ProgressReader) -> None:
         world.answer = at_step(1)
         reader.latest(OWNER)
@@ -107,7 +107,7 @@ def test_only_news_wake_and_a_pod_that_says_nothing_takes_nothing_back(world: Wo
     assert len(world.woken) == 2
 
 
-def test_a_pod_that_never_answers_holds_no_pass_up(world: World) -> None:
+def test_a_pod_that_never_answers_delays_no_pass(world: World) -> None:
     async def scene(reader: ProgressReader) -> None:
         world.answers = False
         for _ in range(3):
@@ -118,7 +118,7 @@ def test_a_pod_that_never_answers_holds_no_pass_up(world: World) -> None:
     assert world.asked == ["attempt-1"]
 
 
-def test_a_training_that_has_ended_is_asked_no_more(world: World) -> None:
+def test_an_ended_training_is_no_longer_read(world: World) -> None:
     async def scene(reader: ProgressReader) -> None:
         reader.latest(OWNER)
         await world.readings(1)
@@ -132,7 +132,7 @@ def test_a_training_that_has_ended_is_asked_no_more(world: World) -> None:
     run(world, scene)
 
 
-def test_the_next_attempt_starts_without_the_progress_of_the_one_before(world: World) -> None:
+def test_the_next_attempt_starts_without_the_progress_of_the_last_one(world: World) -> None:
     async def scene(reader: ProgressReader) -> None:
         world.answer = at_step(5)
         reader.latest(OWNER)
@@ -151,7 +151,7 @@ def test_the_next_attempt_starts_without_the_progress_of_the_one_before(world: W
 @pytest.mark.parametrize(
     "owners", [[], [{"kind": "Job", "uid": "another", "controller": True}]], ids=["none", "another"]
 )
-def test_a_pod_that_only_has_the_labels_is_not_asked(world: World, owners: list[dict[str, Any]]) -> None:
+def test_a_pod_that_only_has_the_labels_is_not_read(world: World, owners: list[dict[str, Any]]) -> None:
     stranger = train_pod(2)
     stranger["metadata"]["ownerReferences"] = owners
     world.cache.put(Kind.POD, stranger)
@@ -227,7 +227,7 @@ def test_a_pod_that_serves_its_metrics_is_read() -> None:
     assert (reading.step, reading.total_steps, reading.percent) == (3, 10, 30)
 
 
-def test_what_a_training_serves_is_read() -> None:
+def test_the_metrics_of_a_real_training_are_read() -> None:
     (port,) = free_ports(1)
     metrics = TrainingMetrics(NAMESPACE, "sensor-faults")
     metrics.observe(ProgressUpdate(done=3, total=10, unit="steps", figures={"loss": 1.5}))
@@ -246,7 +246,7 @@ def test_a_redirect_is_not_followed() -> None:
     assert pod.paths == []
 
 
-def test_an_endless_answer_is_given_up_after_64_kib() -> None:
+def test_an_endless_response_is_abandoned_after_64_kib() -> None:
     pod = TenantPod()
 
     assert pod.read("endless") is None
@@ -254,7 +254,7 @@ def test_an_endless_answer_is_given_up_after_64_kib() -> None:
 
 
 @pytest.mark.parametrize("answer", ["compressed", "bomb"])
-def test_what_is_compressed_is_not_unpacked(answer: str) -> None:
+def test_a_compressed_response_is_not_decompressed(answer: str) -> None:
     assert TenantPod().read(answer) is None
 
 
@@ -271,7 +271,7 @@ def test_what_is_compressed_is_not_unpacked(answer: str) -> None:
     ],
     ids=str,
 )
-def test_figures_that_the_status_could_not_hold_are_no_reading(figures: dict[str, str]) -> None:
+def test_metrics_that_are_invalid_in_the_status_are_ignored(figures: dict[str, str]) -> None:
     metrics = {"step": "3", "total_steps": "10"} | figures
 
     assert parse_metrics("".join(f"edgetune_train_{name} {value}\n" for name, value in metrics.items()), "pod") is None

@@ -115,7 +115,7 @@ def test_the_first_lists_fill_the_cache(server: ApiServer) -> None:
     assert world.resync.why_not_ready == ""
 
 
-def test_what_was_deleted_unseen_goes_and_wakes_its_object(server: ApiServer) -> None:
+def test_a_deletion_that_the_watch_missed_is_detected_and_wakes_the_object(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
     server.bodies[Kind.JOB], server.bodies[Kind.POD] = [], []
@@ -125,14 +125,14 @@ def test_what_was_deleted_unseen_goes_and_wakes_its_object(server: ApiServer) ->
     assert world.names(Kind.POD) == []
 
 
-def test_a_list_that_brings_nothing_new_wakes_nobody(server: ApiServer) -> None:
+def test_an_unchanged_list_wakes_nothing(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
 
     assert world.read_lists() == []
 
 
-def test_what_is_newer_than_the_list_stays(server: ApiServer) -> None:
+def test_items_newer_than_the_list_are_kept(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
     world.cache.put_job(a_job(version=101, name="job-2"))
@@ -141,7 +141,7 @@ def test_what_is_newer_than_the_list_stays(server: ApiServer) -> None:
     assert world.names(Kind.JOB) == ["job-1", "job-2"]
 
 
-def test_a_list_does_not_undo_what_the_watch_has_told_since(server: ApiServer) -> None:
+def test_a_list_does_not_overwrite_newer_watch_events(server: ApiServer) -> None:
     world = World(server)
     world.cache.put(Kind.POD, a_pod(40, ended=True))
 
@@ -151,9 +151,7 @@ def test_a_list_does_not_undo_what_the_watch_has_told_since(server: ApiServer) -
     assert "terminated" in pod["status"]["containerStatuses"][0]["state"]
 
 
-def test_a_list_does_not_bring_back_what_went_while_it_was_under_way(
-    server: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_does_not_restore_what_was_deleted_meanwhile(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(server)
     world.read_lists()
     server.bodies[Kind.JOB] = [a_job(version=50)]
@@ -171,16 +169,14 @@ def test_a_list_does_not_bring_back_what_went_while_it_was_under_way(
     assert world.names(Kind.JOB) == []
 
 
-def test_only_the_namespaces_that_are_watched_are_listed(server: ApiServer) -> None:
+def test_only_watched_namespaces_are_listed(server: ApiServer) -> None:
     world = World(server, "team-b")
 
     assert world.read_lists() == []
     assert world.names(Kind.OBJECT) == []
 
 
-def test_an_api_server_that_gives_no_lists_is_asked_again_and_the_reason_is_told(
-    server: ApiServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lists_are_retried_and_the_reason_is_logged(server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     world = World(server)
     server.refusals = ["the API server does not answer"] * 3 + ["the CRD is missing"]
     reasons: list[str] = []
@@ -203,7 +199,7 @@ def two_teams(server: ApiServer) -> ApiServer:
     return server
 
 
-def test_a_namespace_that_cannot_be_listed_stops_no_other(
+def test_a_namespace_that_cannot_be_listed_affects_no_other(
     two_teams: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     two_teams.forbidden = FORBIDDEN
@@ -215,7 +211,7 @@ def test_a_namespace_that_cannot_be_listed_stops_no_other(
     assert caplog.messages == [f"namespace team-b is skipped: {FORBIDDEN['team-b']}"]
 
 
-def test_a_namespace_that_can_be_listed_again_is_worked_on(two_teams: ApiServer) -> None:
+def test_a_namespace_that_can_be_listed_again_is_reconciled(two_teams: ApiServer) -> None:
     two_teams.forbidden = FORBIDDEN
     world = World(two_teams, "team-a", "team-b")
     world.read_lists()
@@ -224,7 +220,7 @@ def test_a_namespace_that_can_be_listed_again_is_worked_on(two_teams: ApiServer)
     assert set(world.read_lists()) == {TEAM_B}
 
 
-def test_what_was_known_of_a_namespace_stays_while_it_cannot_be_listed(two_teams: ApiServer) -> None:
+def test_the_cache_of_a_namespace_is_kept_while_it_cannot_be_listed(two_teams: ApiServer) -> None:
     world = World(two_teams, "team-a", "team-b")
     world.read_lists()
     two_teams.forbidden = FORBIDDEN
@@ -264,7 +260,7 @@ def test_an_operator_that_can_list_no_namespace_is_not_ready(two_teams: ApiServe
     assert world.resync.why_not_ready == ""
 
 
-def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(server: ApiServer) -> None:
+def test_lists_are_read_when_they_are_due_and_after_an_outage_of_the_api_server(server: ApiServer) -> None:
     world = World(server, second_list_seconds=600.0)
     every = [(kind, None) for kind in Kind]
     world.read_lists()
@@ -280,7 +276,7 @@ def test_lists_are_read_when_they_are_due_and_after_the_api_server_was_away(serv
     assert server.lists == [*every, *every]
 
 
-def test_a_pod_that_ended_is_remembered_until_its_job_is_gone(server: ApiServer) -> None:
+def test_an_ended_pod_is_kept_until_its_job_is_gone(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
     world.cache.remove(Kind.POD, a_pod(50, ended=True))
@@ -293,7 +289,7 @@ def test_a_pod_that_ended_is_remembered_until_its_job_is_gone(server: ApiServer)
     assert world.names(Kind.POD) == []
 
 
-def test_a_pod_that_goes_after_its_job_leaves_nothing_behind(server: ApiServer) -> None:
+def test_a_pod_deleted_after_its_job_is_removed(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
     world.cache.remove(Kind.JOB, a_job(60))
@@ -303,7 +299,7 @@ def test_a_pod_that_goes_after_its_job_leaves_nothing_behind(server: ApiServer) 
     assert world.names(Kind.POD) == []
 
 
-def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> None:
+def test_a_recreated_object_is_kept(server: ApiServer) -> None:
     world = World(server)
     world.read_lists()
     world.cache.put_object(an_object(90, uid="another"))
@@ -314,6 +310,6 @@ def test_an_object_of_the_same_name_that_came_since_stays(server: ApiServer) -> 
     assert kept.uid == "another"
 
 
-def test_kopf_never_runs_out_of_attempts() -> None:
+def test_kopf_never_runs_out_of_retries() -> None:
     """Otherwise it would stop the operator, and with it the work in all other namespaces."""
     assert len(list(itertools.islice(EndlessBackoffs(), 1000))) == 1000

@@ -1,1 +1,1 @@
-"""Forecast of the next passes, made by running `plan` on values. Imports what decisions may import."""
+"""Forecast of the next passes, made by running `plan` on values. May import what decisions may."""

@@ -146,7 +146,7 @@ class _Stages:
     inputs: Inputs
     store: StoreView
     now: datetime
-    made: dict[tuple[Stage, str], Result] = field(default_factory=dict)
+    new_results: dict[tuple[Stage, str], Result] = field(default_factory=dict)
     """Results of stages that have run in this forecast."""
 
     def run(self, action: CreateJob) -> JobObservation:
@@ -205,12 +205,12 @@ class _Stages:
             return self._prepared()
         if job.stage is Stage.PUBLISH and (pin := self.inputs.parameters.publish.pin):
             return self._pinned(job.digest, pin)
-        return self.made.setdefault(
+        return self.new_results.setdefault(
             (job.stage, job.digest), self._read_result(job.stage, job.digest) or _result(job.stage, job.digest)
         )
 
     def _read_result(self, stage: Stage, digest: str) -> Result | None:
-        return self.made.get((stage, digest)) or self.store.read_result(stage, digest)
+        return self.new_results.get((stage, digest)) or self.store.read_result(stage, digest)
 
     def _prepared(self) -> Result:
         """Result of prepare: the inputs, and which of the later stages are done."""
