@@ -48,11 +48,15 @@ COVERED = (
     "docs/operations.md",
     "examples",
     "jobs/edgetune_contract",
-    "operator/edgetune_cli",
+    "operator",
     "tests/bench",
     "tests/cli",
     "tests/cluster",
     "tests/contract",
+    "tests/controlplane",
+    "tests/e2e",
+    "tests/operator",
+    "tests/support",
     "tests/tooling",
 )
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
