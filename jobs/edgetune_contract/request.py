@@ -16,6 +16,7 @@ from edgetune_contract.stages import Stage
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.
 MAX_RESULT_BYTES = 4096
+STORE_URI = r"^(s3://.+|file:///.+)$"
 _MAX_FAILURE_MESSAGE_BYTES = 2048
 _FIRST_NAME = "keywordAccuracy"
 
@@ -29,11 +30,8 @@ class ChecksumMode(StrEnum):
     WHEN_REQUIRED = "WhenRequired"
 
 
-class StoreLocation(Model):
-    """Location of one namespace's artifacts."""
-
-    uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
-    """s3://bucket/prefix/namespace, or file:///folder/namespace in a local run."""
+class S3Service(Model):
+    """How the S3 client reaches a service."""
 
     endpoint: str | None = None
     """URL of the S3 service. Default: the client's."""
@@ -46,6 +44,13 @@ class StoreLocation(Model):
 
     checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
     """When the S3 client adds its own checksums to requests."""
+
+
+class StoreLocation(S3Service):
+    """Location of one namespace's artifacts."""
+
+    uri: Annotated[str, Field(pattern=STORE_URI)]
+    """s3://bucket/prefix/namespace, or file:///folder/namespace in a local run."""
 
     @property
     def display_uri(self) -> str:

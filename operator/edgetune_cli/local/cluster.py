@@ -157,7 +157,6 @@ def _progress(line: Mapping[str, Any], pod: str) -> ProgressStatus:
         step=done,
         total_steps=total,
         unit=line["unit"],
-        percent=min(100 * done // total, 100) if total else 0,
         loss=figures.get("loss"),
         tokens_per_second=figures.get("tokensPerSecond"),
         eta_seconds=figures.get("etaSeconds"),

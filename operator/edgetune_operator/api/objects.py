@@ -1,9 +1,9 @@
 """The LoraFineTune object: spec and status. The CRD, the field reference and every check of a spec come from here."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.model import Model
@@ -174,7 +174,7 @@ class ProgressStatus(Model):
     unit: Annotated[str, Field(max_length=32)] = "steps"
     """The unit that is counted."""
 
-    percent: Annotated[int, Field(ge=0, le=100)]
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
     """Completed share, in percent."""
 
     loss: float | None = None
@@ -191,6 +191,17 @@ class ProgressStatus(Model):
 
     resumed_from: Annotated[int, Field(ge=0, le=1_000_000_000_000)] = 0
     """Optimizer step of the checkpoint from which this attempt resumed; 0 if it started from the beginning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compute_percent(cls, values: Any) -> Any:
+        """percent follows from the units; a report may count more units than it announced."""
+        if not isinstance(values, dict):
+            return values
+        step, total = values.get("step"), values.get("total_steps", values.get("totalSteps"))
+        if not isinstance(step, int) or not isinstance(total, int):
+            return values
+        return {**values, "percent": min(max(100 * step // total, 0), 100) if total > 0 else 0}
 
 
 class Sizes(Model):

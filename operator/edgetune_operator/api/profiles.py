@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from edgetune_contract.model import Model
 from edgetune_contract.pipeline import PIPELINE
-from edgetune_contract.request import ChecksumMode, StoreLocation
+from edgetune_contract.request import STORE_URI, S3Service, StoreLocation
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 
@@ -72,28 +72,19 @@ class Image(Model):
     """Names of image pull Secrets in the object's namespace."""
 
 
-class ProfileStore(Model):
+class ProfileStore(S3Service):
     """Bucket and prefix under which each namespace has its folder."""
 
-    uri: Annotated[str, Field(pattern=r"^(s3://.+|file:///.+)$")]
+    uri: Annotated[str, Field(pattern=STORE_URI)]
     """s3://bucket/prefix or, in a local run, file:///folder."""
 
-    endpoint: str | None = None
-    region: str | None = None
-    path_style: bool = False
-    checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
     credentials_secret: str | None = None
     """Secret in the object's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; None: the Pod's identity."""
 
     def for_namespace(self, namespace: str) -> StoreLocation:
         """Store of one namespace's artifacts: nothing is shared across namespaces."""
-        return StoreLocation(
-            uri=f"{self.uri.rstrip('/')}/{namespace}",
-            endpoint=self.endpoint,
-            region=self.region,
-            path_style=self.path_style,
-            checksums=self.checksums,
-        )
+        service = self.model_dump(include=set(S3Service.model_fields), by_alias=False)
+        return StoreLocation(uri=f"{self.uri.rstrip('/')}/{namespace}", **service)
 
 
 _LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})

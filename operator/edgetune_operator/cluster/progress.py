@@ -151,7 +151,6 @@ def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
             stage=Stage.TRAIN,
             step=step,
             total_steps=total,
-            percent=min(100 * step // total, 100) if total else 0,
             loss=values.get("loss"),
             tokens_per_second=values.get("tokens_per_second"),
             eta_seconds=values.get("eta_seconds"),

@@ -23,7 +23,7 @@ OWNER = {"namespace": NAMESPACE, "name": "sensor-faults", "uid": UID}
 
 def at_step(step: int) -> ProgressStatus:
     """A reading."""
-    return ProgressStatus(stage=Stage.TRAIN, step=step, total_steps=10, percent=10 * step)
+    return ProgressStatus(stage=Stage.TRAIN, step=step, total_steps=10 * step)
 
 
 def train_pod(version: int, name: str = "attempt-1", *, running: bool = True) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def test_a_training_reports_in_its_metrics_the_step_from_which_it_resumed() -> N
     progress = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
 
     assert progress == ProgressStatus(
-        stage=Stage.TRAIN, step=43, total_steps=200, percent=21, loss=0.41, pod="pod-2", resumed_from=40
+        stage=Stage.TRAIN, step=43, total_steps=200, loss=0.41, pod="pod-2", resumed_from=40
     )
 
 

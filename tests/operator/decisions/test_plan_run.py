@@ -85,7 +85,7 @@ def test_metrics_and_warnings_of_a_stage_are_in_its_row(scenario: Scenario) -> N
 
 def test_progress_is_shown_for_the_running_stage_only(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
-    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60, loss=0.41)
+    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, loss=0.41)
     scenario.reconcile()
     shown = scenario.status.progress
 

@@ -166,7 +166,7 @@ def test_columns_have_formatted_figures(scenario: Scenario) -> None:
 
 def test_progress_is_a_column_while_a_stage_runs(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
-    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60)
+    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200)
 
     scenario.reconcile()
 
@@ -176,7 +176,7 @@ def test_progress_is_a_column_while_a_stage_runs(scenario: Scenario) -> None:
 
 def test_the_column_has_the_reason_if_no_stage_is_running(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
-    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, percent=60)
+    scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200)
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff", "Back-off pulling image"))
 
