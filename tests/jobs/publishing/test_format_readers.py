@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_jobs.publishing.format_readers import reader_of
-from support.published import edge_folder, lying_weights
+from support.published import edge_folder, truncated_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -26,7 +26,7 @@ def test_a_header_is_read_in_chunks_of_any_size(tmp_path: Path, chunk: int) -> N
     intact = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
 
     assert problem_of(WEIGHTS, intact, chunk) == ""
-    assert "was it cut short?" in problem_of(WEIGHTS, lying_weights(), chunk)
+    assert "was it cut short?" in problem_of(WEIGHTS, truncated_weights(), chunk)
     assert "too few for a header" in problem_of(WEIGHTS, b"123", chunk)
     assert "claims 9,223,372,036,854,775,807 bytes" in problem_of(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", chunk)
 

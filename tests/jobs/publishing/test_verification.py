@@ -19,7 +19,7 @@ from edgetune_jobs.store.s3.client import create_client
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import Store, read_model, uri_of, write_model
 from support.fault_proxy import Fault, FaultProxy
-from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, lying_weights
+from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, truncated_weights
 from support.versitygw import S3Server
 
 WEIGHTS = "model.safetensors"
@@ -159,7 +159,7 @@ def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: 
 def test_a_wrong_header_is_reported_even_if_the_manifest_matches_the_file(
     store: Store, document: VersionDocument, tmp_path: Path
 ) -> None:
-    rewritten(store, document, tmp_path, lying_weights())
+    rewritten(store, document, tmp_path, truncated_weights())
 
     assert verify(store, quantize_of(store, document)).problems == (
         f"{EDGE}/{WEIGHTS}: {WEIGHTS} is not a sound safetensors file: tensor 'weight' ends at byte 9, but the file "

@@ -18,7 +18,7 @@ LATER = list(Stage)[1:]
 
 def offline(runs: StageRuns, stage: Stage, before: str) -> str:
     """HF_HUB_OFFLINE inside a stage's body whose process was started with the value `before`."""
-    ended = runs.run(stage, **{BEHAVIOUR: "tells_offline", OFFLINE: before})
+    ended = runs.run(stage, **{BEHAVIOUR: "reports_offline", OFFLINE: before})
     assert ended.exit_code == 0, ended.stderr
     return ended.result.facts[OFFLINE]
 

@@ -70,7 +70,7 @@ def measure(
     over_memory = memory is not None and max(ending.peak_bytes, result.peak_bytes if result else 0) > memory
     if ending.stopped and not over_memory:
         raise OutOfMemory(
-            f"its process was stopped at {ending.peak_bytes:,} bytes of memory, because {free or 0:,} bytes were free"
+            f"its process was stopped at {ending.peak_bytes:,} bytes of memory: only {free or 0:,} bytes were free"
         )
     if not ending.stopped:
         _check_exit(request, ending.exit_code)

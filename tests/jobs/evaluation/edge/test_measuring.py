@@ -121,7 +121,7 @@ def test_a_process_beyond_its_memory_limit_is_stopped_and_its_memory_reported(tm
 def test_a_machine_with_too_little_memory_is_distinguished_from_a_model_beyond_its_limit(
     tmp_path: Path,
 ) -> None:
-    message = r"^its process was stopped at [\d,]+ bytes of memory, because 31,457,280 bytes were free$"
+    message = r"^its process was stopped at [\d,]+ bytes of memory: only 31,457,280 bytes were free$"
     with pytest.raises(measuring.OutOfMemory, match=message):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40, free_bytes=lambda: 30 * 2**20)
 
