@@ -1,4 +1,4 @@
-"""Fixtures that tests of several folders share: S3 servers, stores, tiny models and their data."""
+"""Fixtures for several folders of tests: S3 servers, stores, tiny models and their data."""
 
 import os
 import secrets
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Read by OpenMP when torch is imported: threads that spin lose five times their work where cores are shared.
+# OpenMP reads this when torch is imported. On shared cores, spinning threads make it up to five times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from edgetune_jobs.store.folder_store import LocalFolderStore
@@ -19,7 +19,7 @@ from support.fault_proxy import FaultProxy, running_proxy
 from support.tiny_model import make_tiny_base
 from support.versitygw import S3Server, running_server
 
-# Other work shares the machine: how long one example takes says nothing about the code.
+# No deadline: other work shares the machine, so the time of one example depends on more than the code.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
 
@@ -33,7 +33,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """A proxy before the S3 server, without faults yet."""
+    """A proxy in front of the S3 server, without faults."""
     with running_proxy(s3_server.endpoint) as proxy:
         yield proxy
 
@@ -46,7 +46,7 @@ def s3_prefix() -> str:
 
 @pytest.fixture(params=["folder", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
-    """An empty store: each test runs with one in a folder and one in a real bucket."""
+    """An empty store: each test runs once with a local folder and once with a real bucket."""
     if request.param == "folder":
         return LocalFolderStore((tmp_path / "store").as_uri())
     server: S3Server = request.getfixturevalue("s3_server")

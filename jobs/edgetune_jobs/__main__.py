@@ -1,4 +1,4 @@
-"""`python -m edgetune_jobs`: run the stage, or the clean-up, that EDGETUNE_REQUEST asks for."""
+"""`python -m edgetune_jobs`: run the stage or the clean-up that EDGETUNE_REQUEST describes."""
 
 import argparse
 import logging
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = """environment:
   EDGETUNE_REQUEST          the request, as JSON
-  EDGETUNE_WORK_DIR         folder for everything temporary (/work)
-  EDGETUNE_TERMINATION_LOG  file that gets the result, as JSON (/dev/termination-log)
+  EDGETUNE_WORK_DIR         folder for temporary files (/work)
+  EDGETUNE_TERMINATION_LOG  file to write the result to, as JSON (/dev/termination-log)
   EDGETUNE_CREDENTIALS_DIR  folder with files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN
   EDGETUNE_METRICS_PORT     port for Prometheus while training, 0 for none (8080)
   EDGETUNE_IMAGE            reference of the container image, for the manifest
@@ -27,10 +27,10 @@ exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13
 
 
 def main() -> NoReturn:
-    """Run what the environment asks for, and end the process with its exit code."""
+    """Run the stage or the clean-up, and end the process with its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m edgetune_jobs",
-        description="Run one stage of a fine-tuning, or remove what a fine-tuning has made, as the environment asks.",
+        description="Run one stage of a fine-tuning, or remove the artifacts of one, as the environment describes.",
         epilog=_ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,7 +41,7 @@ def main() -> NoReturn:
 
 
 def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoReturn:
-    """Run a stage with code from `load_code`, by default the stages' own, and end the process with its exit code.
+    """Run a stage with code from `load_code`, by default the stage's module, and end the process with its exit code.
 
     Progress goes to stdout as JSON lines, everything else to stderr.
     """
@@ -59,14 +59,14 @@ def _run_clean_up_process() -> NoReturn:
 
 
 def _take_over() -> tuple[StopSignals, TextIO]:
-    """Signals and output of the process: what ends it, and the stream for JSON lines."""
-    # First of all: to a container's first process, a signal without a handler does nothing.
+    """Install the signal handlers and redirect stdout; the handlers, and the stream for JSON lines."""
+    # First, because the kernel drops signals without a handler for process 1 of a container.
     signals = StopSignals()
     signals.install()
     log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=log_format)
     logging.getLogger("edgetune_jobs").setLevel(logging.INFO)
-    # What libraries print would break the JSON lines: stdout is ours alone, theirs is stderr.
+    # Libraries that print to stdout would break the JSON lines: their stdout becomes stderr.
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return signals, stream
@@ -75,7 +75,7 @@ def _take_over() -> tuple[StopSignals, TextIO]:
 def _end(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    # The result is told: neither a transfer that hangs in a thread nor a library's exit handler may change it.
+    # The result is written. Neither a hanging transfer thread nor a library's exit handler may change the exit code.
     os._exit(exit_code)
 
 

@@ -1,4 +1,4 @@
-"""How a stage ends when it does not finish.
+"""Errors that end a stage: each class has its exit code.
 
     StageError
     ├── InvalidInput        10  the request or the data is invalid
@@ -18,13 +18,13 @@ from edgetune_contract.stages import ExitCode
 BASE_FIELD = "spec.baseModel"
 """Field that messages about the base model name."""
 
-# For messages about what an earlier stage has to make again.
+# For messages about missing output of an earlier stage.
 HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run the command again)"
 
-# For messages about weights that training has made too large.
+# For messages about weights that are too large after training.
 HOW_TO_TRAIN_SMALLER_WEIGHTS = "train with a lower spec.training.learningRate or spec.lora.alpha"
 
-# Of other classes than torch.OutOfMemoryError: raised by CUDA itself, and by its libraries for memory of their own.
+# These are not torch.OutOfMemoryError: CUDA raises the first, its libraries the others when they allocate memory.
 _OUT_OF_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -35,13 +35,13 @@ class StageError(Exception):
 
 
 class InvalidInput(StageError):
-    """The request or the data is invalid: another attempt would end the same way."""
+    """The request or the data is invalid: another attempt would fail the same way."""
 
     exit_code = ExitCode.INVALID
 
 
 class AccessDenied(StageError):
-    """The store or the hub refuses these credentials."""
+    """The store or the hub rejects these credentials."""
 
     exit_code = ExitCode.DENIED
 
@@ -65,7 +65,7 @@ class TransientError(StageError):
 
 
 class Interrupted(StageError):
-    """Stopped by SIGTERM. `step` is the optimizer step of the newest checkpoint in the store, None without one."""
+    """Stopped by SIGTERM. `step` is the optimizer step of the newest checkpoint in the store, None if there is none."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -75,9 +75,9 @@ class Interrupted(StageError):
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
-    """Whether an error says that the GPU's memory did not suffice.
+    """Whether an error means that the GPU ran out of memory.
 
-    By names and words, so that light stages need not import torch.
+    Compares class names and text, so that stages without torch need not import it.
     """
     is_torchs_own = any(
         kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"

@@ -1,17 +1,17 @@
-"""Parts of messages that several rooms write: lists that are cut, and numbers with their nouns."""
+"""Parts of messages: shortened lists, first lines of errors, numbers with their nouns."""
 
 from collections.abc import Iterable
 
 
 def some(names: Iterable[str], most: int = 6) -> str:
-    """The first names, and how many more there are; "nothing" without any."""
+    """The first names and the number of the others; "nothing" if there are none."""
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more or "nothing"
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, without the lines after the first; its class if it says nothing."""
+    """First line of a library's error message; the name of its class if the message is empty."""
     return str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What a stage body gets and gives: a function from folders to a folder that knows neither S3 nor Kubernetes."""
+"""The interface of a stage body: a function from folders to a folder, without S3 or Kubernetes."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from edgetune_jobs.store.files import Buffer
 from edgetune_jobs.store.sources import Source
 
 BASE_SCORES_FILE = "scores.json"
-"""File in the input, or output folder, base-scores."""
+"""File in the input or output folder base-scores."""
 
 
 class Progress(Protocol):
-    """Where a stage says how far it is."""
+    """Reports how far a stage is."""
 
     def update(self, done: int, total: int, unit: str, **figures: float) -> None:
         """Report `done` of `total` units (steps, rows, bytes, tensors) and current figures such as loss."""
         ...
 
     def say(self, message: str) -> None:
-        """Report what begins now, in a few words."""
+        """Report what the stage starts now, in a few words."""
         ...
 
 
@@ -35,15 +35,15 @@ class Checkpoints(Protocol):
     """Training checkpoints in the store."""
 
     def save(self, step: int, folder: Path) -> None:
-        """Upload a checkpoint folder; its manifest comes last, then all but the newest few are removed."""
+        """Upload a checkpoint folder, its manifest last; then remove all but the newest few checkpoints."""
         ...
 
     def restore_latest(self, folder: Path) -> int | None:
-        """Download the newest complete checkpoint into `folder`; its step, or None when there is none."""
+        """Download the newest complete checkpoint into `folder`; its step, or None if there is none."""
         ...
 
     def read_micro_batch_size(self) -> int | None:
-        """The micro-batch size that an attempt which ran out of GPU memory left for the next one."""
+        """The micro-batch size that an attempt left for the next one when it ran out of GPU memory."""
         ...
 
     def write_micro_batch_size(self, size: int) -> None:
@@ -60,12 +60,13 @@ class OutputFile(Protocol):
 
 
 class OutputFiles(Protocol):
-    """Where a stage writes the large files of its artifacts, in a stream that needs no copy on this machine."""
+    """Streams the large files of a stage's artifacts to the store, without a copy on this machine."""
 
     def create(self, path: str, size: int) -> AbstractContextManager[OutputFile]:
-        """A new file of `size` bytes: there when the block ends, and not there when the block raises.
+        """A new file of `size` bytes: it exists once the block ends, and does not if the block raises.
 
-        `path` begins with the artifact's folder: with the files below `StageContext.output` it makes the artifact.
+        `path` begins with the artifact's name. The artifact consists of these files and those below
+        `StageContext.output`.
         """
         ...
 
@@ -78,7 +79,7 @@ class Publisher(Protocol):
         ...
 
     def publish(self, document: VersionDocument) -> Publication:
-        """Write a version; move the pointer to it by conditional put if its gates held."""
+        """Write a version; move the pointer to it by conditional put if it passed its gates."""
         ...
 
     def pin(self, pin: str) -> Publication:
@@ -92,24 +93,24 @@ class Publisher(Protocol):
 
 @dataclass(frozen=True)
 class StageContext:
-    """One stage's work order."""
+    """What the body of one stage gets."""
 
     request: Request
     inputs: Mapping[str, Path]
-    """Folders by the names of `edgetune_contract.pipeline`, and base-scores when they are known already."""
+    """Folders by the names of `edgetune_contract.pipeline`, and base-scores if the store has them."""
 
     output: Path
     """Empty folder; each artifact is the subfolder of its name."""
 
     streams: OutputFiles
-    """Takes large files of the artifacts besides those in `output`."""
+    """Writes further, large files of the artifacts."""
 
     scratch: Path
-    """Empty folder that is thrown away."""
+    """Empty folder for temporary files."""
 
     progress: Progress
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set when SIGTERM arrived."""
+    """Set when SIGTERM has arrived."""
 
     checkpoints: Checkpoints | None = None
     """train only."""
@@ -118,7 +119,7 @@ class StageContext:
     """prepare only: base, train, and eval if the spec names one."""
 
     models: Mapping[str, ModelFolder] = field(default_factory=dict)
-    """merge and quantize only: base or merged, when they are read where they lie instead of being among the inputs."""
+    """merge and quantize only: base or merged, if the stage reads it in place; then it is not among the inputs."""
 
     publisher: Publisher | None = None
     """publish only."""
@@ -126,10 +127,10 @@ class StageContext:
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What a stage body made."""
+    """What a stage body returns."""
 
     artifacts: Sequence[str] = ()
-    """Their names, in the order of `pipeline.outputs_of`: each is the subfolder of `output` of that name."""
+    """Names of the artifacts, in the order of `pipeline.outputs_of`: each is the subfolder of `output` of that name."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -202,7 +202,7 @@ def test_verifying_a_damaged_model_exits_with_1_and_names_each_file(place: Place
     json_code, json_output = place.run("verify", document.edge.artifact.uri, "-o", "json")
 
     assert (code, json_code) == (1, 1)
-    assert f"Not verified: 2 problems.\n  {EDGE}/config.json: is missing\n  {EDGE}/more.bin: belongs to" in output
+    assert f"Not verified: 2 problems.\n  {EDGE}/config.json: is missing\n  {EDGE}/more.bin: is not in" in output
     assert [line.split()[0] for line in output.splitlines() if line.endswith(("config.json", "more.bin"))] == [
         "FAILED"
     ] * 2
@@ -217,7 +217,7 @@ def test_a_model_that_cannot_be_read_exits_with_2(place: Place) -> None:
 
     for arguments, text in (
         (("verify", f"{place.store.uri}/models/nobody"), "there is nothing at"),
-        (("verify", f"{place.store.uri}/elsewhere"), "names nothing in a store"),
+        (("verify", f"{place.store.uri}/elsewhere"), "is not an address in a store"),
         (("versions", f"{place.store.uri}/models/nobody"), "models/nobody has no versions"),
         (("versions", f"{place.store.uri}/stages/train/{'0' * 64}"), "is not a model: give …/models/NAME"),
         (("versions",), "give either MODEL"),

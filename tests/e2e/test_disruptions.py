@@ -70,7 +70,7 @@ def test_an_evicted_training_resumes_at_the_step_after_its_checkpoint(s3: S3Serv
     assert disturbed.status["phase"] == "Succeeded", disturbed.status
     said = [line["say"] for line in disturbed.second_attempt if "say" in line]
     resumed = next(sentence for sentence in said if sentence.startswith("training on"))
-    step = int(resumed.removeprefix("training on from the checkpoint of step "))
+    step = int(resumed.removeprefix("resuming training from the checkpoint of step "))
     assert disturbed.evicted_at_step <= step < STEPS
     trained = [line["progress"]["done"] for line in disturbed.second_attempt if "progress" in line]
     assert (trained[0], trained[-1]) == (step + 1, STEPS)
@@ -108,7 +108,7 @@ def test_a_suspended_training_resumes_from_its_checkpoint(
     pod = run.wait_for_pod(Stage.TRAIN)["metadata"]["name"]
     assert run.wait_for_step(step + 1) < STEPS
     said = [line["say"] for line in run.lines(pod) if "say" in line]
-    assert any(sentence.startswith("training on from the checkpoint of step ") for sentence in said), said
+    assert any(sentence.startswith("resuming training from the checkpoint of step ") for sentence in said), said
 
     run.delete()
     kube.wait_until_gone("v1", "Pod", namespace, f"{names.OWNER_LABEL}=suspended", limit_seconds=180)

@@ -85,4 +85,4 @@ def test_a_lost_node_is_a_preemption_and_not_an_attempt(
     row = training.row(Stage.TRAIN)
     assert (row["preemptions"], row["attempts"]) == (1, 1)
     said = [line["say"] for line in training.lines(second) if "say" in line]
-    assert any(sentence.startswith("training on from the checkpoint of step ") for sentence in said), said
+    assert any(sentence.startswith("resuming training from the checkpoint of step ") for sentence in said), said

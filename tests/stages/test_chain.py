@@ -1,4 +1,4 @@
-"""train, merge, quantize and evaluate one after the other on a tiny model that really learns the task."""
+"""train, merge, quantize and evaluate in sequence, on a tiny model that learns the task."""
 
 import json
 import math
@@ -31,7 +31,7 @@ ANSWER = "Fault: clogged filter. Action: clean filter."
 
 @dataclass(frozen=True)
 class Chain:
-    """All that the stages made, and what each reported."""
+    """Artifacts and outputs of all stages."""
 
     parameters: Parameters
     base: Path
@@ -116,7 +116,7 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
         return model(input_ids=ids).logits.float()
 
 
-def test_the_edge_model_knows_what_the_base_does_not(chain: Chain) -> None:
+def test_the_edge_model_has_learned_the_task(chain: Chain) -> None:
     scores = chain.scores
     assert scores.base is not None
     assert scores.tuned is not None
@@ -133,7 +133,7 @@ def test_the_edge_model_knows_what_the_base_does_not(chain: Chain) -> None:
     assert set(scores.details) == {"base", "tuned", "merged", "edge"}
 
 
-def test_the_loss_of_each_model_is_reported_and_falls_by_training(chain: Chain) -> None:
+def test_the_loss_of_each_model_is_reported_and_training_lowers_it(chain: Chain) -> None:
     losses = {name: scores.loss for name, scores in chain.scores.details.items()}
     assert all(loss is not None and math.isfinite(loss) for loss in losses.values())
 
@@ -142,16 +142,16 @@ def test_the_loss_of_each_model_is_reported_and_falls_by_training(chain: Chain) 
     assert losses["edge"] == pytest.approx(losses["tuned"], abs=0.05)
 
 
-def test_the_merged_model_computes_what_training_saw(chain: Chain) -> None:
+def test_the_merged_model_computes_the_same_as_the_tuned_model(chain: Chain) -> None:
     merged = _logits(loading.load_stored(chain.merged, CPU))
     tuned = _logits(load_tuned(chain.base, chain.adapter, MergeBase.AS_TRAINED, CPU))
     original = _logits(merge_adapter(chain.base, chain.adapter, MergeBase.ORIGINAL, CPU))
 
     from_tuned, from_original = (merged - tuned).abs().mean(), (merged - original).abs().mean()
-    assert from_tuned < 0.1 * from_original, "the base that training did not see is much further away"
+    assert from_tuned < 0.1 * from_original, "a merge into the base without NF4 differs much more"
 
 
-def test_the_merged_base_has_the_very_values_that_qlora_unpacks(chain: Chain) -> None:
+def test_rounding_the_base_to_nf4_gives_the_exact_values_that_qlora_dequantizes(chain: Chain) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
     packed = dict(loading.load_quantized_base(chain.base, torch.bfloat16, CPU).named_modules())
@@ -166,7 +166,7 @@ def test_the_merged_base_has_the_very_values_that_qlora_unpacks(chain: Chain) ->
         assert torch.equal(layer.weight, dequantize_4bit(weight.data, weight.quant_state)), name
 
 
-def test_the_edge_model_is_the_same_with_and_without_a_stored_merged_model(chain: Chain, tmp_path: Path) -> None:
+def test_the_edge_model_has_the_same_bytes_with_and_without_a_stored_merged_model(chain: Chain, tmp_path: Path) -> None:
     context = stage_context(Stage.QUANTIZE, chain.parameters, tmp_path, {"base": chain.base, "adapter": chain.adapter})
     quantize.run(context)
 
@@ -190,12 +190,12 @@ def test_the_edge_model_loads_without_edgetune_and_in_int8(chain: Chain) -> None
     assert first.config.quantization_config.llm_int8_threshold == 6.0
 
 
-def test_quantizing_keeps_each_weight_within_half_a_step(chain: Chain) -> None:
+def test_quantizing_changes_each_weight_by_at_most_half_a_step(chain: Chain) -> None:
     from safetensors.torch import load_file
 
     merged, edge = (load_file(folder / "model.safetensors") for folder in (chain.merged, chain.edge))
     for name in (name for name, weight in edge.items() if weight.dtype is torch.int8):
-        # LLM.int8 starts from float16. A merged model in float32, as CPUs without bfloat16 leave it, is rounded to it.
+        # LLM.int8 quantizes from float16: a merged model in float32 (on CPUs without bfloat16) is rounded to it first.
         source = merged[name].half().float()
         largest = edge[name.replace(".weight", ".SCB")]
         assert torch.equal(largest, source.abs().amax(1)), name
@@ -203,7 +203,7 @@ def test_quantizing_keeps_each_weight_within_half_a_step(chain: Chain) -> None:
         assert ((edge[name] - steps).abs() <= 0.5001).all(), name
 
 
-def test_model_folders_carry_tokenizer_and_prompt_format_and_nothing_of_pickle(chain: Chain) -> None:
+def test_model_folders_have_tokenizer_and_prompt_format_and_no_pickles(chain: Chain) -> None:
     for folder in (chain.merged, chain.edge):
         assert sorted(path.name for path in folder.iterdir()) == [
             "config.json",
@@ -215,7 +215,7 @@ def test_model_folders_carry_tokenizer_and_prompt_format_and_nothing_of_pickle(c
         ]
         assert (folder / "tokenizer.json").read_bytes() == (chain.base / "tokenizer.json").read_bytes()
         assert json.loads((folder / "edgetune.json").read_text())["format"] == "Instruction"
-        assert str(chain.base) not in (folder / "config.json").read_text(), "no path of the machine that made it"
+        assert str(chain.base) not in (folder / "config.json").read_text(), "no local path"
 
 
 def test_sizes_are_reported_in_bytes(chain: Chain) -> None:
@@ -229,13 +229,13 @@ def test_sizes_are_reported_in_bytes(chain: Chain) -> None:
     assert quantize_metrics["edgeBytes"] == size(chain.edge) < size(chain.merged)
 
 
-def test_the_first_answers_of_all_models_are_kept_side_by_side(chain: Chain) -> None:
+def test_the_first_answers_of_all_models_are_written_side_by_side(chain: Chain) -> None:
     lines = [json.loads(line) for line in (chain.evaluation / "evaluation/answers.jsonl").read_text().splitlines()]
 
     assert [line["row"] for line in lines] == list(range(16))
     assert set(lines[0]) == {"row", "prompt", "reference", "base", "tuned", "merged", "edge"}
     right = sum(line["edge"] == line["reference"] for line in lines)
-    assert right >= 12, "rows and answers belong together although they are answered by length"
+    assert right >= 12, "answers are matched to their rows although batches are sorted by length"
 
 
 def test_known_scores_of_the_base_are_not_computed_again(chain: Chain, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_known_scores_of_the_base_are_not_computed_again(chain: Chain, tmp_path:
     assert last["done"] == last["total"]
 
 
-def test_the_scores_of_the_base_are_left_for_others(chain: Chain) -> None:
+def test_the_scores_of_the_base_are_written_for_other_runs(chain: Chain) -> None:
     kept = ModelScores.model_validate_json((chain.evaluation / "base-scores/scores.json").read_bytes())
 
     assert kept == chain.scores.details["base"]
@@ -271,7 +271,7 @@ def test_without_a_kept_merged_model_the_others_are_scored_on_the_first_rows(cha
     assert set(scores.details) == {"base", "tuned", "edge"}
 
 
-def test_texts_without_prompts_are_scored_by_loss_alone(chain: Chain, tmp_path: Path) -> None:
+def test_texts_without_prompts_have_only_a_loss(chain: Chain, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -293,7 +293,7 @@ def test_texts_without_prompts_are_scored_by_loss_alone(chain: Chain, tmp_path: 
     assert output.scores.details["tuned"].loss is not None
 
 
-def test_a_stop_while_scoring_ends_at_the_next_batch(chain: Chain, tmp_path: Path) -> None:
+def test_a_stop_while_scoring_ends_the_stage_at_the_next_batch(chain: Chain, tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     context = stage_context(Stage.EVALUATE, chain.parameters, tmp_path, chain.inputs, stop=stop)
@@ -303,7 +303,7 @@ def test_a_stop_while_scoring_ends_at_the_next_batch(chain: Chain, tmp_path: Pat
 
 
 @pytest.mark.parametrize("stage", [merge, quantize])
-def test_a_stop_keeps_merge_and_quantize_from_writing(chain: Chain, tmp_path: Path, stage: object) -> None:
+def test_merge_and_quantize_that_are_stopped_write_nothing(chain: Chain, tmp_path: Path, stage: object) -> None:
     stop = threading.Event()
     stop.set()
     context = stage_context(
@@ -315,12 +315,12 @@ def test_a_stop_keeps_merge_and_quantize_from_writing(chain: Chain, tmp_path: Pa
     assert not list(context.output.iterdir())
 
 
-def test_people_get_answers_from_the_edge_model(chain: Chain) -> None:
+def test_the_edge_model_streams_its_answer_to_a_prompt(chain: Chain) -> None:
     assert answer(chain.edge, QUESTION, 40) == ANSWER
     pieces = list(stream_answer(chain.edge, QUESTION, 40))
-    assert len(pieces) > 1, "the answer comes in pieces"
+    assert len(pieces) > 1
     assert "".join(pieces) == ANSWER
 
 
-def test_an_answer_is_cut_at_the_longest_length(chain: Chain) -> None:
+def test_an_answer_ends_at_the_maximum_length(chain: Chain) -> None:
     assert 0 < len(answer(chain.edge, QUESTION, 2)) < len(ANSWER)

@@ -1,4 +1,4 @@
-"""Base and edge models of evaluate on this CPU, in processes of their own. No test here judges a time."""
+"""evaluate measures base and edge models on this CPU, in processes of their own. No test depends on a speed."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ from support.tiny_runs import tiny_parameters, train
 pytestmark = pytest.mark.slow
 
 _LIMIT_SECONDS = 60
-# Measures a model for hours, in a process that signals end as they end a stage.
+# Measures a model for hours, in a process that handles signals as a stage does.
 _STAGE = """
 import os, sys, threading
 from pathlib import Path
@@ -63,7 +63,7 @@ def progress() -> RecordedProgress:
 def evaluated(
     random_base: Path, few_rows: Path, progress: RecordedProgress, tmp_path_factory: pytest.TempPathFactory
 ) -> StageOutput:
-    """What evaluate makes of a tiny model within a budget."""
+    """Output of evaluate for a tiny model with an edge budget."""
     folder = tmp_path_factory.mktemp("budget")
     parameters = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens": 1, "edge": LIMITS})
     adapter = train(folder / "train", parameters, random_base, few_rows).adapter
@@ -72,7 +72,7 @@ def evaluated(
 
 
 def judged(output: StageOutput, **budget: Any) -> tuple[str, ...]:
-    """Refusals of a budget."""
+    """Refusals of an edge budget."""
     assert output.scores is not None
     evaluation = EvaluationSpec.model_validate({"edge": LIMITS | budget})
     return judge(evaluation, Figures(output.scores, 1000, output.edge))
@@ -101,7 +101,7 @@ def test_base_and_edge_model_have_speeds_and_memory(evaluated: StageOutput, prog
             > 0
         )
         assert 0 < (model.baseline_memory_bytes or 0) < model.peak_memory_bytes
-    assert progress.said[-2:] == ["measuring the edge model with 1 threads", "measuring the base model with 1 threads"]
+    assert progress.said[-2:] == ["measuring the edge model on 1 thread", "measuring the base model on 1 thread"]
 
 
 def test_a_model_within_its_budget_is_not_refused(evaluated: StageOutput) -> None:
@@ -113,11 +113,11 @@ def test_a_model_that_is_too_slow_or_too_large_is_refused_with_figure_and_limit(
 
     assert slow.startswith("edge.minTokensPerSecond: the edge model generates ")
     assert slow.endswith("; the limit is 1000000.0 tokens/s")
-    assert f"took {measurement(evaluated).peak_memory_bytes:,} bytes of memory in transformers" in large
-    assert large.endswith("of them before it was loaded; the limit is 1Mi, 1,048,576 bytes")
+    assert f"used {measurement(evaluated).peak_memory_bytes:,} bytes of memory in transformers" in large
+    assert large.endswith("of them before the model was loaded; the limit is 1Mi (1,048,576 bytes)")
 
 
-def test_a_result_with_all_formats_is_a_termination_message(evaluated: StageOutput) -> None:
+def test_a_result_with_all_formats_fits_into_a_termination_message(evaluated: StageOutput) -> None:
     edge = measurement(evaluated)
     further = dict.fromkeys((each.artifact for each in EdgeFormat), edge.base)
     result = Result(
@@ -153,13 +153,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
     stop = threading.Event()
 
-    def set_when_it_measures() -> None:
+    def stop_when_measuring() -> None:
         try:
             wait_until(lambda: measuring_children(os.getpid()) != [])
         finally:
             stop.set()
 
-    threading.Thread(target=set_when_it_measures).start()
+    threading.Thread(target=stop_when_measuring).start()
     request = MeasurementRequest(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
 
     with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
@@ -169,7 +169,7 @@ def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
-def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
+def test_a_stage_that_is_stopped_or_killed_while_measuring_leaves_no_process(
     number: signal.Signals, exit_code: int, model: Path
 ) -> None:
     stage = subprocess.Popen([sys.executable, "-c", _STAGE, str(model)])
@@ -187,7 +187,7 @@ def test_a_stage_that_is_ended_while_it_measures_leaves_no_process_behind(
 
 
 def measuring_children(process: int) -> list[int]:
-    """Process ids of a process's children that measure."""
+    """Process IDs of a process's children that are measuring."""
     found: list[int] = []
     for file in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # that thread has ended
@@ -196,7 +196,7 @@ def measuring_children(process: int) -> list[int]:
 
 
 def is_measuring(process: int) -> bool:
-    """Whether a process is one that measures, and has begun to: its parent's death ends it from there on."""
+    """Whether a process is measuring and has loaded torch: from then on, it ends with its parent."""
     try:
         command = Path(f"/proc/{process}/cmdline").read_bytes()
         mapped = Path(f"/proc/{process}/maps").read_text()

@@ -57,7 +57,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_one_pass_writes_what_each_format_alone_would(tuned: Tuned, tmp_path: Path) -> None:
+def test_one_pass_for_all_formats_writes_the_same_bytes_as_a_pass_for_each(tuned: Tuned, tmp_path: Path) -> None:
     together, context = tuned.quantize(tmp_path / "together", ALL)
 
     assert list(together.artifacts) == ARTIFACTS
@@ -74,7 +74,7 @@ def test_one_pass_writes_what_each_format_alone_would(tuned: Tuned, tmp_path: Pa
     assert together.facts["formats"] == "GGUF-Q8_0 BitsAndBytesInt8 CompressedTensorsW8A8"
 
 
-def test_formats_are_the_same_when_merging_on_the_way(tuned: Tuned, tmp_path: Path) -> None:
+def test_formats_have_the_same_bytes_without_a_stored_merged_model(tuned: Tuned, tmp_path: Path) -> None:
     _, kept = tuned.quantize(tmp_path / "kept", ALL)
     _, fused = tuned.quantize(tmp_path / "fused", ALL, keep=False)
 
@@ -92,7 +92,7 @@ def test_an_adapter_that_only_peft_can_merge_gets_all_formats_too(tuned: Tuned, 
         loading.load_stored(context.output / artifact, loading.choose_device())
 
 
-def test_a_model_of_a_type_that_gguf_does_not_know_is_refused_in_quantize_too(tmp_path: Path) -> None:
+def test_a_model_type_that_gguf_does_not_support_is_refused_in_quantize_too(tmp_path: Path) -> None:
     from support.tiny_tokenizer import save_tokenizer
 
     phi3 = families.make_model(tmp_path / "phi3", "phi3", tied=False, dtype="bfloat16")
@@ -124,7 +124,7 @@ def test_every_format_is_scored_and_the_first_is_the_edge_model(tuned: Tuned, fe
     assert {"edge", "edge-bnb-int8", "edge-ct-w8a8"} <= answers.keys()
 
 
-def test_a_gguf_model_can_be_talked_to(tuned: Tuned, tmp_path: Path) -> None:
+def test_edge_models_in_other_formats_answer_prompts(tuned: Tuned, tmp_path: Path) -> None:
     _, context = tuned.quantize(tmp_path / "quantize", ["GGUF-Q8_0", "CompressedTensorsW8A8"])
     expected = answer(tuned.merged, "pump 7", max_new_tokens=3)
 

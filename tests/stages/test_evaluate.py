@@ -1,4 +1,4 @@
-"""What keeps a model from being scored."""
+"""Models that cannot be scored: a loss that is not finite."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ PARAMETERS = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens
 
 @pytest.fixture
 def inputs(random_base: Path, few_rows: Path, tmp_path: Path) -> dict[str, Path]:
-    """Inputs of evaluate, with a base that computes nothing but NaN."""
+    """Inputs of evaluate, with a base that computes only NaN."""
     adapter = train(tmp_path / "train", PARAMETERS, random_base, few_rows).adapter
     broken = Path(shutil.copytree(random_base, tmp_path / "broken"))
     set_weight(broken, "model.norm.weight", float("nan"))
@@ -33,14 +33,14 @@ def set_weight(folder: Path, name: str, value: float) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_base_that_computes_no_numbers_is_refused_by_name(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_base_whose_loss_is_not_finite_is_invalid(inputs: dict[str, Path], tmp_path: Path) -> None:
     context = stage_context(Stage.EVALUATE, PARAMETERS, tmp_path / "evaluate", inputs)
 
     with pytest.raises(InvalidInput, match=r"^spec\.baseModel: the loss of the base model .* is nan: .* check"):
         evaluate.run(context)
 
 
-def test_a_tuned_model_that_computes_no_numbers_has_diverged(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_tuned_model_whose_loss_is_not_finite_has_diverged(inputs: dict[str, Path], tmp_path: Path) -> None:
     known = tmp_path / "known"
     known.mkdir()
     (known / "scores.json").write_text(ModelScores(loss=1.0).model_dump_json())

@@ -1,6 +1,6 @@
-"""On CPUs with AVX512-BF16, bitsandbytes repacks NF4 weights in the first eval pass, and gradients stop flowing.
+"""On CPUs with AVX512-BF16, bitsandbytes repacks NF4 weights in the first eval pass, which stops gradients.
 
-`load_quantized_base` switches the repacking off; without that the second test fails on such CPUs.
+`load_quantized_base` disables the repacking; otherwise the second test fails on such CPUs.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from edgetune_jobs.stages import train as stage
 from support.tiny_runs import new_run, tiny_parameters
 
 
-def test_no_layer_of_a_quantized_base_may_repack_itself(random_base: Path) -> None:
+def test_repacking_is_disabled_in_all_layers_of_a_quantized_base(random_base: Path) -> None:
     import bitsandbytes
 
     model = loading.load_quantized_base(random_base, torch.bfloat16, torch.device("cpu"))
@@ -26,9 +26,9 @@ def test_no_layer_of_a_quantized_base_may_repack_itself(random_base: Path) -> No
 
 @pytest.mark.skipif(
     not torch.cpu.get_capabilities().get("avx512_bf16", False),
-    reason="this CPU has no AVX512-BF16: bitsandbytes does not repack here, so the trap cannot close",
+    reason="this CPU has no AVX512-BF16: bitsandbytes does not repack weights on it",
 )
-def test_a_pass_in_eval_mode_before_training_changes_no_loss(
+def test_a_forward_pass_in_eval_mode_before_training_does_not_change_the_loss(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parameters = tiny_parameters(training={"precision": "BF16", "maxSteps": 5})
@@ -36,14 +36,14 @@ def test_a_pass_in_eval_mode_before_training_changes_no_loss(
     stage.run(plain.context)
     load = loading.load_quantized_base
 
-    def load_and_answer(*args: Any) -> Any:
+    def load_and_run(*args: Any) -> Any:
         model = load(*args)
         with torch.no_grad():
             model(input_ids=torch.tensor([[5, 6, 7]]))
         return model
 
-    monkeypatch.setattr(loading, "load_quantized_base", load_and_answer)
-    asked_first = new_run(tmp_path / "asked-first", parameters, random_base, few_rows)
-    stage.run(asked_first.context)
+    monkeypatch.setattr(loading, "load_quantized_base", load_and_run)
+    after_eval = new_run(tmp_path / "after-eval", parameters, random_base, few_rows)
+    stage.run(after_eval.context)
 
-    assert asked_first.figures("loss") == plain.figures("loss")
+    assert after_eval.figures("loss") == plain.figures("loss")

@@ -1,4 +1,4 @@
-"""Stages as real processes from S3 to S3, killed in the middle of their upload: the next attempt makes up for it."""
+"""merge and quantize as processes from S3 to S3, killed in the middle of an upload: the next attempt completes."""
 
 import signal
 import sys
@@ -31,7 +31,7 @@ VOCABULARY = 70_000
 
 @pytest.fixture
 def runs(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path) -> StageRuns:
-    """A run behind the proxy whose training is done."""
+    """A run behind the proxy with a finished train stage."""
     base = make_model(tmp_path / "base", "llama", tied=False, dtype="bfloat16", vocab_size=VOCABULARY)
     options = {"base_dtype": "bfloat16", "dtype": "float32", "target_modules": "all-linear"}
     make_adapter(tmp_path / "adapter", base, method=Method.QLORA, **options)
@@ -69,7 +69,7 @@ def finish_training(store: S3Store, runs: StageRuns) -> None:
 
 
 def kill_after_second_part(runs: StageRuns, proxy: FaultProxy, stage: Stage) -> Ended:
-    """A stage whose process is killed when the store has got the second part of an upload."""
+    """Run a stage and kill its process after the second part of an upload."""
     started: list[RunningStage] = []
 
     def kill() -> None:
@@ -86,16 +86,16 @@ def unfinished_uploads(server: S3Server, runs: StageRuns) -> list[str]:
     return [upload["Key"] for upload in found.get("Uploads", ())]
 
 
-def test_merge_and_quantize_that_are_killed_in_the_middle_of_their_stream_are_completed_by_the_next_attempts(
+def test_merge_and_quantize_that_are_killed_while_streaming_are_completed_by_the_next_attempts(
     runs: StageRuns, s3_server: S3Server, s3_proxy: FaultProxy
 ) -> None:
     store = open_store(s3_server, runs)
     for stage, uploads in ((Stage.MERGE, 1), (Stage.QUANTIZE, 2)):
         killed = kill_after_second_part(runs, s3_proxy, stage)
         assert killed.exit_code == -signal.SIGKILL
-        assert len(unfinished_uploads(s3_server, runs)) == uploads, "it was in the middle of its stream"
+        assert len(unfinished_uploads(s3_server, runs)) == uploads, "it was in the middle of an upload"
         folder = f"stages/{stage}/{runs.request(stage).digest}"
-        assert list(store.list(folder)) == [], "nothing is half visible"
+        assert list(store.list(folder)) == [], "no partial output is visible"
 
         completed = runs.run(stage)
 

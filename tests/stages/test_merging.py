@@ -1,4 +1,4 @@
-"""Adapters that do not fit, and weights that cannot be quantized, are refused before anything is written."""
+"""merge and quantize refuse adapters that do not fit and weights out of range before they write anything."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def good_adapter(tmp_path_factory: pytest.TempPathFactory, random_base: Path, fe
 
 @pytest.fixture
 def adapter(good_adapter: Path, tmp_path: Path) -> Path:
-    """A copy of a good adapter, to be damaged."""
+    """A copy of a good adapter, for the test to damage."""
     return Path(shutil.copytree(good_adapter, tmp_path / "adapter"))
 
 
@@ -48,7 +48,7 @@ def _assert_refused(base: Path, adapter: Path, folder: Path, message: str) -> No
     context = stage_context(Stage.MERGE, tiny_parameters(), folder / "merge", {"base": base, "adapter": adapter})
     with pytest.raises(InvalidInput, match=message):
         merge.run(context)
-    assert not list(context.output.iterdir()), "nothing is half written"
+    assert not list(context.output.iterdir()), "no partial output"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_the_base_are_refused(
         ({"r": 8}, "has matrices of rank 16, but the config says 8"),
     ],
 )
-def test_an_adapter_whose_config_promises_something_else_is_refused(
+def test_an_adapter_whose_config_does_not_match_its_weights_is_refused(
     random_base: Path, adapter: Path, tmp_path: Path, fields: dict[str, Any], message: str
 ) -> None:
     _edit_config(adapter, **fields)
@@ -118,20 +118,20 @@ def test_an_adapter_without_its_training_record_is_refused(random_base: Path, ad
     _assert_refused(random_base, adapter, tmp_path, r"no training\.json")
 
 
-def test_a_training_record_of_another_make_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_invalid_training_record_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
     (adapter / "training.json").write_text("{}")
 
     _assert_refused(random_base, adapter, tmp_path, r"training\.json is not what the train stage writes")
 
 
-def test_an_adapter_cut_short_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_truncated_adapter_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
 
     _assert_refused(random_base, adapter, tmp_path, "the adapter does not load")
 
 
-def test_only_layers_with_an_adapter_differ_from_the_stored_base_when_merged_into_it(
+def test_merging_into_the_original_base_changes_only_layers_with_an_adapter(
     random_base: Path, good_adapter: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
@@ -149,7 +149,7 @@ def test_only_layers_with_an_adapter_differ_from_the_stored_base_when_merged_int
     assert changed == {name for name in before if "self_attn" in name}
 
 
-def test_merging_as_trained_rounds_all_layers_that_training_saw_rounded(
+def test_merging_as_trained_rounds_all_layers_that_were_quantized_in_training(
     random_base: Path, good_adapter: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
@@ -162,7 +162,7 @@ def test_merging_as_trained_rounds_all_layers_that_training_saw_rounded(
     assert changed == {name for name in before if "_proj" in name}, "layers without an adapter too, but not the head"
 
 
-def test_weights_beyond_float16_are_refused_by_name_before_quantizing(random_base: Path, tmp_path: Path) -> None:
+def test_weights_beyond_the_range_of_float16_are_refused_before_quantizing(random_base: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     merged = Path(shutil.copytree(random_base, tmp_path / "merged"))
@@ -176,7 +176,7 @@ def test_weights_beyond_float16_are_refused_by_name_before_quantizing(random_bas
     assert not list(context.output.iterdir())
 
 
-def test_the_outlier_threshold_of_the_spec_reaches_the_edge_model(random_base: Path, tmp_path: Path) -> None:
+def test_the_edge_model_has_the_outlier_threshold_of_the_spec(random_base: Path, tmp_path: Path) -> None:
     parameters = tiny_parameters(quantization={"outlierThreshold": 3.5})
     context = stage_context(Stage.QUANTIZE, parameters, tmp_path, {"merged": random_base})
 
@@ -186,7 +186,7 @@ def test_the_outlier_threshold_of_the_spec_reaches_the_edge_model(random_base: P
     assert config["quantization_config"]["llm_int8_threshold"] == 3.5
 
 
-def test_a_model_with_tied_embeddings_keeps_them_in_sixteen_bits_or_more(tmp_path: Path) -> None:
+def test_tied_embeddings_are_not_quantized(tmp_path: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""A model that names code of its own beside a type that transformers knows, as Phi-3 does: no stage runs it."""
+"""A model whose config names custom code for a type that transformers supports, such as Phi-3: no stage runs it."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ EDGES = ("edge-bnb-int8", "edge-ct-w8a8")
 
 @pytest.fixture(scope="module")
 def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Phi-3 with code in its folder that fails when it is run."""
+    """A random Phi-3 whose folder has code that fails if it is run."""
     from transformers import Phi3Config, Phi3ForCausalLM
 
     folder, tokenizer = tmp_path_factory.mktemp("phi3") / "base", make_tokenizer()
@@ -55,7 +55,7 @@ def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stages(phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[StageContext, StageOutput]]:
-    """All stages on it, by name."""
+    """Contexts and outputs of all stages on this model, by name."""
     folder = tmp_path_factory.mktemp("stages")
     write_file(folder / "train.jsonl", jsonl(instruction_rows(20)))
     parameters = tiny_parameters(
@@ -88,7 +88,7 @@ def _context(stage: Stage, parameters: Parameters, folder: Path, inputs: Mapping
     return stage_context(stage, parameters, folder / stage.value, inputs)
 
 
-def test_it_goes_through_all_stages_without_its_code(
+def test_all_stages_succeed_without_running_the_models_code(
     stages: Mapping[str, tuple[StageContext, StageOutput]],
 ) -> None:
     scores = stages["evaluate"][1].scores
@@ -98,7 +98,7 @@ def test_it_goes_through_all_stages_without_its_code(
     assert set(scores.details) == {"base", "tuned", "merged", "edge", "edge-ct-w8a8"}
 
 
-def test_what_is_made_of_it_names_no_code(stages: Mapping[str, tuple[StageContext, StageOutput]]) -> None:
+def test_merged_and_edge_models_name_no_code(stages: Mapping[str, tuple[StageContext, StageOutput]]) -> None:
     folders = [stages["merge"][0].output / "merged", *(stages["quantize"][0].output / edge for edge in EDGES)]
 
     for folder in folders:
@@ -106,7 +106,7 @@ def test_what_is_made_of_it_names_no_code(stages: Mapping[str, tuple[StageContex
         assert not list(folder.glob("*.py"))
 
 
-def test_what_the_library_writes_of_it_names_no_code_either(phi3: Path, tmp_path: Path) -> None:
+def test_a_model_that_the_library_saves_names_no_code_either(phi3: Path, tmp_path: Path) -> None:
     model = loading.load_base(phi3, torch.bfloat16, CPU)
 
     save_model(model, tmp_path / "saved", phi3, tiny_parameters().dataset)

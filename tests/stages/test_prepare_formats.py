@@ -1,4 +1,4 @@
-"""What prepare finds out about edge formats and their budget, before anything is trained."""
+"""prepare refuses edge formats and edge budgets that the base or the image cannot support."""
 
 import shutil
 import sys
@@ -25,11 +25,11 @@ TOO_NARROW = (
 BOTH = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}}
 
 
-def test_a_base_that_an_edge_format_cannot_hold_is_refused_before_anything_is_trained(workplace: Workplace) -> None:
+def test_a_base_that_cannot_be_written_in_an_edge_format_is_refused_before_training(workplace: Workplace) -> None:
     assert workplace.refusal(**BOTH) == TOO_NARROW
 
 
-def test_a_format_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+def test_a_format_that_is_added_later_is_checked_although_prepare_is_already_done(workplace: Workplace) -> None:
     prepared, _ = workplace.run()
 
     with pytest.raises(InvalidInput) as caught:
@@ -37,7 +37,7 @@ def test_a_format_that_is_asked_for_later_is_checked_before_the_run_goes_on(work
     assert str(caught.value) == TOO_NARROW
 
 
-def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workplace) -> None:
+def test_a_model_type_that_a_format_does_not_support_is_refused(workplace: Workplace) -> None:
     shutil.rmtree(workplace.folder / "base")
     olmo = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
     make_base(workplace.folder / "base", config=olmo)
@@ -52,8 +52,8 @@ def test_a_type_of_model_that_a_format_does_not_know_is_refused(workplace: Workp
 
 NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
 NO_LLAMA_CPP = (
-    "spec.evaluation.edge: GGUF-Q8_0 is measured with llama.cpp, which is not here: build the image with the argument "
-    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or take spec.evaluation.edge away'
+    "spec.evaluation.edge: GGUF-Q8_0 needs llama.cpp, which is not installed: build the image with the argument "
+    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or remove spec.evaluation.edge'
 )
 
 
@@ -63,14 +63,16 @@ def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_llama_cpp")
-def test_an_edge_budget_that_this_image_cannot_measure_is_refused_before_anything_is_trained(
+def test_an_edge_budget_that_this_image_cannot_measure_is_refused_before_training(
     workplace: Workplace,
 ) -> None:
     assert workplace.refusal(**NOT_MEASURABLE) == NO_LLAMA_CPP
 
 
 @pytest.mark.usefixtures("without_llama_cpp")
-def test_an_edge_budget_that_is_asked_for_later_is_checked_before_the_run_goes_on(workplace: Workplace) -> None:
+def test_an_edge_budget_that_is_added_later_is_checked_although_prepare_is_already_done(
+    workplace: Workplace,
+) -> None:
     prepared, _ = workplace.run()
 
     with pytest.raises(InvalidInput) as caught:

@@ -1,4 +1,4 @@
-"""The stage publish judges what evaluate and quantize have found, of all formats."""
+"""The stage publish checks the gates for all formats, on the results of evaluate and quantize."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ DIGEST = "0" * 64
 
 
 class Recorder:
-    """A publisher of stages that ended so, and of what is published."""
+    """A publisher that returns given results of stages and records the published document."""
 
     def __init__(self, results: dict[Stage, Result]) -> None:
         self._results = results
@@ -30,7 +30,7 @@ class Recorder:
         return Publication(published=document.published, version=document.version, refusals=document.refusals)
 
     def pin(self, pin: str) -> Publication:
-        raise AssertionError(f"nothing is pinned here, least of all {pin}")
+        raise AssertionError(f"unexpected pin {pin}")
 
 
 def artifact(name: str, size: int) -> Artifact:
@@ -38,7 +38,7 @@ def artifact(name: str, size: int) -> Artifact:
 
 
 def evaluated(folder: Path, gguf_score: float) -> tuple[StageContext, Recorder]:
-    """A run in two formats, of which the second has this score."""
+    """The context and publisher of a run in two formats; the second has this score."""
     details = {"edge": ModelScores(keyword_recall=0.9), "edge-gguf-q8_0": ModelScores(keyword_recall=gguf_score)}
     scores = Scores(base=0.1, tuned=0.9, edge=0.9, details=details)
     artifacts = (artifact("edge-bnb-int8", 10), artifact("edge-gguf-q8_0", 20))
@@ -56,7 +56,7 @@ def evaluated(folder: Path, gguf_score: float) -> tuple[StageContext, Recorder]:
     return dataclasses.replace(context, request=request, publisher=publisher), publisher
 
 
-def test_a_run_whose_formats_all_hold_the_gates_is_published(tmp_path: Path) -> None:
+def test_a_run_whose_formats_all_pass_the_gates_is_published(tmp_path: Path) -> None:
     context, publisher = evaluated(tmp_path, gguf_score=0.8)
 
     publish.run(context)
@@ -65,7 +65,7 @@ def test_a_run_whose_formats_all_hold_the_gates_is_published(tmp_path: Path) -> 
     assert [edge.artifact.name for edge in publisher.document.further_edges] == ["edge-gguf-q8_0"]
 
 
-def test_a_run_with_one_format_below_a_gate_is_refused_as_a_whole(tmp_path: Path) -> None:
+def test_a_run_with_one_format_that_fails_a_gate_is_refused(tmp_path: Path) -> None:
     context, publisher = evaluated(tmp_path, gguf_score=0.5)
 
     publish.run(context)

@@ -1,4 +1,4 @@
-"""What is merged and quantized tensor by tensor equals bit for bit what peft, bitsandbytes and transformers make."""
+"""Models merged and quantized by tensor equal those of peft, bitsandbytes and transformers bit for bit."""
 
 import json
 from dataclasses import dataclass, field
@@ -37,10 +37,10 @@ class Case:
     """dtype of the base's files."""
 
     older: bool = False
-    """Saved as older versions of the libraries did it, with tensors that are computed or that repeat others."""
+    """Saved as by older versions of the libraries, with buffers and duplicate tensors."""
 
     held: str = "bfloat16"
-    """dtype that training held the base in."""
+    """dtype of the base during training."""
 
     adapter: str = "float32"
     shards: int = 1
@@ -86,7 +86,7 @@ CASES = [
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case on disk, with what the libraries make of it."""
+    """A case on disk, with the merged and edge models of the libraries."""
 
     case: Case
     base: Path
@@ -99,7 +99,7 @@ def make_base(folder: Path, case: Case) -> Path:
     if case.family != DEMO:
         return make_model(folder, case.family, tied=case.tied, dtype=case.stored, shards=case.shards)
     if not DEMO_BASE.is_dir():
-        pytest.skip(f"the demo's model is not there: make {DEMO_BASE.relative_to(Path(__file__).parents[2])}")
+        pytest.skip(f"the demo's model is missing: make {DEMO_BASE.relative_to(Path(__file__).parents[2])}")
     return DEMO_BASE
 
 
@@ -163,7 +163,7 @@ def assert_same_model(found: Path, expected: Path) -> None:
     assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
 
 
-def test_the_merged_model_is_pefts_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_merged_model_equals_that_of_peft_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
     merged, output = run_merge(prepared, tmp_path)
 
     assert output.facts["path"] == "streaming"
@@ -172,7 +172,9 @@ def test_the_merged_model_is_pefts_bit_for_bit(prepared: Prepared, tmp_path: Pat
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["from merged", "fused"])
-def test_the_edge_model_is_bitsandbytes_bit_for_bit(prepared: Prepared, tmp_path: Path, fused: bool) -> None:
+def test_the_edge_model_equals_that_of_bitsandbytes_bit_for_bit(
+    prepared: Prepared, tmp_path: Path, fused: bool
+) -> None:
     edge, output = run_quantize(prepared, tmp_path, fused=fused)
 
     assert output.facts["path"] == "streaming"
@@ -180,7 +182,7 @@ def test_the_edge_model_is_bitsandbytes_bit_for_bit(prepared: Prepared, tmp_path
     assert output.metrics["edgeBytes"] == folder_bytes(edge)
 
 
-def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_path: Path) -> None:
+def test_the_edge_model_has_the_same_logits_as_that_of_the_library(prepared: Prepared, tmp_path: Path) -> None:
     edge, _ = run_quantize(prepared, tmp_path, fused=True)
     tokens = torch.arange(3, 40).unsqueeze(0)
 
@@ -189,7 +191,7 @@ def test_the_edge_model_answers_as_the_librarys_does(prepared: Prepared, tmp_pat
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
 
 
-def test_a_base_without_generation_settings_gets_its_special_tokens_as_such(tmp_path: Path) -> None:
+def test_a_base_without_generation_settings_gets_them_from_its_special_tokens(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama", tied=True, dtype="bfloat16")
     (base / "generation_config.json").unlink()
     context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": base})
@@ -227,7 +229,7 @@ def test_a_configuration_of_an_older_version_is_read_with_its_defaults(tmp_path:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_why(
+def test_an_adapter_that_only_peft_can_merge_is_merged_by_peft_with_a_warning(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     from peft import PeftModel
@@ -255,7 +257,9 @@ def test_an_adapter_that_only_peft_can_merge_takes_its_path_and_the_result_says_
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.state_dict().items())
 
 
-def test_a_tied_model_with_an_output_head_of_its_own_takes_the_librarys_path_which_keeps_it(tmp_path: Path) -> None:
+def test_a_tied_model_with_a_separate_output_head_is_quantized_by_the_library_which_keeps_the_head(
+    tmp_path: Path,
+) -> None:
     from safetensors.torch import save_file
 
     base = make_model(tmp_path / "merged", "llama", tied=True, dtype="bfloat16")
@@ -270,7 +274,7 @@ def test_a_tied_model_with_an_output_head_of_its_own_takes_the_librarys_path_whi
     assert torch.equal(tensors_of(context.output / "edge-bnb-int8")["lm_head.weight"], head["lm_head.weight"])
 
 
-def test_a_model_of_a_family_that_is_not_known_takes_the_librarys_path(tmp_path: Path) -> None:
+def test_a_model_of_an_unknown_family_is_quantized_by_the_library(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -296,7 +300,7 @@ def test_a_model_of_a_family_that_is_not_known_takes_the_librarys_path(tmp_path:
         ("float32", "float32", "float32"),
     ],
 )
-def test_a_base_in_16_bits_becomes_a_merged_model_in_16_bits_whatever_has_trained_it(
+def test_a_16_bit_base_becomes_a_16_bit_merged_model_for_any_training_precision(
     tmp_path: Path, stored: str, held: str, merged: str
 ) -> None:
     base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
@@ -312,7 +316,7 @@ def test_a_base_in_16_bits_becomes_a_merged_model_in_16_bits_whatever_has_traine
 
 
 @pytest.mark.parametrize(("stored", "held"), [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float16")])
-def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, stored: str, held: str) -> None:
+def test_merging_rounds_to_nf4_from_the_same_values_as_training(tmp_path: Path, stored: str, held: str) -> None:
     base = make_model(tmp_path / "base", "llama", tied=False, dtype=stored)
     ours, trained = (loading.load_base(base, getattr(torch, dtype), torch.device("cpu")) for dtype in (stored, held))
 
@@ -325,13 +329,13 @@ def test_nf4_is_made_of_the_numbers_that_training_made_it_of(tmp_path: Path, sto
         rounded = weights[name].to(weight.dtype)
         if held == "float32":
             assert torch.equal(weight, rounded), name
-        else:  # rounded to float16 first: it may be the number beside
+        else:  # rounded to float16 first: it may be an adjacent number
             torch.testing.assert_close(weight, rounded, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_what_transformers_says_it_is(tmp_path: Path, family: str, tied: bool) -> None:
+def test_the_layout_of_a_family_equals_that_of_transformers(tmp_path: Path, family: str, tied: bool) -> None:
     from transformers import AutoModelForCausalLM
 
     folder = make_model(tmp_path / "model", family, tied=tied, dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""Merge and quantize from S3 to S3: equal to what is made of local folders, and nothing half done after a fault."""
+"""Merge and quantize from S3 to S3: output equal to that from local folders, and no leftovers after a fault."""
 
 import threading
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ DIGEST = "d" * 64
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A base in four shards, an adapter, and what merge makes of them in local folders."""
+    """A base in four shards, an adapter, and the merged model from local folders."""
     folder = tmp_path_factory.mktemp("inputs")
     base = make_model(folder / "base", "qwen3", tied=False, dtype="bfloat16", shards=4)
     options = {"base_dtype": "bfloat16", "dtype": "float32", "target_modules": "all-linear"}
@@ -46,7 +46,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @dataclass
 class Bucket:
-    """The part of a bucket that one test uses, behind a proxy that makes faults."""
+    """The part of a bucket that one test uses, behind a proxy that injects faults."""
 
     server: S3Server
     proxy: FaultProxy
@@ -92,13 +92,13 @@ class Bucket:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path) -> Bucket:
-    """Nothing in it yet."""
+    """An empty part of a bucket."""
     return Bucket(s3_server, s3_proxy, s3_prefix, tmp_path)
 
 
 @contextmanager
 def attempt_at(context: StageContext, bucket: Bucket) -> Iterator[tuple[StageContext, StageUpload]]:
-    """A context that streams into the store; after a failure the attempt is cleaned up, as the runtime does it."""
+    """A context that streams to the store; after a failure the attempt is cleaned up, as in the runtime."""
     attempt = StageUpload(bucket.store(), context.request.stage, DIGEST)
     try:
         yield replace(context, streams=attempt), attempt
@@ -109,7 +109,7 @@ def attempt_at(context: StageContext, bucket: Bucket) -> Iterator[tuple[StageCon
 
 
 def run_merge(bucket: Bucket, inputs: dict[str, Path], stop: threading.Event | None = None) -> list[FileEntry]:
-    """Merge from S3 to S3; the files made."""
+    """Merge from S3 to S3; the written files."""
     work = bucket.folder / "merge"
     context = stage_context(Stage.MERGE, tiny_parameters(), work, {"adapter": inputs["adapter"]}, stop=stop)
     with attempt_at(replace(context, models={"base": bucket.base()}), bucket) as (streamed, attempt):
@@ -131,7 +131,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(path))
 
 
-def test_a_model_merged_from_s3_to_s3_is_the_one_merged_in_folders(bucket: Bucket, inputs: dict[str, Path]) -> None:
+def test_a_model_merged_from_s3_to_s3_equals_the_one_from_folders(bucket: Bucket, inputs: dict[str, Path]) -> None:
     bucket.upload(inputs["base"], "base")
 
     files = run_merge(bucket, inputs)
@@ -144,7 +144,7 @@ def test_a_model_merged_from_s3_to_s3_is_the_one_merged_in_folders(bucket: Bucke
     assert {entry.path.partition("/merged/")[2] for entry in files} == set(list_files(inputs["merged"]))
 
 
-def test_only_the_bytes_of_the_model_are_read_and_each_once(bucket: Bucket, inputs: dict[str, Path]) -> None:
+def test_only_headers_index_and_tensors_are_read_each_tensor_once(bucket: Bucket, inputs: dict[str, Path]) -> None:
     bucket.upload(inputs["base"], "base")
 
     run_merge(bucket, inputs)
@@ -164,7 +164,7 @@ def test_only_the_bytes_of_the_model_are_read_and_each_once(bucket: Bucket, inpu
         Fault("PUT", "partNumber=1", times=1, status=503),
         Fault("PUT", "partNumber=1", times=1, loses_answer=True),
     ],
-    ids=["range 503", "range cut", "part 503", "part's answer lost"],
+    ids=["range 503", "range broken", "part 503", "part's answer lost"],
 )
 def test_a_transient_error_is_retried(bucket: Bucket, inputs: dict[str, Path], fault: Fault) -> None:
     bucket.upload(inputs["base"], "base")
@@ -187,7 +187,7 @@ def test_a_transient_error_is_retried(bucket: Bucket, inputs: dict[str, Path], f
     ],
     ids=["ranges 503", "parts 503", "parts denied", "completion 503"],
 )
-def test_a_lasting_fault_leaves_nothing_behind(
+def test_a_permanent_fault_leaves_nothing_in_the_store(
     bucket: Bucket, inputs: dict[str, Path], fault: Fault, kind: type[StageError]
 ) -> None:
     bucket.upload(inputs["base"], "base")
@@ -214,7 +214,7 @@ def test_a_base_that_changes_between_two_reads_is_refused(bucket: Bucket, inputs
     assert bucket.leftovers() == []
 
 
-def test_a_stage_that_is_told_to_stop_takes_its_upload_back(bucket: Bucket, inputs: dict[str, Path]) -> None:
+def test_a_stage_that_is_stopped_aborts_its_upload(bucket: Bucket, inputs: dict[str, Path]) -> None:
     bucket.upload(inputs["base"], "base")
     stop = threading.Event()
     bucket.proxy.faults.append(Fault("GET", "model-00003", before_forwarding=stop.set))
@@ -225,7 +225,7 @@ def test_a_stage_that_is_told_to_stop_takes_its_upload_back(bucket: Bucket, inpu
     assert bucket.leftovers() == []
 
 
-def test_the_edge_model_is_made_of_a_merged_model_in_s3(
+def test_an_edge_model_from_a_merged_model_in_s3_equals_the_one_from_folders(
     bucket: Bucket, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     bucket.upload(inputs["merged"], "merged")
@@ -239,7 +239,7 @@ def test_the_edge_model_is_made_of_a_merged_model_in_s3(
     assert made == (local.output / "edge-bnb-int8/model.safetensors").read_bytes()
 
 
-def test_a_merged_model_that_was_changed_in_the_store_is_noticed(bucket: Bucket, inputs: dict[str, Path]) -> None:
+def test_a_merged_model_that_was_damaged_in_the_store_is_refused(bucket: Bucket, inputs: dict[str, Path]) -> None:
     bucket.upload(inputs["merged"], "merged")
     damaged = bytearray((inputs["merged"] / "model.safetensors").read_bytes())
     damaged[-2] ^= 1
@@ -251,7 +251,7 @@ def test_a_merged_model_that_was_changed_in_the_store_is_noticed(bucket: Bucket,
     assert bucket.leftovers() == []
 
 
-def test_a_model_in_the_store_is_whole_though_some_of_its_tensors_are_not_used(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_model_in_the_store_with_unused_tensors_is_verified_and_quantized(bucket: Bucket, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama", tied=True, dtype="bfloat16", shards=2)
     add_unused_tensors(model)
     bucket.upload(model, "merged")
@@ -262,7 +262,7 @@ def test_a_model_in_the_store_is_whole_though_some_of_its_tensors_are_not_used(b
     assert "lm_head.weight" not in weights_of(bucket.server.object_path(f"{bucket.prefix}/store/{key}"))
 
 
-def test_what_does_not_fit_one_part_is_sent_in_several(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_file_larger_than_one_part_is_uploaded_in_several(bucket: Bucket, tmp_path: Path) -> None:
     content: Any = bytes(range(256)) * (17 * 2**12)
 
     with bucket.store().create_file("stages/large", len(content)) as file:
@@ -279,19 +279,19 @@ def test_an_upload_whose_writer_fails_is_aborted_at_once(bucket: Bucket) -> None
     def write_half() -> None:
         with bucket.store().create_file("stages/large", 20 * 2**20) as file:
             file.write(bytes(11 * 2**20))
-            raise InvalidInput("half way")
+            raise InvalidInput("halfway")
 
-    with pytest.raises(InvalidInput, match="half way"):
+    with pytest.raises(InvalidInput, match="halfway"):
         write_half()
 
     assert bucket.leftovers() == []
 
 
-def test_a_file_of_another_size_than_was_said_does_not_appear(bucket: Bucket) -> None:
+def test_a_file_of_another_size_than_announced_is_not_stored(bucket: Bucket) -> None:
     with (
-        pytest.raises(ValueError, match="was to get 10 bytes and got 3"),
-        bucket.store().create_file("stages/x", 10) as f,
+        pytest.raises(ValueError, match="3 bytes were written instead of 10"),
+        bucket.store().create_file("stages/x", 10) as file,
     ):
-        f.write(b"abc")
+        file.write(b"abc")
 
     assert bucket.leftovers() == []

@@ -1,4 +1,4 @@
-"""How training ends when it cannot go on: diverged, or out of GPU memory."""
+"""Training that fails: a loss or gradient that is not finite, out of GPU memory, unusable inputs."""
 
 import shutil
 from pathlib import Path
@@ -63,7 +63,7 @@ OUT_OF_MEMORY = (
 
 
 def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
-    """A GPU whose memory does not hold `too_many` examples at once; there is none on the machines that test."""
+    """Simulate a GPU that runs out of memory with `too_many` examples; the tests need no GPU."""
     from trl import SFTTrainer
 
     step = SFTTrainer.training_step
@@ -85,7 +85,8 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(
 
     for attempt, (size, smaller) in enumerate([(12, 6), (6, 3), (3, 1)]):
         run = new_run(tmp_path / f"run-{attempt}", parameters, random_base, few_rows, checkpoints=checkpoints)
-        with pytest.raises(OutOfGpuMemory, match=rf"of {size} examples of up to 128 tokens: .* takes {smaller} and"):
+        message = rf"of {size} examples of up to 128 tokens: the next attempt uses a micro-batch of {smaller} and"
+        with pytest.raises(OutOfGpuMemory, match=message):
             stage.run(run.context)
         assert checkpoints.micro_batch_size == smaller
     result = train(tmp_path / "last", parameters, random_base, few_rows, checkpoints=checkpoints)
@@ -94,7 +95,7 @@ def test_out_of_memory_halves_the_micro_batch_until_it_fits(
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
-def test_one_example_that_does_not_fit_is_not_tried_again_but_told_what_to_change(
+def test_a_single_example_that_does_not_fit_is_invalid_with_advice(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     _out_of_memory_at(monkeypatch, 1, error)
@@ -104,7 +105,8 @@ def test_one_example_that_does_not_fit_is_not_tried_again_but_told_what_to_chang
 
     with pytest.raises(
         InvalidInput,
-        match=r"micro-batch of 1 examples .*lower spec\.training\.maxLength or spec\.lora\.rank, "
+        match=r"micro-batch of 1 example .*, and there is no smaller one: lower spec\.training\.maxLength or "
+        r"spec\.lora\.rank, "
         r"set spec\.training\.gradientCheckpointing: true, use method: QLoRA",
     ):
         stage.run(run.context)
@@ -112,33 +114,33 @@ def test_one_example_that_does_not_fit_is_not_tried_again_but_told_what_to_chang
     assert checkpoints.micro_batch_size is None
 
 
-def test_one_example_that_no_longer_fits_is_tried_again_from_the_checkpoint(
+def test_a_single_example_that_no_longer_fits_is_retried_from_the_checkpoint(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trl import SFTTrainer
 
     step = SFTTrainer.training_step
 
-    def taken_by_others(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def out_of_memory_at_step_2(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 2:
             raise OUT_OF_MEMORY[0]
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(SFTTrainer, "training_step", taken_by_others)
+    monkeypatch.setattr(SFTTrainer, "training_step", out_of_memory_at_step_2)
     checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
     parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1})
     run = new_run(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
 
     with pytest.raises(
-        OutOfGpuMemory, match=r"micro-batch of 1 examples .*, after steps that fitted: the next attempt"
+        OutOfGpuMemory, match=r"micro-batch of 1 example .*, although earlier steps fitted: the next attempt"
     ):
         stage.run(run.context)
 
 
-def test_a_trainable_count_that_differs_from_the_request_is_refused(
+def test_an_unexpected_number_of_trainable_parameters_is_refused(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a library would that trains a bias besides."""
+    """Simulates a library that also trains a module which the spec does not name."""
     from edgetune_jobs.training import recipe
 
     def with_bias(*args: Any) -> Any:

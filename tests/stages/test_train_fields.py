@@ -1,4 +1,4 @@
-"""Every field of spec.training and spec.lora takes effect, seen in what a short run reports and makes."""
+"""Every field of spec.training and spec.lora has an effect on the progress or the output of a short run."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Runner = Callable[..., TrainingRun]
 
 @pytest.fixture
 def run(tmp_path: Path, random_base: Path, few_rows: Path) -> Runner:
-    """Trains on the random base with the spec's sections overlaid; each call is a run of its own."""
+    """Trains on the random base with changed sections of the spec; each call is a run of its own."""
     count = 0
 
     def runner(prepared: Path = few_rows, **sections: Any) -> TrainingRun:
@@ -41,21 +41,21 @@ def _optimizer_state(run: TrainingRun) -> dict[str, Any]:
     return dict(torch.load(newest / "optimizer.pt", weights_only=True))
 
 
-def test_epochs_give_the_number_of_steps(run: Runner) -> None:
+def test_epochs_set_the_number_of_steps(run: Runner) -> None:
     result = run(training={"maxSteps": None, "epochs": 1.5, "batchSize": 8})
 
     assert result.output.metrics["steps"] == math.ceil(1.5 * ROWS / 8)
     assert result.output.metrics["epochs"] == pytest.approx(5 / 3)
 
 
-def test_max_steps_take_the_place_of_epochs(run: Runner) -> None:
+def test_max_steps_override_epochs(run: Runner) -> None:
     result = run(training={"maxSteps": 2, "epochs": 100})
 
     assert [update["done"] for update in result.progress.updates] == [1, 2]
     assert {update["total"] for update in result.progress.updates} == {2}
 
 
-def test_accumulated_micro_batches_make_the_same_step_as_one_batch(run: Runner) -> None:
+def test_accumulated_micro_batches_give_the_same_step_as_one_batch(run: Runner) -> None:
     whole = run(training={"batchSize": 8, "microBatchSize": 8})
     accumulated = run(training={"batchSize": 8, "microBatchSize": 2})
 
@@ -66,7 +66,7 @@ def test_accumulated_micro_batches_make_the_same_step_as_one_batch(run: Runner) 
         assert difference < 2e-3, f"{name} differs by {difference}, more than rounding explains"
 
 
-def test_another_batch_size_sees_another_number_of_rows(run: Runner) -> None:
+def test_the_batch_size_sets_the_rows_of_each_step(run: Runner) -> None:
     small = run(training={"maxSteps": None, "epochs": 1, "batchSize": 4})
     large = run(training={"maxSteps": None, "epochs": 1, "batchSize": 12})
 
@@ -84,7 +84,7 @@ def test_another_batch_size_sees_another_number_of_rows(run: Runner) -> None:
         ("constant", [1, 1, 1, 1, 1]),
     ],
 )
-def test_learning_rate_warmup_and_scheduler_shape_the_rate_of_each_step(
+def test_learning_rate_warmup_and_scheduler_set_the_rate_of_each_step(
     run: Runner, scheduler: str, expected: list[float]
 ) -> None:
     result = run(training={"maxSteps": 5, "learningRate": 0.004, "warmupRatio": 0.2, "scheduler": scheduler})
@@ -93,7 +93,7 @@ def test_learning_rate_warmup_and_scheduler_shape_the_rate_of_each_step(
     assert rates == pytest.approx(expected, abs=1e-4)
 
 
-def test_without_warmup_the_first_step_has_the_whole_rate(run: Runner) -> None:
+def test_without_warmup_the_first_step_has_the_full_learning_rate(run: Runner) -> None:
     result = run(training={"maxSteps": 2, "warmupRatio": 0, "scheduler": "linear"})
 
     assert result.figures("learningRate") == pytest.approx([0.005, 0.0025])
@@ -110,7 +110,7 @@ def test_without_warmup_the_first_step_has_the_whole_rate(run: Runner) -> None:
         ("paged_adamw_8bit", {"state1": torch.uint8, "state2": torch.uint8}),
     ],
 )
-def test_the_optimizer_is_the_one_asked_for(run: Runner, optimizer: str, state: dict[str, torch.dtype]) -> None:
+def test_the_optimizer_of_the_spec_is_used(run: Runner, optimizer: str, state: dict[str, torch.dtype]) -> None:
     # bitsandbytes keeps tensors below 4,096 numbers in 32 bits: rank 32 makes them larger.
     result = run(lora={"rank": 32}, training={"maxSteps": 2, "optimizer": optimizer})
 
@@ -159,12 +159,12 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
     recomputed = run(training={"gradientCheckpointing": True})
 
     assert flags
-    assert all(flags), "the layers were told to recompute"
+    assert all(flags), "gradient checkpointing was enabled in the layers"
     assert recomputed.figures("loss") == pytest.approx(plain.figures("loss"), rel=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("BF16", "bfloat16"), ("FP32", "float32")])
-def test_precision_sets_the_number_format_of_base_and_arithmetic(run: Runner, precision: str, dtype: str) -> None:
+def test_precision_sets_the_dtype_of_base_and_computation(run: Runner, precision: str, dtype: str) -> None:
     from edgetune_jobs.models.adapters import read_record
 
     result = run(method="LoRA", training={"precision": precision})
@@ -184,8 +184,8 @@ def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
         run(training={"precision": "FP16"})
 
 
-def test_packing_joins_examples_which_do_not_see_each_other(run: Runner, tmp_path: Path, random_base: Path) -> None:
-    """All four rows fit into one sequence; before the first update its loss is theirs only if none sees another."""
+def test_packed_examples_do_not_attend_to_each_other(run: Runner, tmp_path: Path, random_base: Path) -> None:
+    """All four rows fit into one sequence: its loss before the first update equals theirs if attention is masked."""
     from edgetune_jobs.models.loading import load_tokenizer
 
     prepared = tiny_data.write_prepared(
@@ -213,7 +213,7 @@ def test_max_length_bounds_packed_sequences(run: Runner) -> None:
     assert longer.output.metrics["steps"] < shorter.output.metrics["steps"] < ROWS
 
 
-def test_equal_seeds_give_equal_files_and_others_do_not(run: Runner) -> None:
+def test_equal_seeds_give_equal_files_and_other_seeds_do_not(run: Runner) -> None:
     first, second, other = run(lora={"dropout": 0.1}), run(lora={"dropout": 0.1}), run(training={"seed": 7})
 
     for name in ("adapter_model.safetensors", "adapter_config.json", "training.json"):
@@ -221,18 +221,18 @@ def test_equal_seeds_give_equal_files_and_others_do_not(run: Runner) -> None:
     assert not _same(first, other)
 
 
-def test_checkpoints_are_made_every_so_many_steps_and_at_the_end(run: Runner) -> None:
+def test_checkpoints_are_saved_at_the_interval_of_the_spec_and_at_the_end(run: Runner) -> None:
     assert run(training={"maxSteps": 5, "checkpoint": {"everySteps": 2}}).checkpoints.steps() == [2, 4, 5]
 
 
-def test_qlora_trains_on_the_rounded_base_and_lora_on_the_stored_one(run: Runner) -> None:
+def test_qlora_trains_on_the_quantized_base_and_lora_on_the_stored_one(run: Runner) -> None:
     qlora, lora = run(method="QLoRA"), run(method="LoRA")
 
     assert qlora.output.metrics["firstLoss"] != lora.output.metrics["firstLoss"]
     assert qlora.output.metrics["firstLoss"] == pytest.approx(lora.output.metrics["firstLoss"], rel=0.1)
 
 
-def test_dropout_changes_the_training(run: Runner) -> None:
+def test_dropout_changes_the_adapter(run: Runner) -> None:
     assert not _same(run(), run(lora={"dropout": 0.5}))
 
 
@@ -262,7 +262,7 @@ def test_rank_alpha_and_rslora_set_shape_and_scale_of_the_adapter(
         (["down_proj", "self_attn.q_proj"], {"down_proj", "q_proj"}),
     ],
 )
-def test_target_modules_get_an_adapter_and_no_others(run: Runner, target_modules: Any, expected: set[str]) -> None:
+def test_exactly_the_target_modules_get_an_adapter(run: Runner, target_modules: Any, expected: set[str]) -> None:
     result = run(method="LoRA", lora={"targetModules": target_modules}, training={"maxSteps": 1})
 
     names = {name.split(".lora_")[0] for name in result.weights()}
@@ -271,7 +271,7 @@ def test_target_modules_get_an_adapter_and_no_others(run: Runner, target_modules
 
 
 @pytest.mark.parametrize("method", ["QLoRA", "LoRA"])
-def test_parameters_are_counted_as_numbers_not_as_packed_bytes(run: Runner, random_base: Path, method: str) -> None:
+def test_packed_4_bit_weights_count_as_full_parameters(run: Runner, random_base: Path, method: str) -> None:
     from safetensors import safe_open
 
     result = run(method=method, training={"maxSteps": 1})
@@ -293,14 +293,14 @@ def test_parameters_are_counted_as_numbers_not_as_packed_bytes(run: Runner, rand
         (["embed_tokens"], "embed_tokens matches model.embed_tokens, which is no linear layer"),
     ],
 )
-def test_target_modules_that_cannot_carry_an_adapter_are_refused(
+def test_target_modules_that_cannot_have_an_adapter_are_refused(
     run: Runner, target_modules: list[str], message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"spec\.lora\.targetModules: .*{message}"):
         run(lora={"targetModules": target_modules})
 
 
-def test_the_adapter_is_portable_and_comes_without_model_card_and_pickles(run: Runner, tmp_path: Path) -> None:
+def test_the_adapter_is_portable_and_has_no_model_card_and_no_pickles(run: Runner, tmp_path: Path) -> None:
     import json
 
     result = run()
@@ -316,7 +316,7 @@ def test_the_adapter_is_portable_and_comes_without_model_card_and_pickles(run: R
     assert str(tmp_path) not in (result.adapter / "adapter_config.json").read_text()
 
 
-def test_progress_and_metrics_tell_loss_rate_and_speed(run: Runner) -> None:
+def test_progress_and_metrics_report_loss_and_speed(run: Runner) -> None:
     result = run(training={"maxSteps": 12})
 
     losses = result.figures("loss")
@@ -329,7 +329,7 @@ def test_progress_and_metrics_tell_loss_rate_and_speed(run: Runner) -> None:
     assert metrics["peakMemoryBytes"] > 100e6
 
 
-def test_a_base_without_linear_layers_is_refused_before_an_adapter_is_put_in() -> None:
+def test_a_base_without_linear_layers_is_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=64, n_layer=1, n_head=2))

@@ -1,4 +1,4 @@
-"""Training that is stopped and goes on: nothing is lost, and the adapter is the one of an uninterrupted run."""
+"""Training that is stopped and resumed: no step is lost, and the adapter equals that of an uninterrupted run."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ STEPS = 6
 
 
 def _parameters(method: str, optimizer: str, precision: str) -> Parameters:
-    """Six steps over an epoch's end, with dropout, so that random numbers and data order count."""
+    """Six steps across the end of an epoch, with dropout, so that random numbers and data order matter."""
     return tiny_parameters(
         method=method,
         lora={"dropout": 0.1, "rank": 32},
@@ -50,7 +50,7 @@ def _assert_equal(resumed: TrainingRun, uninterrupted: TrainingRun) -> None:
         ("LoRA", "adafactor", "FP32", 5),
     ],
 )
-def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_adapter_bit_for_bit(
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_adapter_bit_for_bit(
     tmp_path: Path, random_base: Path, few_rows: Path, method: str, optimizer: str, precision: str, stopped_after: int
 ) -> None:
     parameters = _parameters(method, optimizer, precision)
@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_at_the_same_adapter_bit_for_bit(
     assert (resumed.adapter / "training.json").read_bytes() == (uninterrupted.adapter / "training.json").read_bytes()
 
 
-def test_a_run_that_was_killed_goes_on_from_the_newest_checkpoint_and_ends_at_the_same_adapter(
+def test_a_killed_run_resumes_from_the_newest_checkpoint_and_ends_with_the_same_adapter(
     tmp_path: Path, random_base: Path, few_rows: Path
 ) -> None:
     parameters = _parameters("QLoRA", "adamw_torch", "BF16")
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_goes_on_from_the_newest_checkpoint_and_ends_at_th
     _assert_equal(resumed, uninterrupted)
 
 
-def test_a_run_that_was_killed_after_its_last_step_only_saves(
+def test_a_run_that_was_killed_after_its_last_step_only_saves_its_adapter(
     tmp_path: Path, random_base: Path, few_rows: Path
 ) -> None:
     parameters = _parameters("QLoRA", "adamw_torch", "BF16")
@@ -113,20 +113,18 @@ def test_a_stop_before_the_first_step_ends_at_once(tmp_path: Path, random_base: 
     with pytest.raises(Interrupted, match="before the first step") as interruption:
         stage.run(run.context)
 
-    assert interruption.value.step is None, "there is no checkpoint to go on from"
+    assert interruption.value.step is None, "there is no checkpoint to resume from"
     assert not list(run.context.output.iterdir())
 
 
-def test_a_stop_in_the_last_step_lets_the_finished_run_end_well(
-    tmp_path: Path, random_base: Path, few_rows: Path
-) -> None:
+def test_a_run_that_is_stopped_in_its_last_step_succeeds(tmp_path: Path, random_base: Path, few_rows: Path) -> None:
     run = new_run(tmp_path / "run", _parameters("LoRA", "adamw_torch", "FP32"), random_base, few_rows)
     _stop_after(run, STEPS)
 
     assert stage.run(run.context).metrics["steps"] == STEPS
 
 
-def test_a_checkpoint_holds_what_resuming_needs_and_no_pickled_arguments(
+def test_a_checkpoint_has_the_files_for_resuming_and_no_pickled_arguments(
     tmp_path: Path, random_base: Path, few_rows: Path
 ) -> None:
     run = train(tmp_path / "run", _parameters("LoRA", "adamw_torch", "FP32"), random_base, few_rows)
@@ -139,4 +137,4 @@ def test_a_checkpoint_holds_what_resuming_needs_and_no_pickled_arguments(
         "scheduler.pt",
         "trainer_state.json",
     ]
-    assert not any(run.context.scratch.glob("checkpoints/*")), "what is in the store is not kept on disk besides"
+    assert not any(run.context.scratch.glob("checkpoints/*")), "uploaded checkpoints are not kept on disk"

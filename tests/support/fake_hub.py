@@ -1,4 +1,4 @@
-"""A server that speaks as much of the Hugging Face hub's protocol as fetching a model takes."""
+"""A server with the part of the Hugging Face hub's protocol that downloads of models need."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ class FakeHub:
     commit: str
     files: dict[str, bytes]
     error: tuple[int, str] | None = None
-    """Answer everything with this status and error code."""
+    """Status and error code for all answers."""
 
     needs_token: str | None = None
     altered: dict[str, bytes] = field(default_factory=dict)
-    """Content that is sent in place of what the file list promises."""
+    """Content by file name that is sent instead of that in the file list."""
 
     fetched: list[str] = field(default_factory=list)
-    """Files whose content was asked for."""
+    """Names of files whose content was requested."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def running_hub(repository: str, commit: str, files: Mapping[str, bytes]) -> Ite
 
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
-            if self._refused():
+            if self._send_error():
                 return
             if path == f"/api/models/{repository}/revision/{commit}":
                 content = json.dumps(_model_info(hub)).encode()
@@ -62,7 +62,7 @@ def running_hub(repository: str, commit: str, files: Mapping[str, bytes]) -> Ite
         def log_message(self, *_: Any) -> None:
             pass
 
-        def _refused(self) -> bool:
+        def _send_error(self) -> bool:
             if hub.needs_token and self.headers.get("Authorization") != f"Bearer {hub.needs_token}":
                 self._send(401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}, b"")
                 return True

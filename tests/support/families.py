@@ -102,11 +102,17 @@ def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, d
     config = folder / "adapter_config.json"
     described = json.loads(config.read_text())
     config.write_text(json.dumps(described | {"target_modules": sorted(described["target_modules"])}))
+    write_record(folder, method, base_dtype)
+    return folder
+
+
+def write_record(folder: Path, method: Method, base_dtype: str) -> None:
+    """The train stage's record in an adapter's folder."""
     record = TrainingRecord(
         method=method,
         precision=Precision.BF16,
         base_dtype=base_dtype,
-        base=BaseModelSpec(uri="s3://models/tiny"),
+        base=BaseModelSpec(uri="s3://models/base"),
         steps=1,
         epochs=1,
         loss=1,
@@ -115,7 +121,6 @@ def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, d
         seed=0,
     )
     (folder / "training.json").write_text(record.model_dump_json())
-    return folder
 
 
 def _spread(model: "PreTrainedModel") -> None:

@@ -1,4 +1,4 @@
-"""A proxy before a real HTTP server that does to chosen requests what networks and services do at times."""
+"""A proxy in front of a real HTTP server that injects faults of networks and services."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,46 +14,46 @@ _CONNECTION_HEADERS = frozenset(("connection", "expect", "keep-alive", "transfer
 
 @dataclass
 class Fault:
-    """What happens to the requests that match: all given effects, in the order of the fields."""
+    """The effects on matching requests, applied in the order of the fields."""
 
     method: str
     path_part: str
     """Part of the path and query string."""
 
     times: int = 1_000_000
-    """How many of the matching requests it happens to."""
+    """Number of matching requests that are affected."""
 
     after: int = 0
-    """How many matching requests are let through before."""
+    """Number of matching requests that pass first."""
 
     before_forwarding: Callable[[], None] | None = None
     """Called when the request has arrived."""
 
     status: int | None = None
-    """Answer this without asking the server."""
+    """Status to answer without forwarding the request."""
 
     forwarded: bool = True
-    """False: the connection is closed without asking the server."""
+    """False: the connection is closed without forwarding the request."""
 
     after_forwarding: Callable[[], None] | None = None
-    """Called when the server has answered and the client does not know yet."""
+    """Called when the server has answered, before the client gets the answer."""
 
     loses_answer: bool = False
-    """The server does what it is asked, but the connection is closed before its answer."""
+    """The request is forwarded, but the connection is closed before the answer."""
 
     cut_after: int | None = None
-    """The answer's body ends after this many bytes, short of what its header says."""
+    """The answer's body ends after this many bytes, fewer than its header says."""
 
     flip_byte: int | None = None
-    """This byte of the answer's body is changed."""
+    """Index of a byte of the answer's body to change."""
 
     without_header: str | None = None
-    """The answer comes without this header, in small letters."""
+    """Header to remove from the answer, in lower case."""
 
     seen: int = field(default=0, init=False)
 
     def takes(self, method: str, path: str) -> bool:
-        """Whether it happens to this request; counts it."""
+        """Whether this request is affected; counts matching requests."""
         if method != self.method or self.path_part not in path:
             return False
         self.seen += 1
@@ -62,7 +62,7 @@ class Fault:
 
 @dataclass
 class FaultProxy:
-    """A running proxy. Faults may be added and cleared at any time; the first one that matches takes a request."""
+    """A running proxy. Faults may be added and cleared at any time; the first matching one applies to a request."""
 
     endpoint: str
     faults: list[Fault] = field(default_factory=list)
@@ -71,8 +71,8 @@ class FaultProxy:
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, method: str, path: str) -> Fault | None:
-        """Note a request that has arrived; what is to happen to it, if anything."""
+    def record(self, method: str, path: str) -> Fault | None:
+        """Record a request; the fault that applies to it, if any."""
         with self._lock:
             self.requests.append((method, path))
             return next((fault for fault in self.faults if fault.takes(method, path)), None)
@@ -80,7 +80,7 @@ class FaultProxy:
 
 @contextmanager
 def running_proxy(target: str) -> Iterator[FaultProxy]:
-    """A proxy before the server at the URL `target`, on a free port, until the block ends."""
+    """A proxy in front of the server at the URL `target`, on a free port, until the block ends."""
     server = _Server(urlsplit(target).netloc)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client was killed
             self.close_connection = True
             return
-        fault = self.server.proxy.note(self.command, self.path)
+        fault = self.server.proxy.record(self.command, self.path)
         if fault is None:
             self._answer(*self._forward(body))
         else:

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetune_contract.spec import BaseModelSpec, Method, Precision
-from edgetune_jobs.models.adapters import TrainingRecord
+from edgetune_contract.spec import Method
+from support.families import write_record
 
 if TYPE_CHECKING:
     import torch
@@ -75,19 +75,7 @@ def make_large_adapter(folder: Path, layers: int, method: Method) -> Path:
             weights[f"{prefix}.lora_A.weight"] = torch.randn(_RANK, inputs) * 0.02
             weights[f"{prefix}.lora_B.weight"] = torch.randn(outputs, _RANK) * 0.02
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    record = TrainingRecord(
-        method=method,
-        precision=Precision.BF16,
-        base_dtype="bfloat16",
-        base=BaseModelSpec(uri="s3://models/large"),
-        steps=1,
-        epochs=1,
-        loss=1,
-        trainable_parameters=1,
-        total_parameters=2,
-        seed=0,
-    )
-    (folder / "training.json").write_text(record.model_dump_json())
+    write_record(folder, method, "bfloat16")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Runs over a local folder, whose stages are processes around bodies that weigh little, and what they leave."""
+"""Runs over a local folder with stage_process.py, and functions that read their store."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from support.stage_runs import Ended, StageRuns
 
 
 def new_runs(folder: Path) -> StageRuns:
-    """A run with inputs and a store below `folder`, of which nothing is done yet."""
+    """A run without any finished stage, with inputs and a store below `folder`."""
     (folder / "base").mkdir()
     (folder / "base" / "config.json").write_text("{}")
     (folder / "base" / "model.safetensors").write_bytes(b"weights")
@@ -40,7 +40,7 @@ def store_of(runs: StageRuns) -> LocalFolderStore:
 
 
 def manifest_of(runs: StageRuns, stage: Stage) -> Manifest | None:
-    """Manifest of a stage of the run as its parameters are now; None if there is none."""
+    """Manifest of a stage for the run's current parameters; None if there is none."""
     resolved = runs.resolved
     assert resolved is not None
     request = runs.request(stage)
@@ -48,7 +48,7 @@ def manifest_of(runs: StageRuns, stage: Stage) -> Manifest | None:
 
 
 def version_at_pointer(runs: StageRuns) -> str:
-    """Version that the pointer names; there must be one."""
+    """Version at the pointer, which must exist."""
     version = Pointer(store_of(runs), "sensor-faults").version
     assert version is not None
     return version
@@ -60,7 +60,7 @@ def keys(runs: StageRuns, folder: str) -> list[str]:
 
 
 def failed(ended: Ended, exit_code: int, reason: str) -> str:
-    """The failure's message, after the exit code and the reason were compared."""
+    """The failure's message, after a check of exit code and reason."""
     assert ended.exit_code == exit_code, ended.stderr
     assert ended.result.failure is not None
     assert (ended.result.failure.exit_code, ended.result.failure.reason) == (exit_code, reason)

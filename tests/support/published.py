@@ -1,4 +1,4 @@
-"""Published versions of a model in a store, made by the real publisher without any stage: small files, true lists."""
+"""Published versions of a model in a store, written by the real publisher without running a stage."""
 
 import json
 import struct
@@ -34,17 +34,17 @@ PARAMETERS = Parameters.model_validate(
 
 @dataclass
 class PublishedModel:
-    """A model in a store, and what its versions were made of."""
+    """A model in a store, and a function that publishes versions of it."""
 
     store: Store
     folder: Path
-    """Files are made below it before they are uploaded."""
+    """Folder for local files before they are uploaded."""
 
     name: str = MODEL
     made: int = field(default=0)
 
     def publish(self, edge_score: float = 0.9, refusals: tuple[str, ...] = ()) -> VersionDocument:
-        """Write one more version with its own edge model; the pointer follows unless there are refusals."""
+        """Publish another version with its own edge model; the pointer moves to it unless there are refusals."""
         self.made += 1
         digest = sha256_of([self.name, self.made])
         manifest = self._quantized(digest)
@@ -70,11 +70,11 @@ class PublishedModel:
 
     @property
     def publisher(self) -> StorePublisher:
-        """The publisher of the model; no stage is there to be read."""
+        """The publisher of the model, without stages to read."""
         return StorePublisher(self.store, self.name, no_stage)
 
     def _quantized(self, digest: str) -> Manifest:
-        """A finished quantize stage: an edge model of three files."""
+        """Write the output of a quantize stage: an edge model of three files."""
         local = edge_folder(self.folder / digest / EDGE, self.made)
         folder = f"stages/quantize/{digest}"
         files = upload_folder(self.store, local, f"{folder}/{ATTEMPT}/{EDGE}", relative_to=folder)
@@ -99,7 +99,7 @@ class PublishedModel:
 
 
 def edge_folder(folder: Path, seed: int) -> Path:
-    """A folder with two small JSON files and a sound safetensors file."""
+    """A folder with two small JSON files and a valid safetensors file."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "seed": seed}))
     (folder / "edgetune.json").write_text(json.dumps({"template": "{instruction}", "format": "Instruction"}))
@@ -112,7 +112,7 @@ def edge_folder(folder: Path, seed: int) -> Path:
 
 
 def origin(manifest: Manifest) -> StageOrigin:
-    """What a version's document says of a stage."""
+    """The provenance of a stage in a version's document."""
     return StageOrigin(
         digest=manifest.result.digest,
         created_at=manifest.created_at,
@@ -123,17 +123,17 @@ def origin(manifest: Manifest) -> StageOrigin:
 
 
 def replaced(document: VersionDocument, **entry: Any) -> tuple[FileEntry, ...]:
-    """The files of a version with some fields of the first one changed."""
+    """The files of a version, with some fields of the first one changed."""
     first, *others = document.edge.files
     return (first.model_copy(update=entry), *others)
 
 
 def no_stage(stage: Stage) -> Manifest:
-    """Fails: publishing a finished document reads no stage."""
+    """Raise, because publishing a complete document must not read a stage."""
     raise AssertionError(f"{stage} was read")
 
 
-def lying_weights() -> bytes:
-    """A safetensors file whose one tensor is said to end beyond the file."""
+def truncated_weights() -> bytes:
+    """A safetensors file whose header has a tensor that ends beyond the file."""
     header = json.dumps({"weight": {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]}}).encode()
     return struct.pack("<Q", len(header)) + header + b"12345678"

@@ -1,4 +1,4 @@
-"""Work orders for stage bodies, with folders for a store: what the runtime gives a stage in earnest."""
+"""Contexts for stage bodies that are called without the runtime, with local folders instead of a store."""
 
 import shutil
 import threading
@@ -16,7 +16,7 @@ from edgetune_jobs.stage import Checkpoints, StageContext
 
 @dataclass
 class RecordedProgress:
-    """Keeps what a stage reports, and calls `on_update` with the units done."""
+    """Records a stage's progress, and calls `on_update` with the units done."""
 
     updates: list[dict[str, Any]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class RecordedProgress:
 
 @dataclass
 class FolderCheckpoints:
-    """Training checkpoints in a folder: step-<n>/ each."""
+    """Training checkpoints in a folder, as step-<n>/."""
 
     root: Path
     micro_batch_size: int | None = None
@@ -55,7 +55,7 @@ class FolderCheckpoints:
         self.micro_batch_size = size
 
     def remove(self, step: int) -> None:
-        """Lose a checkpoint."""
+        """Delete a checkpoint."""
         shutil.rmtree(self.root / f"step-{step}")
 
     def steps(self) -> list[int]:
@@ -65,7 +65,7 @@ class FolderCheckpoints:
 
 @dataclass(frozen=True)
 class FolderStreams:
-    """Large files of artifacts go where all others do."""
+    """Writes streamed files to the folder of all other output."""
 
     root: Path
 
@@ -76,7 +76,7 @@ class FolderStreams:
         try:
             with target.open("wb") as file:
                 yield file
-            assert target.stat().st_size == size, f"{path} was to get {size} bytes"
+            assert target.stat().st_size == size, f"{path} has {target.stat().st_size} bytes instead of {size}"
         except BaseException:
             target.unlink(missing_ok=True)
             with suppress(OSError):  # not empty
@@ -94,7 +94,7 @@ def stage_context(
     checkpoints: Checkpoints | None = None,
     stop: threading.Event | None = None,
 ) -> StageContext:
-    """A work order whose output and scratch folders are new folders in `folder`."""
+    """A context whose output and scratch folders are new folders in `folder`."""
     output, scratch = folder / "output", folder / "scratch"
     output.mkdir(parents=True)
     scratch.mkdir()

@@ -1,9 +1,8 @@
-"""A stage's process around a body that a test chooses: the runtime is the real one, what it carries weighs little.
+"""A stage's process with the real runtime and a small body that a test selects.
 
     python stage_process.py      environment: see edgetune_jobs.runtime.settings, and EDGETUNE_TEST_BEHAVIOUR
 
-Bodies check that they get the inputs that were agreed, and make artifacts whose content depends on these inputs.
-publish is the real stage.
+Bodies check their inputs and write artifacts whose content depends on these inputs. publish is the real stage.
 """
 
 import errno
@@ -37,13 +36,13 @@ SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, examples=10)
 
 
 def work(context: StageContext) -> StageOutput:
-    """Make an artifact out of the inputs."""
+    """Write an artifact whose content depends on the inputs."""
     stage = context.request.stage
     in_place = {name: model.fetch(list(model.sizes)) for name, model in context.models.items()}
     inputs = {**context.inputs, **in_place}
     known = [name for name in sorted(inputs) if name != "base-scores"]
     if known != INPUTS[stage]:
-        raise AssertionError(f"{stage} got the inputs {known}, agreed are {INPUTS[stage]}")
+        raise AssertionError(f"{stage} got the inputs {known} instead of {INPUTS[stage]}")
     hasher = hashlib.sha256(stage.encode())
     for name, folder in sorted(inputs.items()):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -65,21 +64,21 @@ def work(context: StageContext) -> StageOutput:
     )
 
 
-def look_again(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
-    """Read the base, and make a figure that depends on a field outside of prepare's digest."""
+def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
+    """Read the base, and return a metric that depends on a field outside of prepare's digest."""
     (context.sources["base"].fetch(["config.json"]) / "config.json").read_bytes()
     return {"weights": known["rows"] * context.request.parameters.lora.rank}
 
 
 def hang(context: StageContext) -> StageOutput:
-    """Say so, and wait for the end."""
+    """Report "hanging", and wait until the process ends."""
     context.progress.say("hanging")
     while True:
         time.sleep(0.05)
 
 
 def hang_and_clean_up(context: StageContext) -> StageOutput:
-    """Wait for the end, and take half a second to clean up."""
+    """Hang, and take half a second to clean up at the end."""
     try:
         return hang(context)
     finally:
@@ -89,7 +88,7 @@ def hang_and_clean_up(context: StageContext) -> StageOutput:
 
 
 def train_until_stopped(context: StageContext) -> StageOutput:
-    """Save a checkpoint after each step; end like train does when it is stopped."""
+    """Save a checkpoint after each step; end as train does when it is stopped."""
     checkpoints = context.checkpoints
     if checkpoints is None:
         raise AssertionError("train got no checkpoints")
@@ -102,18 +101,18 @@ def train_until_stopped(context: StageContext) -> StageOutput:
         context.progress.update(step, 1000, "steps", loss=1.0 / step)
         if context.stop.wait(0.05):
             raise Interrupted(f"stopped after step {step}", step)
-    raise AssertionError("nobody stopped the training")
+    raise AssertionError("the training was not stopped")
 
 
 def swallow_the_signal(context: StageContext) -> StageOutput:
-    """Finish the work as if there had been no signal."""
+    """Finish the work despite a signal."""
     context.progress.say("hanging")
     context.stop.wait(30)
     return work(context)
 
 
 def fail(error: Callable[[], BaseException]) -> StageBody:
-    """A body that ends with an error."""
+    """A body that raises an error."""
 
     def body(_: StageContext) -> StageOutput:
         raise error()
@@ -122,24 +121,24 @@ def fail(error: Callable[[], BaseException]) -> StageBody:
 
 
 class OutOfMemoryError(RuntimeError):
-    """What torch raises: known by its name and module, so that torch need not be imported."""
+    """Has the name and the module of torch's error, so that torch need not be imported."""
 
 
 OutOfMemoryError.__module__ = "torch"
 
 
 def too_long(context: StageContext) -> StageOutput:
-    """Make more figures than a termination message can hold."""
+    """Return more metrics than fit into a termination message."""
     return replace(work(context), metrics={f"figure{number}": float(number) for number in range(400)})
 
 
 def other_artifacts(context: StageContext) -> StageOutput:
-    """Make an artifact that the pipeline does not know."""
+    """Return an artifact that is not in the pipeline's table."""
     return replace(work(context), artifacts=("weights",))
 
 
-def tells_offline(context: StageContext) -> StageOutput:
-    """Tell whether the hub may be asked, as the libraries find it in the environment."""
+def reports_offline(context: StageContext) -> StageOutput:
+    """Return the process's HF_HUB_OFFLINE as a fact."""
     output = StageOutput() if context.request.stage is Stage.PUBLISH else work(context)
     return replace(output, facts={OFFLINE: os.environ[OFFLINE]})
 
@@ -160,7 +159,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "too_long": too_long,
     "other_artifacts": other_artifacts,
     "prints": prints,
-    "tells_offline": tells_offline,
+    "reports_offline": reports_offline,
     "bug": fail(lambda: KeyError("no such 'layer' \x07 in \"the\" model")),
     "memory": fail(lambda: MemoryError()),
     "disk": fail(lambda: OSError(errno.ENOSPC, "No space left on device", str(Path.cwd()))),
@@ -171,11 +170,11 @@ BEHAVIOURS: dict[str, StageBody] = {
 
 
 def load_code(stage: Stage) -> StageCode:
-    """The body that the environment names; publish is the real one unless it has to tell something."""
+    """The body that the environment names; publish is the real stage, except for reports_offline."""
     behaviour = os.environ.get(BEHAVIOUR, "work")
-    if stage is Stage.PUBLISH and behaviour != "tells_offline":
+    if stage is Stage.PUBLISH and behaviour != "reports_offline":
         return process.load_stage_code(stage)
-    return StageCode(BEHAVIOURS[behaviour], look_again if stage is Stage.PREPARE else None)
+    return StageCode(BEHAVIOURS[behaviour], recheck if stage is Stage.PREPARE else None)
 
 
 if __name__ == "__main__":

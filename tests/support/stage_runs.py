@@ -1,4 +1,4 @@
-"""Runs stages as processes, one after the other, as the operator would have them run."""
+"""Runs stages as processes, one after the other, with the requests that the operator would send."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _LIMIT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Ended:
-    """A stage's process that has ended."""
+    """The result of a stage's process."""
 
     exit_code: int
     message: bytes
@@ -37,7 +37,7 @@ class Ended:
 
     @property
     def failure(self) -> str:
-        """The failure's message; fails when there was none."""
+        """The failure's message; raises if the stage did not fail."""
         if self.result.failure is None:
             raise AssertionError(f"the stage did not fail: {self.message!r}")
         return self.result.failure.message
@@ -50,14 +50,14 @@ class Ended:
 
 @dataclass
 class RunningStage:
-    """A stage's process that runs."""
+    """A running stage's process."""
 
     process: "subprocess.Popen[str]"
     termination_log: Path
     said: list[str] = field(default_factory=list)
 
     def wait_for(self, text: str) -> None:
-        """Read stdout up to the line that holds a text."""
+        """Read stdout up to a line that contains a text."""
         stdout = self.process.stdout
         if stdout is None:
             raise AssertionError("the process has no stdout")
@@ -65,30 +65,30 @@ class RunningStage:
             self.said.append(line)
             if text in line:
                 return
-        raise AssertionError(f"the process ended without saying {text!r}: {self.wait()}")
+        raise AssertionError(f"the process ended without the line {text!r}: {self.wait()}")
 
     def wait(self) -> Ended:
-        """The process's end; it is killed when that does not come."""
-        # Not by `communicate`, which does not see what `wait_for` has read ahead.
+        """Wait for the end of the process; kill it after a time limit."""
+        # `communicate` would not see lines in the buffer that `wait_for` reads.
         stdout, stderr = self.process.stdout, self.process.stderr
         if stdout is None or stderr is None:
             raise AssertionError("the process has no stdout or no stderr")
         killer = threading.Timer(_LIMIT_SECONDS, self.process.kill)
         killer.start()
         with ThreadPoolExecutor(1) as thread:
-            complaints = thread.submit(stderr.read)
+            errors = thread.submit(stderr.read)
             rest = stdout.read()
         code = self.process.wait()
         killer.cancel()
         stdout.close()
         stderr.close()
         message = self.termination_log.read_bytes() if self.termination_log.exists() else b""
-        return Ended(code, message, "".join([*self.said, rest]), complaints.result())
+        return Ended(code, message, "".join([*self.said, rest]), errors.result())
 
 
 @dataclass
 class StageRuns:
-    """One run: a spec, a store and a folder for what its processes need."""
+    """One run: a spec, a store, and a folder for the files of its processes."""
 
     folder: Path
     store: StoreLocation
@@ -98,7 +98,7 @@ class StageRuns:
     resolved: Resolved | None = None
     name: str = "sensor-faults"
     command: tuple[str, ...] = (sys.executable, str(STAGE_PROCESS))
-    """The process of a stage: that of the tests, or the real one."""
+    """Command of a stage's process: by default stage_process.py of the tests."""
 
     _started: int = 0
 
@@ -147,21 +147,21 @@ class StageRuns:
         return RunningStage(process, log)
 
     def run(self, stage: Stage, **environment: str) -> Ended:
-        """Run a stage to its end. What prepare resolves is remembered for the stages after it."""
+        """Run a stage to its end; the digests that prepare resolves are kept for later stages."""
         ended = self.start(stage, **environment).wait()
         if stage is Stage.PREPARE and ended.message and ended.exit_code == 0:
             self.resolved = ended.result.resolved
         return ended
 
     def run_up_to(self, last: Stage) -> None:
-        """Run all stages up to and with `last`; all must be done."""
+        """Run all stages up to and including `last`; all must succeed."""
         for stage in list(Stage)[: list(Stage).index(last) + 1]:
             ended = self.run(stage)
             if ended.exit_code != 0:
-                raise AssertionError(f"{stage} ended with {ended.exit_code}: {ended.message!r}\n{ended.stderr}")
+                raise AssertionError(f"{stage} exited with {ended.exit_code}: {ended.message!r}\n{ended.stderr}")
 
     def leftovers(self) -> list[Path]:
-        """What processes that have ended left in the work folder."""
+        """Files and folders left in the work folder after all processes have ended."""
         work = self.folder / "work"
         return sorted(work.iterdir()) if work.exists() else []
 

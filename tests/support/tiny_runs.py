@@ -1,4 +1,4 @@
-"""Short runs of the stages on a tiny model: their parameters, and the fixtures' folders as inputs."""
+"""Short training runs on a tiny model, and their parameters."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ BASE_URI = "s3://models/tiny"
 
 
 def tiny_parameters(**sections: Any) -> Parameters:
-    """Parameters of a run of 3 steps in float32 without dropout; `sections` overlay the spec's, by JSON name."""
+    """Parameters of a run of 3 steps in float32 without dropout; `sections` override the spec's, by JSON name."""
     spec: dict[str, Any] = {
         "baseModel": {"uri": BASE_URI},
         "dataset": {"train": {"uri": "s3://datasets/tiny.jsonl"}},
@@ -39,7 +39,7 @@ def tiny_parameters(**sections: Any) -> Parameters:
 
 @dataclass
 class TrainingRun:
-    """One attempt to train: what it was given, what it reported, what it made."""
+    """One attempt of the stage train: its context, progress, checkpoints and output."""
 
     context: StageContext
     progress: RecordedProgress
@@ -51,7 +51,7 @@ class TrainingRun:
         return self.context.output / "adapter"
 
     def figures(self, name: str) -> list[float]:
-        """A figure of each step that was reported, such as loss."""
+        """A figure of each reported step, such as loss."""
         return [update[name] for update in self.progress.updates]
 
     def weights(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def new_run(
     *,
     checkpoints: FolderCheckpoints | None = None,
 ) -> TrainingRun:
-    """An attempt to train in a new folder, not begun; checkpoints go into that folder unless they are given."""
+    """An attempt in a new folder that has not started; checkpoints go to that folder unless they are given."""
     progress = RecordedProgress()
     kept = checkpoints or FolderCheckpoints(folder / "checkpoints")
     inputs = {"base": base, "prepared": prepared}

@@ -1,4 +1,4 @@
-"""Stores with what the stages of some objects have left in them, without any stage having run."""
+"""Stores with the outputs and marks of finished stages, written without running a stage."""
 
 from edgetune_contract.digest import manifest_key, pointer_key, stage_key, version_key
 from edgetune_contract.stages import Stage
@@ -11,7 +11,7 @@ SHARED = ((Stage.PREPARE, PREPARED), (Stage.TRAIN, TRAINED), (Stage.MERGE, MERGE
 
 
 def make_stage(store: Store, stage: Stage, digest: str) -> None:
-    """What a stage leaves: two files and their manifest; training also a checkpoint."""
+    """Write a stage's output: two files and a manifest; for train also a checkpoint."""
     folder = stage_key(stage, digest)
     for key in (f"{folder}/0123/adapter/weights.safetensors", f"{folder}/0123/adapter/config.json"):
         store.put(key, b"ten bytes.")
@@ -22,7 +22,7 @@ def make_stage(store: Store, stage: Stage, digest: str) -> None:
 
 
 def make_model(store: Store, name: str, *versions: str) -> None:
-    """A model with the stages that all models of these tests share, and a publish stage for each version."""
+    """Write a model with the stages that all models of these tests share, and a publish stage for each version."""
     uses = Uses(store, name)
     for stage, digest in (*SHARED, *((Stage.PUBLISH, version) for version in versions)):
         uses.mark(Use(stage, digest))

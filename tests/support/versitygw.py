@@ -1,4 +1,4 @@
-"""A real S3 server, versitygw, for tests: built once into the cache, started on a free port with a folder behind it."""
+"""A real S3 server for tests, versitygw: built once into the cache, started on a free port over a folder."""
 
 import json
 import socket
@@ -21,18 +21,18 @@ _START_LIMIT_SECONDS = 30
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server with one bucket. `admin` may do all, `reader` may list and read the bucket."""
+    """A running server with one bucket. `admin` has all permissions, `reader` may list and read the bucket."""
 
     endpoint: str
     folder: Path
-    """Objects lie below it as files: <folder>/<bucket>/<key>."""
+    """Folder of the objects' files: <folder>/<bucket>/<key>."""
 
     bucket: str
     admin: Credentials
     reader: Credentials
 
     def location(self, prefix: str, endpoint: str | None = None, **fields: Any) -> StoreLocation:
-        """A store below a prefix of the bucket, at the server or at a proxy before it."""
+        """A store below a prefix of the bucket, at the server or at a proxy in front of it."""
         return StoreLocation(
             uri=f"s3://{self.bucket}/{prefix}",
             endpoint=endpoint or self.endpoint,
@@ -46,7 +46,7 @@ class S3Server:
         return create_client(self.location("", endpoint), credentials or self.admin, attempts)
 
     def object_path(self, key: str) -> Path:
-        """The file behind an object, for tests that damage it."""
+        """The file of an object, for tests that damage it."""
         return self.folder / self.bucket / key
 
 
@@ -69,7 +69,7 @@ def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]
         _create_bucket_and_reader(server)
         yield server
     finally:
-        process.kill()  # asked politely, it would wait for clients that keep their connections
+        process.kill()  # after SIGTERM, it would wait for clients that keep their connections
         process.wait()
 
 
@@ -88,7 +88,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", server: S3Server, log:
         try:
             urllib.request.urlopen(server.endpoint, timeout=1)  # noqa: S310 - the URL is this server's own
         except urllib.error.HTTPError:
-            return  # it answers, though not to a stranger
+            return  # it answers, even if it refuses a request without credentials
         except OSError:
             time.sleep(0.05)
         else:

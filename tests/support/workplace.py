@@ -1,4 +1,4 @@
-"""A base and data in a folder, for the stage prepare."""
+"""A base model and data in a folder, and the stage prepare on them."""
 
 import dataclasses
 import threading
@@ -22,7 +22,7 @@ from support.tiny_tokenizer import CHAT_TEMPLATE
 
 @dataclasses.dataclass
 class Workplace:
-    """A base and data in a folder, and the stage run on them."""
+    """A base model and data in a folder, on which prepare is run."""
 
     folder: Path
     runs: int = 0
@@ -64,7 +64,7 @@ class Workplace:
         return str(caught.value)
 
     def write(self, name: str, rows: list[dict[str, object]]) -> dict[str, dict[str, str]]:
-        """A data file, and the entry of spec.dataset that names it."""
+        """Write a data file; the entry of spec.dataset for it."""
         write_file(self.folder / name, jsonl(rows))
         return {name.removesuffix(".jsonl"): {"uri": f"file://{self.folder}/{name}"}}
 

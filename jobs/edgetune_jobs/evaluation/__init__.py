@@ -1,4 +1,4 @@
-"""What a model is worth: answers, losses, scores, and the gates on them.
+"""Evaluation of models: answers, losses, scores, and the gates on them.
 
 Imports stage, models, data, store and errors.
 """

@@ -1,4 +1,4 @@
-"""The gates: limits that a model must hold before it is published, judged on the figures of its run."""
+"""The gates: limits on scores, size, speed and memory that a model must meet to be published."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,16 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.messages import count
 
-# Scores are quotients of small integers: differences below this are rounding.
+# Scores are quotients of small integers: smaller differences are rounding errors.
 _TOLERANCE = 1e-9
-_NO_SCORE = "no evaluation row has an expected keyword or a reference answer; add some, or take the gate away"
+_NO_SCORE = "no evaluation row has an expected keyword or a reference answer; add some, or remove the gate"
 
 
 @dataclass(frozen=True)
 class FurtherEdge:
-    """What the gates judge of an edge model in a format after the first."""
+    """Figures of an edge model in a format after the first."""
 
     edge_format: EdgeFormat
     score: float | None
@@ -25,23 +26,23 @@ class FurtherEdge:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the gates judge."""
+    """Figures that the gates are checked against."""
 
     scores: Scores
     edge_bytes: int
     """Size of the edge model's files, in bytes."""
 
     edge: EdgeMeasurement | None = None
-    """How the edge model runs; None if it was not measured."""
+    """Speed and memory of the edge model; None if it was not measured."""
 
     further: tuple[FurtherEdge, ...] = ()
-    """Edge models in further formats: they are published too."""
+    """Edge models in further formats, which are published too."""
 
 
 def judge(evaluation: EvaluationSpec, figures: Figures) -> tuple[str, ...]:
-    """One sentence for each gate that does not hold, with the figure and the limit; empty when all hold.
+    """One sentence for each gate that fails, with the figure and the limit; empty if all pass.
 
-    A gate on a figure that does not exist does not hold. What is measured on the CPU is judged of the first format.
+    A gate on a missing figure fails. Speed and memory are checked for the first format only.
     """
     gates, scores = evaluation.gates, figures.scores
     refusals = [
@@ -55,7 +56,7 @@ def judge(evaluation: EvaluationSpec, figures: Figures) -> tuple[str, ...]:
 
 
 def _judge_edge(gates: Gates, name: str, tuned: float | None, score: float | None, size: int) -> tuple[str | None, ...]:
-    """Gates that hold for the edge model in each format."""
+    """Gates that apply to the edge model in each format."""
     return (
         _judge_score(gates.min_score, name, score),
         _judge_drop(gates.max_drop, name, tuned, score),
@@ -108,14 +109,14 @@ def _judge_drop(limit: float | None, name: str, tuned: float | None, score: floa
 def _judge_bytes(limit: str | None, name: str, size: int) -> str | None:
     if limit is None or size <= parse_bytes(limit):
         return None
-    return f"maxEdgeBytes: {name} has {size:,} bytes; the limit is {limit}, {parse_bytes(limit):,} bytes"
+    return f"maxEdgeBytes: {name} has {size:,} bytes; {_bytes_limit(limit)}"
 
 
 def _judge_budget(budget: EdgeBudget | None, edge: EdgeMeasurement | None) -> tuple[str | None, ...]:
     if budget is None:
         return ()
     if edge is None:
-        return ("edge: the edge model was not measured: ask for a retry of the evaluation",)
+        return ("edge: the edge model was not measured; run the stage evaluate again",)
     return (
         _judge_memory(budget.memory, edge),
         _judge_speed(budget.min_tokens_per_second, edge),
@@ -126,36 +127,40 @@ def _judge_budget(budget: EdgeBudget | None, edge: EdgeMeasurement | None) -> tu
 def _judge_memory(limit: str | None, edge: EdgeMeasurement) -> str | None:
     if limit is None or not edge.over_memory:
         return None
-    return f"edge.memory: the edge model took {_memory_against(limit, edge)}"
+    return f"edge.memory: {_memory_use(limit, edge)}"
 
 
 def _judge_speed(limit: float | None, edge: EdgeMeasurement) -> str | None:
     speed = edge.generation_tokens_per_second
-    # One that was stopped for its memory has no speed, and is refused for its memory.
+    # A model that was stopped for its memory has no speed; _judge_memory refuses it.
     if limit is None or speed is None or speed >= limit:
         return None
     digits = _digits(1, speed, limit)
     return (
-        f"edge.minTokensPerSecond: the edge model generates {speed:.{digits}f} tokens/s with {edge.threads} threads of "
-        f"{edge.cpu}; the limit is {limit:.{digits}f} tokens/s"
+        f"edge.minTokensPerSecond: the edge model generates {speed:.{digits}f} tokens/s on "
+        f"{count(edge.threads, 'thread')} of {edge.cpu}; the limit is {limit:.{digits}f} tokens/s"
     )
 
 
 def _judge_peak(limit: str | None, edge: EdgeMeasurement) -> str | None:
     if limit is None or edge.peak_memory_bytes <= parse_bytes(limit):
         return None
-    return f"edge.maxPeakMemory: the edge model took {_memory_against(limit, edge)}"
+    return f"edge.maxPeakMemory: {_memory_use(limit, edge)}"
 
 
-def _memory_against(limit: str, edge: EdgeMeasurement) -> str:
+def _memory_use(limit: str, edge: EdgeMeasurement) -> str:
     baseline = edge.baseline_memory_bytes
-    before = f", {baseline:,} of them before it was loaded" if baseline is not None else ""
+    before = f", {baseline:,} of them before the model was loaded" if baseline is not None else ""
     return (
-        f"{edge.peak_memory_bytes:,} bytes of memory in {edge.runtime}{before}; the limit is {limit}, "
-        f"{parse_bytes(limit):,} bytes"
+        f"the edge model used {edge.peak_memory_bytes:,} bytes of memory in {edge.runtime}{before}; "
+        f"{_bytes_limit(limit)}"
     )
 
 
+def _bytes_limit(limit: str) -> str:
+    return f"the limit is {limit} ({parse_bytes(limit):,} bytes)"
+
+
 def _digits(least: int, figure: float, limit: float) -> int:
-    """Decimals that tell a figure from its limit: "0.020 is above 0.020" would explain nothing."""
+    """Decimals at which a figure and its limit differ: "0.020 is above 0.020" would explain nothing."""
     return next((digits for digits in range(least, 9) if f"{figure:.{digits}f}" != f"{limit:.{digits}f}"), 9)

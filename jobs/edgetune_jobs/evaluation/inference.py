@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 TokenIds = Sequence[int]
 
-# Bounds the memory of keys and values: a model of 7 billion parameters keeps about 0.5 MB a token.
+# Bounds the memory of the KV cache: a model with 7 billion parameters uses about 0.5 MB per token.
 _MOST_TOKENS = 16_384
-# Bounds the memory of logits when losses are computed: 1 GiB in float32.
+# Bounds the memory of logits while losses are computed: 1 GiB in float32.
 _MOST_LOGITS = 2**28
 
 
@@ -28,9 +28,9 @@ def greedy_answers(
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Most likely answer to each prompt, token by token up to EOS or `max_new_tokens`, in the order of the prompts.
+    """Greedy answer to each prompt, up to EOS or `max_new_tokens`, in the order of the prompts.
 
-    Prompts of like length share a batch, padded on the left; `on_rows` is told the size of each finished batch.
+    Prompts of similar length share a batch, padded on the left; `on_rows` gets the size of each finished batch.
     """
     import torch
 
@@ -60,17 +60,17 @@ def mean_loss(
     on_rows: Callable[[int], None] = lambda _: None,
     most_logits: int = _MOST_LOGITS,
 ) -> float | None:
-    """Mean cross-entropy over all completion tokens in nats, in float32; None without any token to predict.
+    """Mean cross-entropy over all completion tokens in nats, in float32; None if there is no token to predict.
 
-    The first token of a completion without a prompt has nothing before it and is left out. No more than `most_logits`
-    logits are in memory at once.
+    The first token of a completion without a prompt has no context and is left out. At most `most_logits` logits are
+    in memory at once.
     """
     total, tokens = 0.0, 0
 
     def add(rows: Sequence[int]) -> None:
         nonlocal total, tokens
         ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
-        # Completions end at the right edge: the columns before them need no logits.
+        # Completions are right-aligned: only their columns need logits.
         learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
         losses = _last_losses(model, ids, mask, max(learned), most_logits)
         for row_losses, count in zip(losses, learned, strict=True):
@@ -84,10 +84,10 @@ def mean_loss(
 
 
 def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> Any:
-    """Generation settings for plain greedy decoding, with every end token of model and tokenizer.
+    """Generation settings for plain greedy decoding, with all end tokens of model and tokenizer.
 
-    The model's own settings, such as a temperature or a penalty for repetitions, are put aside: all models are to be
-    scored by the same rule.
+    They replace the model's own settings, such as temperature or repetition penalty, so that all models are scored
+    by the same rule.
     """
     from transformers import GenerationConfig
 
@@ -108,11 +108,11 @@ def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
 def in_batches(
     work: Callable[[Sequence[int]], None], lengths: Sequence[int], most_rows: int, most_tokens: int = _MOST_TOKENS
 ) -> Iterator[int]:
-    """Have work done on row numbers in batches of like length, longest first; yields the size of each finished batch.
+    """Call `work` with row numbers in batches of similar length, longest first; yields the size of each finished batch.
 
-    A batch has at most `most_rows` rows and, padded, `most_tokens` tokens, and never more than _MOST_TOKENS; a longer
-    row is a batch of its own. Batches that the GPU's memory does not hold are halved from then on; what happens with
-    a single row is the caller's.
+    A batch has at most `most_rows` rows and, padded, at most `most_tokens` and _MOST_TOKENS tokens; a longer row is a
+    batch of its own. If a batch does not fit into GPU memory, it and all later batches are halved; if a single row does
+    not fit, the error is raised.
     """
     bound = min(most_tokens, _MOST_TOKENS)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
@@ -128,14 +128,14 @@ def in_batches(
 
 
 def _fits(work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
-    """Do the work; False if the GPU's memory does not hold so many rows, but may hold fewer."""
+    """Call `work`; False if the rows do not fit into GPU memory, but fewer rows may."""
     try:
         work(rows)
         return True
     except RuntimeError as error:
         if len(rows) == 1 or not is_out_of_gpu_memory(error):
             raise
-    free_memory()  # out here, where the failed pass is no longer referred to
+    free_memory()  # outside of the except block, where the traceback no longer references the failed pass
     return False
 
 
@@ -144,7 +144,7 @@ def _last_losses(
 ) -> "torch.Tensor":
     """Cross-entropy of the last `count` tokens of each row, float32 [rows, count], with bounded memory for logits.
 
-    Where not all logits may be there at once, the model runs again for each part of them.
+    If not all logits may be in memory at once, the model runs once for each part of them.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -172,7 +172,7 @@ def _vocabulary(model: "PreTrainedModel") -> int:
 
 
 def _positions(model: "PreTrainedModel", mask: "torch.Tensor") -> "dict[str, torch.Tensor]":
-    """Position of each token in its own row, for models that take it: padding on the left must not shift the text."""
+    """Position of each token in its row without the padding on the left, for models with `position_ids`."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "position_ids" not in inspect.signature(inner.forward).parameters:
         return {}

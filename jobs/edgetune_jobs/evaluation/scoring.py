@@ -1,4 +1,4 @@
-"""How answers are scored: keyword recall, exact match, mean loss. Values only."""
+"""Scores of answers: keyword recall, exact match, mean loss. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,14 @@ from edgetune_contract.request import ModelScores, Scores
 
 @dataclass(frozen=True)
 class ReferenceAnswer:
-    """What an answer is held against."""
+    """The expected response to a prompt, and keywords that an answer should contain."""
 
     response: str
     keywords: tuple[str, ...] = ()
 
 
 def keyword_recall(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
-    """Expected keywords found in their rows' answers over all expected keywords; None when no row has one.
-
-    A keyword is found where the answer contains it, case-insensitive.
-    """
+    """Share of expected keywords that the answers contain, case-insensitive; None if no row has keywords."""
     found = total = 0
     for answer, reference in zip(answers, references, strict=True):
         text = answer.casefold()
@@ -29,7 +26,7 @@ def keyword_recall(answers: Sequence[str], references: Sequence[ReferenceAnswer]
 
 
 def exact_match(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
-    """Share of answers equal to the response, white space at both ends left out; None without rows."""
+    """Share of answers equal to the response, without surrounding white space; None if there are no rows."""
     pairs = list(zip(answers, references, strict=True))
     return (
         sum(answer.strip() == reference.response.strip() for answer, reference in pairs) / len(pairs) if pairs else None
@@ -39,7 +36,7 @@ def exact_match(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -
 def score_model(
     answers: Sequence[str] | None, references: Sequence[ReferenceAnswer], loss: float | None
 ) -> ModelScores:
-    """Scores of one model. `answers` is None for texts without prompts, of which only the loss says anything."""
+    """Scores of one model. `answers` is None for texts without prompts, which have only a loss."""
     if answers is None:
         return ModelScores(loss=loss)
     return ModelScores(
@@ -51,7 +48,7 @@ def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
     """Scores of all models on the same rows.
 
     Args:
-        details: scores by model: base, tuned, edge, merged if there is one, and further edge models by their artifacts.
+        details: scores by model: base, tuned, edge, merged if it was kept, and further edge models by artifact name.
         examples: number of rows.
     """
     return Scores(

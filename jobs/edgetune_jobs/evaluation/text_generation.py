@@ -1,4 +1,4 @@
-"""Answers of a merged or edge model to one prompt, for the command line."""
+"""The answer of a merged or edge model to one prompt, for the command line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +13,19 @@ from edgetune_jobs.models import loading
 
 
 def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
-    """The model's most likely answer, in pieces of text as they come.
+    """The model's greedy answer, streamed as pieces of text.
 
     Args:
         model: folder of a merged or edge model, with edgetune.json.
-        prompt: the bare question; it is wrapped as the training rows were.
-        max_new_tokens: longest answer in tokens.
+        prompt: the question alone; it is wrapped in the template of the training rows.
+        max_new_tokens: maximum length of the answer in tokens.
 
     Raises:
-        InvalidInput: the folder holds no model of edgetune, or the prompt is empty.
+        InvalidInput: the folder has no model of edgetune, or the prompt is empty.
     """
     prompt_format = PromptFormat.read(model)
     if not prompt.strip():
-        raise InvalidInput("the prompt is empty")
+        raise InvalidInput("the prompt is empty; give some text")
     device = loading.choose_device()
     tokenizer = loading.load_tokenizer(model, str(model))
     loaded = loading.load_stored(model, device)
@@ -46,7 +46,7 @@ def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str
         try:
             with torch.inference_mode():
                 loaded.generate(**options)
-        except BaseException as error:  # noqa: BLE001  handed to the reader's thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - raised in the reader's thread
             failure.append(error)
             streamer.end()
 

@@ -1,11 +1,11 @@
-"""What people name on the command line: a model's pointer or version, a stage's manifest, an artifact's folder.
+"""Addresses on the command line: a model's pointer or version, a stage's manifest, an artifact's folder.
 
-    …/models/<name>[/latest.json]             what the pointer names
+    …/models/<name>[/latest.json]             the version at the pointer
     …/models/<name>/versions/<digest>.json    one version
     …/stages/<stage>/<digest>[/manifest.json] all artifacts of a stage
     …/stages/<stage>/<digest>/<attempt>/<artifact>
 
-Each as s3://…, file:///… or a path of this machine. What comes before is the store of one namespace.
+An address is an s3:// or file:/// URI or a local path. The part before models/ or stages/ is a namespace's store.
 """
 
 import os
@@ -28,13 +28,14 @@ _STAGE = re.compile(
 
 @dataclass(frozen=True)
 class ModelAddress:
-    """A version of a model: the one that the pointer names, unless it is said which."""
+    """A version of a model."""
 
     root: str
     """URI of the store."""
 
     name: str
     version: str | None
+    """Digest of the version; None for the one at the pointer."""
 
     @property
     def key(self) -> str:
@@ -44,7 +45,7 @@ class ModelAddress:
 
 @dataclass(frozen=True)
 class StageAddress:
-    """A finished stage, or one artifact of it."""
+    """A finished stage, or one of its artifacts."""
 
     root: str
     """URI of the store."""
@@ -52,7 +53,7 @@ class StageAddress:
     stage: Stage
     digest: str
     artifact: str | None
-    """Attempt and name, as in 0011223344556677/edge-bnb-int8; None for all artifacts."""
+    """<attempt>/<artifact>, such as 0011223344556677/edge-bnb-int8; None for all artifacts."""
 
     @property
     def folder(self) -> str:
@@ -69,10 +70,10 @@ Address = ModelAddress | StageAddress
 
 
 def parse_address(text: str) -> Address:
-    """What a URI or a path names; nothing is looked up.
+    """The address that a URI or a path means. It is not looked up.
 
     Raises:
-        InvalidInput: it has not the form of any of these.
+        InvalidInput: the text is not a valid address.
     """
     uri = text.rstrip("/") if "://" in text else Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - keeps links
     if model := _MODEL.fullmatch(uri):
@@ -80,6 +81,6 @@ def parse_address(text: str) -> Address:
     if stage := _STAGE.fullmatch(uri):
         return StageAddress(stage["root"], Stage(stage["stage"]), stage["digest"], stage["artifact"])
     raise InvalidInput(
-        f"{text} names nothing in a store: give a model's …/models/NAME/latest.json or …/versions/DIGEST.json, a "
+        f"{text!r} is not an address in a store: use a model's …/models/NAME/latest.json or …/versions/DIGEST.json, a "
         "stage's …/stages/STAGE/DIGEST/manifest.json, or the folder of one of its artifacts, as a path or an s3:// URI"
     )

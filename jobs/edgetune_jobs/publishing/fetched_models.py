@@ -1,4 +1,4 @@
-"""Models of a store as local folders, verified: what is on this machine is used where it is, the rest is cached."""
+"""Models of a store as verified local folders: local stores are read in place, downloads are cached."""
 
 import secrets
 import shutil
@@ -17,18 +17,18 @@ from edgetune_jobs.store.store import Store, require_model, uri_of
 
 
 def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFormat | None = None) -> Path:
-    """A local folder with the model that an address names: a version's edge model, or a stage's merged or edge model.
+    """A local folder with the model at an address: a version's edge model, or a stage's merged or edge model.
 
     Args:
         store: the store at `address.root`.
-        address: what to fetch.
-        cache: copies of what lies elsewhere are kept below it, by their digest.
-        edge_format: which of a version's edge models; None is the first one.
+        address: address of the model.
+        cache: folder for downloaded models, by their digest.
+        edge_format: which of a version's edge models; None for the first one.
 
     Raises:
-        InvalidInput: nothing is there, or no model, or its list of files is not the one that was written.
-        DamagedObject: a file is missing or is not what was written.
-        AccessDenied, TransientError: it cannot be read.
+        InvalidInput: there is nothing at the address, or no model, or its list of files was changed.
+        DamagedObject: a file is missing or was changed.
+        AccessDenied, TransientError: the store cannot be read.
     """
     artifact, files, folder = (
         _of_version(store, address, edge_format)
@@ -37,8 +37,8 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
     )
     if file_list_digest(files) != artifact.sha256:
         raise InvalidInput(
-            f"{uri_of(store, address.key)} is damaged: its list of files is not the one that was written; see what "
-            "`edgetune verify` says of it"
+            f"{uri_of(store, address.key)} is damaged: its list of files was changed; run `edgetune verify` on it "
+            "for details"
         )
     kept = cache / artifact.sha256
     if _is_whole(kept, files):
@@ -52,7 +52,7 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
         try:
             partial.replace(kept)
         except OSError:
-            if not _is_whole(kept, files):  # else another process was faster
+            if not _is_whole(kept, files):  # else another process has put it there
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,7 +66,7 @@ def _of_version(
     edges = {edge.artifact.name: edge for edge in document.edges}
     wanted = edge_format.artifact if edge_format is not None else document.edge.artifact.name
     if wanted not in edges:
-        raise InvalidInput(f"{uri_of(store, address.key)} has no model {wanted}, only {', '.join(edges)}")
+        raise InvalidInput(f"{uri_of(store, address.key)} has no model {wanted}; it has {', '.join(edges)}")
     edge = edges[wanted]
     return edge.artifact, edge.files, edge.key
 
@@ -79,21 +79,21 @@ def _of_stage(
         found = find_artifact(manifest, artifact.name)
         if found and address.artifact in (None, found.folder) and _is_wanted(artifact.name, edge_format):
             return artifact, found.files, f"{address.folder}/{found.folder}"
-    kind, where = edge_format or "merged or edge", " there" if address.artifact else ""
+    kind, place = edge_format or "merged or edge", f" at {address.artifact}" if address.artifact else ""
     raise InvalidInput(
-        f"{uri_of(store, address.key)} names no {kind} model{where}: give the folder of one, or a model's latest.json"
+        f"{uri_of(store, address.key)} has no {kind} model{place}: use the address of one, or of a model's latest.json"
     )
 
 
 def _is_wanted(artifact: str, edge_format: EdgeFormat | None) -> bool:
-    """Whether an artifact is a model that can answer, and in this format if one is given."""
+    """Whether an artifact is a merged or edge model, and has this format if one is given."""
     if edge_format is not None:
         return artifact == edge_format.artifact
     return artifact == MERGED or is_edge(artifact)
 
 
 def _is_whole(folder: Path, files: Sequence[FileEntry]) -> bool:
-    """Whether a folder holds these files and no others."""
+    """Whether a folder has exactly these files."""
     if not folder.is_dir() or list_files(folder) != sorted(entry.path for entry in files):
         return False
     return all(fingerprint(folder / entry.path) == Fingerprint.of(entry) for entry in files)

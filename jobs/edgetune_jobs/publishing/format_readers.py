@@ -1,4 +1,4 @@
-"""Readers of a model's files that go by in a stream: can they be loaded? They keep the header and nothing else."""
+"""Checks of streamed safetensors and GGUF files that keep only their headers in memory."""
 
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -13,36 +13,36 @@ _GGUF_VERSIONS = (2, 3)
 
 
 class FormatReader(Sink, Protocol):
-    """Looks at one file that goes by."""
+    """Checks one streamed file."""
 
     def problem(self, file_bytes: int) -> str:
-        """Why the file, of this size, cannot be loaded; empty if nothing speaks against it."""
+        """Why the file, which has this size, cannot be loaded; empty if no problem was found."""
         ...
 
 
 def reader_of(path: str) -> FormatReader:
-    """The reader for a file, by the ending of its name."""
+    """The reader for a file, by its suffix."""
     return _READERS.get(PurePosixPath(path).suffix, _OpaqueReader)(path)
 
 
 class _OpaqueReader:
-    """Of such a file only the bytes count."""
+    """Accepts any content."""
 
     def __init__(self, path: str) -> None:
         pass
 
     def write(self, data: bytes) -> None:
-        """Keep nothing."""
+        """Ignore the bytes."""
 
     def restart(self) -> None:
-        """There is nothing to forget."""
+        """Nothing to discard."""
 
     def problem(self, file_bytes: int) -> str:  # noqa: ARG002 - the signature is that of all readers
         return ""
 
 
 class _HeaderReader:
-    """Keeps the first bytes of a file, as many as `_wanted` says."""
+    """Keeps the first `_wanted` bytes of a file."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -71,7 +71,7 @@ class _SafetensorsReader(_HeaderReader):
 
     @property
     def _wanted(self) -> int:
-        """Bytes up to the end of the header, as far as its length is known."""
+        """Bytes up to the end of the header; before its length is known, up to the end of the length."""
         if len(self._head) < LENGTH_BYTES:
             return LENGTH_BYTES
         return LENGTH_BYTES + min(int.from_bytes(self._head[:LENGTH_BYTES], "little"), MAX_HEADER_BYTES)

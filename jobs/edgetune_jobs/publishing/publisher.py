@@ -1,6 +1,6 @@
-"""Publishing: a version's document is written, and the pointer that edge devices follow is moved to it.
+"""Publishing: write a version's document, and move the pointer that edge devices follow.
 
-The pointer is a copy of the document of the version that it names. It is moved by conditional put only.
+The pointer is a copy of a version's document. It is only moved by conditional put.
 """
 
 import json
@@ -34,15 +34,15 @@ class Pointer:
 
     @property
     def version(self) -> str | None:
-        """The version that it names now; None when there is no pointer, or something else in its place."""
+        """The version that it points to; None if there is no pointer or it is not valid."""
         content = self._store.read(self._key)
         return None if content is None else _version_of(content)
 
     def move(self, data: bytes) -> None:
-        """Put a copy of a version's document in its place, over whatever other writers put there meanwhile.
+        """Replace the pointer with a copy of a version's document, also if other writers move it at the same time.
 
         Raises:
-            TransientError: others moved it each time.
+            TransientError: other writers moved it at each attempt.
         """
         for _ in range(_POINTER_ATTEMPTS):
             current = self._store.read(self._key)
@@ -54,13 +54,13 @@ class Pointer:
             except PreconditionFailed:
                 continue  # another writer moved it between the read and the put
             return
-        raise TransientError(f"{self.uri} was moved by others {_POINTER_ATTEMPTS} times in a row; try again")
+        raise TransientError(f"other writers moved {self.uri} {_POINTER_ATTEMPTS} times in a row; try again")
 
 
 def read_done_stage(store: Store, name: str, stage: Stage, stage_digest: str) -> Manifest | None:
-    """Manifest of a stage that is done for the model of this name; None when it has to run.
+    """Manifest of a stage that is done for the model of this name; None if it has to run.
 
-    A publication is done only while the pointer names its version: else publish has to move the pointer back.
+    A publication is done only while the pointer is at its version; otherwise publish has to move the pointer back.
     """
     manifest = read_manifest(store, stage, stage_digest)
     publication = manifest.result.publication if manifest is not None else None
@@ -84,7 +84,7 @@ class StorePublisher:
         return self._read_stage(stage)
 
     def publish(self, document: VersionDocument) -> Publication:
-        """Write a version; move the pointer to it if its gates held."""
+        """Write a version; move the pointer to it if it passed its gates."""
         data = self._write(document)
         if document.published:
             self._pointer.move(data)
@@ -106,21 +106,23 @@ class StorePublisher:
         return Publication(published=True, version=document.version, pointer=self._pointer.uri, pinned=True)
 
     def restore(self, version: str) -> None:
-        """Move the pointer to a version that was published before, unless it names that version now.
+        """Move the pointer to a version that was published before, unless it is already there.
 
         Raises:
-            InvalidInput: its document, or a file of its edge model, is not in the store.
+            InvalidInput: its document or a file of its edge model is not in the store.
         """
         if self._pointer.version != version:
             self._point_at(version)
 
     def _write(self, document: VersionDocument) -> bytes:
-        """Write a version's document; its bytes. One that stands and says the same stays, with the time that it tells:
-        the pointer may be a copy of it."""
+        """Write a version's document; its bytes.
+
+        An equal document in the store is kept with its time, because the pointer may be a copy of it.
+        """
         key = version_key(self._name, document.version)
-        standing = self._store.read(key)
-        if standing is not None and _says_the_same(standing, document):
-            return standing.data
+        existing = self._store.read(key)
+        if existing is not None and _is_equal_except_time(existing, document):
+            return existing.data
         data = encode(document)
         self._store.put(key, data)
         return data
@@ -129,28 +131,28 @@ class StorePublisher:
         document, content = self._versions.read(version), self._store.read(version_key(self._name, version))
         if document is None or content is None:
             missing = uri_of(self._store, version_key(self._name, version))
-            raise InvalidInput(f"{missing} is missing, so {self._pointer.uri} cannot be moved to it; restore it")
+            raise InvalidInput(f"cannot move {self._pointer.uri} to {missing}: it is missing; restore it")
         self._versions.require_files(document)
         if self._pointer.version != version:
             self._pointer.move(content.data)
 
 
 def encode(document: VersionDocument) -> bytes:
-    """A version's document as it is stored: canonical JSON."""
+    """A version's document as stored: canonical JSON."""
     return canonical_json(document.model_dump(mode="json", exclude_none=True))
 
 
-def _says_the_same(content: Content, document: VersionDocument) -> bool:
-    """Whether a document that is stored differs in nothing but the time when it was written."""
+def _is_equal_except_time(content: Content, document: VersionDocument) -> bool:
+    """Whether a stored document differs only in the time when it was written."""
     try:
-        standing = VersionDocument.model_validate_json(content.data)
+        existing = VersionDocument.model_validate_json(content.data)
     except ValidationError:
         return False
-    return standing.model_copy(update={"created_at": document.created_at}) == document
+    return existing.model_copy(update={"created_at": document.created_at}) == document
 
 
 def _version_of(pointer: Content) -> str | None:
-    """Version that a pointer names; None for what is no pointer: it is then written anew."""
+    """Version that a pointer is at; None if it is not valid: it is then written again."""
     try:
         document = json.loads(pointer.data)
     except ValueError:

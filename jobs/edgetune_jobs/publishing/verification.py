@@ -1,4 +1,4 @@
-"""Verification: is everything in the store still what its manifest says? Nothing is downloaded to a disk."""
+"""Verification: compares versions and stages in a store with their manifests, without a local copy."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, VersionDocument
+from edgetune_jobs.messages import count
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of
 from edgetune_jobs.store.files import Fingerprint, file_list_digest
@@ -17,12 +18,12 @@ from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.store import DamagedModel, DamagedObject, Store, require_model, uri_of
 
-# What differs is read once more before it is called damaged: the way here can have changed it too.
+# A file that differs is read again before it is reported: it may have been damaged in transfer.
 _READS = 2
 
 
 class FileCheck(Model):
-    """One file of an artifact, as its manifest has it."""
+    """One file of an artifact, with its entry in the manifest."""
 
     path: str
     """Path below the artifact's URI."""
@@ -30,7 +31,7 @@ class FileCheck(Model):
     bytes: int
     sha256: str
     problem: str = ""
-    """What is wrong with it; empty if it is what was written."""
+    """What is wrong with it; empty if it is unchanged."""
 
 
 class ArtifactCheck(Model):
@@ -38,60 +39,60 @@ class ArtifactCheck(Model):
 
     artifact: Artifact
     uri: str
-    """Where it was looked for: beside the manifest, wherever the store was copied to."""
+    """URI of the checked folder: beside the manifest, also if the store was copied."""
 
     files: tuple[FileCheck, ...]
     extra: tuple[str, ...] = ()
-    """Paths of files that lie in its folder and are not in the list."""
+    """Paths of files in its folder that are not in the list."""
 
     problem: str = ""
     """What is wrong with the list as a whole."""
 
     @property
     def problems(self) -> Iterator[str]:
-        """One sentence for each thing that is wrong, with the name of the file."""
+        """One line for each problem, with the name of the file."""
         if self.problem:
             yield f"{self.artifact.name}: {self.problem}"
         for file in self.files:
             if file.problem:
                 yield f"{self.artifact.name}/{file.path}: {file.problem}"
         for path in self.extra:
-            yield f"{self.artifact.name}/{path}: belongs to no artifact: it was put there later"
+            yield f"{self.artifact.name}/{path}: is not in the artifact's list of files: it was added later"
 
 
 class Verification(Model):
-    """All that was looked at, and what is wrong with it."""
+    """What was checked, and the problems that were found."""
 
     document: str
     """URI of the manifest or the version's document."""
 
     checked_at: str
-    """When the check began (RFC 3339, UTC)."""
+    """When the check started (RFC 3339, UTC)."""
 
     problems: tuple[str, ...]
-    """One sentence for each thing that is wrong; empty if all is what was written."""
+    """One line for each problem; empty if everything is unchanged."""
 
     notes: tuple[str, ...] = ()
-    """What is worth knowing and nothing is wrong with."""
+    """Remarks that are no problems."""
 
     artifacts: tuple[ArtifactCheck, ...] = ()
     version: VersionDocument | None = None
-    """The version, if a model was asked for."""
+    """The version, for the address of a model."""
 
     manifest: Manifest | None = None
-    """The stage's manifest, if a stage was asked for."""
+    """The stage's manifest, for the address of a stage."""
 
 
 def verify(store: Store, address: Address) -> Verification:
-    """Check the document that an address names, and every file that it lists.
+    """Check the document at an address, and every file that it lists.
 
     Args:
         store: the store at `address.root`.
-        address: what to check.
+        address: address of the document.
 
     Raises:
         InvalidInput: there is no such document.
-        AccessDenied, TransientError: it cannot be read.
+        AccessDenied, TransientError: the store cannot be read.
     """
     began = timestamp(datetime.now(UTC))
     try:
@@ -111,7 +112,7 @@ def _verify_model(store: Store, address: ModelAddress, began: str) -> Verificati
         document=uri_of(store, address.key),
         checked_at=began,
         problems=tuple(problems),
-        notes=tuple(f"the document places it at {uri}: the store was copied from there" for uri in moved),
+        notes=tuple(f"the document names {uri}: the store was copied from there" for uri in moved),
         artifacts=tuple(checks),
         version=document,
     )
@@ -122,12 +123,12 @@ def _problems(checks: Sequence[ArtifactCheck]) -> Iterator[str]:
 
 
 def _document_problems(store: Store, address: ModelAddress, document: VersionDocument) -> Iterator[str]:
-    """What is wrong with a version's document, before its files are looked at."""
+    """Problems of a version's document itself."""
     file = PurePosixPath(address.key).name
     if document.model != address.name:
-        yield f"{file}: it is of the model {document.model}, not of {address.name}"
+        yield f"{file}: belongs to the model {document.model}, not to {address.name}"
     if address.version not in (None, document.version):
-        yield f"{file}: it is of version {document.version}"
+        yield f"{file}: belongs to version {document.version}"
     if address.version is None:
         yield from _pointer_problems(store, document, file)
     try:
@@ -138,28 +139,28 @@ def _document_problems(store: Store, address: ModelAddress, document: VersionDoc
 
 
 def _edge_problems(store: Store, edge: EdgeModel, file: str) -> Iterator[str]:
-    """Where a version's document and the manifest of the stage that made the edge model do not agree."""
+    """Differences between a version's document and the manifest of the stage that made the edge model."""
     key = manifest_key(Stage.QUANTIZE, edge.quantize_digest)
     quantize = read_manifest(store, Stage.QUANTIZE, edge.quantize_digest)
     name, sha256 = edge.artifact.name, edge.artifact.sha256
     if quantize is None:
-        yield f"{file}: the manifest of {name}, {uri_of(store, key)}, is missing"
+        yield f"{file}: the manifest of {name} is missing: {uri_of(store, key)}"
         return
     written = [made.sha256 for made in quantize.result.artifacts if made.name == name]
     if written != [sha256]:
         others = " and ".join(written) or "none"
-        yield f"{file}: it names {name} with SHA-256 {sha256}, but {uri_of(store, key)} names {others}"
+        yield f"{file}: lists {name} with SHA-256 {sha256}, but {uri_of(store, key)} lists {others}"
 
 
 def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Iterator[str]:
     if not document.published:
-        yield f"{file}: it names a version that the gates refused: {'; '.join(document.refusals)}"
+        yield f"{file}: points to a version that its gates refused: {'; '.join(document.refusals)}"
     key = version_key(document.model, document.version)
     original, pointer = store.read(key), store.read(pointer_key(document.model))
     if original is None:
-        yield f"{file}: {uri_of(store, key)}, of which it is a copy, is missing"
+        yield f"{file}: the document of its version is missing: {uri_of(store, key)}"
     elif pointer is None or pointer.data != original.data:
-        yield f"{file}: it is not a copy of {uri_of(store, key)}"
+        yield f"{file}: differs from the document of its version: {uri_of(store, key)}"
 
 
 def _verify_stage(store: Store, address: StageAddress, began: str) -> Verification:
@@ -167,15 +168,15 @@ def _verify_stage(store: Store, address: StageAddress, began: str) -> Verificati
     result = manifest.result
     problems = []
     if (result.stage, result.digest) != (address.stage, address.digest):
-        problems.append(f"manifest.json: it is of {result.stage} {result.digest}: it was put here later")
+        problems.append(f"manifest.json: belongs to the stage {result.stage} with digest {result.digest}")
     found = {artifact.name: find_artifact(manifest, artifact.name) for artifact in result.artifacts}
     if address.artifact not in (None, *(each.folder for each in found.values() if each)):
-        problems.append(f"manifest.json: it names no artifact at {address.artifact}")
+        problems.append(f"manifest.json: has no artifact at {address.artifact}")
     checks = []
     for artifact in result.artifacts:
         artifact_files = found[artifact.name]
         if artifact_files is None:
-            problems.append(f"manifest.json: its list of files has none of {artifact.name}")
+            problems.append(f"manifest.json: lists no files of {artifact.name}")
         elif address.artifact in (None, artifact_files.folder):
             folder = f"{address.folder}/{artifact_files.folder}"
             checks.append(_check_artifact(store, folder, artifact, artifact_files.files))
@@ -207,13 +208,13 @@ def _check_artifact(store: Store, folder: str, artifact: Artifact, files: Sequen
 
 
 def _list_problem(artifact: Artifact, files: Sequence[FileEntry]) -> str:
-    """What is wrong with a list of files by itself: an artifact's SHA-256 covers its list."""
+    """The problem of a list of files itself, which an artifact's SHA-256 covers."""
     digest, size = file_list_digest(files), sum(entry.bytes for entry in files)
     if (digest, size) == (artifact.sha256, artifact.bytes):
         return ""
     return (
-        f"its list of files was changed: {len(files)} files, {size:,} bytes, SHA-256 {digest}, "
-        f"where {artifact.bytes:,} bytes with SHA-256 {artifact.sha256} were written"
+        f"its list of files was changed: {count(len(files), 'file')}, {size:,} bytes with SHA-256 {digest} "
+        f"instead of {artifact.bytes:,} bytes with SHA-256 {artifact.sha256}"
     )
 
 
@@ -221,7 +222,7 @@ def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | 
     if stored_bytes is None:
         return "is missing"
     if stored_bytes != entry.bytes:
-        return f"has {stored_bytes:,} bytes, {entry.bytes:,} were written"
+        return f"has {stored_bytes:,} bytes instead of {entry.bytes:,}"
     expected = Fingerprint.of(entry)
     found, header = expected, ""
     for _ in range(_READS):
@@ -231,12 +232,12 @@ def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | 
             return str(error)
         if found == expected:
             return header
-    changed = f"its content was changed: SHA-256 {found.sha256}, {entry.sha256} was written"
+    changed = f"its content was changed: SHA-256 {found.sha256} instead of {entry.sha256}"
     return f"{changed}; {header}" if header else changed
 
 
 def _read_file(store: Store, key: str, path: str) -> tuple[Fingerprint, str]:
-    """Fingerprint of a file, and what is wrong with its format."""
+    """Fingerprint of a file, and the problem of its format."""
     reader = reader_of(path)
     found = store.stream(key, reader)
     return found, reader.problem(found.bytes)

@@ -1,4 +1,4 @@
-"""Versions of one model in a store: listed, and found by their digest or its first digits."""
+"""Versions of one model in a store: list them, and find one by its digest or the first digits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _SHORT_DIGEST = 12
 
 @dataclass(frozen=True)
 class KnownVersion:
-    """A version that the store has a document of."""
+    """A version with a document in the store."""
 
     version: Digest
     document: VersionDocument | None
@@ -45,7 +45,7 @@ class Versions:
         self._name = name
 
     def read(self, version: str) -> VersionDocument | None:
-        """Document of a version, by its whole digest.
+        """Document of a version, by its full digest.
 
         Raises:
             InvalidInput: the document cannot be read.
@@ -65,20 +65,20 @@ class Versions:
         """The published version whose digest begins with `pin`.
 
         Raises:
-            InvalidInput: there is none, or several, or the gates refused it; with the versions that there are.
+            InvalidInput: there is none, or several, or the gates refused it; the message lists the versions.
         """
         digests = self.digests()
         matches = [digest for digest in digests if digest.startswith(pin)]
         if len(matches) != 1:
-            what = f"{len(matches)} versions of {self._name} begin with" if matches else f"{self._name} has no version"
-            raise InvalidInput(f"spec.publish.pin: {what} {pin}; {_listed(self._known(matches or digests))}")
+            found = f"{len(matches)} versions of {self._name} begin with" if matches else f"{self._name} has no version"
+            raise InvalidInput(f"spec.publish.pin: {found} {pin}; {_listed(self._known(matches or digests))}")
         (version,) = self._known(matches)
         if version.document is None:
             raise InvalidInput(f"spec.publish.pin: {version.problem}")
         if not version.document.published:
             refusals = "; ".join(version.document.refusals)
             raise InvalidInput(
-                f"spec.publish.pin: the gates refused version {pin} ({refusals}); pin one that was published; "
+                f"spec.publish.pin: the gates refused version {pin} ({refusals}); pin a published version; "
                 f"{_listed(self._known(digests))}"
             )
         return version.document
@@ -87,7 +87,7 @@ class Versions:
         """Check that all files of a version's edge model, in all its formats, are in the store with their sizes.
 
         Raises:
-            InvalidInput: they are not; with the first that is missing.
+            InvalidInput: a file is missing or has another size.
         """
         for edge in document.edges:
             folder = edge.key
@@ -95,10 +95,11 @@ class Versions:
             for entry in edge.files:
                 if found.get(entry.path) == entry.bytes:
                     continue
-                what = f"has {found[entry.path]:,} bytes of {entry.bytes:,}" if entry.path in found else "is missing"
+                size = found.get(entry.path)
+                problem = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
                 raise InvalidInput(
-                    f"version {document.version[:_SHORT_DIGEST]} of {self._name} cannot be pointed at: "
-                    f"{uri_of(self._store, folder)}/{entry.path} {what}; restore it, or choose another version"
+                    f"the pointer cannot move to version {document.version[:_SHORT_DIGEST]} of {self._name}: "
+                    f"{uri_of(self._store, folder)}/{entry.path} {problem}; restore it, or pin another version"
                 )
 
     def _known(self, digests: Sequence[str]) -> list[KnownVersion]:
@@ -109,7 +110,7 @@ class Versions:
                 document, problem = self.read(digest), ""
             except InvalidInput as error:
                 document, problem = None, str(error)
-            if document is not None or problem:  # else it was deleted meanwhile
+            if document is not None or problem:  # else it was deleted since the listing
                 known.append(KnownVersion(digest, document, problem))
 
         for_each(digests, read)
@@ -119,5 +120,5 @@ class Versions:
 
 def _listed(versions: Sequence[KnownVersion]) -> str:
     if not versions:
-        return "it has none"
+        return "it has no versions"
     return f"versions, newest first: {some(map(str, versions), _MOST_LISTED)}"

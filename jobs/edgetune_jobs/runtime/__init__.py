@@ -1,4 +1,4 @@
 """The process around a stage: request in, inputs fetched, body called, outputs and manifest written, exit code out.
 
-Imports every room but stages, whose modules it loads by name.
+Imports every package except stages, whose modules it loads by name.
 """

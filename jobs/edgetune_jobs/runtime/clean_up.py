@@ -1,21 +1,22 @@
-"""Clean-up: remove from the store what belongs to one object and is used by nobody else.
+"""Clean-up: remove from the store what belongs to one object and no other object uses.
 
     marks of the object: leaving ► pointer ► versions ► each stage that it used, the last first ► its mark
 
-    one stage:  others use it? ──yes──────────────────────────► left
+    one stage:  used by others? ──yes──────────────────────────► kept
                     │ no
-                list files ► delete manifest ► others use it now? ──yes──► manifest put back, left
+                list files ► delete manifest ► used by others now? ──yes──► manifest restored, kept
                                                      │ no
-                                              delete what was listed
+                                              delete the listed files
 
-The pointer goes first, so that no edge device follows it to files that are half gone, and a manifest goes before its
-files, so that no half-removed stage looks done. A mark goes last: a clean-up that was killed at any point finds by the
-marks what is left, and goes on. Objects that are cleaned up at the same time do not keep each other's stages: all say
-that they leave before any of them looks.
+The pointer is deleted first, so that no edge device follows it to files that are partly deleted. A manifest is deleted
+before its files, so that a partly deleted stage never looks done. A mark is deleted last: after a kill at any point,
+the next clean-up finds the remaining work by the marks. Objects that are cleaned up at the same time do not keep each
+other's stages: each sets all its marks to leaving before it checks those of others.
 
-Only what was listed before the second look is deleted: whoever begins with the stage after it has files of its own.
+Only files that were listed before the second check are deleted: an attempt that starts later writes files of its own.
 
-Scores of the base alone (`scores/`) and copies of models from the hub (`sources/`) belong to no object and stay.
+Scores of the base model alone (`scores/`) and copies of models from the hub (`sources/`) belong to no object and are
+kept.
 """
 
 import logging
@@ -32,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 def clean_up(store: Store, name: str) -> CleanUpResult:
-    """Remove what belongs to the object of this name. Running it again removes what an earlier one has left.
+    """Remove what belongs to the object of this name. It can be repeated after a failure or a kill.
 
     Raises:
-        StageError: the store refuses or fails; what was done stands.
+        StageError: the store refuses or fails; what is already removed stays removed.
     """
     return _CleanUp(store, name).run()
 
@@ -58,7 +59,7 @@ class _CleanUp:
             removed = self._remove_stage(use)
             self._uses.forget(use)
             shared += not removed
-            logger.info("%s %s %s", use.stage, use.digest[:12], "removed" if removed else "left: others use it")
+            logger.info("%s %s %s", use.stage, use.digest[:12], "removed" if removed else "kept: other objects use it")
         return CleanUpResult(removed_objects=self._objects, removed_bytes=self._bytes, shared_stages=shared)
 
     def _remove_model(self) -> None:
@@ -69,7 +70,7 @@ class _CleanUp:
         self._store.discard_unfinished(model_key(self._name))
 
     def _remove_stage(self, use: Use) -> bool:
-        """Remove a stage's output unless others use it; whether it is gone."""
+        """Remove a stage's output unless other objects use it; whether it was removed."""
         if self._uses.has_others(use):
             return False
         folders = [stage_key(use.stage, use.digest)]
@@ -81,10 +82,10 @@ class _CleanUp:
         self._store.delete(key)
         if self._uses.has_others(use):
             if manifest is not None:
-                with suppress(PreconditionFailed):  # another attempt has made it again
+                with suppress(PreconditionFailed):  # another attempt has written a new one
                     self._store.put(key, manifest.data, if_none_match=True)
             return False
-        # The manifest is gone: one that stands there by now is that of a new attempt.
+        # The manifest is already deleted: a manifest under this key is now that of a new attempt.
         self._remove(each for each in found if each.key != key)
         self._count(each for each in found if each.key == key)
         for folder in folders:

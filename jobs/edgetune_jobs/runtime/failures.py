@@ -1,4 +1,4 @@
-"""What ended a stage, in the contract's words: exit code, reason, and a message to the person who can fix it."""
+"""From an exception to a failure of the contract: exit code, reason, and message for the user."""
 
 import errno
 import os
@@ -19,19 +19,19 @@ _UNKNOWN_DIGEST = "0" * 64
 
 
 def failed_result(request: Request | None, error: BaseException) -> Result:
-    """Result of a stage that ended with an error; without a request, of a stage that is not known."""
+    """Result of a stage that failed. Without a request the stage is unknown, and prepare is used."""
     stage, digest = (request.stage, request.digest) if request else (Stage.PREPARE, _UNKNOWN_DIGEST)
     return Result(stage=stage, digest=digest, failure=failure_of(error, stage))
 
 
 def failure_of(error: BaseException, stage: Stage = Stage.PREPARE) -> Failure:
-    """What an error stands for; `stage` decides the advice when the GPU's memory was too small."""
+    """The failure that an exception means; `stage` determines the advice if the GPU ran out of memory."""
     exit_code, message, step = _judge(error, stage)
     return Failure.brief(exit_code, reason_for(exit_code), message, step)
 
 
 def exit_code_of(result: Result | CleanUpResult) -> int:
-    """Exit code of the process that ends with this result."""
+    """Exit code of a process with this result."""
     return ExitCode.DONE if result.failure is None else result.failure.exit_code
 
 
@@ -44,11 +44,15 @@ def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
         place = error.filename if isinstance(error, OSError) and error.filename else tempfile.gettempdir()
         return ExitCode.TRANSIENT, str(disk_full(Path(place))), None
     if isinstance(error, MemoryError):
-        return ExitCode.TRANSIENT, "the stage ran out of memory; give it more in the profile's resources", None
+        return ExitCode.TRANSIENT, "the stage ran out of memory; raise its memory in the profile's resources", None
     if is_out_of_gpu_memory(error):
         return ExitCode.OUT_OF_GPU_MEMORY, f"out of GPU memory: {error}; {_how_to_fit(stage)}", None
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
-    return BUG, "\n".join(["this is a bug of Edgetune; please report it:", *lines[-_TRACEBACK_LINES:]]), None
+    return (
+        BUG,
+        "\n".join(["this is a bug in Edgetune; report it with this traceback:", *lines[-_TRACEBACK_LINES:]]),
+        None,
+    )
 
 
 def _how_to_fit(stage: Stage) -> str:
@@ -56,12 +60,12 @@ def _how_to_fit(stage: Stage) -> str:
         return "lower spec.training.microBatchSize or spec.training.maxLength, or use a profile with a larger GPU"
     if stage is Stage.EVALUATE:
         return (
-            "even one row at a time: lower spec.evaluation.maxNewTokens, or use a profile whose resources "
-            "give the stage evaluate a larger GPU, or none: it runs on a CPU too"
+            "a single row does not fit: lower spec.evaluation.maxNewTokens, or use a profile that gives the stage "
+            "evaluate a larger GPU or no GPU (it can run on a CPU)"
         )
-    return f"use a profile whose resources give the stage {stage} a larger GPU, or none: it runs on a CPU too"
+    return f"use a profile that gives the stage {stage} a larger GPU or no GPU (it can run on a CPU)"
 
 
 def _says_disk_full(error: BaseException) -> bool:
-    """An OSError by its number; what libraries make of it, such as safetensors, by its text."""
+    """Whether an error means a full disk: an OSError by its number, other errors (as of safetensors) by their text."""
     return is_disk_full(error) if isinstance(error, OSError) else os.strerror(errno.ENOSPC) in str(error)

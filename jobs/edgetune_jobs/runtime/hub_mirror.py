@@ -1,4 +1,4 @@
-"""Copies of models from the Hugging Face hub in the store, so that the stages after prepare need no hub.
+"""Copies of Hugging Face hub models in the store, so that only prepare needs the hub.
 
 sources/<digest>/<attempt>/…files…      sources/<digest>/manifest.json, written last
 """
@@ -27,7 +27,7 @@ from edgetune_jobs.store.store import (
 
 
 def mirror_model(store: Store, source: Source, progress: Progress) -> None:
-    """Copy the files of a model that are read into the store, unless they are there already.
+    """Copy the files of a model that stages use to the store, unless they are already there.
 
     Raises:
         InvalidInput: the model has no weights.
@@ -40,34 +40,34 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
     entries = []
     for number, path in enumerate(paths, start=1):
         progress.update(number - 1, len(paths), "files")
-        progress.say(f"copying {path} of {source.uri} into the store")
+        progress.say(f"copying {path} of {source.uri} to the store")
         sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
         entries.append(sent.entry(f"{attempt}/{path}"))
     progress.update(len(paths), len(paths), "files")
     manifest = FileList(files=tuple(entries))
-    standing = write_model_once(store, f"{folder}/{MANIFEST}", manifest)
-    clean_up_attempts(store, folder, attempt, won=standing == manifest)
+    committed = write_model_once(store, f"{folder}/{MANIFEST}", manifest)
+    clean_up_attempts(store, folder, attempt, won=committed == manifest)
 
 
 def find_mirror(store: Store, base_digest: str, uri: str) -> tuple[str, tuple[FileEntry, ...]]:
-    """Key of the folder that prepare copied a model into, and its files with paths relative to it.
+    """Key of the folder with the copy of a model, and its files with paths relative to it.
 
     Raises:
         InvalidInput: there is no copy.
     """
     found = _find(store, base_digest)
     if found is None:
-        place = uri_of(store, _folder(base_digest))
-        raise InvalidInput(f"{BASE_FIELD}.uri: the copy of {uri} at {place} is missing; {HOW_TO_RETRY}")
+        missing = uri_of(store, _folder(base_digest))
+        raise InvalidInput(f"{BASE_FIELD}.uri: the copy of {uri} is missing from {missing}; {HOW_TO_RETRY}")
     return found
 
 
 def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path:
-    """A local folder with the files of a model that prepare copied into the store.
+    """A local folder with the files of a model that prepare copied to the store.
 
     Raises:
         InvalidInput: there is no copy.
-        DamagedObject: a file is not what it was.
+        DamagedObject: a file has changed since it was copied.
     """
     folder, files = find_mirror(store, base_digest, uri)
     try:
@@ -78,20 +78,20 @@ def fetch_mirror(store: Store, base_digest: str, uri: str, target: Path) -> Path
 
 
 def mirror_uri(store: Store, base_digest: str) -> str:
-    """URI of the folder that holds the copy of a model.
+    """URI of the folder with the copy of a model.
 
     Raises:
         TransientError: there is no copy.
     """
     found = _find(store, base_digest)
     if found is None:
-        raise TransientError(f"{uri_of(store, _folder(base_digest))} was removed meanwhile; try again")
+        raise TransientError(f"{uri_of(store, _folder(base_digest))} was removed while prepare ran; try again")
     folder, _ = found
     return uri_of(store, folder)
 
 
 def _find(store: Store, base_digest: str) -> tuple[str, tuple[FileEntry, ...]] | None:
-    """Key of the folder of a copy, and its files with paths relative to it; None without a copy."""
+    """Key of the folder of a copy, and its files with paths relative to it; None if there is no copy."""
     folder = _folder(base_digest)
     mirrored = read_model(store, f"{folder}/{MANIFEST}", FileList)
     if mirrored is None or not mirrored.files:

@@ -1,4 +1,4 @@
-"""What the stages before a stage have left for it: local folders, and models that are read where they lie."""
+"""Inputs of a stage: outputs of earlier stages as local folders, or models that are read in place."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
 
 
 class InputGatherer:
-    """Fetches the inputs of one stage. Inputs in a local folder stay where they are and are read-only."""
+    """Fetches the inputs of one stage. Inputs in local folders are used in place and never changed."""
 
     def __init__(
         self, request: Request, resolved: Resolved, access: StorageAccess, store: Store, progress: Progress
@@ -41,11 +41,11 @@ class InputGatherer:
         self._digests = digests_of_run(request, resolved)
 
     def gather(self, folder: Path) -> dict[str, Path]:
-        """Folders by input name, but for `models`; what has to be copied goes below `folder`.
+        """Folders by input name, without those of `models`; copies go below `folder`.
 
         Raises:
-            InvalidInput: an input is missing, or the base model is not the one that prepare saw.
-            DamagedObject: an input is not what its manifest says.
+            InvalidInput: an input is missing, or the base model has changed since prepare.
+            DamagedObject: an input differs from its manifest.
         """
         inputs = {}
         for name in self._names:
@@ -58,15 +58,15 @@ class InputGatherer:
         return inputs
 
     def models(self, folder: Path) -> dict[str, ModelFolder]:
-        """Models in S3 that the stage reads where they lie; small files of them are copied below `folder`.
+        """Models that the stage reads in place, in S3; their small files are copied below `folder`.
 
         Raises:
-            InvalidInput: an input is missing, or the base model is not the one that prepare saw.
+            InvalidInput: an input is missing, or the base model has changed since prepare.
         """
         return {name: self._model_in_place(name, folder / name) for name in self._names if self._is_read_in_place(name)}
 
     def _is_read_in_place(self, name: str) -> bool:
-        """Whether a model is larger than this machine may have room for, and is read in a stream."""
+        """Whether an input is a model in S3 that is streamed, because this machine may lack the disk space for it."""
         if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, MERGED):
             return False
         base = self._request.parameters.base_model
@@ -100,7 +100,7 @@ class InputGatherer:
         manifest = read_manifest(self._store, stage, self._digests[stage])
         if manifest is None:
             missing = uri_of(self._store, digest.manifest_key(stage, self._digests[stage]))
-            raise InvalidInput(f"{missing} is missing: {HOW_TO_RETRY}, and the stage {stage} runs again")
+            raise InvalidInput(f"{missing} is missing: {HOW_TO_RETRY} to run the stage {stage} again")
         return manifest
 
     def _find_artifact(self, name: str) -> tuple[str, tuple[FileEntry, ...]]:
@@ -109,8 +109,8 @@ class InputGatherer:
         found = find_artifact(self.read_stage(stage), name)
         folder = digest.stage_key(stage, self._digests[stage])
         if found is None:
-            message = f"the manifest of the stage {stage} names no artifact {name}"
-            raise InvalidInput(f"{message}: {how_to_recreate(self._store, folder)}")
+            manifest = uri_of(self._store, digest.manifest_key(stage, self._digests[stage]))
+            raise InvalidInput(f"{manifest} has no artifact {name!r}: {how_to_recreate(self._store, folder)}")
         return f"{folder}/{found.folder}", found.files
 
     def _artifact(self, name: str, target: Path) -> Path:
@@ -133,8 +133,9 @@ class InputGatherer:
         source = self._access.open_base(base, target)
         if source.digest != self._resolved.base:
             raise InvalidInput(
-                f"{BASE_FIELD}.uri: {base.uri} has changed since it was prepared: its digest was {self._resolved.base} "
-                f"and is {source.digest}; pin it by {BASE_FIELD}.revision, or ask for a retry to train on the new one"
+                f"{BASE_FIELD}.uri: {base.uri} has changed since prepare: its digest was {self._resolved.base} and is "
+                f"now {source.digest}; restore it and pin it with {BASE_FIELD}.revision, or ask for a retry to train "
+                "on the new one"
             )
         return source
 

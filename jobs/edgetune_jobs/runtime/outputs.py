@@ -1,9 +1,9 @@
-"""How a finished stage becomes a fact: its files first, under a folder of this attempt, then one manifest.
+"""Output of a stage in the store: files in a folder of this attempt first, then the manifest.
 
     stages/<stage>/<digest>/<attempt>/<artifact>/…files…
     stages/<stage>/<digest>/manifest.json                    by conditional put: of several attempts, one wins
 
-Whoever loses takes the winner's manifest for its own result. Whoever wins removes what dead attempts have left.
+An attempt that loses returns the winner's manifest as its result. The winner removes the files of all other attempts.
 """
 
 import logging
@@ -42,7 +42,7 @@ _LIBRARIES = (
 
 
 class StageUpload:
-    """One attempt's output in the store, apart from that of all other attempts."""
+    """One attempt's output in the store, in a folder of its own."""
 
     def __init__(self, store: Store, stage: Stage, stage_digest: str) -> None:
         self._store = store
@@ -55,7 +55,7 @@ class StageUpload:
 
     @contextmanager
     def create(self, path: str, size: int) -> Iterator[OutputFile]:
-        """A file of an artifact that is written straight into the store: see OutputFiles."""
+        """A file of an artifact, streamed to the store: see OutputFiles."""
         self._is_begun = True
         below = f"{self._name}/{checked_relative(path)}"
         with self._store.create_file(f"{self._folder}/{below}", size) as file:
@@ -63,9 +63,9 @@ class StageUpload:
         self._streamed.append(file.fingerprint.entry(below))
 
     def add_artifacts(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
-        """Upload the artifacts below `folder`; they and their files, with paths below the manifest's folder.
+        """Upload the artifacts below `folder`; all artifacts and their files, including those that were streamed.
 
-        Files that were streamed into an artifact belong to it too.
+        Paths of files are relative to the manifest's folder.
         """
         self._is_begun = True
         artifacts: list[Artifact] = []
@@ -77,7 +77,7 @@ class StageUpload:
             files += uploaded
             entries = files_below(uploaded, f"{self._name}/{name}")
             if not entries:
-                raise FileNotFoundError(f"the stage's artifact {name} has no files in {folder / name}")
+                raise FileNotFoundError(f"artifact {name!r} of the stage has no files in {folder / name}")
             artifacts.append(
                 Artifact(
                     name=name,
@@ -89,34 +89,34 @@ class StageUpload:
         return tuple(artifacts), tuple(files)
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Write the manifest, unless another attempt was first; the manifest that stands.
+        """Write the manifest unless another attempt was first; the manifest that is now in the store.
 
         Raises:
-            TransientError: it is not known whether the manifest was written. The attempt's files are left in place.
+            TransientError: it is unknown whether the manifest was written. The attempt's files are kept.
         """
-        standing = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
-        if standing != manifest:
-            logger.info("another attempt has finished %s; its result is taken", self._stage)
-        return standing
+        committed = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
+        if committed != manifest:
+            logger.info("another attempt finished %s first; using its result", self._stage)
+        return committed
 
     def clean_up(self, won: bool) -> None:
-        """Remove this attempt's files, or if it won all others'. What cannot be removed is logged: it harms nobody."""
+        """Remove this attempt's files, or all others' if it won. A failure is only logged: no reader sees leftovers."""
         if self._is_begun:
             clean_up_attempts(self._store, self._folder, self._name, won)
 
 
 def probe(store: Store) -> None:
-    """Write, list and delete a small object, so that a store that refuses is noticed before the work, not after it.
+    """Write, list and delete a small object, so that missing permissions are noticed before the work, not after it.
 
     Raises:
-        AccessDenied: a right is missing.
+        AccessDenied: a permission is missing.
     """
     store.put("probe/probe.txt", b"written by a stage before it begins; safe to delete")
     store.delete_tree("probe")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape a stage's output, as far as they are installed."""
+    """Versions of Python and of the installed libraries that can change a stage's output."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         with suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""A stage's or a clean-up's process: from its environment to its termination message and exit code."""
+"""The process of a stage or a clean-up: from its environment to its termination message and exit code."""
 
 import importlib
 import logging
@@ -27,7 +27,7 @@ AnyRequest = TypeVar("AnyRequest", Request, CleanUpRequest)
 
 
 def load_stage_code(stage: Stage) -> StageCode:
-    """The functions of the stage's module; no other stage's module is imported. Only prepare has a `recheck`."""
+    """The functions of the stage's module; other stages' modules are not imported. Only prepare has a `recheck`."""
     module = importlib.import_module(f"edgetune_jobs.stages.{stage}")
     return StageCode(module.run, module.recheck if stage is Stage.PREPARE else None)
 
@@ -38,13 +38,13 @@ def run_stage(
     stream: TextIO,
     load_code: Callable[[Stage], StageCode] = load_stage_code,
 ) -> int:
-    """Run the stage that the environment asks for, and leave its result in the termination log.
+    """Run the stage that the environment describes, and write its result to the termination log.
 
     Args:
         environment: see Settings.
-        signals: what ends the stage before its time; installed.
-        stream: progress goes to it as JSON lines.
-        load_code: gives the functions that do the stage's work.
+        signals: installed signal handlers, which can interrupt the stage.
+        stream: gets the progress as JSON lines.
+        load_code: returns the functions that do the stage's work.
 
     Returns:
         The exit code of the contract.
@@ -57,17 +57,17 @@ def run_stage(
             result = _run_in_folder(request, settings, signals, stream, load_code)
     except BaseException as error:
         result = failed_result(request, error)
-        logger.error("%s", _said(error, result), exc_info=_is_bug(result))
+        logger.error("%s", _log_message(error, result), exc_info=_is_bug(result))
     _write_termination_message(termination_log(environment), result)
     return exit_code_of(result)
 
 
 def run_clean_up(environment: Mapping[str, str], signals: StopSignals) -> int:
-    """Remove from the store what the environment asks for, and leave the result in the termination log.
+    """Run the clean-up that the environment describes, and write its result to the termination log.
 
     Args:
         environment: see Settings; its request is a CleanUpRequest.
-        signals: what ends the clean-up before its time; installed.
+        signals: installed signal handlers, which can interrupt the clean-up.
 
     Returns:
         The exit code of the contract.
@@ -79,12 +79,12 @@ def run_clean_up(environment: Mapping[str, str], signals: StopSignals) -> int:
             result = clean_up(StorageAccess(request.store, settings.credentials_folder).open_store(), request.name)
     except BaseException as error:
         result = CleanUpResult(failure=failure_of(error))
-        logger.error("%s", _said(error, result), exc_info=_is_bug(result))
+        logger.error("%s", _log_message(error, result), exc_info=_is_bug(result))
     _write_termination_message(termination_log(environment), result)
     return exit_code_of(result)
 
 
-def _said(error: BaseException, result: Result | CleanUpResult) -> BaseException | str:
+def _log_message(error: BaseException, result: Result | CleanUpResult) -> BaseException | str:
     return error if _is_bug(result) or result.failure is None else result.failure.message
 
 
@@ -94,12 +94,15 @@ def _is_bug(result: Result | CleanUpResult) -> bool:
 
 def _decode(text: str, kind: type[AnyRequest]) -> AnyRequest:
     if not text:
-        raise InvalidInput("EDGETUNE_REQUEST is not set: it holds the request as JSON")
+        raise InvalidInput("EDGETUNE_REQUEST is not set: set it to the request as JSON")
     try:
         return kind.decode(text)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5])
-        raise InvalidInput(f"EDGETUNE_REQUEST is not a request that this image understands: {problems}") from error
+        raise InvalidInput(
+            f"EDGETUNE_REQUEST is not a valid request for this image: {problems}; use images of one version for the "
+            "operator and the stages"
+        ) from error
 
 
 def _run_in_folder(
@@ -109,18 +112,17 @@ def _run_in_folder(
     stream: TextIO,
     load_code: Callable[[Stage], StageCode],
 ) -> Result:
-    """Run in a new folder below the work folder, which is removed in the end."""
+    """Run in a new folder below the work folder; the new folder is removed at the end."""
     try:
         settings.work_folder.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{request.stage}-", dir=settings.work_folder))
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        message = (
-            f"EDGETUNE_WORK_DIR {settings.work_folder} cannot be written: {error.strerror}; give a writable folder"
-        )
-        raise InvalidInput(message) from error
+        raise InvalidInput(
+            f"EDGETUNE_WORK_DIR: cannot write to {settings.work_folder}: {error.strerror}; set it to a writable folder"
+        ) from error
     try:
-        asks_hub = request.stage is Stage.PREPARE and request.parameters.base_model.is_on_hub
-        prepare_process(folder, online=asks_hub)
+        reads_hub = request.stage is Stage.PREPARE and request.parameters.base_model.is_on_hub
+        prepare_process(folder, online=reads_hub)
         return StageRun(request, settings, signals, stream, load_code, folder).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,5 +132,5 @@ def _write_termination_message(path: Path, result: Result | CleanUpResult) -> No
     try:
         path.write_bytes(result.encode())
     except OSError as error:
-        # The exit code stands; without a message the operator runs the stage once more, which finds the manifest.
-        logger.error("the result cannot be written to %s: %s", path, error.strerror)
+        # The exit code remains valid. Without a message, the operator runs the stage again, which finds the manifest.
+        logger.error("cannot write the result to %s: %s", path, error.strerror)

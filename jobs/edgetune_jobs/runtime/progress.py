@@ -31,15 +31,15 @@ class ProgressUpdate:
 
 
 class Listener(Protocol):
-    """Who wants to know of each step, also of those that make no line."""
+    """Gets every update, also those for which no line is written."""
 
     def observe(self, snapshot: ProgressUpdate) -> None: ...
 
 
 class LineProgress:
-    """One JSON object a line, flushed: {"progress": {…}} a few times a second, {"say": "…"} at once.
+    """Writes one JSON object a line, flushed: {"progress": {…}} a few times a second, {"say": "…"} at once.
 
-    The last snapshot is always written: at the end, before anything is said, and on `close`. Safe for several threads.
+    The last snapshot is always written: when all units are done, before a message, and on `close`. Thread-safe.
     """
 
     def __init__(
@@ -54,37 +54,37 @@ class LineProgress:
         self._listener = listener
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: ProgressUpdate | None = None
+        self._unwritten: ProgressUpdate | None = None
         self._next_line_at = -math.inf
         self._first: tuple[str, int, float] | None = None
 
     def update(self, done: int, total: int, unit: str, **figures: float) -> None:
-        """Report `done` of `total` units and current figures; what is not finite is left out of the line.
+        """Report `done` of `total` units and current figures. The line omits figures that are not finite.
 
-        The seconds that are left are added as etaSeconds.
+        etaSeconds, the expected time to the end in seconds, is added.
         """
         named = {to_camel(name): float(value) for name, value in figures.items()}
         snapshot = ProgressUpdate(done, total, unit, self._eta(done, total, unit) | named)
         if self._listener is not None:
             self._listener.observe(snapshot)
         with self._lock:
-            self._waiting = snapshot
+            self._unwritten = snapshot
             if done >= total or self._clock() >= self._next_line_at:
-                self._write_waiting()
+                self._flush()
 
     def say(self, message: str) -> None:
-        """Report what begins now, in a few words."""
+        """Report what the stage starts now, in a few words."""
         with self._lock:
-            self._write_waiting()
+            self._flush()
             self._write({"say": message})
 
     def close(self) -> None:
-        """Write the last snapshot, if it was held back."""
+        """Write the last snapshot if it is not written yet."""
         with self._lock:
-            self._write_waiting()
+            self._flush()
 
     def _eta(self, done: int, total: int, unit: str) -> dict[str, float]:
-        """Seconds left at the pace since the first report in this unit; nothing before there is a pace."""
+        """Seconds left at the rate since the first report in this unit; empty until there is a rate."""
         now = self._clock()
         if self._first is None or self._first[0] != unit or done < self._first[1]:
             self._first = (unit, done, now)
@@ -93,10 +93,10 @@ class LineProgress:
             return {}
         return {"etaSeconds": (total - done) * (now - first_at) / (done - first_done)}
 
-    def _write_waiting(self) -> None:
-        if self._waiting is None:
+    def _flush(self) -> None:
+        if self._unwritten is None:
             return
-        snapshot, self._waiting = self._waiting, None
+        snapshot, self._unwritten = self._unwritten, None
         self._next_line_at = self._clock() + 1 / _LINES_PER_SECOND
         figures = {name: value for name, value in snapshot.figures.items() if math.isfinite(value)}
         self._write(
@@ -112,14 +112,14 @@ class LineProgress:
         )
 
     def _write(self, line: Mapping[str, object]) -> None:
-        with suppress(BrokenPipeError):  # nobody listens any more: no reason to stop working
+        with suppress(BrokenPipeError):  # the reader is gone, which is no reason to end the stage
             self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             self._stream.flush()
 
 
 def _every_address() -> str:
-    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone where there is no other."""
-    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus comes from anywhere
+    """Address to listen on for all of IPv6 and IPv4; for IPv4 alone if the machine has no IPv6."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - Prometheus connects from any address
 
 
 class TrainingMetrics:
@@ -127,7 +127,7 @@ class TrainingMetrics:
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
     edgetune_train_eta_seconds, edgetune_train_learning_rate and edgetune_train_resumed_from_step, with the labels
-    namespace and name. A figure that was never reported is absent.
+    namespace and name. A figure is absent until it is reported.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -137,7 +137,7 @@ class TrainingMetrics:
         "learningRate": ("edgetune_train_learning_rate", "Learning rate of the last step."),
         "resumedFromStep": (
             "edgetune_train_resumed_from_step",
-            "Step of the checkpoint that this attempt went on from.",
+            "Step of the checkpoint that this attempt resumed from.",
         ),
     }
 
@@ -155,7 +155,7 @@ class TrainingMetrics:
         self._figures = {figure: gauge(*described) for figure, described in self._FIGURES.items()}
 
     def observe(self, snapshot: ProgressUpdate) -> None:
-        """Take over a snapshot; only those that count optimizer steps have step metrics."""
+        """Set the metrics from a snapshot; the step metrics only if its unit is steps."""
         if snapshot.unit == "steps":
             self._step.labels(**self._labels).set(snapshot.done)
             self._total.labels(**self._labels).set(snapshot.total)
@@ -165,16 +165,16 @@ class TrainingMetrics:
 
     @contextmanager
     def serving(self, port: int) -> Iterator[None]:
-        """Serve the metrics on a port of all addresses while inside.
+        """Serve the metrics on a port of all addresses inside the block.
 
-        A port that is taken is logged: a training does not end because nobody can watch it.
+        A port in use is only logged: training does not depend on its metrics.
         """
         from prometheus_client import start_http_server
 
         try:
             server, thread = start_http_server(port, _every_address(), registry=self._registry)
         except OSError as error:
-            logger.warning("no metrics: port %d cannot be served: %s", port, error)
+            logger.warning("training metrics are not served: cannot listen on port %d: %s", port, error)
             yield
             return
         try:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: they end a stage at once, except where it ends by itself or must not be torn apart."""
+"""SIGTERM and SIGINT: they stop a stage at once, or set an event where it must not be interrupted."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ STOPPED = "stopped by a signal before the stage was done; the next attempt start
 
 
 class Stopped(BaseException):
-    """Raised in the main thread by the first signal. No Exception, so that nothing but the runtime catches it."""
+    """Raised in the main thread by the first signal. A BaseException, so that only the runtime catches it."""
 
 
 class StopSignals:
-    """Handlers of SIGTERM and SIGINT. Only the first signal counts; those after it change nothing."""
+    """Handlers of SIGTERM and SIGINT. Only the first signal has an effect."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -28,18 +28,19 @@ class StopSignals:
         self._wake_up, self._signalled = os.pipe()
 
     def install(self) -> None:
-        """Take the signals over, for the rest of the process."""
-        # A handler must not take locks that the main thread may hold just now, as Event.set does: a thread sets it.
+        """Install the handlers for the rest of the process."""
+        # A handler runs in the main thread and must not take a lock that this thread may hold. Event.set takes one,
+        # so another thread calls it.
         threading.Thread(target=self._set_event, name="stop-signal", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """While inside, the first signal raises Stopped in the main thread. Outside it only sets the event.
+        """Inside the block, the first signal raises Stopped in the main thread. Outside, it only sets the event.
 
         Raises:
-            Interrupted: a signal has arrived before.
+            Interrupted: a signal arrived before the block.
         """
         self._raises = True
         try:
@@ -50,7 +51,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within `immediate`: a part that ends by itself, or must not be torn apart. A signal only sets the event."""
+        """Within `immediate`: a part that must not be interrupted, in which a signal only sets the event."""
         self._raises = False
         try:
             yield
@@ -58,7 +59,7 @@ class StopSignals:
             self._raises = True
 
     def check(self) -> None:
-        """End the stage if a signal has arrived.
+        """Raise if a signal has arrived.
 
         Raises:
             Interrupted: a signal has arrived.

@@ -1,8 +1,8 @@
-"""One stage around its body: use marked, manifest looked for, inputs fetched, body run, outputs stored.
+"""One attempt at a stage: mark its use, look for its manifest, fetch inputs, run the body, store outputs.
 
-request ── mark of use ── manifest there? ── yes ───────────────► answer at once
+request ── mark of use ── manifest in the store? ── yes ─────────► cached result
                               │ no
-                              └─► store writable? ► inputs ► body ► artifacts ► manifest ► answer
+                              └─► store writable? ► inputs ► body ► artifacts ► manifest ► result
 """
 
 import time
@@ -40,12 +40,12 @@ Recheck = Callable[[StageContext, Mapping[str, float]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class StageCode:
-    """What a stage's module offers."""
+    """The functions of a stage's module."""
 
     run: StageBody
     recheck: Recheck | None = None
-    """Looks again, when the stage is done already, at what depends on fields that its digest does not cover: from the
-    stage's metrics to those that changed."""
+    """Runs if the stage is already done: from its metrics to new values of those that also depend on fields outside of
+    its digest."""
 
 
 class StageRun:
@@ -60,15 +60,15 @@ class StageRun:
         load_code: Callable[[Stage], StageCode],
         folder: Path,
     ) -> None:
-        """Open the store; nothing is asked for yet.
+        """Open the store, without any request to it.
 
         Args:
-            request: what to do.
+            request: the stage and its parameters.
             settings: the process's environment.
-            signals: what ends the stage before its time.
-            stream: progress goes to it as JSON lines.
-            load_code: gives the functions that do the stage's work.
-            folder: everything temporary goes below it.
+            signals: installed signal handlers, which can interrupt the stage.
+            stream: gets the progress as JSON lines.
+            load_code: returns the functions that do the stage's work.
+            folder: folder for temporary files.
         """
         self._started = time.monotonic()
         self._request = request
@@ -83,25 +83,25 @@ class StageRun:
         self._store = self._access.open_store()
 
     def run(self) -> Result:
-        """The stage's result, from its manifest if it was done before.
+        """The stage's result, from its manifest if the stage is already done.
 
         Raises:
-            StageError: the stage cannot be done.
-            Stopped: a signal has ended it.
+            StageError: the stage failed.
+            Stopped: a signal stopped it.
         """
         sources: Mapping[str, Source] = {}
         if self._request.stage is Stage.PREPARE:
-            self._progress.say("looking at the base model and the data")
+            self._progress.say("checking the base model and the data")
             sources = open_sources(self._access, self._request, self._folder / "sources")
         self._known_inputs = self._resolve(sources)
         self._digests = self._digests_of_run()
         self._check_digest()
         self._mark_uses()
-        standing = self._read_manifest()
-        if standing is not None:
+        done = self._read_manifest()
+        if done is not None:
             self._mirror_base(sources)
-            return self._answer(self._recheck(standing, sources), cached=True)
-        return self._do(sources)
+            return self._final_result(self._recheck(done, sources), cached=True)
+        return self._execute(sources)
 
     def _resolve(self, sources: Mapping[str, Source]) -> Resolved | None:
         if self._request.stage is not Stage.PREPARE:
@@ -115,13 +115,15 @@ class StageRun:
 
     @property
     def _resolved(self) -> Resolved:
-        """What base and data are. Only a pin can do without it.
+        """Digests of base and data. Every stage needs them, except a publish that only pins a version.
 
         Raises:
-            InvalidInput: the request does not say.
+            InvalidInput: the request lacks them.
         """
         if self._known_inputs is None:
-            raise InvalidInput(f"the request for {self._request.stage} lacks `resolved`, which prepare finds out")
+            raise InvalidInput(
+                f"the request for the stage {self._request.stage} lacks `resolved`: copy it from the result of prepare"
+            )
         return self._known_inputs
 
     def _digests_of_run(self) -> Mapping[Stage, str]:
@@ -131,28 +133,28 @@ class StageRun:
         return digests_of_run(request, self._resolved)
 
     def _check_digest(self) -> None:
-        """A request whose digest is not that of its own parameters would put one thing under another's name."""
+        """Refuse a digest that is not that of the parameters: the output would be stored under a wrong key."""
         request = self._request
         expected = self._digests.get(request.stage)
         if request.stage is Stage.PREPARE:
             expected = digest.prepare_digest(request.parameters)
         if request.digest != expected:
             raise InvalidInput(
-                f"the request's digest is {request.digest}, but its parameters make it {expected}: "
-                "the operator and this image are of different versions; use images of one version"
+                f"the request's digest is {request.digest}, but the digest of its parameters is {expected}: "
+                "the operator and this image have different versions; use images of one version"
             )
 
     def _mark_uses(self) -> None:
-        """Before anything is looked up: what is marked, no other object's clean-up takes away.
+        """Mark outputs as used before any manifest is read, so that no other object's clean-up removes them afterwards.
 
-        prepare reports which of the stages after it are done, so it marks them all.
+        prepare reports which later stages are done, so it marks the outputs of all of them.
         """
         uses = Uses(self._store, self._request.name)
-        mine = self._digests if self._request.stage is Stage.PREPARE else (self._request.stage,)
-        for stage in mine:
+        marked = self._digests if self._request.stage is Stage.PREPARE else (self._request.stage,)
+        for stage in marked:
             uses.mark(Use(stage, self._digests[stage]))
 
-    def _do(self, sources: Mapping[str, Source]) -> Result:
+    def _execute(self, sources: Mapping[str, Source]) -> Result:
         probe(self._store)
         upload = StageUpload(self._store, self._request.stage, self._digests[self._request.stage])
         try:
@@ -160,19 +162,19 @@ class StageRun:
         except BaseException as error:
             with self._signals.deferred():
                 upload.clean_up(won=False)
-            # The attempt that wins removes the files of all others, also of those that are still at it.
-            standing = self._read_manifest() if isinstance(error, TransientError) else None
-            if standing is None:
+            # The winning attempt removes the files of all others, including those that are still uploading.
+            committed = self._read_manifest() if isinstance(error, TransientError) else None
+            if committed is None:
                 raise
-            return self._answer(standing, cached=True)
+            return self._final_result(committed, cached=True)
         with self._signals.deferred():
             manifest = self._manifest(result, files)
-            standing = upload.commit(manifest)
-            upload.clean_up(won=standing == manifest)
-            return self._answer(standing, cached=standing != manifest)
+            committed = upload.commit(manifest)
+            upload.clean_up(won=committed == manifest)
+            return self._final_result(committed, cached=committed != manifest)
 
     def _work(self, sources: Mapping[str, Source], upload: StageUpload) -> tuple[Result, tuple[FileEntry, ...]]:
-        """Run the body and bring what it made into the store; the result and all files."""
+        """Run the body and store its output; the result and all files."""
         context = self._context(sources, upload)
         output = self._run_body(context)
         self._check_artifacts(output)
@@ -193,30 +195,30 @@ class StageRun:
             edge=output.edge,
             publication=output.publication,
         )
-        result.encode()  # a result that cannot be sent must not become a fact
+        result.encode()  # raises before the commit if the result cannot be sent
         return result, files
 
     def _check_artifacts(self, output: StageOutput) -> None:
-        """Later stages look for what the pipeline's table says: nothing else may become a fact."""
+        """Refuse other artifacts than those in the pipeline's table, where later stages look them up."""
         made, expected = tuple(output.artifacts), outputs_of(self._request.stage, self._request.parameters)
         if made != expected:
             raise RuntimeError(
-                f"the stage {self._request.stage} made the artifacts {', '.join(made) or 'none'}; "
-                f"the pipeline expects {', '.join(expected) or 'none'}"
+                f"the stage {self._request.stage} returned the artifacts {', '.join(made) or 'none'}, "
+                f"but the pipeline expects {', '.join(expected) or 'none'}"
             )
 
-    def _recheck(self, standing: Manifest, sources: Mapping[str, Source]) -> Manifest:
-        """The manifest with the metrics that this request's other fields change."""
+    def _recheck(self, done: Manifest, sources: Mapping[str, Source]) -> Manifest:
+        """The manifest with metrics updated for fields of this request that are outside of the digest."""
         recheck = self._load_code(self._request.stage).recheck
         if recheck is None:
-            return standing
+            return done
         if self._is_base_of_hub:
             mirror = mirror_uri(self._store, self._resolved.base)
             sources = {**sources, BASE: self._access.open_model(mirror, self._folder / "mirror")}
-        result = standing.result
+        result = done.result
         upload = StageUpload(self._store, result.stage, result.digest)
         metrics = {**result.metrics, **recheck(self._context(sources, upload), result.metrics)}
-        return standing.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
+        return done.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
 
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
         for name in ("output", "scratch"):
@@ -250,7 +252,7 @@ class StageRun:
     def _run_body(self, context: StageContext) -> StageOutput:
         body = self._load_code(self._request.stage).run
         if self._request.stage is Stage.TRAIN:
-            with self._serving_metrics(), self._signals.deferred():  # it writes a checkpoint and ends by itself
+            with self._serving_metrics(), self._signals.deferred():  # on a signal, it writes a checkpoint and returns
                 output = body(context)
         else:
             output = body(context)
@@ -266,7 +268,7 @@ class StageRun:
         return self._request.parameters.base_model.is_on_hub
 
     def _mirror_base(self, sources: Mapping[str, Source]) -> None:
-        """Copy a base of the hub; when prepare was done before as well, since its copy may have been deleted."""
+        """Copy a base model of the hub, also if prepare is already done: the copy may have been deleted since."""
         if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
             mirror_model(self._store, sources[BASE], self._progress)
 
@@ -285,14 +287,15 @@ class StageRun:
         path = folder / BASE_SCORES / BASE_SCORES_FILE
         if self._request.stage is Stage.EVALUATE and path.is_file():
             key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
-            with suppress(PreconditionFailed):  # another run has scored the same base meanwhile
+            with suppress(PreconditionFailed):  # another run has stored scores of the same base
                 self._store.put(key, path.read_bytes(), if_none_match=True)
 
     def _read_manifest(self) -> Manifest | None:
         stage = self._request.stage
         return read_manifest(self._store, stage, self._digests[stage])
 
-    def _answer(self, manifest: Manifest, cached: bool) -> Result:
+    def _final_result(self, manifest: Manifest, cached: bool) -> Result:
+        """The result to report, after the work that follows the manifest."""
         result = manifest.result.model_copy(update={"cached": cached})
         match result.stage:
             case Stage.PREPARE:
@@ -300,12 +303,12 @@ class StageRun:
             case Stage.TRAIN:
                 self._checkpoints().delete_all()
             case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
-                # Another version may have been published since: this spec's is wanted again.
+                # Another version may have been published since: move the pointer back to the one of this spec.
                 self._publisher().restore(result.publication.version)
         return result
 
     def _done_results(self) -> tuple[Result, ...]:
-        """Results of the later stages whose manifests are in the store, in the order of the stages."""
+        """Results of the later stages that have a manifest in the store, in the order of the stages."""
         done = []
         for stage, stage_digest in self._digests.items():
             if stage is Stage.PREPARE:

@@ -1,11 +1,11 @@
-"""Who uses which stage's output: one mark in the store for each.
+"""Marks in the store of which object uses which stage's output.
 
-    uses/<stage>/<digest>/<name>      the object of this name needs, or has needed, stages/<stage>/<digest>/
+    uses/<stage>/<digest>/<name>      the object of this name uses, or has used, stages/<stage>/<digest>/
 
-A stage writes its mark before it looks whether its output is there, whoever made it. So a clean-up that looks for marks
-after it has taken the output out of sight leaves to everybody what they have seen.
+A stage writes its mark before it looks for existing output of itself or another object. A clean-up deletes the manifest
+before it looks for marks. So it never removes output that another object has found.
 
-Marks outlive the object: one that was deleted with its artifacts retained keeps what it used.
+Marks outlive their object: an object that is deleted with deletionPolicy: Retain keeps the output that it used.
 """
 
 import re
@@ -22,7 +22,7 @@ _MARK = re.compile(rf"{USES}/(?P<stage>{'|'.join(Stage)})/(?P<digest>[0-9a-f]{{6
 
 class _Mark(Model):
     leaving: bool = False
-    """The object is being cleaned up: it needs nothing any more, and its mark only says what is left to be removed."""
+    """The object is being cleaned up and no longer uses the output; the mark lists what is still to be removed."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Use:
 
 
 class Uses:
-    """The marks of one object, by its name, among those of all objects of a namespace."""
+    """The marks of one object, among those of all objects of its namespace."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
 
     def mark(self, use: Use) -> None:
-        """Say that the object uses a stage's output, from now on."""
+        """Mark a stage's output as used by the object."""
         write_model(self._store, self._key(use), _Mark())
 
     def leave(self, use: Use) -> None:
-        """Say that the object keeps nobody from removing a stage's output."""
+        """Set the object's mark to leaving: it no longer prevents the removal of the output."""
         write_model(self._store, self._key(use), _Mark(leaving=True))
 
     def forget(self, use: Use) -> None:
@@ -53,12 +53,12 @@ class Uses:
         self._store.delete(self._key(use))
 
     def own(self) -> list[Use]:
-        """What the object uses, in the order of the stages."""
+        """Outputs that the object has marked, in the order of the stages."""
         found = [use for use, name in self._marks(USES) if name == self._name]
         return sorted(found, key=lambda use: list(Stage).index(use.stage))
 
     def has_others(self, use: Use) -> bool:
-        """Whether another object uses a stage's output, and is not being cleaned up itself."""
+        """Whether another object uses a stage's output; objects that are being cleaned up do not count."""
         others = (name for _, name in self._marks(uses_key(use.stage, use.digest)) if name != self._name)
         return any(self._is_in_use(use_key(use.stage, use.digest, other)) for other in others)
 

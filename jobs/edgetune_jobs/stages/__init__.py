@@ -1,4 +1,4 @@
-"""The body of each stage, `run(context) -> StageOutput`: one module a stage.
+"""The bodies of the stages, `run(context) -> StageOutput`: one module for each stage.
 
-Imports tensors, training, evaluation, publishing and what is below them, never the runtime or another stage.
+Imports tensors, training, evaluation, publishing and the packages below them, never the runtime or another stage.
 """

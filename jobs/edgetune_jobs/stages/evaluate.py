@@ -1,6 +1,6 @@
-"""evaluate: base, tuned, merged and edge model on the same held-out rows, one model in memory at a time.
+"""evaluate: score base, tuned, merged and edge model on the same held-out rows, one model in memory at a time.
 
-With an edge budget, base and edge models are run on the CPU besides, each in a process of its own.
+With an edge budget, also measure base and edge models on the CPU, each in a process of its own.
 """
 
 import json
@@ -41,7 +41,7 @@ class _Rows:
     completion_ids: Sequence[Sequence[int]]
     references: Sequence[scoring.ReferenceAnswer]
     is_text: bool
-    """Whole texts without prompts: there is nothing to answer, only a loss."""
+    """Texts without prompts: they have a loss but no answers."""
 
     def __len__(self) -> int:
         return len(self.references)
@@ -49,7 +49,7 @@ class _Rows:
 
 @dataclass
 class _Evaluation:
-    """Scores, first answers and seconds of each model so far, and the count that progress shows."""
+    """Scores, first answers and seconds of each model so far, and the rows done for the progress."""
 
     context: StageContext
     rows: _Rows
@@ -60,7 +60,7 @@ class _Evaluation:
     rows_done: int = 0
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
-        """Load a model, score it on all rows, and let go of it."""
+        """Load a model, score it on all rows, and free its memory."""
         began = monotonic()
         self.context.progress.say(f"scoring the {name} model")
         label = BASE_FIELD if name in (BASE, TUNED) else f"the {name} model"
@@ -103,12 +103,12 @@ def run(context: StageContext) -> StageOutput:
     """Score base, adapter, merged (if kept) and edge models on the rows of input prepared; artifact `evaluation`.
 
     The edge model in the first format of the spec has the name edge; further ones have their artifacts' names. GGUF is
-    scored through transformers, which unpacks its blocks: llama.cpp, which rounds activations to 8 bits besides, may
-    differ in a token here and there. The base's scores are taken from input base-scores if it is there, and else left
-    in output/base-scores.
+    scored with transformers, which dequantizes its blocks; answers of llama.cpp, which also rounds activations to
+    8 bits, may differ in single tokens. The base's scores come from the input base-scores if there is one; otherwise
+    they are computed and written to output/base-scores.
 
     Raises:
-        InvalidInput: a model does not load, or there is no row, or the base's loss is not finite, or the edge budget
+        InvalidInput: a model does not load, there are no rows, the base's loss is not finite, or the edge budget
             cannot be measured here.
         TrainingDiverged: the loss of another model is not finite.
         Interrupted: `context.stop` was set.
@@ -137,31 +137,31 @@ def run(context: StageContext) -> StageOutput:
 
 
 def _check_finite(name: str, loss: float | None) -> None:
-    """Check that a model computes numbers at all.
+    """Check that a model's loss is finite.
 
     Raises:
-        InvalidInput: it is the base, so its weights or its dtype are at fault.
-        TrainingDiverged: it is a model that training made.
+        InvalidInput: it is not, and the model is the base: the cause is its weights or its dtype.
+        TrainingDiverged: it is not, and training made the model.
     """
     if loss is None or isfinite(loss):
         return
-    what = f"the loss of the {name} model on the evaluation rows is {loss}"
+    problem = f"the loss of the {name} model on the evaluation rows is {loss}"
     if name == BASE:
         raise InvalidInput(
-            f"spec.baseModel: {what}: its weights are damaged, or overflow in the dtype that it is computed in; "
-            "check the model's files, or evaluate on hardware with bfloat16"
+            f"spec.baseModel: {problem}: its weights are damaged or overflow in the dtype of the evaluation; check the "
+            "model's files, or evaluate on hardware with bfloat16"
         )
-    raise TrainingDiverged(f"{what}: its numbers overflow; {HOW_TO_TRAIN_SMALLER_WEIGHTS}")
+    raise TrainingDiverged(f"{problem}: its activations overflow; {HOW_TO_TRAIN_SMALLER_WEIGHTS}")
 
 
 def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTrainedModel":
-    """Base as training saw it, with its adapter beside it in the base's dtype, as in training."""
+    """The base as in training, with the adapter beside it in the base's dtype."""
     tuned = load_tuned(base, adapter, MergeBase.AS_TRAINED, device)
     return tuned.to(tuned.dtype)
 
 
 def _edge_models(context: StageContext) -> dict[str, Path]:
-    """Folders of the edge models by the names that their scores get."""
+    """Folders of the edge models by the names of their scores."""
     first, *further = (edge_format.artifact for edge_format in context.request.parameters.quantization.formats)
     return {EDGE: context.inputs[first], **{name: context.inputs[name] for name in further}}
 
@@ -177,7 +177,7 @@ def _read_rows(context: StageContext) -> _Rows:
     table = pyarrow.parquet.read_table(context.inputs[PREPARED] / EVAL)
     columns = table.slice(0, parameters.evaluation.max_examples).to_pydict()
     if not columns["response"]:
-        raise InvalidInput("spec.dataset.eval: there is no row to evaluate on")
+        raise InvalidInput("spec.dataset.eval: there are no evaluation rows; add some")
     references = [
         scoring.ReferenceAnswer(response, tuple(keywords or ()))
         for response, keywords in zip(columns["response"], columns["keywords"], strict=True)
@@ -197,7 +197,7 @@ def _read_base_scores(context: StageContext) -> ModelScores | None:
         return None
     try:
         return ModelScores.model_validate_json((folder / BASE_SCORES_FILE).read_bytes())
-    except ValidationError:  # written by another version: scoring the base again costs a minute, failing costs the run
+    except ValidationError:  # written by another version: score the base again instead of failing the run
         return None
 
 
@@ -207,7 +207,7 @@ def _write_base_scores(folder: Path, scores: ModelScores) -> None:
 
 
 def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
-    """answers.jsonl: the first rows with the answer of each model that was asked in this run."""
+    """Write answers.jsonl: the first rows with the answer of each model that was scored in this run."""
     folder.mkdir()
     rows = evaluation.rows
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:

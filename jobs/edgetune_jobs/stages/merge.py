@@ -1,4 +1,4 @@
-"""merge: the adapter added to the base's weights, as one model that from_pretrained reads."""
+"""merge: add the adapter to the base's weights, as a model that from_pretrained reads."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from edgetune_jobs.tensors.streamed_model import StreamedModel
 
 
 def run(context: StageContext) -> StageOutput:
-    """Merge inputs base and adapter; artifact `merged`, in the dtype that `merged_dtype` tells.
+    """Merge inputs base and adapter; artifact `merged`, in the dtype of `merged_dtype`.
 
     Raises:
         InvalidInput: the adapter does not fit the base, or the merged weights are not finite.
@@ -65,7 +65,7 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
 
 
 def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> tuple[int, str]:
-    """Merge in memory; the bytes written, and torch's name of the dtype."""
+    """Merge in memory; the bytes written, and torch's name for the dtype."""
     parameters = context.request.parameters
     folder = base.fetch(used_files(base))
     model = merge_adapter(folder, adapter, parameters.merge.base, loading.choose_device())

@@ -1,4 +1,4 @@
-"""prepare: base and data are inspected and counted; every row becomes tokens, or the run ends with its reason."""
+"""prepare: inspect the base, read and tokenize the data, and refuse what cannot be trained on."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,12 +38,12 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class _Rows:
-    """Examples of both sides, in the order in which they are written."""
+    """Training and evaluation examples, in the order in which they are written."""
 
     train: Sequence[Example]
     evaluation: Sequence[Example]
     evaluation_field: str
-    """The field of the spec that names the evaluation rows: spec.dataset.train when they are split off."""
+    """Path in the spec of the evaluation rows' source: spec.dataset.train if they are split off."""
 
     warnings: Sequence[str]
 
@@ -52,8 +52,8 @@ def run(context: StageContext) -> StageOutput:
     """Prepare the sources base, train and, if the spec names one, eval; artifact `prepared`.
 
     Raises:
-        InvalidInput: the base cannot be fine-tuned as asked, or its edge model not be measured as asked, or rows cannot
-            be used: one message names all of them.
+        InvalidInput: the base cannot be fine-tuned with this spec, the edge model cannot be measured, or rows cannot be
+            used; one message lists all such rows.
         Interrupted: `context.stop` was set.
     """
     parameters = context.request.parameters
@@ -69,8 +69,8 @@ def run(context: StageContext) -> StageOutput:
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
     tokenizing = _Tokenizing(context, ExampleTokenizer(tokenizer, prompt_format, max_length), row_errors)
     if row_errors.total:
-        # Rows that are too long belong into the same report.
-        tokenizing.judge(train_set, eval_set)
+        # Rows that are too long belong in the same report.
+        tokenizing.check(train_set, eval_set)
         row_errors.raise_if_any()
     rows = _divide(parameters, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
@@ -96,18 +96,18 @@ def run(context: StageContext) -> StageOutput:
 
 
 def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
-    """Look again at what depends on fields outside of the prepared data's digest: whether the base can be trained so.
+    """Check again what depends on fields outside of the prepared data's digest: whether the base can be trained.
 
     Args:
-        context: work order with the source base.
+        context: context with the source base.
         known: metrics of the prepared data.
 
     Returns:
-        The metrics that these fields change.
+        New values of the metrics that depend on these fields.
 
     Raises:
-        InvalidInput: the base lacks a target module, was not made for sequences of this length, or cannot be written in
-            one of the edge formats; or the edge model cannot be measured as asked.
+        InvalidInput: the base lacks a target module, does not support sequences of this length, or cannot be written in
+            one of the edge formats; or the edge model cannot be measured.
     """
     parameters = context.request.parameters
     check_measurable(parameters)
@@ -121,10 +121,10 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
 
 
 def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
-    """The base's tokenizer; the configuration is read by the library besides, so that training finds no fault in it.
+    """The base's tokenizer. The model's configuration is loaded too, so that it cannot fail later in train.
 
     Raises:
-        InvalidInput: the library does not take the tokenizer's or the model's configuration.
+        InvalidInput: transformers cannot load the tokenizer or the configuration.
     """
     prepare_libraries()
     try:
@@ -132,11 +132,11 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
         return loading.load_tokenizer(base.folder)
     except StageError:
         raise
-    except Exception as error:  # broken files make the libraries raise all kinds, even bare Exceptions
+    except Exception as error:  # with broken files, the libraries raise any kind of exception
         reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
         raise InvalidInput(
             f"spec.baseModel: transformers cannot load its configuration or tokenizer: {reason}; "
-            "save or copy the model again, or name one that this version of transformers knows"
+            "save or copy the model again, or use one that this version of transformers supports"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSe
 
 
 def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
-    """Both sides' examples, with what is to be said about them.
+    """Training and evaluation examples, with warnings about them.
 
     Raises:
         InvalidInput: no evaluation rows can be split off.
@@ -179,7 +179,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
 
 
 class _Tokenizing:
-    """Turns rows into tokens, with progress and a way to stop; what cannot be used goes to the row errors."""
+    """Tokenizes rows with progress until stopped; rows that cannot be used are added to the row errors."""
 
     def __init__(self, context: StageContext, tokenizer: ExampleTokenizer, row_errors: RowErrors) -> None:
         self.folder = context.scratch / PREPARED
@@ -189,15 +189,15 @@ class _Tokenizing:
         self._done = 0
         self._total = 0
 
-    def judge(self, *data_sets: DataSet | None) -> None:
-        """Look for rows that cannot become tokens; nothing is written."""
+    def check(self, *data_sets: DataSet | None) -> None:
+        """Find rows that cannot be tokenized, without writing anything."""
         present = [data_set for data_set in data_sets if data_set is not None]
         self._begin(sum(len(data_set.examples) for data_set in present))
         for data_set in present:
             self._encode(data_set.examples, data_set.spec_field, None)
 
     def write(self, rows: _Rows) -> tuple[TokenCount, TokenCount]:
-        """Write train.parquet and eval.parquet into `folder`; what came of both."""
+        """Write train.parquet and eval.parquet to `folder`; the token counts of both."""
         self.folder.mkdir()
         self._begin(len(rows.train) + len(rows.evaluation))
         with open_train(self.folder) as writer:
@@ -214,7 +214,7 @@ class _Tokenizing:
         count = TokenCount()
         for begin in range(0, len(examples), _ROWS_AT_A_TIME):
             if self._context.stop.is_set():
-                raise Interrupted("stopped while tokenizing rows; nothing was written; the next attempt starts again")
+                raise Interrupted("stopped by SIGTERM while tokenizing; the next attempt starts again")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
             for example in self._tokenizer.tokenize(batch):
@@ -233,37 +233,37 @@ class _Tokenizing:
 def _check_fit(
     base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, *counts: TokenCount
 ) -> None:
-    """Check that the base takes these tokens.
+    """Check that the base supports these tokens.
 
     Raises:
-        InvalidInput: ids beyond its embedding, also that of the pad token, or sequences beyond its positions.
+        InvalidInput: a token ID, also that of the pad token, is beyond its embedding, or a sequence is too long for it.
     """
     largest = max(count.largest_id for count in counts)
     if base.vocabulary is not None and largest >= base.vocabulary:
         raise InvalidInput(
-            f"spec.baseModel: its tokenizer makes token {largest}, but its embedding has {base.vocabulary:,} rows: "
-            "tokenizer and weights are not of the same model"
+            f"spec.baseModel: its tokenizer produces token {largest}, but its embedding has {base.vocabulary:,} rows: "
+            "tokenizer and weights belong to different models; copy both from the same one"
         )
     if base.vocabulary is not None and tokenizer.pad_token_id >= base.vocabulary:
         raise InvalidInput(
             f"spec.baseModel: its tokenizer pads with token {tokenizer.pad_token_id} ({tokenizer.pad_token}), but its "
-            f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token that it has, "
-            f"such as {tokenizer.eos_token}, or take it away"
+            f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token in the "
+            f"embedding, such as {tokenizer.eos_token}, or remove it"
         )
     _check_positions(base, parameters, max(count.longest_kept for count in counts))
 
 
 def _check_positions(base: BaseModel, parameters: Parameters, longest_example: int) -> None:
-    """Check that the base was made for sequences as long as those of training.
+    """Check that the base supports sequences as long as those of training.
 
     Raises:
-        InvalidInput: it was not.
+        InvalidInput: it does not.
     """
     training = parameters.training
     longest = training.max_length if training.packing else longest_example
     if base.max_positions is not None and longest > base.max_positions:
-        what = "packed sequences" if training.packing else "the longest example"
+        subject = "packed sequences have" if training.packing else "the longest example has"
         raise InvalidInput(
-            f"spec.training.maxLength: {what} would have {longest:,} tokens, and the base was made for at most "
+            f"spec.training.maxLength: {subject} {longest:,} tokens, but the base model supports at most "
             f"{base.max_positions:,}: set maxLength to {base.max_positions} or less"
         )

@@ -1,6 +1,6 @@
-"""publish: judge the gates, write the version with its provenance, and move the pointer if all gates hold.
+"""publish: check the gates, write the version with its provenance, and move the pointer if all gates pass.
 
-With a pin: move the pointer to the version that it names, and nothing else.
+With a pin: only move the pointer to the pinned version.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from edgetune_jobs.store.manifests import find_artifact
 
 
 def run(context: StageContext) -> StageOutput:
-    """Publish the run's model, refuse it, or point back to the pinned version."""
+    """Publish or refuse the run's model, or move the pointer to the pinned version."""
     request, publisher = context.request, context.publisher
     if publisher is None:
         raise InvalidInput("publish needs a publisher")
     if request.is_pin:
-        context.progress.say("pointing back to the pinned version")
+        context.progress.say("moving the pointer to the pinned version")
         return StageOutput(publication=publisher.pin(request.parameters.publish.pin))
     if request.resolved is None:
-        raise InvalidInput("publish needs a request with what prepare resolved")
+        raise InvalidInput("the request for the stage publish lacks `resolved`: copy it from the result of prepare")
     manifests = _read_manifests(request, publisher)
     refusals = judge(request.parameters.evaluation, _figures(manifests))
     context.progress.say("refused by its gates" if refusals else "publishing")
@@ -35,14 +35,14 @@ def run(context: StageContext) -> StageOutput:
 
 
 def edge_artifacts(manifest: Manifest) -> tuple[Artifact, ...]:
-    """The edge models among a quantize stage's artifacts: one a format, the one that was scored first.
+    """The edge models among a quantize stage's artifacts: one for each format, in the order of the spec.
 
     Raises:
         InvalidInput: there is none.
     """
     edges = tuple(artifact for artifact in manifest.result.artifacts if is_edge(artifact.name))
     if not edges:
-        raise InvalidInput("the manifest of quantize names no edge model: run the stage again")
+        raise InvalidInput("the manifest of the stage quantize has no edge model: delete it and run the stage again")
     return edges
 
 
@@ -92,7 +92,7 @@ def _version(
 
 
 def _edge_files(quantize: Manifest, edge: Artifact) -> tuple[FileEntry, ...]:
-    """Files of the edge model, with paths below its URI."""
+    """Files of the edge model, with paths relative to its URI."""
     found = find_artifact(quantize, edge.name)
     return found.files if found else ()
 

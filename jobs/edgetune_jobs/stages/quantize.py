@@ -1,4 +1,4 @@
-"""quantize: the edge model in each format of the spec, from one pass over the weights where they can be streamed."""
+"""quantize: write the edge model in each format of the spec, in one pass over the weights if they can be streamed."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Written:
-    """Edge models that were written."""
+    """Figures of the edge models."""
 
     bytes: dict[EdgeFormat, int]
     layers: int
-    """How many linear layers were quantized."""
+    """Number of quantized linear layers."""
 
     warnings: tuple[str, ...] = ()
 
 
 def run(context: StageContext) -> StageOutput:
-    """Quantize input merged, or base and adapter merged on the way; one artifact a format, as EdgeFormat names it.
+    """Quantize input merged, or merge base and adapter and quantize them; one artifact for each format.
 
     Raises:
-        InvalidInput: weights are not finite or too large for a format; the model cannot be written in a format; or the
+        InvalidInput: weights are not finite or too large for a format, the model cannot be written in a format, or the
             inputs do not fit each other.
         Interrupted: `context.stop` was set.
     """
@@ -62,13 +62,13 @@ def run(context: StageContext) -> StageOutput:
         "quantizedLayers": written.layers,
         "peakMemoryBytes": loading.peak_resident_bytes(),
     }
-    # The first is the one that the status shows.
+    # The status shows the first one.
     artifacts = tuple(edge_format.artifact for edge_format in formats)
     return StageOutput(artifacts, metrics, {"path": path, "formats": " ".join(formats)}, written.warnings)
 
 
 def _open_model(context: StageContext) -> StreamedModel:
-    """The merged model, tensor by tensor.
+    """The merged model as a stream of tensors.
 
     Raises:
         CannotStream: only the libraries can read or merge it.
@@ -91,7 +91,7 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
 
 
 def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
-    """Write the format of bitsandbytes from memory, and all others from the merged model as the library writes it."""
+    """Write bitsandbytes INT8 from memory, and stream the model that the library merged to all other formats."""
     formats = context.request.parameters.quantization.formats
     device = loading.choose_device()
     model, source = _load_merged(context, device)
@@ -113,7 +113,7 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
 def _write_others(
     context: StageContext, model: "PreTrainedModel", source: Path, formats: Sequence[EdgeFormat]
 ) -> _Written:
-    """Write formats that only a stream can be turned into.
+    """Write formats that need a streamed model.
 
     Raises:
         InvalidInput: the merged model cannot be streamed either.
@@ -129,7 +129,7 @@ def _write_others(
 
 
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
-    """The merged model, and the folder that its tokenizer comes from."""
+    """The merged model, and the folder of its tokenizer."""
     is_merged = streamed_model.has_model(context, MERGED)
     source = streamed_model.model_input(context, MERGED if is_merged else BASE)
     folder = source.fetch(used_files(source))
@@ -140,7 +140,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
 
 
 def _check_range(model: "PreTrainedModel") -> int:
-    """Number of layers that will be quantized, each within float16."""
+    """Number of layers to quantize, after a check that their weights fit into float16."""
     count = 0
     for name, module in loading.quantizable_linears(model):
         largest = module.weight.detach().abs().max().item()
@@ -151,7 +151,7 @@ def _check_range(model: "PreTrainedModel") -> int:
 
 
 def _quantize(model: "PreTrainedModel", outlier_threshold: float, device: "torch.device") -> "PreTrainedModel":
-    """The model with its linear layers in INT8, made of the weights in memory as from_pretrained does it with files."""
+    """The model with its linear layers in INT8, quantized from memory as from_pretrained does from files."""
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""train: an adapter, by QLoRA or LoRA on the prepared rows, resumed from the newest checkpoint in the store."""
+"""train: train an adapter by QLoRA or LoRA on the prepared rows, resuming from the newest checkpoint in the store."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
+from edgetune_jobs.messages import count
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
 from edgetune_jobs.models.folder import write_json
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Setup:
-    """What the request, the hardware and earlier attempts make of this attempt."""
+    """Settings of this attempt, from the request, the hardware and earlier attempts."""
 
     parameters: Parameters
     device: "torch.device"
@@ -36,20 +37,22 @@ def run(context: StageContext) -> StageOutput:
     """Train an adapter on inputs base and prepared; artifact `adapter`.
 
     Raises:
-        InvalidInput: the base, the target modules or the precision do not fit; or one example does not fit the GPU.
+        InvalidInput: the base, the target modules or the precision do not fit each other, or the smallest micro-batch
+            does not fit into GPU memory.
         TrainingDiverged: loss or gradient is not finite.
-        OutOfGpuMemory: the micro-batch does not fit, or no longer; the next attempt takes a smaller one, if there is.
+        OutOfGpuMemory: the micro-batch does not fit into GPU memory; the next attempt uses a smaller one, if there is
+            one, or resumes.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
     setup, watch = _set_up(context), None
     try:
-        trainer, watch, count = _build(context, setup)
+        trainer, watch, parameters = _build(context, setup)
         resumed_from = _train(context, trainer)
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
         raise _out_of_memory(setup, context.checkpoints, fitted=watch is not None and watch.has_stepped) from error
-    return _save(context, setup, trainer, watch, count, resumed_from)
+    return _save(context, setup, trainer, watch, parameters, resumed_from)
 
 
 def _set_up(context: StageContext) -> _Setup:
@@ -96,13 +99,13 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
 
 
 def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
-    """Train to the end; the step of the checkpoint that this attempt began with."""
+    """Train to the end; the step of the checkpoint that this attempt resumed from, None if there was none."""
     folder = context.scratch / "resume"
     folder.mkdir()
     step = context.checkpoints.restore_latest(folder) if context.checkpoints else None
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
-    context.progress.say("training" if step is None else f"training on from the checkpoint of step {step}")
+    context.progress.say("training" if step is None else f"resuming training from the checkpoint of step {step}")
     trainer.train(resume_from_checkpoint=None if step is None else str(folder))
     reached, total = trainer.state.global_step, trainer.state.max_steps
     if reached < total:
@@ -119,28 +122,28 @@ def _save(
     setup: _Setup,
     trainer: "AdapterTrainer",
     watch: "StepWatch",
-    count: recipe.ParameterCount,
+    parameters: recipe.ParameterCount,
     resumed_from: int | None,
 ) -> StageOutput:
     from edgetune_jobs.training.loop import LOSS_WINDOW, losses
 
-    parameters, state = setup.parameters, trainer.state
+    spec, state = setup.parameters, trainer.state
     step_losses = losses(state.log_history)
     last = step_losses[-LOSS_WINDOW:]
     record = TrainingRecord(
-        method=parameters.method,
+        method=spec.method,
         precision=setup.precision,
         base_dtype=loading.dtype_name(loading.dtype_of(setup.precision)),
-        base=parameters.base_model,
+        base=spec.base_model,
         steps=state.global_step,
         epochs=state.epoch or 0.0,
         loss=sum(last) / len(last),
-        trainable_parameters=count.trainable,
-        total_parameters=count.total,
-        seed=parameters.training.seed,
+        trainable_parameters=parameters.trainable,
+        total_parameters=parameters.total,
+        seed=spec.training.seed,
     )
     folder = context.output / ADAPTER
-    save_adapter(trainer.model, folder, parameters.base_model)
+    save_adapter(trainer.model, folder, spec.base_model)
     write_json(folder / RECORD, record.model_dump(mode="json"))
     metrics = {
         "steps": record.steps,
@@ -149,9 +152,9 @@ def _save(
         "firstLoss": step_losses[0],
         "tokensPerSecond": watch.tokens / watch.seconds if watch.seconds else 0.0,
         "trainSeconds": watch.seconds,
-        "trainableParameters": count.trainable,
-        "totalParameters": count.total,
-        "trainableShare": count.share,
+        "trainableParameters": parameters.trainable,
+        "totalParameters": parameters.total,
+        "trainableShare": parameters.share,
         "peakMemoryBytes": loading.peak_memory_bytes(setup.device),
     }
     if resumed_from is not None:
@@ -177,17 +180,18 @@ def _facts(setup: _Setup) -> dict[str, str]:
 
 
 def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bool) -> StageError:
-    """What follows from running out of GPU memory: a smaller micro-batch for the next attempt, while there is one."""
+    """The error after running out of GPU memory; writes the next attempt's micro-batch size if a smaller one exists."""
     training_spec = setup.parameters.training
     size = setup.micro_batch_size
     smaller = recipe.next_micro_batch_size(training_spec.batch_size, size)
     where = (
-        f"the GPU ran out of memory with a micro-batch of {size} examples of up to {training_spec.max_length} tokens"
+        f"the GPU ran out of memory with a micro-batch of {count(size, 'example')} of up to "
+        f"{training_spec.max_length} tokens"
     )
     if fitted and smaller is None:
         return OutOfGpuMemory(
-            f"{where}, after steps that fitted: the next attempt resumes from the newest checkpoint; if it happens "
-            "again, lower spec.training.maxLength, or use a GPU that nobody shares"
+            f"{where}, although earlier steps fitted: the next attempt resumes from the newest checkpoint; if it "
+            "happens again, lower spec.training.maxLength, or use a GPU that is not shared"
         )
     if smaller is None or checkpoints is None:
         advice = ["lower spec.training.maxLength or spec.lora.rank"]
@@ -195,9 +199,11 @@ def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bo
             advice.append("set spec.training.gradientCheckpointing: true")
         if setup.parameters.method is Method.LORA:
             advice.append("use method: QLoRA")
-        return InvalidInput(f"{where}, and fewer cannot be: {', '.join(advice)}, or use a profile with a larger GPU")
+        return InvalidInput(
+            f"{where}, and there is no smaller one: {', '.join(advice)}, or use a profile with a larger GPU"
+        )
     checkpoints.write_micro_batch_size(smaller)
     return OutOfGpuMemory(
-        f"{where}: the next attempt takes {smaller} and accumulates {training_spec.batch_size // smaller} of them, so "
-        f"that batchSize stays {training_spec.batch_size}"
+        f"{where}: the next attempt uses a micro-batch of {smaller} and accumulates "
+        f"{training_spec.batch_size // smaller} of them, so that batchSize stays {training_spec.batch_size}"
     )

@@ -1,1 +1,1 @@
-"""Where artifacts and sources are: S3, local folders, the Hugging Face hub. Imports errors."""
+"""Storage of artifacts and sources: S3, local folders, the Hugging Face hub. Imports errors."""

@@ -15,14 +15,14 @@ from edgetune_jobs.store.store import Store
 
 @dataclass(frozen=True)
 class StorageAccess:
-    """How this process reaches S3 and the Hugging Face hub."""
+    """Opens stores and sources with the credentials of this process."""
 
     location: StoreLocation
     credentials_folder: Path | None
 
     @cached_property
     def s3_client(self) -> Any:
-        """A boto3 S3 client, made when first needed.
+        """A boto3 S3 client, created on first use.
 
         Raises:
             AccessDenied: the credentials are incomplete.
@@ -42,7 +42,7 @@ class StorageAccess:
         return S3Store(self.location.uri, self.s3_client)
 
     def open_base(self, base: BaseModelSpec, target: Path) -> Source:
-        """The base model; files are fetched into `target`, except those of a local folder.
+        """The base model; files are fetched to `target`, except those of a local folder.
 
         Raises:
             InvalidInput: there is nothing at its URI.
@@ -80,10 +80,10 @@ class StorageAccess:
 
 
 def open_sources(access: StorageAccess, request: Request, folder: Path) -> dict[str, Source]:
-    """What prepare reads: base, train, and eval if the spec names one, compared with the spec's pins.
+    """The sources of prepare: base, train, and eval if the spec has one, checked against the spec's pins.
 
     Raises:
-        InvalidInput: nothing at a URI, or content that is not the pinned one.
+        InvalidInput: there is nothing at a URI, or its content is not the pinned one.
     """
     parameters = request.parameters
     base = access.open_base(parameters.base_model, folder / BASE)

@@ -1,4 +1,4 @@
-"""Local files: sizes and SHA-256, lists of files, and what a full disk means."""
+"""Local files: sizes and SHA-256, lists of files, the error of a full disk."""
 
 import errno
 import hashlib
@@ -29,11 +29,11 @@ class Fingerprint:
 
     @classmethod
     def of(cls, entry: FileEntry) -> "Fingerprint":
-        """Fingerprint that a file list names."""
+        """Fingerprint in an entry of a file list."""
         return cls(entry.bytes, entry.sha256)
 
     def entry(self, path: str) -> FileEntry:
-        """A file list's entry for a file of this content."""
+        """An entry of a file list for a file with this content."""
         return FileEntry(path=path, bytes=self.bytes, sha256=self.sha256)
 
     def __str__(self) -> str:
@@ -42,31 +42,31 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class FileState:
-    """By what a local file is known not to have changed: its size in bytes and its modification time in ns."""
+    """Shows whether a local file has changed: its size in bytes and its modification time in ns."""
 
     bytes: int
     modified_at: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileState":
-        """State of the file that has this status."""
+        """State from a file's stat result."""
         return cls(status.st_size, status.st_mtime_ns)
 
 
 class Sink(Protocol):
-    """Takes the bytes of a file as they come, and keeps of them what it likes."""
+    """Receives the bytes of a file in order."""
 
     def write(self, data: bytes, /) -> object:
         """Take the next bytes."""
         ...
 
     def restart(self) -> None:
-        """Forget all bytes so far: what follows is the file from its beginning."""
+        """Discard all bytes so far: the file is sent again from its beginning."""
         ...
 
 
 class FileSink:
-    """Writes what it gets to a file."""
+    """Writes the bytes to a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -80,7 +80,7 @@ class FileSink:
 
 
 class HashingWriter:
-    """A file that is written once and hashed as it is written."""
+    """Writes a file and hashes its content on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -91,7 +91,7 @@ class HashingWriter:
         """Write all of these bytes; their number."""
         view = memoryview(data).cast("B")
         left = view
-        while left:  # an unbuffered file may take a part only
+        while left:  # an unbuffered file may write only a part
             left = left[self._file.write(left) :]
         self._hasher.update(view)
         self._bytes += len(view)
@@ -99,12 +99,12 @@ class HashingWriter:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what was written so far."""
+        """Fingerprint of the bytes written so far."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
 
 
 class HashingReader:
-    """A file that is read once and hashed as it is read. Without `seek`, so that nobody goes back."""
+    """Reads a file and hashes its content on the way. Without `seek`, which would break the hash."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -112,7 +112,7 @@ class HashingReader:
         self._bytes = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, all that is left with -1; b"" at the end."""
+        """Up to `size` bytes, or all remaining bytes with -1; b"" at the end."""
         chunk = self._file.read(size)
         self._hasher.update(chunk)
         self._bytes += len(chunk)
@@ -120,18 +120,18 @@ class HashingReader:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what was read so far."""
+        """Fingerprint of the bytes read so far."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
 
 
 def check_size(written: Fingerprint, size: int, name: str) -> None:
-    """Check that a file has the size that it was said to get: its writer is wrong otherwise.
+    """Check that a file has the size that its writer announced.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has another size, which is a bug of the writer.
     """
     if written.bytes != size:
-        raise ValueError(f"{name} was to get {size:,} bytes and got {written.bytes:,}")
+        raise ValueError(f"{name}: {written.bytes:,} bytes were written instead of {size:,}")
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -143,8 +143,15 @@ def fingerprint(path: Path) -> Fingerprint:
     return reader.fingerprint
 
 
+def read_range(path: Path, start: int, buffer: memoryview) -> int:
+    """Read a file from byte `start` into `buffer`; the number of bytes read, fewer than its size at the file's end."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.readinto(buffer)
+
+
 def list_files(folder: Path) -> list[str]:
-    """Paths of all files below a folder, relative and with / between names, sorted. Links to files count as files."""
+    """Relative paths of all files below a folder, with / between names, sorted. Links to files count as files."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -154,20 +161,20 @@ def file_list_digest(entries: Sequence[FileEntry]) -> str:
 
 
 def checked_relative(path: str) -> str:
-    """The path as it is, if it stays below the folder that it is relative to.
+    """The unchanged path, if it stays below the folder that it is relative to.
 
     Raises:
-        InvalidInput: the path is absolute, empty, or climbs out with "..".
+        InvalidInput: the path is absolute or empty, or has an empty part, "." or "..".
     """
     parts = path.split("/")
     if not path or PurePosixPath(path).is_absolute() or any(part in ("", ".", "..") for part in parts) or "\0" in path:
-        raise InvalidInput(f"the file name {path!r} leads out of its folder or has an empty part; rename the file")
+        raise InvalidInput(f"invalid file name {path!r}: it leaves its folder or has an empty part; rename the file")
     return path
 
 
 @contextmanager
 def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
-    """Turns a full disk at `path` into a TransientError that says how much is free and how much was needed."""
+    """Turns a full disk at `path` into a TransientError with the free and the needed bytes."""
     try:
         yield
     except OSError as error:
@@ -177,7 +184,7 @@ def disk_errors(path: Path, needed_bytes: int) -> Iterator[None]:
 
 
 def require_free_space(path: Path, needed_bytes: int) -> None:
-    """Check that a file system has room, before anything is written to it.
+    """Check that a file system has enough free space, before anything is written to it.
 
     Raises:
         TransientError: less than `needed_bytes` are free.
@@ -190,7 +197,7 @@ def disk_full(path: Path, needed_bytes: int | None = None) -> TransientError:
     """The error of a full disk, with the bytes that are free at `path`."""
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    needed = "" if needed_bytes is None else f", {needed_bytes:,} are needed"
+    needed = "" if needed_bytes is None else f", but {needed_bytes:,} are needed"
     return TransientError(
         f"the disk is full: {free:,} bytes are free at {existing}{needed}; "
         "free some space or give the stage a larger work volume"
@@ -198,5 +205,5 @@ def disk_full(path: Path, needed_bytes: int | None = None) -> TransientError:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether an OSError says that the disk, or the quota on it, is full."""
+    """Whether an OSError means that the disk or its quota is full."""
     return error.errno in _DISK_FULL

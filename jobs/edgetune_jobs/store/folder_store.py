@@ -36,12 +36,12 @@ _ATTEMPTS = 5
 
 
 def path_of_uri(uri: str) -> Path:
-    """Local path of a file:// URI; %XX stands for one byte."""
+    """Local path of a file:// URI; %XX is decoded to one byte."""
     return Path(unquote(urlsplit(uri, allow_fragments=False).path))
 
 
 class LocalFolderStore:
-    """Objects as files below a folder. An object appears under its name only when it is complete and on the disk."""
+    """Objects as files below a folder. A file gets its name only after its content is complete and on the disk."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri.rstrip("/")
@@ -64,7 +64,7 @@ class LocalFolderStore:
             with self._locked():
                 current = self._etag(key) if if_none_match or if_match is not None else None
                 if if_none_match and current is not None:
-                    raise PreconditionFailed(f"{self._uri}/{key} is there already")
+                    raise PreconditionFailed(f"{self._uri}/{key} already exists")
                 if if_match is not None and current != if_match:
                     raise PreconditionFailed(f"{self._uri}/{key} was changed by another writer")
                 temporary.replace(path)
@@ -154,12 +154,12 @@ class LocalFolderStore:
         self._delete_files(folder, lambda path: _TEMPORARY.fullmatch(path.name) is not None)
 
     def _delete_files(self, folder: str, is_wanted: Callable[[Path], bool]) -> None:
-        """Delete files below a folder, and folders that are empty then."""
+        """Delete files below a folder, then the folders that are empty."""
         with _access_errors(f"delete {self._uri}/{folder}"):
             for parent, files in _walk(self._path(folder)):
                 for path in filter(is_wanted, files):
                     path.unlink(missing_ok=True)
-                with suppress(OSError):  # not empty, or another process was faster
+                with suppress(OSError):  # not empty, or already removed by another process
                     parent.rmdir()
 
     def _path(self, key: str) -> Path:
@@ -191,7 +191,7 @@ class LocalFolderStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Conditions are checked and names are placed by one process at a time; the lock dies with its holder."""
+        """Only one process at a time checks conditions and renames; the kernel releases the lock if it dies."""
         with (self._root / _LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -204,7 +204,7 @@ def _etag_of(data: bytes) -> str:
 def _walk(top: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Folders below `top` and `top` itself, the deepest first, each with its files.
 
-    Folders that other processes remove meanwhile are passed over.
+    Folders that other processes remove at the same time are skipped.
     """
 
     def raise_unless_gone(error: OSError) -> None:
@@ -221,7 +221,7 @@ def _is_internal(path: Path) -> bool:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file under a name that is gone afterwards, whatever happens: it was linked or renamed, or it is deleted."""
+    """A new file under a temporary name. It is deleted at the end unless the block has renamed it."""
     try:
         with path.open("xb") as file:
             yield file
@@ -230,7 +230,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a new name to the disk: without it the file can be gone after a power cut."""
+    """Write a folder's names to the disk: without this, a new file can be lost in a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -240,12 +240,12 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _removals(uri: str) -> Iterator[None]:
-    """Turns the loss of a file, or of its folder, to another process into a TransientError."""
+    """Turns the removal of a file or its folder by another process into a TransientError."""
     try:
         yield
     except FileNotFoundError as error:
         raise TransientError(
-            f"{uri} was removed while it was written, as by another attempt that has finished the same stage; try again"
+            f"{uri} was removed while it was written, probably by another attempt that finished the stage; try again"
         ) from error
 
 
@@ -254,9 +254,7 @@ def _access_errors(action: str) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise AccessDenied(
-            f"cannot {action}: {error.strerror}; give this user the right to {error.filename}"
-        ) from error
+        raise AccessDenied(f"cannot {action}: {error.strerror}; give this user access to {error.filename}") from error
     except OSError as error:
         if error.errno == errno.EROFS:
             raise AccessDenied(f"cannot {action}: the file system is read-only") from error

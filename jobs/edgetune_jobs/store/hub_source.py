@@ -10,22 +10,25 @@ from typing import Any
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import HUB_SCHEME
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
-from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint
+from edgetune_jobs.store.files import checked_relative, file_list_digest, fingerprint, read_range
 from edgetune_jobs.store.sources import SourceKind, check_paths, is_hidden
 
 
 class HubSource:
-    """The files of a model repository at a commit. In its file list the hub's own checksums stand for SHA-256."""
+    """The files of a model repository at a commit.
+
+    The file list has the hub's SHA-256 of large files, and the SHA-256 of the git blob ID of small ones.
+    """
 
     def __init__(self, uri: str, revision: str, field: str, token: str | None, target: Path) -> None:
-        """Nothing is asked for until the files are.
+        """The hub is asked only when the files are needed.
 
         Args:
             uri: hf://organization/name.
             revision: the 40-digit commit.
             field: path of the source in the spec, for messages.
             token: access token of the hub; None for public models.
-            target: folder that files are fetched into.
+            target: folder that files are fetched to.
         """
         self._uri = uri
         self._repository = uri.removeprefix(HUB_SCHEME)
@@ -57,15 +60,15 @@ class HubSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the list of the repository's files that count."""
+        """SHA-256 of the file list."""
         return file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
-        """A folder that holds these files, verified by the hub's checksums.
+        """A folder with these files, verified by the hub's checksums.
 
         Raises:
             InvalidInput: a path is not a file of this source.
-            TransientError: what arrived is not what the hub names.
+            TransientError: a file does not match the hub's checksum.
         """
         from huggingface_hub import hf_hub_download
 
@@ -80,10 +83,8 @@ class HubSource:
         return self._target
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        # The whole file is needed anyway: prepare mirrors the model into the store.
-        with (self.fetch([path]) / path).open("rb") as file:
-            file.seek(start)
-            return file.readinto(buffer)
+        # The whole file is needed anyway: prepare copies the model to the store.
+        return read_range(self.fetch([path]) / path, start, buffer)
 
     @cached_property
     def _siblings(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class HubSource:
             info = api.model_info(self._repository, revision=self._revision, files_metadata=True)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or () if not is_hidden(sibling.rfilename)}
         if not siblings:
-            raise InvalidInput(f"{self._field}.uri: {self._uri} has no files in it")
+            raise InvalidInput(f"{self._field}.uri: {self._uri} has no files; name another model")
         return siblings
 
     def _verify(self, path: str, fetched: Path) -> None:
@@ -105,11 +106,13 @@ class HubSource:
             intact = _git_blob_id(fetched.read_bytes()) == sibling.blob_id
         if not intact:
             fetched.unlink()
-            raise TransientError(f"{path} of {self._uri} arrived damaged: its checksum is not the hub's")
+            raise TransientError(
+                f"{path} of {self._uri} was damaged in transfer: its checksum is not the hub's; try again"
+            )
 
     @contextmanager
     def _hub_errors(self) -> Iterator[None]:
-        from httpx2 import HTTPError  # the client that huggingface_hub is built on
+        from httpx2 import HTTPError  # huggingface_hub's HTTP client
         from huggingface_hub import errors
 
         where = f"{self._field}: {self._uri} at {self._revision}"
@@ -117,26 +120,26 @@ class HubSource:
             yield
         except errors.HFValidationError as error:
             raise InvalidInput(
-                f"{self._field}.uri: {self._uri} is not a name that the hub knows; name it hf://organization/name"
+                f"{self._field}.uri: {self._uri} is not a valid model name of the hub; use hf://organization/name"
             ) from error
         except errors.GatedRepoError as error:
             raise AccessDenied(
                 f"{where}: the model is gated; accept its licence at {self._page} with the account of the token, "
-                "and put the token as HF_TOKEN into the profile's Secret"
+                "and add the token to the profile's Secret as HF_TOKEN"
             ) from error
         except errors.RevisionNotFoundError as error:
             raise InvalidInput(f"{where}: there is no such commit; see {self._page}/commits/main") from error
         except errors.HfHubHTTPError as error:
             raise self._translate(error, where) from error
         except (HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            raise TransientError(f"{where}: the hub cannot be reached: {error}") from error
+            raise TransientError(f"{where}: cannot reach the hub: {error}") from error
 
     def _translate(self, error: Any, where: str) -> Exception:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
             return AccessDenied(
                 f"{where}: the hub answered {status}: the model does not exist, or it is private or needs its licence "
-                f"accepted at {self._page}; put a token that may read it as HF_TOKEN into the profile's Secret"
+                f"accepted at {self._page}; add a token that can read it to the profile's Secret as HF_TOKEN"
             )
         if status == 404:
             return InvalidInput(f"{where}: there is no such model, or no such file in it; see {self._page}")

@@ -1,4 +1,4 @@
-"""A few transfers at a time."""
+"""Concurrent transfers on a few threads."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ Item = TypeVar("Item")
 def for_each(items: Iterable[Item], action: Callable[[Item, threading.Event], None], workers: int = _WORKERS) -> None:
     """Run an action for each item on a few threads.
 
-    The first failure, or whatever interrupts the caller, sets the event that every action gets, drops the items that
-    have not begun, and is raised without waiting for the actions that have.
+    The first failure, or an exception in the caller such as a signal's, is raised at once: it sets the event that each
+    action gets and cancels actions that have not started, but does not wait for running ones.
     """
     cancelled = threading.Event()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="transfer")

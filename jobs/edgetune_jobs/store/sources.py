@@ -1,4 +1,4 @@
-"""What a user names in the spec, a base model or a data set: listed, told apart by content, and fetched."""
+"""Sources: base models and data sets that a spec names, listed, identified by content, and fetched."""
 
 import os
 from collections.abc import Container, Sequence
@@ -9,7 +9,14 @@ from typing import Protocol
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, InvalidInput
-from edgetune_jobs.store.files import FileState, checked_relative, file_list_digest, fingerprint, list_files
+from edgetune_jobs.store.files import (
+    FileState,
+    checked_relative,
+    file_list_digest,
+    fingerprint,
+    list_files,
+    read_range,
+)
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
@@ -17,22 +24,22 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Source(Protocol):
-    """Files that a user names in the spec: a base model or a data set."""
+    """The files of a base model or a data set that the spec names."""
 
     @property
     def uri(self) -> str: ...
 
     @property
     def files(self) -> Sequence[FileEntry]:
-        """The files that it is read from, sorted by path.
+        """The files that stages may read, sorted by path.
 
-        For an object store the sha256 may stand for the store's own checksum.
+        In an object store, sha256 may be the hash of the store's own checksum.
         """
         ...
 
     @property
     def ignored(self) -> Sequence[str]:
-        """Paths of the other files, sorted, for messages: nothing more is known of them."""
+        """Paths of all other files, sorted, for messages."""
         ...
 
     @property
@@ -41,17 +48,19 @@ class Source(Protocol):
         ...
 
     def fetch(self, paths: Sequence[str]) -> Path:
-        """A local folder that holds these files."""
+        """A local folder with these files."""
         ...
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
-        the way is cut."""
+        """Read a file from byte `start` into `buffer`; the number of bytes read.
+
+        It is smaller than the buffer at the file's end, or if the connection broke.
+        """
         ...
 
 
 class SourceKind(Enum):
-    """What a source is read for: it decides which of its files count."""
+    """The purpose of a source, which determines its files."""
 
     MODEL = "model"
     DATA = "data"
@@ -59,8 +68,8 @@ class SourceKind(Enum):
     def counts(self, path: str) -> bool:
         """Whether a file is part of the source's digest and may be fetched.
 
-        Of a model only the folder itself counts, and of it what holds no code: safetensors, configuration, tokenizer.
-        Pickles (.bin, .pt, .pth, .ckpt, .pkl) are named, never read.
+        In a model, these are files without code at the top level: safetensors, configuration, tokenizer. Pickles (.bin,
+        .pt, .pth, .ckpt, .pkl) are listed in messages but never read.
         """
         suffix = PurePosixPath(path).suffix.lower()
         if self is SourceKind.MODEL:
@@ -69,7 +78,7 @@ class SourceKind(Enum):
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file or one of its folders has a name that begins with a dot, as .git and .cache have."""
+    """Whether the name of a file or one of its folders begins with a dot, such as .git and .cache."""
     return any(part.startswith(".") for part in path.split("/"))
 
 
@@ -77,24 +86,24 @@ def check_paths(source: Source, kind: SourceKind, field: str, known: Container[s
     """Check that files of a source may be fetched.
 
     Args:
-        source: what they are asked of.
-        kind: what it is read for.
+        source: the source.
+        kind: its purpose.
         field: path of the source in the spec, for messages.
         known: paths of its files.
-        paths: the files.
+        paths: the files to fetch.
 
     Raises:
-        InvalidInput: one is not read from such a source, or is not in it.
+        InvalidInput: a file must not be read from a source of this kind, or is not in the source.
     """
     for path in paths:
         if not kind.counts(checked_relative(path)):
-            raise InvalidInput(f"{source.uri}: {path} is not a file that a {kind.value} source is read from")
+            raise InvalidInput(f"{field}.uri: {path} in {source.uri} is not a {kind.value} file")
         if path not in known:
             raise InvalidInput(f"{field}.uri: {source.uri} has no file {path}")
 
 
 def check_pin(source: Source, field: str, revision: str) -> None:
-    """Compare a source with the digest that the spec pins it to; an empty revision pins nothing.
+    """Compare a source with the digest that the spec pins; an empty revision is no pin.
 
     Raises:
         InvalidInput: the content is not the pinned one.
@@ -107,15 +116,15 @@ def check_pin(source: Source, field: str, revision: str) -> None:
 
 
 class FolderSource:
-    """A local file or folder. Nothing is copied: fetch gives the folder itself."""
+    """A local file or folder. Nothing is copied: fetch returns the folder itself."""
 
     def __init__(self, uri: str, field: str, kind: SourceKind) -> None:
-        """Find the files; those that count are read when their digests are asked for.
+        """List the files; they are read only when their digests are needed.
 
         Args:
             uri: file:///path.
             field: path of the source in the spec, such as spec.baseModel, for messages.
-            kind: what it is read for.
+            kind: the source's purpose.
 
         Raises:
             InvalidInput: there is no such file or folder, or the folder has no files, or a file name is not UTF-8.
@@ -126,7 +135,7 @@ class FolderSource:
         self._kind = kind
         path = path_of_uri(uri)
         if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
-            raise AccessDenied(f"{field}.uri: {uri} cannot be listed; make it readable for this user")
+            raise AccessDenied(f"{field}.uri: cannot list {uri}; make it readable for this user")
         self._is_file = path.is_file()
         self._folder = path.parent if self._is_file else path
         paths = [path.name] if self._is_file else [name for name in list_files(path) if not is_hidden(name)]
@@ -135,8 +144,8 @@ class FolderSource:
         self._entries: dict[str, FileEntry] = {}
         self._read_at: dict[str, FileState] = {}
         if not paths:
-            what = "has no files in it" if path.is_dir() else "does not exist"
-            raise InvalidInput(f"{field}.uri: {uri} {what}")
+            problem = "has no files" if path.is_dir() else "does not exist"
+            raise InvalidInput(f"{field}.uri: {uri} {problem}; correct the URI or add the files")
         unreadable = [_readable(path) for path in self._paths if path != _readable(path)]
         if unreadable:
             raise InvalidInput(f"{field}.uri: the file name {unreadable[0]} in {uri} is not UTF-8; rename the file")
@@ -155,28 +164,26 @@ class FolderSource:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of a file's content, or of the list of a folder's files."""
+        """SHA-256 of a file's content, or of a folder's file list."""
         return self.files[0].sha256 if self._is_file and self._paths else file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
-        """The source's own folder, which is read-only.
+        """The source's own folder. Callers must not change it.
 
         Raises:
-            InvalidInput: a path is not a file of this source, or was changed since its digest was taken.
+            InvalidInput: a path is not a file of this source, or the file has changed since its digest was computed.
         """
         check_paths(self, self._kind, self._field, self._paths, paths)
         for path in paths:
             if path in self._read_at and self._state(path) != self._read_at[path]:
                 raise InvalidInput(
                     f"{self._field}.uri: {path} in {self._uri} was changed while it was read; "
-                    "try again when nobody writes to it"
+                    "try again when nothing writes to it"
                 )
         return self._folder
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        with (self.fetch([path]) / path).open("rb") as file:
-            file.seek(start)
-            return file.readinto(buffer)
+        return read_range(self.fetch([path]) / path, start, buffer)
 
     def _entry(self, path: str) -> FileEntry:
         if path not in self._entries:
@@ -185,7 +192,8 @@ class FolderSource:
                 found = fingerprint(self._folder / path)
             except PermissionError as error:
                 raise AccessDenied(
-                    f"{self._field}.uri: {path} in {self._uri} cannot be read: {error.strerror}; make it readable"
+                    f"{self._field}.uri: cannot read {path} in {self._uri}: {error.strerror}; make it readable for "
+                    "this user"
                 ) from error
             self._entries[path] = found.entry(path)
         return self._entries[path]

@@ -1,4 +1,4 @@
-"""The store: where artifacts, manifests, checkpoints, scores and pointers live.
+"""The store's protocol and documents: artifacts, manifests, checkpoints, scores, pointers.
 
 Keys have / between names and are relative to the store's URI. A folder is a prefix of keys that ends before a /.
 """
@@ -24,20 +24,20 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 class PreconditionFailed(Exception):
-    """A conditional put did not take place: the object is there already, or is not the one that was read."""
+    """A conditional put failed: the object already exists, or has changed since it was read."""
 
 
 class DamagedObject(TransientError):
-    """An object is missing, or its size or SHA-256 is not what its manifest says."""
+    """An object is missing, or its size or SHA-256 differs from its manifest."""
 
 
 class DamagedModel(InvalidInput):
-    """A JSON object of the store is not what is expected under its key."""
+    """A JSON object of the store is not a valid document for its key."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """A small object as it was read; `etag` names exactly this content for a conditional put."""
+    """A small object; `etag` identifies this content in a conditional put."""
 
     data: bytes
     etag: str
@@ -52,7 +52,7 @@ class StoredObject:
 
 
 class FileList(Model):
-    """Files in the store that belong together: the manifest of anything that is not a stage. Written last."""
+    """Manifest of files that belong together and are not a stage's output. Written last."""
 
     files: tuple[FileEntry, ...]
     """Paths are relative to the manifest's folder."""
@@ -62,20 +62,20 @@ class UploadedFile(Protocol):
     """An object that is being written, from its first byte to its last."""
 
     def write(self, data: Buffer, /) -> object:
-        """Take all of these bytes; they may be changed afterwards."""
+        """Write all of these bytes; they may be changed afterwards."""
         ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what was written so far."""
+        """Fingerprint of the bytes written so far."""
         ...
 
 
 class Store(Protocol):
     """Objects by key.
 
-    All methods raise AccessDenied when the credentials lack a right, InvalidInput when the bucket does not exist and
-    TransientError when network, service or disk fail after a bounded number of retries.
+    All methods raise AccessDenied if the credentials lack a permission, InvalidInput if the bucket does not exist, and
+    TransientError if network, service or disk fail after a bounded number of retries.
     """
 
     @property
@@ -84,14 +84,14 @@ class Store(Protocol):
         ...
 
     def read(self, key: str) -> Content | None:
-        """A small object, or None when there is none."""
+        """A small object; None if there is none."""
         ...
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
-        """Write a small object as a whole; its etag.
+        """Write a small object atomically; its etag.
 
-        With `if_none_match` only when the key is free, with `if_match` only over the content of that etag: of several
-        writers at once, exactly one succeeds.
+        With `if_none_match` only if the key is free, with `if_match` only over the content with that etag: of several
+        concurrent writers, exactly one succeeds.
 
         Raises:
             PreconditionFailed: the condition does not hold.
@@ -103,13 +103,13 @@ class Store(Protocol):
         ...
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
-        """Stream a file into the store; the fingerprint of what was sent. A failure leaves nothing behind."""
+        """Stream a file to the store; the fingerprint of the sent bytes. A failure leaves nothing in the store."""
         ...
 
     def create_file(self, key: str, size: int) -> AbstractContextManager[UploadedFile]:
-        """A new object of `size` bytes, written in a stream.
+        """A new object of `size` bytes, written as a stream.
 
-        It is in the store when the block ends, and nothing of it when the block raises.
+        It exists once the block ends. If the block raises, nothing is left in the store.
         """
         ...
 
@@ -117,36 +117,36 @@ class Store(Protocol):
         """Copy an object to a local file and verify it.
 
         Raises:
-            DamagedObject: the object is missing or is not the expected content.
+            DamagedObject: the object is missing or has other content.
         """
         ...
 
     def stream(self, key: str, sink: Sink) -> Fingerprint:
-        """Read an object into a sink, piece by piece; the fingerprint of what came.
+        """Read an object into a sink, chunk by chunk; the fingerprint of the received bytes.
 
         Raises:
-            DamagedObject: the object is missing, or comes otherwise than the service says each time.
+            DamagedObject: the object is missing, or differs from the service's checksum at each attempt.
         """
         ...
 
     def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:
-        """A local folder that holds these verified files: `target`, or the store's own folder, which is read-only.
+        """A local folder with these files, verified: `target`, or the store's own folder, which must not be changed.
 
         Raises:
-            DamagedObject: a file is missing or is not the expected content.
+            DamagedObject: a file is missing or has other content.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Delete an object; nothing happens when there is none."""
+        """Delete an object if it exists."""
         ...
 
     def delete_tree(self, folder: str, keep: Sequence[str] = ()) -> None:
-        """Delete objects and unfinished uploads below a folder, but for those at or below the keys in `keep`."""
+        """Delete objects and unfinished uploads below a folder, except those at or below the keys in `keep`."""
         ...
 
     def discard_unfinished(self, folder: str) -> None:
-        """Delete what unfinished uploads have left below a folder. One that still runs fails with a transient error."""
+        """Delete the parts of unfinished uploads below a folder. An upload in progress fails with a TransientError."""
         ...
 
 
@@ -156,25 +156,25 @@ def uri_of(store: Store, key: str) -> str:
 
 
 def check_content(uri: str, found: Fingerprint, expected: Fingerprint) -> None:
-    """Compare what was read with what was written.
+    """Compare the fingerprint of an object with the expected one.
 
     Raises:
-        DamagedObject: it is not the same.
+        DamagedObject: they differ.
     """
     if found != expected:
-        raise DamagedObject(f"{uri} is damaged: {found} arrived, where {expected} were written")
+        raise DamagedObject(f"{uri} is damaged: {found} instead of {expected}")
 
 
 def how_to_recreate(store: Store, folder: str) -> str:
-    """Advice about a folder whose files are not what its manifest says, which counts as done while that stands."""
-    return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY}: it is then made again"
+    """Advice for a folder whose files differ from its manifest, which would otherwise keep the stage cached."""
+    return f"delete {uri_of(store, folder)}/ and {HOW_TO_RETRY} to create it again"
 
 
 def upload_folder(store: Store, folder: Path, key: str, relative_to: str) -> tuple[FileEntry, ...]:
     """Upload all files of a local folder below `key`; their entries, with paths relative to the key `relative_to`.
 
     Raises:
-        InvalidInput: a file name cannot be a key.
+        InvalidInput: a file name is not a valid key.
     """
     prefix = key.removeprefix(f"{relative_to}/")
     entries = []
@@ -195,10 +195,10 @@ def files_below(files: Sequence[FileEntry], folder: str) -> tuple[FileEntry, ...
 
 
 def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None:
-    """A JSON object of the store as a model, or None when there is none.
+    """A JSON object of the store as a model; None if there is none.
 
     Raises:
-        DamagedModel: the object is not such a model.
+        DamagedModel: the object is not a valid model.
     """
     content = store.read(key)
     if content is None:
@@ -207,11 +207,11 @@ def read_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel | None
         return model.model_validate_json(content.data)
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"is damaged: {first['msg']}; delete it to have it made again"
+        problem = f"is damaged: {first['msg']}; delete it and {HOW_TO_RETRY} to create it again"
         if first["type"] == "extra_forbidden":
             field = ".".join(map(str, first["loc"]))
-            what = f"has a field that this release does not know ({field}): use the one that wrote it"
-        raise DamagedModel(f"{uri_of(store, key)} {what}") from error
+            problem = f"has the unknown field {field!r}: use the release of Edgetune that wrote it"
+        raise DamagedModel(f"{uri_of(store, key)} {problem}") from error
 
 
 def require_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel:
@@ -219,11 +219,11 @@ def require_model(store: Store, key: str, model: type[AnyModel]) -> AnyModel:
 
     Raises:
         InvalidInput: there is none.
-        DamagedModel: the object is not such a model.
+        DamagedModel: the object is not a valid model.
     """
     found = read_model(store, key, model)
     if found is None:
-        raise InvalidInput(f"there is nothing at {uri_of(store, key)}")
+        raise InvalidInput(f"there is nothing at {uri_of(store, key)}; check the address")
     return found
 
 
@@ -237,22 +237,22 @@ def write_model(store: Store, key: str, model: Model, *, if_none_match: bool = F
 
 
 def write_model_once(store: Store, key: str, model: AnyModel) -> AnyModel:
-    """Write a model unless the key is taken; the model that stands there then: this one, or another writer's.
+    """Write a model unless the key is taken; the model that is now in the store: this one, or another writer's.
 
-    A put whose answer was lost is sent again by the client and conflicts with itself: only the content tells whose it
-    is, so a writer may throw its files away only when the model that stands is not its own.
+    If the answer to a put is lost, the client sends it again, and the second put conflicts with the first. Only the
+    content shows who wrote it: a writer may delete its files only if the returned model is not its own.
 
     Raises:
-        TransientError: it is not known whether the model was written.
-        InvalidInput: what stands there is not such a model.
+        TransientError: it is unknown whether the model was written.
+        InvalidInput: the object under the key is not a valid model.
     """
     try:
         write_model(store, key, model, if_none_match=True)
     except PreconditionFailed:
-        standing = read_model(store, key, type(model))
-        if standing is None:
-            raise TransientError(f"{uri_of(store, key)} was in the store and is gone again; try again") from None
-        return standing
+        existing = read_model(store, key, type(model))
+        if existing is None:
+            raise TransientError(f"{uri_of(store, key)} existed and was deleted at the same time; try again") from None
+        return existing
     except TransientError:
         if read_model(store, key, type(model)) != model:
             raise
@@ -260,9 +260,9 @@ def write_model_once(store: Store, key: str, model: AnyModel) -> AnyModel:
 
 
 def clean_up_attempts(store: Store, folder: str, attempt: str, won: bool) -> None:
-    """Remove an attempt's files below `folder`, or if it won those of all others, but for the manifest.
+    """Remove an attempt's files below `folder`, or if it won, everything else except the manifest.
 
-    What cannot be removed is logged: it harms nobody.
+    A failure is only logged: no reader sees leftovers.
     """
     try:
         if won:
@@ -270,4 +270,4 @@ def clean_up_attempts(store: Store, folder: str, attempt: str, won: bool) -> Non
         else:
             store.delete_tree(f"{folder}/{attempt}")
     except (AccessDenied, TransientError) as error:
-        logger.warning("files of unfinished attempts are left below %s: %s", uri_of(store, folder), error)
+        logger.warning("cannot remove files of other attempts below %s: %s", uri_of(store, folder), error)

@@ -1,4 +1,4 @@
-"""Strict JSON, for data files, configurations and headers: no NaN or Infinity, no field twice in one object."""
+"""Strict JSON, for data files, configurations and headers: no NaN or Infinity, no duplicate fields."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 
 class BrokenJson(ValueError):
-    """The text is not JSON. `line` and `column` count from 1; None where the parser does not know the position."""
+    """The text is not strict JSON. `line` and `column` count from 1; None if the parser does not report a position."""
 
     def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
         super().__init__(reason)
@@ -24,11 +24,11 @@ def parse_json(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        hint = " (NUL bytes: is the file UTF-16? save it as UTF-8)" if "\x00" in text else ""
+        hint = " (NUL bytes: if the file is UTF-16, save it as UTF-8)" if "\x00" in text else ""
         raise BrokenJson(f"broken JSON: {error.msg}{hint}", error.lineno, error.colno) from error
     except RecursionError as error:
         raise BrokenJson("broken JSON: nested too deeply") from error
-    except ValueError as error:  # a refused constant or field, or a number of thousands of digits
+    except ValueError as error:  # NaN, a duplicate field, or a number with thousands of digits
         raise BrokenJson(f"broken JSON: {error}") from error
 
 

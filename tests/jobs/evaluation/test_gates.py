@@ -1,4 +1,4 @@
-"""Gates: each refusal names the figure and the limit."""
+"""Gates: each refusal has the figure and the limit."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
 
 SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
 NO_SCORES = Scores()
-WHY = "no evaluation row has an expected keyword or a reference answer; add some, or take the gate away"
+WHY = "no evaluation row has an expected keyword or a reference answer; add some, or remove the gate"
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ WHY = "no evaluation row has an expected keyword or a reference answer; add some
         (
             {"maxEdgeBytes": "1Ki"},
             SCORES,
-            "maxEdgeBytes: the edge model has 2,000 bytes; the limit is 1Ki, 1,024 bytes",
+            "maxEdgeBytes: the edge model has 2,000 bytes; the limit is 1Ki (1,024 bytes)",
         ),
     ],
 )
-def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
+def test_a_failed_gate_is_one_sentence_with_figure_and_limit(
     gates: Mapping[str, object], scores: Scores, refusal: str
 ) -> None:
     assert judge(EvaluationSpec(gates=Gates.model_validate(gates)), Figures(scores, edge_bytes=2000)) == (refusal,)
@@ -64,11 +64,11 @@ def test_a_gate_that_does_not_hold_is_one_sentence_with_figure_and_limit(
         {"maxEdgeBytes": "2k"},
     ],
 )
-def test_a_figure_that_is_exactly_the_limit_holds(gates: Mapping[str, object]) -> None:
+def test_a_figure_at_the_limit_passes(gates: Mapping[str, object]) -> None:
     assert judge(EvaluationSpec(gates=Gates.model_validate(gates)), Figures(SCORES, edge_bytes=2000)) == ()
 
 
-def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
+def test_each_failed_gate_has_its_own_sentence() -> None:
     gates = Gates(min_score=0.9, min_improvement=0.7, max_drop=0.01, max_edge_bytes="1")
 
     names = [refusal.partition(":")[0] for refusal in judge(EvaluationSpec(gates=gates), Figures(SCORES, edge_bytes=2))]
@@ -76,7 +76,7 @@ def test_each_gate_that_does_not_hold_has_its_own_sentence() -> None:
     assert names == ["minImprovement", "minScore", "maxDrop", "maxEdgeBytes"]
 
 
-def test_every_format_has_to_hold_the_gates_and_a_refusal_names_the_format() -> None:
+def test_every_format_must_pass_the_gates_and_a_refusal_names_the_format() -> None:
     evaluation = EvaluationSpec(gates=Gates(min_score=0.8, min_improvement=0.1, max_drop=0.05, max_edge_bytes="2k"))
     good = FurtherEdge(EdgeFormat.COMPRESSED_TENSORS_W8A8, 0.85, 2000)
     bad = FurtherEdge(EdgeFormat.GGUF_Q8_0, 0.7, 3000)
@@ -85,12 +85,12 @@ def test_every_format_has_to_hold_the_gates_and_a_refusal_names_the_format() -> 
     assert judge(evaluation, Figures(SCORES, edge_bytes=2000, further=(good, bad))) == (
         "minScore: the edge model in GGUF-Q8_0 scores 0.700; the limit is 0.800",
         "maxDrop: the edge model in GGUF-Q8_0 scores 0.700, 0.153 below the tuned model's 0.853; the limit is 0.050",
-        "maxEdgeBytes: the edge model in GGUF-Q8_0 has 3,000 bytes; the limit is 2k, 2,000 bytes",
+        "maxEdgeBytes: the edge model in GGUF-Q8_0 has 3,000 bytes; the limit is 2k (2,000 bytes)",
     )
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000))
-def test_the_drop_gate_decides_as_whole_numbers_do(tuned: int, edge: int, limit: int) -> None:
+def test_the_drop_gate_compares_without_rounding_errors(tuned: int, edge: int, limit: int) -> None:
     scores = Scores(tuned=tuned / 1000, edge=edge / 1000)
 
     refused = judge(EvaluationSpec(gates=Gates(max_drop=limit / 1000)), Figures(scores, edge_bytes=0))
@@ -99,7 +99,7 @@ def test_the_drop_gate_decides_as_whole_numbers_do(tuned: int, edge: int, limit:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_a_refusal_never_prints_the_same_number_for_figure_and_limit(edge: float, limit: float) -> None:
+def test_figure_and_limit_of_a_refusal_are_never_printed_as_the_same_number(edge: float, limit: float) -> None:
     for refusal in judge(EvaluationSpec(gates=Gates(min_score=limit)), Figures(Scores(edge=edge), edge_bytes=0)):
         figure, _, printed_limit = refusal.removeprefix("minScore: the edge model scores ").partition("; the limit is ")
         assert figure != printed_limit
@@ -136,22 +136,22 @@ STOPPED = measured(
         (
             {"minTokensPerSecond": 20},
             measured(),
-            "edge.minTokensPerSecond: the edge model generates 12.3 tokens/s with 2 threads of AMD EPYC; "
+            "edge.minTokensPerSecond: the edge model generates 12.3 tokens/s on 2 threads of AMD EPYC; "
             "the limit is 20.0 tokens/s",
         ),
         (
             {"maxPeakMemory": "1G"},
             measured(),
-            "edge.maxPeakMemory: the edge model took 1,100,000,000 bytes of memory in transformers 5.23.0, "
-            "700,000,000 of them before it was loaded; the limit is 1G, 1,000,000,000 bytes",
+            "edge.maxPeakMemory: the edge model used 1,100,000,000 bytes of memory in transformers 5.23.0, "
+            "700,000,000 of them before the model was loaded; the limit is 1G (1,000,000,000 bytes)",
         ),
         (
             {"memory": "1Gi", "minTokensPerSecond": 20},
             STOPPED,
-            "edge.memory: the edge model took 1,100,000,000 bytes of memory in transformers 5.23.0; "
-            "the limit is 1Gi, 1,073,741,824 bytes",
+            "edge.memory: the edge model used 1,100,000,000 bytes of memory in transformers 5.23.0; "
+            "the limit is 1Gi (1,073,741,824 bytes)",
         ),
-        ({}, None, "edge: the edge model was not measured: ask for a retry of the evaluation"),
+        ({}, None, "edge: the edge model was not measured; run the stage evaluate again"),
     ],
 )
 def test_an_edge_budget_that_is_exceeded_is_one_sentence_with_figure_and_limit(
@@ -166,7 +166,7 @@ def test_an_edge_budget_that_is_exceeded_is_one_sentence_with_figure_and_limit(
     "budget",
     [None, {}, {"cpu": 2}, {"memory": "2Gi"}, {"minTokensPerSecond": 12.34}, {"maxPeakMemory": 1_100_000_000}],
 )
-def test_an_edge_budget_that_is_just_kept_holds(budget: Mapping[str, object] | None) -> None:
+def test_an_edge_budget_at_its_limit_passes(budget: Mapping[str, object] | None) -> None:
     evaluation = EvaluationSpec.model_validate({"edge": budget})
 
     assert judge(evaluation, Figures(SCORES, edge_bytes=2000, edge=measured())) == ()

@@ -1,4 +1,4 @@
-"""Batched answers and losses are those of one row at a time."""
+"""Batched answers and losses equal those of single rows."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_the_mean_loss_is_over_completion_tokens_whatever_the_batch(model: Any, batch_size: int) -> None:
+def test_the_mean_loss_is_over_completion_tokens_for_any_batch_size(model: Any, batch_size: int) -> None:
     expected = sum(map(_loss_sum, [model] * 4, PROMPTS, COMPLETIONS)) / sum(map(len, COMPLETIONS))
 
     loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=batch_size)
@@ -51,11 +51,11 @@ def test_texts_without_prompt_leave_out_their_first_token(model: Any) -> None:
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_to_predict_is_no_loss(model: Any) -> None:
+def test_without_a_token_to_predict_there_is_no_loss(model: Any) -> None:
     assert inference.mean_loss(model, [[]], [[4]], pad_token_id=2, batch_size=1) is None
 
 
-def test_answers_are_in_row_order_and_equal_in_any_batch(model: Any, tokenizer: Any) -> None:
+def test_answers_are_in_row_order_and_equal_for_any_batch_size(model: Any, tokenizer: Any) -> None:
     sizes: list[int] = []
 
     def answer(batch_size: int) -> list[str]:
@@ -68,10 +68,10 @@ def test_answers_are_in_row_order_and_equal_in_any_batch(model: Any, tokenizer: 
     ]
     assert answer(3) == alone
     assert sizes == [3, 1]
-    assert len(set(alone)) > 1, "the rows can be told apart"
+    assert len(set(alone)) > 1, "rows have different answers"
 
 
-def test_answers_are_greedy_whatever_the_models_own_settings_say(model: Any, tokenizer: Any) -> None:
+def test_answers_are_greedy_regardless_of_the_models_own_settings(model: Any, tokenizer: Any) -> None:
     plain = inference.greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
     model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
 
@@ -87,7 +87,7 @@ def test_an_answer_ends_at_any_end_token_of_model_or_tokenizer(model: Any, token
     assert len(tokenizer(ended)["input_ids"]) <= 1
 
 
-def test_padding_does_not_shift_the_positions_of_models_that_count_them_from_the_left(tokenizer: Any) -> None:
+def test_padding_does_not_shift_the_positions_of_models_with_absolute_positions(tokenizer: Any) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=64, n_layer=1, n_head=2, eos_token_id=1)
@@ -107,7 +107,7 @@ def batches(lengths: list[int], most_rows: int, *most_tokens: int) -> list[list[
     return done
 
 
-def test_batches_hold_all_rows_once_with_like_lengths_together_and_bounded() -> None:
+def test_batches_have_each_row_once_with_similar_lengths_together_and_bounded() -> None:
     lengths = [5, 20_000, 900, 7, 900, 6]
 
     assert batches(lengths, 2) == [[1], [2, 4], [3, 5], [0]]
@@ -115,19 +115,19 @@ def test_batches_hold_all_rows_once_with_like_lengths_together_and_bounded() -> 
     assert batches([3_000] * 3, 32, 6_000) == [[0, 1], [2]]
 
 
-def test_batches_are_halved_from_then_on_where_the_gpus_memory_does_not_hold_them() -> None:
-    tried: list[list[int]] = []
+def test_a_batch_that_does_not_fit_into_gpu_memory_halves_all_later_batches() -> None:
+    attempts: list[list[int]] = []
 
     def work(rows: Sequence[int]) -> None:
-        tried.append(list(rows))
+        attempts.append(list(rows))
         if len(rows) > 2:
             raise RuntimeError("CUDA error: out of memory")
 
     assert list(inference.in_batches(work, [9, 8, 7, 6, 5], 5)) == [2, 2, 1]
-    assert tried == [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]
+    assert attempts == [[0, 1, 2, 3, 4], [0, 1], [2, 3], [4]]
 
 
-def test_a_single_row_that_does_not_fit_and_other_faults_end_the_work() -> None:
+def test_a_single_row_that_does_not_fit_and_other_errors_are_raised() -> None:
     def fail(message: str) -> Callable[[Sequence[int]], None]:
         def work(_: Sequence[int]) -> None:
             raise RuntimeError(message)
@@ -140,7 +140,7 @@ def test_a_single_row_that_does_not_fit_and_other_faults_end_the_work() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_of_a_long_row_are_taken_in_parts(family: str, tmp_path: Path) -> None:
+def test_logits_of_a_long_row_are_computed_in_parts(family: str, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", family, tied=True, dtype="float32")
     model: Any = loading.load_base(folder, torch.float32, torch.device("cpu"))
     prompts, completions = [[5, 9, 30], []], [list(range(40, 60)), list(range(90, 107))]

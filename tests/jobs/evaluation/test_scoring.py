@@ -1,4 +1,4 @@
-"""Scores of answers: what counts, and what does not."""
+"""Scores of answers: keyword recall, exact match, comparison of models."""
 
 import json
 
@@ -19,21 +19,21 @@ TWO_FAULTS = [
 ]
 
 
-def test_keywords_count_wherever_they_stand_and_in_any_case() -> None:
+def test_keywords_count_at_any_position_and_in_any_case() -> None:
     answers = ["REFILL OIL now, it is Oil Loss", "no idea"]
 
     assert keyword_recall(answers, TWO_FAULTS) == pytest.approx(2 / 3)
 
 
-def test_keywords_are_weighted_alike_not_rows() -> None:
+def test_each_keyword_has_equal_weight_not_each_row() -> None:
     assert keyword_recall(["oil loss", "belt slip"], TWO_FAULTS) == pytest.approx(2 / 3)
 
 
-def test_keywords_of_other_scripts_are_compared_without_case() -> None:
+def test_keywords_in_other_scripts_are_compared_without_case() -> None:
     assert keyword_recall(["STRASSE ΣΊΣΥΦΟΣ"], [ReferenceAnswer("", ("straße", "σίσυφος"))]) == 1
 
 
-def test_rows_without_keywords_leave_the_accuracy_open() -> None:
+def test_rows_without_keywords_have_no_keyword_recall() -> None:
     assert keyword_recall(["anything"], [ReferenceAnswer("x")]) is None
 
 
@@ -43,7 +43,7 @@ def test_exact_match_ignores_white_space_at_the_ends_only() -> None:
     assert exact_match(["  a b\n", "a  b", "a b"], references) == pytest.approx(2 / 3)
 
 
-def test_an_answer_too_few_is_an_error_not_a_lower_score() -> None:
+def test_a_missing_answer_is_an_error_not_a_lower_score() -> None:
     with pytest.raises(ValueError, match="longer"):
         exact_match(["only one"], TWO_FAULTS)
 
@@ -76,7 +76,7 @@ def test_improvement_and_drop_are_differences_of_shares() -> None:
     assert scores.examples == 96
 
 
-def test_edge_models_in_further_formats_have_scores_of_their_own_and_no_part_in_the_comparison() -> None:
+def test_edge_models_in_further_formats_have_scores_but_are_not_compared() -> None:
     base, tuned, edge, further = (ModelScores(keyword_recall=recall) for recall in (0.1, 0.9, 0.8, 0.2))
 
     scores = compare({"base": base, "tuned": tuned, "edge": edge, "edge-gguf-q8_0": further}, examples=9)
@@ -86,7 +86,7 @@ def test_edge_models_in_further_formats_have_scores_of_their_own_and_no_part_in_
     assert scores.details["edge-gguf-q8_0"].keyword_recall == 0.2
 
 
-def test_scores_that_an_older_release_wrote_are_read_in_todays_units() -> None:
+def test_scores_of_an_older_release_are_converted_to_todays_units() -> None:
     written = {"base": 0.05, "tuned": 0.9, "edge": 0.88, "improvement": 85.0, "drop": 0.02, "examples": 96}
     details = {"edge": {"keywordAccuracy": 0.88, "exactMatch": 0.5}}
 

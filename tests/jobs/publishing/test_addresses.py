@@ -1,4 +1,4 @@
-"""Addresses of what can be verified and used: a model, a version, a stage, an artifact."""
+"""Addresses of models, versions, stages and artifacts."""
 
 from pathlib import Path
 
@@ -29,11 +29,13 @@ DIGEST = "0" * 64
         ),
     ],
 )
-def test_an_address_is_a_store_and_what_is_in_it(text: str, expected: object) -> None:
+def test_an_address_is_split_into_the_store_and_the_model_or_stage(text: str, expected: object) -> None:
     assert parse_address(text) == expected
 
 
-def test_a_path_is_an_address_from_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_an_address_below_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert parse_address("a b/../store/models/m") == ModelAddress((tmp_path / "store").as_uri(), "m", None)
@@ -53,6 +55,6 @@ def test_a_path_is_an_address_from_the_folder_that_one_is_in(tmp_path: Path, mon
         f"s3://b/stages/quantize/{DIGEST}/{ATTEMPT}/{EDGE}/{WEIGHTS}",
     ],
 )
-def test_what_names_nothing_is_told_what_to_name(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"names nothing in a store: give a model's …/models/NAME/latest\.json"):
+def test_the_message_about_an_invalid_address_lists_valid_ones(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"is not an address in a store: use a model's …/models/NAME/latest\.json"):
         parse_address(text)

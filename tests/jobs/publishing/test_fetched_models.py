@@ -1,4 +1,4 @@
-"""What `edgetune generate` fetches: models of a store as verified local folders, on folders and a real S3 server."""
+"""Models that `edgetune generate` fetches as verified local folders, from local folders and a real S3 server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_model_on_this_machine_is_used_where_it_is(tmp_path: Path) -> None:
+def test_a_model_on_this_machine_is_used_in_place(tmp_path: Path) -> None:
     store = LocalFolderStore((tmp_path / "store").as_uri())
     document = PublishedModel(store, tmp_path / "local").publish()
     edge = tmp_path / "store" / document.edge.key
@@ -43,7 +43,7 @@ def test_a_model_on_this_machine_is_used_where_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_model_outside_of_a_store_is_used_too(tmp_path: Path) -> None:
+def test_a_model_outside_of_a_store_is_used_in_place_too(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "edgetune.json").write_text("{}")
 
@@ -52,7 +52,7 @@ def test_a_model_outside_of_a_store_is_used_too(tmp_path: Path) -> None:
 
 @pytest.fixture
 def remote(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str) -> S3Store:
-    """A store behind a proxy that counts."""
+    """A store behind a proxy that counts requests."""
     return S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))
 
 
@@ -83,7 +83,7 @@ def test_a_model_in_a_bucket_is_downloaded_once_and_found_by_each_of_its_address
     assert downloads(s3_proxy) == 1
 
 
-def test_a_model_that_another_process_has_downloaded_meanwhile_is_taken(
+def test_a_model_that_another_process_downloads_at_the_same_time_is_used(
     remote: S3Store, document: VersionDocument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, fetch_folder = tmp_path / "cache" / document.edge.artifact.sha256, remote.fetch_folder
@@ -99,7 +99,7 @@ def test_a_model_that_another_process_has_downloaded_meanwhile_is_taken(
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added"])
-def test_a_copy_that_was_damaged_is_downloaded_again(
+def test_a_damaged_copy_is_downloaded_again(
     remote: S3Store, document: VersionDocument, s3_proxy: FaultProxy, tmp_path: Path, damage: str
 ) -> None:
     address = ModelAddress(remote.uri, MODEL, None)
@@ -119,27 +119,25 @@ def test_a_copy_that_was_damaged_is_downloaded_again(
     assert downloads(s3_proxy) == 2
 
 
-def test_a_model_that_is_damaged_in_the_bucket_is_not_used_and_leaves_no_copy(
+def test_a_model_that_is_damaged_in_the_bucket_is_refused_and_leaves_no_copy(
     remote: S3Store, document: VersionDocument, tmp_path: Path
 ) -> None:
     remote.put(f"{document.edge.key}/config.json", b"{}")
 
-    with pytest.raises(DamagedObject, match=r"config\.json is damaged: it has 2 bytes"):
+    with pytest.raises(DamagedObject, match=r"config\.json is damaged: 2 bytes instead of"):
         fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache")
     assert contents(tmp_path / "cache") == set()
 
 
-def test_a_list_of_files_that_was_changed_is_not_used(
-    remote: S3Store, document: VersionDocument, tmp_path: Path
-) -> None:
+def test_a_changed_list_of_files_is_refused(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
     edge = document.edge.model_copy(update={"files": document.edge.files[:-1]})
     remote.put(pointer_key(MODEL), encode(document.model_copy(update={"edge": edge})))
 
-    with pytest.raises(InvalidInput, match="its list of files is not the one that was written; see what `edgetune"):
+    with pytest.raises(InvalidInput, match="its list of files was changed; run `edgetune verify`"):
         fetch_model(remote, ModelAddress(remote.uri, MODEL, None), tmp_path / "cache")
 
 
-def test_a_format_chooses_among_the_models_of_a_version(
+def test_a_format_selects_among_the_models_of_a_version(
     remote: S3Store, document: VersionDocument, tmp_path: Path
 ) -> None:
     uri = document.edge.artifact.uri.replace(EDGE, EdgeFormat.GGUF_Q8_0.artifact)
@@ -156,14 +154,14 @@ def test_a_format_chooses_among_the_models_of_a_version(
     folder = fetch_model(remote, address, cache, EdgeFormat.GGUF_Q8_0)
 
     assert contents(folder) == {"config.json", "edgetune.json", WEIGHTS}
-    with pytest.raises(InvalidInput, match="has no model edge-ct-w8a8, only edge-bnb-int8, edge-gguf-q8_0"):
+    with pytest.raises(InvalidInput, match="has no model edge-ct-w8a8; it has edge-bnb-int8, edge-gguf-q8_0"):
         fetch_model(remote, address, cache, EdgeFormat.COMPRESSED_TENSORS_W8A8)
 
 
-def test_a_stage_without_a_model_is_told(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
+def test_an_artifact_that_is_not_a_model_is_refused(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
     address = parse_address(document.edge.artifact.uri)
     assert isinstance(address, StageAddress)
     other = StageAddress(address.root, address.stage, address.digest, f"{ATTEMPT}/other")
 
-    with pytest.raises(InvalidInput, match="names no merged or edge model there: give the folder of one, or a model's"):
+    with pytest.raises(InvalidInput, match=f"has no merged or edge model at {ATTEMPT}/other: use the address of one"):
         fetch_model(remote, other, tmp_path / "cache")

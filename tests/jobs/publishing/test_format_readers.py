@@ -1,4 +1,4 @@
-"""What the readers of the formats say of a file that they see once, piece by piece."""
+"""Checks of safetensors and GGUF files that are streamed in chunks."""
 
 import struct
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 
 from edgetune_jobs.publishing.format_readers import reader_of
-from support.published import edge_folder, lying_weights
+from support.published import edge_folder, truncated_weights
 
 WEIGHTS = "model.safetensors"
 
 
-def read(path: str, content: bytes, piece: int) -> str:
-    """What a format's reader says of a file that comes in pieces."""
+def problem_of(path: str, content: bytes, chunk: int) -> str:
+    """The problem that a reader finds in a file that is streamed in chunks."""
     reader = reader_of(path)
-    reader.write(b"the beginning of an answer that was cut")
+    reader.write(b"the beginning of a broken download")
     reader.restart()
-    for start in range(0, len(content), piece):
-        reader.write(content[start : start + piece])
+    for start in range(0, len(content), chunk):
+        reader.write(content[start : start + chunk])
     return reader.problem(len(content))
 
 
-@pytest.mark.parametrize("piece", [1, 7, 8, 9, 1000])
-def test_a_header_is_read_in_pieces_of_any_size(tmp_path: Path, piece: int) -> None:
-    sound = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
+@pytest.mark.parametrize("chunk", [1, 7, 8, 9, 1000])
+def test_a_header_is_read_in_chunks_of_any_size(tmp_path: Path, chunk: int) -> None:
+    intact = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
 
-    assert read(WEIGHTS, sound, piece) == ""
-    assert "was it cut short?" in read(WEIGHTS, lying_weights(), piece)
-    assert "too few for a header" in read(WEIGHTS, b"123", piece)
-    assert "claims 9,223,372,036,854,775,807 bytes" in read(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", piece)
+    assert problem_of(WEIGHTS, intact, chunk) == ""
+    assert "was it cut short?" in problem_of(WEIGHTS, truncated_weights(), chunk)
+    assert "too few for a header" in problem_of(WEIGHTS, b"123", chunk)
+    assert "claims 9,223,372,036,854,775,807 bytes" in problem_of(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", chunk)
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_a_header_is_read_in_pieces_of_any_size(tmp_path: Path, piece: int) -> N
         (b"GGU", "m.gguf is not a GGUF file of version 2 or 3"),
     ],
 )
-def test_a_gguf_file_is_known_by_its_first_bytes(content: bytes, problem: str) -> None:
-    assert read("m.gguf", content, 3) == problem
+def test_a_gguf_file_is_recognized_by_its_first_bytes(content: bytes, problem: str) -> None:
+    assert problem_of("m.gguf", content, 3) == problem

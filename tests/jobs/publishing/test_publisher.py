@@ -1,4 +1,4 @@
-"""Versions and the pointer, in a folder and on a real S3 server."""
+"""Versions and the pointer, in a local folder and on a real S3 server."""
 
 import json
 import threading
@@ -18,12 +18,13 @@ from edgetune_jobs.stages.publish import edge_artifacts
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.store import Content, Store
 from support.published import MODEL, PublishedModel
+from support.threads import run_concurrently
 
 
 def test_a_quantize_manifest_without_an_edge_model_is_refused() -> None:
     manifest = Manifest(result=Result(stage=Stage.QUANTIZE, digest="0" * 64), created_at="2026-11-24T08:00:00+00:00")
 
-    with pytest.raises(InvalidInput, match="the manifest of quantize names no edge model"):
+    with pytest.raises(InvalidInput, match="the manifest of the stage quantize has no edge model: delete it"):
         edge_artifacts(manifest)
 
 
@@ -32,7 +33,7 @@ def model(store: Store, tmp_path: Path) -> PublishedModel:
     return PublishedModel(store, tmp_path / "local")
 
 
-def pointed_at(store: Store) -> str | None:
+def pointer_version(store: Store) -> str | None:
     return Pointer(store, MODEL).version
 
 
@@ -42,7 +43,7 @@ def refusal(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_the_pointer_is_a_copy_of_the_version_that_was_published(store: Store, model: PublishedModel) -> None:
+def test_the_pointer_is_a_copy_of_the_published_version(store: Store, model: PublishedModel) -> None:
     document = model.publish()
 
     version, pointer = store.read(version_key(MODEL, document.version)), store.read(pointer_key(MODEL))
@@ -71,9 +72,7 @@ def test_a_version_that_is_published_again_keeps_its_document_and_its_time(store
     assert store.read(version_key(MODEL, document.version)) == before == store.read(pointer_key(MODEL))
 
 
-def test_a_version_that_comes_out_otherwise_when_it_is_published_again_is_written_anew(
-    store: Store, model: PublishedModel
-) -> None:
+def test_a_version_that_differs_when_it_is_published_again_is_overwritten(store: Store, model: PublishedModel) -> None:
     document = model.publish()
     refused = document.model_copy(update={"published": False, "refusals": ("minScore: too bad",)})
 
@@ -82,29 +81,29 @@ def test_a_version_that_comes_out_otherwise_when_it_is_published_again_is_writte
     assert Versions(store, MODEL).read(document.version) == refused
 
 
-def test_a_refused_version_is_written_and_the_pointer_stays(store: Store, model: PublishedModel) -> None:
+def test_a_refused_version_is_written_without_moving_the_pointer(store: Store, model: PublishedModel) -> None:
     first = model.publish()
 
     refused = model.publish(refusals=("minScore: too bad",))
 
     assert Versions(store, MODEL).read(refused.version) == refused
-    assert pointed_at(store) == first.version
+    assert pointer_version(store) == first.version
     assert model.publisher.publish(refused).pointer is None
 
 
-def test_a_pin_points_back_to_an_older_version_by_its_first_digits(store: Store, model: PublishedModel) -> None:
+def test_a_pin_moves_the_pointer_to_an_older_version_by_its_first_digits(store: Store, model: PublishedModel) -> None:
     first, second = model.publish(), model.publish()
 
     publication = model.publisher.pin(first.version[:12])
 
     assert (publication.version, publication.pinned, publication.published) == (first.version, True, True)
     assert publication.pointer == f"{store.uri}/models/{MODEL}/latest.json"
-    assert pointed_at(store) == first.version
+    assert pointer_version(store) == first.version
     assert model.publisher.pin(second.version).version == second.version
-    assert pointed_at(store) == second.version
+    assert pointer_version(store) == second.version
 
 
-def test_the_pointer_is_a_copy_to_the_byte_of_an_older_version_too(store: Store, model: PublishedModel) -> None:
+def test_the_pointer_is_an_exact_copy_of_an_older_version_too(store: Store, model: PublishedModel) -> None:
     first, _ = model.publish(), model.publish()
     written_by_another_release = encode(first) + b"\n"
     store.put(version_key(MODEL, first.version), written_by_another_release)
@@ -116,7 +115,7 @@ def test_the_pointer_is_a_copy_to_the_byte_of_an_older_version_too(store: Store,
     assert content.data == written_by_another_release
 
 
-def test_a_pin_that_the_pointer_follows_already_writes_nothing(store: Store, model: PublishedModel) -> None:
+def test_a_pin_to_the_version_at_the_pointer_writes_nothing(store: Store, model: PublishedModel) -> None:
     document = model.publish()
     before = store.put(pointer_key(MODEL), encode(document) + b" ")
 
@@ -127,7 +126,7 @@ def test_a_pin_that_the_pointer_follows_already_writes_nothing(store: Store, mod
     assert content.etag == before
 
 
-def test_a_pin_on_no_version_names_those_that_there_are(store: Store, model: PublishedModel) -> None:
+def test_the_message_about_a_pin_to_an_unknown_version_lists_all_versions(store: Store, model: PublishedModel) -> None:
     first, refused, second = model.publish(0.91), model.publish(0.5, ("minScore: too bad",)), model.publish(0.92)
 
     message = refusal(lambda: model.publisher.pin("f" * 12))
@@ -138,16 +137,16 @@ def test_a_pin_on_no_version_names_those_that_there_are(store: Store, model: Pub
         f"{refused.version[:12]} (2026-11-24T08:02:00+00:00, edge score 50.0%, refused by its gates), "
         f"{first.version[:12]} (2026-11-24T08:01:00+00:00, edge score 91.0%)"
     )
-    assert pointed_at(store) == second.version
+    assert pointer_version(store) == second.version
 
 
-def test_a_pin_on_a_model_without_versions_says_so(model: PublishedModel) -> None:
+def test_a_pin_of_a_model_without_versions_is_refused(model: PublishedModel) -> None:
     assert refusal(lambda: model.publisher.pin("f" * 12)) == (
-        f"spec.publish.pin: {MODEL} has no version {'f' * 12}; it has none"
+        f"spec.publish.pin: {MODEL} has no version {'f' * 12}; it has no versions"
     )
 
 
-def test_of_many_versions_the_newest_ten_are_named(model: PublishedModel) -> None:
+def test_of_many_versions_the_newest_ten_are_listed(model: PublishedModel) -> None:
     for _ in range(13):
         model.publish()
 
@@ -158,7 +157,7 @@ def test_of_many_versions_the_newest_ten_are_named(model: PublishedModel) -> Non
     assert message.endswith(" and 3 more")
 
 
-def test_a_pin_with_several_meanings_names_them(store: Store, model: PublishedModel) -> None:
+def test_the_message_about_an_ambiguous_pin_lists_the_matching_versions(store: Store, model: PublishedModel) -> None:
     document = model.publish()
     twins = [document.model_copy(update={"version": "e" * 12 + ending * 52}) for ending in "12"]
     for twin in twins:
@@ -168,40 +167,42 @@ def test_a_pin_with_several_meanings_names_them(store: Store, model: PublishedMo
 
     assert message.startswith(f"spec.publish.pin: 2 versions of {MODEL} begin with {'e' * 12}; versions, newest first:")
     assert message.count("e" * 12 + " (") == 2
-    assert pointed_at(store) == twins[1].version
+    assert pointer_version(store) == twins[1].version
 
 
-def test_a_pin_on_a_version_that_the_gates_refused_is_refused(store: Store, model: PublishedModel) -> None:
+def test_a_pin_to_a_version_that_the_gates_refused_is_refused(store: Store, model: PublishedModel) -> None:
     first, refused = model.publish(), model.publish(0.5, ("minScore: the edge model scores 0.5",))
 
     message = refusal(lambda: model.publisher.pin(refused.version[:12]))
 
     assert f"the gates refused version {refused.version[:12]} (minScore: the edge model scores 0.5)" in message
     assert f"newest first: {refused.version[:12]}" in message
-    assert pointed_at(store) == first.version
+    assert pointer_version(store) == first.version
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut"])
-def test_a_pin_on_a_version_whose_files_are_not_all_there_is_refused(
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_pin_to_a_version_with_missing_or_truncated_files_is_refused(
     store: Store, model: PublishedModel, damage: str
 ) -> None:
     first, second = model.publish(), model.publish()
     key = f"{first.edge.key}/model.safetensors"
     store.delete(key)
-    if damage == "cut":
+    if damage == "truncated":
         store.put(key, b"12345")
 
     message = refusal(lambda: model.publisher.pin(first.version))
 
-    what = "is missing" if damage == "missing" else f"has 5 bytes of {first.edge.files[-1].bytes:,}"
+    problem = "is missing" if damage == "missing" else f"has 5 bytes instead of {first.edge.files[-1].bytes:,}"
     assert message == (
-        f"version {first.version[:12]} of {MODEL} cannot be pointed at: {store.uri}/{key} {what}; "
-        "restore it, or choose another version"
+        f"the pointer cannot move to version {first.version[:12]} of {MODEL}: {store.uri}/{key} {problem}; "
+        "restore it, or pin another version"
     )
-    assert pointed_at(store) == second.version
+    assert pointer_version(store) == second.version
 
 
-def test_a_version_whose_document_is_damaged_is_told_and_hides_no_other(store: Store, model: PublishedModel) -> None:
+def test_a_version_with_a_damaged_document_is_listed_as_unreadable_and_hides_no_other(
+    store: Store, model: PublishedModel
+) -> None:
     first, second = model.publish(), model.publish()
     store.put(version_key(MODEL, first.version), b"{}")
 
@@ -213,7 +214,9 @@ def test_a_version_whose_document_is_damaged_is_told_and_hides_no_other(store: S
     assert f"{first.version[:12]} (unreadable)" in refusal(lambda: model.publisher.pin("f" * 12))
 
 
-def test_a_document_with_a_field_of_another_release_is_not_called_damaged(store: Store, model: PublishedModel) -> None:
+def test_a_document_with_a_field_of_another_release_is_not_reported_as_damaged(
+    store: Store, model: PublishedModel
+) -> None:
     document = model.publish()
     newer = json.dumps({**json.loads(encode(document)), "signature": "x"}).encode()
     store.put(version_key(MODEL, document.version), newer)
@@ -221,23 +224,21 @@ def test_a_document_with_a_field_of_another_release_is_not_called_damaged(store:
     message = refusal(lambda: model.publisher.pin(document.version))
 
     assert message.endswith(
-        f"/versions/{document.version}.json has a field that this release does not know (signature): "
-        "use the one that wrote it"
+        f"/versions/{document.version}.json has the unknown field 'signature': "
+        "use the release of Edgetune that wrote it"
     )
 
 
-def test_restoring_needs_the_versions_document(store: Store, model: PublishedModel) -> None:
+def test_restoring_a_version_needs_its_document(store: Store, model: PublishedModel) -> None:
     first, second = model.publish(), model.publish()
 
     model.publisher.restore(first.version)
 
-    assert pointed_at(store) == first.version != second.version
-    assert "c.json is missing, so " in refusal(lambda: model.publisher.restore("c" * 64))
+    assert pointer_version(store) == first.version != second.version
+    assert "c.json: it is missing; restore it" in refusal(lambda: model.publisher.restore("c" * 64))
 
 
-def test_of_eight_writers_at_once_each_moves_the_pointer_and_the_last_one_stands(
-    store: Store, model: PublishedModel
-) -> None:
+def test_each_of_eight_concurrent_writers_moves_the_pointer(store: Store, model: PublishedModel) -> None:
     documents = [model.publish() for _ in range(8)]
     barrier = threading.Barrier(8)
     failures: list[BaseException] = []
@@ -249,11 +250,7 @@ def test_of_eight_writers_at_once_each_moves_the_pointer_and_the_last_one_stands
         except TransientError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=move, args=(document,)) for document in documents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_concurrently(move, documents)
 
     assert failures == []
     content = store.read(pointer_key(MODEL))
@@ -290,21 +287,21 @@ def test_a_pointer_that_another_writer_moves_at_the_same_time_is_read_again(tmp_
 
     document = PublishedModel(store, tmp_path / "local").publish()
 
-    assert pointed_at(store) == document.version
+    assert pointer_version(store) == document.version
 
 
-def test_a_pointer_that_is_always_moved_by_others_is_a_transient_error(tmp_path: Path) -> None:
+def test_a_pointer_that_other_writers_move_each_time_is_a_transient_error(tmp_path: Path) -> None:
     store = OvertakenStore((tmp_path / "store").as_uri(), moves=1000)
 
-    with pytest.raises(TransientError, match="was moved by others 10 times in a row"):
+    with pytest.raises(TransientError, match=r"other writers moved .*/latest\.json 10 times in a row"):
         PublishedModel(store, tmp_path / "local").publish()
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"version": 1}'])
-def test_a_pointer_that_is_no_document_is_written_anew(store: Store, model: PublishedModel, content: bytes) -> None:
+def test_an_invalid_pointer_is_overwritten(store: Store, model: PublishedModel, content: bytes) -> None:
     store.put(pointer_key(MODEL), content)
-    assert pointed_at(store) is None
+    assert pointer_version(store) is None
 
     document = model.publish()
 
-    assert pointed_at(store) == document.version
+    assert pointer_version(store) == document.version

@@ -1,4 +1,4 @@
-"""Verification of versions, stages and artifacts: every damage is told with the name of its file."""
+"""Verification of versions, stages and artifacts: each damage is reported with its file."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from edgetune_jobs.store.s3.client import create_client
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import Store, read_model, uri_of, write_model
 from support.fault_proxy import Fault, FaultProxy
-from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, lying_weights
+from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, truncated_weights
 from support.versitygw import S3Server
 
 WEIGHTS = "model.safetensors"
@@ -54,14 +54,12 @@ def content_of(store: Store, key: str) -> bytes:
 
 
 def problem_of(found: Verification, path: str) -> str:
-    """What is said of a file, in its row."""
+    """The problem in a file's row."""
     (artifact,) = found.artifacts
     return next(file.problem for file in artifact.files if file.path == path)
 
 
-def test_a_published_version_is_found_to_be_what_was_written(
-    store: Store, document: VersionDocument, latest: ModelAddress
-) -> None:
+def test_an_unchanged_version_has_no_problems(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
     found = verify(store, latest)
 
     assert (found.problems, found.notes) == ((), ())
@@ -84,7 +82,9 @@ def test_a_stage_and_its_artifact_are_checked_against_the_manifest(
     assert [check.artifact.name for check in found.artifacts] == [EDGE]
 
 
-def test_a_flipped_byte_is_told_with_its_file(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+def test_a_flipped_byte_is_reported_with_its_file(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
     key = f"{document.edge.key}/{WEIGHTS}"
     content = bytearray(content_of(store, key))
     content[-1] ^= 1
@@ -94,12 +94,12 @@ def test_a_flipped_byte_is_told_with_its_file(store: Store, document: VersionDoc
 
     (problem,) = found.problems
     assert problem.startswith(f"{EDGE}/{WEIGHTS}: its content was changed: SHA-256 ")
-    assert problem.endswith(f", {document.edge.files[-1].sha256} was written")
+    assert problem.endswith(f" instead of {document.edge.files[-1].sha256}")
     assert problem_of(found, "config.json") == ""
     assert found.problems == verify(store, quantize_of(store, document)).problems
 
 
-def test_a_file_that_was_cut_is_told_with_both_sizes(
+def test_a_truncated_file_is_reported_with_both_sizes(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     entry = document.edge.files[-1]
@@ -107,26 +107,28 @@ def test_a_file_that_was_cut_is_told_with_both_sizes(
     store.put(key, content_of(store, key)[:-3])
 
     assert verify(store, latest).problems == (
-        f"{EDGE}/{WEIGHTS}: has {entry.bytes - 3:,} bytes, {entry.bytes:,} were written",
+        f"{EDGE}/{WEIGHTS}: has {entry.bytes - 3:,} bytes instead of {entry.bytes:,}",
     )
 
 
-def test_a_missing_file_is_told(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+def test_a_missing_file_is_reported(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
     store.delete(f"{document.edge.key}/config.json")
 
     assert verify(store, latest).problems == (f"{EDGE}/config.json: is missing",)
 
 
-def test_a_file_that_was_put_there_later_is_told(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+def test_a_file_that_was_added_later_is_reported(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
     store.put(f"{document.edge.key}/deep/pytorch_model.bin", b"a pickle")
 
     found = verify(store, latest)
 
-    assert found.problems == (f"{EDGE}/deep/pytorch_model.bin: belongs to no artifact: it was put there later",)
+    assert found.problems == (
+        f"{EDGE}/deep/pytorch_model.bin: is not in the artifact's list of files: it was added later",
+    )
     assert found.artifacts[0].extra == ("deep/pytorch_model.bin",)
 
 
-def test_all_damages_are_told_at_once(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
+def test_all_damages_are_reported_at_once(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
     store.delete(f"{document.edge.key}/config.json")
     store.put(f"{document.edge.key}/edgetune.json", b"{}")
     store.put(f"{document.edge.key}/extra", b"")
@@ -137,7 +139,7 @@ def test_all_damages_are_told_at_once(store: Store, document: VersionDocument, l
 
 
 def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: bytes, path: str = WEIGHTS) -> Manifest:
-    """A manifest that is true to the files after one of them was replaced, with all digests made anew."""
+    """Replace a file and write a manifest that matches, with new digests."""
     store.put(f"{document.edge.key}/{path}", content)
     (tmp_path / "new").write_bytes(content)
     new = fingerprint(tmp_path / "new")
@@ -154,10 +156,10 @@ def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: 
     return manifest
 
 
-def test_a_header_that_lies_is_told_although_the_manifest_lies_with_it(
+def test_a_wrong_header_is_reported_even_if_the_manifest_matches_the_file(
     store: Store, document: VersionDocument, tmp_path: Path
 ) -> None:
-    rewritten(store, document, tmp_path, lying_weights())
+    rewritten(store, document, tmp_path, truncated_weights())
 
     assert verify(store, quantize_of(store, document)).problems == (
         f"{EDGE}/{WEIGHTS}: {WEIGHTS} is not a sound safetensors file: tensor 'weight' ends at byte 9, but the file "
@@ -165,7 +167,7 @@ def test_a_header_that_lies_is_told_although_the_manifest_lies_with_it(
     )
 
 
-def test_a_manifest_that_was_written_anew_does_not_agree_with_the_version(
+def test_a_manifest_that_was_replaced_does_not_match_the_version(
     store: Store, document: VersionDocument, latest: ModelAddress, tmp_path: Path
 ) -> None:
     manifest = rewritten(store, document, tmp_path, b'{"model_type": "other"}', path="config.json")
@@ -174,13 +176,13 @@ def test_a_manifest_that_was_written_anew_does_not_agree_with_the_version(
 
     assert verify(store, quantize_of(store, document)).problems == ()
     assert problems[0] == (
-        f"latest.json: it names {EDGE} with SHA-256 {document.edge.artifact.sha256}, but "
-        f"{uri_of(store, quantize_of(store, document).key)} names {manifest.result.artifacts[0].sha256}"
+        f"latest.json: lists {EDGE} with SHA-256 {document.edge.artifact.sha256}, but "
+        f"{uri_of(store, quantize_of(store, document).key)} lists {manifest.result.artifacts[0].sha256}"
     )
-    assert problems[1].startswith(f"{EDGE}/config.json: has 23 bytes, ")
+    assert problems[1].startswith(f"{EDGE}/config.json: has 23 bytes instead of ")
 
 
-def test_a_list_that_was_changed_no_longer_has_the_artifacts_digest(
+def test_a_changed_list_of_files_no_longer_has_the_artifacts_digest(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     edge = EdgeModel(artifact=document.edge.artifact, files=document.edge.files[:-1])
@@ -191,12 +193,13 @@ def test_a_list_that_was_changed_no_longer_has_the_artifacts_digest(
     problems = verify(store, latest).problems
 
     assert problems[0].startswith(f"{EDGE}: its list of files was changed: 2 files, ")
-    assert f"with SHA-256 {document.edge.artifact.sha256} were written" in problems[0]
-    assert problems[1] == f"{EDGE}/{WEIGHTS}: belongs to no artifact: it was put there later"
+    size = document.edge.artifact.bytes
+    assert problems[0].endswith(f" instead of {size:,} bytes with SHA-256 {document.edge.artifact.sha256}")
+    assert problems[1] == f"{EDGE}/{WEIGHTS}: is not in the artifact's list of files: it was added later"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"<html>", b"[]"])
-def test_a_document_that_is_none_fails_the_check(
+def test_an_invalid_document_fails_the_check(
     store: Store, document: VersionDocument, latest: ModelAddress, content: bytes
 ) -> None:
     store.put(latest.key, content)
@@ -209,7 +212,7 @@ def test_a_document_that_is_none_fails_the_check(
         assert found.artifacts == ()
 
 
-def test_a_document_that_names_a_place_outside_of_stages_fails_the_check(
+def test_a_document_with_a_folder_outside_of_stages_fails_the_check(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     forged = json.loads(encode(document))
@@ -221,7 +224,7 @@ def test_a_document_that_names_a_place_outside_of_stages_fails_the_check(
     assert "s3://elsewhere/models/evil is not the folder of the edge model" in problem
 
 
-def test_a_path_that_climbs_out_of_its_folder_is_never_read(
+def test_a_path_outside_of_the_artifacts_folder_is_never_read(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     entry = FileEntry(path="../../../../../secret", bytes=6, sha256=DIGEST)
@@ -232,26 +235,28 @@ def test_a_path_that_climbs_out_of_its_folder_is_never_read(
     assert f"{EDGE}/../../../../../secret: is missing" in verify(store, latest).problems
 
 
-def test_a_version_of_another_model_or_under_another_digest_is_told(store: Store, document: VersionDocument) -> None:
+def test_a_version_of_another_model_or_under_another_digest_is_reported(
+    store: Store, document: VersionDocument
+) -> None:
     store.put(version_key("other", DIGEST), encode(document))
 
     assert verify(store, ModelAddress(store.uri, "other", DIGEST)).problems == (
-        f"{DIGEST}.json: it is of the model {MODEL}, not of other",
-        f"{DIGEST}.json: it is of version {document.version}",
+        f"{DIGEST}.json: belongs to the model {MODEL}, not to other",
+        f"{DIGEST}.json: belongs to version {document.version}",
     )
 
 
-def test_a_manifest_in_the_folder_of_another_stage_is_told(store: Store, document: VersionDocument) -> None:
+def test_a_manifest_in_the_folder_of_another_stage_is_reported(store: Store, document: VersionDocument) -> None:
     manifest = manifest_of(store, document)
     write_model(store, manifest_key(Stage.MERGE, DIGEST), manifest)
 
     problems = verify(store, StageAddress(store.uri, Stage.MERGE, DIGEST, None)).problems
 
-    assert problems[0] == f"manifest.json: it is of quantize {document.edge.quantize_digest}: it was put here later"
+    assert problems[0] == (f"manifest.json: belongs to the stage quantize with digest {document.edge.quantize_digest}")
     assert problems[1:] == tuple(f"{EDGE}/{entry.path}: is missing" for entry in document.edge.files)
 
 
-def test_a_pointer_that_is_not_a_copy_of_its_version_is_told(
+def test_a_pointer_that_differs_from_its_versions_document_is_reported(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     better = document.scores.model_copy(update={"edge": 1.0})
@@ -260,55 +265,53 @@ def test_a_pointer_that_is_not_a_copy_of_its_version_is_told(
     altered = verify(store, latest).problems
     store.delete(version_key(MODEL, document.version))
 
-    assert altered == (f"latest.json: it is not a copy of {version}",)
-    assert verify(store, latest).problems == (f"latest.json: {version}, of which it is a copy, is missing",)
+    assert altered == (f"latest.json: differs from the document of its version: {version}",)
+    assert verify(store, latest).problems == (f"latest.json: the document of its version is missing: {version}",)
 
 
-def test_a_pointer_at_a_version_that_the_gates_refused_is_told(store: Store, tmp_path: Path) -> None:
+def test_a_pointer_to_a_version_that_the_gates_refused_is_reported(store: Store, tmp_path: Path) -> None:
     refused = PublishedModel(store, tmp_path / "local").publish(refusals=("minScore: too bad",))
     store.put(pointer_key(MODEL), encode(refused))
 
     by_pointer = verify(store, ModelAddress(store.uri, MODEL, None)).problems
 
-    assert by_pointer == ("latest.json: it names a version that the gates refused: minScore: too bad",)
-    assert verify(store, ModelAddress(store.uri, MODEL, refused.version)).problems == (), "it is what was written"
+    assert by_pointer == ("latest.json: points to a version that its gates refused: minScore: too bad",)
+    assert verify(store, ModelAddress(store.uri, MODEL, refused.version)).problems == (), "it is unchanged"
 
 
-def test_a_version_whose_stage_has_no_manifest_is_told(
+def test_a_version_whose_stage_has_no_manifest_is_reported(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     manifest = quantize_of(store, document).key
     store.delete(manifest)
 
     assert verify(store, latest).problems == (
-        f"latest.json: the manifest of {EDGE}, {uri_of(store, manifest)}, is missing",
+        f"latest.json: the manifest of {EDGE} is missing: {uri_of(store, manifest)}",
     )
 
 
-def test_an_artifact_that_the_manifest_does_not_name_is_told(store: Store, document: VersionDocument) -> None:
+def test_an_artifact_that_is_not_in_the_manifest_is_reported(store: Store, document: VersionDocument) -> None:
     place = f"{ATTEMPT}/merged"
 
     assert verify(store, quantize_of(store, document, place)).problems == (
-        f"manifest.json: it names no artifact at {place}",
+        f"manifest.json: has no artifact at {place}",
     )
 
 
-def test_an_artifact_without_files_is_told(store: Store, document: VersionDocument) -> None:
+def test_an_artifact_without_files_is_reported(store: Store, document: VersionDocument) -> None:
     manifest = manifest_of(store, document)
     write_model(store, quantize_of(store, document).key, manifest.model_copy(update={"files": ()}))
 
-    assert verify(store, quantize_of(store, document)).problems == (
-        f"manifest.json: its list of files has none of {EDGE}",
-    )
+    assert verify(store, quantize_of(store, document)).problems == (f"manifest.json: lists no files of {EDGE}",)
 
 
-def test_nothing_at_an_address_is_no_verdict(store: Store) -> None:
+def test_an_address_without_a_document_is_refused(store: Store) -> None:
     for address in (ModelAddress(store.uri, "nobody", None), StageAddress(store.uri, Stage.TRAIN, DIGEST, None)):
         with pytest.raises(InvalidInput, match=f"there is nothing at {uri_of(store, address.key)}"):
             verify(store, address)
 
 
-def test_a_store_that_was_copied_verifies_where_it_is(tmp_path: Path) -> None:
+def test_a_copied_store_is_verified_in_its_new_place(tmp_path: Path) -> None:
     document = PublishedModel(LocalFolderStore((tmp_path / "old").as_uri()), tmp_path / "local").publish()
     (tmp_path / "old").rename(tmp_path / "new")
     store = LocalFolderStore((tmp_path / "new").as_uri())
@@ -316,7 +319,7 @@ def test_a_store_that_was_copied_verifies_where_it_is(tmp_path: Path) -> None:
     found = verify(store, ModelAddress(store.uri, MODEL, None))
 
     assert found.problems == ()
-    assert found.notes == (f"the document places it at {document.edge.artifact.uri}: the store was copied from there",)
+    assert found.notes == (f"the document names {document.edge.artifact.uri}: the store was copied from there",)
 
 
 def test_each_format_of_a_version_is_checked(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
@@ -337,12 +340,12 @@ def test_each_format_of_a_version_is_checked(store: Store, document: VersionDocu
     assert problem.startswith("edge-gguf-q8_0/model.gguf: its content was changed: SHA-256 ")
 
 
-def test_a_file_that_the_way_has_changed_is_read_again_before_it_is_called_damaged(
+def test_a_file_that_was_damaged_in_transfer_is_read_again(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
 ) -> None:
     direct = S3Store(s3_server.location(s3_prefix).uri, s3_server.client())
     PublishedModel(direct, tmp_path / "local").publish()
-    # Without the service's own checksums, which notice such a change by themselves.
+    # Without the service's checksums, which would detect the damage.
     location = s3_server.location(s3_prefix, s3_proxy.endpoint, checksums=ChecksumMode.WHEN_REQUIRED)
     store = S3Store(direct.uri, create_client(location, s3_server.admin))
     s3_proxy.faults += [

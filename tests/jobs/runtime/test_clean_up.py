@@ -1,4 +1,4 @@
-"""Clean-up: what an object leaves when it goes, in a folder and in a real bucket."""
+"""Clean-up of one object's artifacts, in a folder and in a real bucket."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from support.used_stages import FIRST, MERGED, PREPARED, SECOND, SHARED, TRAINED
 from support.versitygw import S3Server
 
 
-def test_all_that_belongs_to_an_object_goes_and_is_counted(store: Store) -> None:
+def test_everything_of_an_object_is_removed_and_counted(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST, SECOND)
     sizes = {found.key: found.bytes for folder in ("stages", "checkpoints", "models") for found in store.list(folder)}
 
@@ -28,20 +28,20 @@ def test_all_that_belongs_to_an_object_goes_and_is_counted(store: Store) -> None
     assert result == CleanUpResult(removed_objects=len(sizes), removed_bytes=sum(sizes.values()))
 
 
-def test_stages_that_another_object_uses_are_left_until_that_one_goes(store: Store) -> None:
+def test_shared_stages_are_kept_until_the_last_object_that_uses_them_is_cleaned_up(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     make_model(store, "pump-faults", SECOND)
-    of_the_other = {key for key in keys(store) if FIRST not in key and "sensor-faults" not in key}
+    keys_of_other = {key for key in keys(store) if FIRST not in key and "sensor-faults" not in key}
 
     first = clean_up(store, "sensor-faults")
 
     assert first.shared_stages == len(SHARED)
-    assert keys(store) == of_the_other
+    assert keys(store) == keys_of_other
     assert clean_up(store, "pump-faults").shared_stages == 0
     assert keys(store) == set()
 
 
-def test_an_object_whose_artifacts_were_retained_keeps_what_it_used(store: Store) -> None:
+def test_a_deleted_object_whose_artifacts_were_retained_keeps_the_stages_that_it_used(store: Store) -> None:
     Uses(store, "gone-but-retained").mark(Use(Stage.TRAIN, TRAINED))
     make_model(store, "sensor-faults", FIRST)
 
@@ -52,7 +52,7 @@ def test_an_object_whose_artifacts_were_retained_keeps_what_it_used(store: Store
     assert {key for key in keys(store) if key.startswith("checkpoints/")} != set()
 
 
-def test_what_belongs_to_no_object_stays(store: Store) -> None:
+def test_base_scores_and_copies_of_hub_models_are_kept(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     common = {f"scores/base/{PREPARED}.json", f"sources/{PREPARED}/89ab/model.safetensors"}
     for key in common:
@@ -63,7 +63,7 @@ def test_what_belongs_to_no_object_stays(store: Store) -> None:
     assert keys(store) == common
 
 
-def test_a_model_whose_name_only_begins_alike_stays_whole(store: Store) -> None:
+def test_an_object_whose_name_has_the_same_prefix_is_not_touched(store: Store) -> None:
     make_model(store, "sensor", FIRST)
     make_model(store, "sensor-faults", SECOND)
     before = {key for key in keys(store) if FIRST not in key and not key.endswith("/sensor") and "/sensor/" not in key}
@@ -73,11 +73,11 @@ def test_a_model_whose_name_only_begins_alike_stays_whole(store: Store) -> None:
     assert keys(store) == before
 
 
-def test_an_object_that_made_nothing_is_cleaned_up_with_nothing_to_do(store: Store) -> None:
+def test_a_clean_up_of_an_object_without_output_does_nothing(store: Store) -> None:
     assert clean_up(store, "sensor-faults") == CleanUpResult()
 
 
-def test_cleaning_up_again_does_nothing_more(store: Store) -> None:
+def test_a_second_clean_up_does_nothing(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     make_model(store, "pump-faults", SECOND)
     clean_up(store, "sensor-faults")
@@ -87,7 +87,7 @@ def test_cleaning_up_again_does_nothing_more(store: Store) -> None:
     assert keys(store) == before
 
 
-def test_files_of_attempts_that_never_ended_go_as_well(store: Store) -> None:
+def test_files_of_unfinished_attempts_are_removed_too(store: Store) -> None:
     uses = Uses(store, "sensor-faults")
     uses.mark(Use(Stage.MERGE, MERGED))
     store.put(f"{stage_key(Stage.MERGE, MERGED)}/dead/merged/part.safetensors", b"half a model")
@@ -97,7 +97,7 @@ def test_files_of_attempts_that_never_ended_go_as_well(store: Store) -> None:
     assert keys(store) == set()
 
 
-def test_parts_of_an_upload_that_was_killed_go_as_well(s3_server: S3Server, s3_prefix: str) -> None:
+def test_parts_of_a_killed_upload_are_removed_too(s3_server: S3Server, s3_prefix: str) -> None:
     client = s3_server.client()
     store = S3Store(s3_server.location(s3_prefix).uri, client)
     Uses(store, "sensor-faults").mark(Use(Stage.MERGE, MERGED))
@@ -111,7 +111,7 @@ def test_parts_of_an_upload_that_was_killed_go_as_well(s3_server: S3Server, s3_p
     assert found.get("Uploads", []) == []
 
 
-def test_a_folder_store_keeps_no_empty_folders_and_no_half_written_files(tmp_path: Path) -> None:
+def test_a_folder_store_keeps_no_empty_folders_and_no_partial_files(tmp_path: Path) -> None:
     store = LocalFolderStore((tmp_path / "store").as_uri())
     make_model(store, "sensor-faults", FIRST)
     half = tmp_path / "store" / stage_key(Stage.MERGE, MERGED) / "dead" / f".{'0' * 16}.tmp"
@@ -124,7 +124,7 @@ def test_a_folder_store_keeps_no_empty_folders_and_no_half_written_files(tmp_pat
     assert list((tmp_path / "store" / "checkpoints").iterdir()) == []
 
 
-def test_a_stage_that_is_run_again_is_in_use_again_after_a_clean_up_that_was_given_up(store: Store) -> None:
+def test_a_stage_that_runs_again_after_an_aborted_clean_up_is_in_use_again(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     make_model(store, "pump-faults", SECOND)
     Uses(store, "sensor-faults").leave(Use(Stage.TRAIN, TRAINED))
@@ -135,7 +135,7 @@ def test_a_stage_that_is_run_again_is_in_use_again_after_a_clean_up_that_was_giv
     assert store.read(manifest_key(Stage.TRAIN, TRAINED)) is not None
 
 
-def test_keys_that_are_no_marks_are_passed_over(store: Store) -> None:
+def test_keys_that_are_not_marks_are_ignored(store: Store) -> None:
     for key in ("uses/train/short/sensor-faults", f"uses/unknown/{TRAINED}/sensor-faults"):
         store.put(key, b"{}")
 
@@ -144,12 +144,12 @@ def test_keys_that_are_no_marks_are_passed_over(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../b", "A", "a/", "-a"])
-def test_a_request_for_what_is_no_name_of_an_object_is_refused(name: str) -> None:
+def test_a_request_with_an_invalid_object_name_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         CleanUpRequest(namespace="team-a", name=name, store=StoreLocation(uri="s3://bucket/team-a"))
 
 
-def test_a_mark_is_where_the_layout_says(store: Store) -> None:
+def test_a_mark_has_the_key_that_the_contract_defines(store: Store) -> None:
     Uses(store, "sensor-faults").mark(Use(Stage.TRAIN, TRAINED))
 
     assert store.read(f"uses/train/{TRAINED}/sensor-faults") is not None

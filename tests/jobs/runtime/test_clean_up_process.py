@@ -1,4 +1,4 @@
-"""Clean-ups and stages as processes: what they say, what a signal leaves, what stages mark as used."""
+"""Clean-ups and stages as processes: results, signals, and the marks that stages write."""
 
 import json
 import signal
@@ -27,16 +27,16 @@ from support.versitygw import S3Server
 
 @dataclass
 class CleanUpRuns:
-    """Processes that clean up, as their Job's container does."""
+    """Starts clean-ups as processes, as a Job's container does."""
 
     folder: Path
     location: StoreLocation
     credentials_folder: Path | None = None
 
     def start(self, request: str | None = None) -> "subprocess.Popen[bytes]":
-        asked = CleanUpRequest(namespace="team-a", name="sensor-faults", store=self.location)
+        valid = CleanUpRequest(namespace="team-a", name="sensor-faults", store=self.location)
         environment = {
-            "EDGETUNE_REQUEST": asked.encode() if request is None else request,
+            "EDGETUNE_REQUEST": valid.encode() if request is None else request,
             "EDGETUNE_WORK_DIR": str(self.folder),
             "EDGETUNE_TERMINATION_LOG": str(self.log),
             "PYTHONWARNINGS": "error",
@@ -67,11 +67,11 @@ def runs(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Pa
 
 @pytest.fixture
 def bucket(s3_server: S3Server, runs: CleanUpRuns) -> Store:
-    """The store of `runs`, past the proxy."""
+    """The store of `runs`, without the proxy."""
     return S3Store(runs.location.uri, s3_server.client())
 
 
-def test_the_process_says_what_it_removed_in_its_termination_message(runs: CleanUpRuns, bucket: Store) -> None:
+def test_the_termination_message_counts_what_was_removed(runs: CleanUpRuns, bucket: Store) -> None:
     make_model(bucket, "sensor-faults", FIRST)
     make_model(bucket, "pump-faults", SECOND)
 
@@ -85,7 +85,7 @@ def test_the_process_says_what_it_removed_in_its_termination_message(runs: Clean
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_was_killed_between_two_deletions_is_completed_by_the_next(
+def test_a_clean_up_that_was_killed_between_two_deletions_is_completed_by_the_next(
     runs: CleanUpRuns, bucket: Store, s3_proxy: FaultProxy, number: signal.Signals
 ) -> None:
     make_model(bucket, "sensor-faults", FIRST)
@@ -103,7 +103,7 @@ def test_a_process_that_was_killed_between_two_deletions_is_completed_by_the_nex
     assert keys(bucket) == set()
 
 
-def test_a_store_that_refuses_ends_the_process_with_the_reason(
+def test_a_store_that_denies_access_fails_the_clean_up_with_the_reason(
     runs: CleanUpRuns, bucket: Store, s3_proxy: FaultProxy
 ) -> None:
     make_model(bucket, "sensor-faults", FIRST)
@@ -117,18 +117,18 @@ def test_a_store_that_refuses_ends_the_process_with_the_reason(
     assert f"lack s3:DeleteObject on {runs.location.uri}/{pointer_key('sensor-faults')}" in failure.message
 
 
-def test_a_request_that_cannot_be_read_ends_the_process_with_the_reason(tmp_path: Path) -> None:
+def test_an_invalid_request_fails_the_clean_up_with_the_reason(tmp_path: Path) -> None:
     runs = CleanUpRuns(tmp_path, StoreLocation(uri=(tmp_path / "store").as_uri()))
 
     assert runs.start('{"name": ""}').wait(60) == 10
 
     failure = runs.result.failure
     assert failure is not None
-    assert failure.message.startswith("EDGETUNE_REQUEST is not a request that this image understands: namespace: ")
+    assert failure.message.startswith("EDGETUNE_REQUEST is not a valid request for this image: namespace: ")
 
 
 def stage_runs(folder: Path, name: str) -> StageRuns:
-    """A run over inputs and a store that all runs of the folder share."""
+    """A run whose inputs and store are shared by all runs of the folder."""
     for path, content in (("base/config.json", "{}"), ("base/model.safetensors", "weights"), ("train.jsonl", "{}\n")):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(content)
@@ -143,7 +143,7 @@ def stage_runs(folder: Path, name: str) -> StageRuns:
     )
 
 
-def test_stages_mark_what_they_use_also_what_was_done_before_by_another_object(tmp_path: Path) -> None:
+def test_stages_mark_the_output_that_they_use_also_that_of_another_object(tmp_path: Path) -> None:
     first, second = stage_runs(tmp_path, "first"), stage_runs(tmp_path, "second")
     store = LocalFolderStore(first.store.uri)
     first.run_up_to(Stage.TRAIN)
@@ -162,7 +162,7 @@ def test_stages_mark_what_they_use_also_what_was_done_before_by_another_object(t
     assert keys(store) == set()
 
 
-def test_a_stage_of_a_later_generation_marks_what_it_makes(tmp_path: Path) -> None:
+def test_a_stage_of_a_later_generation_marks_its_output(tmp_path: Path) -> None:
     runs = stage_runs(tmp_path, "first")
     store = LocalFolderStore(runs.store.uri)
     runs.run_up_to(Stage.TRAIN)

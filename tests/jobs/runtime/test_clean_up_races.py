@@ -1,4 +1,4 @@
-"""Clean-ups at once with others, and killed at any write: what somebody uses stays, and nothing else does."""
+"""Clean-ups that race with stages or other clean-ups, or are killed at any write: only used output is kept."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,28 +18,28 @@ from support.used_stages import FIRST, MERGED, SECOND, SHARED, TRAINED, keys, ma
 
 
 @dataclass
-class Meeting:
-    """A store in which something happens right after, or before, the first call that matches."""
+class RacingStore:
+    """A store that runs an action right after, or before, the first call that matches."""
 
     store: Store
-    when: Callable[[str, tuple[Any, ...]], bool]
-    happens: Callable[[], object]
+    matches: Callable[[str, tuple[Any, ...]], bool]
+    action: Callable[[], object]
     before: bool = False
-    happened: bool = field(default=False)
+    has_run: bool = field(default=False)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            now = not self.happened and self.when(name, arguments)
-            self.happened |= now
+            now = not self.has_run and self.matches(name, arguments)
+            self.has_run |= now
             if now and self.before:
-                self.happens()
+                self.action()
             result = method(*arguments, **options)
             if isinstance(result, Iterator):
-                result = iter(list(result))  # what a listing says, it says now
+                result = iter(list(result))  # list now, before the action
             if now and not self.before:
-                self.happens()
+                self.action()
             return result
 
         return call
@@ -49,7 +49,7 @@ def deletes(key: str) -> Callable[[str, tuple[Any, ...]], bool]:
     return lambda name, arguments: name == "delete" and arguments == (key,)
 
 
-def test_a_stage_that_another_object_saw_before_it_was_taken_away_is_given_back(store: Store) -> None:
+def test_a_manifest_that_another_object_found_just_before_its_deletion_is_restored(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     manifest = store.read(manifest_key(Stage.TRAIN, TRAINED))
     files = {found.key for found in store.list(stage_key(Stage.TRAIN, TRAINED))}
@@ -58,10 +58,10 @@ def test_a_stage_that_another_object_saw_before_it_was_taken_away_is_given_back(
         Uses(store, "newcomer").mark(Use(Stage.TRAIN, TRAINED))
         assert store.read(manifest_key(Stage.TRAIN, TRAINED)) is not None
 
-    met = Meeting(store, deletes(manifest_key(Stage.TRAIN, TRAINED)), begin, before=True)
-    result = clean_up(met, "sensor-faults")
+    racing = RacingStore(store, deletes(manifest_key(Stage.TRAIN, TRAINED)), begin, before=True)
+    result = clean_up(racing, "sensor-faults")
 
-    assert met.happened
+    assert racing.has_run
     assert result.shared_stages == 1
     after = store.read(manifest_key(Stage.TRAIN, TRAINED))
     assert manifest is not None
@@ -70,7 +70,7 @@ def test_a_stage_that_another_object_saw_before_it_was_taken_away_is_given_back(
     assert {found.key for found in store.list(stage_key(Stage.TRAIN, TRAINED))} == files
 
 
-def test_what_another_object_makes_anew_while_files_are_removed_is_left_to_it(store: Store) -> None:
+def test_output_that_another_object_makes_again_while_files_are_removed_is_kept(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     folder = stage_key(Stage.TRAIN, TRAINED)
 
@@ -78,30 +78,30 @@ def test_what_another_object_makes_anew_while_files_are_removed_is_left_to_it(st
         uses = Uses(store, "newcomer")
         uses.mark(Use(Stage.TRAIN, TRAINED))
         assert store.read(manifest_key(Stage.TRAIN, TRAINED)) is None
-        store.put(f"{folder}/new/adapter/weights.safetensors", b"made anew")
+        store.put(f"{folder}/new/adapter/weights.safetensors", b"new weights")
         store.put(manifest_key(Stage.TRAIN, TRAINED), b"{}", if_none_match=True)
 
-    met = Meeting(store, deletes(f"{folder}/0123/adapter/config.json"), begin_and_end)
-    clean_up(met, "sensor-faults")
+    racing = RacingStore(store, deletes(f"{folder}/0123/adapter/config.json"), begin_and_end)
+    clean_up(racing, "sensor-faults")
 
-    assert met.happened
-    left = {found.key for found in store.list(folder)}
-    assert left == {f"{folder}/new/adapter/weights.safetensors", f"{folder}/manifest.json"}
+    assert racing.has_run
+    kept = {found.key for found in store.list(folder)}
+    assert kept == {f"{folder}/new/adapter/weights.safetensors", f"{folder}/manifest.json"}
 
 
-def test_objects_that_are_cleaned_up_at_the_same_time_leave_nothing_between_them(store: Store) -> None:
+def test_two_objects_that_are_cleaned_up_at_the_same_time_leave_nothing(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     make_model(store, "pump-faults", SECOND)
 
-    # The other one goes from its beginning to its end just before this one looks who else uses its first stage.
-    looks = Meeting(store, deletes(pointer_key("sensor-faults")), partial(clean_up, store, "pump-faults"))
-    clean_up(looks, "sensor-faults")
+    # The other clean-up runs completely, just before this one checks who else uses its first stage.
+    racing = RacingStore(store, deletes(pointer_key("sensor-faults")), partial(clean_up, store, "pump-faults"))
+    clean_up(racing, "sensor-faults")
 
-    assert looks.happened
+    assert racing.has_run
     assert keys(store) == set()
 
 
-def test_pointer_manifests_and_marks_go_in_the_order_in_which_nobody_is_led_astray(store: Store) -> None:
+def test_the_pointer_is_deleted_before_versions_manifests_before_files_and_marks_last(store: Store) -> None:
     make_model(store, "sensor-faults", FIRST)
     deleted: list[str] = []
 
@@ -109,7 +109,7 @@ def test_pointer_manifests_and_marks_go_in_the_order_in_which_nobody_is_led_astr
         deleted.extend(arguments if name == "delete" else ())
         return False
 
-    clean_up(Meeting(store, watch, lambda: None), "sensor-faults")
+    clean_up(RacingStore(store, watch, lambda: None), "sensor-faults")
 
     pointer, *rest = deleted
     assert pointer == pointer_key("sensor-faults")
@@ -122,12 +122,12 @@ def test_pointer_manifests_and_marks_go_in_the_order_in_which_nobody_is_led_astr
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @dataclass
-class Mortal:
-    """A store whose user is killed before, or after, a number of writes."""
+class KillingStore:
+    """A store whose user is killed before or after its n-th write."""
 
     store: Store
     writes: int
@@ -162,7 +162,7 @@ def test_a_clean_up_that_was_killed_at_any_write_is_completed_by_the_next(tmp_pa
         make_stage(store, Stage.QUANTIZE, MERGED)
         expected = {key for key in keys(store) if FIRST not in key and "sensor" not in key and "quantize" not in key}
         try:
-            clean_up(Mortal(store, writes, after), "sensor-faults")
+            clean_up(KillingStore(store, writes, after), "sensor-faults")
         except Killed:
             for stage, digest in SHARED:
                 assert store.read(manifest_key(stage, digest)) is not None, f"killed at write {writes}"

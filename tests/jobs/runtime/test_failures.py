@@ -1,4 +1,4 @@
-"""What ended a stage, in words to the person who can mend it."""
+"""From exceptions to failures: reasons, and messages that say what to do."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from edgetune_jobs.runtime.failures import failed_result, failure_of
 
 
 class OutOfMemoryError(RuntimeError):
-    """By its name and module what torch raises."""
+    """Has the name and the module of torch's error."""
 
     __module__ = "torch"
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE])
-def test_a_stage_out_of_gpu_memory_is_given_the_advice_that_helps_it(stage: Stage) -> None:
+def test_a_stage_out_of_gpu_memory_gets_the_advice_for_its_kind(stage: Stage) -> None:
     spec = {"baseModel": {"uri": "s3://models/base"}, "dataset": {"train": {"uri": "s3://data/train.jsonl"}}}
     request = Request(
         namespace="team-a",
@@ -32,12 +32,12 @@ def test_a_stage_out_of_gpu_memory_is_given_the_advice_that_helps_it(stage: Stag
     assert (failure.exit_code, failure.reason) == (12, "OutOfGpuMemory")
     assert failure.message.startswith("out of GPU memory: CUDA out of memory.; ")
     assert ("lower spec.training.microBatchSize" in failure.message) == (stage is Stage.TRAIN)
-    assert (f"give the stage {stage} a larger GPU, or none" in failure.message) == (stage is not Stage.TRAIN)
+    assert (f"gives the stage {stage} a larger GPU or no GPU" in failure.message) == (stage is not Stage.TRAIN)
     assert ("lower spec.evaluation.maxNewTokens" in failure.message) == (stage is Stage.EVALUATE)
 
 
 class AcceleratorError(RuntimeError):
-    """By its name and module what torch raises where CUDA itself had no memory."""
+    """Has the name and the module of torch's error when CUDA itself is out of memory."""
 
     __module__ = "torch"
 
@@ -51,7 +51,7 @@ class AcceleratorError(RuntimeError):
     ],
     ids=["cuda", "cublas", "cudnn"],
 )
-def test_memory_that_cuda_or_its_libraries_lack_is_the_gpus_too(error: RuntimeError) -> None:
+def test_failed_allocations_of_cuda_and_its_libraries_are_out_of_gpu_memory_too(error: RuntimeError) -> None:
     assert failure_of(error).reason == "OutOfGpuMemory"
 
 
@@ -62,7 +62,7 @@ def test_memory_that_cuda_or_its_libraries_lack_is_the_gpus_too(error: RuntimeEr
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         ValueError("CUDA error: out of memory"),
     ],
-    ids=["another fault of the GPU", "shapes", "not raised by torch"],
+    ids=["another GPU error", "shapes", "not raised by torch"],
 )
-def test_other_faults_are_no_lack_of_gpu_memory(error: Exception) -> None:
+def test_other_errors_are_not_out_of_gpu_memory(error: Exception) -> None:
     assert failure_of(error).reason == "InternalError"

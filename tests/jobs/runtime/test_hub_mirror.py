@@ -1,4 +1,4 @@
-"""Copies of models in the store: whole or not there, whoever else copies the same model, whatever networks do."""
+"""Copies of hub models in the store: complete or absent, despite concurrent copies, kills and network errors."""
 
 import io
 import json
@@ -22,7 +22,7 @@ PROGRESS = LineProgress(Stage.PREPARE, io.StringIO(), None)
 
 @pytest.fixture
 def source(tmp_path: Path) -> FolderSource:
-    """A model's files; a folder stands for the hub."""
+    """A model's files, in a folder instead of the hub."""
     (tmp_path / "hub").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "hub" / name).write_text(name)
@@ -34,7 +34,7 @@ def mirrored(store: Store, source: FolderSource, target: Path) -> list[str]:
     return sorted(path.name for path in fetch_mirror(store, source.digest, URI, target).iterdir())
 
 
-def test_a_copy_whose_manifests_answer_was_lost_keeps_its_files(
+def test_a_copy_whose_manifest_was_written_without_an_answer_keeps_its_files(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, source: FolderSource, tmp_path: Path
 ) -> None:
     store = S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))
@@ -45,7 +45,7 @@ def test_a_copy_whose_manifests_answer_was_lost_keeps_its_files(
     assert mirrored(store, source, tmp_path / "fetched") == ["config.json", "model.safetensors"]
 
 
-def test_a_copy_that_comes_second_leaves_the_first_one_and_nothing_of_its_own(
+def test_a_copy_that_loses_the_race_keeps_the_first_one_and_removes_its_own_files(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, source: FolderSource, tmp_path: Path
 ) -> None:
     direct = S3Store(s3_server.location(s3_prefix).uri, s3_server.client())
@@ -59,7 +59,7 @@ def test_a_copy_that_comes_second_leaves_the_first_one_and_nothing_of_its_own(
     assert len({found.key.split("/")[2] for found in direct.list("sources")} - {"manifest.json"}) == 1
 
 
-def test_what_killed_attempts_left_is_removed_by_the_copy_that_completes(source: FolderSource, tmp_path: Path) -> None:
+def test_files_of_killed_attempts_are_removed_by_the_copy_that_completes(source: FolderSource, tmp_path: Path) -> None:
     store = LocalFolderStore((tmp_path / "store").as_uri())
     store.put(f"sources/{source.digest}/0123456789abcdef/model.safetensors", b"half")
 
@@ -69,8 +69,8 @@ def test_what_killed_attempts_left_is_removed_by_the_copy_that_completes(source:
     assert len(list(store.list("sources"))) == 3
 
 
-def test_weights_that_nothing_reads_are_not_copied(tmp_path: Path) -> None:
-    """As in Mistral's repositories, which have all weights twice: as shards, and in a layout of their own."""
+def test_unused_weights_are_not_copied(tmp_path: Path) -> None:
+    """Mistral's repositories have all weights twice: as shards, and in a layout of their own."""
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     used = {
         "config.json": "{}",

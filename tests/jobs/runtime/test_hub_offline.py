@@ -1,4 +1,4 @@
-"""Which stage may ask the Hugging Face hub: each process sets HF_HUB_OFFLINE itself, whatever it was started with."""
+"""Only prepare of a hub model may connect to the hub: each process overrides HF_HUB_OFFLINE of its environment."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ LATER = list(Stage)[1:]
 
 
 def offline(runs: StageRuns, stage: Stage, before: str) -> str:
-    """HF_HUB_OFFLINE in a stage's body whose process was started with another value."""
-    ended = runs.run(stage, **{BEHAVIOUR: "tells_offline", OFFLINE: before})
+    """HF_HUB_OFFLINE inside a stage's body whose process was started with the value `before`."""
+    ended = runs.run(stage, **{BEHAVIOUR: "reports_offline", OFFLINE: before})
     assert ended.exit_code == 0, ended.stderr
     return ended.result.facts[OFFLINE]
 
@@ -30,7 +30,7 @@ def test_prepare_of_a_base_from_the_hub_is_online_and_every_other_stage_is_not(t
     runs.parameters = Parameters.model_validate(spec)
 
     with running_hub("acme/tiny", COMMIT, FILES) as hub:
-        # pytest's own filter of warnings does not reach the process, and the hub's client is not ours to fix.
+        # The hub's client raises warnings; pytest's filter for them does not apply to the process.
         runs.environment |= {"HF_ENDPOINT": hub.endpoint, "PYTHONWARNINGS": "default"}
 
         assert offline(runs, Stage.PREPARE, before="1") == "0"

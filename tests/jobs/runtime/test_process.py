@@ -1,4 +1,4 @@
-"""The runtime around a stage's body, as processes over a local folder: how a stage begins, and what ends it."""
+"""Stage processes over a local folder: requests, results, failures and signals."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ from support.stage_runs import StageRuns
 
 @pytest.fixture
 def runs(tmp_path: Path) -> StageRuns:
-    """A run of which nothing is done yet."""
+    """A run without any finished stage."""
     return new_runs(tmp_path)
 
 
-def test_a_stage_without_what_prepare_resolved_is_refused(runs: StageRuns) -> None:
+def test_a_request_without_the_digests_of_base_and_data_is_refused(runs: StageRuns) -> None:
     runs.run_up_to(Stage.PREPARE)
     request = runs.request(Stage.TRAIN).model_copy(update={"resolved": None})
 
     message = failed(runs.start(Stage.TRAIN, request=request.encode()).wait(), 10, "InvalidInput")
 
-    assert message == "the request for train lacks `resolved`, which prepare finds out"
+    assert message == "the request for the stage train lacks `resolved`: copy it from the result of prepare"
 
 
-def test_prepare_answers_with_what_it_resolved_and_its_content_digest(runs: StageRuns) -> None:
+def test_prepare_returns_the_resolved_digests_and_its_content_digest(runs: StageRuns) -> None:
     prepare = runs.run(Stage.PREPARE)
 
     assert prepare.result.resolved is not None
@@ -38,7 +38,7 @@ def test_prepare_answers_with_what_it_resolved_and_its_content_digest(runs: Stag
     assert prepare.result.digest != runs.request(Stage.PREPARE).digest
 
 
-def test_prepare_that_is_done_looks_again_at_what_its_digest_does_not_cover(runs: StageRuns) -> None:
+def test_prepare_that_is_already_done_updates_metrics_of_fields_outside_its_digest(runs: StageRuns) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     runs.parameters = parameters(runs.folder, lora={"rank": 8})
 
@@ -49,7 +49,7 @@ def test_prepare_that_is_done_looks_again_at_what_its_digest_does_not_cover(runs
     assert again.result.metrics == {"rows": 3, "weights": 24}
 
 
-def test_new_data_behind_the_same_name_is_prepared_anew(runs: StageRuns) -> None:
+def test_changed_data_at_the_same_uri_is_prepared_again(runs: StageRuns) -> None:
     first = runs.run(Stage.PREPARE)
     (runs.folder / "train.jsonl").write_text('{"instruction": "new", "response": "rows"}\n')
 
@@ -76,14 +76,14 @@ def test_a_base_that_does_not_exist_is_named_with_its_field(runs: StageRuns) -> 
 
     message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
 
-    assert message == "spec.baseModel.uri: file:///nowhere/at/all does not exist"
+    assert message == "spec.baseModel.uri: file:///nowhere/at/all does not exist; correct the URI or add the files"
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("", "EDGETUNE_REQUEST is not set"),
-        ("{", "EDGETUNE_REQUEST is not a request that this image understands: : Invalid JSON"),
+        ("{", "EDGETUNE_REQUEST is not a valid request for this image: : Invalid JSON"),
         ('{"contractVersion": 2}', "contractVersion: Input should be 1"),
     ],
 )
@@ -93,18 +93,18 @@ def test_a_request_that_cannot_be_read_is_invalid(runs: StageRuns, text: str, pr
     assert problem in message
 
 
-def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns) -> None:
+def test_a_request_whose_digest_does_not_match_its_parameters_is_refused(runs: StageRuns) -> None:
     request = runs.request(Stage.PREPARE, digest="0" * 64)
 
     message = failed(runs.start(Stage.PREPARE, request=request.encode()).wait(), 10, "InvalidInput")
 
-    assert "the operator and this image are of different versions" in message
+    assert "the operator and this image have different versions" in message
 
 
 @pytest.mark.parametrize(
     ("behaviour", "exit_code", "reason", "part"),
     [
-        ("memory", 14, "TransientError", "ran out of memory; give it more"),
+        ("memory", 14, "TransientError", "ran out of memory; raise its memory"),
         ("disk", 14, "TransientError", "the disk is full: "),
         ("disk_in_a_library", 14, "TransientError", "the disk is full: "),
         ("gpu_memory", 12, "OutOfGpuMemory", "out of GPU memory: CUDA out of memory. Tried to allocate 2 GiB; use a"),
@@ -115,23 +115,23 @@ def test_a_request_with_a_digest_that_is_not_its_own_is_refused(runs: StageRuns)
             "other_artifacts",
             1,
             "InternalError",
-            "the stage prepare made the artifacts weights; the pipeline expects prepared",
+            "the stage prepare returned the artifacts weights, but the pipeline expects prepared",
         ),
     ],
 )
-def test_what_ends_a_body_is_told_in_the_words_of_the_contract(
+def test_an_error_of_a_body_becomes_an_exit_code_a_reason_and_a_message(
     runs: StageRuns, behaviour: str, exit_code: int, reason: str, part: str
 ) -> None:
     ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR=behaviour)
 
     assert part in failed(ended, exit_code, reason)
     assert len(ended.message) <= MAX_RESULT_BYTES
-    assert ("Traceback" in ended.stderr) == (exit_code == 1), "a traceback is for bugs"
+    assert ("Traceback" in ended.stderr) == (exit_code == 1), "only bugs have a traceback"
     assert keys(runs, "stages") == []
     assert runs.leftovers() == []
 
 
-def test_what_libraries_print_does_not_break_the_lines_of_stdout(runs: StageRuns) -> None:
+def test_output_of_libraries_does_not_break_the_json_lines_on_stdout(runs: StageRuns) -> None:
     ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="prints")
 
     assert ended.exit_code == 0
@@ -151,7 +151,7 @@ def test_a_signal_ends_a_stage_at_once_with_75_and_nothing_in_the_store(runs: St
     assert runs.leftovers() == []
 
 
-def test_a_second_signal_does_not_disturb_what_the_first_one_began(runs: StageRuns) -> None:
+def test_a_second_signal_does_not_interrupt_the_clean_up_after_the_first(runs: StageRuns) -> None:
     stage = runs.start(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="hang_and_clean_up")
     stage.wait_for("hanging")
     stage.process.send_signal(signal.SIGTERM)
@@ -163,7 +163,7 @@ def test_a_second_signal_does_not_disturb_what_the_first_one_began(runs: StageRu
     assert {"say": "cleaned up"} in stopped.lines
 
 
-def test_a_training_that_is_stopped_tells_its_step_and_goes_on_from_there(runs: StageRuns) -> None:
+def test_a_stopped_training_reports_its_step_and_the_next_attempt_resumes_from_it(runs: StageRuns) -> None:
     runs.run_up_to(Stage.PREPARE)
     first = runs.start(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="train_until_stopped")
     first.wait_for('"done": 1,')
@@ -195,7 +195,7 @@ def test_a_body_that_ignores_the_signal_does_not_end_with_0(runs: StageRuns) -> 
     assert manifest_of(runs, Stage.TRAIN) is None
 
 
-def test_a_stage_that_was_killed_leaves_no_manifest_and_the_next_one_completes(runs: StageRuns) -> None:
+def test_a_killed_stage_leaves_no_manifest_and_the_next_attempt_completes(runs: StageRuns) -> None:
     stage = runs.start(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="hang")
     stage.wait_for("hanging")
     stage.process.kill()
@@ -205,7 +205,7 @@ def test_a_stage_that_was_killed_leaves_no_manifest_and_the_next_one_completes(r
     assert runs.run(Stage.PREPARE).exit_code == 0
 
 
-def test_two_runtimes_at_once_end_with_one_manifest_that_verifies(runs: StageRuns) -> None:
+def test_concurrent_attempts_end_with_one_manifest_that_verifies(runs: StageRuns) -> None:
     stages = [runs.start(Stage.PREPARE, EDGETUNE_TEST_ARTIFACT_BYTES="3000000") for _ in range(3)]
     ends = [stage.wait() for stage in stages]
 
@@ -222,16 +222,16 @@ def test_two_runtimes_at_once_end_with_one_manifest_that_verifies(runs: StageRun
     }
 
 
-def test_a_work_folder_that_cannot_be_made_is_named(runs: StageRuns) -> None:
+def test_a_work_folder_that_cannot_be_created_is_named(runs: StageRuns) -> None:
     (runs.folder / "work").write_text("a file, not a folder")
 
     message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
 
-    assert message.startswith(f"EDGETUNE_WORK_DIR {runs.folder / 'work'} cannot be written")
+    assert message.startswith(f"EDGETUNE_WORK_DIR: cannot write to {runs.folder / 'work'}: ")
 
 
 def test_a_termination_log_that_cannot_be_written_does_not_change_the_exit_code(runs: StageRuns) -> None:
     ended = runs.run(Stage.PREPARE, EDGETUNE_TERMINATION_LOG="/nowhere/log")
 
     assert (ended.exit_code, ended.message) == (0, b"")
-    assert "the result cannot be written to /nowhere/log" in ended.stderr
+    assert "cannot write the result to /nowhere/log" in ended.stderr

@@ -1,4 +1,4 @@
-"""The runtime over a real S3 server, killed, stopped and refused at every request that matters."""
+"""Stage processes over a real S3 server: kills, signals, lost answers and denied access at each kind of request."""
 
 import signal
 import subprocess
@@ -68,7 +68,7 @@ def unfinished_uploads(server: S3Server, runs: StageRuns) -> list[str]:
 
 
 def verify(server: S3Server, runs: StageRuns, result: Result) -> None:
-    """The manifest stands, all its files are whole, and there is nothing else."""
+    """The manifest is there, all its files are intact, and there is nothing else."""
     store = open_store(server, runs)
     manifest = read_model(store, manifest_key(result.stage, result.digest), Manifest)
     assert manifest is not None
@@ -81,7 +81,7 @@ def verify(server: S3Server, runs: StageRuns, result: Result) -> None:
 
 @pytest.fixture
 def signal_at(runs: StageRuns, s3_proxy: FaultProxy) -> Callable[[int, str, str, str], RunningStage]:
-    """Starts prepare, and sends its process a signal before or after the server gets the first request that matches."""
+    """Starts prepare and sends its process a signal before or after the first matching request to the server."""
 
     def start(number: int, when: str, method: str, path_part: str) -> RunningStage:
         started: list[RunningStage] = []
@@ -112,7 +112,7 @@ def signal_at(runs: StageRuns, s3_proxy: FaultProxy) -> Callable[[int, str, str,
 
 MOMENTS = [
     pytest.param("before", "GET", "list-type=2", id="before the first listing"),
-    pytest.param("after", "PUT", "probe.txt", id="after the probe was written"),
+    pytest.param("after", "PUT", "probe.txt", id="after the probe"),
     pytest.param("before", "PUT", "origin.txt", id="before a small file"),
     pytest.param("before", "PUT", "partNumber=2", id="between two parts"),
     pytest.param("after", "POST", "uploadId", id="after a multipart upload"),
@@ -122,7 +122,7 @@ MOMENTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "method", "path_part"), [*MOMENTS, pytest.param("after", "PUT", "manifest.json")])
-def test_a_stage_that_is_killed_at_any_moment_is_completed_by_the_next_attempt(
+def test_a_stage_that_is_killed_at_any_request_is_completed_by_the_next_attempt(
     runs: StageRuns,
     s3_server: S3Server,
     signal_at: Callable[[int, str, str, str], RunningStage],
@@ -143,7 +143,7 @@ def test_a_stage_that_is_killed_at_any_moment_is_completed_by_the_next_attempt(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("when", "method", "path_part"), MOMENTS)
-def test_a_stage_that_is_stopped_at_any_moment_before_its_manifest_ends_with_75_and_leaves_nothing(
+def test_a_stage_that_is_stopped_at_any_request_before_its_manifest_ends_with_75_and_leaves_nothing(
     runs: StageRuns,
     s3_server: S3Server,
     signal_at: Callable[[int, str, str, str], RunningStage],
@@ -155,7 +155,7 @@ def test_a_stage_that_is_stopped_at_any_moment_before_its_manifest_ends_with_75_
 
     manifest = any(key.endswith("manifest.json") for key in stored_keys(s3_server, runs))
     if path_part == "manifest.json":
-        # The manifest is being written: that is not torn apart, and what is written is done.
+        # The write of the manifest is not interrupted, and then the stage is done.
         assert (stopped.exit_code, manifest) == (0, True)
         return
     assert stopped.exit_code == 75, stopped.stderr
@@ -163,7 +163,7 @@ def test_a_stage_that_is_stopped_at_any_moment_before_its_manifest_ends_with_75_
     assert unfinished_uploads(s3_server, runs) == []
 
 
-def test_a_manifest_whose_answer_was_lost_counts_as_written(
+def test_a_manifest_that_was_written_without_an_answer_counts_as_written(
     runs: StageRuns, s3_server: S3Server, s3_proxy: FaultProxy
 ) -> None:
     s3_proxy.faults.append(Fault("PUT", "manifest.json", times=1, loses_answer=True))
@@ -171,7 +171,7 @@ def test_a_manifest_whose_answer_was_lost_counts_as_written(
     ended = runs.run(Stage.PREPARE)
 
     assert ended.exit_code == 0, ended.stderr
-    assert not ended.result.cached, "it was this attempt that wrote it"
+    assert not ended.result.cached, "this attempt wrote it"
     verify(s3_server, runs, ended.result)
 
 
@@ -191,7 +191,7 @@ def test_a_manifest_that_may_have_been_written_keeps_its_files(
     verify(s3_server, runs, again.result)
 
 
-def test_an_attempt_whose_files_the_winner_removes_answers_with_the_winners_result(
+def test_an_attempt_whose_files_the_winner_removes_returns_the_winners_result(
     runs: StageRuns, s3_server: S3Server, s3_proxy: FaultProxy
 ) -> None:
     winner: list[Result] = []
@@ -209,7 +209,7 @@ def test_an_attempt_whose_files_the_winner_removes_answers_with_the_winners_resu
     verify(s3_server, runs, loser.result)
 
 
-def test_credentials_that_may_only_read_are_refused_before_the_work(runs: StageRuns, s3_server: S3Server) -> None:
+def test_read_only_credentials_are_refused_before_the_work(runs: StageRuns, s3_server: S3Server) -> None:
     runs.credentials_folder = credentials_folder(runs.folder, s3_server.reader)
 
     ended = runs.run(Stage.PREPARE, EDGETUNE_TEST_BEHAVIOUR="bug")
@@ -225,12 +225,10 @@ def test_a_store_that_is_down_is_a_transient_error(runs: StageRuns, s3_proxy: Fa
     ended = runs.run(Stage.PREPARE)
 
     assert ended.exit_code == 14
-    assert "the store cannot be reached for s3://" in ended.failure
+    assert "cannot reach the store at s3://" in ended.failure
 
 
-def test_the_base_is_fetched_without_its_pickles_and_weights_that_nothing_reads(
-    runs: StageRuns, s3_proxy: FaultProxy
-) -> None:
+def test_the_base_is_fetched_without_pickles_and_unused_weights(runs: StageRuns, s3_proxy: FaultProxy) -> None:
     runs.run_up_to(Stage.PREPARE)
     s3_proxy.requests.clear()
 
@@ -240,7 +238,7 @@ def test_the_base_is_fetched_without_its_pickles_and_weights_that_nothing_reads(
     assert fetched == {"config.json", "model.safetensors"}
 
 
-def test_a_full_work_volume_is_a_transient_error_with_its_figures(runs: StageRuns) -> None:
+def test_a_full_work_volume_is_a_transient_error(runs: StageRuns) -> None:
     runs.run_up_to(Stage.PREPARE)
     small = runs.folder / "work"
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(small)], capture_output=True)

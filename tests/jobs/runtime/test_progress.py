@@ -1,4 +1,4 @@
-"""Progress: few JSON lines, the last one always, and metrics that Prometheus can read."""
+"""Progress: a few JSON lines a second, always the last snapshot, and metrics for Prometheus."""
 
 import io
 import json
@@ -20,7 +20,7 @@ WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6"
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -44,7 +44,7 @@ def test_a_snapshot_is_one_json_line_with_camel_case_figures() -> None:
     ]
 
 
-def test_many_updates_make_four_lines_a_second_and_the_last_one_is_always_there() -> None:
+def test_many_updates_make_four_lines_a_second_and_the_last_one_is_always_written() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(Stage.TRAIN, stream, clock=clock)
 
@@ -57,7 +57,7 @@ def test_many_updates_make_four_lines_a_second_and_the_last_one_is_always_there(
     assert 39 <= len(done) <= 42, "ten seconds"
 
 
-def test_what_was_held_back_is_written_on_close_and_before_anything_is_said() -> None:
+def test_a_pending_snapshot_is_written_before_a_message_and_on_close() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(Stage.MERGE, stream, clock=clock)
     progress.update(1, 10, "tensors")
@@ -71,7 +71,7 @@ def test_what_was_held_back_is_written_on_close_and_before_anything_is_said() ->
     assert found == [1, 2, "storing the result", 3]
 
 
-def test_figures_that_are_not_finite_are_left_out_so_that_the_line_is_json() -> None:
+def test_figures_that_are_not_finite_are_omitted_so_that_the_line_is_valid_json() -> None:
     stream = io.StringIO()
 
     LineProgress(Stage.TRAIN, stream).update(1, 2, "steps", loss=math.nan, tokensPerSecond=math.inf, learningRate=0.1)
@@ -79,7 +79,7 @@ def test_figures_that_are_not_finite_are_left_out_so_that_the_line_is_json() -> 
     assert lines(stream)[0]["progress"]["figures"] == {"learningRate": 0.1}
 
 
-def test_the_seconds_that_are_left_follow_the_pace_of_this_attempt() -> None:
+def test_the_remaining_time_follows_the_rate_of_this_attempt() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(Stage.TRAIN, stream, clock=clock)
     progress.update(500, 1000, "steps")
@@ -90,7 +90,7 @@ def test_the_seconds_that_are_left_follow_the_pace_of_this_attempt() -> None:
     assert lines(stream)[-1]["progress"]["figures"] == {"etaSeconds": 40.0}
 
 
-def test_a_new_unit_has_a_pace_of_its_own() -> None:
+def test_a_new_unit_has_a_rate_of_its_own() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = LineProgress(Stage.PREPARE, stream, clock=clock)
     progress.update(10, 10, "files")
@@ -101,7 +101,7 @@ def test_a_new_unit_has_a_pace_of_its_own() -> None:
     assert lines(stream)[-1]["progress"]["figures"] == {}
 
 
-def test_a_reader_that_went_away_does_not_stop_the_work() -> None:
+def test_a_closed_pipe_does_not_stop_the_work() -> None:
     class Closed(io.StringIO):
         def flush(self) -> None:
             raise BrokenPipeError
@@ -131,7 +131,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def scrape(free_port: int) -> Callable[[], str]:
-    """The metrics as Prometheus gets them."""
+    """Reads the metrics as Prometheus does."""
 
     def read() -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/metrics", timeout=5) as answer:
@@ -159,7 +159,7 @@ def test_a_training_serves_its_figures_to_prometheus(free_port: int, scrape: Cal
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=WITH_IPV6)])
-def test_prometheus_may_come_by_either_internet_protocol(free_port: int, host: str) -> None:
+def test_prometheus_can_connect_over_ipv4_and_ipv6(free_port: int, host: str) -> None:
     with (
         TrainingMetrics("team-a", "sensor-faults").serving(free_port),
         urllib.request.urlopen(f"http://{host}:{free_port}/metrics", timeout=5) as answer,
@@ -167,7 +167,7 @@ def test_prometheus_may_come_by_either_internet_protocol(free_port: int, host: s
         assert answer.status == 200
 
 
-def test_updates_that_make_no_line_reach_the_metrics(free_port: int, scrape: Callable[[], str]) -> None:
+def test_updates_without_a_line_reach_the_metrics(free_port: int, scrape: Callable[[], str]) -> None:
     metrics = TrainingMetrics("team-a", "sensor-faults")
     progress = LineProgress(Stage.TRAIN, io.StringIO(), metrics, Clock())
     with metrics.serving(free_port):
@@ -179,7 +179,7 @@ def test_updates_that_make_no_line_reach_the_metrics(free_port: int, scrape: Cal
     assert 'edgetune_train_loss{name="sensor-faults",namespace="team-a"} NaN' in text
 
 
-def test_a_port_that_is_taken_is_logged_and_the_training_goes_on(
+def test_a_port_in_use_is_logged_and_does_not_stop_the_training(
     free_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as other:
@@ -188,4 +188,4 @@ def test_a_port_that_is_taken_is_logged_and_the_training_goes_on(
         with TrainingMetrics("team-a", "sensor-faults").serving(free_port):
             pass
 
-    assert f"no metrics: port {free_port} cannot be served" in caplog.text
+    assert f"training metrics are not served: cannot listen on port {free_port}: " in caplog.text

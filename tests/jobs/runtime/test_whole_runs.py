@@ -1,4 +1,4 @@
-"""Runs that were published, over a local folder: their record, pins, damage, and what is not done twice."""
+"""Published runs over a local folder: provenance, pins, damaged inputs, and cached results."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from support.stage_runs import StageRuns
 
 @pytest.fixture(scope="module")
 def published_once(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
-    """A run that was done to its end; not to be changed."""
+    """A run whose stages are all done. Tests must not change it."""
     published = new_runs(tmp_path_factory.mktemp("published"))
     published.environment["EDGETUNE_IMAGE"] = "registry.example/jobs:1"
     published.run_up_to(Stage.PUBLISH)
@@ -27,7 +27,7 @@ def published_once(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
 
 @pytest.fixture
 def published(tmp_path: Path, published_once: StageRuns) -> StageRuns:
-    """A run that was done to its end, in a store of its own: content decides, not where it lies."""
+    """A run whose stages are all done, in a store of its own: digests depend on content, not on location."""
     runs = new_runs(tmp_path)
     shutil.copytree(published_once.folder / "store", runs.folder / "store")
     runs.resolved = published_once.resolved
@@ -60,7 +60,7 @@ def test_all_stages_run_one_after_the_other_and_publish(published_once: StageRun
     assert published_once.leftovers() == []
 
 
-def test_a_manifest_and_the_version_say_what_they_were_made_of_and_with(published_once: StageRuns) -> None:
+def test_manifest_and_version_record_inputs_parameters_image_and_libraries(published_once: StageRuns) -> None:
     train, publish = manifest_of(published_once, Stage.TRAIN), manifest_of(published_once, Stage.PUBLISH)
     version = Versions(store_of(published_once), "sensor-faults").all()[0].document
 
@@ -74,7 +74,7 @@ def test_a_manifest_and_the_version_say_what_they_were_made_of_and_with(publishe
     assert version.provenance.stages[Stage.TRAIN].libraries == train.versions
 
 
-def test_a_pin_needs_nothing_that_prepare_finds_out_and_moves_the_pointer_back(published: StageRuns) -> None:
+def test_a_pin_needs_no_result_of_prepare_and_moves_the_pointer_back(published: StageRuns) -> None:
     first = version_at_pointer(published)
     published.parameters = parameters(published.folder, evaluation={"gates": {"maxDrop": 0.5}})
     assert published.run(Stage.PUBLISH).exit_code == 0
@@ -94,7 +94,7 @@ def test_a_pin_needs_nothing_that_prepare_finds_out_and_moves_the_pointer_back(p
     assert published.resolved == resolved
 
 
-def test_a_pin_that_is_done_counts_as_done_until_the_pointer_moves_and_then_moves_it_again(
+def test_a_finished_pin_counts_as_done_until_the_pointer_moves_and_then_moves_it_again(
     published: StageRuns,
 ) -> None:
     first = version_at_pointer(published)
@@ -114,7 +114,7 @@ def test_a_pin_that_is_done_counts_as_done_until_the_pointer_moves_and_then_move
     assert version_at_pointer(published) == first
 
 
-def test_a_pin_on_no_version_is_invalid_and_leaves_the_pointer(published: StageRuns) -> None:
+def test_a_pin_to_an_unknown_version_is_invalid_and_does_not_move_the_pointer(published: StageRuns) -> None:
     before = version_at_pointer(published)
     published.parameters = parameters(published.folder, publish={"pin": "f" * 12})
 
@@ -125,7 +125,7 @@ def test_a_pin_on_no_version_is_invalid_and_leaves_the_pointer(published: StageR
     assert version_at_pointer(published) == before
 
 
-def test_the_second_run_answers_from_the_manifest_without_doing_anything(published: StageRuns) -> None:
+def test_a_second_run_returns_the_cached_result_without_any_work(published: StageRuns) -> None:
     prepare, train = published.run(Stage.PREPARE), published.run(Stage.TRAIN, EDGETUNE_TEST_BEHAVIOUR="bug")
 
     assert (prepare.exit_code, train.exit_code) == (0, 0)
@@ -149,11 +149,11 @@ def test_a_base_that_changed_after_prepare_is_refused(published: StageRuns) -> N
 
     message = failed(published.run(Stage.TRAIN), 10, "InvalidInput")
 
-    assert "has changed since it was prepared" in message
-    assert "pin it by spec.baseModel.revision, or ask for a retry" in message
+    assert "has changed since prepare" in message
+    assert "restore it and pin it with spec.baseModel.revision, or ask for a retry" in message
 
 
-def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(published: StageRuns) -> None:
+def test_the_message_about_a_missing_earlier_stage_names_its_manifest(published: StageRuns) -> None:
     published.parameters = parameters(published.folder, lora={"rank": 8})
 
     message = failed(published.run(Stage.MERGE), 10, "InvalidInput")
@@ -161,11 +161,11 @@ def test_a_stage_without_the_manifest_before_it_is_told_which_is_missing(publish
     assert message.startswith(f"{published.store.uri}/stages/train/")
     assert message.endswith(
         "/manifest.json is missing: ask for a retry (annotation edgetune.dev/retry-requested, "
-        "or run the command again), and the stage train runs again"
+        "or run the command again) to run the stage train again"
     )
 
 
-def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
+def test_a_stage_refuses_a_damaged_input(published: StageRuns) -> None:
     manifest = manifest_of(published, Stage.TRAIN)
     assert manifest is not None
     store_of(published).put(f"stages/train/{manifest.result.digest}/{manifest.files[-1].path}", b"0123456789")
@@ -177,7 +177,7 @@ def test_a_damaged_input_is_not_worked_on(published: StageRuns) -> None:
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_what_a_damaged_input_says_to_do_has_it_made_anew(published: StageRuns, damage: str) -> None:
+def test_the_advice_about_a_damaged_input_recreates_it(published: StageRuns, damage: str) -> None:
     manifest = manifest_of(published, Stage.TRAIN)
     assert manifest is not None
     folder = f"stages/train/{manifest.result.digest}"
@@ -191,7 +191,7 @@ def test_what_a_damaged_input_says_to_do_has_it_made_anew(published: StageRuns, 
     message = failed(published.run(Stage.MERGE), 14, "TransientError")
     assert message.endswith(
         f"; delete {store_of(published).uri}/{folder}/ and ask for a retry (annotation edgetune.dev/retry-requested, "
-        "or run the command again): it is then made again"
+        "or run the command again) to create it again"
     )
 
     store_of(published).delete_tree(folder)
@@ -199,7 +199,7 @@ def test_what_a_damaged_input_says_to_do_has_it_made_anew(published: StageRuns, 
     assert [published.run(stage).exit_code for stage in (Stage.TRAIN, Stage.MERGE)] == [0, 0]
 
 
-def test_a_manifest_with_a_path_that_is_no_artifacts_names_the_folder_to_delete(published: StageRuns) -> None:
+def test_the_message_about_a_manifest_without_an_artifact_names_the_folder_to_delete(published: StageRuns) -> None:
     manifest = manifest_of(published, Stage.TRAIN)
     assert manifest is not None
     entry = manifest.files[0].model_copy(update={"path": "weights.safetensors"})
@@ -209,10 +209,11 @@ def test_a_manifest_with_a_path_that_is_no_artifacts_names_the_folder_to_delete(
 
     message = failed(published.run(Stage.MERGE), 10, "InvalidInput")
 
-    assert message.startswith("the manifest of the stage train names no artifact adapter: delete ")
+    manifest_uri = f"{store_of(published).uri}/{manifest_key(Stage.TRAIN, manifest.result.digest)}"
+    assert message.startswith(f"{manifest_uri} has no artifact 'adapter': delete ")
 
 
-def test_the_base_is_scored_once_for_runs_that_differ_in_the_edge_model_only(published: StageRuns) -> None:
+def test_the_base_is_scored_once_for_runs_that_differ_only_in_the_edge_model(published: StageRuns) -> None:
     published.parameters = parameters(published.folder, quantization={"outlierThreshold": 5.0})
     published.run(Stage.QUANTIZE)
     published.run(Stage.EVALUATE)
@@ -224,7 +225,7 @@ def test_the_base_is_scored_once_for_runs_that_differ_in_the_edge_model_only(pub
     assert len(keys(published, "scores/base")) == 1
 
 
-def test_gates_that_do_not_hold_refuse_and_leave_the_old_pointer(published: StageRuns) -> None:
+def test_failed_gates_refuse_the_model_and_do_not_move_the_pointer(published: StageRuns) -> None:
     before = store_of(published).read(pointer_key("sensor-faults"))
     published.parameters = parameters(published.folder, evaluation={"gates": {"minScore": 0.95}})
 
@@ -252,7 +253,7 @@ def test_going_back_to_an_earlier_spec_moves_the_pointer_back(published: StageRu
     done = published.run(Stage.PREPARE).result.done
     again = published.run(Stage.PUBLISH)
 
-    assert Stage.PUBLISH not in [each.stage for each in done], "publish has to run once more"
+    assert Stage.PUBLISH not in [each.stage for each in done], "publish has to run again"
     assert again.result.cached
     pointer = store_of(published).read(pointer_key("sensor-faults"))
     assert pointer is not None

@@ -1,4 +1,4 @@
-"""The store in a local folder: whole files or none, in place, several processes."""
+"""The store in a local folder: atomic writes, reads in place, concurrent processes, full disks."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import AccessDenied, TransientError
 from edgetune_jobs.store.folder_store import LocalFolderStore, path_of_uri
 from edgetune_jobs.store.store import PreconditionFailed
+from support.threads import run_concurrently
 
 RACER = """
 import sys
@@ -49,7 +50,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def read_only_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that this user cannot write: root is stopped by a mount only."""
+    """A folder that this user cannot write; for root, this takes a read-only mount."""
     folder = tmp_path / "read-only"
     folder.mkdir(mode=0o500)
     if os.geteuid() != 0:
@@ -57,7 +58,7 @@ def read_only_folder(tmp_path: Path) -> Iterator[Path]:
         return
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True)
     if mount.returncode != 0:
-        pytest.skip(f"root can write everywhere, and nothing can be mounted here: {mount.stderr.decode().strip()}")
+        pytest.skip(f"root can write every folder, and mounts are not possible here: {mount.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -73,7 +74,7 @@ def test_a_fetched_folder_is_the_stores_own(store: LocalFolderStore, tmp_path: P
     assert not (tmp_path / "target").exists()
 
 
-def test_several_processes_share_one_folder_and_each_key_has_one_winner(store: LocalFolderStore) -> None:
+def test_of_several_processes_exactly_one_writes_each_key(store: LocalFolderStore) -> None:
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, store.uri, str(number)],
@@ -97,36 +98,32 @@ def test_several_processes_share_one_folder_and_each_key_has_one_winner(store: L
             assert content.data == me.encode()
 
 
-class MeetingStore(LocalFolderStore):
-    """Writers that have read the current state wait a moment for another one to read it too."""
+class RacingStore(LocalFolderStore):
+    """A writer that has read the current state waits a moment for another one to read it too."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self._meeting = threading.Barrier(2)
+        self._barrier = threading.Barrier(2)
 
     def _etag(self, key: str) -> str | None:
         etag = super()._etag(key)
         with suppress(threading.BrokenBarrierError):
-            self._meeting.wait(timeout=0.3)
+            self._barrier.wait(timeout=0.3)
         return etag
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_two_writers_that_would_read_the_same_state_are_kept_apart(tmp_path: Path, is_there: bool) -> None:
-    store = MeetingStore(tmp_path.as_uri())
-    etag = store.put("race.json", b"start") if is_there else None
+@pytest.mark.parametrize("exists", [False, True])
+def test_conditional_writes_of_two_threads_are_serialized(tmp_path: Path, exists: bool) -> None:
+    store = RacingStore(tmp_path.as_uri())
+    etag = store.put("race.json", b"start") if exists else None
     winners: list[bytes] = []
 
     def write(data: bytes) -> None:
         with suppress(PreconditionFailed):
-            store.put("race.json", data, if_none_match=not is_there, if_match=etag)
+            store.put("race.json", data, if_none_match=not exists, if_match=etag)
             winners.append(data)
 
-    threads = [threading.Thread(target=write, args=(data,)) for data in (b"one", b"two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_concurrently(write, (b"one", b"two"))
 
     content = store.read("race.json")
     assert content is not None
@@ -139,7 +136,7 @@ def test_a_full_disk_is_a_transient_error_with_free_and_needed_bytes_and_leaves_
     store = LocalFolderStore(small_disk.as_uri())
     (tmp_path / "large").write_bytes(bytes(2 * 2**20))
 
-    with pytest.raises(TransientError, match=r"the disk is full: [\d,]+ bytes are free at .*, 2,097,152 are needed"):
+    with pytest.raises(TransientError, match=r"disk is full: [\d,]+ bytes are free at .*, but 2,097,152 are needed"):
         store.upload_file(tmp_path / "large", "stages/merge/model.safetensors")
 
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
@@ -155,7 +152,7 @@ def test_a_download_to_a_full_disk_is_a_transient_error(
         store.download_file("large", small_disk / "large", sent)
 
 
-def test_a_folder_without_the_right_to_write_is_denied(read_only_folder: Path) -> None:
+def test_a_write_to_a_read_only_folder_is_access_denied(read_only_folder: Path) -> None:
     store = LocalFolderStore(read_only_folder.as_uri())
 
     with pytest.raises(AccessDenied, match=f"cannot write {store.uri}/a: "):
@@ -177,7 +174,7 @@ def test_an_interrupted_write_leaves_no_file_behind(
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
 
-def test_files_that_a_killed_writer_left_are_not_listed_and_go_with_their_folder(
+def test_files_of_a_killed_writer_are_not_listed_and_are_deleted_with_their_folder(
     store: LocalFolderStore, tmp_path: Path
 ) -> None:
     store.put("a/kept/file", b"")
@@ -192,7 +189,7 @@ def test_files_that_a_killed_writer_left_are_not_listed_and_go_with_their_folder
 
 
 @pytest.mark.parametrize("size", [0, 3])
-def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_transient_error(
+def test_a_file_that_is_removed_while_it_is_written_is_a_transient_error(
     store: LocalFolderStore, tmp_path: Path, size: int
 ) -> None:
     def lose() -> None:
@@ -205,12 +202,12 @@ def test_a_file_that_another_attempt_removes_while_it_is_written_is_a_transient_
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
 
-def test_a_file_that_a_writer_misses_is_not_taken_for_its_own(store: LocalFolderStore, tmp_path: Path) -> None:
+def test_an_error_inside_the_writers_block_is_raised_unchanged(store: LocalFolderStore, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), store.create_file("a", 3) as file:
         file.write((tmp_path / "nothing").read_bytes())
 
 
-def test_a_uri_with_escapes_is_the_path_that_it_stands_for(tmp_path: Path) -> None:
+def test_a_uri_with_escapes_is_decoded_to_its_path(tmp_path: Path) -> None:
     path = tmp_path / "with space & ümlaut"
 
     assert path_of_uri(path.as_uri()) == path

@@ -1,4 +1,4 @@
-"""Base models from a hub: mirrored into the store by prepare, so that all later stages work without it."""
+"""Base models from the hub: prepare copies them to the store, so that all later stages work without the hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ def runs(hub: FakeHub, tmp_path: Path) -> StageRuns:
         store=StoreLocation(uri=(tmp_path / "store").as_uri()),
         parameters=Parameters.model_validate(parameters),
         credentials_folder=tmp_path / "secret",
-        # pytest's own warnings filter does not reach the process, and the hub's client is not ours to mend.
+        # The hub's client raises warnings; pytest's filter for them does not apply to the process.
         environment={"HF_ENDPOINT": hub.endpoint, "PYTHONWARNINGS": "default"},
     )
 
@@ -68,7 +68,7 @@ def test_prepare_mirrors_the_safe_files_and_train_needs_no_hub(runs: StageRuns, 
     assert mirrored == MIRRORED
 
 
-def test_a_model_that_is_mirrored_already_is_not_fetched_again(runs: StageRuns, hub: FakeHub) -> None:
+def test_a_model_that_is_already_mirrored_is_not_fetched_again(runs: StageRuns, hub: FakeHub) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     hub.fetched.clear()
     (runs.folder / "train.jsonl").write_text('{"instruction": "c", "response": "d"}\n')
@@ -79,7 +79,7 @@ def test_a_model_that_is_mirrored_already_is_not_fetched_again(runs: StageRuns, 
     assert hub.fetched == []
 
 
-def test_prepare_that_is_done_looks_again_at_the_mirror_and_not_at_the_hub(runs: StageRuns, hub: FakeHub) -> None:
+def test_prepare_that_is_already_done_reads_the_mirror_instead_of_the_hub(runs: StageRuns, hub: FakeHub) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     hub.fetched.clear()
 
@@ -90,20 +90,20 @@ def test_prepare_that_is_done_looks_again_at_the_mirror_and_not_at_the_hub(runs:
     assert hub.fetched == []
 
 
-def test_a_mirror_that_was_deleted_is_named_and_a_retry_copies_the_model_again(runs: StageRuns) -> None:
+def test_a_deleted_mirror_is_named_and_a_retry_copies_the_model_again(runs: StageRuns) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     LocalFolderStore(runs.store.uri).delete_tree("sources")
 
     train = runs.run(Stage.TRAIN)
 
     assert train.exit_code == 10
-    assert train.failure.startswith("spec.baseModel.uri: the copy of hf://acme/tiny at ")
-    assert train.failure.endswith(f"is missing; {RETRY}")
+    assert train.failure.startswith("spec.baseModel.uri: the copy of hf://acme/tiny is missing from file://")
+    assert train.failure.endswith(f"; {RETRY}")
     assert runs.run(Stage.PREPARE).result.cached
     assert runs.run(Stage.TRAIN).exit_code == 0
 
 
-def test_a_mirror_that_is_damaged_says_which_folder_to_delete(runs: StageRuns) -> None:
+def test_the_message_about_a_damaged_mirror_names_the_folder_to_delete(runs: StageRuns) -> None:
     prepare = runs.run(Stage.PREPARE)
     assert prepare.result.resolved is not None
     store = LocalFolderStore(runs.store.uri)
@@ -113,10 +113,10 @@ def test_a_mirror_that_is_damaged_says_which_folder_to_delete(runs: StageRuns) -
     train = runs.run(Stage.TRAIN)
 
     assert train.exit_code == 14
-    assert train.failure.endswith(f"; delete {store.uri}/{folder}/ and {RETRY}: it is then made again")
+    assert train.failure.endswith(f"; delete {store.uri}/{folder}/ and {RETRY} to create it again")
 
 
-def test_a_gated_model_needs_a_token_and_says_where_its_licence_is_accepted(runs: StageRuns, hub: FakeHub) -> None:
+def test_the_message_about_a_gated_model_says_where_to_accept_its_licence(runs: StageRuns, hub: FakeHub) -> None:
     hub.needs_token = "hf_secret"
 
     refused = runs.run(Stage.PREPARE)
@@ -139,7 +139,7 @@ def test_a_gated_model_needs_a_token_and_says_where_its_licence_is_accepted(runs
         ((500, ""), 14, "the hub answered 500"),
     ],
 )
-def test_an_answer_of_the_hub_is_told_in_the_words_of_the_contract(
+def test_an_error_of_the_hub_becomes_an_exit_code_and_a_message(
     runs: StageRuns, hub: FakeHub, error: tuple[int, str], exit_code: int, part: str
 ) -> None:
     hub.error = error
@@ -152,28 +152,28 @@ def test_an_answer_of_the_hub_is_told_in_the_words_of_the_contract(
 
 
 @pytest.mark.parametrize("name", ["-a/b..c", "a/b--c", "a/b.git", "a/b."])
-def test_a_name_that_the_hub_cannot_have_is_invalid(name: str, tmp_path: Path) -> None:
+def test_a_name_that_is_not_valid_on_the_hub_is_refused(name: str, tmp_path: Path) -> None:
     source = HubSource(f"hf://{name}", COMMIT, "spec.baseModel", None, tmp_path)
 
-    with pytest.raises(InvalidInput, match=rf"^spec\.baseModel\.uri: hf://{name} is not a name that the hub knows"):
+    with pytest.raises(InvalidInput, match=rf"^spec\.baseModel\.uri: hf://{name} is not a valid model name of the hub"):
         _ = source.files
 
 
-def test_a_hub_that_cannot_be_reached_is_a_transient_error(runs: StageRuns) -> None:
+def test_an_unreachable_hub_is_a_transient_error(runs: StageRuns) -> None:
     runs.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
 
     ended = runs.run(Stage.PREPARE)
 
     assert ended.exit_code == 14, ended.stderr
-    assert "the hub cannot be reached" in ended.failure
+    assert f"spec.baseModel: hf://acme/tiny at {COMMIT}: cannot reach the hub: " in ended.failure
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_that_is_not_what_the_hub_promised_is_not_mirrored(runs: StageRuns, hub: FakeHub, name: str) -> None:
+def test_a_file_that_does_not_match_the_hubs_checksum_is_not_mirrored(runs: StageRuns, hub: FakeHub, name: str) -> None:
     hub.altered[name] = FILES[name][:-1] + b"!"
 
     ended = runs.run(Stage.PREPARE)
 
     assert ended.exit_code == 14, ended.stderr
-    assert f"{name} of hf://acme/tiny arrived damaged" in ended.failure
+    assert f"{name} of hf://acme/tiny was damaged in transfer" in ended.failure
     assert [found.key for found in LocalFolderStore(runs.store.uri).list("stages")] == []

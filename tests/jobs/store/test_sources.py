@@ -1,4 +1,4 @@
-"""Base models and data sets in local folders and in S3: what is listed, what is fetched, and by what they are known."""
+"""Base models and data sets in local folders and in S3: their files, digests and downloads."""
 
 import hashlib
 import os
@@ -60,7 +60,7 @@ def below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{path}": content for path, content in files.items()}
 
 
-def test_all_files_of_a_model_are_named_but_only_safe_ones_are_fetched(open_source: Open) -> None:
+def test_all_files_of_a_model_are_listed_but_only_safe_ones_are_fetched(open_source: Open) -> None:
     source = open_source(below("base", MODEL), "base", SourceKind.MODEL)
 
     listed = [entry.path for entry in source.files]
@@ -71,7 +71,7 @@ def test_all_files_of_a_model_are_named_but_only_safe_ones_are_fetched(open_sour
     assert {path: (folder / path).read_bytes() for path in listed} == {path: MODEL[path] for path in FETCHABLE}
 
 
-def test_files_that_do_not_count_are_named_and_not_read(tmp_path: Path) -> None:
+def test_other_files_are_listed_and_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"1\n")
     (tmp_path / "model.bin").write_bytes(b"a pickle of many gigabytes")
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a name in Latin-1")
@@ -107,20 +107,20 @@ def test_a_data_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 def test_a_pickle_or_code_of_a_model_is_never_fetched(open_source: Open, path: str) -> None:
     source = open_source(below("base", {**MODEL, path: b""}), "base", SourceKind.MODEL)
 
-    with pytest.raises(InvalidInput, match="is not a file that a model source is read from"):
+    with pytest.raises(InvalidInput, match=rf"^spec\.source\.uri: {path} in .*base is not a model file"):
         source.fetch([path])
-    with pytest.raises(InvalidInput, match="is not a file that a model source is read from"):
+    with pytest.raises(InvalidInput, match="is not a model file"):
         read_range(source, path, 0, 1)
 
 
-def test_a_path_that_climbs_out_is_refused(open_source: Open) -> None:
+def test_a_path_outside_of_the_source_is_refused(open_source: Open) -> None:
     source = open_source(below("base", MODEL), "base", SourceKind.MODEL)
 
-    with pytest.raises(InvalidInput, match="leads out of its folder"):
+    with pytest.raises(InvalidInput, match="it leaves its folder"):
         source.fetch(["../other/config.json"])
 
 
-def test_the_digest_of_a_model_changes_with_its_weights_and_not_with_its_pickles(
+def test_the_digest_of_a_model_depends_on_its_weights_but_not_on_its_pickles(
     open_source: Open,
 ) -> None:
     before = open_source(below("base", MODEL), "base", SourceKind.MODEL).digest
@@ -132,7 +132,7 @@ def test_the_digest_of_a_model_changes_with_its_weights_and_not_with_its_pickles
     assert with_other_weights != before
 
 
-def test_the_digest_of_one_data_file_is_what_sha256sum_prints(open_source: Open) -> None:
+def test_the_digest_of_a_single_data_file_is_what_sha256sum_prints(open_source: Open) -> None:
     rows = b'{"instruction": "a", "response": "b"}\n'
 
     source = open_source({"train.jsonl": rows, "train.jsonl.bak": b""}, "train.jsonl", SourceKind.DATA)
@@ -173,7 +173,7 @@ def read_range(source: Source, path: str, start: int, length: int) -> bytes:
     return bytes(buffer[: source.read_into(path, start, memoryview(buffer))])
 
 
-def test_a_range_is_read_without_the_rest(open_source: Open) -> None:
+def test_a_range_of_a_file_is_read(open_source: Open) -> None:
     source = open_source({"base/model.safetensors": b"0123456789"}, "base", SourceKind.MODEL)
 
     assert read_range(source, "model.safetensors", 2, 3) == b"234"
@@ -182,21 +182,21 @@ def test_a_range_is_read_without_the_rest(open_source: Open) -> None:
     assert read_range(source, "model.safetensors", 0, 0) == b""
 
 
-def test_nothing_at_the_uri_is_named_with_its_field(open_source: Open) -> None:
+def test_an_empty_uri_is_reported_with_its_field(open_source: Open) -> None:
     with pytest.raises(InvalidInput, match=r"^spec\.source\.uri: .*nowhere"):
         open_source({}, "nowhere", SourceKind.MODEL)
     with pytest.raises(InvalidInput, match=r"^spec\.source\.uri: .*nowhere\.jsonl"):
         open_source({}, "nowhere.jsonl", SourceKind.DATA)
 
 
-def test_a_file_that_the_source_does_not_have_is_named(open_source: Open) -> None:
+def test_a_missing_file_is_named(open_source: Open) -> None:
     source = open_source(below("base", MODEL), "base", SourceKind.MODEL)
 
     with pytest.raises(InvalidInput, match=r"has no file generation_config\.json"):
         source.fetch(["generation_config.json"])
 
 
-def test_a_file_that_changes_between_two_reads_is_noticed(open_source: Open) -> None:
+def test_a_file_that_changes_between_two_reads_is_refused(open_source: Open) -> None:
     source = open_source({"base/config.json": b"{}"}, "base", SourceKind.MODEL)
     assert source.digest
     open_source({"base/config.json": b'{"a": 1}'}, "base", SourceKind.MODEL)
@@ -221,7 +221,7 @@ def s3_model(server: S3Server, prefix: str, tmp_path: Path, kind: SourceKind = S
     return S3Source(uri, "spec.baseModel", kind, server.client(), tmp_path / "fetched")
 
 
-def test_the_sha256_of_the_service_counts_and_without_one_the_etag_stands_for_it(
+def test_the_file_list_has_the_services_sha256_or_else_the_hash_of_the_etag(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
     client = s3_server.client()
@@ -237,9 +237,7 @@ def test_the_sha256_of_the_service_counts_and_without_one_the_etag_stands_for_it
     }
 
 
-def test_the_sha256_of_parts_is_not_taken_for_that_of_the_content(
-    s3_server: S3Server, s3_prefix: str, tmp_path: Path
-) -> None:
+def test_the_sha256_of_a_multipart_object_is_not_used(s3_server: S3Server, s3_prefix: str, tmp_path: Path) -> None:
     client, target = s3_server.client(), {"Bucket": s3_server.bucket, "Key": f"{s3_prefix}/base/model.safetensors"}
     upload = client.create_multipart_upload(**target, ChecksumAlgorithm="SHA256")["UploadId"]
     part = client.upload_part(**target, UploadId=upload, PartNumber=1, Body=b"weights", ChecksumAlgorithm="SHA256")
@@ -251,7 +249,7 @@ def test_the_sha256_of_parts_is_not_taken_for_that_of_the_content(
     assert entry.sha256 == hashlib.sha256(etag.encode()).hexdigest()
 
 
-def test_one_data_object_with_a_sha256_is_not_downloaded_for_its_digest(
+def test_a_single_data_object_with_a_sha256_is_not_downloaded_for_its_digest(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
 ) -> None:
     key = f"{s3_prefix}/train.jsonl"
@@ -277,7 +275,7 @@ def test_files_are_downloaded_once(s3_server: S3Server, s3_proxy: FaultProxy, s3
     assert [method for method, _ in s3_proxy.requests] == ["HEAD", "GET"]
 
 
-def test_a_cut_download_of_a_model_is_continued(
+def test_a_broken_download_of_a_model_is_resumed(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
 ) -> None:
     key = f"{s3_prefix}/base/model.safetensors"
@@ -291,7 +289,7 @@ def test_a_cut_download_of_a_model_is_continued(
     assert (folder / "model.safetensors").read_bytes() == bytes(range(256))
 
 
-def test_folder_markers_are_no_files(s3_server: S3Server, s3_prefix: str, tmp_path: Path) -> None:
+def test_folder_markers_are_not_files(s3_server: S3Server, s3_prefix: str, tmp_path: Path) -> None:
     client = s3_server.client()
     client.put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/base/", Body=b"")
     client.put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/base/config.json", Body=b"{}")
@@ -299,7 +297,7 @@ def test_folder_markers_are_no_files(s3_server: S3Server, s3_prefix: str, tmp_pa
     assert [entry.path for entry in s3_model(s3_server, s3_prefix, tmp_path).files] == ["config.json"]
 
 
-def test_a_key_that_cannot_be_a_path_matters_only_if_it_counts(
+def test_a_key_that_is_not_a_valid_path_is_refused_only_if_it_would_be_read(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
     found = [RemoteObject(f"{s3_prefix}/base/{path}", 2, "etag", has_sha256=False) for path in ("a//b", "config.json")]
@@ -321,7 +319,7 @@ def test_a_model_in_a_bucket_that_does_not_exist_is_invalid(s3_server: S3Server,
         S3Source("s3://no-such-bucket/train.jsonl", "spec.dataset.train", SourceKind.DATA, s3_server.client(), tmp_path)
 
 
-def test_data_that_these_credentials_may_not_read_is_access_denied(s3_server: S3Server, tmp_path: Path) -> None:
+def test_data_without_read_permission_is_access_denied(s3_server: S3Server, tmp_path: Path) -> None:
     s3_server.client().create_bucket(Bucket="private")
     client = s3_server.client(credentials=s3_server.reader)
 
@@ -333,13 +331,13 @@ def test_data_that_these_credentials_may_not_read_is_access_denied(s3_server: S3
 
 @pytest.fixture
 def proxied(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path) -> S3Source:
-    """A model of one file of 10 MB, behind the proxy."""
+    """A model with one file of 10 MB, behind the proxy."""
     s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/model.safetensors", Body=TEN_MEGABYTES)
     client = s3_server.client(s3_proxy.endpoint)
     return S3Source(f"s3://{s3_server.bucket}/{s3_prefix}", "spec.source", SourceKind.MODEL, client, tmp_path)
 
 
-def test_a_range_that_is_cut_keeps_what_came_so_that_only_the_rest_is_asked_for(
+def test_a_broken_range_returns_the_bytes_so_far_so_that_only_the_rest_is_requested(
     proxied: S3Source, s3_proxy: FaultProxy
 ) -> None:
     s3_proxy.faults.append(Fault("GET", "model.safetensors", times=2, cut_after=5_000_000))
@@ -354,17 +352,19 @@ def test_a_range_that_is_cut_keeps_what_came_so_that_only_the_rest_is_asked_for(
     assert buffer == TEN_MEGABYTES[7:9_000_007]
 
 
-def test_a_range_that_never_brings_a_byte_is_a_transient_error(proxied: S3Source, s3_proxy: FaultProxy) -> None:
+def test_a_range_that_breaks_before_its_first_byte_each_time_is_a_transient_error(
+    proxied: S3Source, s3_proxy: FaultProxy
+) -> None:
     s3_proxy.faults.append(Fault("GET", "model.safetensors", cut_after=0))
 
-    with pytest.raises(TransientError, match=r"the store cannot be reached for s3://.*/model\.safetensors"):
+    with pytest.raises(TransientError, match=r"cannot reach the store at s3://.*/model\.safetensors"):
         read_range(proxied, "model.safetensors", 0, 100)
 
 
-def test_a_service_that_does_not_know_ranges_is_refused_before_its_answer_is_read(
+def test_a_service_that_ignores_ranges_is_refused_before_its_answer_is_read(
     proxied: S3Source, s3_proxy: FaultProxy
 ) -> None:
     s3_proxy.faults.append(Fault("GET", "model.safetensors", without_header="content-range"))
 
-    with pytest.raises(InvalidInput, match=r"was asked for its bytes 10 to 109, and the service sent others"):
+    with pytest.raises(InvalidInput, match=r"the service ignored the request for bytes 10 to 109: use a service"):
         read_range(proxied, "model.safetensors", 10, 100)

@@ -1,4 +1,4 @@
-"""What every store keeps to: each test runs against a local folder and against a real S3 server."""
+"""The store's protocol: each test runs against a local folder and against a real S3 server."""
 
 import hashlib
 import threading
@@ -21,6 +21,7 @@ from edgetune_jobs.store.store import (
     upload_folder,
     write_model,
 )
+from support.threads import run_concurrently
 from support.versitygw import S3Server
 
 PART_BYTES = 5 * 2**20
@@ -36,7 +37,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Sto
 
 @pytest.fixture
 def damage(store: Store, request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Callable[[str], None]:
-    """Changes one byte of an object behind the store's back."""
+    """Changes one byte of an object without the store."""
 
     def change(key: str) -> None:
         if isinstance(store, LocalFolderStore):
@@ -51,7 +52,7 @@ def damage(store: Store, request: pytest.FixtureRequest, tmp_path: Path, s3_pref
     return change
 
 
-def test_what_was_put_is_read_back_with_its_etag(store: Store) -> None:
+def test_an_object_is_read_back_with_its_etag(store: Store) -> None:
     etag = store.put("models/m/latest.json", b"one")
 
     content = store.read("models/m/latest.json")
@@ -64,7 +65,7 @@ def test_a_key_that_was_never_written_reads_as_none(store: Store) -> None:
     assert store.read("models/nobody/latest.json") is None
 
 
-def test_put_if_none_match_refuses_a_taken_key_and_keeps_its_content(store: Store) -> None:
+def test_put_if_none_match_refuses_an_existing_key_and_keeps_its_content(store: Store) -> None:
     store.put("manifest.json", b"first", if_none_match=True)
 
     with pytest.raises(PreconditionFailed):
@@ -75,7 +76,7 @@ def test_put_if_none_match_refuses_a_taken_key_and_keeps_its_content(store: Stor
     assert content.data == b"first"
 
 
-def test_put_if_match_takes_the_current_etag_and_refuses_an_old_one(store: Store) -> None:
+def test_put_if_match_accepts_the_current_etag_and_refuses_an_old_one(store: Store) -> None:
     old = store.put("latest.json", b"1")
     store.put("latest.json", b"2", if_match=old)
 
@@ -87,7 +88,7 @@ def test_put_if_match_takes_the_current_etag_and_refuses_an_old_one(store: Store
     assert content.data == b"2"
 
 
-def test_put_if_match_on_a_key_that_is_gone_is_a_conflict(store: Store) -> None:
+def test_put_if_match_on_a_deleted_key_is_a_conflict(store: Store) -> None:
     etag = store.put("latest.json", b"1")
     store.delete("latest.json")
 
@@ -96,7 +97,7 @@ def test_put_if_match_on_a_key_that_is_gone_is_a_conflict(store: Store) -> None:
 
 
 @pytest.mark.parametrize("condition", ["if_none_match", "if_match"])
-def test_of_sixteen_writers_at_once_exactly_one_wins(store: Store, condition: str) -> None:
+def test_of_sixteen_concurrent_writers_exactly_one_wins(store: Store, condition: str) -> None:
     etag = store.put("race.json", b"start")
     if condition == "if_none_match":
         store.delete("race.json")
@@ -114,18 +115,14 @@ def test_of_sixteen_writers_at_once_exactly_one_wins(store: Store, condition: st
             return
         winners.append(data)
 
-    threads = [threading.Thread(target=write, args=(f"writer {number}".encode(),)) for number in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_concurrently(write, [f"writer {number}".encode() for number in range(16)])
 
     content = store.read("race.json")
     assert content is not None
     assert winners == [content.data]
 
 
-def test_a_listing_gives_keys_below_the_folder_only(store: Store) -> None:
+def test_a_listing_has_only_keys_below_the_folder(store: Store) -> None:
     for key in ("a/1.bin", "a/b/2.bin", "ab/3.bin", "c.bin"):
         store.put(key, b"12")
 
@@ -136,7 +133,7 @@ def test_a_listing_gives_keys_below_the_folder_only(store: Store) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES - 1, PART_BYTES, 2 * PART_BYTES + 3])
-def test_a_file_of_any_size_comes_back_as_it_was(store: Store, tmp_path: Path, size: int) -> None:
+def test_a_file_of_any_size_is_downloaded_unchanged(store: Store, tmp_path: Path, size: int) -> None:
     content = hashlib.shake_128(b"seed").digest(size)
     (tmp_path / "file").write_bytes(content)
 
@@ -148,19 +145,19 @@ def test_a_file_of_any_size_comes_back_as_it_was(store: Store, tmp_path: Path, s
 
 
 class ListSink:
-    """Keeps all pieces."""
+    """Keeps all chunks."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
+        self.chunks: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        self.pieces.append(data)
+        self.chunks.append(data)
 
     def restart(self) -> None:
-        self.pieces.clear()
+        self.chunks.clear()
 
 
-def test_a_stream_brings_an_object_in_pieces_with_its_fingerprint(store: Store, tmp_path: Path) -> None:
+def test_an_object_is_streamed_in_chunks_with_its_fingerprint(store: Store, tmp_path: Path) -> None:
     content = hashlib.shake_128(b"stream").digest(2 * PART_BYTES + 3)
     (tmp_path / "file").write_bytes(content)
     store.upload_file(tmp_path / "file", "files/file")
@@ -169,8 +166,8 @@ def test_a_stream_brings_an_object_in_pieces_with_its_fingerprint(store: Store, 
     found = store.stream("files/file", sink)
 
     assert found == Fingerprint(len(content), hashlib.sha256(content).hexdigest())
-    assert b"".join(sink.pieces) == content
-    assert len(sink.pieces) > 1
+    assert b"".join(sink.chunks) == content
+    assert len(sink.chunks) > 1
     with pytest.raises(DamagedObject, match=rf"{store.uri}/files/gone is missing"):
         store.stream("files/gone", sink)
 
@@ -188,7 +185,7 @@ def test_a_folder_is_uploaded_with_paths_relative_to_its_manifest(store: Store, 
     assert (fetched / "attempt/adapter/deep/b.txt").read_bytes() == b"b"
 
 
-def test_a_damaged_file_is_not_handed_out(store: Store, tmp_path: Path, damage: Callable[[str], None]) -> None:
+def test_a_damaged_file_is_refused(store: Store, tmp_path: Path, damage: Callable[[str], None]) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
     sent = store.upload_file(tmp_path / "file", "folder/weights.safetensors")
     damage("folder/weights.safetensors")
@@ -209,14 +206,14 @@ def test_a_missing_file_is_reported_with_its_uri(store: Store, tmp_path: Path) -
         store.download_file("folder/gone.bin", tmp_path / "back", Fingerprint(1, "0" * 64))
 
 
-def test_a_manifest_cannot_lead_out_of_its_folder(store: Store, tmp_path: Path) -> None:
+def test_a_manifest_cannot_name_files_outside_of_its_folder(store: Store, tmp_path: Path) -> None:
     entry = FileEntry(path="../../etc/passwd", bytes=1, sha256="0" * 64)
 
-    with pytest.raises(InvalidInput, match="leads out of its folder"):
+    with pytest.raises(InvalidInput, match=r"invalid file name '\.\./\.\./etc/passwd': it leaves its folder"):
         store.fetch_folder("folder", [entry], tmp_path / "target")
 
 
-def test_deleting_a_folder_keeps_what_it_is_told_to_and_its_neighbours(store: Store) -> None:
+def test_deleting_a_folder_keeps_the_given_keys_and_its_neighbours(store: Store) -> None:
     for key in ("s/d/manifest.json", "s/d/mine/f", "s/d/other/f", "s/d/mine2/f", "s/d2/f"):
         store.put(key, b"")
 
@@ -225,19 +222,19 @@ def test_deleting_a_folder_keeps_what_it_is_told_to_and_its_neighbours(store: St
     assert [found.key for found in store.list("s")] == ["s/d/manifest.json", "s/d/mine/f", "s/d2/f"]
 
 
-def test_deleting_what_is_not_there_is_no_fault(store: Store) -> None:
+def test_deleting_a_missing_key_is_no_error(store: Store) -> None:
     store.delete("nothing")
     store.delete_tree("nothing")
 
 
-def test_a_json_object_that_is_not_the_model_is_named_with_its_uri(store: Store) -> None:
+def test_an_invalid_json_object_is_reported_with_its_uri(store: Store) -> None:
     store.put("sources/x/manifest.json", b"{ half a manif")
 
     with pytest.raises(InvalidInput, match=rf"{store.uri}/sources/x/manifest\.json is damaged: .*; delete it"):
         read_model(store, "sources/x/manifest.json", FileList)
 
 
-def test_a_model_comes_back_equal(store: Store) -> None:
+def test_a_model_is_read_back_equal(store: Store) -> None:
     files = FileList(files=(FileEntry(path="a", bytes=1, sha256="0" * 64),))
 
     write_model(store, "list.json", files)

@@ -1,4 +1,4 @@
-"""Strict JSON: what it takes, and what it refuses with line and column."""
+"""Strict JSON: accepted texts, and refusals with line and column."""
 
 import json
 
@@ -10,7 +10,7 @@ from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
 
 @given(text=st.text())
-def test_json_is_parsed_as_the_standard_library_does_or_refused(text: str) -> None:
+def test_a_text_is_refused_or_parsed_as_by_the_standard_library(text: str) -> None:
     try:
         value = parse_json(text)
     except BrokenJson:
@@ -25,10 +25,14 @@ def test_json_is_parsed_as_the_standard_library_does_or_refused(text: str) -> No
         ('{"a": 1, "b": 2, "a": 3}', "broken JSON: duplicate field 'a'", (None, None)),
         ('{"a":\n 1 2}', "broken JSON: Expecting ',' delimiter", (2, 4)),
         ("[" * 100_000, "broken JSON: nested too deeply", (None, None)),
-        ("[\x00]", "broken JSON: Expecting value (NUL bytes: is the file UTF-16? save it as UTF-8)", (1, 2)),
+        (
+            "[\x00]",
+            "broken JSON: Expecting value (NUL bytes: if the file is UTF-16, save it as UTF-8)",
+            (1, 2),
+        ),
     ],
 )
-def test_what_is_not_strict_json_is_refused_with_its_reason(
+def test_a_text_that_is_not_strict_json_is_refused_with_the_reason(
     text: str, reason: str, position: tuple[int | None, int | None]
 ) -> None:
     with pytest.raises(BrokenJson) as refused:

@@ -1,1 +1,1 @@
-"""Speed and memory of models on a CPU, within the edge budget. Imports what evaluation may import."""
+"""Speed and memory of models on a CPU, for the edge budget. Imports what evaluation may import."""

@@ -1,4 +1,4 @@
-"""Base and edge models within the edge budget: spec.evaluation.edge."""
+"""Measurements of base and edge models for the edge budget, spec.evaluation.edge."""
 
 import os
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
 from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
+from edgetune_jobs.messages import count
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.libraries import usable_cpus
 from edgetune_jobs.stage import StageContext
@@ -25,43 +26,43 @@ _NEW_TOKENS = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured, and what could not be."""
+    """Measurements, and warnings about models that could not be measured."""
 
     measurement: EdgeMeasurement | None = None
     warnings: tuple[str, ...] = ()
 
 
 def check_measurable(parameters: Parameters) -> None:
-    """Check, before hours of work, that the edge model can be measured if that is asked for.
+    """Check, before hours of work, that this image can measure the edge model if the spec has an edge budget.
 
     Raises:
         InvalidInput: this image cannot run the first format.
     """
     problem = why_not_runnable(parameters.quantization.formats[0])
     if parameters.evaluation.edge is not None and problem is not None:
-        raise InvalidInput(f"{_FIELD}: {problem}; or take {_FIELD} away")
+        raise InvalidInput(f"{_FIELD}: {problem}; or remove {_FIELD}")
 
 
 def median_prompt(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Token ids of the prompt of median length; of whole texts, which have no prompt, those of the text."""
+    """Token ids of the prompt of median length; for texts without prompts, of the text of median length."""
     rows = sorted((prompt or completion for prompt, completion in zip(prompts, completions, strict=True)), key=len)
     return tuple(rows[len(rows) // 2])
 
 
 def measure_models(context: StageContext, prompt: Sequence[int]) -> Measured:
-    """Run base and edge models on the CPU, one after the other; nothing without an edge budget.
+    """Run base and edge models on the CPU, one after the other, if the spec has an edge budget.
 
     Args:
-        context: the work order of evaluate, with all models among its inputs.
+        context: the context of evaluate, with all models among its inputs.
         prompt: token ids.
 
     Raises:
         InvalidInput: the machine has too little memory to measure the edge model.
-        TransientError: a process was killed by somebody else.
+        TransientError: a process was killed from outside.
         Interrupted: `context.stop` was set.
     """
-    asked = context.request.parameters.evaluation.edge
-    return Measured() if asked is None else _Measuring(context, asked, tuple(prompt)).run()
+    edge_budget = context.request.parameters.evaluation.edge
+    return Measured() if edge_budget is None else _Measuring(context, edge_budget, tuple(prompt)).run()
 
 
 class _Measuring:
@@ -96,7 +97,7 @@ class _Measuring:
         except OutOfMemory as error:
             raise InvalidInput(
                 f"{_FIELD}: the machine has too little memory to measure the edge model: {error}; give the stage "
-                f"evaluate more memory in the profile, or lower {_FIELD}.memory to what a device has"
+                f"evaluate more memory in the profile, or lower {_FIELD}.memory to the memory of a device"
             ) from error
 
     def _further_model(self, edge_format: EdgeFormat) -> ModelSpeed | None:
@@ -107,17 +108,17 @@ class _Measuring:
         return None
 
     def _comparison(self, name: str, request: MeasurementRequest) -> ModelSpeed | None:
-        """A model that no gate asks for: without it, the run goes on."""
+        """A model that no gate needs: if it cannot be measured, the run continues with a warning."""
         try:
             return self._measure(name, request, None)
         except OutOfMemory as error:
             self._warnings.append(
-                f"{name} was not measured: the machine has too little memory for it on the CPU: {error}"
+                f"{name} was not measured: the machine has too little memory to run it on the CPU: {error}"
             )
             return None
 
     def _measure(self, name: str, request: MeasurementRequest, memory: int | None) -> ModelSpeed:
-        self._context.progress.say(f"measuring the {name} model with {self._cores.count} threads")
+        self._context.progress.say(f"measuring the {name} model on {count(self._cores.count, 'thread')}")
         return measure(request, self._context.scratch, self._context.stop, memory)
 
     def _format_request(self, edge_format: EdgeFormat) -> MeasurementRequest:
@@ -128,7 +129,7 @@ class _Measuring:
 
 
 def _base_dtype() -> str:
-    """The dtype in which a CPU computes the base, as it does for its scores."""
+    """The dtype of the base on a CPU, the same as for its scores."""
     import torch
 
     device = torch.device("cpu")

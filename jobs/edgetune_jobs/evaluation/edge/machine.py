@@ -1,4 +1,4 @@
-"""What this machine has: its CPU, its cores, the memory that is left, the memory that a process has in use."""
+"""This machine: its CPU model, usable cores, free memory, and the memory that a process uses."""
 
 import math
 import platform
@@ -25,32 +25,32 @@ class Cores:
 
     count: int
     warnings: tuple[str, ...] = ()
-    """What of the asked could not be had."""
+    """A warning if there are fewer cores than requested."""
 
     @classmethod
-    def choose(cls, asked: str | None, usable: int) -> "Cores":
-        """As many as asked, rounded up, but no more than are usable; without `asked` all of those.
+    def choose(cls, requested: str | None, usable: int) -> "Cores":
+        """The requested cores, rounded up, but no more than are usable; all usable cores if none are requested.
 
         Args:
-            asked: a quantity such as 2 or 500m.
+            requested: a quantity such as 2 or 500m.
             usable: cores that this process may use.
         """
-        if asked is None:
+        if requested is None:
             return cls(usable)
-        count = math.ceil(parse_cpu(asked))
+        count = math.ceil(parse_cpu(requested))
         if count <= usable:
             return cls(count)
         return cls(
             usable,
             (
-                f"spec.evaluation.edge.cpu asks for {count} cores, and the stage has {usable}: it was measured with "
-                f"{usable}; give the stage evaluate more in the profile",
+                f"spec.evaluation.edge.cpu requests {count} cores, but the stage has {usable}: measured on {usable}; "
+                "give the stage evaluate more cores in the profile",
             ),
         )
 
 
 def cpu_model() -> str:
-    """Name of the CPU as its maker gives it, else the architecture."""
+    """The vendor's name for the CPU; the architecture if it is unknown."""
     if _CPU_INFO.is_file():
         for line in _CPU_INFO.read_text().splitlines():
             name, _, value = line.partition(":")
@@ -60,7 +60,7 @@ def cpu_model() -> str:
 
 
 def resident_bytes(process: int) -> int:
-    """Resident set of a process: anonymous, shared and mapped pages. 0 if it has ended, or there is no /proc."""
+    """Resident set of a process: anonymous, shared and mapped pages. 0 if it has ended or there is no /proc."""
     try:
         return read_proc_bytes(Path(f"/proc/{process}/status"), "VmRSS") or 0
     except OSError:
@@ -70,27 +70,27 @@ def resident_bytes(process: int) -> int:
 def free_bytes(
     memory_info: Path = _MEMORY_INFO, cgroup_files: Sequence[tuple[Path, Path]] = _CGROUP_FILES
 ) -> int | None:
-    """Memory that processes of this container can still take; None if the machine does not say.
+    """Memory in bytes that processes of this container can still allocate; None if it is unknown.
 
     Args:
-        memory_info: file with the figures of the whole machine.
-        cgroup_files: files with limit and usage of the container; those of other versions of cgroups are not there.
+        memory_info: file with the memory of the whole machine.
+        cgroup_files: files with the container's limit and usage; those of other cgroup versions may be missing.
     """
     of_machine = read_proc_bytes(memory_info, "MemAvailable") if memory_info.is_file() else None
-    answers = (of_machine, *(_free_of_cgroup(limit, usage) for limit, usage in cgroup_files))
-    return min((free for free in answers if free is not None), default=None)
+    figures = (of_machine, *(_free_of_cgroup(limit, usage) for limit, usage in cgroup_files))
+    return min((free for free in figures if free is not None), default=None)
 
 
 def _free_of_cgroup(limit_file: Path, usage_file: Path) -> int | None:
     try:
         limit, usage = limit_file.read_text().strip(), usage_file.read_text().strip()
         cached = _cached_bytes(usage_file.with_name("memory.stat"))
-    except OSError:  # another version of cgroups, or none
+    except OSError:  # another cgroup version, or no cgroups
         return None
     return None if limit == "max" else max(0, int(limit) - int(usage) + cached)
 
 
 def _cached_bytes(statistics: Path) -> int:
-    """Cached pages of files, which count as used and go when memory is needed."""
+    """Page cache that counts as used, but is reclaimed when memory is needed."""
     values = dict(line.split() for line in statistics.read_text().splitlines())
     return int(values.get("total_inactive_file", values.get("inactive_file", 0)))

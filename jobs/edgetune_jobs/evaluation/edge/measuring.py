@@ -1,4 +1,4 @@
-"""Measures models in processes of their own, and keeps an eye on their memory."""
+"""Measures each model in a process of its own and watches the process's memory."""
 
 import os
 import subprocess
@@ -14,16 +14,16 @@ from edgetune_jobs.errors import Interrupted, TransientError
 from edgetune_jobs.evaluation.edge import machine
 from edgetune_jobs.evaluation.edge.process import REQUEST, RESULT, MeasurementRequest, MeasurementResult
 
-_LOOK_SECONDS = 0.02
-# Some of what is free is left to the stage itself.
+_POLL_SECONDS = 0.02
+# The rest of the free memory is for the stage itself.
 _SHARE_OF_FREE_MEMORY = 0.9
 _STANDARD_ERROR = 2
-# A process that the kernel or somebody else has killed.
+# Killed by the kernel or another process.
 _KILLED = -9
 
 
 class OutOfMemory(Exception):
-    """The machine, or the container, has too little memory for a model. The message has the figures."""
+    """The machine or the container has too little memory for a model. The message has the figures."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _Ending:
 
     exit_code: int
     peak_bytes: int
-    """Largest resident set that was seen."""
+    """Largest resident set that was observed."""
 
     stopped: bool
-    """Whether it was stopped for its memory."""
+    """Whether it was stopped because of its memory."""
 
 
 def measure(
@@ -48,17 +48,17 @@ def measure(
     """Run a model in a process of its own.
 
     Args:
-        request: what to measure.
-        scratch: folder for files that are thrown away.
-        stop: ends the measurement when it is set.
-        memory: limit on the process's resident set in bytes: beyond it, it is stopped.
-        free_bytes: gives the memory that is free on this machine; None if it is not known.
+        request: the measurement.
+        scratch: folder for temporary files.
+        stop: interrupts the measurement when set.
+        memory: limit on the process's resident set in bytes; the process is stopped if it exceeds it.
+        free_bytes: returns the free memory of this machine in bytes; None if it is unknown.
 
     Raises:
-        OutOfMemory: the process took what is free on this machine, and that is less than the limit.
-        TransientError: the process was killed by somebody else.
+        OutOfMemory: the process used the free memory of this machine, which is less than the limit.
+        TransientError: the process was killed from outside.
         Interrupted: `stop` was set.
-        RuntimeError: the process failed; its words are in the log.
+        RuntimeError: the process failed; its error is in the log.
     """
     free = free_bytes()
     bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
@@ -70,7 +70,7 @@ def measure(
     over_memory = memory is not None and max(ending.peak_bytes, result.peak_bytes if result else 0) > memory
     if ending.stopped and not over_memory:
         raise OutOfMemory(
-            f"its process had {ending.peak_bytes:,} bytes in memory when it was stopped, and {free or 0:,} were free"
+            f"its process was stopped at {ending.peak_bytes:,} bytes of memory: only {free or 0:,} bytes were free"
         )
     if not ending.stopped:
         _check_exit(request, ending.exit_code)
@@ -84,7 +84,7 @@ def _run(
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(request.threads),
-        "CUDA_VISIBLE_DEVICES": "",  # a CPU is measured, also on a machine with a GPU
+        "CUDA_VISIBLE_DEVICES": "",  # measure the CPU, also on a machine with a GPU
     }
     command = [sys.executable, "-m", "edgetune_jobs.evaluation.edge.process", str(request_file), str(result_file)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR) as process:
@@ -95,7 +95,7 @@ def _run(
 
 
 def _watch(process: subprocess.Popen[bytes], stop: threading.Event, limit: int | None) -> _Ending:
-    """Wait for the end of a process, and stop it when it takes more memory than it may."""
+    """Wait for the end of a process; stop it if it exceeds its memory limit."""
     peak = 0
     while process.poll() is None:
         peak = max(peak, machine.resident_bytes(process.pid))
@@ -105,19 +105,19 @@ def _watch(process: subprocess.Popen[bytes], stop: threading.Event, limit: int |
         if stop.is_set():
             raise Interrupted("stopped by SIGTERM while measuring; the next attempt starts the evaluation again")
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_LOOK_SECONDS)
+            process.wait(_POLL_SECONDS)
     return _Ending(process.returncode, peak, stopped=False)
 
 
 def _check_exit(request: MeasurementRequest, exit_code: int) -> None:
     if exit_code == _KILLED:
         raise TransientError(
-            f"the process that measured {request.folder.name} was killed, probably because the container's memory ran "
-            "out: give the stage evaluate more memory in the profile"
+            f"the process that measured {request.folder.name} was killed, probably because the container ran out of "
+            "memory: give the stage evaluate more memory in the profile"
         )
     if exit_code != 0:
         raise RuntimeError(
-            f"the process that measured {request.folder.name} ended with exit code {exit_code}; see the log"
+            f"the process that measured {request.folder.name} failed with exit code {exit_code}; see the log"
         )
 
 

@@ -1,7 +1,6 @@
-"""`python -m edgetune_jobs.evaluation.edge.process REQUEST RESULT`: run one model and measure it; a process of its own.
+"""`python -m edgetune_jobs.evaluation.edge.process REQUEST RESULT`: the process that measures one model.
 
-Both are JSON files. RESULT is written twice: when the libraries are there, and
-in the end.
+Both are JSON files. RESULT is written twice: once the libraries are loaded, and at the end.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from edgetune_jobs.evaluation.edge.runtimes import LlamaCppRunner, Runner, Runti
 from edgetune_jobs.models import loading
 
 REPEATS = 3
-# A repeat is not begun after this time, so that a slow model on few cores does not take an hour.
+# No repeat starts after this time, so that a slow model on few cores does not take an hour.
 _ENOUGH_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
 
@@ -32,10 +31,10 @@ class MeasurementRequest:
 
     runtime: Runtime
     folder: Path
-    """The model."""
+    """The model's folder."""
 
     dtype: str
-    """transformers: torch's name of the dtype of the weights, or AS_STORED."""
+    """For transformers: torch's name for the dtype of the weights, or AS_STORED."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
@@ -45,7 +44,7 @@ class MeasurementRequest:
 
     threads: int
     parent: int
-    """Process that asks: without it, this one ends."""
+    """Process ID of the parent; when it ends, this process ends too."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class MeasurementResult:
-    """What was found."""
+    """The measured figures."""
 
     runtime: str
-    """With its version."""
+    """The runtime with its version."""
 
     baseline_bytes: int
     """Resident set before the model was loaded."""
@@ -73,7 +72,7 @@ class MeasurementResult:
     """Largest resident set."""
 
     timing: Timing | None = None
-    """None as long as the model has not run."""
+    """None before the model has run."""
 
 
 REQUEST = TypeAdapter(MeasurementRequest)
@@ -81,7 +80,7 @@ RESULT = TypeAdapter(MeasurementResult)
 
 
 def time_tokens(start: Callable[[], Iterator[int]], new_tokens: int, clock: Callable[[], float]) -> Timing:
-    """Let a prompt be answered a few times with `new_tokens` tokens and take medians, after a warm-up of two tokens."""
+    """Medians over a few answers of `new_tokens` tokens to a prompt, after a warm-up of two tokens."""
     warm_up = start()
     next(warm_up)
     next(warm_up)
@@ -89,18 +88,18 @@ def time_tokens(start: Callable[[], Iterator[int]], new_tokens: int, clock: Call
     further: list[float] = []
     began = clock()
     while not first or (len(first) < REPEATS and clock() - began < _ENOUGH_SECONDS):
-        tokens, asked = start(), clock()
+        tokens, started = start(), clock()
         next(tokens)
-        answered = clock()
+        first_at = clock()
         for _ in range(new_tokens - 1):
             next(tokens)
-        first.append(answered - asked)
-        further.append((clock() - answered) / (new_tokens - 1))
+        first.append(first_at - started)
+        further.append((clock() - first_at) / (new_tokens - 1))
     return Timing(median(first), median(further))
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the measurement in the request file."""
     request_file, result_file = map(Path, sys.argv[1:])
     request = REQUEST.validate_json(request_file.read_bytes())
     _end_with(request.parent)
@@ -120,22 +119,22 @@ def _open_runner(request: MeasurementRequest) -> Runner:
 
 
 def _end_with(parent: int) -> None:
-    """Be killed when the parent is: nobody would wait for the result any more."""
+    """End this process when its parent ends, because nobody would wait for the result."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit("the process that asked has ended")
+        sys.exit("the parent process has ended")
 
 
 def _keep_to_cores(count: int) -> None:
-    """Run on so many cores only. Call it before any thread is started."""
+    """Run on this number of cores only. Call it before any thread starts."""
     if hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):  # forbidden here: the number of threads is a limit too
+        with contextlib.suppress(OSError):  # not permitted: the number of threads is a limit too
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def _write(file: Path, result: MeasurementResult) -> None:
-    """All of it or nothing: the reader may look at any time."""
+    """Write atomically: the reader may read at any time."""
     part = file.with_suffix(".part")
     part.write_bytes(RESULT.dump_json(result))
     part.replace(file)

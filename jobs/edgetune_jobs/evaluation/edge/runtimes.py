@@ -1,4 +1,4 @@
-"""What runs a model on a CPU, token by token: transformers, or llama.cpp for GGUF."""
+"""Runtimes that run a model on a CPU, token by token: transformers, or llama.cpp for GGUF."""
 
 import importlib.metadata
 import importlib.util
@@ -13,46 +13,46 @@ AS_STORED = "auto"
 
 
 class Runtime(StrEnum):
-    """A runtime."""
+    """A library that runs models."""
 
     TRANSFORMERS = "transformers"
     LLAMA_CPP = "llama.cpp"
 
 
-# transformers reads the other formats too, but unpacks their weights: its figures would not be theirs.
+# transformers also reads GGUF and W8A8, but dequantizes them: its figures would not be those of the format.
 RUNTIMES: Mapping[EdgeFormat, Runtime] = {
     EdgeFormat.BITSANDBYTES_INT8: Runtime.TRANSFORMERS,
     EdgeFormat.GGUF_Q8_0: Runtime.LLAMA_CPP,
 }
-"""The runtime for which a format is made, of those formats that run on a CPU."""
+"""The runtime of each format that runs on a CPU."""
 
 
 def why_not_runnable(edge_format: EdgeFormat) -> str | None:
-    """Why this image cannot measure a format, and what would help; None if it can."""
+    """Why this image cannot measure a format, and what to do; None if it can."""
     if edge_format not in RUNTIMES:
-        return f"{edge_format} is made for vLLM, which this image has not; measure BitsAndBytesInt8 or GGUF-Q8_0"
+        return f"{edge_format} needs vLLM, which is not in this image; measure BitsAndBytesInt8 or GGUF-Q8_0 instead"
     if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
         return (
-            f"{edge_format} is measured with llama.cpp, which is not here: build the image with the argument "
+            f"{edge_format} needs llama.cpp, which is not installed: build the image with the argument "
             'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp'
         )
     return None
 
 
 class Runner(Protocol):
-    """Runs one model. Its libraries are loaded when it is made, the model by `load`."""
+    """Runs one model. The constructor loads the libraries, `load` the model."""
 
     name: str
     """The runtime with its version."""
 
     def load(self, folder: Path, longest: int) -> None:
-        """Load the model of a folder, for prompts and answers of `longest` tokens together."""
+        """Load the model in a folder, for prompts with answers of at most `longest` tokens."""
         ...
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        """The most likely tokens after a prompt of token ids, without end: end tokens are tokens like any other.
+        """Greedy tokens after a prompt of token ids, endless: end tokens do not stop it.
 
-        Nothing of an earlier prompt is used again. The first token takes the reading of the whole prompt.
+        Nothing is cached between prompts. The first token includes the processing of the whole prompt.
         """
         ...
 
@@ -64,12 +64,12 @@ class TransformersRunner:
         """Import the libraries.
 
         Args:
-            dtype: torch's name of the dtype of the weights, or AS_STORED.
+            dtype: torch's name for the dtype of the weights, or AS_STORED.
         """
         from edgetune_jobs.models.libraries import prepare_libraries
 
         prepare_libraries()
-        import bitsandbytes  # noqa: F401 - transformers would import it with the model, which is to be told apart
+        import bitsandbytes  # noqa: F401 - else loading the model would import it and count its memory as the model's
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
@@ -117,5 +117,5 @@ class LlamaCppRunner:
         )
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
-        self._model.reset()  # else it would keep what the prompt has in common with the one before
+        self._model.reset()  # else it would reuse the cache of the common prefix with the previous prompt
         yield from self._model.generate(list(prompt), temp=0.0, repeat_penalty=1.0)

@@ -1,4 +1,4 @@
-"""One S3 bucket: small objects, streams in both directions, verified; errors speak of bucket and key."""
+"""One S3 bucket: small objects, verified uploads and downloads; errors name bucket and key."""
 
 import base64
 import hashlib
@@ -29,25 +29,25 @@ class RemoteObject:
     bytes: int
     etag: str
     has_sha256: bool
-    """Whether the service keeps a SHA-256 of it; of a multipart object it may be that of its parts."""
+    """Whether the service has a SHA-256 for it; for a multipart object this may be a hash of its parts' hashes."""
 
     sha256: str | None = None
-    """The service's SHA-256 of the whole content, in hexadecimal; None in listings and when there is none."""
+    """The service's SHA-256 of the whole content, in hexadecimal; None in listings and if there is none."""
 
 
 class S3Bucket:
-    """Requests to one bucket through a boto3 client. Safe for several threads.
+    """Requests to one bucket through a boto3 client. Thread-safe.
 
-    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientError as a Store does.
+    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientError, as in Store.
     """
 
     def __init__(self, client: Any, name: str, part_bytes: int = PART_BYTES) -> None:
-        """Ask for nothing yet.
+        """Open the bucket, without any request.
 
         Args:
             client: a boto3 S3 client.
             name: the bucket's name.
-            part_bytes: larger files go up in parts of so many bytes.
+            part_bytes: larger files are uploaded in parts of this size.
         """
         self._client = client
         self._name = name
@@ -58,7 +58,7 @@ class S3Bucket:
         return f"s3://{self._name}/{key}"
 
     def read(self, key: str) -> Content | None:
-        """A small object as a whole; None when there is none."""
+        """A small object; None if there is none."""
         from botocore.exceptions import ClientError
 
         with s3_errors(self.uri(key)):
@@ -86,7 +86,7 @@ class S3Bucket:
                     response = self._client.put_object(Bucket=self._name, Key=key, Body=data, **conditions)
                     break
                 except ClientError as error:
-                    # 409: another conditional put is under way, and which of them wins is open.
+                    # 409: another conditional put is in flight, and it is undecided which one wins.
                     if conditions and status_of(error) == 409 and attempt < _ATTEMPTS:
                         _pause(attempt)
                         continue
@@ -105,14 +105,14 @@ class S3Bucket:
                 yield RemoteObject(found["Key"], found["Size"], found["ETag"], has_sha256)
 
     def head(self, key: str) -> RemoteObject | None:
-        """Size, etag and SHA-256 of an object; None when there is none."""
+        """Size, etag and SHA-256 of an object; None if there is none."""
         from botocore.exceptions import ClientError
 
         with s3_errors(self.uri(key)):
             try:
                 response = self._client.head_object(Bucket=self._name, Key=key, ChecksumMode="ENABLED")
             except ClientError as error:
-                # A missing bucket answers the same, without a body to tell them apart: a listing knows.
+                # A missing bucket gives the same response, but fails in a listing.
                 if status_of(error) == 404:
                     next(self.list(key), None)
                     return None
@@ -121,12 +121,12 @@ class S3Bucket:
         return RemoteObject(key, response["ContentLength"], response["ETag"], sha256 is not None, sha256)
 
     def read_into(self, key: str, start: int, buffer: memoryview, etag: str) -> int:
-        """Read the content that `etag` names from `start` on into `buffer`.
+        """Read the content with this etag from byte `start` into `buffer`; the number of bytes read.
 
-        How many bytes arrived: fewer than asked for if the object ends, or if the body was cut after some of them.
+        It is smaller than the buffer at the object's end, or if the connection broke after some bytes.
 
         Raises:
-            InvalidInput: the object has other content by now, or the service does not send ranges.
+            InvalidInput: the object has changed, or the service ignores ranges.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -148,11 +148,11 @@ class S3Bucket:
         return 0
 
     def create_file(self, key: str, size: int) -> UploadStream:
-        """A new object of `size` bytes, written in a stream; an upload that fails or is interrupted is aborted."""
+        """A new object of `size` bytes, written as a stream; a failed or interrupted upload is aborted."""
         return UploadStream(self._client, self._name, key, size, self._part_bytes)
 
     def upload_file(self, path: Path, key: str) -> Fingerprint:
-        """Send a file, a large one in parts, hashed on the way; an upload that fails or is interrupted is aborted."""
+        """Upload a file and hash it on the way, a large one in parts; a failed or interrupted upload is aborted."""
         size = path.stat().st_size
         if size <= self._part_bytes:
             data = path.read_bytes()
@@ -171,16 +171,16 @@ class S3Bucket:
         etag: str | None = None,
         cancelled: threading.Event | None = None,
     ) -> Fingerprint:
-        """Stream an object into a file. A body that is cut is continued where it ended, a bounded number of times.
+        """Download an object to a file. A broken download resumes where it stopped, a bounded number of times.
 
         Args:
-            expected: what the content must be.
-            etag: the content that must still be there.
-            cancelled: ends the download when set.
+            expected: fingerprint that the content must have.
+            etag: etag that the object must still have.
+            cancelled: cancels the download when set.
 
         Raises:
-            DamagedObject: the object is missing or is not the expected content.
-            InvalidInput: the object has other content than `etag` names by now.
+            DamagedObject: the object is missing or has other content.
+            InvalidInput: the object no longer has this etag.
         """
         with disk_errors(path, expected.bytes if expected else 0), path.open("wb") as file:
             return self.stream(key, FileSink(file), expected, etag, cancelled)
@@ -193,7 +193,7 @@ class S3Bucket:
         etag: str | None = None,
         cancelled: threading.Event | None = None,
     ) -> Fingerprint:
-        """Like `download_file`, into a sink."""
+        """Like `download_file`, but into a sink."""
         body = _Body(sink, etag)
         attempts = 0
         while True:
@@ -203,25 +203,25 @@ class S3Bucket:
             attempts += 1
             if attempts == _ATTEMPTS:
                 raise problem
-            # What was changed on the way may arrive as it is the next time; what was cut is continued.
+            # A complete but damaged body is downloaded again; a partial one is resumed.
             if body.is_whole:
                 body.restart()
             _pause(attempts)
 
     def delete(self, key: str) -> None:
-        """Delete an object; nothing happens when there is none."""
+        """Delete an object if it exists."""
         with s3_errors(self.uri(key)):
             self._client.delete_object(Bucket=self._name, Key=key)
 
     def list_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """Key and upload ID of each multipart upload that is neither complete nor aborted."""
+        """Key and upload ID of each multipart upload that is neither completed nor aborted."""
         with s3_errors(self.uri(prefix)):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._name, Prefix=prefix)
             for upload in (upload for page in pages for upload in page.get("Uploads", ())):
                 yield upload["Key"], upload["UploadId"]
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Abort a multipart upload; nothing happens when it has ended by itself."""
+        """Abort a multipart upload if it still exists."""
         from botocore.exceptions import ClientError
 
         with s3_errors(self.uri(key)):
@@ -232,7 +232,7 @@ class S3Bucket:
                     raise
 
     def _get(self, key: str) -> Content:
-        """A small object. A body that is cut or changed is asked for again, a bounded number of times."""
+        """A small object. A broken or damaged download is repeated, a bounded number of times."""
         from botocore.exceptions import BotoCoreError
 
         attempt = 1
@@ -252,25 +252,25 @@ class S3Bucket:
         with closing(response["Body"]) as content:
             if not response.get("ContentRange", "").startswith(f"bytes {start}-"):
                 raise InvalidInput(
-                    f"{self.uri(key)} was asked for its bytes {start:,} to {last:,}, and the service sent others: "
-                    "let requests with the header Range through to a service that answers them"
+                    f"{self.uri(key)}: the service ignored the request for bytes {start:,} to {last:,}: use a service, "
+                    "and a proxy if there is one, that supports the Range header"
                 )
             return _fill(content, buffer)
 
     def _continue_download(
         self, key: str, body: "_Body", expected: Fingerprint | None, cancelled: threading.Event
     ) -> TransientError | None:
-        """Receive what has not arrived yet; what is wrong if another request may mend it, None when all is well."""
+        """Download the missing bytes; the error if another request may succeed, None if the content is complete."""
         try:
             self._receive(key, body, expected, cancelled)
         except DamagedObject:
             raise
         except TransientError as error:
             if not body.is_whole:
-                message = f"the download of {self.uri(key)} broke off after {body.fingerprint.bytes:,} bytes: {error}"
+                message = f"the download of {self.uri(key)} failed after {body.fingerprint.bytes:,} bytes: {error}"
                 return TransientError(message)
-            # All of it arrived, and the service's checksum says that it was changed.
-            return DamagedObject(f"{self.uri(key)} is damaged: {body.fingerprint} arrived: {error}")
+            # The body is complete, but does not match the service's checksum.
+            return DamagedObject(f"{self.uri(key)} is damaged: {body.fingerprint} received: {error}")
         try:
             if expected is not None:
                 check_content(self.uri(key), body.fingerprint, expected)
@@ -292,8 +292,7 @@ class S3Bucket:
             with closing(response["Body"]) as content:
                 body.begin(response)
                 if expected is not None and body.total != expected.bytes:
-                    said = f"it has {body.total:,} bytes, where {expected} were written"
-                    raise DamagedObject(f"{self.uri(key)} is damaged: {said}")
+                    raise DamagedObject(f"{self.uri(key)} is damaged: {body.total:,} bytes instead of {expected}")
                 for chunk in content.iter_chunks(CHUNK_BYTES):
                     if cancelled.is_set():
                         raise Interrupted(f"the download of {self.uri(key)} was cancelled")
@@ -302,23 +301,23 @@ class S3Bucket:
     def _refuse_changed(self, error: Any, key: str) -> None:
         if status_of(error) in _CONFLICT_STATUSES:
             raise InvalidInput(
-                f"{self.uri(key)} was changed while it was read; try again when nobody writes to it"
+                f"{self.uri(key)} was changed while it was read; try again when nothing writes to it"
             ) from error
 
 
 class _Body:
-    """What has arrived of an object, and how to ask for the rest of the same content."""
+    """The bytes of an object received so far, and the conditions for a request for the rest."""
 
     def __init__(self, sink: Sink, etag: str | None) -> None:
         self._sink = sink
         self._etag = etag
         self.total = -1
-        """Bytes of the whole object; -1 until the service has said it."""
+        """Bytes of the whole object; -1 before the first response."""
 
         self.restart()
 
     def restart(self) -> None:
-        """Forget what has arrived."""
+        """Discard the received bytes."""
         self._sink.restart()
         self._hasher = hashlib.sha256()
         self._bytes = 0
@@ -332,31 +331,31 @@ class _Body:
         return conditions
 
     def begin(self, response: Any) -> None:
-        """Take over an answer's header."""
+        """Process a response's header."""
         if self._bytes and "ContentRange" not in response:
-            self.restart()  # the service does not know ranges: it sends all of it again
+            self.restart()  # the service ignored the range and sends the whole object
         self._etag = response["ETag"]
         self.total = self._bytes + response["ContentLength"]
 
     def append(self, chunk: bytes) -> None:
-        """Take over the next bytes."""
+        """Process the next bytes."""
         self._sink.write(chunk)
         self._hasher.update(chunk)
         self._bytes += len(chunk)
 
     @property
     def is_whole(self) -> bool:
-        """Whether as many bytes have arrived as there are."""
+        """Whether all bytes are received."""
         return self._bytes == self.total
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what has arrived."""
+        """Fingerprint of the received bytes."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
 
 
 def _fill(content: Any, buffer: memoryview) -> int:
-    """Bytes that a body brought; one that was cut counts as what came before, if anything did."""
+    """Read a body into a buffer; the number of bytes. A broken connection raises only before the first byte."""
     from botocore.exceptions import BotoCoreError
 
     filled = 0
@@ -370,12 +369,12 @@ def _fill(content: Any, buffer: memoryview) -> int:
 
 
 def _pause(attempt: int) -> None:
-    """Wait before the next attempt, twice as long each time."""
+    """Back off exponentially before the next attempt."""
     time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
 
 
 def _full_object_sha256(response: Any) -> str | None:
-    """The service's SHA-256 in hexadecimal. That of a multipart object covers the sums of its parts: it is no use."""
+    """The service's SHA-256 in hexadecimal; None for a multipart object, whose hash covers its parts' hashes."""
     checksum = response.get("ChecksumSHA256")
     if checksum is None or response.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT" or "-" in checksum:
         return None

@@ -1,4 +1,4 @@
-"""The S3 client: how it is set up, and what its errors mean to the person who can fix them."""
+"""The S3 client: credentials, configuration, and translation of its errors into stage errors."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ _CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_R
 _CONNECT_TIMEOUT_SECONDS = 10
 _READ_TIMEOUT_SECONDS = 60
 _REQUEST_ATTEMPTS = 5
-# The kubelet takes about a minute to renew the files of a Secret, and tokens are renewed minutes before they expire.
+# The kubelet takes about a minute to update the files of a Secret, and tokens are renewed minutes before they expire.
 _REREAD_SECONDS = 60.0
 
-_RIGHTS: Mapping[str, str] = {
+_PERMISSIONS: Mapping[str, str] = {
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
     "CompleteMultipartUpload": "s3:PutObject",
     "CreateMultipartUpload": "s3:PutObject",
@@ -54,7 +54,7 @@ _TRANSIENT = frozenset(
 
 @dataclass(frozen=True)
 class Credentials:
-    """An access key; None in place of it means the client's default chain, such as the pod's identity."""
+    """An access key. Without one, the client uses its default chain, such as the Pod's identity."""
 
     access_key_id: str
     secret_access_key: str
@@ -62,16 +62,16 @@ class Credentials:
 
     @classmethod
     def from_folder(cls, folder: Path | None) -> "Credentials | None":
-        """Credentials from the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if there, AWS_SESSION_TOKEN.
+        """Credentials from the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, AWS_SESSION_TOKEN.
 
         Raises:
-            AccessDenied: one of the first two is missing or empty.
+            AccessDenied: only one of the first two exists and is not empty.
         """
         if folder is None:
             return None
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         found: list[str | None] = []
-        # All of the old ones or all of the new ones, should they be renewed in between.
+        # Read until two readings are equal: a renewal in between must not mix old and new files.
         while found != (found := [read_secret(folder, name) for name in names]):
             pass
         access_key_id, secret_access_key, session_token = found
@@ -84,34 +84,34 @@ class Credentials:
 
 
 def read_secret(folder: Path, name: str) -> str | None:
-    """A secret from a mounted file, without white space around it; None when the file is missing or empty."""
+    """A secret from a mounted file, without surrounding white space; None if the file is missing or empty."""
     path = folder / name
     return (path.read_text(encoding="utf-8").strip() or None) if path.is_file() else None
 
 
 @dataclass(frozen=True)
 class MountedCredentials:
-    """An access key in files that are renewed from time to time, as session tokens in a mounted Secret are."""
+    """An access key in files that are renewed regularly, such as session tokens in a mounted Secret."""
 
     folder: Path
 
     def read(self) -> Credentials:
-        """What the files hold now.
+        """The access key that is in the files now.
 
         Raises:
-            AccessDenied: there is no whole access key in them.
+            AccessDenied: it is missing or incomplete.
         """
         credentials = Credentials.from_folder(self.folder)
         if credentials is None:
-            raise AccessDenied(f"the S3 credentials in {self.folder} are gone: add them to the profile's Secret")
+            raise AccessDenied(f"the S3 credentials in {self.folder} were removed: add them to the profile's Secret")
         return credentials
 
 
 def find_credentials(folder: Path | None) -> MountedCredentials | None:
-    """The credentials in a folder; None if it holds none.
+    """The credentials in a folder; None if it has none.
 
     Raises:
-        AccessDenied: a part of them is missing.
+        AccessDenied: they are incomplete.
     """
     if folder is None or Credentials.from_folder(folder) is None:
         return None
@@ -128,12 +128,12 @@ def create_client(
 
     Args:
         location: the store.
-        credentials: an access key, or where to read it; None for the client's default chain.
-        attempts: how often a request is sent while errors are transient.
+        credentials: an access key, or the files to read it from; None for the client's default chain.
+        attempts: how often a request is sent at most, if errors are transient.
         reread_seconds: how long an access key from files is used before they are read again.
 
     Raises:
-        AccessDenied: the access key in the files is not whole.
+        AccessDenied: the access key in the files is incomplete.
     """
     from botocore.config import Config
 
@@ -153,7 +153,7 @@ def create_client(
 
 
 def _create_session(credentials: Credentials | MountedCredentials | None, reread_seconds: float) -> Any:
-    """A boto3 session with these credentials; those in files are read again from time to time."""
+    """A boto3 session with these credentials; those in files are read again regularly."""
     import boto3
     import botocore.session
     from botocore.credentials import CredentialProvider, CredentialResolver, RefreshableCredentials
@@ -178,7 +178,7 @@ def _create_session(credentials: Credentials | MountedCredentials | None, reread
         METHOD = "mounted-files"
 
         def load(self) -> RefreshableCredentials:
-            # Read when the time is over, neither before nor in the background.
+            # Timeouts of 0: read again only after the expiry time, not earlier in the background.
             return RefreshableCredentials.create_from_metadata(
                 read(), read, self.METHOD, advisory_timeout=0, mandatory_timeout=0
             )
@@ -189,14 +189,14 @@ def _create_session(credentials: Credentials | MountedCredentials | None, reread
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// URI; the key is without a / at its ends."""
+    """Bucket and key of an s3:// URI; the key has no / at its ends."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key.strip("/")
 
 
 @contextmanager
 def s3_errors(uri: str) -> Iterator[None]:
-    """Turns what boto3 raises into a StageError that names `uri`."""
+    """Turns exceptions of boto3 into a StageError that names `uri`."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -209,33 +209,31 @@ def s3_errors(uri: str) -> Iterator[None]:
 
 
 def status_of(error: Any) -> int:
-    """HTTP status of a botocore ClientError; 0 when there was none."""
+    """HTTP status of a botocore ClientError; 0 if there was none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _translate_response(error: Any, uri: str) -> StageError:
     code = error.response.get("Error", {}).get("Code", "")
     status = status_of(error)
-    said = f"the store answered {status} {code}"
+    answer = f"the store answered {status} {code}"
     if code in _EXPIRED:
         return TransientError(
-            f"{said} for {uri}: the session token has expired; renew it in the profile's Secret before it does"
+            f"{answer} for {uri}: the session token has expired; renew it in the profile's Secret before it expires"
         )
     if code in _BAD_CREDENTIALS:
-        return AccessDenied(f"{said} for {uri}: it does not accept the access key; renew it in the profile's Secret")
+        return AccessDenied(f"{answer} for {uri}: the access key is not valid; replace it in the profile's Secret")
     if status >= 500 or status in (408, 429) or code in _TRANSIENT:
-        return TransientError(
-            f"{said} to {error.operation_name} of {uri}, and so did the attempts after it; try again later"
-        )
+        return TransientError(f"{answer} to {error.operation_name} of {uri}, also after retries; try again later")
     if status in (401, 403):
-        right = _RIGHTS.get(error.operation_name, error.operation_name)
-        return AccessDenied(f"{said}: these credentials lack {right} on {uri}; grant it to them")
+        permission = _PERMISSIONS.get(error.operation_name, error.operation_name)
+        return AccessDenied(f"{answer}: the credentials lack {permission} on {uri}; grant it")
     if code == "NoSuchBucket":
         return InvalidInput(f"the bucket of {uri} does not exist; create it or correct the name")
     if status in (301, 307, 400) and code in ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"):
-        return InvalidInput(f"{said} for {uri}: the bucket is in another region; set the profile's region")
+        return InvalidInput(f"{answer} for {uri}: the bucket is in another region; set the profile's region")
     message = error.response.get("Error", {}).get("Message", "")
-    return InvalidInput(f"{said} to {error.operation_name} of {uri}: {message}".removesuffix(": "))
+    return InvalidInput(f"{answer} to {error.operation_name} of {uri}: {message}".removesuffix(": "))
 
 
 def _translate_client_error(error: Exception, uri: str) -> StageError:
@@ -250,9 +248,9 @@ def _translate_client_error(error: Exception, uri: str) -> StageError:
     cause = error.__cause__ or error
     if isinstance(error, no_credentials):
         return AccessDenied(
-            f"no credentials for {uri}: {error}; name a Secret in the profile, give the pod an identity, or on your "
+            f"no credentials for {uri}: {error}; name a Secret in the profile, give the Pod an identity, or on your "
             "own machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, (exceptions.ParamValidationError, exceptions.NoRegionError, ValueError)):
-        return InvalidInput(f"{uri} cannot be asked for: {error}")
-    return TransientError(f"the store cannot be reached for {uri}: {cause}")
+        return InvalidInput(f"invalid request for {uri}: {error}")
+    return TransientError(f"cannot reach the store at {uri}: {cause}")

@@ -19,8 +19,8 @@ from edgetune_jobs.store.sources import SourceKind, check_paths, is_hidden
 class S3Source:
     """An object, or the objects below a prefix.
 
-    Of a file in a folder, the service's SHA-256 of the whole object counts, else sha256(etag). A data set of one object
-    is known by its content, so that a user can compute its digest with sha256sum.
+    The file list of a prefix has the service's SHA-256 of each whole object, or sha256(etag) if there is none. The
+    digest of a data set that is a single object is the SHA-256 of its content, which users can compute with sha256sum.
     """
 
     def __init__(self, uri: str, field: str, kind: SourceKind, client: Any, target: Path) -> None:
@@ -29,12 +29,12 @@ class S3Source:
         Args:
             uri: s3://bucket/key or s3://bucket/prefix.
             field: path of the source in the spec, such as spec.dataset.train, for messages.
-            kind: what it is read for.
+            kind: the source's purpose.
             client: a boto3 S3 client.
-            target: folder that files are fetched into; made when needed.
+            target: folder that files are fetched to; created when needed.
 
         Raises:
-            InvalidInput: there is nothing at the URI, or a key that counts cannot be a file's path.
+            InvalidInput: there is nothing at the URI, or a key is not a valid file path.
         """
         bucket, key = split_uri(uri)
         self._uri = uri
@@ -46,7 +46,7 @@ class S3Source:
         self._objects = {checked_relative(path): found[path] for path in found if kind.counts(path)}
         self._ignored = sorted(path for path in found if not kind.counts(path))
         if not found:
-            raise InvalidInput(f"{field}.uri: there is nothing at {uri}")
+            raise InvalidInput(f"{field}.uri: there is nothing at {uri}; correct the URI or upload the files")
         self._fetched: set[str] = set()
 
     @property
@@ -65,14 +65,14 @@ class S3Source:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of an object's content, or of the list of a folder's files."""
+        """SHA-256 of an object's content, or of a prefix's file list."""
         return self.files[0].sha256 if self._is_file and self.files else file_list_digest(self.files)
 
     def fetch(self, paths: Sequence[str]) -> Path:
-        """A folder that holds these files, as they were when they were listed.
+        """A folder with these files, unchanged since they were listed.
 
         Raises:
-            InvalidInput: a path is not a file of this source, or was changed since it was listed.
+            InvalidInput: a path is not a file of this source, or the object has changed since it was listed.
         """
         check_paths(self, self._kind, self._field, self._objects, paths)
         missing = [path for path in paths if path not in self._fetched]
@@ -101,7 +101,7 @@ class S3Source:
                 return True, {key.rpartition("/")[2]: found}
         prefix = f"{key}/" if key else ""
         objects = {found.key.removeprefix(prefix): found for found in self._bucket.list(prefix)}
-        # A key that ends with / is how some tools mark an empty folder.
+        # Some tools create keys that end with / for empty folders.
         paths = [path for path in objects if path and not path.endswith("/") and not is_hidden(path)]
         return False, {path: objects[path] for path in paths}
 

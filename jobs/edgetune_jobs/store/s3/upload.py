@@ -1,4 +1,4 @@
-"""An S3 object that is written while its bytes come into being: a multipart upload, hashed on the way."""
+"""A multipart upload to S3 of an object that is produced as a stream, hashed on the way."""
 
 import hashlib
 from collections import deque
@@ -10,29 +10,29 @@ from typing import Any, Self
 from edgetune_jobs.store.files import Buffer, Fingerprint, check_size
 from edgetune_jobs.store.s3.client import s3_errors, status_of
 
-# Together with the part that is being filled, so many parts are in memory.
+# Parts in flight. One more, which is being filled, is in memory.
 _CONCURRENCY = 3
 PART_BYTES = 16 * 2**20
 _MOST_PARTS = 10_000
-# Within a Pod's grace period, whatever the service does.
+# Shorter than a Pod's grace period, even if the service hangs.
 _LAST_PARTS_SECONDS = 30
 
 
 class UploadStream:
-    """One upload, within a `with` block: complete at its end, aborted when the block raises."""
+    """One upload, used in a `with` block: completed at its end, aborted if the block raises."""
 
     def __init__(self, client: Any, bucket: str, key: str, size: int, part_bytes: int = PART_BYTES) -> None:
-        """Begin nothing yet.
+        """The upload starts with the `with` block.
 
         Args:
             client: a boto3 S3 client.
             bucket: the bucket's name.
             key: the object's key.
             size: bytes that will be written.
-            part_bytes: of each part, unless that makes more parts than S3 allows.
+            part_bytes: size of each part; larger if S3 does not allow that many parts.
         """
         self._client = client
-        self._place = {"Bucket": bucket, "Key": key}
+        self._object = {"Bucket": bucket, "Key": key}
         self._uri = f"s3://{bucket}/{key}"
         self._size = size
         self._part_bytes = max(part_bytes, -(-size // _MOST_PARTS))
@@ -40,16 +40,16 @@ class UploadStream:
         self._bytes = 0
         self._part = bytearray()
         self._parts: list[dict[str, Any]] = []
-        self._waiting: deque[Future[dict[str, Any]]] = deque()
+        self._in_flight: deque[Future[dict[str, Any]]] = deque()
         self._pool = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="upload")
         self._upload_id = ""
 
     def __enter__(self) -> Self:
-        # The client adds such a checksum to each part by itself; the service takes them only if it was told before.
+        # The client adds a CRC32 to each part by itself; the service accepts it only if the upload was created with it.
         adds_checksums = self._client.meta.config.request_checksum_calculation == "when_supported"
         checksums = {"ChecksumAlgorithm": "CRC32"} if adds_checksums else {}
         with s3_errors(self._uri):
-            self._upload_id = self._client.create_multipart_upload(**self._place, **checksums)["UploadId"]
+            self._upload_id = self._client.create_multipart_upload(**self._object, **checksums)["UploadId"]
         return self
 
     def __exit__(
@@ -67,11 +67,11 @@ class UploadStream:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what was written so far."""
+        """Fingerprint of the bytes written so far."""
         return Fingerprint(self._bytes, self._hasher.hexdigest())
 
     def write(self, data: Buffer, /) -> int:
-        """Take all of these bytes; their number."""
+        """Write all of these bytes; their number."""
         view = memoryview(data).cast("B")
         self._hasher.update(view)
         self._bytes += len(view)
@@ -85,21 +85,21 @@ class UploadStream:
         return len(view)
 
     def _send_part(self) -> None:
-        """Hand the filled part over; waits while too many are on their way."""
-        while len(self._waiting) >= _CONCURRENCY:
-            self._take_oldest()
-        number = len(self._parts) + len(self._waiting) + 1
-        self._waiting.append(self._pool.submit(self._upload_part, number, bytes(self._part)))
+        """Submit the filled part; waits while too many are in flight."""
+        while len(self._in_flight) >= _CONCURRENCY:
+            self._finish_oldest()
+        number = len(self._parts) + len(self._in_flight) + 1
+        self._in_flight.append(self._pool.submit(self._upload_part, number, bytes(self._part)))
         self._part.clear()
 
-    def _take_oldest(self) -> None:
+    def _finish_oldest(self) -> None:
         with s3_errors(self._uri):
-            self._parts.append(self._waiting[0].result())
-        self._waiting.popleft()  # not before: a signal may end the waiting, and what is on its way has to be known
+            self._parts.append(self._in_flight[0].result())
+        self._in_flight.popleft()  # only now: a signal may interrupt the wait, and the abort needs all parts in flight
 
     def _upload_part(self, number: int, data: bytes) -> dict[str, Any]:
-        response = self._client.upload_part(**self._place, UploadId=self._upload_id, PartNumber=number, Body=data)
-        # A service that was told a checksum wants to hear it again in the end.
+        response = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=data)
+        # A service that returns checksums of parts expects them again when the upload is completed.
         checksums = {name: value for name, value in response.items() if name.startswith("Checksum")}
         return {"PartNumber": number, "ETag": response["ETag"], **checksums}
 
@@ -109,24 +109,23 @@ class UploadStream:
         check_size(self.fingerprint, self._size, self._uri)
         if self._part or not self._bytes:
             self._send_part()
-        while self._waiting:
-            self._take_oldest()
+        while self._in_flight:
+            self._finish_oldest()
         parts = {"Parts": self._parts}
         with s3_errors(self._uri):
             try:
-                self._client.complete_multipart_upload(**self._place, UploadId=self._upload_id, MultipartUpload=parts)
+                self._client.complete_multipart_upload(**self._object, UploadId=self._upload_id, MultipartUpload=parts)
             except ClientError as error:
-                # The client asks again when an answer was lost: then the upload is gone because it is complete.
-                if error.response["Error"]["Code"] != "NoSuchUpload" or not self._is_there():
+                # The client retries if an answer is lost. The first request may have completed the upload.
+                if error.response["Error"]["Code"] != "NoSuchUpload" or not self._exists():
                     raise
 
-    def _is_there(self) -> bool:
-        """Whether the object is in the bucket. Each attempt writes under keys of its own: nobody else can have put it
-        there."""
+    def _exists(self) -> bool:
+        """Whether the object is in the bucket. No other attempt writes under its key."""
         from botocore.exceptions import ClientError
 
         try:
-            found = self._client.head_object(**self._place)
+            found = self._client.head_object(**self._object)
         except ClientError as error:
             if status_of(error) == 404:
                 return False
@@ -134,14 +133,14 @@ class UploadStream:
         return bool(found["ContentLength"] == self._size)
 
     def _abort(self) -> None:
-        """Abort the upload when no part is on its way any more: a part that arrives later would stay and cost money.
+        """Abort the upload once no part is in flight: a part that arrives after the abort would stay and cost money.
 
-        What cannot be aborted now is removed with what dead attempts leave, by the attempt that succeeds.
+        If the abort fails, the attempt that succeeds removes the upload.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for part in self._waiting:
+        for part in self._in_flight:
             part.cancel()
-        wait(self._waiting, timeout=_LAST_PARTS_SECONDS)
+        wait(self._in_flight, timeout=_LAST_PARTS_SECONDS)
         with suppress(BotoCoreError, ClientError):
-            self._client.abort_multipart_upload(**self._place, UploadId=self._upload_id)
+            self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)

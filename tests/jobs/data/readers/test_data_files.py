@@ -114,7 +114,7 @@ def test_an_empty_parquet_file_is_broken_and_one_without_rows_has_no_rows(tmp_pa
         ('{"instruction": "a", "instruction": "c"}', "broken JSON: duplicate field 'instruction'"),
         ("[" * 100_000, "broken JSON: nested too deeply"),
         ("1" * 5000, "broken JSON: Exceeds the limit"),
-        ('{"instruction": "\x00", "response": "b"}', "NUL bytes: is the file UTF-16?"),
+        ('{"instruction": "\x00", "response": "b"}', "NUL bytes: if the file is UTF-16"),
         ("[1, 2]", "is a list, not an object with named fields; a file that is one JSON list has to be named .json"),
         ("7", "is a number, not an object with named fields"),
     ],

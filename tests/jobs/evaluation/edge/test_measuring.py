@@ -1,4 +1,4 @@
-"""Measuring within an edge budget: cores, memory, time; what ends a measurement. No model is loaded here."""
+"""Measurements for an edge budget: cores, memory limits, timing, failures. No model is loaded here."""
 
 import os
 import sys
@@ -24,32 +24,32 @@ def request_for(folder: Path, runtime: Runtime = Runtime.TRANSFORMERS) -> Measur
 
 
 @pytest.mark.parametrize(("quantity", "cores"), [("2", 2.0), ("1.5", 1.5), ("500m", 0.5)])
-def test_cores_are_read_as_kubernetes_writes_them(quantity: str, cores: float) -> None:
+def test_cores_are_parsed_as_kubernetes_quantities(quantity: str, cores: float) -> None:
     assert parse_cpu(quantity) == cores
 
 
 @pytest.mark.parametrize("quantity", ["", "0", "-1", "2 cores", "1.2345", "1e3"])
-def test_what_is_no_number_of_cores_is_refused(quantity: str) -> None:
+def test_an_invalid_number_of_cores_is_refused(quantity: str) -> None:
     with pytest.raises(ValueError, match="is not a valid number of cores: use a number such as 2 or"):
         parse_cpu(quantity)
 
 
-@pytest.mark.parametrize(("asked", "count"), [(None, 4), ("1", 1), ("500m", 1), ("1.2", 2), ("4", 4)])
-def test_a_part_of_a_core_is_a_core_and_without_a_budget_all_are_taken(asked: str | None, count: int) -> None:
-    assert Cores.choose(asked, usable=4) == Cores(count)
+@pytest.mark.parametrize(("requested", "count"), [(None, 4), ("1", 1), ("500m", 1), ("1.2", 2), ("4", 4)])
+def test_requested_cores_are_rounded_up_and_default_to_all(requested: str | None, count: int) -> None:
+    assert Cores.choose(requested, usable=4) == Cores(count)
 
 
-def test_more_cores_than_the_stage_has_are_measured_with_those_and_told() -> None:
+def test_a_request_for_more_cores_than_the_stage_has_uses_all_and_warns() -> None:
     assert Cores.choose("8", usable=2) == Cores(
         2,
         (
-            "spec.evaluation.edge.cpu asks for 8 cores, and the stage has 2: it was measured with 2; "
-            "give the stage evaluate more in the profile",
+            "spec.evaluation.edge.cpu requests 8 cores, but the stage has 2: measured on 2; "
+            "give the stage evaluate more cores in the profile",
         ),
     )
 
 
-def test_memory_is_free_up_to_the_containers_limit_and_cached_files_count_as_free(
+def test_free_memory_is_bounded_by_the_containers_limit_and_includes_the_page_cache(
     tmp_path: Path,
 ) -> None:
     limit, usage = tmp_path / "memory.max", tmp_path / "memory.current"
@@ -60,7 +60,7 @@ def test_memory_is_free_up_to_the_containers_limit_and_cached_files_count_as_fre
     assert machine.free_bytes(cgroup_files=((tmp_path / "none", tmp_path / "none"), (limit, usage))) == 500_000
 
 
-def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
+def test_a_container_without_a_limit_has_the_free_memory_of_the_machine(tmp_path: Path) -> None:
     limit, usage, machine_wide = tmp_path / "memory.max", tmp_path / "memory.current", tmp_path / "meminfo"
     limit.write_text("max\n")
     usage.write_text("700000\n")
@@ -70,7 +70,7 @@ def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) ->
     assert machine.free_bytes(machine_wide, ((limit, usage),)) == 2048 * 1024
 
 
-def test_the_prompt_is_that_of_median_length_and_a_text_is_its_own_prompt() -> None:
+def test_the_prompt_has_median_length_and_a_text_is_its_own_prompt() -> None:
     assert median_prompt([[1] * 5, [2], [3] * 3], [[0], [0], [0]]) == (3, 3, 3)
     assert median_prompt([[], []], [[1, 2], [1, 2, 3]]) == (1, 2, 3)
 
@@ -108,7 +108,7 @@ def test_a_slow_model_is_run_once() -> None:
     assert model.runs == [2, 60]
 
 
-def test_a_process_beyond_its_memory_is_stopped_and_its_figure_told(tmp_path: Path) -> None:
+def test_a_process_beyond_its_memory_limit_is_stopped_and_its_memory_reported(tmp_path: Path) -> None:
     limit = 30 * 2**20
 
     speed = measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), limit)
@@ -118,21 +118,22 @@ def test_a_process_beyond_its_memory_is_stopped_and_its_figure_told(tmp_path: Pa
     assert (speed.runtime, speed.generation_tokens_per_second) == ("transformers", None)
 
 
-def test_a_machine_with_too_little_memory_is_told_from_a_model_that_takes_too_much(
+def test_a_machine_with_too_little_memory_is_distinguished_from_a_model_beyond_its_limit(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(measuring.OutOfMemory, match=r"^its process had [\d,]+ bytes .* and 31,457,280 were free$"):
+    message = r"^its process was stopped at [\d,]+ bytes of memory: only 31,457,280 bytes were free$"
+    with pytest.raises(measuring.OutOfMemory, match=message):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40, free_bytes=lambda: 30 * 2**20)
 
 
-def test_a_process_that_fails_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
-    with pytest.raises(RuntimeError, match="ended with exit code 1; see the log"):
+    with pytest.raises(RuntimeError, match="failed with exit code 1; see the log"):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), None)
 
 
-def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(
+def test_a_format_that_this_image_cannot_run_is_refused_before_any_model_is_scored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -140,17 +141,17 @@ def test_a_format_that_this_image_cannot_run_is_told_before_any_model_is_scored(
 
     with pytest.raises(
         InvalidInput,
-        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 is measured with llama\.cpp, which is not here: build the image "
-        r'with the argument EXTRAS="jobs llama-cpp", .*; or take spec\.evaluation\.edge away$',
+        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 needs llama\.cpp, which is not installed: build the image with the "
+        r'argument EXTRAS="jobs llama-cpp", .*; or remove spec\.evaluation\.edge$',
     ):
         check_measurable(parameters)
 
 
-def test_without_a_budget_every_format_is_fine() -> None:
+def test_without_a_budget_every_format_is_accepted() -> None:
     check_measurable(tiny_parameters(quantization={"formats": ["CompressedTensorsW8A8"]}))
 
 
 def test_a_format_for_gpu_servers_is_not_measured_on_a_cpu() -> None:
     assert why_not_runnable(EdgeFormat.COMPRESSED_TENSORS_W8A8) == (
-        "CompressedTensorsW8A8 is made for vLLM, which this image has not; measure BitsAndBytesInt8 or GGUF-Q8_0"
+        "CompressedTensorsW8A8 needs vLLM, which is not in this image; measure BitsAndBytesInt8 or GGUF-Q8_0 instead"
     )

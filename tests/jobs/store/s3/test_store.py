@@ -1,4 +1,4 @@
-"""The S3 store against a real S3 server, with a proxy between them that does what networks and services do at times."""
+"""The S3 store against a real S3 server, behind a proxy that injects faults of networks and services."""
 
 import hashlib
 import signal
@@ -43,13 +43,13 @@ except Stopped:
 
 @pytest.fixture
 def store(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str) -> S3Store:
-    """A store behind the proxy, that gives up after two requests."""
+    """A store behind the proxy. It sends each request at most twice."""
     return S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint), PART_BYTES)
 
 
 @pytest.fixture
 def large_file(tmp_path: Path) -> Path:
-    """A file of three parts and a bit."""
+    """A file of slightly more than three parts."""
     path = tmp_path / "large.bin"
     path.write_bytes(hashlib.shake_128(b"large").digest(3 * PART_BYTES + 17))
     return path
@@ -78,7 +78,7 @@ def test_both_checksum_modes_store_and_verify(
 
 
 @pytest.mark.parametrize("mode", list(ChecksumMode))
-def test_a_file_that_is_written_as_it_comes_is_stored_in_both_checksum_modes(
+def test_a_streamed_file_is_stored_in_both_checksum_modes(
     s3_server: S3Server, s3_prefix: str, mode: ChecksumMode
 ) -> None:
     location = s3_server.location(s3_prefix, checksums=mode)
@@ -93,7 +93,7 @@ def test_a_file_that_is_written_as_it_comes_is_stored_in_both_checksum_modes(
     assert content.data == b"0123456789"
 
 
-def test_a_streamed_file_is_stored_though_the_answer_to_its_completion_is_lost(
+def test_a_streamed_file_is_stored_even_if_the_answer_to_its_completion_is_lost(
     store: S3Store, s3_proxy: FaultProxy
 ) -> None:
     s3_proxy.faults.append(Fault("POST", "uploadId", times=1, loses_answer=True))
@@ -123,7 +123,7 @@ def test_a_streamed_file_whose_upload_was_aborted_is_a_transient_error(
     assert unfinished_uploads(s3_server, s3_prefix) == []
 
 
-def test_a_large_file_is_stored_though_the_answer_to_its_completion_is_lost(
+def test_a_large_file_is_stored_even_if_the_answer_to_its_completion_is_lost(
     store: S3Store, s3_proxy: FaultProxy, large_file: Path, tmp_path: Path
 ) -> None:
     s3_proxy.faults.append(Fault("POST", "uploadId", times=1, loses_answer=True))
@@ -134,14 +134,14 @@ def test_a_large_file_is_stored_though_the_answer_to_its_completion_is_lost(
     assert (tmp_path / "back").read_bytes() == large_file.read_bytes()
 
 
-def test_a_large_file_goes_up_in_parts(store: S3Store, s3_proxy: FaultProxy, large_file: Path) -> None:
+def test_a_large_file_is_uploaded_in_parts(store: S3Store, s3_proxy: FaultProxy, large_file: Path) -> None:
     store.upload_file(large_file, "large.bin")
 
     parts = [path for method, path in s3_proxy.requests if method == "PUT" and "partNumber=" in path]
     assert len(parts) == 4
 
 
-def test_a_503_is_asked_again_and_forgotten(store: S3Store, s3_proxy: FaultProxy) -> None:
+def test_a_request_that_gets_a_503_is_retried(store: S3Store, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("PUT", "a.json", times=1, status=503))
 
     store.put("a.json", b"1")
@@ -158,7 +158,7 @@ def test_a_service_that_keeps_answering_503_is_a_transient_error(store: S3Store,
         store.read("a.json")
 
 
-def test_a_put_whose_answer_was_lost_reports_a_conflict_with_itself(store: S3Store, s3_proxy: FaultProxy) -> None:
+def test_a_put_whose_answer_is_lost_conflicts_with_its_own_retry(store: S3Store, s3_proxy: FaultProxy) -> None:
     s3_proxy.faults.append(Fault("PUT", "manifest.json", times=1, loses_answer=True))
 
     with pytest.raises(PreconditionFailed):
@@ -166,13 +166,13 @@ def test_a_put_whose_answer_was_lost_reports_a_conflict_with_itself(store: S3Sto
 
     content = store.read("manifest.json")
     assert content is not None
-    assert content.data == b"mine", "the writer can tell from the content that it was itself"
+    assert content.data == b"mine", "the content shows which writer won"
 
 
 @pytest.mark.parametrize(
     "fault", [Fault("GET", "a.json", times=2, cut_after=1), Fault("GET", "a.json", times=1, flip_byte=1)]
 )
-def test_a_small_object_that_arrives_cut_or_changed_is_read_again(
+def test_a_small_object_that_arrives_incomplete_or_damaged_is_read_again(
     store: S3Store, s3_proxy: FaultProxy, fault: Fault
 ) -> None:
     store.put("a.json", b"0123456789")
@@ -184,7 +184,9 @@ def test_a_small_object_that_arrives_cut_or_changed_is_read_again(
     assert content.data == b"0123456789"
 
 
-def test_a_conditional_put_that_meets_another_one_is_sent_again(store: S3Store, s3_proxy: FaultProxy) -> None:
+def test_a_conditional_put_that_conflicts_with_one_in_flight_is_sent_again(
+    store: S3Store, s3_proxy: FaultProxy
+) -> None:
     s3_proxy.faults.append(Fault("PUT", "a.json", times=1, status=409))
 
     store.put("a.json", b"mine", if_none_match=True)
@@ -194,15 +196,15 @@ def test_a_conditional_put_that_meets_another_one_is_sent_again(store: S3Store, 
     assert content.data == b"mine"
 
 
-def test_a_service_that_cannot_be_reached_is_a_transient_error(s3_prefix: str) -> None:
+def test_an_unreachable_service_is_a_transient_error(s3_prefix: str) -> None:
     location = StoreLocation(uri=f"s3://edgetune/{s3_prefix}", endpoint="http://127.0.0.1:1", region="us-east-1")
     store = S3Store(location.uri, create_client(location, Credentials("a", "b"), attempts=1))
 
-    with pytest.raises(TransientError, match=r"the store cannot be reached for s3://edgetune/.*127\.0\.0\.1:1"):
+    with pytest.raises(TransientError, match=r"cannot reach the store at s3://edgetune/.*127\.0\.0\.1:1"):
         store.read("a.json")
 
 
-def test_a_download_that_is_cut_goes_on_where_it_ended(
+def test_a_broken_download_resumes_where_it_stopped(
     store: S3Store, s3_proxy: FaultProxy, large_file: Path, tmp_path: Path
 ) -> None:
     sent = store.upload_file(large_file, "large.bin")
@@ -214,19 +216,19 @@ def test_a_download_that_is_cut_goes_on_where_it_ended(
     assert sum(method == "GET" for method, _ in s3_proxy.requests) == 3
 
 
-def test_a_download_that_is_always_cut_is_a_transient_error_with_what_arrived(
+def test_a_download_that_breaks_each_time_is_a_transient_error_with_the_received_bytes(
     store: S3Store, s3_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(1000))
     sent = store.upload_file(tmp_path / "file", "file.bin")
     s3_proxy.faults.append(Fault("GET", "file.bin", cut_after=0))
 
-    with pytest.raises(TransientError, match=r"the download of s3://.*/file\.bin broke off after 0 bytes"):
+    with pytest.raises(TransientError, match=r"the download of s3://.*/file\.bin failed after 0 bytes"):
         store.download_file("file.bin", tmp_path / "back", sent)
 
 
 @pytest.mark.parametrize("mode", list(ChecksumMode))
-def test_a_byte_that_was_changed_on_the_way_is_noticed_and_fetched_again(
+def test_an_object_that_was_damaged_in_transfer_is_downloaded_again(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path, mode: ChecksumMode
 ) -> None:
     location = s3_server.location(s3_prefix, s3_proxy.endpoint, checksums=mode)
@@ -246,7 +248,7 @@ def test_an_object_of_another_length_is_refused_before_it_is_downloaded(
 ) -> None:
     store.put("weights.safetensors", b"short")
 
-    with pytest.raises(DamagedObject, match=r"it has 5 bytes, where 10 bytes with SHA-256 0000"):
+    with pytest.raises(DamagedObject, match=r"is damaged: 5 bytes instead of 10 bytes with SHA-256 0000"):
         store.download_file("weights.safetensors", tmp_path / "back", Fingerprint(10, "0" * 64))
 
     assert sum(method == "GET" for method, _ in s3_proxy.requests) == 1
@@ -271,7 +273,7 @@ def test_sigterm_during_an_upload_aborts_it(
 
     def stop() -> None:
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)  # so that the signal arrives before the part has gone through
+        time.sleep(0.2)  # so that the signal arrives before the part is uploaded
 
     s3_proxy.faults.append(Fault("PUT", "partNumber=2", times=1, before_forwarding=stop))
     location = s3_server.location(s3_prefix, s3_proxy.endpoint)
@@ -282,7 +284,7 @@ def test_sigterm_during_an_upload_aborts_it(
     assert s3_server.client().list_objects_v2(Bucket=s3_server.bucket, Prefix=s3_prefix)["KeyCount"] == 0
 
 
-def test_parts_that_a_killed_writer_left_go_with_their_folder(
+def test_parts_of_a_killed_writer_are_deleted_with_their_folder(
     store: S3Store, s3_server: S3Server, s3_prefix: str
 ) -> None:
     client = s3_server.client()
@@ -294,7 +296,9 @@ def test_parts_that_a_killed_writer_left_go_with_their_folder(
     assert unfinished_uploads(s3_server, s3_prefix) == [f"{s3_prefix}/stages/merge/d/mine/large.bin"]
 
 
-def test_who_may_only_read_is_told_the_right_and_the_key(s3_server: S3Server, s3_prefix: str, large_file: Path) -> None:
+def test_read_only_credentials_get_a_message_with_the_missing_permission_and_the_key(
+    s3_server: S3Server, s3_prefix: str, large_file: Path
+) -> None:
     location = s3_server.location(s3_prefix)
     store = S3Store(location.uri, s3_server.client(credentials=s3_server.reader), PART_BYTES)
 
@@ -308,12 +312,10 @@ def test_who_may_only_read_is_told_the_right_and_the_key(s3_server: S3Server, s3
 
 
 @pytest.mark.parametrize("credentials", [Credentials("nobody", "x"), Credentials("reader", "wrong")])
-def test_a_key_that_the_store_does_not_know_is_access_denied(
-    s3_server: S3Server, s3_prefix: str, credentials: Credentials
-) -> None:
+def test_an_invalid_access_key_is_access_denied(s3_server: S3Server, s3_prefix: str, credentials: Credentials) -> None:
     store = S3Store(s3_server.location(s3_prefix).uri, s3_server.client(credentials=credentials))
 
-    with pytest.raises(AccessDenied, match="does not accept the access key; renew it in the profile's Secret"):
+    with pytest.raises(AccessDenied, match="the access key is not valid; replace it in the profile's Secret"):
         store.read("a.json")
 
 
@@ -334,7 +336,7 @@ def test_a_store_at_the_root_of_a_bucket_has_keys_without_a_prefix(s3_server: S3
     assert [found.key for found in store.list(s3_prefix)] == [f"{s3_prefix}/x"]
 
 
-def test_credentials_are_read_from_a_folder_without_the_new_line_at_their_end(tmp_path: Path) -> None:
+def test_credentials_are_read_from_files_without_their_final_newline(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("key\n")
     (tmp_path / "AWS_SECRET_ACCESS_KEY").write_text("secret\n")
 
@@ -347,7 +349,7 @@ def write_credentials(folder: Path, credentials: Credentials) -> None:
     (folder / "AWS_SECRET_ACCESS_KEY").write_text(credentials.secret_access_key)
 
 
-def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_client(
+def test_a_client_uses_credentials_that_were_renewed_in_their_files(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
     write_credentials(tmp_path, s3_server.reader)
@@ -357,12 +359,12 @@ def test_credentials_that_are_renewed_in_their_files_are_taken_by_the_same_clien
         store.put("a.json", b"")
 
     write_credentials(tmp_path, s3_server.admin)
-    time.sleep(0.1)  # longer than what was read is used
+    time.sleep(0.1)  # longer than `reread_seconds`
 
     store.put("a.json", b"")
 
 
-def test_credentials_that_vanish_from_their_files_are_access_denied(
+def test_credentials_that_were_removed_from_their_files_are_access_denied(
     s3_server: S3Server, s3_prefix: str, tmp_path: Path
 ) -> None:
     write_credentials(tmp_path, s3_server.admin)
@@ -370,14 +372,14 @@ def test_credentials_that_vanish_from_their_files_are_access_denied(
     store = S3Store(location.uri, create_client(location, find_credentials(tmp_path), reread_seconds=0.05))
     for path in tmp_path.iterdir():
         path.unlink()
-    time.sleep(0.1)  # longer than what was read is used
+    time.sleep(0.1)  # longer than `reread_seconds`
 
-    with pytest.raises(AccessDenied, match="are gone: add them to the profile's Secret"):
+    with pytest.raises(AccessDenied, match="were removed: add them to the profile's Secret"):
         store.read("a.json")
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "TokenRefreshRequired"])
-def test_a_token_that_expired_is_a_transient_error_since_another_attempt_reads_a_new_one(code: str) -> None:
+def test_an_expired_token_is_a_transient_error_because_the_next_attempt_reads_a_new_one(code: str) -> None:
     from botocore.exceptions import ClientError
 
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
@@ -385,7 +387,7 @@ def test_a_token_that_expired_is_a_transient_error_since_another_attempt_reads_a
         raise ClientError(answer, "PutObject")
 
 
-def test_half_a_pair_of_credentials_is_named(tmp_path: Path) -> None:
+def test_a_missing_half_of_the_credentials_is_named(tmp_path: Path) -> None:
     (tmp_path / "AWS_ACCESS_KEY_ID").write_text("key")
 
     with pytest.raises(AccessDenied, match="lack AWS_SECRET_ACCESS_KEY: add this key to the profile's Secret"):
