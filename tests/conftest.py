@@ -1,15 +1,14 @@
 """Fixtures that tests of several folders share: S3 servers, stores, tiny models and their data."""
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
-
-# Read by OpenMP when torch is imported: threads that spin lose five times their work where cores are shared.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
@@ -22,6 +21,29 @@ from support.versitygw import S3Server, running_server
 # Other work shares the machine: how long one example takes says nothing about the code.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say to OpenMP, here and in child processes, what it reads when torch is imported."""
+    # Threads that spin lose five times their work where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files, for `--numprocesses`."""
+    from support.scheduling import FileScheduling
+
+    return FileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from walking, at each of its runs, through all the libraries that tests import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
