@@ -1,5 +1,6 @@
 """One API server, and one control plane with the operator as a process, for all tests in this folder."""
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -41,11 +42,11 @@ def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:
+def player(control_plane: ControlPlane, operator: Operator) -> StagePlayer:
     """Plays the kubelet in the test's own namespace; the operator is running."""
     operator.ensure()
     kube = Kube.from_kubeconfig(control_plane.kubeconfig())
-    namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
+    namespace = f"team-{secrets.token_hex(4)}"
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace has its service account")
     return StagePlayer(kube, namespace)
