@@ -12,7 +12,7 @@ from support.kube import Kube, install_crd
 from support.stage_player import Operator, StagePlayer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves LoraFineTunes."""
     if not binaries_are_there():
@@ -22,7 +22,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane with the light controllers, which serves LoraFineTunes."""
     if not binaries_are_there():
@@ -33,7 +33,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The operator; the fixture `player` starts it."""
     operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
