@@ -7,6 +7,8 @@ CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
 # Spinning OpenMP threads make work on shared cores about five times as slow.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
+# Where Python keeps no compiled modules, each process of a stage compiles torch and transformers again: 10 s of 14.
+unexport PYTHONDONTWRITEBYTECODE
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 # One version of each library for all extras and Python versions. Without --upgrade, versions in constraints.txt are kept.
@@ -53,7 +55,7 @@ demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize
 
 test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at most 15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
 
 programs: .venv/dev ## Build the Kubernetes programs once; without them, the tests on a real API server are skipped
 	@PYTHONPATH=tests $(BIN)/python -c 'from cluster import binaries; binaries.build()'

@@ -1,15 +1,14 @@
 """Fixtures for several folders of tests: S3 servers, stores, tiny models and their data."""
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
-
-# OpenMP reads this when torch is imported. On shared cores, spinning threads make it up to five times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
@@ -22,6 +21,29 @@ from support.versitygw import S3Server, running_server
 # No deadline: other work shares the machine, so the time of one example depends on more than the code.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what OpenMP reads when torch is imported, here and in child processes."""
+    # On shared cores, spinning threads make it up to five times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files, for `--numprocesses`."""
+    from support.scheduling import FileScheduling
+
+    return FileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector skip the objects of the imported libraries in each of its runs."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

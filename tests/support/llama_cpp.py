@@ -3,7 +3,6 @@
 PYTHONPATH=tests python -m support.llama_cpp      builds it if it is not there; `make test` does so first
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.folders import cache_folder
+from cluster.folders import cache_folder, locked
 from support.constraints import CONSTRAINTS, pins
 
 _VERSION = pins()["llama-cpp-python"]
@@ -83,9 +82,7 @@ def packages_of_llama_cpp() -> Path:
 def build() -> None:
     """Build it if it is not there. Where that cannot be done, the reason is kept for the tests that are skipped."""
     folder = _folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several runs at once, one builds
+    with locked(folder.parent, folder.name):
         if (folder / _COMPLETE).is_file():
             return
         print(f"building llama.cpp into {folder}: some minutes, once", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """The S3 client: credentials, configuration, and translation of its errors into stage errors."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,11 +159,14 @@ def _create_session(credentials: Credentials | MountedCredentials | None, reread
     import botocore.session
     from botocore.credentials import CredentialProvider, CredentialResolver, RefreshableCredentials
 
+    botocore_session = botocore.session.get_session()
+    botocore_session.register_component("data_loader", _data_loader())
     if not isinstance(credentials, MountedCredentials):
         return boto3.session.Session(
             aws_access_key_id=credentials.access_key_id if credentials else None,
             aws_secret_access_key=credentials.secret_access_key if credentials else None,
             aws_session_token=credentials.session_token if credentials else None,
+            botocore_session=botocore_session,
         )
 
     def read() -> dict[str, str | None]:
@@ -183,9 +187,16 @@ def _create_session(credentials: Credentials | MountedCredentials | None, reread
                 read(), read, self.METHOD, advisory_timeout=0, mandatory_timeout=0
             )
 
-    botocore_session = botocore.session.get_session()
     botocore_session.register_component("credential_provider", CredentialResolver([MountedFiles()]))
     return boto3.session.Session(botocore_session=botocore_session)
+
+
+@functools.cache
+def _data_loader() -> Any:
+    """The reader of botocore's models of services and endpoints, which keeps them: they take 0.1 s to read."""
+    import botocore.session
+
+    return botocore.session.get_session().get_component("data_loader")
 
 
 def split_uri(uri: str) -> tuple[str, str]:
