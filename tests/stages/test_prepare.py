@@ -124,17 +124,17 @@ def test_every_format_is_prepared(workplace: Workplace, row_format: str) -> None
         assert all(row["prompt"].endswith("<|im_start|>assistant\n") for row in evaluation)
 
 
-def test_all_rows_that_cannot_be_used_are_named_in_one_message(workplace: Workplace) -> None:
+def test_one_message_names_all_invalid_rows(workplace: Workplace) -> None:
     good = instruction_rows(3)
     workplace.write("train.jsonl", [*good, {"instruction": "x"}, {"instruction": "y " * 400, "response": "z"}])
     evaluation = workplace.write("eval.jsonl", [*instruction_rows(1, 9), {"instruction": 5, "response": "b"}])
     assert workplace.refusal(dataset=evaluation).split("\n") == [
-        "the data has 3 rows or files that cannot be used; none is left out silently, so fix or remove them:",
-        "spec.dataset.train: train.jsonl line 4: has no field 'response' (found: 'instruction'); "
-        "name the field in spec.dataset.fields.response",
-        "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a text",
-        "spec.dataset.train: train.jsonl line 5: has a prompt of 810 tokens, and spec.training.maxLength is 256: "
-        "nothing of the response would be left; raise maxLength, or shorten the prompt",
+        "the data has 3 invalid rows or files; fix or remove them:",
+        "spec.dataset.train: train.jsonl line 4: missing field 'response' (found: 'instruction'); "
+        "set spec.dataset.fields.response to the name of the field",
+        "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a string",
+        "spec.dataset.train: train.jsonl line 5: the prompt has 810 tokens and spec.training.maxLength is 256, "
+        "which leaves no tokens for the response; raise maxLength or shorten the prompt",
     ]
 
 
@@ -150,17 +150,17 @@ def test_rows_too_long_are_cut_and_their_share_is_reported(workplace: Workplace)
     )
 
 
-def test_prompts_beyond_the_limit_alone_are_refused(workplace: Workplace) -> None:
-    assert "spec.training.maxLength is 16: nothing of the response would be left" in workplace.refusal(
+def test_prompts_longer_than_the_limit_are_refused(workplace: Workplace) -> None:
+    assert "spec.training.maxLength is 16, which leaves no tokens for the response" in workplace.refusal(
         training={"maxLength": 16}
     )
 
 
-def test_leaks_and_repeats_are_warnings(workplace: Workplace) -> None:
+def test_leaks_and_duplicates_are_warnings(workplace: Workplace) -> None:
     workplace.write("train.jsonl", [*instruction_rows(20), *instruction_rows(2)])
     output, _ = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(5)))
     assert (
-        "spec.dataset.train: 2 rows repeat an earlier one (the first: train.jsonl line 21 is train.jsonl line 1 again)"
+        "spec.dataset.train: 2 rows duplicate an earlier row (first: train.jsonl line 21 duplicates train.jsonl line 1)"
         in output.warnings
     )
     assert any(

@@ -163,7 +163,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
         evaluation = eval_set.examples
         about_eval = [
             *eval_set.warnings,
-            *quality.repeated_rows(eval_set),
+            *quality.duplicate_rows(eval_set),
             *quality.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
@@ -172,7 +172,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
     warnings = (
         *quality.size_advice(len(train)),
         *train_set.warnings,
-        *quality.repeated_rows(train_set),
+        *quality.duplicate_rows(train_set),
         *about_eval,
     )
     return _Rows(train, evaluation, named.spec_field, warnings)
