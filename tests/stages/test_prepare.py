@@ -219,13 +219,13 @@ def _pad_token_without_row(folder: Path) -> None:
             _pad_token_without_row,
             "(<|new|>), but its embedding has 343 rows: set pad_token in tokenizer_config.json to",
         ),
-        (_no_tokenizer, "the tokenizer does not load"),
+        (_no_tokenizer, "cannot load the tokenizer"),
         (_nonsense_tokenizer, "spec.baseModel: transformers cannot load its configuration or tokenizer: "),
         (_odd_configuration, "The hidden size (8) is not a multiple of the number of attention heads (3)"),
         (_unknown_model, "`nobody-knows`"),
         (_other_weights, "but its embedding has 100 rows: tokenizer and weights are not of the same model"),
         (_short_context, "and the base was made for at most 20: set maxLength to 20 or less"),
-        (_no_queries, "spec.lora.targetModules: the base (LlamaForCausalLM) has no linear layer q_proj"),
+        (_no_queries, "spec.lora.targetModules: the base model (LlamaForCausalLM) has no linear layer 'q_proj'"),
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(workplace: Workplace, damage: Callable[[Path], None], reason: str) -> None:
@@ -267,7 +267,7 @@ def test_prepared_data_are_checked_again_for_fields_that_do_not_change_them(work
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer gone_proj"),
+        ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer 'gone_proj'"),
         (
             {"training": {"packing": True}},
             r"spec\.training\.maxLength: packed sequences .* 256 tokens, .* 255 or less",

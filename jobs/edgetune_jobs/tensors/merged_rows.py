@@ -122,8 +122,7 @@ class ModelWeights:
                 "FP32, or choose another base"
             )
         return InvalidInput(
-            f"the adapter cannot be merged: {tensor.name} is not finite with it; train it again with a lower "
-            "learningRate"
+            f"cannot merge the adapter: {tensor.name} would not be finite; train again with a lower learningRate"
         )
 
     def _read(self, tensor: StoredTensor, first: int, count: int, buffers: Buffers) -> "torch.Tensor":

@@ -26,9 +26,11 @@ def test_a_header_is_read_in_pieces_of_any_size(tmp_path: Path, piece: int) -> N
     sound = (edge_folder(tmp_path / "edge", 1) / WEIGHTS).read_bytes()
 
     assert read(WEIGHTS, sound, piece) == ""
-    assert "was it cut short?" in read(WEIGHTS, lying_weights(), piece)
+    assert "may be truncated" in read(WEIGHTS, lying_weights(), piece)
     assert "too few for a header" in read(WEIGHTS, b"123", piece)
-    assert "claims 9,223,372,036,854,775,807 bytes" in read(WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", piece)
+    assert "the header length is 9,223,372,036,854,775,807 bytes" in read(
+        WEIGHTS, struct.pack("<Q", 2**63 - 1) + b"{}", piece
+    )
 
 
 @pytest.mark.parametrize(

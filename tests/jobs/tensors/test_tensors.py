@@ -207,15 +207,15 @@ def leave_out_of_index(folder: Path) -> None:
 
 NORM = "model.norm.weight"
 LIES = [
-    ("whole", offsets(NORM, 0, 256), "overlaps another tensor|belong to no tensor"),
-    ("whole", offsets(NORM, 2**40, 2**40 + 256), "belong to no tensor|ends at byte"),
-    ("whole", offsets(NORM, 2**63, 2**63 + 256), "data_offsets that are no range of bytes"),
-    ("whole", offsets(NORM, -256, 0), "data_offsets that are no range of bytes"),
-    ("whole", edit_header(lambda header: header[NORM].update(shape=[2**62, 4])), "but its shape"),
+    ("whole", offsets(NORM, 0, 256), "overlaps another tensor|no tensor covers"),
+    ("whole", offsets(NORM, 2**40, 2**40 + 256), "no tensor covers|ends at byte"),
+    ("whole", offsets(NORM, 2**63, 2**63 + 256), "has invalid data_offsets"),
+    ("whole", offsets(NORM, -256, 0), "has invalid data_offsets"),
+    ("whole", edit_header(lambda header: header[NORM].update(shape=[2**62, 4])), "but shape"),
     ("whole", repeat_name, "lm_head.weight"),
-    ("whole", lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "the header claims"),
+    ("whole", lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "the header length is"),
     ("shards", leave_out_of_index, "is incomplete"),
-    ("shards", lambda folder: next(folder.glob("*-00002-*")).unlink(), "names 1 files that are not there"),
+    ("shards", lambda folder: next(folder.glob("*-00002-*")).unlink(), "lists 1 missing file"),
 ]
 
 
@@ -238,7 +238,7 @@ def test_an_adapter_for_another_base_is_refused(models_folder: Path, tmp_path: P
     inputs = {"base": other, "adapter": models_folder / "adapter"}
     context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", inputs)
 
-    with pytest.raises(InvalidInput, match=r"does not fit the base: model\.layers\.0\.self_attn\.k_proj has"):
+    with pytest.raises(InvalidInput, match=r"does not match the base model: model\.layers\.0\.self_attn\.k_proj has"):
         merge.run(context)
     assert not list(context.output.iterdir())
 
