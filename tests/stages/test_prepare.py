@@ -145,7 +145,7 @@ def test_rows_too_long_are_cut_and_their_share_is_reported(workplace: Workplace)
     assert max(len(row["input_ids"]) for row in table(folder, "train.parquet")) == 256
     assert output.metrics["truncatedShare"] == 0.1
     assert any(
-        warning.startswith("1 of 10 training examples (10.0%) are longer than maxLength 256 and are cut")
+        warning.startswith("1 of 10 training examples (10.0%) exceed spec.training.maxLength 256 and are truncated")
         for warning in output.warnings
     )
 

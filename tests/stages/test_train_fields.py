@@ -180,7 +180,7 @@ def test_lower_precision_gives_another_loss(run: Runner) -> None:
 
 
 def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
-    with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 needs a GPU"):
+    with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 requires a GPU"):
         run(training={"precision": "FP16"})
 
 
@@ -287,13 +287,13 @@ def test_parameters_are_counted_as_numbers_not_as_packed_bytes(run: Runner, rand
 @pytest.mark.parametrize(
     ("target_modules", "message"),
     [
-        (["q_proj", "c_attn"], "no module named c_attn; its linear layers are named down_proj, gate_proj, k_proj"),
-        (["q_proj", "lm_head"], "lm_head is the output head"),
-        (["mlp"], r"mlp matches model\.layers\.0\.mlp, which is no linear layer"),
-        (["embed_tokens"], "embed_tokens matches model.embed_tokens, which is no linear layer"),
+        (["q_proj", "c_attn"], "no module 'c_attn'; use some of its linear layers: down_proj, gate_proj, k_proj"),
+        (["q_proj", "lm_head"], "'lm_head' is the output head"),
+        (["mlp"], r"'mlp' matches model\.layers\.0\.mlp of the base model, which is not a linear layer"),
+        (["embed_tokens"], "'embed_tokens' matches model.embed_tokens of the base model, which is not a linear layer"),
     ],
 )
-def test_target_modules_that_cannot_carry_an_adapter_are_refused(
+def test_target_modules_that_cannot_have_an_adapter_are_refused(
     run: Runner, target_modules: list[str], message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=rf"spec\.lora\.targetModules: .*{message}"):
@@ -329,12 +329,12 @@ def test_progress_and_metrics_tell_loss_rate_and_speed(run: Runner) -> None:
     assert metrics["peakMemoryBytes"] > 100e6
 
 
-def test_a_base_without_linear_layers_is_refused_before_an_adapter_is_put_in() -> None:
+def test_a_base_without_linear_layers_is_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=64, n_layer=1, n_head=2))
 
     with pytest.raises(
-        InvalidInput, match=r"^spec\.baseModel: GPT2LMHeadModel has no linear layer besides its output head"
+        InvalidInput, match=r"^spec\.baseModel: GPT2LMHeadModel has no linear layers except its output head"
     ):
         find_targets(model, tiny_parameters().lora)
