@@ -1,4 +1,4 @@
-"""Short runs of the stages on a tiny model: their parameters, and the fixtures' folders as inputs."""
+"""Short runs of the stages on a tiny model: parameters, and runs of train."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ BASE_URI = "s3://models/tiny"
 
 
 def tiny_parameters(**sections: Any) -> Parameters:
-    """Parameters of a run of 3 steps in float32 without dropout; `sections` overlay the spec's, by JSON name."""
+    """Parameters of a run of 3 steps in float32 without dropout; `sections` override those of the spec."""
     spec: dict[str, Any] = {
         "baseModel": {"uri": BASE_URI},
         "dataset": {"train": {"uri": "s3://datasets/tiny.jsonl"}},
@@ -39,7 +39,7 @@ def tiny_parameters(**sections: Any) -> Parameters:
 
 @dataclass
 class TrainingRun:
-    """One attempt to train: what it was given, what it reported, what it made."""
+    """One training attempt: its context, its progress and its output."""
 
     context: StageContext
     progress: RecordedProgress
@@ -51,7 +51,7 @@ class TrainingRun:
         return self.context.output / "adapter"
 
     def figures(self, name: str) -> list[float]:
-        """A figure of each step that was reported, such as loss."""
+        """A figure, such as loss, of each reported step."""
         return [update[name] for update in self.progress.updates]
 
     def weights(self) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def new_run(
     *,
     checkpoints: FolderCheckpoints | None = None,
 ) -> TrainingRun:
-    """An attempt to train in a new folder, not begun; checkpoints go into that folder unless they are given."""
+    """A training attempt that has not started; `checkpoints` are by default in `folder`."""
     progress = RecordedProgress()
-    kept = checkpoints or FolderCheckpoints(folder / "checkpoints")
+    checkpoints = checkpoints or FolderCheckpoints(folder / "checkpoints")
     inputs = {"base": base, "prepared": prepared}
-    context = stage_context(Stage.TRAIN, parameters, folder, inputs, progress=progress, checkpoints=kept)
-    return TrainingRun(context, progress, kept)
+    context = stage_context(Stage.TRAIN, parameters, folder, inputs, progress=progress, checkpoints=checkpoints)
+    return TrainingRun(context, progress, checkpoints)
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
     *,
     checkpoints: FolderCheckpoints | None = None,
 ) -> TrainingRun:
-    """Train to the end in a new folder."""
+    """Train to the end."""
     from edgetune_jobs.stages import train as stage
 
     run = new_run(folder, parameters, base, prepared, checkpoints=checkpoints)

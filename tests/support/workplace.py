@@ -1,4 +1,4 @@
-"""A base and data in a folder, for the stage prepare."""
+"""A folder with a base model and data, to run the stage prepare on."""
 
 import dataclasses
 import threading
@@ -22,7 +22,7 @@ from support.tiny_tokenizer import CHAT_TEMPLATE
 
 @dataclasses.dataclass
 class Workplace:
-    """A base and data in a folder, and the stage run on them."""
+    """A folder with a base model and data, and runs of the stage prepare on them."""
 
     folder: Path
     runs: int = 0
@@ -64,13 +64,13 @@ class Workplace:
         return str(caught.value)
 
     def write(self, name: str, rows: list[dict[str, object]]) -> dict[str, dict[str, str]]:
-        """A data file, and the entry of spec.dataset that names it."""
+        """Write a data file; the section of spec.dataset that refers to it."""
         write_file(self.folder / name, jsonl(rows))
         return {name.removesuffix(".jsonl"): {"uri": f"file://{self.folder}/{name}"}}
 
 
 def make_workplace(folder: Path) -> Workplace:
-    """A small base with a chat template, and 300 rows of instructions."""
+    """A small base model with a chat template, and 300 rows of instructions."""
     make_base(folder / "base", chat_template=CHAT_TEMPLATE)
     place = Workplace(folder)
     place.write("train.jsonl", instruction_rows(300))
