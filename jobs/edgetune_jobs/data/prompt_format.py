@@ -1,4 +1,4 @@
-"""edgetune.json of a model folder: the prompt template of training, so that inference uses the same one."""
+"""edgetune.json of a model folder: the prompt template of training, which inference must also use."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Row errors: invalid rows and files of a data set, reported together so that a user can fix them at once."""
+"""Row errors: invalid rows and files of a data set, reported together in one message."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Model folders: local, behind a Source, or in the store; and the names of their files other than weights."""
+"""Model folders: local, behind a Source, or in the store; and names of their files except weights."""
 
 import hashlib
 import json

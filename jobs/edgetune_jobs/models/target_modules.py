@@ -1,4 +1,4 @@
-"""Resolves spec.lora.targetModules; a target matches a layer as in peft, by the last parts of its name."""
+"""Resolves spec.lora.targetModules: a target matches the last parts of a layer's name, as in peft."""
 
 from collections.abc import Collection
 

@@ -48,7 +48,7 @@ def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "tor
         raise InvalidInput(f"cannot merge the adapter: {error}") from error
 
 
-def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
+def merged_dtype(trained_in: str, tensors: Sequence[StoredTensor]) -> str:
     """torch's name of the dtype of a merged model.
 
     It is the base model's stored dtype if that has 16 bits and NF4 quantization then starts from the same values as in
@@ -56,15 +56,15 @@ def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
     0.00001. bfloat16 does not represent float16 exactly, so a base that training rounded to bfloat16 keeps it.
 
     Args:
-        held: the base model's dtype in training, by torch's name.
+        trained_in: the base model's dtype in training, by torch's name.
         tensors: the base model's stored tensors.
     """
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.bytes
     stored = TORCH_DTYPES.get(max(sizes, key=sizes.__getitem__, default=""))
-    is_kept = stored == "bfloat16" or (stored == "float16" and held == "float32")
-    return stored if stored and is_kept else held
+    is_kept = stored == "bfloat16" or (stored == "float16" and trained_in == "float32")
+    return stored if stored and is_kept else trained_in
 
 
 def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device", dtype: str) -> "PeftModel":

@@ -1,4 +1,4 @@
-"""Model families that can be streamed: their tensor names, shapes and linear layers follow from config.json.
+"""Model families that can be streamed: names, shapes and linear layers of their tensors by config.json.
 
 tests/stages/test_streaming.py compares each family with transformers. Models that do not match a family exactly are
 loaded as a whole by the libraries.

@@ -1,4 +1,4 @@
-"""Rows of a model's weights, as stored or with an adapter merged, bitwise as by merge_and_unload of peft."""
+"""Rows of a model's weights, as stored or merged with an adapter bitwise as by peft's merge_and_unload."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""NF4 with double quantization, and dequantization: bitwise as bitsandbytes on a CPU, but many times faster.
+"""Quantizes to NF4 and dequantizes, bitwise as bitsandbytes on a CPU but many times faster.
 
 The formulas are those of QLoRA (arXiv:2305.14314) as implemented by bitsandbytes. A block is 64 consecutive values.
 Each value is divided by the largest magnitude of its block (absmax) and rounded to the nearest of 16 codes. Double

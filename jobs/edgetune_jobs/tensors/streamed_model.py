@@ -1,4 +1,4 @@
-"""Streamed models, which are merged and quantized without loading them: their weights and their other files.
+"""Models that are merged and quantized without loading them: their weights and their other files.
 
 Memory is bounded by a few pieces and the largest weight. The output is bitwise that of the libraries.
 """

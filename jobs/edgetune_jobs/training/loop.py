@@ -1,4 +1,4 @@
-"""The training loop: trl's trainer with checkpoints in the store, and a callback for progress, stop and divergence.
+"""The training loop: trl's trainer with checkpoints in the store; progress, stop and divergence.
 
 This module imports torch and the Hugging Face libraries at its top, because its classes derive from theirs. Import it
 only inside functions.

@@ -102,7 +102,7 @@ def check_trainable(model: "torch.nn.Module", targets: Targets, lora: LoraSpec) 
     return count
 
 
-def hold_adapter_in_float32(model: "torch.nn.Module") -> None:
+def cast_adapter_to_float32(model: "torch.nn.Module") -> None:
     """Convert the trainable parameters to float32 in place; computation stays in the training's precision (autocast).
 
     trl keeps the adapter of a 4-bit base in bfloat16, which rounds away updates smaller than 1/512 of a weight.

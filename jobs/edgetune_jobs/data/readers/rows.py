@@ -1,4 +1,4 @@
-"""Rows of a data file before validation, with their place in the file, and rows that could not be read."""
+"""Rows of a data file before validation, and rows that could not be read, with their places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

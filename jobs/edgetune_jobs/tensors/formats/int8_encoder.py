@@ -1,4 +1,4 @@
-"""Encodes linear layers as INT8 with one scale per row: the common part of bitsandbytes INT8 and W8A8."""
+"""Encodes linear layers as INT8 with one scale per row, for bitsandbytes INT8 and W8A8."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""W8A8 of compressed-tensors, for vLLM and transformers: weight int8, weight_scale in the model's dtype.
+"""W8A8 of compressed-tensors for vLLM and transformers: weight int8, weight_scale in the model's dtype.
 
 Each row of a linear layer's weight has one scale. Activations are quantized at inference, with one scale per token.
 """
