@@ -58,7 +58,8 @@ def read_data_set(
     data_set = DataSet(spec_field)
     if ignored:
         data_set.warnings.append(
-            f"{spec_field}: skipped {count(len(ignored), 'file')} with other suffixes: {some(ignored)}"
+            f"{spec_field}: skipped {count(len(ignored), 'file of another type', 'files of other types')}: "
+            f"{some(ignored)}"
         )
     empty = []
     for entry in entries:

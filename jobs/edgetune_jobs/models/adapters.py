@@ -27,7 +27,7 @@ class TrainingRecord(Model):
     """Resolved: BF16, FP16 or FP32."""
 
     base_dtype: str
-    """The base model's dtype in training, by torch's name: the dtype of the merged model."""
+    """The base model's dtype in training, by torch's name."""
 
     base: BaseModelSpec
     steps: int

@@ -86,7 +86,7 @@ class ModelFolder(Protocol):
         ...
 
     def check(self) -> None:
-        """Verify files that were read completely against their known hashes.
+        """Verify the files that were read against their known hashes; to be called after the last read.
 
         Raises:
             DamagedObject: the content of a file differs.

@@ -39,7 +39,7 @@ class Buffers:
         return buffer[:size]
 
     def give_back(self, rows: "torch.Tensor") -> None:
-        """Return the buffer at whose start `rows` are; rows in other memory are ignored. Nothing may use it after."""
+        """Return the buffer that starts with `rows` for reuse; rows in other memory are ignored."""
         with self._lock:
             buffer = self._taken.pop(rows.data_ptr(), None)
             if buffer is not None:

@@ -69,8 +69,8 @@ def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torc
 def beyond_float16(name: str, largest: float) -> InvalidInput:
     """The error about a weight that exceeds float16, which LLM.int8 quantizes from."""
     return InvalidInput(
-        f"{name} has a value of magnitude {largest:g}, which exceeds the maximum of float16 ({FLOAT16_MAX:g}), which "
-        f"LLM.int8 quantizes from; {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
+        f"{name} has a value of magnitude {largest:g}, but LLM.int8 quantizes from float16, whose maximum is "
+        f"{FLOAT16_MAX:g}; {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
     )
 
 

@@ -60,7 +60,7 @@ def test_all_data_files_of_a_folder_are_read_in_order_of_their_names(tmp_path: P
     data_set, problems = read(tmp_path)
     assert problems == []
     assert [example.prompt[0].content for example in data_set.examples] == ["from a", "from b", "from c"]
-    assert data_set.warnings == ["spec.dataset.train: skipped 1 file with other suffixes: README.md"]
+    assert data_set.warnings == ["spec.dataset.train: skipped 1 file of another type: README.md"]
 
 
 def test_the_error_about_a_folder_without_data_files_lists_its_files(tmp_path: Path) -> None:
