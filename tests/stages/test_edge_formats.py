@@ -101,7 +101,7 @@ def test_a_model_type_that_gguf_does_not_support_is_refused_in_quantize_too(tmp_
     with pytest.raises(InvalidInput) as caught:
         Tuned(phi3, phi3, phi3).quantize(tmp_path / "edge", ["BitsAndBytesInt8", "GGUF-Q8_0"])
     assert str(caught.value).startswith(
-        "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: models of the type phi3 cannot be"
+        "spec.quantization.formats[1]: GGUF-Q8_0 does not support this model: the model type 'phi3' is not one of "
     )
 
 

@@ -56,37 +56,37 @@ def _assert_refused(base: Path, adapter: Path, folder: Path, message: str) -> No
     [
         (
             lambda w: w.update({f"{LAYER}.lora_A.weight": torch.zeros(16, 64)}),
-            r"q_proj has 128 inputs and 128 outputs there, but its matrices are \(16, 64\) and \(128, 16\)",
+            r"q_proj has 128 inputs and 128 outputs, .* matrices have the shapes \(16, 64\) and \(128, 16\)",
         ),
         (
             lambda w: w.update({f"{LAYER}.lora_B.weight": torch.zeros(128, 8)}),
-            r"matrices are \(16, 128\) and \(128, 8\)",
+            r"matrices have the shapes \(16, 128\) and \(128, 8\)",
         ),
-        (lambda w: w.pop(f"{LAYER}.lora_B.weight"), "it lacks a tensor: .*q_proj.lora_B.weight"),
-        (lambda w: w.update({"base_model.model.extra": torch.zeros(2)}), "belongs to no layer of the base: .*extra"),
+        (lambda w: w.pop(f"{LAYER}.lora_B.weight"), "missing tensor .*q_proj.lora_B.weight"),
+        (lambda w: w.update({"base_model.model.extra": torch.zeros(2)}), "unexpected tensor .*extra"),
         (
             lambda w: w.update({f"{LAYER.replace('.0.', '.9.')}.lora_{m}.weight": torch.zeros(16, 16) for m in "AB"}),
-            r"for a layer that the base does not have: model\.layers\.9",
+            r"the base model has no layer model\.layers\.9",
         ),
         (
             lambda w: w.update(
                 {f"{LAYER.replace('self_attn.q', 'mlp.up')}.lora_{m}.weight": torch.zeros(16, 16) for m in "AB"}
             ),
-            r"weights for a layer that its config does not name: model\.layers\.0\.mlp\.up_proj",
+            r"has weights for a layer that is not in its target_modules: model\.layers\.0\.mlp\.up_proj",
         ),
         (
             lambda w: [w.pop(f"{LAYER}.lora_{m}.weight") for m in "AB"],
-            r"no weights for a layer that its config names: model\.layers\.0\.self_attn\.q_proj",
+            r"has no weights for the target layer model\.layers\.0\.self_attn\.q_proj",
         ),
         (lambda w: w[f"{LAYER}.lora_A.weight"].fill_(float("nan")), "not finite in model.layers.0.self_attn.q_proj"),
         (
             lambda w: [w[f"{LAYER}.lora_{m}.weight"].fill_(3e38) for m in "AB"],
-            r"the adapter cannot be merged: model\.layers\.0\.self_attn\.q_proj\.weight is not finite with it",
+            r"cannot merge the adapter: model\.layers\.0\.self_attn\.q_proj\.weight would not be finite",
         ),
     ],
     ids=["inputs", "rank", "half", "unused", "unknown layer", "unnamed layer", "missing layer", "nan", "overflow"],
 )
-def test_weights_that_do_not_fit_the_base_are_refused(
+def test_an_adapter_whose_weights_do_not_match_the_base_is_refused(
     random_base: Path, adapter: Path, tmp_path: Path, change: Callable[[Tensors], Any], message: str
 ) -> None:
     _edit_weights(adapter, change)
@@ -97,11 +97,11 @@ def test_weights_that_do_not_fit_the_base_are_refused(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"use_dora": True}, "it lacks a tensor: .*lora_magnitude_vector"),
-        ({"modules_to_save": ["lm_head"]}, "it lacks a tensor: .*lm_head"),
-        ({"peft_type": "IA3"}, "is no LoRA adapter"),
-        ({"target_modules": "all-linear"}, "is no LoRA adapter with a list of target modules"),
-        ({"r": 8}, "has matrices of rank 16, but the config says 8"),
+        ({"use_dora": True}, "missing tensor .*lora_magnitude_vector"),
+        ({"modules_to_save": ["lm_head"]}, "missing tensor .*lm_head"),
+        ({"peft_type": "IA3"}, "is not a LoRA adapter"),
+        ({"target_modules": "all-linear"}, "is not a LoRA adapter with a list of target modules"),
+        ({"r": 8}, "have rank 16, but the config says 8"),
     ],
 )
 def test_an_adapter_whose_config_does_not_match_its_weights_is_refused(
@@ -121,14 +121,14 @@ def test_an_adapter_without_its_training_record_is_refused(random_base: Path, ad
 def test_an_invalid_training_record_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
     (adapter / "training.json").write_text("{}")
 
-    _assert_refused(random_base, adapter, tmp_path, r"training\.json is not what the train stage writes")
+    _assert_refused(random_base, adapter, tmp_path, r"training\.json is invalid")
 
 
 def test_a_truncated_adapter_is_refused(random_base: Path, adapter: Path, tmp_path: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
 
-    _assert_refused(random_base, adapter, tmp_path, "the adapter does not load")
+    _assert_refused(random_base, adapter, tmp_path, "cannot load the adapter")
 
 
 def test_merging_into_the_original_base_changes_only_layers_with_an_adapter(
@@ -171,7 +171,9 @@ def test_weights_beyond_the_range_of_float16_are_refused_before_quantizing(rando
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": merged})
 
-    with pytest.raises(InvalidInput, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds 70000, beyond .*float16"):
+    with pytest.raises(
+        InvalidInput, match=r"model\.layers\.1\.mlp\.down_proj\.weight has a value of magnitude 70000, .* float16"
+    ):
         quantize.run(context)
     assert not list(context.output.iterdir())
 

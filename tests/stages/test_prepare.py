@@ -124,17 +124,17 @@ def test_every_format_is_prepared(workplace: Workplace, row_format: str) -> None
         assert all(row["prompt"].endswith("<|im_start|>assistant\n") for row in evaluation)
 
 
-def test_all_rows_that_cannot_be_used_are_listed_in_one_message(workplace: Workplace) -> None:
+def test_all_invalid_rows_are_listed_in_one_message(workplace: Workplace) -> None:
     good = instruction_rows(3)
     workplace.write("train.jsonl", [*good, {"instruction": "x"}, {"instruction": "y " * 400, "response": "z"}])
     evaluation = workplace.write("eval.jsonl", [*instruction_rows(1, 9), {"instruction": 5, "response": "b"}])
     assert workplace.refusal(dataset=evaluation).split("\n") == [
-        "the data has 3 rows or files that cannot be used; none is left out silently, so fix or remove them:",
-        "spec.dataset.train: train.jsonl line 4: has no field 'response' (found: 'instruction'); "
-        "name the field in spec.dataset.fields.response",
-        "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a text",
-        "spec.dataset.train: train.jsonl line 5: has a prompt of 810 tokens, and spec.training.maxLength is 256: "
-        "nothing of the response would be left; raise maxLength, or shorten the prompt",
+        "the data has 3 invalid rows or files; fix or remove them:",
+        "spec.dataset.train: train.jsonl line 4: missing field 'response' (found: 'instruction'); "
+        "set spec.dataset.fields.response to the name of the field",
+        "spec.dataset.eval: eval.jsonl line 2: 'instruction' is a number, not a string",
+        "spec.dataset.train: train.jsonl line 5: the prompt has 810 tokens and spec.training.maxLength is 256, "
+        "which leaves no tokens for the response; raise maxLength or shorten the prompt",
     ]
 
 
@@ -145,13 +145,13 @@ def test_rows_that_are_too_long_are_truncated_and_their_share_is_reported(workpl
     assert max(len(row["input_ids"]) for row in table(folder, "train.parquet")) == 256
     assert output.metrics["truncatedShare"] == 0.1
     assert any(
-        warning.startswith("1 of 10 training examples (10.0%) are longer than maxLength 256 and are cut")
+        warning.startswith("1 of 10 training examples (10.0%) exceed spec.training.maxLength 256 and are truncated")
         for warning in output.warnings
     )
 
 
 def test_prompts_longer_than_the_limit_are_refused(workplace: Workplace) -> None:
-    assert "spec.training.maxLength is 16: nothing of the response would be left" in workplace.refusal(
+    assert "spec.training.maxLength is 16, which leaves no tokens for the response" in workplace.refusal(
         training={"maxLength": 16}
     )
 
@@ -160,7 +160,7 @@ def test_leaked_and_duplicate_rows_are_warnings(workplace: Workplace) -> None:
     workplace.write("train.jsonl", [*instruction_rows(20), *instruction_rows(2)])
     output, _ = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(5)))
     assert (
-        "spec.dataset.train: 2 rows repeat an earlier one (the first: train.jsonl line 21 is train.jsonl line 1 again)"
+        "spec.dataset.train: 2 rows duplicate an earlier row (first: train.jsonl line 21 duplicates train.jsonl line 1)"
         in output.warnings
     )
     assert any(
@@ -219,13 +219,13 @@ def _pad_token_without_row(folder: Path) -> None:
             _pad_token_without_row,
             "(<|new|>), but its embedding has 343 rows: set pad_token in tokenizer_config.json to",
         ),
-        (_no_tokenizer, "the tokenizer does not load"),
+        (_no_tokenizer, "cannot load the tokenizer"),
         (_nonsense_tokenizer, "spec.baseModel: transformers cannot load its configuration or tokenizer: "),
         (_odd_configuration, "The hidden size (8) is not a multiple of the number of attention heads (3)"),
         (_unknown_model, "`nobody-knows`"),
         (_other_weights, "but its embedding has 100 rows: tokenizer and weights belong to different models"),
         (_short_context, "but the base model supports at most 20: set maxLength to 20 or less"),
-        (_no_queries, "spec.lora.targetModules: the base (LlamaForCausalLM) has no linear layer q_proj"),
+        (_no_queries, "spec.lora.targetModules: the base model (LlamaForCausalLM) has no linear layer 'q_proj'"),
     ],
 )
 def test_an_unusable_base_is_refused(workplace: Workplace, damage: Callable[[Path], None], reason: str) -> None:
@@ -267,7 +267,7 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer gone_proj"),
+        ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer 'gone_proj'"),
         (
             {"training": {"packing": True}},
             r"spec\.training\.maxLength: packed sequences .* 256 tokens, .* 255 or less",

@@ -19,8 +19,8 @@ def workplace(tmp_path: Path) -> Workplace:
 
 
 TOO_NARROW = (
-    "spec.quantization.formats[1]: the model cannot be written as GGUF-Q8_0: its tensor model.embed_tokens.weight has "
-    "rows of 8 numbers; Q8_0 needs a multiple of 32. Take the format away, or choose another base"
+    "spec.quantization.formats[1]: GGUF-Q8_0 does not support this model: the row length of the tensor "
+    "model.embed_tokens.weight is 8, not a multiple of the block size 32; remove the format, or use another base model"
 )
 BOTH = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}}
 
@@ -45,8 +45,8 @@ def test_a_model_type_that_a_format_does_not_support_is_refused(workplace: Workp
     for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8"):
         refusal = workplace.refusal(quantization={"formats": [edge_format]})
 
-        assert refusal.startswith(f"spec.quantization.formats[0]: the model cannot be written as {edge_format}: ")
-        assert "of the type olmo cannot be" in refusal
+        assert refusal.startswith(f"spec.quantization.formats[0]: {edge_format} does not support this model: ")
+        assert "the model type 'olmo' is not one of " in refusal
         assert "llama, mistral" in refusal
 
 

@@ -180,7 +180,7 @@ def test_lower_precision_gives_another_loss(run: Runner) -> None:
 
 
 def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
-    with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 needs a GPU"):
+    with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 requires a GPU"):
         run(training={"precision": "FP16"})
 
 
@@ -287,10 +287,10 @@ def test_packed_4_bit_weights_count_as_full_parameters(run: Runner, random_base:
 @pytest.mark.parametrize(
     ("target_modules", "message"),
     [
-        (["q_proj", "c_attn"], "no module named c_attn; its linear layers are named down_proj, gate_proj, k_proj"),
-        (["q_proj", "lm_head"], "lm_head is the output head"),
-        (["mlp"], r"mlp matches model\.layers\.0\.mlp, which is no linear layer"),
-        (["embed_tokens"], "embed_tokens matches model.embed_tokens, which is no linear layer"),
+        (["q_proj", "c_attn"], "no module 'c_attn'; use some of its linear layers: down_proj, gate_proj, k_proj"),
+        (["q_proj", "lm_head"], "'lm_head' is the output head"),
+        (["mlp"], r"'mlp' matches model\.layers\.0\.mlp of the base model, which is not a linear layer"),
+        (["embed_tokens"], "'embed_tokens' matches model.embed_tokens of the base model, which is not a linear layer"),
     ],
 )
 def test_target_modules_that_cannot_have_an_adapter_are_refused(
@@ -335,6 +335,6 @@ def test_a_base_without_linear_layers_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=64, n_layer=1, n_head=2))
 
     with pytest.raises(
-        InvalidInput, match=r"^spec\.baseModel: GPT2LMHeadModel has no linear layer besides its output head"
+        InvalidInput, match=r"^spec\.baseModel: GPT2LMHeadModel has no linear layers except its output head"
     ):
         find_targets(model, tiny_parameters().lora)

@@ -1,4 +1,4 @@
-"""Folders of base models whose weights are written by hand: real safetensors headers, zeros for numbers."""
+"""Folders of base models with handwritten weights: valid safetensors headers, and zeros as values."""
 
 import json
 import math
@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
 
 
 def llama_shapes(layers: int = 2) -> dict[str, tuple[int, ...]]:
-    """Tensors of a Llama whose queries are 8 wide, keys and values 4, and the feed-forward 16."""
+    """Shapes of the tensors of a Llama with 8 query features, 4 key and value features, and 16 in the feed-forward."""
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "model.norm.weight": (HIDDEN,),
@@ -49,7 +49,7 @@ def llama_shapes(layers: int = 2) -> dict[str, tuple[int, ...]]:
 
 
 def header_of(shapes: Shapes, dtype: str = "BF16", item_bytes: int = 2) -> dict[str, Any]:
-    """The JSON of a safetensors header for tensors one behind the other."""
+    """The JSON of a safetensors header for consecutive tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():
@@ -60,13 +60,13 @@ def header_of(shapes: Shapes, dtype: str = "BF16", item_bytes: int = 2) -> dict[
 
 
 def safetensors_bytes(header: object, data_bytes: int) -> bytes:
-    """A safetensors file: a header, given as a JSON value, and that many zeros."""
+    """A safetensors file: a header, given as a JSON value, and `data_bytes` zeros."""
     encoded = json.dumps(header).encode()
     return struct.pack("<Q", len(encoded)) + encoded + bytes(data_bytes)
 
 
 def write_safetensors(path: Path, shapes: Shapes, dtype: str = "BF16", item_bytes: int = 2) -> None:
-    """A safetensors file of zeros."""
+    """Write a safetensors file of zeros."""
     data_bytes = sum(math.prod(shape) * item_bytes for shape in shapes.values())
     path.write_bytes(safetensors_bytes(header_of(shapes, dtype, item_bytes), data_bytes))
 
@@ -74,7 +74,7 @@ def write_safetensors(path: Path, shapes: Shapes, dtype: str = "BF16", item_byte
 def make_base(
     folder: Path, *, shapes: Shapes | None = None, config: Mapping[str, Any] | None = None, **tokenizer: Any
 ) -> Path:
-    """A whole base model; `config` entries replace those of CONFIG, None removes one."""
+    """Write a complete base model; entries of `config` replace those of CONFIG, and None removes one."""
     folder.mkdir(parents=True)
     merged = {name: value for name, value in {**CONFIG, **(config or {})}.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(merged))

@@ -15,17 +15,17 @@ FIELD = "spec.dataset.train"
 
 
 def dataset_spec(**options: Any) -> DatasetSpec:
-    """The spec's section with a place that no test reads, and these options."""
+    """spec.dataset with a URI that no test reads, and these options."""
     return DatasetSpec.model_validate({"train": {"uri": "file:///data"}, **options})
 
 
 def jsonl(rows: Iterable[object]) -> str:
-    """One JSON value a line."""
+    """One JSON value per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def instruction_rows(count: int, begin: int = 0) -> list[dict[str, object]]:
-    """Different rows in the format Instruction, with one keyword each."""
+    """Distinct rows in the format Instruction, with one keyword each."""
     return [
         {
             "instruction": f"Pump P-{number:02d} reports strong vibration. Name the fault.",
@@ -37,7 +37,7 @@ def instruction_rows(count: int, begin: int = 0) -> list[dict[str, object]]:
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
-    """A file with its folders."""
+    """Write a file; its folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -49,7 +49,7 @@ def data_source(path: Path) -> FolderSource:
 
 
 def read(path: Path, **options: Any) -> tuple[DataSet, list[str]]:
-    """The data set at a path and what is wrong with it, each as `place: reason`."""
+    """The data set at a path, and its row errors as `place: reason`."""
     problems = RowErrors()
     data_set = read_data_set(data_source(path), FIELD, dataset_spec(**options), problems, threading.Event())
     return data_set, [f"{bad.place}: {bad.reason}" for _, bad in problems.listed]

@@ -1,4 +1,4 @@
-"""Random models of each family in a moment, with a tokenizer, and their edge formats."""
+"""Tiny random models of each family with a tokenizer, and their edge formats."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ _SIZES: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    # Large numbers, so that attention and positions matter in a model that never learned anything.
+    # Large values, so that attention and positions affect the logits of an untrained model.
     "initializer_range": 0.25,
 }
 _LLAMA3_ROPE = {
@@ -29,7 +29,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-# What each adds to the sizes; the first word is the type.
+# Fields of the configuration in addition to the sizes; the first word of a name is the model type.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "llama tied": {"tie_word_embeddings": True},
@@ -44,13 +44,13 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def make_model(folder: Path, family: str, *, dtype: str = "float32", tokenizer: Any = None, **changes: Any) -> Path:
-    """A model with random weights, biases and norms too, in `folder`, saved as safetensors in `dtype`."""
+    """Write a model with random weights, biases and norms into `folder`, as safetensors in `dtype`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = tokenizer or make_tokenizer()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    # More rows than tokens, as real embeddings have.
+    # Like real embeddings, with more rows than tokens.
     options = {**_SIZES, "vocab_size": len(tokenizer) + 9, **ids, **FAMILIES[family], **changes}
     config = AutoConfig.for_model(family.split()[0], **options)
     with torch.random.fork_rng(devices=[]):
@@ -65,23 +65,23 @@ def make_model(folder: Path, family: str, *, dtype: str = "float32", tokenizer: 
 
 
 class FolderFiles:
-    """Output files in a local folder, each checked for the size that was promised."""
+    """Output files in a local folder; the size of each is checked."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @contextmanager
     def create(self, path: str, size: int) -> Iterator[Any]:
-        """A file below the folder."""
+        """Open a file for writing."""
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
             yield file
-        assert target.stat().st_size == size, f"{path} has {target.stat().st_size} bytes, promised were {size}"
+        assert target.stat().st_size == size, f"{path} has {target.stat().st_size} bytes, expected {size}"
 
 
 def write_gguf(model: Path, output: Path) -> Path:
-    """The GGUF file of a model folder, in `output` beside copies of its JSON files."""
+    """Write the GGUF file of a model folder into `output`, with copies of its JSON files."""
     from transformers import AutoConfig
 
     from edgetune_jobs.models import loading
@@ -103,7 +103,7 @@ def write_gguf(model: Path, output: Path) -> Path:
 
 
 def stored_weights(model: Path) -> Any:
-    """The weights of a model folder as they are stored."""
+    """The weights of a model folder in the stored dtype."""
     from edgetune_jobs.models.folder import LocalModelFolder
     from edgetune_jobs.models.weights import TORCH_DTYPES, read_tensors
     from edgetune_jobs.tensors.merged_rows import ModelWeights
@@ -114,14 +114,14 @@ def stored_weights(model: Path) -> Any:
 
 
 def stream_all(weights: Any, encoder: Any) -> None:
-    """Send all rows through one encoder, on two threads."""
+    """Encode and write all rows with one encoder, on two threads."""
     from edgetune_jobs.tensors.pipeline import stream
 
     stream(weights, [encoder], workers=2, progress=RecordedProgress(), stop=threading.Event())
 
 
 def write_w8a8(model: Path, output: Path, **plan_options: Any) -> Path:
-    """The model folder of a model in W8A8."""
+    """Write the model folder of a model in W8A8."""
     from edgetune_jobs.tensors.families import find_layout
     from edgetune_jobs.tensors.formats.int8_encoder import Int8Encoder, plan_int8
     from edgetune_jobs.tensors.formats.w8a8 import SCHEME, quantization_config

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that are known tensor by tensor, and adapters for them."""
+"""Tiny random models of the families that can be streamed, and adapters for them."""
 
 import json
 from pathlib import Path
@@ -33,11 +33,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {},
     "smollm3": {},
 }
-"""By model_type, with what its configuration says besides the sizes."""
+"""Fields of the configuration in addition to the sizes, by model_type."""
 
 
 def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int = 1, **sizes: int) -> Path:
-    """A random model in `folder`, in about so many shards; `sizes` replace those of config.json."""
+    """Write a random model into `folder`, in about `shards` shards; `sizes` replace those of config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,7 +53,7 @@ def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int
 
 
 def add_unused_tensors(folder: Path) -> None:
-    """Add what older checkpoints store besides: rotary frequencies, and the output head of a model that ties it."""
+    """Add tensors that older checkpoints also store: RoPE frequencies, and the output head of a tied model."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -71,13 +71,13 @@ def add_unused_tensors(folder: Path) -> None:
 
 
 def make_adapter(folder: Path, base: Path, *, method: Method, base_dtype: str, dtype: str, **options: Any) -> Path:
-    """An adapter with random matrices and the train stage's record, as if it had been trained on `base`.
+    """Write an adapter with random matrices and a training record, as if it had been trained on `base`.
 
     Args:
-        folder: where to.
-        base: the model.
-        method: how the record says that it was trained.
-        base_dtype: dtype that the record says the base was held in.
+        folder: the folder to write.
+        base: the base model.
+        method: method in the training record.
+        base_dtype: dtype of the base model in the training record.
         dtype: dtype of the adapter's tensors.
         options: of peft's LoraConfig.
     """
@@ -124,7 +124,7 @@ def write_record(folder: Path, method: Method, base_dtype: str) -> None:
 
 
 def _spread(model: "PreTrainedModel") -> None:
-    """Give all tensors random numbers, norms and biases too, so that a wrong one is noticed."""
+    """Add random values to all tensors, including norms and biases, so that a wrong tensor is noticed."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A synthetic Llama of one to two gigabytes with an adapter, made on the fly without loading it."""
+"""A synthetic Llama of one to two gigabytes with an adapter, written shard by shard."""
 
 import json
 import math
@@ -29,7 +29,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def make_large_model(folder: Path, layers: int) -> Path:
-    """A random model in bfloat16, one shard for every six layers: 88 MB a layer and 262 MB for the vocabulary."""
+    """Write a random model in bfloat16: 88 MB per layer, 262 MB for embedding and head, one shard per six layers."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -58,7 +58,7 @@ def make_large_model(folder: Path, layers: int) -> Path:
 
 
 def make_large_adapter(folder: Path, layers: int, method: Method) -> Path:
-    """An adapter of rank 16 for all linear layers."""
+    """Write an adapter of rank 16 for all linear layers."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file

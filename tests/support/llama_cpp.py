@@ -1,6 +1,6 @@
-"""llama.cpp for tests: built once into the cache, in an environment of its own, and run in processes of its own.
+"""llama.cpp for tests: built once in its own environment in the cache, and run in its own processes.
 
-PYTHONPATH=tests python -m support.llama_cpp      builds it if it is not there; `make test` does so first
+PYTHONPATH=tests python -m support.llama_cpp      builds it if needed; `make test` runs this first
 """
 
 import json
@@ -21,22 +21,22 @@ _VERSION = pins()["llama-cpp-python"]
 _COMPLETE, _FAILED = "complete", "failed"
 _BUILD_LIMIT_SECONDS = 1800
 _RUN_LIMIT_SECONDS = 120
-# Reads {"model", "texts", "prompts", "maxNewTokens"}, answers {"tokens", "logits", "answers", "template"}.
+# Reads {"model", "texts", "prompts", "maxNewTokens"}, writes {"tokens", "logits", "answers", "template"}.
 _SCRIPT = """
 import json, sys
 from llama_cpp import Llama
-asked = json.load(sys.stdin)
-model = Llama(asked["model"], n_ctx=512, n_threads=1, logits_all=True, verbose=False)
-tokens = [model.tokenize(text.encode(), add_bos=True, special=True) for text in asked["texts"]]
+request = json.load(sys.stdin)
+model = Llama(request["model"], n_ctx=512, n_threads=1, logits_all=True, verbose=False)
+tokens = [model.tokenize(text.encode(), add_bos=True, special=True) for text in request["texts"]]
 answers, logits = [], []
-for ids in asked["prompts"]:
+for ids in request["prompts"]:
     model.reset()
     model.eval(ids)
     logits.append(model.scores[: len(ids)].tolist())
     model.reset()
     answer = []
     for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
-        if token == model.token_eos() or len(answer) == asked["maxNewTokens"]:
+        if token == model.token_eos() or len(answer) == request["maxNewTokens"]:
             break
         answer.append(token)
     answers.append(answer)
@@ -48,22 +48,22 @@ json.dump({"tokens": tokens, "logits": logits, "answers": answers, "template": t
 def run_llama_cpp(
     model: Path, *, texts: Sequence[str] = (), prompts: Sequence[Sequence[int]] = (), max_new_tokens: int = 24
 ) -> dict[str, Any]:
-    """What llama.cpp makes of a GGUF file.
+    """Run a GGUF file in llama.cpp.
 
     Args:
         model: the file.
-        texts: texts to turn into tokens as a prompt is, special tokens in them included; ids under `tokens`.
-        prompts: token ids; what follows most likely, up to the end token, under `answers`, and their own logits
+        texts: texts to tokenize like prompts, including special tokens; their ids are under `tokens`.
+        prompts: token ids; their greedy continuations up to EOS are under `answers`, and their logits
             [tokens, vocabulary] under `logits`.
-        max_new_tokens: longest answer in tokens.
+        max_new_tokens: maximum length of an answer in tokens.
 
     Raises:
-        AssertionError: it does not load the file; with its own words.
+        AssertionError: llama.cpp failed; with its stderr.
     """
-    asked = {"model": str(model), "texts": texts, "prompts": prompts, "maxNewTokens": max_new_tokens}
+    request = {"model": str(model), "texts": texts, "prompts": prompts, "maxNewTokens": max_new_tokens}
     done = subprocess.run(
         [str(_python()), "-c", _SCRIPT],
-        input=json.dumps(asked),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,
@@ -75,33 +75,33 @@ def run_llama_cpp(
 
 
 def packages_of_llama_cpp() -> Path:
-    """Folder from which an interpreter of this version can import llama_cpp."""
+    """The site-packages folder with llama_cpp, for interpreters of this version."""
     return next((_python().parent.parent / "lib").glob("python*/site-packages"))
 
 
 def build() -> None:
-    """Build it if it is not there. Where that cannot be done, the reason is kept for the tests that are skipped."""
+    """Build llama.cpp if needed. If the build fails, the reason is stored for the tests that are then skipped."""
     folder = _folder()
     with locked(folder.parent, folder.name):
         if (folder / _COMPLETE).is_file():
             return
-        print(f"building llama.cpp into {folder}: some minutes, once", file=sys.stderr, flush=True)
+        print(f"building llama.cpp into {folder}; this takes some minutes, once", file=sys.stderr, flush=True)
         failed = _build(folder)
         folder.mkdir(exist_ok=True)
         if failed is None:
             (folder / _COMPLETE).touch()
         else:
-            print(f"llama.cpp cannot be built: {failed}; its tests are skipped", file=sys.stderr, flush=True)
+            print(f"cannot build llama.cpp: {failed}; its tests are skipped", file=sys.stderr, flush=True)
             (folder / _FAILED).write_text(failed)
 
 
 def _python() -> Path:
-    """The interpreter that has llama.cpp. Skips the test, saying why, where there is none."""
+    """The interpreter with llama.cpp; without it, the test is skipped with the reason."""
     folder = _folder()
     if not (folder / _COMPLETE).is_file():
         failed = folder / _FAILED
-        reason = failed.read_text() if failed.is_file() else "it was not built yet; `make test` does so"
-        pytest.skip(f"there is no llama-cpp-python {_VERSION}: {reason}")
+        reason = failed.read_text() if failed.is_file() else "not built yet; `make test` builds it"
+        pytest.skip(f"llama-cpp-python {_VERSION} is not available: {reason}")
     return folder / "bin" / "python"
 
 
@@ -110,12 +110,12 @@ def _folder() -> Path:
 
 
 def _build(folder: Path) -> str | None:
-    """Build it; the last line of what went wrong, if anything did."""
+    """Build llama.cpp; the last line of the error if it fails."""
     python = folder / "bin" / "python"
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     if shutil.which("cc") is None and shutil.which("gcc") is None:
-        return "there is no C compiler"
-    # Portable code: the cache may be carried to another machine.
+        return "no C compiler"
+    # Portable code, because the cache may be copied to another machine.
     options = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
     install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraint", str(CONSTRAINTS)]
     for command in (

@@ -1,7 +1,7 @@
-"""Sensor faults in a few words: a corpus for pre-training, and instructions whose answers it does not give away.
+"""A tiny sensor-fault task: a corpus for pre-training, and instructions that the corpus does not answer.
 
-The corpus has all words of the task, but neither the instruction format nor which symptom means which fault: a model
-pre-trained on it writes plausible log lines and cannot answer.
+The corpus has all words of the task, but neither the instruction format nor the mapping from symptoms to faults: a
+model pre-trained on it writes plausible log lines and cannot answer.
 """
 
 import random
@@ -39,7 +39,7 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction with its answer and the keywords that a right answer holds."""
+    """One instruction with its response and expected keywords."""
 
     instruction: str
     response: str
@@ -52,7 +52,7 @@ def training_examples(count: int, seed: int = 0) -> list[Example]:
 
 
 def held_out_examples(count: int, seed: int = 0) -> list[Example]:
-    """Examples about units that no training example names, 60 to 99."""
+    """Examples about the units 60 to 99, which no training example contains."""
     return _examples(count, random.Random(seed + 10_000), [f"{unit:02d}" for unit in range(60, 100)])
 
 
@@ -66,7 +66,7 @@ def corpus(lines: int, seed: int) -> list[str]:
 def write_prepared(
     folder: Path, tokenizer: "PreTrainedTokenizerBase", training: Sequence[Example], held_out: Sequence[Example]
 ) -> Path:
-    """The artifact `prepared` of these examples, as the stage prepare writes it."""
+    """Write the artifact `prepared` of these examples, as the stage prepare does."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""The tiny base model and its data in an S3 bucket, and the object that fine-tunes it."""
+"""The tiny base model and its data in an S3 bucket, and a LoraFineTune that fine-tunes it."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _EVAL = "datasets/tiny/eval.jsonl"
 
 
 def upload_tiny_inputs(server: S3Server, folder: Path, *, training_rows: int = 600, held_out_rows: int = 40) -> None:
-    """Put base model, training data and evaluation data into the bucket."""
+    """Upload base model, training data and evaluation data to the bucket."""
     client = server.client()
     base = make_tiny_base(folder / "base")
     for path in sorted(base.iterdir()):
@@ -26,10 +26,10 @@ def upload_tiny_inputs(server: S3Server, folder: Path, *, training_rows: int = 6
 
 
 def tiny_fine_tune(server: S3Server, namespace: str, name: str = "tiny", **sections: Any) -> dict[str, Any]:
-    """A LoraFineTune of those inputs that learns its task on a CPU in under a minute.
+    """A LoraFineTune of these inputs that learns its task on a CPU in under a minute.
 
     Args:
-        sections: overlay the sections of the spec, by JSON name.
+        sections: override fields in sections of the spec, by JSON name.
     """
     spec: dict[str, Any] = {
         "baseModel": {"uri": f"s3://{server.bucket}/{BASE_KEY}"},

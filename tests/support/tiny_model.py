@@ -1,4 +1,4 @@
-"""A Llama-type base model of 0.6 million parameters that the tests make themselves in seconds, and keep on disk."""
+"""A Llama base model with 0.6 million parameters that the tests train in seconds and cache on disk."""
 
 import hashlib
 import inspect
@@ -28,13 +28,13 @@ def make_tiny_base(
     tied: bool = False,
     dtype: str = "float32",
 ) -> Path:
-    """A base model in `folder`: byte-level BPE tokenizer, Llama architecture, safetensors in `dtype`.
+    """Write a base model into `folder`: byte-level BPE tokenizer, Llama architecture, safetensors in `dtype`.
 
-    It is pre-trained on log lines (about 11 s for the default), so that it learns a task from a few hundred examples.
-    With `pretrain_steps=0` it is random and ready at once: for tests that need no learning. A model with the same
-    options is made once and kept in the cache folder.
+    It is pre-trained on log lines (about 11 s with the defaults), so that it can learn a task from a few hundred
+    examples. With `pretrain_steps=0` it is random, for tests that do not need learning. Each set of options is made
+    once and cached.
 
-    All sizes are multiples of 64: with others, bitsandbytes' 4-bit inference fails on some CPUs.
+    All sizes are multiples of 64, because 4-bit inference of bitsandbytes fails with others on some CPUs.
     """
     options: dict[str, Any] = {
         "hidden": hidden,

@@ -71,10 +71,10 @@ def new_run(
 ) -> TrainingRun:
     """An attempt in a new folder that has not started; checkpoints go to that folder unless they are given."""
     progress = RecordedProgress()
-    kept = checkpoints or FolderCheckpoints(folder / "checkpoints")
+    checkpoints = checkpoints or FolderCheckpoints(folder / "checkpoints")
     inputs = {"base": base, "prepared": prepared}
-    context = stage_context(Stage.TRAIN, parameters, folder, inputs, progress=progress, checkpoints=kept)
-    return TrainingRun(context, progress, kept)
+    context = stage_context(Stage.TRAIN, parameters, folder, inputs, progress=progress, checkpoints=checkpoints)
+    return TrainingRun(context, progress, checkpoints)
 
 
 def train(
@@ -85,7 +85,7 @@ def train(
     *,
     checkpoints: FolderCheckpoints | None = None,
 ) -> TrainingRun:
-    """Train to the end in a new folder."""
+    """Train to the end."""
     from edgetune_jobs.stages import train as stage
 
     run = new_run(folder, parameters, base, prepared, checkpoints=checkpoints)

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of a few hundred tokens, made in a moment."""
+"""A byte-level BPE tokenizer with 400 tokens, trained in a moment."""
 
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,12 @@ _LINES = (
 
 
 def make_tokenizer(*, chat_template: str | None = None, adds_bos: bool = False, adds_eos: bool = False) -> Any:
-    """A transformers tokenizer: BOS <s>, EOS <|im_end|>; any text is made of its tokens.
+    """A transformers tokenizer with BOS <s> and EOS <|im_end|> that can encode any text.
 
     Args:
-        chat_template: Jinja text, or None for a tokenizer without one.
-        adds_bos: put BOS before every text.
-        adds_eos: put EOS after every text, as some tokenizers do.
+        chat_template: Jinja text, or None for a tokenizer without chat template.
+        adds_bos: add BOS before every text.
+        adds_eos: add EOS after every text, as some tokenizers do.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast

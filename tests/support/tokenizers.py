@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that real models have, each split and merged in its own way."""
+"""Small tokenizers with the pre-tokenizers and merges of real models' tokenizers."""
 
 from functools import cache
 from typing import Any
@@ -26,12 +26,16 @@ TEXTS = (
 
 
 def byte_level(kind: str) -> Any:
-    """A byte-level tokenizer that splits like GPT-2, SmolLM, Llama 3 or Qwen 2 (gpt-2, smollm, llama-bpe, qwen2)."""
+    """A byte-level tokenizer that splits text like GPT-2, SmolLM, Llama 3 or Qwen 2.
+
+    Args:
+        kind: gpt-2, smollm, llama-bpe or qwen2.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama-bpe"))
-    # All learn the same merges, of digits too, so that only the way of splitting tells them apart.
+    # All kinds learn the same merges, also of digits, so that they differ only in how they split text.
     tokenizer.pre_tokenizer = whole
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -53,10 +57,10 @@ def byte_level(kind: str) -> Any:
 
 
 def sentence_piece(prefix: str) -> Any:
-    """SentencePiece's BPE with bytes for unknown characters, as in Llama 2 and Mistral: BOS before every text.
+    """SentencePiece BPE with byte fallback, as in Llama 2 and Mistral; BOS is added before every text.
 
     Args:
-        prefix: where a space is put before text: legacy (before each piece between special tokens), first, or never.
+        prefix: where a space is added: legacy (before each text between special tokens), first, or never.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.tokenization_utils_base import generate_merges
@@ -84,7 +88,7 @@ BYTE_LEVEL = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 
 
 def wrap(tokenizer: Any, *, adds_bos: bool) -> Any:
-    """transformers' tokenizer around one of the tokenizers library."""
+    """A transformers tokenizer around a tokenizer of the tokenizers library."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -110,7 +114,7 @@ def _split(pattern: str) -> Any:
 
 @cache
 def _pieces() -> tuple[str, ...]:
-    """Special tokens, bytes, then pieces by falling score, single characters last."""
+    """Special tokens, bytes, then pieces in descending order of score, single characters last."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -119,7 +123,7 @@ def _pieces() -> tuple[str, ...]:
     trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False)
     tokenizer.train_from_iterator([_CORPUS[0], *words], trainer)
     learned = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # Some are made in two ways; and where ng and gi overlap, ng comes first.
-    made = [text for text, _ in learned if len(text) > 1] + ["ng", "gi"]
+    # Some pieces result from two different merges; where ng and gi overlap, ng is merged first.
+    merged = [text for text, _ in learned if len(text) > 1] + ["ng", "gi"]
     single = [text for text, _ in learned if len(text) == 1]
-    return (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *made, *single)
+    return (*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *single)

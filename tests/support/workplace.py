@@ -70,7 +70,7 @@ class Workplace:
 
 
 def make_workplace(folder: Path) -> Workplace:
-    """A small base with a chat template, and 300 rows of instructions."""
+    """A small base model with a chat template, and 300 rows of instructions."""
     make_base(folder / "base", chat_template=CHAT_TEMPLATE)
     place = Workplace(folder)
     place.write("train.jsonl", instruction_rows(300))

@@ -1,1 +1,1 @@
-"""Data sets: rows, splits, prompts and tokens, and what is wrong with them. Imports store and errors."""
+"""Data sets: rows, their errors and warnings, splits, prompts and tokens. Imports store and errors."""

@@ -1,4 +1,4 @@
-"""Data sets: which files they are, and every row of them either an example or a row error."""
+"""Reads the files of a data set: each row becomes an example or a row error."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ _ROWS_BETWEEN_STOP_CHECKS = 1000
 
 @dataclass
 class DataSet:
-    """Rows of one data set that can be used, and what was seen on the way."""
+    """The valid rows of one data set, its field names and its warnings."""
 
     spec_field: str
     """spec.dataset.train or spec.dataset.eval."""
 
     examples: list[Example] = field(default_factory=list)
-    """In the order of the files' names, then of their rows."""
+    """Ordered by file name, then by row."""
 
     fields: dict[str, None] = field(default_factory=dict)
-    """Names of all fields of all rows, in the order in which they were first seen."""
+    """Names of all fields of all rows, in order of first appearance."""
 
     warnings: list[str] = field(default_factory=list)
 
@@ -39,17 +39,17 @@ class DataSet:
 def read_data_set(
     source: Source, spec_field: str, dataset: DatasetSpec, row_errors: RowErrors, stop: threading.Event
 ) -> DataSet:
-    """Read and judge all rows behind a URI; what cannot be used goes to `row_errors`.
+    """Read and validate all rows of a source; invalid rows and files are added to `row_errors`.
 
     Args:
-        source: one file, or a folder whose .jsonl, .json, .csv and .parquet files are read in the order of their names.
+        source: one file, or a folder whose .jsonl, .json, .csv and .parquet files are read in order of their names.
         spec_field: spec.dataset.train or spec.dataset.eval.
         dataset: format and field names.
-        row_errors: where rows and files that cannot be used are noted.
+        row_errors: collects invalid rows and files.
         stop: set when the stage has to end.
 
     Raises:
-        InvalidInput: there is no file to read.
+        InvalidInput: the source has no data file.
         Interrupted: `stop` was set.
     """
     entries, ignored = _choose_files(source, spec_field)
@@ -58,7 +58,8 @@ def read_data_set(
     data_set = DataSet(spec_field)
     if ignored:
         data_set.warnings.append(
-            f"{spec_field}: {count(len(ignored), 'file')} of other types not read: {some(ignored)}"
+            f"{spec_field}: skipped {count(len(ignored), 'file of another type', 'files of other types')}: "
+            f"{some(ignored)}"
         )
     empty = []
     for entry in entries:
@@ -68,26 +69,26 @@ def read_data_set(
             empty.append(entry.path)
     if len(empty) == len(entries):
         for path in empty:
-            row_errors.add(spec_field, BadRow(Place(path), "has no rows"))
+            row_errors.add(spec_field, BadRow(Place(path), "no rows"))
     elif empty:
-        # Writers that work in parallel leave empty parts: no reason to stop as long as there are rows elsewhere.
+        # Parallel writers leave empty part files, which are harmless if other files have rows.
         data_set.warnings.append(f"{spec_field}: {count(len(empty), 'file')} without rows: {some(empty)}")
     return data_set
 
 
 def _choose_files(source: Source, spec_field: str) -> tuple[Sequence[FileEntry], list[str]]:
-    """Files to read, and the names of those to leave alone.
+    """Files to read, and names of the files to warn about.
 
     Raises:
-        InvalidInput: there is no file to read.
+        InvalidInput: the source has no data file.
     """
-    # Names such as _SUCCESS, _metadata and .DS_Store are not meant for readers of data.
+    # By convention, readers of data skip names such as _SUCCESS, _metadata and .DS_Store.
     ignored = [path for path in source.ignored if not PurePosixPath(path).name.startswith((".", "_"))]
     if not source.files:
-        found = f"found {some(ignored)}" if ignored else "there is no file at all"
+        found = some(ignored) if ignored else "no files"
         raise InvalidInput(
-            f"{spec_field}.uri: {source.uri} has no file ending in {', '.join(DATA_SUFFIXES)} ({found}): "
-            "name such a file, or a folder that holds some"
+            f"{spec_field}.uri: {source.uri} has no file ending in {', '.join(DATA_SUFFIXES)} (found {found}); "
+            "set it to such a file, or to a folder with such files"
         )
     return source.files, ignored
 
@@ -98,16 +99,16 @@ def _read_file(
     try:
         for number, row in enumerate(_rows(path, name, parser)):
             if number % _ROWS_BETWEEN_STOP_CHECKS == 0 and stop.is_set():
-                raise Interrupted("stopped while reading the data; nothing was written; the next attempt starts again")
+                raise Interrupted("stopped while reading the data; nothing was written; the next attempt starts over")
             if isinstance(row, RawRow):
                 data_set.fields.update(dict.fromkeys(row.fields))
-                judged = parser.parse(row)
+                parsed = parser.parse(row)
             else:
-                judged = row
-            if isinstance(judged, BadRow):
-                row_errors.add(data_set.spec_field, judged)
+                parsed = row
+            if isinstance(parsed, BadRow):
+                row_errors.add(data_set.spec_field, parsed)
             else:
-                data_set.examples.append(judged)
+                data_set.examples.append(parsed)
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
         row_errors.add(data_set.spec_field, BadRow(Place(name), f"cannot be read: {error.strerror}"))
 

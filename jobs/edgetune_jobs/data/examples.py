@@ -1,4 +1,4 @@
-"""One row of a data set as an example: a prompt, the response to learn, and the keywords that a right answer holds."""
+"""Parses and validates rows: an example has a prompt, the response to learn, and expected keywords."""
 
 import difflib
 import hashlib
@@ -15,7 +15,7 @@ ASSISTANT = "assistant"
 SYSTEM = "system"
 _ROLES = (SYSTEM, USER, ASSISTANT)
 
-# What other data sets call these fields: offered when a name is missing and nothing spelled alike is there.
+# Common names of these fields in other data sets, suggested if a field is missing and no similar name exists.
 _KNOWN_AS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("prompt", "question", "input", "query"),
     "response": ("completion", "output", "answer", "target"),
@@ -38,28 +38,28 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """A row that can be used."""
+    """A valid row."""
 
     place: Place
     prompt: tuple[Message, ...]
-    """What comes before the response: one user message for the format Instruction, none for Text."""
+    """The messages before the response: one user message for the format Instruction, none for Text."""
 
     response: str
-    """What is learned: the response, the last assistant message, or the whole text."""
+    """The text to learn: the response, the last assistant message, or the whole text."""
 
     keywords: tuple[str, ...] = ()
 
     def identity(self) -> bytes:
-        """Digest of all that is learned from the row."""
+        """Digest of prompt and response."""
         return _digest([[message.role, message.content] for message in self.prompt], self.response)
 
     def question(self) -> bytes:
-        """Digest of what the model is asked: the prompt, or for the format Text the text."""
+        """Digest of the prompt, or of the text for the format Text."""
         return _digest([[message.role, message.content] for message in self.prompt] or self.response)
 
 
 class RowParser:
-    """Judges rows by the data set's format and field names."""
+    """Parses rows with the data set's format and field names."""
 
     def __init__(self, dataset: DatasetSpec) -> None:
         self._format = dataset.format
@@ -67,23 +67,23 @@ class RowParser:
 
     @property
     def wanted_fields(self) -> frozenset[str]:
-        """Names of the fields that are looked at."""
+        """Names of the fields that are read."""
         return frozenset((*(getattr(self._names, field) for field in self._required), self._names.expected_keyword))
 
     @property
     def list_fields(self) -> frozenset[str]:
-        """Names of the fields that may hold a list."""
+        """Names of the fields whose value may be a list."""
         return frozenset((self._names.messages, self._names.expected_keyword))
 
     def parse(self, row: RawRow) -> Example | BadRow:
-        """The row as an example, or the reason why it is none."""
+        """The row as an example, or the reason why it is invalid."""
         try:
             return self._parse(row)
-        except _Unusable as error:
+        except _InvalidRow as error:
             return BadRow(row.place, str(error))
 
-    def lookalike_of_keyword(self, fields: Sequence[str]) -> str | None:
-        """The name among `fields` that was probably meant for expected keywords, when they go by no such name."""
+    def probable_keyword_field(self, fields: Sequence[str]) -> str | None:
+        """The name among `fields` that probably holds the expected keywords; None if their own field is there."""
         others = [name for name in fields if name not in self.wanted_fields]
         return None if self._names.expected_keyword in fields else _nearest("expected_keyword", self._names, others)
 
@@ -95,11 +95,11 @@ class RowParser:
 
     def _parse(self, row: RawRow) -> Example:
         if not isinstance(row.value, Mapping):
-            hint = "; a file that is one JSON list has to be named .json" if isinstance(row.value, list) else ""
-            raise _Unusable(f"is {_kind(row.value)}, not an object with named fields{hint}")
+            hint = "; if the file is one JSON list, name it .json" if isinstance(row.value, list) else ""
+            raise _InvalidRow(f"expected an object, found {_kind(row.value)}{hint}")
         for field in self._required:
             if getattr(self._names, field) not in row.fields:
-                raise _Unusable(self._missing(field, row.fields))
+                raise _InvalidRow(self._missing(field, row.fields))
         values = [(getattr(self._names, field), row.value.get(getattr(self._names, field))) for field in self._required]
         keywords = _keywords(self._names.expected_keyword, row.value.get(self._names.expected_keyword))
         if self._format is RowFormat.CHAT:
@@ -112,19 +112,19 @@ class RowParser:
     def _missing(self, field: str, found: Sequence[str]) -> str:
         name = getattr(self._names, field)
         others = [other for other in found if other not in self.wanted_fields]
-        reason = f"has no field {name!r} (found: {some((repr(other[:64]) for other in found), _MOST_NAMES)})"
+        reason = f"missing field {name!r} (found: {some((repr(other[:64]) for other in found), _MOST_NAMES)})"
         meant = _nearest(field, self._names, others)
         if meant is None:
-            return f"{reason}; name the field in spec.dataset.fields.{field}"
-        return f"{reason}; did you mean {meant!r}? then set spec.dataset.fields.{field}: {meant!r}"
+            return f"{reason}; set spec.dataset.fields.{field} to the name of the field"
+        return f"{reason}; did you mean {meant!r}? if so, set spec.dataset.fields.{field}: {meant!r}"
 
 
-class _Unusable(Exception):
-    """Reason why a row cannot be used."""
+class _InvalidRow(Exception):
+    """The row is invalid; the message is the reason."""
 
 
 def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | None:
-    """The name that was probably meant for a field."""
+    """The name in `found` that probably stands for a field: spelled alike, or common in other data sets."""
     alike = difflib.get_close_matches(getattr(names, field).lower(), [name.lower() for name in found], n=1, cutoff=0.75)
     candidates = (*alike, *_KNOWN_AS[field])
     by_lower_case = {name.lower(): name for name in found}
@@ -132,32 +132,32 @@ def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | No
 
 
 def _conversation(name: str, value: object) -> tuple[Message, ...]:
-    """Messages that end with the assistant's answer to a user."""
+    """The messages of a conversation, whose last one is an assistant message."""
     if not isinstance(value, list):
-        raise _Unusable(f"{name!r} is {_kind(value)}, not a list of messages with role and content")
+        raise _InvalidRow(f"{name!r} is {_kind(value)}, not a list of messages with role and content")
     messages = tuple(_message(f"{name}[{index}]", message) for index, message in enumerate(value))
     roles = [message.role for message in messages]
     if ASSISTANT not in roles:
-        raise _Unusable(f"{name!r} has no assistant message, so there is nothing to learn")
+        raise _InvalidRow(f"{name!r} has no assistant message, so there is nothing to learn")
     if roles[-1] != ASSISTANT:
-        raise _Unusable(f"{name!r} ends with a {roles[-1]} message; the last one has to be the assistant's answer")
+        raise _InvalidRow(f"{name!r} ends with a {roles[-1]} message; the last message must be an assistant message")
     if USER not in roles[: roles.index(ASSISTANT)]:
-        raise _Unusable(f"{name!r} has no user message before the assistant's first")
+        raise _InvalidRow(f"{name!r} has no user message before the first assistant message")
     if SYSTEM in roles[1:]:
-        raise _Unusable(f"{name!r} has a system message that is not the first message")
+        raise _InvalidRow(f"{name!r} has a system message that is not the first message")
     return messages
 
 
 def _message(where: str, value: object) -> Message:
     if not isinstance(value, Mapping):
-        raise _Unusable(f"{where} is {_kind(value)}, not an object with role and content")
+        raise _InvalidRow(f"{where} is {_kind(value)}, not an object with role and content")
     if "role" not in value or "content" not in value:
-        hint = "; its from and value have to be named role and content" if {"from", "value"} <= set(value) else ""
-        raise _Unusable(f"{where} has no role and content{hint}")
+        hint = "; rename from to role, and value to content" if {"from", "value"} <= set(value) else ""
+        raise _InvalidRow(f"{where} must have role and content{hint}")
     role = value["role"]
     if role not in _ROLES:
-        shown = f"role {role[:32]!r}" if isinstance(role, str) else f"a role that is {_kind(role)}"
-        raise _Unusable(f"{where} has {shown}; roles are {', '.join(_ROLES)}")
+        shown = repr(role[:32]) if isinstance(role, str) else _kind(role)
+        raise _InvalidRow(f"{where}.role is {shown}; expected {SYSTEM}, {USER} or {ASSISTANT}")
     return Message(str(role), _text(f"{where}.content", value["content"]))
 
 
@@ -171,22 +171,22 @@ def _keywords(name: str, value: object) -> tuple[str, ...]:
 
 
 def _text(where: str, value: object) -> str:
-    """A text that can be learned: not empty, and nothing in it that is no character."""
+    """A string that can be learned: not empty, without NUL characters or unpaired surrogates."""
     if value is None:
-        raise _Unusable(f"{where} is empty")
+        raise _InvalidRow(f"{where} is empty")
     if not isinstance(value, str):
-        raise _Unusable(f"{where} is {_kind(value)}, not a text")
+        raise _InvalidRow(f"{where} is {_kind(value)}, not a string")
     if not value.strip():
-        raise _Unusable(f"{where} is empty")
+        raise _InvalidRow(f"{where} is empty")
     if "\x00" in value:
-        raise _Unusable(f"{where} has a NUL character in it")
+        raise _InvalidRow(f"{where} contains a NUL character")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise _Unusable(f"{where} has half a surrogate pair in it, which is no character")
+        raise _InvalidRow(f"{where} contains an unpaired surrogate, which is not a valid character")
     return value
 
 
 def _kind(value: object) -> str:
-    """What a value is, in JSON's words."""
+    """The JSON type of a value, with its article."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -194,7 +194,7 @@ def _kind(value: object) -> str:
     if isinstance(value, (int, float)):
         return "a number"
     if isinstance(value, str):
-        return "a text"
+        return "a string"
     if isinstance(value, list):
         return "a list"
     if isinstance(value, Mapping):

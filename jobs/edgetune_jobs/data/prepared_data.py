@@ -1,6 +1,6 @@
-"""The prepared data set on disk: what prepare writes, and train and evaluate read.
+"""The prepared data set on disk: written by prepare, read by train and evaluate.
 
-train.parquet   input_ids list<int32>, completion_mask list<int8>: 1 on tokens that are learned
+train.parquet   input_ids list<int32>, completion_mask list<int8>: 1 for tokens that are learned
 eval.parquet    prompt string, prompt_ids list<int32>, completion_ids list<int32>, response string,
                 keywords list<string>; for the format Text prompt and prompt_ids are empty
 report.json     counts, lengths in tokens, memory, warnings
@@ -20,14 +20,14 @@ REPORT = "report.json"
 
 
 class RowWriter:
-    """Writes examples to a Parquet file batch by batch; leaving its context closes the file."""
+    """Writes examples to a Parquet file in batches; leaving the context closes the file."""
 
     def __init__(self, path: Path, schema: Any, row_of: Callable[[TokenizedExample], dict[str, object]]) -> None:
         """
         Args:
             path: the file.
             schema: its pyarrow schema.
-            row_of: an example's values by column.
+            row_of: maps an example to its values by column.
         """
         from pyarrow import parquet
 
@@ -52,7 +52,7 @@ class RowWriter:
 
 
 def open_train(folder: Path) -> RowWriter:
-    """Begin train.parquet."""
+    """Open train.parquet for writing."""
     import pyarrow
 
     schema = pyarrow.schema(
@@ -62,7 +62,7 @@ def open_train(folder: Path) -> RowWriter:
 
 
 def open_eval(folder: Path) -> RowWriter:
-    """Begin eval.parquet."""
+    """Open eval.parquet for writing."""
     import pyarrow
 
     schema = pyarrow.schema(

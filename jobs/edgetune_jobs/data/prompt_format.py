@@ -1,4 +1,4 @@
-"""edgetune.json of a model folder: how training wrapped prompts, so that whoever asks the model does the same."""
+"""edgetune.json of a model folder: the prompt template of training, which inference must also use."""
 
 from pathlib import Path
 
@@ -12,31 +12,31 @@ FILE = "edgetune.json"
 
 
 class PromptFormat(Model):
-    """How a prompt is wrapped for a model."""
+    """The template that wraps prompts for a model."""
 
     template: str
-    """Text with {instruction} in it, or ChatTemplate for the tokenizer's own."""
+    """A text that contains {instruction}, or ChatTemplate for the tokenizer's chat template."""
 
     format: RowFormat
 
     @classmethod
     def of(cls, dataset: DatasetSpec) -> "PromptFormat":
-        """The format in which a data set's rows were learned."""
+        """The format of a data set's rows."""
         return cls(template=dataset.template, format=dataset.format)
 
     @classmethod
     def read(cls, folder: Path) -> "PromptFormat":
-        """edgetune.json of a model folder.
+        """Read edgetune.json of a model folder.
 
         Raises:
-            InvalidInput: the folder has none, or it is not what the merge and quantize stages write.
+            InvalidInput: the file is missing or invalid.
         """
         try:
             return cls.model_validate_json((folder / FILE).read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise InvalidInput(f"{folder} has no {FILE}: it is no model folder of edgetune") from error
+            raise InvalidInput(f"{folder} has no {FILE}, so Edgetune did not write this model") from error
         except ValidationError as error:
-            raise InvalidInput(f"{folder / FILE} cannot be read: {error.errors()[0]['msg']}") from error
+            raise InvalidInput(f"{folder / FILE} is invalid: {error.errors()[0]['msg']}") from error
 
     def write(self, folder: Path) -> None:
         """Write edgetune.json into a model folder."""

@@ -1,4 +1,4 @@
-"""Rows and files of the data that cannot be used, collected so that a user can fix all of them at once."""
+"""Row errors: invalid rows and files of a data set, reported together in one message."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,34 +14,33 @@ _LONGEST_REASON = 300
 
 @dataclass
 class RowErrors:
-    """Rows that cannot be used: the first 20 with place and reason, and the number of all."""
+    """Invalid rows and files: the first 20 with place and reason, and the total."""
 
     total: int = 0
     listed: list[tuple[str, BadRow]] = field(default_factory=list)
-    """Field of the spec that names the data, and what is wrong there."""
+    """Spec field of the data set, and the error."""
 
     def add(self, spec_field: str, bad: BadRow) -> None:
-        """Add one."""
+        """Add an error."""
         self.total += 1
         if len(self.listed) < MOST_LISTED:
             self.listed.append((spec_field, bad))
 
     def raise_if_any(self) -> None:
-        """End here if a row cannot be used.
-
+        """
         Raises:
-            InvalidInput: names the first 20 by file, place and reason, and says how many there are.
+            InvalidInput: there are errors; the message has their number, and the first 20 with place and reason.
         """
         if self.total:
             raise InvalidInput("\n".join((self._heading(), *self._lines())))
 
     def _heading(self) -> str:
-        rows = count(self.total, "row or file", "rows or files")
-        shown = f"; the first {MOST_LISTED}" if self.total > MOST_LISTED else ""
-        return f"the data has {rows} that cannot be used; none is left out silently, so fix or remove them{shown}:"
+        rows = count(self.total, "invalid row or file", "invalid rows or files")
+        shown = f" (showing the first {MOST_LISTED})" if self.total > MOST_LISTED else ""
+        return f"the data has {rows}; fix or remove {'it' if self.total == 1 else 'them'}{shown}:"
 
     def _lines(self) -> Iterator[str]:
-        """One line for each error; successive places of one file with the same reason share a line."""
+        """One line per error; consecutive errors of one file with the same reason share a line."""
         for (spec_field, file, reason), group in groupby(
             self.listed, key=lambda entry: (entry[0], entry[1].place.file, entry[1].reason)
         ):

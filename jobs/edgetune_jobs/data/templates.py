@@ -1,4 +1,4 @@
-"""Examples as text: prompt and response wrapped by the data set's template, or by the tokenizer's chat template."""
+"""Renders examples as text, with the data set's template or the tokenizer's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _INSTRUCTION = "{instruction}"
 
 
 class CannotRender(Exception):
-    """The template does not take this example; the message says why."""
+    """The template cannot render this example; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,26 @@ class Span:
 
 
 class Renderer(Protocol):
-    """Makes the text of examples."""
+    """Renders examples as text."""
 
     def wrap(self, prompt: str) -> str:
-        """The text of a question alone, up to where the answer begins.
+        """The text of a prompt alone, up to where the response begins.
 
         Raises:
-            CannotRender: the template does not take it.
+            CannotRender: the template cannot render it.
         """
         ...
 
     @property
     def adds_special_tokens(self) -> bool:
-        """Whether the text lacks the tokens that the tokenizer puts before a text, such as BOS."""
+        """Whether the tokenizer must add its leading tokens, such as BOS, because the rendered text lacks them."""
         ...
 
     def render(self, example: Example) -> tuple[Span, ...]:
-        """The example's text in pieces; the last is the response, learned, and all before it is the prompt.
+        """The example's text in spans: the last one is the response and is learned, the others are the prompt.
 
         Raises:
-            CannotRender: the template does not take this example.
+            CannotRender: the template cannot render this example.
         """
         ...
 
@@ -57,7 +57,7 @@ def renderer_for(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBas
     """The renderer for a row format and its template.
 
     Raises:
-        InvalidInput: a chat template is asked for and the tokenizer has none.
+        InvalidInput: a chat template is required and the tokenizer has none.
     """
     row_format = prompt_format.format
     if row_format is RowFormat.TEXT:
@@ -67,16 +67,16 @@ def renderer_for(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBas
     if not tokenizer.chat_template:
         field = "spec.dataset.format: Chat" if row_format is RowFormat.CHAT else "spec.dataset.template: ChatTemplate"
         raise InvalidInput(
-            f"{field} needs a chat template, and the base's tokenizer has none (chat_template.jinja, or chat_template "
-            "in tokenizer_config.json): name an instruction-tuned base, or give spec.dataset.template as text with "
-            "{instruction} in it and rows in the format Instruction"
+            f"{field} needs a chat template, but the base model has none (no chat_template.jinja, and no chat_template "
+            "in tokenizer_config.json); use an instruction-tuned base model, or set spec.dataset.format: Instruction "
+            "and a spec.dataset.template that contains {instruction}"
         )
     return ChatRenderer(tokenizer)
 
 
 @dataclass(frozen=True)
 class TextRenderer:
-    """Wraps the instruction by a text with {instruction} in it; an example without a prompt is its response alone."""
+    """Replaces {instruction} in a template by the prompt; an example without a prompt is its response alone."""
 
     template: str
     adds_special_tokens: bool = True
@@ -92,10 +92,10 @@ class TextRenderer:
 
 
 class ChatRenderer:
-    """Wraps a conversation by the tokenizer's chat template, which brings its special tokens along.
+    """Renders a conversation with the tokenizer's chat template, which includes the special tokens.
 
-    All assistant messages are learned. A template may render an earlier turn differently once later ones follow (some
-    drop what the assistant thought): then only the last answer is learned.
+    All assistant messages are learned. If the template renders an earlier turn differently when later turns follow
+    (some templates drop earlier reasoning), only the last assistant message is learned.
     """
 
     adds_special_tokens = False
@@ -113,8 +113,8 @@ class ChatRenderer:
         bounds = [self._bounds(messages, index) for index in answers]
         if not whole.startswith(bounds[-1][0]) or not whole[len(bounds[-1][0]) :].strip():
             raise CannotRender(
-                "the chat template renders the prompt differently when the answer follows, so the answer cannot be "
-                "told apart: use a template as text, or another base"
+                "the chat template renders the prompt differently when the response follows, so the response cannot be "
+                "located; set spec.dataset.template to a text with {instruction}, or use another base model"
             )
         bounds[-1] = bounds[-1][0], whole
         if not all(whole.startswith(text) for pair in bounds for text in pair):
@@ -122,7 +122,7 @@ class ChatRenderer:
         return _spans(whole, [(len(before), len(after)) for before, after in bounds])
 
     def _bounds(self, messages: Sequence[Message], index: int) -> tuple[str, str]:
-        """The conversation up to where the answer at `index` begins, and up to where it ends."""
+        """The conversation up to the start of the assistant message at `index`, and up to its end."""
         return self._apply(messages[:index], is_prompt=True), self._apply(messages[: index + 1])
 
     def _apply(self, messages: Sequence[Message], *, is_prompt: bool = False) -> str:
@@ -132,9 +132,9 @@ class ChatRenderer:
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_prompt))
         except TemplateError as error:
-            raise CannotRender(f"the base's chat template refuses it: {error}") from error
-        except Exception as error:  # a template is a program: its expressions may fail in any way
-            raise CannotRender(f"the base's chat template fails on it: {error}") from error
+            raise CannotRender(f"the base model's chat template rejects it: {error}") from error
+        except Exception as error:  # a template is a program, whose expressions can raise anything
+            raise CannotRender(f"the base model's chat template fails on it: {error}") from error
 
 
 def _spans(whole: str, learned: Sequence[tuple[int, int]]) -> tuple[Span, ...]:

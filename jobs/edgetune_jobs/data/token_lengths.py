@@ -1,4 +1,4 @@
-"""How many tokens examples have, and what became of them."""
+"""Token counts of examples: percentiles, a histogram, truncation."""
 
 import math
 from array import array
@@ -11,7 +11,7 @@ _SMALLEST_BUCKET = 32
 
 @dataclass
 class TokenLengths:
-    """Lengths of examples before cutting, and how many were cut."""
+    """Lengths of examples before truncation, in tokens, and the number of truncated examples."""
 
     lengths: "array[int]" = field(default_factory=lambda: array("L"))
     truncated: int = 0
@@ -23,22 +23,22 @@ class TokenLengths:
 
     @property
     def truncated_share(self) -> float:
-        """Share of examples that were cut, 0 to 1."""
+        """Share of truncated examples, 0 to 1."""
         return self.truncated / len(self.lengths) if self.lengths else 0.0
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest example; 0 without examples."""
+        """Tokens of the longest example; 0 if there are no examples."""
         return max(self.lengths, default=0)
 
     def percentiles(self, *percents: int) -> dict[str, int]:
-        """Nearest-rank percentiles by name, such as p50."""
+        """Nearest-rank percentiles, keyed by name such as p50."""
         ordered = sorted(self.lengths)
         ranks = {percent: max(0, math.ceil(len(ordered) * percent / 100) - 1) for percent in percents}
         return {f"p{percent}": ordered[rank] if ordered else 0 for percent, rank in ranks.items()}
 
     def histogram(self) -> list[dict[str, int]]:
-        """Number of examples of up to 32, 64, 128 … tokens that are longer than the bucket before."""
+        """Number of examples per bucket; upper bounds are 32, 64, 128 … tokens, and empty buckets are omitted."""
         counts: dict[int, int] = {}
         for length in self.lengths:
             bound = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
@@ -48,14 +48,14 @@ class TokenLengths:
 
 @dataclass
 class TokenCount:
-    """What tokenizing the training or the evaluation rows came to."""
+    """Token counts of the training or the evaluation rows."""
 
     lengths: TokenLengths = field(default_factory=TokenLengths)
     kept: int = 0
-    """Tokens that were written."""
+    """Tokens after truncation."""
 
     longest_kept: int = 0
-    """Tokens of the longest example as it is written."""
+    """Tokens of the longest example after truncation."""
 
     largest_id: int = 0
 

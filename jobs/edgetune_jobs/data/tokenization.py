@@ -1,4 +1,4 @@
-"""Examples as tokens, so that a prompt has the same tokens in training, in evaluation and when people ask the model."""
+"""Tokenizes examples, so that a prompt has the same tokens in training, evaluation and inference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Tokens of one example, cut to the longest length allowed."""
+    """Tokens of one example, truncated to the maximum length."""
 
     source: Example
     prompt: str
-    """Text before the response; empty for the format Text."""
+    """The text before the response; empty for the format Text."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
-    """Tokens of the response with EOS; without it if they were cut."""
+    """Tokens of the response, with EOS unless they were truncated."""
 
     prompt_mask: list[int]
-    """1 for tokens of the prompt that are learned: earlier answers of a conversation."""
+    """1 for tokens of the prompt that are learned: earlier assistant messages of a conversation."""
 
     full_length: int
-    """Tokens before cutting."""
+    """Number of tokens before truncation."""
 
     @property
     def input_ids(self) -> list[int]:
-        """All tokens."""
+        """Tokens of prompt and response."""
         return self.prompt_ids + self.completion_ids
 
     @property
     def completion_mask(self) -> list[int]:
-        """1 for tokens that are learned, 0 for others; as long as input_ids."""
+        """1 for tokens that are learned, 0 for others; as many as input_ids."""
         return self.prompt_mask + [1] * len(self.completion_ids)
 
     @property
@@ -50,23 +50,22 @@ class TokenizedExample:
 
 
 class ExampleTokenizer:
-    """Turns examples into tokens.
+    """Tokenizes examples.
 
-    Text is tokenized as a whole, as trl does, wherever the tokens of each piece's beginning then stay what they are on
-    their own; else piece by piece. Either way the prompt's tokens are those of the prompt alone, as the model will see
-    them when it is asked. BOS comes first if the tokenizer puts it there, EOS comes last, once.
+    The text is tokenized as a whole, as trl does, if the tokens of each prefix are also a prefix of all tokens;
+    otherwise each span is tokenized alone. In both cases, the prompt's tokens are those of the prompt alone, which is
+    what the model sees at inference. BOS is first if the tokenizer adds it; EOS is last, once.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, max_length: int) -> None:
-        """Take over a tokenizer.
-
+        """
         Args:
-            tokenizer: the base's; it has an EOS token.
-            prompt_format: how examples become text.
-            max_length: longest example in tokens.
+            tokenizer: the base model's, with an EOS token.
+            prompt_format: the template for examples.
+            max_length: maximum length of an example in tokens; longer responses are truncated.
 
         Raises:
-            InvalidInput: the tokenizer's chat template is asked for, and it has none.
+            InvalidInput: a chat template is required and the tokenizer has none.
         """
         self._tokenizer = tokenizer
         self._renderer = renderer_for(prompt_format, tokenizer)
@@ -75,7 +74,7 @@ class ExampleTokenizer:
         self._eos = int(tokenizer.eos_token_id)
 
     def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample | BadRow]:
-        """Tokens of each example, or why it cannot be used."""
+        """Tokens of each example, or the reason why it is invalid."""
         rendered = [self._render(example) for example in examples]
         texts = {text for spans in rendered if not isinstance(spans, BadRow) for text in _prefixes(spans)}
         ids_of = self._tokenize(sorted(texts))
@@ -93,7 +92,7 @@ class ExampleTokenizer:
     def _tokenize(self, texts: Sequence[str]) -> dict[str, list[int]]:
         if not texts:
             return {}
-        # Longer than the model's context is no news here: the length is judged below.
+        # verbose=False: no warning about texts longer than the model's context, which are truncated later.
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return dict(zip(texts, encoded["input_ids"], strict=True))
 
@@ -101,7 +100,7 @@ class ExampleTokenizer:
         self, example: Example, spans: Sequence[Span], ids_of: dict[str, list[int]]
     ) -> TokenizedExample | BadRow:
         pieces = self._pieces(spans, ids_of)
-        # What the tokenizer puts first belongs to the prompt, or without one to the text.
+        # Leading tokens such as BOS belong to the prompt, or to the text if there is no prompt.
         pieces[0] = [*self._leading_ids, *pieces[0]]
         prompt_ids: list[int] = []
         prompt_mask: list[int] = []
@@ -111,7 +110,7 @@ class ExampleTokenizer:
         completion_ids = self._with_eos(pieces[-1])
         room = self._max_length - len(prompt_ids)
         if room < 1 or len(prompt_ids) + len(completion_ids) < 2 or (len(spans) > 1 and not prompt_ids):
-            return BadRow(example.place, self._nothing_left(len(prompt_ids)))
+            return BadRow(example.place, self._nothing_to_learn(len(prompt_ids)))
         return TokenizedExample(
             source=example,
             prompt="".join(span.text for span in spans[:-1]),
@@ -132,7 +131,7 @@ class ExampleTokenizer:
         return [alone[span.text] for span in spans]
 
     def _with_eos(self, ids: list[int]) -> list[int]:
-        """Tokens that end in EOS. Chat templates end a turn with it by themselves, often with a line break after it."""
+        """Tokens that end in EOS. Chat templates end a turn with EOS themselves, often followed by a line break."""
         for index in range(len(ids) - 1, -1, -1):
             if ids[index] == self._eos:
                 return ids[: index + 1]
@@ -140,26 +139,26 @@ class ExampleTokenizer:
                 break
         return [*ids, self._eos]
 
-    def _nothing_left(self, prompt_length: int) -> str:
+    def _nothing_to_learn(self, prompt_length: int) -> str:
         if not prompt_length:
-            return "has no tokens to learn from: the tokenizer drops all of its characters"
+            return "no tokens to learn: the tokenizer drops all characters"
         return (
-            f"has a prompt of {prompt_length:,} tokens, and spec.training.maxLength is {self._max_length:,}: nothing "
-            "of the response would be left; raise maxLength, or shorten the prompt"
+            f"the prompt has {prompt_length:,} tokens and spec.training.maxLength is {self._max_length:,}, which "
+            "leaves no tokens for the response; raise maxLength or shorten the prompt"
         )
 
 
 def prompt_ids(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Token ids of a question, wrapped, up to where the answer begins: the same as in training and evaluation.
+    """Token ids of a wrapped prompt up to where the response begins, the same as in training and evaluation.
 
     Raises:
-        InvalidInput: the tokenizer's chat template is asked for and is missing, or does not take the question.
+        InvalidInput: a required chat template is missing, or cannot render the prompt.
     """
     renderer = renderer_for(prompt_format, tokenizer)
     try:
         text = renderer.wrap(prompt)
     except CannotRender as error:
-        raise InvalidInput(f"the prompt cannot be wrapped: {error}") from error
+        raise InvalidInput(f"cannot render the prompt: {error}") from error
     return [*_leading_ids(tokenizer, renderer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
 
@@ -169,13 +168,13 @@ def _prefixes(spans: Sequence[Span]) -> list[str]:
 
 
 def _leading_ids(tokenizer: "PreTrainedTokenizerBase", renderer: Renderer) -> list[int]:
-    """What the tokenizer puts before a text, such as BOS; nothing where the text has it already."""
+    """Tokens that the tokenizer adds before a text, such as BOS; none if the rendered text already has them."""
     if not renderer.adds_special_tokens:
         return []
     probe = "a"
-    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    dressed = tokenizer(probe)["input_ids"]
-    for begin in range(len(dressed) - len(bare) + 1):
-        if dressed[begin : begin + len(bare)] == bare:
-            return list(dressed[:begin])
+    plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    with_special = tokenizer(probe)["input_ids"]
+    for begin in range(len(with_special) - len(plain) + 1):
+        if with_special[begin : begin + len(plain)] == plain:
+            return list(with_special[:begin])
     return []

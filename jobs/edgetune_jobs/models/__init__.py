@@ -1,1 +1,1 @@
-"""Models and adapters as folders of safetensors: inspected, loaded, merged, saved. Imports data, store and errors."""
+"""Inspects, loads, merges and saves models and adapters as safetensors folders. Imports data, store and errors."""

@@ -1,4 +1,4 @@
-"""What an adapter adds to which layers of a base, and whether it fits them."""
+"""The layers that an adapter changes, and the check that it matches the base model."""
 
 import json
 import math
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 PREFIX = "base_model.model."
-"""Of the names of an adapter's tensors."""
+"""Prefix of the names of an adapter's tensors."""
 
 _MATRICES = (".lora_A.weight", ".lora_B.weight")
-# Options of peft that say how an adapter was made or is written down, not what it adds.
+# Options of a plain LoRA adapter: they do not change what it adds beyond scale · B · A for each layer.
 _PLAIN_OPTIONS = frozenset(
     {
         "alpha_pattern",
@@ -48,21 +48,21 @@ LinearSizes = tuple[int, int]
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json.
+    """Read adapter_config.json.
 
     Raises:
-        InvalidInput: it does not load, or is not that of a LoRA adapter with a list of target modules.
+        InvalidInput: it cannot be read, or is not the config of a LoRA adapter with a list of target modules.
     """
     try:
         config = json.loads((adapter / adapters.CONFIG).read_bytes())
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"the adapter does not load: {error}") from error
+        raise InvalidInput(f"cannot load the adapter: {error}") from error
     if (
         not isinstance(config, dict)
         or config.get("peft_type") != "LORA"
         or not isinstance(config.get("target_modules"), list)
     ):
-        raise InvalidInput("the adapter is no LoRA adapter with a list of target modules")
+        raise InvalidInput("the adapter is not a LoRA adapter with a list of target modules")
     return config
 
 
@@ -70,7 +70,7 @@ def read_adapter_weights(adapter: Path) -> "dict[str, torch.Tensor]":
     """Tensors of the adapter by name.
 
     Raises:
-        InvalidInput: they do not load.
+        InvalidInput: they cannot be loaded.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -78,16 +78,16 @@ def read_adapter_weights(adapter: Path) -> "dict[str, torch.Tensor]":
     try:
         return dict(load_file(adapter / adapters.WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
-        raise InvalidInput(f"the adapter does not load: {error}") from error
+        raise InvalidInput(f"cannot load the adapter: {error}") from error
 
 
 def special_options(config: Mapping[str, Any]) -> list[str]:
-    """Options that make an adapter more than two matrices for each layer, sorted: DoRA, biases, whole modules, …"""
+    """Options that add more than two matrices per layer, sorted: DoRA, biases, whole modules, …"""
     return sorted(name for name, value in config.items() if name not in _PLAIN_OPTIONS and value not in _OFF)
 
 
 def adapter_layers(weights: "Mapping[str, torch.Tensor]") -> set[str]:
-    """Names of the base's layers that a plain adapter has matrices for."""
+    """Names of the layers for which a plain adapter has matrices."""
     return {name.removeprefix(PREFIX).removesuffix(end) for name in weights for end in _MATRICES if name.endswith(end)}
 
 
@@ -98,14 +98,14 @@ def matrices_of(weights: "Mapping[str, torch.Tensor]", layer: str) -> "tuple[tor
 
 
 def scale_of(config: Mapping[str, Any], layer: str) -> float:
-    """The factor of B · A."""
+    """The scale s of the update s · B · A: alpha / rank, or alpha / √rank with rsLoRA (as in peft)."""
     rank = rank_of(config, layer)
     alpha = _by_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
-    """Rank of a layer's matrices by the adapter's config."""
+    """Rank of a layer's matrices according to the adapter's config."""
     return int(_by_pattern(config.get("rank_pattern"), layer, config["r"]))
 
 
@@ -115,39 +115,39 @@ def check_layers(
     linears: Mapping[str, LinearSizes],
     modules: Collection[str],
 ) -> None:
-    """Check that every tensor of a plain adapter has its place in the base, fits, and is finite; and none is missing.
+    """Check that a plain adapter has both matrices for each target layer, with matching shapes and finite values.
 
     Args:
         config: the adapter's.
         weights: the adapter's.
-        linears: linear layers of the base.
-        modules: names of all modules of the base, those layers among them.
+        linears: linear layers of the base model.
+        modules: names of all modules of the base model, including the linear layers.
 
     Raises:
-        InvalidInput: says which tensor does not fit.
+        InvalidInput: names the first tensor or layer that does not match.
     """
     layers = adapter_layers(weights)
     known = {f"{PREFIX}{layer}{end}" for layer in layers for end in _MATRICES}
-    refuse_first(set(weights) - known, "has a tensor that belongs to no layer of the base")
-    refuse_first(known - set(weights), "lacks a tensor")
-    asked = set().union(*(matching(target, modules) for target in config["target_modules"]))
-    refuse_first(layers - set(modules), "is for a layer that the base does not have")
-    refuse_first(layers - asked, "has weights for a layer that its config does not name")
-    refuse_first(asked - layers, "has no weights for a layer that its config names")
+    refuse_first(set(weights) - known, "unexpected tensor")
+    refuse_first(known - set(weights), "missing tensor")
+    targets = set().union(*(matching(target, modules) for target in config["target_modules"]))
+    refuse_first(layers - set(modules), "the base model has no layer")
+    refuse_first(layers - targets, "the adapter has weights for a layer that is not in its target_modules:")
+    refuse_first(targets - layers, "the adapter has no weights for the target layer")
     for layer in sorted(layers):
         if layer not in linears:
-            raise InvalidInput(f"the adapter does not fit the base: {layer} is no linear layer there")
+            raise InvalidInput(f"the adapter does not match the base model: {layer} is not a linear layer")
         _check_matrices(config, weights, layer, linears[layer])
 
 
 def refuse_first(names: Collection[str], problem: str) -> None:
-    """Refuse an adapter for the first of some names, if there is one.
+    """Refuse an adapter with a problem, naming the first of `names`, if there are any.
 
     Raises:
-        InvalidInput: there is.
+        InvalidInput: there is a name.
     """
     if names:
-        raise InvalidInput(f"the adapter does not fit the base: it {problem}: {min(names)}")
+        raise InvalidInput(f"the adapter does not match the base model: {problem} {min(names)}")
 
 
 def _check_matrices(
@@ -160,21 +160,22 @@ def _check_matrices(
     rank = first.shape[0]
     if tuple(first.shape) != (rank, inputs) or tuple(second.shape) != (outputs, rank):
         raise InvalidInput(
-            f"the adapter does not fit the base: {layer} has {inputs} inputs and {outputs} "
-            f"outputs there, but its matrices are {tuple(first.shape)} and {tuple(second.shape)}"
+            f"the adapter does not match the base model: {layer} has {inputs} inputs and {outputs} outputs, but the "
+            f"adapter's matrices have the shapes {tuple(first.shape)} and {tuple(second.shape)}"
         )
     if rank != rank_of(config, layer):
         raise InvalidInput(
-            f"the adapter does not fit its config: {layer} has matrices of rank {rank}, but the config says "
-            f"{rank_of(config, layer)}"
+            f"the adapter does not match its {adapters.CONFIG}: the matrices of {layer} have rank {rank}, but the "
+            f"config says {rank_of(config, layer)}"
         )
     if not (isfinite(first).all() and isfinite(second).all()):
         raise InvalidInput(
-            f"the adapter has weights that are not finite in {layer}: train it again with a lower learningRate"
+            f"the adapter has weights that are not finite in {layer}; train again with a lower "
+            "spec.training.learningRate"
         )
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, otherwise: Any) -> Any:
-    """The value whose key, a pattern, matches the end of a layer's name, as peft looks it up."""
+    """The value of the first pattern that matches the end of a layer's name, as in peft."""
     found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", layer))
     return next(found, otherwise)

@@ -1,4 +1,4 @@
-"""The adapter as an artifact: adapter_model.safetensors, adapter_config.json, training.json."""
+"""The adapter artifact: adapter_model.safetensors, adapter_config.json, training.json."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,35 +20,35 @@ ADAPTER_NAME = "default"
 
 
 class TrainingRecord(Model):
-    """How an adapter was trained: what merging and evaluation must know to see the base as training saw it."""
+    """How an adapter was trained: merge and evaluate need it to use the same base weights as training."""
 
     method: Method
     precision: Precision
     """Resolved: BF16, FP16 or FP32."""
 
     base_dtype: str
-    """torch's name of the dtype that the base was loaded in: the merged model's format."""
+    """The base model's dtype in training, by torch's name."""
 
     base: BaseModelSpec
     steps: int
     epochs: float
     loss: float
-    """Mean of the last steps."""
+    """Mean over the last steps."""
 
     trainable_parameters: int
     total_parameters: int
     seed: int
 
     def through_nf4(self, merge_base: MergeBase) -> bool:
-        """Whether the base that the adapter is added to is rounded to NF4 and back, as training saw it."""
+        """Whether the base weights are quantized to NF4 and dequantized before merging, as in training."""
         return self.method is Method.QLORA and merge_base is MergeBase.AS_TRAINED
 
 
 def save_adapter(model: "PeftModel", folder: Path, base: BaseModelSpec) -> None:
-    """Write weights and config of the adapter, and nothing else, into `folder`.
+    """Write only the weights and the config of the adapter into `folder`.
 
-    The config names the base by its URI and revision, so that the adapter means the same on every machine. Equal
-    adapters give equal bytes.
+    The config has the base model's URI and revision instead of a local path, so that it is valid on every machine.
+    Equal adapters give equal bytes.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -66,12 +66,12 @@ def save_adapter(model: "PeftModel", folder: Path, base: BaseModelSpec) -> None:
 
 
 def restore_adapter(model: "PeftModel", folder: Path) -> None:
-    """Copy saved adapter weights into `model`, in place and in the dtype that they have there.
+    """Copy saved adapter weights into `model` in place, in the dtype of the model's adapter.
 
-    peft's load_adapter would turn them into float32, so that a resumed run would differ from an uninterrupted one.
+    peft's load_adapter would convert them to float32, so that a resumed run would differ from an uninterrupted one.
 
     Raises:
-        InvalidInput: the weights are not those of this adapter.
+        InvalidInput: the saved tensors are not those of this adapter.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -80,23 +80,21 @@ def restore_adapter(model: "PeftModel", folder: Path) -> None:
     missing = [key for key in outcome.missing_keys if "lora_" in key]
     if missing or outcome.unexpected_keys:
         raise InvalidInput(
-            f"the checkpoint in {folder.name} is not one of this adapter: "
-            f"missing {missing[:1]}, not known {list(outcome.unexpected_keys)[:1]}"
+            f"the checkpoint in {folder.name} does not match the adapter: "
+            f"missing tensors {missing[:1]}, unexpected tensors {list(outcome.unexpected_keys)[:1]}"
         )
 
 
 def read_record(folder: Path) -> TrainingRecord:
-    """training.json of an adapter folder.
+    """Read training.json of an adapter folder.
 
     Raises:
-        InvalidInput: it is missing or not what the train stage writes.
+        InvalidInput: the file is missing or invalid.
     """
     path = folder / RECORD
     try:
         return TrainingRecord.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise InvalidInput(f"the adapter has no {RECORD}: only adapters of the train stage can be used") from error
+        raise InvalidInput(f"the adapter has no {RECORD}; use an adapter that the train stage wrote") from error
     except ValidationError as error:
-        raise InvalidInput(
-            f"the adapter's {RECORD} is not what the train stage writes: {error.errors()[0]['msg']}"
-        ) from error
+        raise InvalidInput(f"the adapter's {RECORD} is invalid: {error.errors()[0]['msg']}") from error

@@ -1,4 +1,4 @@
-"""Model folders on this machine, behind a Source, and in the store; and the names of their files besides weights."""
+"""Model folders: local, behind a Source, or in the store; and names of their files except weights."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
 CODE_FIELD = "auto_map"
-"""Where a configuration names Python code of the model's own, which is never run and never copied."""
+"""Configuration field for the model's own Python code, which is never run and never copied."""
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""Each of these holds a whole vocabulary."""
+"""Files that contain a whole vocabulary."""
 
 COMPANION_FILES = (
     *VOCABULARIES,
@@ -37,30 +37,30 @@ COMPANION_FILES = (
     "chat_template.json",
     GENERATION_CONFIG,
 )
-"""Files that make a tokenizer, and the generation settings: copied as they are, since saving them can change them."""
+"""Files of the tokenizer, and the generation settings: copied unchanged, because loading and saving can change them."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, one key a line."""
+    """Write JSON with sorted keys, one key per line."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 def base_label(uri: str) -> str:
-    """What messages call the base model: the spec's field, and what is in it."""
+    """The base model's name in messages: the spec field and its value."""
     return f"{BASE_FIELD}.uri: {uri}"
 
 
 def artifact_label(name: str, uri: str) -> str:
-    """What messages call a model that a stage made: its name, and where it is."""
+    """The name in messages of a model that a stage wrote: artifact name and URI."""
     return f"the {name} model ({uri})"
 
 
 class ModelFolder(Protocol):
-    """Files of a model, wherever they lie."""
+    """The files of a model, independent of their location."""
 
     @property
     def label(self) -> str:
-        """What messages call it, of `base_label` or `artifact_label`."""
+        """The name in messages, from `base_label` or `artifact_label`."""
         ...
 
     @property
@@ -68,34 +68,34 @@ class ModelFolder(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each file by its path."""
+        """Size in bytes of each file by its path."""
         ...
 
     @property
     def ignored(self) -> Sequence[str]:
-        """Paths of the files that are never read, for messages."""
+        """Paths of files that are never read, for messages."""
         ...
 
     def fetch(self, paths: Sequence[str]) -> Path:
-        """A local folder that holds these files."""
+        """A local folder with these files."""
         ...
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
-        """Read a file from `start` on into `buffer`; how many bytes arrived, fewer than asked for if the file ends or
-        the way is cut."""
+        """Read a file from offset `start` into `buffer`; the number of bytes read, which is smaller than the buffer
+        at the end of the file or if the connection breaks."""
         ...
 
     def check(self) -> None:
-        """Compare what was read, once it is all, with what is known of the files.
+        """Verify the files that were read against their known hashes; to be called after the last read.
 
         Raises:
-            DamagedObject: it is not the same.
+            DamagedObject: the content of a file differs.
         """
         ...
 
 
 class LocalModelFolder:
-    """A model in a local folder, which is only read."""
+    """A model in a local folder; read-only."""
 
     ignored: Sequence[str] = ()
 
@@ -107,12 +107,12 @@ class LocalModelFolder:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by its path, as they were when it was first asked for."""
+        """Size in bytes of each file by its path, at the first access."""
         for path in list_files(self._folder):
             self._states[path] = FileState.of((self._folder / path).stat())
         return {path: state.bytes for path, state in self._states.items()}
 
-    def fetch(self, paths: Sequence[str]) -> Path:  # noqa: ARG002 - all of them are here
+    def fetch(self, paths: Sequence[str]) -> Path:  # noqa: ARG002 - all files are local
         return self._folder
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
@@ -120,25 +120,27 @@ class LocalModelFolder:
             return os.preadv(file.fileno(), [buffer], start)
 
     def check(self) -> None:
-        """Nothing else is known of a local file than that it was not changed."""
+        """There are no hashes of local files; `read_into` refuses files that were changed."""
 
     @contextmanager
     def _open(self, path: str) -> Iterator[FileIO]:
-        """A file as it was when it was listed.
+        """Open a file that has not changed since it was listed.
 
         Raises:
-            InvalidInput: it was changed since.
+            InvalidInput: the file is missing or has changed.
         """
         if path not in self.sizes:
             raise InvalidInput(f"{self.label} has no file {path}")
         with (self._folder / path).open("rb", buffering=0) as file:
             if FileState.of(os.fstat(file.fileno())) != self._states[path]:
-                raise InvalidInput(f"{self.label}: {path} was changed while it was read; try again when nobody writes")
+                raise InvalidInput(
+                    f"{self.label}: {path} was changed while it was read; try again when nothing writes to it"
+                )
             yield file
 
 
 class SourceModelFolder:
-    """A model behind a Source: S3 objects are read by range, each pinned to the content that was listed."""
+    """A model behind a Source: S3 objects are read by range, pinned to the listed content."""
 
     def __init__(self, source: Source, label: str) -> None:
         self._source = source
@@ -154,7 +156,7 @@ class SourceModelFolder:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by its path."""
+        """Size in bytes of each file by its path."""
         return {entry.path: entry.bytes for entry in self._source.files}
 
     def fetch(self, paths: Sequence[str]) -> Path:
@@ -164,24 +166,23 @@ class SourceModelFolder:
         return self._source.read_into(path, start, buffer)
 
     def check(self) -> None:
-        """Each read was pinned to what was listed."""
+        """Each read was already pinned to the listed content."""
 
 
 class StoredModelFolder:
-    """A model in the store, with its manifest: what is read of a file is hashed, and compared when it is all."""
+    """A model in the store with its manifest: files are hashed while they are read, and verified at the end."""
 
     ignored: Sequence[str] = ()
 
     def __init__(
         self, source: Source, label: str, entries: Sequence[FileEntry], fetch: Callable[[Sequence[FileEntry]], Path]
     ) -> None:
-        """Take over the manifest's entries.
-
+        """
         Args:
             source: reads the files by range.
-            label: what messages call the model.
-            entries: of the manifest, with paths relative to the model's folder.
-            fetch: gives a local folder with verified copies of files.
+            label: the model's name in messages.
+            entries: the manifest's files, with paths relative to the model's folder.
+            fetch: returns a local folder with verified copies of files.
         """
         self._source = source
         self._entries = {entry.path: entry for entry in entries}
@@ -195,7 +196,7 @@ class StoredModelFolder:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file by its path, by the manifest."""
+        """Size in bytes of each file by its path, from the manifest."""
         return {path: entry.bytes for path, entry in self._entries.items()}
 
     def fetch(self, paths: Sequence[str]) -> Path:
@@ -214,7 +215,7 @@ class StoredModelFolder:
 
 
 class _OrderedHash:
-    """SHA-256 of a file whose parts arrive in about their order, from several threads."""
+    """SHA-256 of a file whose parts arrive from several threads, roughly in order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -223,7 +224,7 @@ class _OrderedHash:
         self._early: dict[int, bytes] = {}
 
     def add(self, start: int, data: memoryview) -> None:
-        """Take a part over, which may be changed afterwards; one that was there before counts once."""
+        """Add a part; the caller may then reuse its buffer. A part that was already hashed is ignored."""
         with self._lock:
             if start > self._position:
                 self._early[start] = bytes(data)
@@ -238,6 +239,6 @@ class _OrderedHash:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint of what has arrived without a gap."""
+        """Fingerprint of the parts without a gap from the start of the file."""
         with self._lock:
             return Fingerprint(self._position, self._hasher.hexdigest())

@@ -1,4 +1,4 @@
-"""How transformers reads the GGUF files that this package writes: its blocks are unpacked to floating point numbers."""
+"""Options to load GGUF edge models with transformers, which dequantizes their blocks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,11 @@ def find_file(folder: Path) -> Path | None:
 
 
 def options(file: Path, device: "torch.device") -> dict[str, Any]:
-    """Options of from_pretrained for a GGUF file with the model's config.json beside it.
+    """Options of from_pretrained for a GGUF file in a folder with the model's config.json.
 
-    Of what GGUF says of a model, transformers takes a part: head sizes and scaled rotary embeddings come from
-    config.json. On a CPU the numbers are float32, which holds those of Q8_0 exactly; on a GPU they take the model's own
-    dtype, and half the memory.
+    transformers reads only part of the metadata of GGUF: head sizes and scaled rotary embeddings come from
+    config.json. On a CPU, weights are float32, which represents Q8_0 exactly; on a GPU, they have the model's own dtype
+    and need half the memory.
     """
     import torch
 
@@ -43,7 +43,7 @@ def _configuration(folder: Path) -> "PreTrainedConfig":
     config = load_config(folder)
     if config.model_type != "mistral":
         return config
-    # GGUF knows Mistral as Llama, which computes the same within the sliding window.
+    # In GGUF, Mistral is a Llama model, which computes the same within the sliding window.
     values = config.to_dict()
     for name in ("model_type", "architectures", "sliding_window", "layer_types", "transformers_version"):
         values.pop(name, None)

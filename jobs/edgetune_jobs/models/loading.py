@@ -1,6 +1,6 @@
-"""Base models and tokenizers: how they are loaded, on which device, in which dtype.
+"""Loads models and tokenizers: device, precision, dtype, NF4; and checks that models are complete.
 
-Weights come from safetensors only; nothing is fetched, no code of a model folder is run.
+Weights are loaded only from safetensors or GGUF, offline, and without code of the model folder.
 """
 
 import gc
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
-from edgetune_jobs.messages import first_line
+from edgetune_jobs.messages import count, first_line
 from edgetune_jobs.models import gguf_loading
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
 
@@ -26,10 +26,10 @@ _DTYPES = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32
 
 
 def choose_device() -> "torch.device":
-    """The GPU if there is one, else the CPU.
+    """The GPU if there is one, otherwise the CPU.
 
     Raises:
-        InvalidInput: several GPUs are visible; a stage uses one.
+        InvalidInput: several GPUs are visible.
     """
     prepare_libraries()
     import torch
@@ -38,17 +38,17 @@ def choose_device() -> "torch.device":
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
         raise InvalidInput(
-            f"a stage uses one GPU, but {torch.cuda.device_count()} are visible: "
+            f"a stage uses one GPU, but {torch.cuda.device_count()} are visible; "
             "request nvidia.com/gpu: 1 in the profile, or set CUDA_VISIBLE_DEVICES to one of them"
         )
     return torch.device("cuda", 0)
 
 
 def resolve_precision(requested: Precision, device: "torch.device") -> Precision:
-    """BF16, FP16 or FP32: `requested`, with Auto made out from the hardware.
+    """The requested precision, or for Auto the best one that the hardware supports: BF16, FP16 or FP32.
 
     Raises:
-        InvalidInput: the hardware cannot train in the requested precision.
+        InvalidInput: the hardware does not support the requested precision.
     """
     has_bf16 = _has_bf16(device)
     if requested is Precision.AUTO:
@@ -56,9 +56,9 @@ def resolve_precision(requested: Precision, device: "torch.device") -> Precision
             return Precision.BF16
         return Precision.FP16 if device.type == "cuda" else Precision.FP32
     if requested is Precision.FP16 and device.type == "cpu":
-        raise InvalidInput("spec.training.precision: FP16 needs a GPU, and there is none: use Auto, BF16 or FP32")
+        raise InvalidInput("spec.training.precision: FP16 requires a GPU, but none is visible; use Auto, BF16 or FP32")
     if requested is Precision.BF16 and device.type == "cuda" and not has_bf16:
-        raise InvalidInput("spec.training.precision: this GPU has no bfloat16 arithmetic: use Auto, FP16 or FP32")
+        raise InvalidInput("spec.training.precision: this GPU does not support BF16; use Auto, FP16 or FP32")
     return requested
 
 
@@ -75,14 +75,16 @@ def dtype_name(dtype: "torch.dtype") -> str:
 
 
 def load_tokenizer(folder: Path, label: str = BASE_FIELD) -> "PreTrainedTokenizerBase":
-    """Tokenizer of a model folder, with a pad token: its own, else a spare one that the model has a row for, else EOS.
+    """The tokenizer of a model folder, with a pad token.
+
+    A tokenizer without a pad token gets a token such as <pad> if it is within the model's vocabulary, otherwise EOS.
 
     Args:
-        folder: the model.
-        label: what messages call it.
+        folder: the model folder.
+        label: the model's name in messages.
 
     Raises:
-        InvalidInput: the folder holds no tokenizer that loads, or one without an end-of-sequence token.
+        InvalidInput: the tokenizer cannot be loaded, or has no EOS token.
     """
     prepare_libraries()
     from transformers import AutoTokenizer
@@ -91,10 +93,10 @@ def load_tokenizer(folder: Path, label: str = BASE_FIELD) -> "PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config = load_config(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidInput(f"{label}: the tokenizer does not load: {first_line(error)}") from error
+        raise InvalidInput(f"{label}: cannot load the tokenizer: {first_line(error)}") from error
     if tokenizer.eos_token is None:
         raise InvalidInput(
-            f"{label}: the tokenizer has no eos_token, so the model could not learn where an answer ends: "
+            f"{label}: the tokenizer has no eos_token, so the model cannot learn where a response ends; "
             "set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
@@ -105,19 +107,19 @@ def load_tokenizer(folder: Path, label: str = BASE_FIELD) -> "PreTrainedTokenize
 
 
 def load_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
-    """Base or merged model in `dtype` on `device`, in eval mode.
+    """A base or merged model in `dtype` on `device`, in eval mode.
 
     Raises:
-        InvalidInput: the folder does not hold a model that loads from safetensors.
+        InvalidInput: the folder has no model that can be loaded from safetensors.
     """
     return _load(folder, device, dtype=dtype)
 
 
 def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
-    """Base with its linear layers in NF4 with double quantization, all else in `dtype`; arithmetic in `dtype`.
+    """A base model with linear layers in NF4 with double quantization; other weights and computation in `dtype`.
 
     Raises:
-        InvalidInput: the folder does not hold a model that loads from safetensors.
+        InvalidInput: the folder has no model that can be loaded from safetensors.
     """
     prepare_libraries()
     import torch
@@ -136,21 +138,21 @@ def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.devic
 
 
 def load_merged(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Merged model in the dtype in which it is stored, in eval mode; its weights are to be read, not run.
+    """A merged model in its stored dtype, in eval mode, to read its weights; to run it, use load_stored.
 
     Raises:
-        InvalidInput: the folder does not hold a model that loads from safetensors.
+        InvalidInput: the folder has no model that can be loaded from safetensors.
     """
     return _load(folder, device, dtype="auto")
 
 
 def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
-    """Merged or edge model to be run, in eval mode: in the dtypes in which it is stored.
+    """A merged or edge model for inference, in eval mode and in its stored dtypes.
 
-    On a CPU what is float16 becomes float32: see `widen_float16`.
+    On a CPU, float16 becomes float32: see `widen_float16`.
 
     Raises:
-        InvalidInput: the folder does not hold a model that loads from safetensors or GGUF.
+        InvalidInput: the folder has no model that can be loaded from safetensors or GGUF.
     """
     file = gguf_loading.find_file(folder)
     if file is not None:
@@ -161,9 +163,9 @@ def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
 
 
 def widen_float16(model: "PreTrainedModel") -> None:
-    """Turn what a model on a CPU holds in float16 into float32, in place: the same numbers, computed 100 times faster.
+    """Convert the float16 tensors of a model on a CPU to float32 in place: the same values, 100 times faster.
 
-    A training on a GPU without bfloat16 leaves such models, and evaluation may have no GPU.
+    Training on a GPU without bfloat16 gives float16 models, and evaluation may run without a GPU.
     """
     import torch
 
@@ -173,16 +175,16 @@ def widen_float16(model: "PreTrainedModel") -> None:
 
 
 def round_to_nf4(model: "PreTrainedModel") -> int:
-    """Put every weight that QLoRA holds in NF4 through NF4 and back, in place: the base as training saw it.
+    """Quantize and dequantize every weight that QLoRA keeps in NF4, in place: the base weights of training.
 
-    All such layers change, not only those with an adapter: the adapter was trained to make up for the rounding of all.
+    This includes layers without an adapter: the adapter was trained to compensate the rounding of all layers.
     The values are bitwise those of `load_quantized_base(…)` after dequantization. Returns the number of layers.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Params4bit
 
-    count = 0
+    layers = 0
     with torch.no_grad():
         for _, module in quantizable_linears(model):
             weight = module.weight
@@ -194,12 +196,12 @@ def round_to_nf4(model: "PreTrainedModel") -> int:
                 quant_storage=torch.uint8,
             ).to(weight.device)
             weight.copy_(dequantize_4bit(packed.data, packed.quant_state))
-            count += 1
-    return count
+            layers += 1
+    return layers
 
 
 def quantizable_linears(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.nn.Linear]]":
-    """The linear layers that transformers hands to bitsandbytes, by name: all but the output head and tied ones."""
+    """Names and modules of the linear layers that bitsandbytes quantizes: all except the output head and tied ones."""
     from torch import nn
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -211,7 +213,7 @@ def quantizable_linears(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.
 
 
 def peak_memory_bytes(device: "torch.device") -> int:
-    """Most memory in use so far: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak memory so far in bytes: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
         import torch
 
@@ -220,9 +222,9 @@ def peak_memory_bytes(device: "torch.device") -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident set of this process so far."""
+    """Peak resident set size of this process so far, in bytes."""
     if _PROCESS_STATUS.exists():
-        # Unlike getrusage's figure, this one does not begin with what the parent process had in use.
+        # Unlike the value of getrusage, VmHWM does not include the peak of the parent process.
         peak = read_proc_bytes(_PROCESS_STATUS, "VmHWM")
         if peak is not None:
             return peak
@@ -231,7 +233,7 @@ def peak_resident_bytes() -> int:
 
 
 def free_memory() -> None:
-    """Give the memory of models that nothing refers to any more back, on the GPU too."""
+    """Free the memory of models that are no longer referenced, also on the GPU."""
     gc.collect()
     import torch
 
@@ -266,33 +268,33 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InvalidInput(
-            f"the model in {folder.name} does not load: {first_line(error)} "
-            "(needed: config.json of a causal language model, and its weights as safetensors)"
+            f"cannot load the model in {folder.name}: {first_line(error)} "
+            "(required: config.json of a causal language model, and weights in safetensors)"
         ) from error
     _check_complete(folder, loading)
     return model.eval()
 
 
 def _check_complete(folder: Path, loading: Mapping[str, Any]) -> None:
-    """Refuse what transformers would fill with random numbers, saying so in a log line only."""
+    """Refuse missing and mismatched weights: transformers would only log a warning and initialize them randomly."""
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InvalidInput(
-            f"the model in {folder.name} is incomplete: {len(missing)} weights that config.json asks for are missing, "
-            f"the first is {missing[0]}"
+            f"the model in {folder.name} is incomplete: "
+            f"{count(len(missing), 'weight is', 'weights are')} missing (first: {missing[0]})"
         )
     for name, stored, expected in sorted(loading["mismatched_keys"]):
         raise InvalidInput(
-            f"the model in {folder.name} does not fit its config.json: {name} is stored as {list(stored)}, and "
-            f"config.json asks for {list(expected)}"
+            f"the model in {folder.name} does not match its config.json: {name} has shape {list(stored)}, "
+            f"expected {list(expected)}"
         )
 
 
 def _keep_training_layout(model: "PreTrainedModel") -> None:
-    """Keep bitsandbytes from repacking NF4 weights for inference on CPUs with AVX512-BF16.
+    """Prevent bitsandbytes from repacking NF4 weights for inference on CPUs with AVX512-BF16.
 
-    The repacked layout has no gradient: after one forward pass in eval mode the base would let no gradient through, and
-    training would go on with a falling loss and wrong updates.
+    The repacked layout has no backward pass: after one forward pass in eval mode, gradients would stop at the base
+    layers, and training would continue with a falling loss and wrong updates.
     """
     import bitsandbytes
 

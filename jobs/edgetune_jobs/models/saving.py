@@ -1,4 +1,4 @@
-"""Model folders as from_pretrained reads them: weights, tokenizer, generation settings, prompt format."""
+"""Writes model folders for from_pretrained: weights, tokenizer, generation settings, prompt format."""
 
 import shutil
 from pathlib import Path
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset: DatasetSpec) -> None:
-    """Write a model folder that from_pretrained reads: safetensors, tokenizer, generation settings, edgetune.json.
+    """Write a model folder for from_pretrained: safetensors, tokenizer, generation settings, edgetune.json.
 
     Args:
         model: the model.
-        folder: where to; made if needed.
+        folder: the folder to write, which is created if needed.
         companions: model folder whose tokenizer and generation settings are copied.
-        dataset: the spec's section, for the prompt format.
+        dataset: spec.dataset, for the prompt format.
     """
     from transformers import GenerationConfig
 
-    # Older models come with settings that transformers refuses to write again; the file itself is copied below.
+    # transformers refuses to save the generation settings of some older models; the file itself is copied below.
     model.generation_config = GenerationConfig.from_model_config(model.config)
     if hasattr(model.config, CODE_FIELD):
         delattr(model.config, CODE_FIELD)
@@ -32,12 +32,12 @@ def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset
 
 
 def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> None:
-    """Give a model folder the tokenizer and generation settings of another, as they are, and edgetune.json.
+    """Copy tokenizer and generation settings unchanged into a model folder, and write edgetune.json.
 
     Args:
-        model: has the files.
-        folder: gets them.
-        dataset: the spec's section, for the prompt format.
+        model: the model to copy from.
+        folder: the model folder to write to.
+        dataset: spec.dataset, for the prompt format.
     """
     names = [name for name in COMPANION_FILES if name in model.sizes]
     source = model.fetch(names)
@@ -47,5 +47,5 @@ def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> N
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder."""
+    """Total size of all files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A base with its adapter: beside it to be run, or merged into its weights, by the libraries in memory."""
+"""A base model with its adapter, unmerged for inference or merged in memory, by peft."""
 
 import warnings
 from collections import Counter
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PeftModel":
-    """Base with its adapter beside it, not merged, to be run: in the dtype that training held the base in.
+    """The base model with its unmerged adapter for inference, in the base model's dtype of training.
 
-    With AsTrained and an adapter of QLoRA, the base has the values that training saw: NF4 and back, held in 16 or 32
-    bits. That computes the same numbers as the 4-bit layers do, which unpack their weights in every pass. On a CPU,
-    float16 becomes float32 in the end: see `loading.widen_float16`.
+    For AsTrained and a QLoRA adapter, the base weights have the values of training: quantized to NF4, dequantized to
+    16 or 32 bits. The results are the same as those of 4-bit layers, which dequantize their weights in every pass. On a
+    CPU, float16 finally becomes float32: see `loading.widen_float16`.
 
     Raises:
-        InvalidInput: base or adapter do not load, or do not fit each other.
+        InvalidInput: base model or adapter cannot be loaded, or do not match.
     """
     tuned = _load_tuned(base, adapter, merge_base, device, adapters.read_record(adapter).base_dtype)
     loading.widen_float16(tuned.get_base_model())
@@ -34,10 +34,10 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
 
 
 def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device") -> "PreTrainedModel":
-    """Base with its adapter added to its weights, in the dtype that `merged_dtype` tells.
+    """The base model with the adapter merged into its weights, in the dtype of `merged_dtype`.
 
     Raises:
-        InvalidInput: base or adapter do not load, do not fit each other, or give weights that are not finite.
+        InvalidInput: base model or adapter cannot be loaded, do not match, or merged weights are not finite.
     """
     stored = read_tensors(LocalModelFolder(base, BASE_FIELD))
     dtype = merged_dtype(adapters.read_record(adapter).base_dtype, stored)
@@ -45,26 +45,26 @@ def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "tor
     try:
         return tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise InvalidInput(f"the adapter cannot be merged: {error}") from error
+        raise InvalidInput(f"cannot merge the adapter: {error}") from error
 
 
-def merged_dtype(held: str, tensors: Sequence[StoredTensor]) -> str:
-    """torch's name of the dtype of a merged model: the base's own if that has 16 bits, whatever has trained it.
+def merged_dtype(trained_in: str, tensors: Sequence[StoredTensor]) -> str:
+    """torch's name of the dtype of a merged model.
 
-    Rounding to NF4 then starts from the numbers from which it started in training: float32 holds all of both 16-bit
-    formats, and float16 those of bfloat16, but for some below 0.00001. bfloat16 does not hold those of float16: what
-    training has rounded to it stays so.
+    It is the base model's stored dtype if that has 16 bits and NF4 quantization then starts from the same values as in
+    training: float32 represents both 16-bit dtypes exactly, and float16 represents bfloat16 weights except some below
+    0.00001. bfloat16 does not represent float16 exactly, so a base that training rounded to bfloat16 keeps it.
 
     Args:
-        held: dtype that training held the base in.
-        tensors: of the base.
+        trained_in: the base model's dtype in training, by torch's name.
+        tensors: the base model's stored tensors.
     """
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[tensor.dtype] += tensor.bytes
     stored = TORCH_DTYPES.get(max(sizes, key=sizes.__getitem__, default=""))
-    is_kept = stored == "bfloat16" or (stored == "float16" and held == "float32")
-    return stored if stored and is_kept else held
+    is_kept = stored == "bfloat16" or (stored == "float16" and trained_in == "float32")
+    return stored if stored and is_kept else trained_in
 
 
 def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device", dtype: str) -> "PeftModel":
@@ -89,13 +89,13 @@ def _load_adapter(model: "PreTrainedModel", adapter: Path) -> "PeftModel":
 
     try:
         with warnings.catch_warnings():
-            # _check_all_used refuses what peft only warns of.
+            # _check_all_used refuses missing keys; peft only warns.
             warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
             return PeftModel.from_pretrained(model, str(adapter), is_trainable=False).eval()
     except KeyError as error:
-        raise InvalidInput(f"the adapter does not fit the base: it lacks a tensor: {error.args[0]}") from error
+        raise InvalidInput(f"the adapter does not match the base model: missing tensor {error.args[0]}") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInput(f"the adapter does not load onto the base: {error}") from error
+        raise InvalidInput(f"cannot load the adapter onto the base model: {error}") from error
 
 
 def _check_plain_adapter(adapter: Path, model: "PreTrainedModel") -> None:
@@ -112,10 +112,10 @@ def _check_plain_adapter(adapter: Path, model: "PreTrainedModel") -> None:
 
 
 def _check_all_used(adapter: Path, tuned: "PeftModel") -> None:
-    """Refuse tensors that peft passed over, and such that it filled with random numbers; it only warns of them."""
+    """Refuse unexpected and missing tensors: peft only warns, and initializes missing ones randomly."""
     from peft import get_peft_model_state_dict
 
     stored = set(adapter_layers.read_adapter_weights(adapter))
     used = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
-    adapter_layers.refuse_first(stored - used, "has a tensor that belongs to no layer of the base")
-    adapter_layers.refuse_first(used - stored, "lacks a tensor")
+    adapter_layers.refuse_first(stored - used, "unexpected tensor")
+    adapter_layers.refuse_first(used - stored, "missing tensor")

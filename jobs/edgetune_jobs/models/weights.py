@@ -1,11 +1,11 @@
-"""Where a model folder keeps its tensors: index, shards and headers, checked without reading a tensor."""
+"""The tensors of a model folder: index, shards and headers, validated without reading tensor data."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.messages import some
+from edgetune_jobs.messages import count, some
 from edgetune_jobs.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.safetensors_header import read_header
@@ -15,10 +15,10 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 OUTPUT_HEAD = "lm_head"
-"""Name of the layer that turns the last hidden state into scores of tokens."""
+"""Name of the layer that maps the last hidden state to logits."""
 
 TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""torch's names of the dtypes that weights may have, by safetensors' names."""
+"""Dtypes of weights: torch's names by safetensors' names."""
 
 SAFETENSORS_DTYPES = {torch_name: name for name, torch_name in TORCH_DTYPES.items()}
 
@@ -28,7 +28,7 @@ _MAX_JSON_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor, and the bytes of a file that hold it: C order, little-endian."""
+    """A tensor and its byte range in a file: C order, little-endian."""
 
     name: str
     file: str
@@ -37,14 +37,14 @@ class StoredTensor:
 
     shape: tuple[int, ...]
     begin: int
-    """First byte, counted from the file's start."""
+    """Offset of the first byte from the start of the file."""
 
     end: int
-    """One after the last byte."""
+    """Offset after the last byte."""
 
     @property
     def bytes(self) -> int:
-        """Size of the tensor."""
+        """Size of the tensor in bytes."""
         return self.end - self.begin
 
     @property
@@ -54,51 +54,51 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row; 0 when there is none."""
+        """Size of one row in bytes; 0 if there are no rows."""
         return self.bytes // self.rows if self.rows else 0
 
 
 def weight_files(folder: ModelFolder) -> list[str]:
-    """The safetensors files that from_pretrained reads, sorted.
+    """The safetensors files that from_pretrained reads, sorted by name.
 
     Raises:
-        InvalidInput: there are none.
+        InvalidInput: the folder has no such files.
     """
     if WEIGHTS in folder.sizes:
         return [WEIGHTS]
     if WEIGHTS_INDEX in folder.sizes:
         return sorted(set(_weight_map(folder).values()))
     if ADAPTER_WEIGHTS in folder.sizes:
-        raise InvalidInput(f"{folder.label} is a LoRA adapter, not a model: merge it into its base first")
+        raise InvalidInput(f"{folder.label} is a LoRA adapter, not a model; merge it into its base model first")
     pickles = [name for name in folder.ignored if PurePosixPath(name).suffix in _PICKLES]
     if pickles:
         raise InvalidInput(
-            f"{folder.label} has its weights as pickles only ({some(sorted(pickles))}), which are never "
-            "loaded because a pickle can run code. Convert them where you trust the files: "
-            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW) writes safetensors; copy the tokenizer too"
+            f"{folder.label} has only pickled weights ({some(sorted(pickles))}), which Edgetune never loads because a "
+            "pickle can run code; if you trust the files, convert them to safetensors with "
+            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW), and copy the tokenizer"
         )
     raise InvalidInput(
         f"{folder.label} has neither {WEIGHTS} nor {WEIGHTS_INDEX} (found: "
-        f"{some(sorted([*folder.sizes, *folder.ignored]))}): weights "
-        "have to be safetensors under these names, as save_pretrained writes them"
+        f"{some(sorted([*folder.sizes, *folder.ignored]))}); save the model with save_pretrained, which writes them"
     )
 
 
 def used_files(folder: ModelFolder) -> list[str]:
-    """Files of a model without weights that nothing reads, such as the same ones in another layout beside them.
+    """Files of a model without unused weights, such as copies of the weights in another layout.
 
     Raises:
-        InvalidInput: there are no weights.
+        InvalidInput: the folder has no weights.
     """
     weights = weight_files(folder)
     return [path for path in folder.sizes if path in weights or not path.endswith(".safetensors")]
 
 
 def read_tensors(folder: ModelFolder) -> tuple[StoredTensor, ...]:
-    """Tensors of all shards, in the order in which the shards hold them.
+    """Tensors of all shards, in the order of shards and of their bytes.
 
     Raises:
-        InvalidInput: a header is broken, a tensor is in two shards, or one that the index names is in neither.
+        InvalidInput: a header is invalid, a tensor is in two shards, or a tensor is not in the shard that the index
+            names.
     """
     shards = weight_files(folder)
     tensors: dict[str, StoredTensor] = {}
@@ -106,20 +106,23 @@ def read_tensors(folder: ModelFolder) -> tuple[StoredTensor, ...]:
         for tensor in _read_shard(folder, shard):
             if tensor.name in tensors:
                 other = tensors[tensor.name].file
-                raise InvalidInput(f"{folder.label}: tensor {tensor.name!r} is in both {other} and {shard}")
+                raise InvalidInput(
+                    f"{folder.label}: tensor {tensor.name!r} is in both {other} and {shard}; "
+                    "save or copy the model again"
+                )
             tensors[tensor.name] = tensor
     if shards != [WEIGHTS]:
         for name, shard in _weight_map(folder).items():
             if name not in tensors or tensors[name].file != shard:
                 raise InvalidInput(
-                    f"{folder.label}: {WEIGHTS_INDEX} says that tensor {name[:128]!r} is in {shard}, but it is not; "
-                    "save or copy the model again"
+                    f"{folder.label}: {WEIGHTS_INDEX} maps tensor {name[:128]!r} to {shard}, which does not contain "
+                    "it; save or copy the model again"
                 )
     return tuple(tensors.values())
 
 
 def fill(folder: ModelFolder, file: str, start: int, buffer: memoryview) -> int:
-    """Read a file from `start` on into `buffer`, again from where it was cut; bytes read: fewer if the file ends."""
+    """Read a file from offset `start` into `buffer`, continuing after short reads; the number of bytes read."""
     filled = 0
     while filled < len(buffer) and (arrived := folder.read_into(file, start + filled, buffer[filled:])):
         filled += arrived
@@ -127,17 +130,20 @@ def fill(folder: ModelFolder, file: str, start: int, buffer: memoryview) -> int:
 
 
 def read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
-    """A JSON object of a model folder.
+    """Read a JSON object from a model folder.
 
     Raises:
-        InvalidInput: it is anything else.
+        InvalidInput: the file is too large or is not a JSON object.
     """
     if folder.sizes[name] > _MAX_JSON_BYTES:
-        raise InvalidInput(f"{folder.label}: {name} has {folder.sizes[name]:,} bytes, too many for a configuration")
+        raise InvalidInput(
+            f"{folder.label}: {name} has {folder.sizes[name]:,} bytes, but the limit is {_MAX_JSON_BYTES:,}; "
+            "save or copy the model again"
+        )
     try:
         value = parse_json((folder.fetch([name]) / name).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{folder.label}: {name} is not UTF-8; save or copy the model again") from error
+        raise InvalidInput(f"{folder.label}: {name} is not valid UTF-8; save or copy the model again") from error
     except BrokenJson as error:
         place = "" if error.line is None else f" (line {error.line}, column {error.column})"
         raise InvalidInput(f"{folder.label}: {name} is {error.reason}{place}; save or copy the model again") from error
@@ -153,7 +159,7 @@ def _read_shard(folder: ModelFolder, shard: str) -> list[StoredTensor]:
 
     size = folder.sizes[shard]
     tensors = read_header(read_range, size, f"{folder.label}: {shard}")
-    # The header was checked to describe all bytes after it.
+    # read_header has checked that the tensors fill the file after the header.
     start = size - max((tensor.end for tensor in tensors.values()), default=0)
     stored = [
         StoredTensor(name, shard, tensor.dtype, tensor.shape, start + tensor.begin, start + tensor.end)
@@ -163,10 +169,10 @@ def _read_shard(folder: ModelFolder, shard: str) -> list[StoredTensor]:
 
 
 def _weight_map(folder: ModelFolder) -> dict[str, str]:
-    """Which file holds which tensor, by the index.
+    """The file of each tensor, from the index.
 
     Raises:
-        InvalidInput: the index is broken or names files that are not there.
+        InvalidInput: the index is invalid or lists missing files.
     """
     weight_map = read_json(folder, WEIGHTS_INDEX).get("weight_map")
     label = folder.label
@@ -176,10 +182,13 @@ def _weight_map(folder: ModelFolder) -> dict[str, str]:
     missing = sorted({str(file) for file in weight_map.values() if not isinstance(file, str) or file not in files})
     if missing:
         raise InvalidInput(
-            f"{label}: {WEIGHTS_INDEX} names {len(missing)} files that are not there ({some(missing)}): "
-            "copy the missing shards into the model's folder"
+            f"{label}: {WEIGHTS_INDEX} lists {count(len(missing), 'missing file')} ({some(missing)}); "
+            "copy all shards into the model's folder"
         )
-    odd = sorted(file for file in set(weight_map.values()) if not file.endswith(".safetensors"))
-    if odd:
-        raise InvalidInput(f"{label}: {WEIGHTS_INDEX} names files that are no safetensors shards: {some(odd)}")
+    others = sorted(file for file in set(weight_map.values()) if not file.endswith(".safetensors"))
+    if others:
+        raise InvalidInput(
+            f"{label}: {WEIGHTS_INDEX} lists files that are not safetensors ({some(others)}); "
+            "save or copy the model again"
+        )
     return weight_map

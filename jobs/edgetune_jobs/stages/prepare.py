@@ -25,7 +25,7 @@ from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
-from edgetune_jobs.training.preparation_report import Preparation, cut_warning, training_figures
+from edgetune_jobs.training.preparation_report import Preparation, training_figures, truncation_warning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         memory=estimate_training(base, targets, parameters, train.longest_kept),
-        warnings=(*rows.warnings, *cut_warning(train, max_length)),
+        warnings=(*rows.warnings, *truncation_warning(train, max_length)),
     )
     write_report(tokenizing.folder, preparation.report())
     shutil.move(tokenizing.folder, context.output / PREPARED)
@@ -163,7 +163,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
         evaluation = eval_set.examples
         about_eval = [
             *eval_set.warnings,
-            *quality.repeated_rows(eval_set),
+            *quality.duplicate_rows(eval_set),
             *quality.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
@@ -172,7 +172,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
     warnings = (
         *quality.size_advice(len(train)),
         *train_set.warnings,
-        *quality.repeated_rows(train_set),
+        *quality.duplicate_rows(train_set),
         *about_eval,
     )
     return _Rows(train, evaluation, named.spec_field, warnings)

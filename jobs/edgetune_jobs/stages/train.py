@@ -94,7 +94,7 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
         base=parameters.base_model,
         checkpoints=context.checkpoints,
     )
-    recipe.hold_adapter_in_float32(trainer.model)
+    recipe.cast_adapter_to_float32(trainer.model)
     return trainer, watch, recipe.check_trainable(trainer.model, targets, parameters.lora)
 
 

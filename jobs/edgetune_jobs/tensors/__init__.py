@@ -1,4 +1,4 @@
-"""Merge and quantize tensor by tensor in bounded memory: stored bytes become rows, rows go through encoders to files.
+"""Merges and quantizes tensor by tensor in bounded memory: rows are read, merged, encoded and written.
 
 Imports stage, models, data, store and errors.
 """

@@ -1,7 +1,7 @@
-"""Model families whose tensors are known without loading the model: names, shapes, and which are linear layers.
+"""Model families that can be streamed: names, shapes and linear layers of their tensors by config.json.
 
-Each is proven against the library: see tests/stages/test_streaming.py. What a family does not describe exactly takes
-the library's path.
+tests/stages/test_streaming.py compares each family with transformers. Models that do not match a family exactly are
+loaded as a whole by the libraries.
 """
 
 from collections import deque
@@ -20,32 +20,31 @@ from edgetune_jobs.tensors.row_reader import pieces
 Shape = tuple[int, ...]
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = f"{OUTPUT_HEAD}.weight"
-# Of old checkpoints, such as those of Llama 2.
+# Buffers that transformers computes itself; old checkpoints, such as those of Llama 2, store them.
 _COMPUTED = ".rotary_emb.inv_freq"
 
 
 class CannotStream(Exception):
-    """Why a model cannot be taken tensor by tensor: the words after "because"."""
+    """A model cannot be streamed; the message is the reason, a clause to follow "because"."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model's tensors as its configuration wants them."""
+    """A model's tensors according to its configuration."""
 
     folder: Path
-    """Holds config.json."""
+    """Folder with config.json."""
 
     settings: Mapping[str, Any]
-    """What config.json says."""
+    """Content of config.json."""
 
     tensors: Mapping[str, Shape]
     linears: frozenset[str]
-    """Weights of the linear layers within the blocks: those that can have an adapter and are quantized."""
+    """Weights of the linear layers in the blocks, which can have an adapter and are quantized."""
 
     @cached_property
     def config(self) -> Any:
-        """transformers' PreTrainedConfig. Some need seconds and a hundred megabytes to be imported: ask only if you
-        must."""
+        """The PreTrainedConfig of transformers. Importing it can take seconds and 100 MB, so it is loaded on demand."""
         return load_config(self.folder)
 
 
@@ -59,11 +58,11 @@ class _Settings:
         """A size.
 
         Raises:
-            CannotStream: the configuration does not give it.
+            CannotStream: the size is missing or invalid.
         """
         value = self._settings.get(name)
         if type(value) is not int or value < 1:
-            raise CannotStream(f"its config.json does not give {name}")
+            raise CannotStream(f"its {CONFIG} has no valid {name}")
         return value
 
     def optional_size(self, name: str) -> int | None:
@@ -71,12 +70,12 @@ class _Settings:
         return None if self._settings.get(name) is None else self.size(name)
 
     def flag(self, name: str) -> bool:
-        """A switch; off when it is missing."""
+        """A boolean; False if missing."""
         return bool(self._settings.get(name))
 
     @property
     def ties_head(self) -> bool:
-        """Whether the embedding is the output head as well."""
+        """Whether the output head shares the weight of the embedding."""
         return self.flag("tie_word_embeddings")
 
 
@@ -109,7 +108,7 @@ class _Family:
     """Linear layers with a bias."""
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Of what older versions of transformers leave out of config.json."""
+    """Defaults of fields that older versions of transformers omit from config.json."""
 
 
 def _separate(sizes: _Sizes) -> Mapping[str, Shape]:
@@ -170,43 +169,39 @@ _FAMILIES: Mapping[str, _Family] = {
 }
 
 KNOWN_TYPES = frozenset(_FAMILIES)
-"""model_type of the families."""
+"""model_type of each family."""
 
 
-def is_left_out(name: str, is_tied: bool) -> bool:
-    """Whether transformers does not take a stored tensor over.
-
-    That are buffers which it computes by itself, and the output head of a model that is `is_tied`, if it is equal to
-    the embedding, which stands for it.
-    """
+def is_ignored(name: str, is_tied: bool) -> bool:
+    """Whether transformers ignores a stored tensor: a computed buffer, or the output head of a tied model."""
     return name.endswith(_COMPUTED) or (is_tied and name == _HEAD)
 
 
 def find_layout(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
-    """The layout of a model, if it is exactly that of a known family. Tensors that are left out are not in it.
+    """The layout of a model that matches a family exactly, without ignored tensors.
 
     Args:
-        model: the model; of its weights, only those that may be left out are read.
-        tensors: all that it stores.
+        model: the model; the data of ignored tensors is read, for the hash of the file and to compare a tied head.
+        tensors: all stored tensors of the model.
 
     Raises:
-        CannotStream: says what differs.
+        CannotStream: the model does not match a family.
     """
     folder = model.fetch([CONFIG])
     settings = _read_settings(folder)
     model_type = settings.get("model_type")
     family = _FAMILIES.get(str(model_type))
     if family is None:
-        raise CannotStream(f"models of type {model_type} are not known tensor by tensor")
+        raise CannotStream(f"the model type {model_type!r} is not supported")
     if settings.get("architectures") != [family.architecture]:
         raise CannotStream(f"its architecture is not {family.architecture}")
     if settings.get("quantization_config"):
-        raise CannotStream("it is quantized already")
+        raise CannotStream("it is already quantized")
     with_defaults = _Settings(settings, family.defaults)
     expected, linears = _expect(family, with_defaults)
-    there = {tensor.name: tensor for tensor in tensors}
-    _compare(expected, there, with_defaults.ties_head)
-    _check_left_out(model, [tensor for tensor in tensors if tensor.name not in expected], there[_EMBEDDING])
+    stored = {tensor.name: tensor for tensor in tensors}
+    _compare(expected, stored, with_defaults.ties_head)
+    _check_ignored(model, [tensor for tensor in tensors if tensor.name not in expected], stored[_EMBEDDING])
     return Layout(folder, settings, expected, linears)
 
 
@@ -214,14 +209,14 @@ def _read_settings(folder: Path) -> Mapping[str, Any]:
     try:
         settings = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, BrokenJson) as error:
-        raise CannotStream(f"its {CONFIG} does not load") from error
+        raise CannotStream(f"its {CONFIG} cannot be read") from error
     if not isinstance(settings, dict):
         raise CannotStream(f"its {CONFIG} is not a JSON object")
     return settings
 
 
 def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], frozenset[str]]:
-    """All tensors, and which of them are weights of linear layers within the blocks."""
+    """All tensors, and the weights of the linear layers in the blocks."""
     sizes = _Sizes.of(settings)
     embedding = (settings.size("vocab_size"), sizes.hidden)
     tensors: dict[str, Shape] = {_EMBEDDING: embedding, "model.norm.weight": (sizes.hidden,)}
@@ -237,25 +232,25 @@ def _expect(family: _Family, settings: _Settings) -> tuple[dict[str, Shape], fro
     return tensors, frozenset(linears)
 
 
-def _compare(expected: Mapping[str, Shape], there: Mapping[str, StoredTensor], is_tied: bool) -> None:
-    for name in sorted(there.keys() - expected.keys()):
-        if not is_left_out(name, is_tied):
-            raise CannotStream(f"it has a tensor {name} beside those of its type")
-    for name in sorted(expected.keys() - there.keys()):
-        raise CannotStream(f"it has no tensor {name}")
+def _compare(expected: Mapping[str, Shape], stored: Mapping[str, StoredTensor], is_tied: bool) -> None:
+    for name in sorted(stored.keys() - expected.keys()):
+        if not is_ignored(name, is_tied):
+            raise CannotStream(f"it has the unexpected tensor {name}")
+    for name in sorted(expected.keys() - stored.keys()):
+        raise CannotStream(f"its tensor {name} is missing")
     for name, shape in expected.items():
-        if there[name].shape != shape:
-            raise CannotStream(f"its tensor {name} has another shape than config.json asks for")
-        if there[name].dtype not in TORCH_DTYPES:
-            raise CannotStream(f"its tensor {name} is {there[name].dtype}")
+        if stored[name].shape != shape:
+            raise CannotStream(f"the shape of its tensor {name} does not match {CONFIG}")
+        if stored[name].dtype not in TORCH_DTYPES:
+            raise CannotStream(f"its tensor {name} has dtype {stored[name].dtype}")
 
 
-def _check_left_out(model: ModelFolder, tensors: Sequence[StoredTensor], embedding: StoredTensor) -> None:
-    """Read what is left out. Nothing may depend on it, and what is known of a file is the hash of all its bytes."""
+def _check_ignored(model: ModelFolder, tensors: Sequence[StoredTensor], embedding: StoredTensor) -> None:
+    """Read ignored tensors: the hash of a file needs all its bytes, and a tied head must equal the embedding."""
     for tensor in tensors:
         if tensor.name != _HEAD:
             deque(pieces(model, tensor), maxlen=0)
         elif (tensor.dtype, tensor.shape) != (embedding.dtype, embedding.shape) or not all(
             one == other for one, other in zip(pieces(model, tensor), pieces(model, embedding), strict=True)
         ):
-            raise CannotStream(f"its {_HEAD} is not its embedding, though config.json ties them")
+            raise CannotStream(f"its {_HEAD} differs from its embedding, although {CONFIG} ties them")

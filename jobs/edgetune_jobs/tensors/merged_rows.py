@@ -1,4 +1,4 @@
-"""Rows of a model's weights: as stored, or with an adapter added as peft's merge_and_unload does it, bit for bit."""
+"""Rows of a model's weights, as stored or merged with an adapter bitwise as by peft's merge_and_unload."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 PIECE_BYTES = 4 * 2**20
-"""Of a piece as it is stored, if a row is not longer."""
+"""Size of a piece as stored, unless a single row is longer."""
 
 
 @dataclass(frozen=True)
 class LoraMatrices:
-    """What an adapter adds to one weight: scale · B · A."""
+    """The update of one weight by an adapter: scale · B · A."""
 
     first: "torch.Tensor"
     """A: float32 [rank, inputs]."""
@@ -33,43 +33,48 @@ class LoraMatrices:
 
 @dataclass(frozen=True)
 class _Nf4Weight:
-    """A whole weight before it is rounded to NF4, with what rounding needs to know of all of it."""
+    """A whole weight before NF4 quantization, and its block scales."""
 
     weight: "torch.Tensor"
+    """[outputs, inputs] in the dtype of the model."""
+
     scales: "torch.Tensor"
+    """Block scales before double quantization: float32 [blocks]."""
+
     rounded: "torch.Tensor"
+    """Block scales after double quantization: float32 [blocks]."""
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """The tensors of a model in one dtype. Reading them is safe for several threads."""
+    """The tensors of a model, converted to one dtype. Thread-safe."""
 
     folder: ModelFolder
     tensors: Sequence[StoredTensor]
     dtype: str
-    """torch's name of the dtype that all of them are turned into first."""
+    """torch's name of the dtype to which all tensors are converted first."""
 
     through_nf4: frozenset[str] = frozenset()
-    """Weights that are rounded to NF4 and back; their rows have a multiple of 64 numbers."""
+    """Weights that are quantized to NF4 and dequantized; their row length is a multiple of 64."""
 
     adapter: Mapping[str, LoraMatrices] = field(default_factory=dict)
-    """By name of the weight."""
+    """Updates by the name of the weight."""
 
     threads: int = 1
-    """torch's threads in the library's place: see nf4.round_scales."""
+    """Number of torch threads that the library would use: see nf4.round_scales."""
 
     _pieces: Buffers = field(init=False, default_factory=lambda: Buffers(PIECE_BYTES))
     _whole: Buffers = field(init=False)
 
     def __post_init__(self) -> None:
         largest = max(map(self.held_bytes, self.tensors), default=0)
-        object.__setattr__(self, "_whole", Buffers(largest))  # a few of one size serve all weights in turn
+        object.__setattr__(self, "_whole", Buffers(largest))  # a few buffers of the largest size fit all weights
 
     def held_bytes(self, tensor: StoredTensor) -> int:
         return tensor.bytes if tensor.name in self.through_nf4 else 0
 
     def prepare(self, tensor: StoredTensor) -> _Nf4Weight:
-        """Read a weight that goes through NF4 as a whole: its scales are rounded together."""
+        """Read a whole weight that goes through NF4, because double quantization needs all of its block scales."""
         import torch
 
         weight = self._read(tensor, 0, tensor.rows, self._whole)
@@ -78,10 +83,10 @@ class ModelWeights:
         return _Nf4Weight(weight, scales, nf4.round_scales(scales, self.threads))
 
     def rows(self, tensor: StoredTensor, first: int, count: int, prepared: Any) -> "torch.Tensor":
-        """Rows of a tensor, merged.
+        """Merged rows of a tensor: [count, …] in the dtype of the model.
 
         Raises:
-            InvalidInput: they are not finite.
+            InvalidInput: a value is not finite.
         """
         if prepared is None:
             rows = self._read(tensor, first, count, self._pieces)
@@ -100,15 +105,15 @@ class ModelWeights:
         return rows
 
     def give_back(self, rows: "torch.Tensor") -> None:
-        """Take memory back that `rows` gave."""
+        """Return the memory of `rows` for reuse."""
         self._pieces.give_back(rows)
 
     def release(self, prepared: Any) -> None:
-        """Take memory back that `prepare` gave."""
+        """Return the memory of `prepare` for reuse."""
         self._whole.give_back(prepared.weight)
 
     def _not_finite(self, tensor: StoredTensor, first: int, count: int) -> InvalidInput:
-        """What is wrong with rows that come out as NaN or infinity, by what is stored of them."""
+        """The error about merged rows with NaN or infinity: finds the cause in the stored rows."""
         import torch
 
         dtype = getattr(torch, self.dtype)
@@ -117,13 +122,13 @@ class ModelWeights:
             return not_finite(tensor.name)
         if not _is_finite(stored.to(dtype)):
             return InvalidInput(
-                f"{tensor.name} holds {stored.abs().max().item():g}, beyond the largest {self.dtype} "
-                f"({torch.finfo(dtype).max:g}), in which the model is held: train with spec.training.precision BF16 or "
-                "FP32, or choose another base"
+                f"{tensor.name} has a value of magnitude {stored.abs().max().item():g}, which exceeds the maximum of "
+                f"{self.dtype} ({torch.finfo(dtype).max:g}), the dtype of the model; train with "
+                "spec.training.precision BF16 or FP32, or use another base model"
             )
         return InvalidInput(
-            f"the adapter cannot be merged: {tensor.name} is not finite with it; train it again with a lower "
-            "learningRate"
+            f"cannot merge the adapter: {tensor.name} would not be finite; train again with a lower "
+            "spec.training.learningRate"
         )
 
     def _read(self, tensor: StoredTensor, first: int, count: int, buffers: Buffers) -> "torch.Tensor":
@@ -138,8 +143,8 @@ class ModelWeights:
 
 
 def not_finite(name: str) -> InvalidInput:
-    """The refusal of a weight that holds NaN or infinity as it is stored."""
-    return InvalidInput(f"{name} holds NaN or infinity: the model is damaged; save or copy it again")
+    """The error about a stored weight with NaN or infinity."""
+    return InvalidInput(f"{name} contains NaN or infinity, so the model is damaged; save or copy it again")
 
 
 def _round(prepared: _Nf4Weight, first: int, out: "torch.Tensor") -> None:

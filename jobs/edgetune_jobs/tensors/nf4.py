@@ -1,9 +1,10 @@
-"""NF4 with double quantization and back, as bitsandbytes computes it on a CPU, bit for bit, and many times faster.
+"""Quantizes to NF4 and dequantizes, bitwise as bitsandbytes on a CPU but many times faster.
 
-A block is 64 numbers in a row. Each is divided by its block's largest magnitude and rounded to one of 16 codes; the
-magnitudes themselves are rounded to 8 bits, 256 of them sharing a scale, after their mean was taken off. bitsandbytes
-searches the codes number by number. Here a number's upper 16 bits are looked up, which decide all but about one in a
-hundred; only these are searched for. Nothing of bitsandbytes needs to be imported.
+The formulas are those of QLoRA (arXiv:2305.14314) as implemented by bitsandbytes. A block is 64 consecutive values.
+Each value is divided by the largest magnitude of its block (absmax) and rounded to the nearest of 16 codes. Double
+quantization subtracts the mean of all absmax, and rounds the differences to 8 bits with one scale per 256 of them.
+bitsandbytes searches the code of each value. This module looks up the upper 16 bits of a value, which determine the
+code except for about one value in a hundred, and searches only those. It does not import bitsandbytes.
 """
 
 from functools import cache
@@ -39,9 +40,10 @@ _CODES = (
 
 
 def block_scales(weight: "torch.Tensor") -> "torch.Tensor":
-    """Largest magnitude of each block of a flat tensor of whole blocks: float32 [blocks].
+    """Largest magnitude of each block: float32 [blocks].
 
-    The tensor is best so small that its float32 fit the cache.
+    Args:
+        weight: flat tensor of whole blocks; fastest if its values as float32 fit into the CPU cache.
     """
     import torch
 
@@ -50,11 +52,11 @@ def block_scales(weight: "torch.Tensor") -> "torch.Tensor":
 
 
 def round_scales(scales: "torch.Tensor", threads: int) -> "torch.Tensor":
-    """The scales as double quantization leaves them: to 8 bits and back.
+    """Quantize block scales to 8 bits and dequantize them (double quantization): float32 [blocks].
 
     Args:
-        scales: of all blocks of a weight.
-        threads: of torch when bitsandbytes is asked; the mean of many numbers depends on it.
+        scales: of all blocks of a weight, float32 [blocks].
+        threads: number of torch threads for the mean, whose rounding depends on it; as bitsandbytes would have.
     """
     import torch
 
@@ -66,7 +68,7 @@ def round_scales(scales: "torch.Tensor", threads: int) -> "torch.Tensor":
     count = centred.numel()
     padded = torch.nn.functional.pad(centred, (0, -count % _SCALE_BLOCK)).view(-1, _SCALE_BLOCK)
     largest = padded.abs().amax(1, keepdim=True)
-    # bitsandbytes looks a number up on a grid of 65,536 steps from -1 to 1.
+    # bitsandbytes finds codes with a lookup table over 65,536 steps from -1 to 1.
     position = (
         (padded * (1.0 / largest) + 1).mul_(0.5 * _LOOKUP_STEPS).add_(0.5).floor_().nan_to_num_(0).to(torch.int32)
     )
@@ -75,13 +77,13 @@ def round_scales(scales: "torch.Tensor", threads: int) -> "torch.Tensor":
 
 
 def round_blocks(weight: "torch.Tensor", scales: "torch.Tensor", rounded: "torch.Tensor", out: "torch.Tensor") -> None:
-    """Round whole blocks of a flat tensor to NF4 and back, into `out` of the same size and format.
+    """Quantize whole blocks to NF4 and dequantize them.
 
     Args:
-        weight: a multiple of 64 numbers; best so few that their float32 fit the cache.
-        scales: of its blocks, as `block_scales` gives them.
-        rounded: the same after `round_scales`.
-        out: where to.
+        weight: flat tensor of whole blocks; fastest if its values as float32 fit into the CPU cache.
+        scales: of its blocks, from `block_scales`.
+        rounded: the same scales after `round_scales`.
+        out: receives the result, with the shape and dtype of `weight`.
     """
     import torch
 
@@ -93,7 +95,7 @@ def round_blocks(weight: "torch.Tensor", scales: "torch.Tensor", rounded: "torch
 
 
 def _nearest(scaled: "torch.Tensor") -> "torch.Tensor":
-    """The code next to each number: float32 of the same shape [n]."""
+    """The code nearest to each value: float32 [n]."""
     import numpy as np
     import torch
 
@@ -111,9 +113,10 @@ def _nearest(scaled: "torch.Tensor") -> "torch.Tensor":
 
 @cache
 def _codes() -> tuple[Any, Any, "torch.Tensor"]:
-    """The 16 codes and the 15 bounds between them, as numpy float32; the code by the upper 16 bits of a float32.
+    """The 16 codes, the 15 bounds between them, and the code for each upper 16 bits of a float32.
 
-    The last is float32 [65536]: NaN for the upper halves that numbers on both sides of a bound have.
+    Codes and bounds are numpy float32. The last is float32 [65536]; it is NaN where the values with these upper bits
+    have different codes.
     """
     import numpy as np
     import torch
@@ -127,7 +130,7 @@ def _codes() -> tuple[Any, Any, "torch.Tensor"]:
 
 @cache
 def _scale_lookup() -> "torch.Tensor":
-    """Value of each step of bitsandbytes' grid: float32 [65536], nearest of its 256 dynamic 8-bit codes."""
+    """The lookup table of bitsandbytes: for each step, the nearest of its 256 dynamic 8-bit codes, float32 [65536]."""
     import torch
 
     codes = _dynamic_codes()
@@ -136,7 +139,7 @@ def _scale_lookup() -> "torch.Tensor":
 
 
 def _dynamic_codes() -> "torch.Tensor":
-    """bitsandbytes' signed dynamic 8-bit codes, sorted: float32 [256]."""
+    """The signed dynamic 8-bit codes of bitsandbytes, sorted: float32 [256]."""
     import torch
 
     values = [0.0, 1.0]

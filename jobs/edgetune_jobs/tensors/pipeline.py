@@ -1,9 +1,9 @@
-"""One pass over a model's weights, in pieces of a few megabytes: read and merge, encode, write.
+"""Streams a model's weights in pieces of a few megabytes: read and merge, encode, write.
 
-    Weights ── piece ──► Encoder.encode ──► Encoder.write      one encoder for each format that is wanted
+    Weights ── piece ──► Encoder.encode ──► Encoder.write      one encoder per format
     └──── several threads, any order ────┘ └ one, in order ┘
 
-What is read but not yet written is bounded, and so is memory, whatever the model's size.
+The pieces in flight are bounded, so memory does not depend on the size of the model.
 """
 
 import math
@@ -22,54 +22,54 @@ from edgetune_jobs.tensors.merged_rows import PIECE_BYTES
 if TYPE_CHECKING:
     import torch
 
-# Pieces that wait to be written besides those that threads are at.
+# Pieces that wait to be written, in addition to one piece per worker.
 _WAITING_PIECES = 1
-# One that is at work, and the next one.
+# The current tensor and the next one.
 _PREPARED_TENSORS = 2
 
 
 class Weights(Protocol):
-    """The rows that all formats are made of: as stored, or merged with an adapter. Safe for several threads."""
+    """The input rows of all encoders, as stored or with an adapter merged. Thread-safe."""
 
     @property
     def tensors(self) -> Sequence[StoredTensor]:
-        """In the order of the bytes that hold them."""
+        """In the order of their bytes in the files."""
         ...
 
     def held_bytes(self, tensor: StoredTensor) -> int:
-        """Memory that `prepare` takes until the last row of the tensor is written; 0 for what needs none of it."""
+        """Memory that `prepare` holds until the last row of the tensor is written; 0 if it is not needed."""
         ...
 
     def prepare(self, tensor: StoredTensor) -> Any:
-        """What all rows of a tensor have in common; None for most."""
+        """The data that all rows of a tensor share; called only if `held_bytes` is not 0."""
         ...
 
     def rows(self, tensor: StoredTensor, first: int, count: int, prepared: Any) -> "torch.Tensor":
-        """Rows of a tensor: [count, …] in the format that all encoders start from. The caller may change them."""
+        """Rows of a tensor: [count, …] in the dtype of the model."""
         ...
 
     def give_back(self, rows: "torch.Tensor") -> None:
-        """Take the memory of rows back, when all encoders have written them."""
+        """Return the memory of rows for reuse, after all encoders have written them."""
         ...
 
     def release(self, prepared: Any) -> None:
-        """Take the memory back that `prepare` gave, when the last row of the tensor is written."""
+        """Return the memory of `prepare` for reuse, after the last row of the tensor is written."""
         ...
 
 
 class Encoder(Protocol):
-    """Makes one format of the rows."""
+    """Encodes rows in one format."""
 
     def row_multiple(self, tensor: StoredTensor) -> int:
-        """Pieces begin at a multiple of so many rows; the tensor's number of rows to get it as a whole."""
+        """Pieces start at a multiple of this number of rows; the number of rows of the tensor to get it as a whole."""
         ...
 
     def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> Any:
-        """The piece of this format that begins at row `first`; on any thread, in any order. `rows` must not change."""
+        """Encode a piece that starts at row `first`; on any thread, in any order. It must not change `rows`."""
         ...
 
     def write(self, tensor: StoredTensor, first: int, encoded: Any) -> None:
-        """Take what `encode` gave; on one thread, in the order of the tensors and rows."""
+        """Write the output of `encode`; on one thread, in the order of tensors and rows."""
         ...
 
 
@@ -96,13 +96,13 @@ def stream(
     progress: Progress,
     stop: threading.Event,
 ) -> None:
-    """Send all rows through all encoders.
+    """Encode and write all rows with all encoders.
 
     Args:
         weights: the rows.
-        encoders: the formats.
-        workers: threads that read, merge and encode; each works on one core.
-        progress: gets the bytes read.
+        encoders: one per format.
+        workers: number of threads that read, merge and encode; each uses one core.
+        progress: receives the number of bytes written, in source bytes.
         stop: ends the pass when set.
 
     Raises:
@@ -124,7 +124,7 @@ def stream(
 
 
 class _Pass:
-    """One pass: which pieces are on their way, and how much memory they take."""
+    """One pass: its pieces in flight and their memory."""
 
     def __init__(
         self,
@@ -141,23 +141,23 @@ class _Pass:
         self._progress = progress
         self._stop = stop
         self._prepared: dict[str, Future[Any]] = {}
-        self._begun: deque[tuple[_Piece, Future[tuple[torch.Tensor, list[Any]]]]] = deque()
-        self._in_flight = 0
-        self._most_in_flight = (workers + _WAITING_PIECES) * PIECE_BYTES
+        self._submitted: deque[tuple[_Piece, Future[tuple[torch.Tensor, list[Any]]]]] = deque()
+        self._bytes_in_flight = 0
+        self._max_bytes_in_flight = (workers + _WAITING_PIECES) * PIECE_BYTES
 
     def run(self) -> None:
-        """Begin pieces while memory allows it, and write them in order."""
+        """Submit pieces while memory allows it, and write them in order."""
         total, done = sum(tensor.bytes for tensor in self._weights.tensors), 0
         pieces = self._pieces()
         waiting = next(pieces, None)
-        while waiting or self._begun:
+        while waiting or self._submitted:
             while waiting and self._has_room(waiting):
-                self._begin(waiting)
+                self._submit(waiting)
                 waiting = next(pieces, None)
-            done += self._finish_first()
+            done += self._write_oldest()
             self._progress.update(done, total, "bytes")
             if self._stop.is_set():
-                raise Interrupted("stopped by SIGTERM before the model was written; the next attempt starts it again")
+                raise Interrupted("stopped by SIGTERM before the model was written; the next attempt starts over")
 
     def _pieces(self) -> Iterator[_Piece]:
         for tensor in self._weights.tensors:
@@ -167,34 +167,34 @@ class _Pass:
                 yield _Piece(tensor, first, min(step, tensor.rows - first))
 
     def _has_room(self, piece: _Piece) -> bool:
-        if not self._begun:
+        if not self._submitted:
             return True
         is_prepared = piece.first == 0 and self._weights.held_bytes(piece.tensor) > 0
         if is_prepared and len(self._prepared) == _PREPARED_TENSORS:
             return False
-        return self._in_flight + piece.bytes <= self._most_in_flight
+        return self._bytes_in_flight + piece.bytes <= self._max_bytes_in_flight
 
-    def _begin(self, piece: _Piece) -> None:
-        self._in_flight += piece.bytes
+    def _submit(self, piece: _Piece) -> None:
+        self._bytes_in_flight += piece.bytes
         name = piece.tensor.name
-        # Submitted before the pieces that wait for it: they cannot take all threads from it.
+        # Submitted before the pieces that wait for it, so that they cannot occupy all threads first.
         if piece.first == 0 and self._weights.held_bytes(piece.tensor):
             self._prepared[name] = self._pool.submit(self._weights.prepare, piece.tensor)
-        self._begun.append((piece, self._pool.submit(self._encode, piece, self._prepared.get(name))))
+        self._submitted.append((piece, self._pool.submit(self._encode, piece, self._prepared.get(name))))
 
     def _encode(self, piece: _Piece, prepared: "Future[Any] | None") -> "tuple[torch.Tensor, list[Any]]":
-        common = None if prepared is None else prepared.result()
-        rows = self._weights.rows(piece.tensor, piece.first, piece.count, common)
+        shared = None if prepared is None else prepared.result()
+        rows = self._weights.rows(piece.tensor, piece.first, piece.count, shared)
         return rows, [encoder.encode(piece.tensor, piece.first, rows) for encoder in self._encoders]
 
-    def _finish_first(self) -> int:
-        """Write the oldest piece; its bytes."""
-        piece, future = self._begun.popleft()
+    def _write_oldest(self) -> int:
+        """Write the oldest submitted piece; its size in bytes."""
+        piece, future = self._submitted.popleft()
         rows, encoded = future.result()
         for encoder, data in zip(self._encoders, encoded, strict=True):
             encoder.write(piece.tensor, piece.first, data)
         self._weights.give_back(rows)
-        self._in_flight -= piece.bytes
+        self._bytes_in_flight -= piece.bytes
         if piece.is_last and piece.tensor.name in self._prepared:
             self._weights.release(self._prepared.pop(piece.tensor.name).result())
         return piece.bytes

@@ -1,4 +1,4 @@
-"""Rows of stored tensors as torch tensors."""
+"""Reads rows of stored tensors as torch tensors."""
 
 import threading
 from collections import defaultdict
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 
 class Buffers:
-    """Memory for rows, used again and again: fresh memory costs the system as much time as reading into it does."""
+    """Reusable memory for rows: allocating new memory takes as long as reading into it."""
 
     def __init__(self, least: int) -> None:
-        """Hold nothing yet.
-
+        """
         Args:
-            least: bytes of the smallest buffers; all that is not larger shares these.
+            least: size of the smallest buffers in bytes; smaller requests use these.
         """
         self._least = least
         self._lock = threading.Lock()
@@ -29,7 +28,7 @@ class Buffers:
         self._taken: dict[int, torch.Tensor] = {}
 
     def take(self, size: int) -> "torch.Tensor":
-        """uint8 [size], in a buffer that was given back or in a new one."""
+        """uint8 [size], in a returned buffer or a new one."""
         import torch
 
         capacity = max(size, self._least)
@@ -40,7 +39,7 @@ class Buffers:
         return buffer[:size]
 
     def give_back(self, rows: "torch.Tensor") -> None:
-        """Take back the buffer that `rows` begin in, when nothing uses it any more; other rows are left alone."""
+        """Return the buffer that starts with `rows` for reuse; rows in other memory are ignored."""
         with self._lock:
             buffer = self._taken.pop(rows.data_ptr(), None)
             if buffer is not None:
@@ -50,11 +49,11 @@ class Buffers:
 def read_rows(
     folder: ModelFolder, tensor: StoredTensor, first: int, count: int, buffers: Buffers | None = None
 ) -> "torch.Tensor":
-    """Rows of a tensor as they are stored: [count, …], in one of the buffers or in memory of their own.
+    """Rows of a tensor in their stored dtype: [count, …], in one of the buffers or in new memory.
 
     Raises:
-        InvalidInput: the file was changed since its header was read.
-        TransientError: the file ends before its header says so.
+        InvalidInput: the file has changed since its header was read.
+        TransientError: the file ended early.
     """
     import torch
 
@@ -65,11 +64,11 @@ def read_rows(
 
 
 def pieces(folder: ModelFolder, tensor: StoredTensor) -> Iterator[bytearray]:
-    """A tensor's bytes, in pieces of a few megabytes.
+    """The bytes of a tensor, in pieces of a few megabytes.
 
     Raises:
-        InvalidInput: the file was changed since its header was read.
-        TransientError: the file ends before its header says so.
+        InvalidInput: the file has changed since its header was read.
+        TransientError: the file ended early.
     """
     for start in range(0, tensor.bytes, CHUNK_BYTES):
         piece = bytearray(min(CHUNK_BYTES, tensor.bytes - start))
@@ -78,11 +77,10 @@ def pieces(folder: ModelFolder, tensor: StoredTensor) -> Iterator[bytearray]:
 
 
 def _fill(folder: ModelFolder, tensor: StoredTensor, start: int, buffer: memoryview) -> None:
-    """Read bytes of a tensor from `start` on, counted from its own first byte."""
+    """Read bytes of a tensor, from offset `start` relative to its first byte."""
     begin = tensor.begin + start
     filled = fill(folder, tensor.file, begin, buffer)
     if filled < len(buffer):
         raise TransientError(
-            f"{folder.label}: {tensor.file} ends at byte {begin + filled:,}, though its header says that there is "
-            "more; try again"
+            f"{folder.label}: {tensor.file} ended at byte {begin + filled:,}, but its header describes more; try again"
         )

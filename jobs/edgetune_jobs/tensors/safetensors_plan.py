@@ -1,4 +1,4 @@
-"""What a safetensors model will look like, known before a single weight is read: names, places, sizes of files."""
+"""Plans safetensors files before any weight is read: tensors, offsets, shards, file sizes."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgetune_jobs.models.safetensors_header import DTYPE_BITS, LENGTH_BYTES, METADATA
 from edgetune_jobs.models.weights import WEIGHTS
 
-# As save_pretrained does it.
+# The default of save_pretrained.
 MAX_FILE_BYTES = 50 * 10**9
 _FORMAT = {"format": "pt"}
 _HEADER_ALIGNMENT = 8
@@ -16,7 +16,7 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that will be written."""
+    """A tensor to be written."""
 
     name: str
     dtype: str
@@ -26,43 +26,43 @@ class PlannedTensor:
 
     @property
     def bytes(self) -> int:
-        """Size of the tensor."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """What is made of one source tensor; it goes into one file."""
+    """The output tensors of one source tensor, all in one file."""
 
     body: PlannedTensor
     """Written row by row, in the order of the groups."""
 
     tail: tuple[PlannedTensor, ...] = ()
-    """Small tensors that are known only when the body is; they come after all bodies of the file."""
+    """Small tensors that are complete only after the body; they follow all bodies of the file."""
 
     @property
     def bytes(self) -> int:
-        """Size of all its tensors."""
+        """Total size of its tensors in bytes."""
         return self.body.bytes + sum(tensor.bytes for tensor in self.tail)
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A safetensors file that will be written."""
+    """A safetensors file to be written."""
 
     name: str
     groups: tuple[TensorGroup, ...]
 
     @property
     def tensors(self) -> Iterator[PlannedTensor]:
-        """Its tensors in the order of their bytes: bodies, then tails."""
+        """Tensors in the order of their bytes: bodies, then tails."""
         yield from (group.body for group in self.groups)
         for group in self.groups:
             yield from group.tail
 
     @property
     def header(self) -> bytes:
-        """The file's first bytes, up to the first tensor."""
+        """The bytes of the file before the first tensor."""
         entries: dict[str, object] = {METADATA: _FORMAT}
         position = 0
         for tensor in self.tensors:
@@ -79,12 +79,12 @@ class PlannedFile:
 
     @property
     def bytes(self) -> int:
-        """Size of the whole file."""
+        """Size of the file in bytes."""
         return len(self.header) + sum(group.bytes for group in self.groups)
 
 
 def plan_files(groups: Sequence[TensorGroup], max_file_bytes: int = MAX_FILE_BYTES) -> tuple[PlannedFile, ...]:
-    """Files for these groups, in their order; each holds at most `max_file_bytes` of tensors, or a single group."""
+    """Files for these groups, in their order; each has at most `max_file_bytes` of tensors, or a single group."""
     shards: list[list[TensorGroup]] = [[]]
     filled = 0
     for group in groups:
@@ -100,7 +100,7 @@ def plan_files(groups: Sequence[TensorGroup], max_file_bytes: int = MAX_FILE_BYT
 
 
 def weights_index(files: Sequence[PlannedFile]) -> Mapping[str, object]:
-    """Content of model.safetensors.index.json: which file holds which tensor."""
+    """Content of model.safetensors.index.json: the file of each tensor."""
     return {
         "metadata": {"total_size": sum(group.bytes for file in files for group in file.groups)},
         "weight_map": {tensor.name: file.name for file in files for tensor in file.tensors},

@@ -1,4 +1,4 @@
-"""Safetensors files that are written while their tensors come into being, in the order of their plan."""
+"""Writes planned safetensors files incrementally, while their tensors are computed."""
 
 import json
 from collections.abc import Sequence
@@ -13,15 +13,14 @@ from edgetune_jobs.tensors.safetensors_plan import PlannedFile, weights_index
 
 
 class SafetensorsWriter:
-    """Writes the weights of one model. Within a `with` block: a file that is not complete at its end is taken back."""
+    """Writes the weights of one model. It is a context manager; an incomplete file is discarded at the exit."""
 
     def __init__(self, files: Sequence[PlannedFile], outputs: OutputFiles, folder: str) -> None:
-        """Write nothing yet.
-
+        """
         Args:
             files: the plan.
-            outputs: where files are made.
-            folder: the artifact's folder in it.
+            outputs: creates the files.
+            folder: the artifact's folder in `outputs`.
         """
         self._waiting = list(reversed(files))
         self._files = files
@@ -42,7 +41,7 @@ class SafetensorsWriter:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files, with the index when there are several."""
+        """Total size of all files in bytes, including the index if there are several."""
         return sum(file.bytes for file in self._files) + len(self._index)
 
     def write(self, data: Buffer) -> None:
@@ -59,12 +58,12 @@ class SafetensorsWriter:
                 self._end()
 
     def set_tail(self, name: str, data: bytes) -> None:
-        """Set a small tensor of a group; before the last byte of the file's bodies is written."""
+        """Set a small tensor of a group; it must be called before the last byte of the file's bodies is written."""
         self._tails[name] = data
 
     def finish(self) -> None:
-        """Write the index when there are several files."""
-        while self._waiting:  # files whose tensors are all empty
+        """Write the index if there are several files."""
+        while self._waiting:  # files with only empty tensors
             self._begin()
             self._end()
         if self._index:

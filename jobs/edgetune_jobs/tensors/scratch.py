@@ -1,4 +1,4 @@
-"""Memory for intermediate results, kept by each thread: allocated again for each step, it would fragment."""
+"""Scratch memory for intermediate results, reused by each thread to avoid fragmentation."""
 
 import math
 import threading
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# So few that intermediate results in float32 fit the cache, so many that Python between the steps costs little.
+# Few enough for intermediate float32 results to fit into the CPU cache, enough to make Python's overhead small.
 _CACHED_NUMBERS = 2**19
 
 
@@ -21,7 +21,7 @@ _kept = _Kept()
 
 
 def scratch(use: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
-    """A tensor with any content, which is the thread's own until it asks for the same use again."""
+    """An uninitialized tensor that the thread may use until its next call with the same `use` and dtype."""
     import torch
 
     numbers = math.prod(shape)
@@ -32,7 +32,7 @@ def scratch(use: str, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Te
 
 
 def cached_rows(rows: "torch.Tensor") -> Iterator[slice]:
-    """Slices of the first dimension, so small that intermediate results in float32 fit the cache."""
+    """Slices of the first dimension, small enough for intermediate float32 results to fit into the CPU cache."""
     count = len(rows)
     step = max(1, _CACHED_NUMBERS * count // max(1, rows.numel()))
     for start in range(0, count, step):

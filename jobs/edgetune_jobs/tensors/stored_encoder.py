@@ -1,4 +1,4 @@
-"""Safetensors with the rows as they come: what merging writes, and all tensors that a format does not quantize."""
+"""Encodes rows unchanged as safetensors: merged models, and tensors that a format does not quantize."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def plan_stored(tensors: Sequence[StoredTensor], dtype: str) -> tuple[TensorGroup, ...]:
-    """All tensors in one dtype, by torch's name."""
+    """One group per tensor, all in one dtype, given by torch's name."""
     return tuple(TensorGroup(PlannedTensor(tensor.name, SAFETENSORS_DTYPES[dtype], tensor.shape)) for tensor in tensors)
 
 
 class StoredEncoder:
-    """Writes rows as they come."""
+    """Writes rows unchanged."""
 
     def __init__(self, writer: SafetensorsWriter) -> None:
         self._writer = writer
@@ -25,7 +25,6 @@ class StoredEncoder:
     def row_multiple(self, tensor: StoredTensor) -> int:  # noqa: ARG002 - rows are independent
         return 1
 
-    # All rows alike, whichever they are.
     def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002
         return rows
 
@@ -34,7 +33,7 @@ class StoredEncoder:
 
 
 def bytes_of(tensor: "torch.Tensor") -> memoryview:
-    """A contiguous tensor's memory."""
+    """The memory of a contiguous tensor."""
     import torch
 
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -1,6 +1,6 @@
-"""Merge and quantize without loading the model: which models can be streamed by tensor, and how they are written.
+"""Models that are merged and quantized without loading them: their weights and their other files.
 
-Memory is bounded by a few pieces and the largest weight; what is written is bit for bit what the libraries write.
+Memory is bounded by a few pieces and the largest weight. The output is bitwise that of the libraries.
 """
 
 import threading
@@ -41,34 +41,34 @@ from edgetune_jobs.tensors.families import CannotStream, Layout, find_layout
 from edgetune_jobs.tensors.merged_rows import LoraMatrices, ModelWeights
 
 STREAMING = "streaming"
-"""Fact `path` of a stage: the model was taken tensor by tensor."""
+"""Fact `path` of a stage: the model was streamed tensor by tensor."""
 
 LIBRARY = "library"
-"""Fact `path` of a stage: the libraries held the whole model in memory."""
+"""Fact `path` of a stage: the libraries loaded the whole model into memory."""
 
-# The new name and the old one, which older readers want.
+# The current name and the old one, which older libraries read.
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
 _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# Of a model that is read over the network: requests that are on their way while the cores work.
+# Additional workers for a model that is read over the network: requests in flight while all cores are busy.
 _REQUESTS = 4
 
 
 @dataclass(frozen=True)
 class StreamedModel:
-    """A model that is taken tensor by tensor."""
+    """A model that is read tensor by tensor."""
 
     weights: ModelWeights
     layout: Layout
 
 
 def has_model(context: StageContext, name: str) -> bool:
-    """Whether a stage gets a model."""
+    """Whether a stage has this model as an input."""
     return name in context.models or name in context.inputs
 
 
 def model_input(context: StageContext, name: str) -> ModelFolder:
-    """An input of a stage that is a model: on this machine, or where it is stored."""
+    """A model that is an input of a stage: in a local folder or in the store."""
     if name in context.models:
         return context.models[name]
     folder = context.inputs[name]
@@ -77,11 +77,11 @@ def model_input(context: StageContext, name: str) -> ModelFolder:
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
-    """A base with its adapter, in the dtype that `merged_dtype` tells.
+    """A base model merged with its adapter, in the dtype of `merged_dtype`.
 
     Raises:
-        CannotStream: only the libraries can merge these two.
-        InvalidInput: base or adapter are damaged, or do not fit each other.
+        CannotStream: only the libraries can merge them.
+        InvalidInput: base model or adapter are damaged, or do not match.
     """
     prepare_torch()
     import torch
@@ -104,11 +104,11 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
 
 
 def stored_model(model: ModelFolder) -> StreamedModel:
-    """A model as it is stored, in the dtype that its config.json names.
+    """A model in the dtype of its config.json, by default the stored dtype.
 
     Raises:
         CannotStream: only the libraries can read it.
-        InvalidInput: it is damaged.
+        InvalidInput: the model is damaged.
     """
     prepare_torch()
     tensors, layout = _read(model)
@@ -120,10 +120,10 @@ def stored_model(model: ModelFolder) -> StreamedModel:
 def stream(
     model: StreamedModel, encoders: Sequence[pipeline.Encoder], progress: Progress, stop: threading.Event
 ) -> None:
-    """Send a model's rows through encoders: see tensors.pipeline.
+    """Encode and write a model's rows: see tensors.pipeline.
 
     Raises:
-        DamagedObject: what was read is not what the model's manifest says.
+        DamagedObject: the content of a file differs from the model's manifest.
     """
     is_remote = not isinstance(model.weights.folder, LocalModelFolder)
     workers = usable_cpus() + (_REQUESTS if is_remote else 0)
@@ -132,13 +132,13 @@ def stream(
 
 
 def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, **fields: Any) -> None:
-    """Write what a model folder has besides its weights, as save_pretrained does it.
+    """Write the files of a model folder other than its weights, as save_pretrained does.
 
     Args:
         model: the model.
-        folder: where to; made if needed.
-        dataset: the spec's section, for the prompt format.
-        fields: what config.json says besides, such as quantization_config.
+        folder: the folder to write, which is created if needed.
+        dataset: spec.dataset, for the prompt format.
+        fields: additional fields of config.json, such as quantization_config.
     """
     settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
     if _DTYPE_FIELDS[1] in settings:
@@ -151,43 +151,43 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
 
 
 def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of generating for a model that comes without generation_config.json."""
+    """Content of generation_config.json for a model without this file."""
     tokens = {name: settings[name] for name in _TOKEN_FIELDS if settings.get(name) is not None}
     return {"_from_model_config": True, "transformers_version": metadata.version("transformers"), **tokens}
 
 
 def library_warning(reason: CannotStream) -> str:
-    """What a stage says when it left a model to the libraries."""
-    return f"the libraries held the whole model in memory, since it cannot be taken tensor by tensor: {reason}"
+    """The warning of a stage that did not stream a model."""
+    return f"the whole model was loaded into memory, because it cannot be streamed: {reason}"
 
 
 def companion_bytes(folder: Path) -> int:
-    """Bytes of a model folder besides its weights and their index."""
+    """Total size in bytes of a model folder without its weights and their index."""
     names = (path for path in list_files(folder) if not path.endswith((".safetensors", ".gguf", WEIGHTS_INDEX)))
     return sum((folder / name).stat().st_size for name in names)
 
 
 def _read(model: ModelFolder) -> tuple[tuple[StoredTensor, ...], Layout]:
-    """The tensors that the libraries take over, and the layout that they make."""
+    """The tensors that the libraries would load, and their layout."""
     tensors = read_tensors(model)
     layout = find_layout(model, tensors)
     return tuple(tensor for tensor in tensors if tensor.name in layout.tensors), layout
 
 
 def _nf4_weights(layout: Layout) -> frozenset[str]:
-    """All weights that QLoRA holds in NF4, with an adapter or not.
+    """All weights that QLoRA keeps in NF4, with or without an adapter.
 
     Raises:
-        CannotStream: bitsandbytes computes other blocks where a row is no whole number of them.
+        CannotStream: the blocks of bitsandbytes would span rows.
     """
     for name in sorted(layout.linears):
         if layout.tensors[name][1] % nf4.BLOCK:
-            raise CannotStream(f"the rows of {name} are no whole number of NF4 blocks ({nf4.BLOCK} numbers)")
+            raise CannotStream(f"the row length of {name} is not a multiple of the NF4 block size, {nf4.BLOCK}")
     return layout.linears
 
 
 def _matrices(adapter: Path, config: dict[str, Any], layout: Layout) -> dict[str, LoraMatrices]:
-    """What the adapter adds to which weight."""
+    """The adapter's matrices by the name of the weight that they update."""
     weights = adapter_layers.read_adapter_weights(adapter)
     modules = {name.removesuffix(".weight"): shape for name, shape in layout.tensors.items()}
     linears = {

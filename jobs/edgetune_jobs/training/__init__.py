@@ -1,4 +1,4 @@
-"""Training of the adapter: recipe for the libraries, loop, checkpoints to resume from, memory estimate.
+"""Trains the adapter: configuration of the libraries, training loop, checkpoints, memory estimate.
 
 Imports stage, models, data, store and errors.
 """

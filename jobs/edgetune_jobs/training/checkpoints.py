@@ -1,10 +1,10 @@
-"""Training checkpoints in the store: saved while training runs, restored when it resumes.
+"""Training checkpoints in the store: saved during training, restored to resume it.
 
-    checkpoints/<train digest>/step-<n>/<attempt>/…files…      each writer has a folder of its own
-    checkpoints/<train digest>/step-<n>/manifest.json          written last, by the first writer that is complete
+    checkpoints/<train digest>/step-<n>/<attempt>/…files…      each writer has its own folder
+    checkpoints/<train digest>/step-<n>/manifest.json          written last, by the first writer that completes
     checkpoints/<train digest>/micro-batch-size.json
 
-A manifest never names files of another writer, so two writers of one step cannot make it lie.
+A manifest never refers to files of another writer, so concurrent writers of one step cannot corrupt it.
 """
 
 import logging
@@ -39,62 +39,61 @@ class _MicroBatchSize(Model):
 
 
 class StoreCheckpoints:
-    """Checkpoints of one training, known by its digest."""
+    """Checkpoints of one training, identified by its digest."""
 
     def __init__(self, store: Store, train_digest: str, keep: int) -> None:
-        """Nothing is read yet.
-
+        """
         Args:
-            store: where they lie.
-            train_digest: the training that they belong to.
-            keep: how many complete checkpoints are kept, 1 or more.
+            store: the store with the checkpoints.
+            train_digest: digest of the training.
+            keep: number of complete checkpoints to keep, at least 1.
         """
         self._store = store
         self._folder = checkpoints_key(train_digest)
         self._keep = keep
 
     def save(self, step: int, folder: Path) -> None:
-        """Upload a checkpoint folder; its manifest comes last, then all but the newest few are removed."""
+        """Upload a checkpoint folder, its manifest last; then delete all but the newest `keep` checkpoints."""
         key = self._step_key(step)
         attempt = f"{key}/{secrets.token_hex(8)}"
         files = upload_folder(self._store, folder, attempt, relative_to=key)
         manifest = FileList(files=files)
         if write_model_once(self._store, f"{key}/{MANIFEST}", manifest) != manifest:
-            logger.info("checkpoint %d is in the store already", step)
+            logger.info("checkpoint %d is already in the store", step)
             self._store.delete_tree(attempt)
         for old in self._complete_steps()[self._keep :]:
             self._delete(old)
 
     def restore_latest(self, folder: Path) -> int | None:
-        """Download the newest complete checkpoint into `folder`; its step, or None when there is none.
+        """Download the newest complete checkpoint into `folder`; its step, or None if there is none.
 
-        A damaged checkpoint is logged and deleted, and the one before it is taken.
+        A damaged checkpoint is logged and deleted, and the one before it is restored.
         """
         for step in self._complete_steps():
             try:
                 self._download(step, folder)
             except (DamagedObject, InvalidInput) as error:
-                logger.warning("checkpoint %d is not usable, the one before it is tried: %s", step, error)
+                logger.warning("cannot restore checkpoint %d, trying the one before it: %s", step, error)
                 self._delete(step)
             else:
                 return step
         return None
 
     def read_micro_batch_size(self) -> int | None:
-        """The micro-batch size that an attempt which ran out of GPU memory left for the next one."""
+        """The smaller micro-batch size that an earlier attempt wrote after it ran out of GPU memory."""
         stored = read_model(self._store, self._micro_batch_size_key, _MicroBatchSize)
         return None if stored is None else stored.micro_batch_size
 
     def write_micro_batch_size(self, size: int) -> None:
-        """Leave a smaller micro-batch size for the next attempt."""
+        """Write a smaller micro-batch size for the next attempt."""
         write_model(self._store, self._micro_batch_size_key, _MicroBatchSize(micro_batch_size=size))
 
     def delete_all(self) -> None:
-        """Delete all that belongs to this training: it is finished. What cannot be deleted is logged."""
+        """Delete all checkpoints of the finished training; a failure is only logged."""
         try:
             self._store.delete_tree(self._folder)
         except (AccessDenied, TransientError) as error:
-            logger.warning("checkpoints are left at %s: %s", uri_of(self._store, self._folder), error)
+            logger.warning("cannot delete the checkpoints at %s: %s", uri_of(self._store, self._folder), error)
 
     @property
     def _micro_batch_size_key(self) -> str:
@@ -104,12 +103,12 @@ class StoreCheckpoints:
         return f"{self._folder}/step-{step}"
 
     def _complete_steps(self) -> list[int]:
-        """Steps that have a manifest, the newest first."""
+        """Steps that have a manifest, newest first."""
         keys = (found.key.removeprefix(f"{self._folder}/") for found in self._store.list(self._folder))
         return sorted((int(match[1]) for key in keys if (match := _STEP_MANIFEST.fullmatch(key))), reverse=True)
 
     def _delete(self, step: int) -> None:
-        """Delete a checkpoint, its manifest first, and only the files that it names: others may be a writer's."""
+        """Delete a checkpoint: its manifest first, then only the files in it; others may belong to an active writer."""
         key = self._step_key(step)
         try:
             manifest = read_model(self._store, f"{key}/{MANIFEST}", FileList)
@@ -123,9 +122,9 @@ class StoreCheckpoints:
         key = self._step_key(step)
         manifest = read_model(self._store, f"{key}/{MANIFEST}", FileList)
         if manifest is None:
-            raise DamagedObject(f"{uri_of(self._store, key)} was removed meanwhile")
+            raise DamagedObject(f"{uri_of(self._store, key)} was deleted by another process")
         if folder.exists():
-            shutil.rmtree(folder)  # what an attempt at a damaged checkpoint left
+            shutil.rmtree(folder)  # files of a damaged checkpoint
         folder.mkdir(parents=True)
         require_free_space(folder, sum(entry.bytes for entry in manifest.files))
         for entry in manifest.files:

@@ -1,7 +1,7 @@
-"""The training loop: trl's trainer, whose checkpoints go to the store, and the watch over its steps.
+"""The training loop: trl's trainer with checkpoints in the store; progress, stop and divergence.
 
-This module imports torch and the Hugging Face libraries at its top, because its classes derive from theirs: import it
-inside functions.
+This module imports torch and the Hugging Face libraries at its top, because its classes derive from theirs. Import it
+only inside functions.
 """
 
 import math
@@ -23,27 +23,27 @@ from edgetune_jobs.models.adapters import restore_adapter, save_adapter
 from edgetune_jobs.stage import Checkpoints, Progress
 
 LOSS_WINDOW = 10
-"""Steps over which the reported loss is averaged."""
+"""Number of last steps over which the reported loss is averaged."""
 
 
 class AdapterTrainer(SFTTrainer):
-    """trl's trainer with checkpoints of the adapter only, handed to a store: no pickled arguments, no model card.
+    """trl's trainer with checkpoints of the adapter only, saved to a store, without pickled arguments or model card.
 
-    A checkpoint folder holds adapter_model.safetensors, adapter_config.json, optimizer.pt, scheduler.pt, rng_state.pth,
-    scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are read with torch's weights-only reader.
+    A checkpoint folder has adapter_model.safetensors, adapter_config.json, optimizer.pt, scheduler.pt, rng_state.pth,
+    scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are loaded with weights_only.
     """
 
     def __init__(self, *args: Any, base: BaseModelSpec, checkpoints: Checkpoints | None, **options: Any) -> None:
         super().__init__(*args, **options)
         self._base = base
         self._checkpoints = checkpoints
-        # It prints to stdout, which carries the stage's progress as JSON.
+        # It prints to stdout, where the stage reports progress as JSON.
         self.remove_callback(PrinterCallback)
 
     def create_model_card(self, *_args: Any, **_options: Any) -> None:
         """Write no README.md."""
 
-    # The parameters of this and the callbacks below are those by which the library calls them.
+    # The library calls this method and the callbacks below with these parameter names.
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:  # noqa: ARG002
         save_adapter(self.model, Path(output_dir or self.args.output_dir), self._base)
 
@@ -59,10 +59,15 @@ class AdapterTrainer(SFTTrainer):
 
 
 class StepWatch(TrainerCallback):
-    """Reports each step, stops at a step's end when asked to, and refuses a loss or gradient that is not finite."""
+    """Reports each step, stops after a step if `stop` is set, and raises if loss or gradient are not finite."""
 
     def __init__(self, progress: Progress, stop: threading.Event, scaled_gradients: bool) -> None:
-        """`scaled_gradients`: with FP16's loss scaling, an infinite gradient is part of finding the scale."""
+        """
+        Args:
+            progress: receives step, loss, learning rate and speed.
+            stop: ends training after the current step, with a checkpoint.
+            scaled_gradients: FP16 loss scaling is used, where infinite gradients are normal and not checked.
+        """
         self._progress = progress
         self._stop = stop
         self._scaled_gradients = scaled_gradients
@@ -70,9 +75,9 @@ class StepWatch(TrainerCallback):
         self._started = 0.0
         self._resumed_from = 0
         self.tokens = 0.0
-        """Tokens that this attempt has trained on, padding left out."""
+        """Tokens that this attempt has trained on, without padding."""
         self.seconds = 0.0
-        """Time that this attempt has trained, checkpoints included."""
+        """Training time of this attempt, including checkpoints."""
 
     @property
     def has_stepped(self) -> bool:
@@ -95,7 +100,7 @@ class StepWatch(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         self._check_finite(args, state, logs)
-        # The state goes into every checkpoint: with all steps in it, it would grow without end.
+        # The state is saved in every checkpoint; with the log of all steps, it would grow without bound.
         del state.log_history[1:-LOSS_WINDOW]
         now = time.monotonic()
         self.tokens = logs["num_tokens"]
@@ -123,18 +128,18 @@ class StepWatch(TrainerCallback):
             value = logs.get(figure, 0.0)
             if math.isfinite(value):
                 continue
-            name = "loss" if figure == "loss" else "gradient's norm"
-            cause = (
-                "the base model's weights or the first rows are not sound, or learningRate is far too high"
+            name = "loss" if figure == "loss" else "gradient norm"
+            advice = (
+                "check the base model's weights and the first rows, or lower spec.training.learningRate"
                 if state.global_step == 1
                 else "lower spec.training.learningRate, raise warmupRatio, or lower maxGradNorm"
             )
             raise TrainingDiverged(
                 f"the {name} is {value} at step {state.global_step} of {state.max_steps} "
-                f"(learningRate {args.learning_rate:g}): {cause}"
+                f"(learningRate {args.learning_rate:g}); {advice}"
             )
 
 
 def losses(history: Sequence[dict[str, float]]) -> list[float]:
-    """Losses of the logged steps that a trainer's state still holds: the first step's and those of the last steps."""
+    """Losses of the steps in a trainer's log history: the first step and the last ones."""
     return [entry["loss"] for entry in history if "loss" in entry]

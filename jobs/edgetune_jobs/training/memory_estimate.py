@@ -1,18 +1,18 @@
-"""How much memory a training will take, estimated before it starts.
+"""Estimates the memory of a training before it starts.
 
-    base        4.127 bits a linear weight with QLoRA: NF4, and 0.127 bits of doubly quantized scales (Dettmers et al.
-                2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
-                for all other weights, and the linear ones too with LoRA, the bytes of the arithmetic's dtype
-    dequantized the largest linear layer in that format: QLoRA restores them one by one
-    adapter     rank (inputs + outputs) numbers a layer, weights and gradients in 32 bits
-    optimizer   two numbers a parameter for Adam, in 32 or in 8 bits; for Adafactor a row and a column of each matrix
-    activations 34 bytes a layer, token and hidden unit in 16 bits, without attention scores, which fused attention does
-                not keep (Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1);
-                with gradient checkpointing the input of each layer, and one layer in full
-    logits      one tile of float32 scores, positions by words: trl's fused output head never holds all of them
+    base        with QLoRA, 4.127 bits per linear weight: NF4, and 0.127 bits for double-quantized scales (Dettmers et
+                al. 2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
+                other weights, and with LoRA also the linear ones, in the dtype of computation
+    dequantized the largest linear layer in that dtype: QLoRA dequantizes one layer at a time
+    adapter     rank · (inputs + outputs) parameters per layer, weights and gradients in 32 bits
+    optimizer   Adam: two values per parameter in 32 or 8 bits; Adafactor: a row and a column of each matrix
+    activations 34 bytes per layer, token and hidden unit in 16 bits, without attention scores, which fused attention
+                does not store (Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1);
+                with gradient checkpointing, the input of each layer, and all activations of one layer
+    logits      one float32 tile [positions, vocabulary]: trl's fused output head never stores all logits
 
-Tokens are those of one micro-batch, whose examples are as long as the longest of all. Buffers of the libraries are not
-in it: count on 0.5 to 1 GiB more on a GPU.
+The number of tokens is that of one micro-batch in which all examples are as long as the longest. Library buffers are
+not included; they take another 0.5 to 1 GiB on a GPU.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ _OPTIMIZER_BYTES: dict[Optimizer, float] = {
 }
 # The tiles of trl's fused output head (trl.kernels.chunked_logprob, trl.trainer.utils).
 _TILE_POSITIONS = 4096
-_TILE_WORDS = 32768
+_TILE_VOCABULARY = 32768
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Estimated bytes of a training, by what takes them."""
+    """Estimated memory of a training in bytes, by part."""
 
     base: int
     dequantized: int
@@ -49,7 +49,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of it together, in bytes."""
+        """The sum of all parts in bytes."""
         return self.base + self.dequantized + self.adapter + self.optimizer + self.activations + self.logits
 
 
@@ -61,8 +61,8 @@ def estimate_training(
     Args:
         base: the base model.
         targets: the layers that get an adapter.
-        parameters: the spec's.
-        longest: tokens of the longest training example, after cutting.
+        parameters: of the run.
+        longest: tokens of the longest training example, after truncation.
     """
     training = parameters.training
     number_bytes = _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
@@ -77,12 +77,12 @@ def estimate_training(
         adapter=2 * trainable * _FLOAT32_BYTES,
         optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
         activations=_activation_bytes(base, tokens, number_bytes, checkpointing=training.gradient_checkpointing),
-        logits=min(tokens, _TILE_POSITIONS) * min(base.vocabulary or 0, _TILE_WORDS) * _FLOAT32_BYTES,
+        logits=min(tokens, _TILE_POSITIONS) * min(base.vocabulary or 0, _TILE_VOCABULARY) * _FLOAT32_BYTES,
     )
 
 
 def trainable_parameters(targets: Sequence[LinearLayer], rank: int) -> int:
-    """Parameters of the adapter: rank (inputs + outputs) a layer."""
+    """Parameters of the adapter: rank · (inputs + outputs) per layer."""
     return rank * sum(layer.features for layer in targets)
 
 

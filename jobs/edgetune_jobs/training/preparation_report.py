@@ -1,4 +1,4 @@
-"""What prepare found, in figures: metrics for the status, report.json for those who want to know more."""
+"""The results of prepare: metrics for the status, and details for report.json."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from edgetune_jobs.training.memory_estimate import TrainingMemory, trainable_par
 
 @dataclass(frozen=True)
 class Preparation:
-    """All that prepare found out."""
+    """Everything that prepare measured."""
 
     parameters: Parameters
     base: BaseModel
@@ -23,11 +23,11 @@ class Preparation:
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters that the adapter will have."""
+        """Number of parameters of the adapter."""
         return trainable_parameters(self.targets, self.parameters.lora.rank)
 
     def metrics(self) -> dict[str, float]:
-        """The main figures; lengths are in tokens and before cutting."""
+        """The main figures; lengths are in tokens, before truncation."""
         lengths = self.train.lengths
         percentiles = lengths.percentiles(50, 90, 99)
         return {
@@ -45,7 +45,7 @@ class Preparation:
         }
 
     def report(self) -> dict[str, object]:
-        """Everything, for report.json."""
+        """The content of report.json."""
         dataset, training = self.parameters.dataset, self.parameters.training
         split = {"percent": dataset.eval_split_percent, "seed": training.seed} if dataset.eval is None else None
         return {
@@ -71,21 +71,21 @@ class Preparation:
 def training_figures(
     targets: Sequence[LinearLayer], parameters: Parameters, memory: TrainingMemory
 ) -> dict[str, float]:
-    """The figures that depend on how the base is trained, and not on the rows alone."""
+    """The figures that depend on training and lora options, not only on the rows."""
     return {
         "expectedTrainableParameters": trainable_parameters(targets, parameters.lora.rank),
         "estimatedTrainingBytes": memory.total,
     }
 
 
-def cut_warning(train: TokenCount, max_length: int) -> list[str]:
+def truncation_warning(train: TokenCount, max_length: int) -> list[str]:
     """A warning about training examples that are longer than `max_length`."""
     lengths = train.lengths
     if not lengths.truncated:
         return []
     return [
-        f"{lengths.truncated:,} of {train.examples:,} training examples ({lengths.truncated_share:.1%}) are longer "
-        f"than maxLength {max_length:,} and are cut, so their ends are not learned; "
+        f"{lengths.truncated:,} of {train.examples:,} training examples ({lengths.truncated_share:.1%}) exceed "
+        f"spec.training.maxLength {max_length:,} and are truncated, so their ends are not learned; "
         f"the longest has {lengths.longest:,} tokens"
     ]
 

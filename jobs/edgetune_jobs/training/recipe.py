@@ -1,4 +1,4 @@
-"""What a spec's training and lora sections mean for transformers, peft and trl; no training is done here."""
+"""Translates spec.training and spec.lora into configurations of transformers, peft and trl."""
 
 import math
 from collections.abc import Mapping
@@ -28,34 +28,34 @@ class Targets:
     """The linear layers that get an adapter."""
 
     requested: tuple[str, ...]
-    """Names for peft, such as q_proj: a layer is meant when its name ends in one of them."""
+    """Target modules for peft, such as q_proj; they match layers by the last parts of their names."""
 
     layers: tuple[str, ...]
-    """Names of the layers in the base, such as model.layers.0.self_attn.q_proj."""
+    """Full names of the layers, such as model.layers.0.self_attn.q_proj."""
 
     features: int
-    """Sum over these layers of inputs plus outputs: the adapter has rank * features parameters."""
+    """Sum of inputs plus outputs of these layers; the adapter has rank * features parameters."""
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of base and adapter together; a 4-bit weight counts as the numbers that it stands for."""
+    """Number of parameters of base model and adapter; 4-bit weights are counted unpacked."""
 
     trainable: int
     total: int
 
     @property
     def share(self) -> float:
-        """Trainable parameters over all, 0 to 1."""
+        """Share of trainable parameters, 0 to 1."""
         return self.trainable / self.total
 
 
 def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
-    """Linear layers that spec.lora.targetModules asks for, found before the adapter is put in.
+    """The linear layers of spec.lora.targetModules, in a model without adapter.
 
     Raises:
-        InvalidInput: a name matches no module, the output head, or something that is no linear layer; or there is no
-            linear layer at all.
+        InvalidInput: a target matches no module, the output head, or a module that is not a linear layer; or the model
+            has no linear layers.
     """
     from torch import nn
 
@@ -64,8 +64,8 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head}
     if not linears:
         raise InvalidInput(
-            f"spec.baseModel: {type(model).__name__} has no linear layer besides its output head, so nothing of it can "
-            "carry an adapter: name another base"
+            f"spec.baseModel: {type(model).__name__} has no linear layers except its output head, so it cannot have an "
+            "adapter; use another base model"
         )
     requested = requested_modules(lora, linears, modules)
     matches = {target: matching(target, modules) for target in requested}
@@ -75,7 +75,7 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
 
 
 def count_parameters(model: "torch.nn.Module") -> ParameterCount:
-    """Trainable and total parameters of a model with its adapter; tied weights count once."""
+    """Trainable and total parameters of a model with its adapter; tied weights are counted once."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -86,26 +86,26 @@ def count_parameters(model: "torch.nn.Module") -> ParameterCount:
 
 
 def check_trainable(model: "torch.nn.Module", targets: Targets, lora: LoraSpec) -> ParameterCount:
-    """Count of a model with its adapter, which must be what the request asks for.
+    """Count the parameters of a model with its adapter, and check the trainable ones.
 
     Raises:
-        InvalidInput: not rank * sum(inputs + outputs) parameters are trainable.
+        InvalidInput: the number of trainable parameters is not rank * sum(inputs + outputs).
     """
     count = count_parameters(model)
     expected = lora.rank * targets.features
     if count.trainable != expected:
         raise InvalidInput(
-            f"spec.lora: {count.trainable:,} parameters would be trained, but rank {lora.rank} on "
-            f"{len(targets.layers)} layers of targetModules makes {expected:,}: name the layers one by one in "
+            f"spec.lora: {count.trainable:,} parameters are trainable, but rank {lora.rank} on "
+            f"{len(targets.layers)} layers requires {expected:,}; list the full names of the layers in "
             "spec.lora.targetModules"
         )
     return count
 
 
-def hold_adapter_in_float32(model: "torch.nn.Module") -> None:
-    """Turn the trainable parameters into float32, in place; arithmetic stays in the training's precision (autocast).
+def cast_adapter_to_float32(model: "torch.nn.Module") -> None:
+    """Convert the trainable parameters to float32 in place; computation stays in the training's precision (autocast).
 
-    trl holds the adapter of a 4-bit base in bfloat16, where an update of less than 1/512 of a weight is rounded away.
+    trl keeps the adapter of a 4-bit base in bfloat16, which rounds away updates smaller than 1/512 of a weight.
     """
     import torch
 
@@ -115,7 +115,7 @@ def hold_adapter_in_float32(model: "torch.nn.Module") -> None:
 
 
 def lora_config(lora: LoraSpec, targets: Targets) -> "LoraConfig":
-    """peft's configuration of the adapter."""
+    """The configuration of the adapter for peft."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -132,14 +132,14 @@ def lora_config(lora: LoraSpec, targets: Targets) -> "LoraConfig":
 def sft_config(
     training: TrainingSpec, precision: Precision, micro_batch_size: int, on_gpu: bool, folder: Path
 ) -> "SFTConfig":
-    """trl's configuration of the training.
+    """The configuration of the training for trl.
 
     Args:
-        training: the spec's section.
+        training: spec.training.
         precision: resolved, not Auto.
-        micro_batch_size: examples in one forward pass; divides training.batch_size.
-        on_gpu: whether a GPU trains.
-        folder: where the trainer writes checkpoints.
+        micro_batch_size: examples per forward pass; a divisor of training.batch_size.
+        on_gpu: whether training uses a GPU.
+        folder: folder for checkpoints.
     """
     from trl import SFTConfig
 
@@ -163,9 +163,9 @@ def sft_config(
         seed=training.seed,
         max_length=training.max_length,
         packing=training.packing,
-        # Rows come as tokens with labels, cut and packed by us: trl would map over them three times in Python.
+        # training_rows has already tokenized, truncated and packed; trl would map over the rows three times in Python.
         dataset_kwargs={"skip_prepare_dataset": True},
-        # The loss of each step, as it is: a loss that is not finite must be seen in the step in which it appears.
+        # Log the unfiltered loss of each step, so that StepWatch sees a loss that is not finite at once.
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -178,13 +178,13 @@ def sft_config(
 
 
 def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
-    """Rows of train.parquet as trl's trainer reads them: input_ids and labels (int32), packed if the spec says so.
+    """Rows of train.parquet for trl's trainer: input_ids and labels (int32), packed if the spec says so.
 
-    Only the tokens of the completion carry a label. A row is one example, or with packing up to max_length tokens of
+    Labels are -100 for tokens that are not learned. A row is one example, or with packing up to max_length tokens of
     several examples, with their lengths in seq_lengths.
 
     Raises:
-        InvalidInput: there is no row.
+        InvalidInput: there are no rows.
     """
     import pyarrow
     import pyarrow.compute
@@ -194,7 +194,7 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
 
     table = pyarrow.parquet.read_table(prepared / TRAIN, columns=["input_ids", "completion_mask"]).combine_chunks()
     if table.num_rows == 0:
-        raise InvalidInput("spec.dataset.train: there is no row to train on")
+        raise InvalidInput("spec.dataset.train: there are no rows to train on")
     ids, mask = (table[name].chunk(0) for name in ("input_ids", "completion_mask"))
     learned = pyarrow.compute.equal(mask.flatten(), 1)
     labels = pyarrow.compute.if_else(learned, ids.flatten(), pyarrow.scalar(IGNORED_LABEL, ids.type.value_type))
@@ -211,31 +211,30 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
 
 
 def next_micro_batch_size(batch_size: int, size: int) -> int | None:
-    """The largest divisor of `batch_size` of at most half of `size`; None when `size` is 1."""
+    """The largest divisor of `batch_size` that is at most half of `size`; None if `size` is 1."""
     return next((smaller for smaller in range(size // 2, 0, -1) if batch_size % smaller == 0), None)
 
 
-def usable_micro_batch_size(training: TrainingSpec, left_by_earlier_attempt: int | None) -> int:
-    """The spec's micro-batch size, or the smaller one that an attempt which ran out of memory left."""
-    if left_by_earlier_attempt is None or training.batch_size % left_by_earlier_attempt:
+def usable_micro_batch_size(training: TrainingSpec, reduced: int | None) -> int:
+    """The spec's micro-batch size, or the smaller one that an earlier attempt wrote after it ran out of memory."""
+    if reduced is None or training.batch_size % reduced:
         return training.micro_batch_size
-    return min(training.micro_batch_size, left_by_earlier_attempt)
+    return min(training.micro_batch_size, reduced)
 
 
 def _check_matches(matches: Mapping[str, set[str]], linears: Mapping[str, Any], head_name: str) -> None:
-    there = some(sorted({short_name(name) for name in linears}), _MOST_NAMES_IN_A_MESSAGE)
+    layers = some(sorted({short_name(name) for name in linears}), _MOST_NAMES_IN_A_MESSAGE)
+    advice = f"use some of its linear layers: {layers}"
     for target, names in matches.items():
         if not names:
-            raise InvalidInput(
-                f"spec.lora.targetModules: the base has no module named {target}; its linear layers are named {there}"
-            )
+            raise InvalidInput(f"spec.lora.targetModules: the base model has no module {target!r}; {advice}")
         if head_name in names:
             raise InvalidInput(
-                f"spec.lora.targetModules: {target} is the output head, which cannot carry an adapter: leave it out"
+                f"spec.lora.targetModules: {target!r} is the output head, which cannot have an adapter; remove it"
             )
-        unsuitable = sorted(names - set(linears))
-        if unsuitable:
+        others = sorted(names - set(linears))
+        if others:
             raise InvalidInput(
-                f"spec.lora.targetModules: {target} matches {unsuitable[0]}, which is no linear layer; those are "
-                f"named {there}"
+                f"spec.lora.targetModules: {target!r} matches {others[0]} of the base model, which is not a linear "
+                f"layer; {advice}"
             )

@@ -1,4 +1,4 @@
-"""What makes a row an example, and what is said of a row that is none."""
+"""Which rows are valid examples, and the reasons for invalid rows."""
 
 from typing import Any
 
@@ -32,12 +32,12 @@ def turn(role: object, content: object = "x") -> dict[str, object]:
     return {"role": role, "content": content}
 
 
-def test_extra_fields_are_ignored_and_texts_are_kept_as_they_are() -> None:
+def test_extra_fields_are_ignored_and_strings_are_kept_unchanged() -> None:
     example = usable({"id": 3, "instruction": " a\n", "response": "\tb ", "more": [None]})
     assert example == Example(PLACE, (Message("user", " a\n"),), "\tb ", ())
 
 
-def test_fields_go_by_the_names_in_the_spec() -> None:
+def test_fields_have_the_names_in_the_spec() -> None:
     fields = {"instruction": "frage", "response": "antwort", "expectedKeyword": "stichwort"}
     example = usable({"frage": "a", "antwort": "b", "stichwort": ["c"]}, fields=fields)
     assert (example.prompt[0].content, example.response, example.keywords) == ("a", "b", ("c",))
@@ -48,48 +48,53 @@ def test_fields_go_by_the_names_in_the_spec() -> None:
     [
         (
             {"instructions": "a", "response": "b"},
-            "has no field 'instruction' (found: 'instructions', 'response'); did you mean 'instructions'? "
-            "then set spec.dataset.fields.instruction: 'instructions'",
+            "missing field 'instruction' (found: 'instructions', 'response'); did you mean 'instructions'? "
+            "if so, set spec.dataset.fields.instruction: 'instructions'",
         ),
         (
             {"instruction": "a", "Response": "b"},
-            "has no field 'response' (found: 'instruction', 'Response'); did you mean 'Response'? "
-            "then set spec.dataset.fields.response: 'Response'",
+            "missing field 'response' (found: 'instruction', 'Response'); did you mean 'Response'? "
+            "if so, set spec.dataset.fields.response: 'Response'",
         ),
         (
             {"instruction": "a", "output": "b"},
-            "has no field 'response' (found: 'instruction', 'output'); did you mean 'output'? "
-            "then set spec.dataset.fields.response: 'output'",
+            "missing field 'response' (found: 'instruction', 'output'); did you mean 'output'? "
+            "if so, set spec.dataset.fields.response: 'output'",
         ),
         (
             {"qwertz": "a"},
-            "has no field 'instruction' (found: 'qwertz'); name the field in spec.dataset.fields.instruction",
+            "missing field 'instruction' (found: 'qwertz'); "
+            "set spec.dataset.fields.instruction to the name of the field",
         ),
-        ({}, "has no field 'instruction' (found: nothing); name the field in spec.dataset.fields.instruction"),
+        (
+            {},
+            "missing field 'instruction' (found: nothing); "
+            "set spec.dataset.fields.instruction to the name of the field",
+        ),
         ({"instruction": None, "response": "b"}, "'instruction' is empty"),
         ({"instruction": "a", "response": " \n"}, "'response' is empty"),
-        ({"instruction": 5, "response": "b"}, "'instruction' is a number, not a text"),
-        ({"instruction": "a", "response": ["b"]}, "'response' is a list, not a text"),
-        ({"instruction": "a", "response": True}, "'response' is a boolean, not a text"),
-        ({"instruction": "a", "response": {"b": 1}}, "'response' is an object, not a text"),
-        ({"instruction": "a", "response": b"b"}, "'response' is of type bytes, not a text"),
-        ({"instruction": "a\x00", "response": "b"}, "'instruction' has a NUL character in it"),
+        ({"instruction": 5, "response": "b"}, "'instruction' is a number, not a string"),
+        ({"instruction": "a", "response": ["b"]}, "'response' is a list, not a string"),
+        ({"instruction": "a", "response": True}, "'response' is a boolean, not a string"),
+        ({"instruction": "a", "response": {"b": 1}}, "'response' is an object, not a string"),
+        ({"instruction": "a", "response": b"b"}, "'response' is of type bytes, not a string"),
+        ({"instruction": "a\x00", "response": "b"}, "'instruction' contains a NUL character"),
         (
             {"instruction": "a", "response": "\ud83d"},
-            "'response' has half a surrogate pair in it, which is no character",
+            "'response' contains an unpaired surrogate, which is not a valid character",
         ),
         ({"instruction": "a", "response": "b", "expected_keyword": ""}, "'expected_keyword' is empty"),
         ({"instruction": "a", "response": "b", "expected_keyword": ["c", " "]}, "expected_keyword[1] is empty"),
         (
             {"instruction": "a", "response": "b", "expected_keyword": [["c"]]},
-            "expected_keyword[0] is a list, not a text",
+            "expected_keyword[0] is a list, not a string",
         ),
-        ({"instruction": "a", "response": "b", "expected_keyword": 5}, "'expected_keyword' is a number, not a text"),
-        ("a", "is a text, not an object with named fields"),
-        (None, "is null, not an object with named fields"),
+        ({"instruction": "a", "response": "b", "expected_keyword": 5}, "'expected_keyword' is a number, not a string"),
+        ("a", "expected an object, found a string"),
+        (None, "expected an object, found null"),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(row: object, expected: str) -> None:
+def test_an_invalid_row_has_a_reason(row: object, expected: str) -> None:
     assert reason(row) == expected
 
 
@@ -108,33 +113,33 @@ def test_the_last_assistant_message_of_a_chat_is_the_response() -> None:
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
-        ("hello", "'messages' is a text, not a list of messages with role and content"),
+        ("hello", "'messages' is a string, not a list of messages with role and content"),
         ([], "'messages' has no assistant message, so there is nothing to learn"),
         ([turn("user")], "'messages' has no assistant message, so there is nothing to learn"),
         (
             [turn("user"), turn("assistant"), turn("user")],
-            "'messages' ends with a user message; the last one has to be the assistant's answer",
+            "'messages' ends with a user message; the last message must be an assistant message",
         ),
-        ([turn("assistant")], "'messages' has no user message before the assistant's first"),
+        ([turn("assistant")], "'messages' has no user message before the first assistant message"),
         (
             [turn("user"), turn("system"), turn("assistant")],
             "'messages' has a system message that is not the first message",
         ),
-        ([turn("human"), turn("assistant")], "messages[0] has role 'human'; roles are system, user, assistant"),
-        ([turn(1), turn("assistant")], "messages[0] has a role that is a number; roles are system, user, assistant"),
-        ([turn([]), turn("assistant")], "messages[0] has a role that is a list; roles are system, user, assistant"),
+        ([turn("human"), turn("assistant")], "messages[0].role is 'human'; expected system, user or assistant"),
+        ([turn(1), turn("assistant")], "messages[0].role is a number; expected system, user or assistant"),
+        ([turn([]), turn("assistant")], "messages[0].role is a list; expected system, user or assistant"),
         ([turn("user", None), turn("assistant")], "messages[0].content is empty"),
         ([turn("user"), turn("assistant", "")], "messages[1].content is empty"),
-        ([turn("user", [{"type": "text"}]), turn("assistant")], "messages[0].content is a list, not a text"),
-        (["hello"], "messages[0] is a text, not an object with role and content"),
-        ([{"role": "user"}], "messages[0] has no role and content"),
+        ([turn("user", [{"type": "text"}]), turn("assistant")], "messages[0].content is a list, not a string"),
+        (["hello"], "messages[0] is a string, not an object with role and content"),
+        ([{"role": "user"}], "messages[0] must have role and content"),
         (
             [{"from": "human", "value": "a"}],
-            "messages[0] has no role and content; its from and value have to be named role and content",
+            "messages[0] must have role and content; rename from to role, and value to content",
         ),
     ],
 )
-def test_a_chat_that_cannot_be_used_says_why(messages: object, expected: str) -> None:
+def test_an_invalid_chat_has_a_reason(messages: object, expected: str) -> None:
     assert reason({"messages": messages}, format="Chat") == expected
 
 
@@ -144,9 +149,9 @@ def test_a_text_row_has_no_prompt() -> None:
     assert "did you mean 'content'?" in reason({"content": "a"}, format="Text")
 
 
-def test_misspelled_keywords_are_noticed_only_if_the_right_name_is_absent() -> None:
+def test_a_misspelled_keyword_field_is_found_only_if_the_right_name_is_missing() -> None:
     parser = RowParser(dataset_spec())
-    assert parser.lookalike_of_keyword(["instruction", "expected_keywords"]) == "expected_keywords"
-    assert parser.lookalike_of_keyword(["keyword", "response"]) == "keyword"
-    assert parser.lookalike_of_keyword(["expected_keyword", "keyword"]) is None
-    assert parser.lookalike_of_keyword(["instruction", "note"]) is None
+    assert parser.probable_keyword_field(["instruction", "expected_keywords"]) == "expected_keywords"
+    assert parser.probable_keyword_field(["keyword", "response"]) == "keyword"
+    assert parser.probable_keyword_field(["expected_keyword", "keyword"]) is None
+    assert parser.probable_keyword_field(["instruction", "note"]) is None

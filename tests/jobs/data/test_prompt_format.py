@@ -1,4 +1,4 @@
-"""A prompt that people type has the same tokens as in training and evaluation."""
+"""A typed prompt has the same tokens as in training and evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def test_a_typed_prompt_has_the_tokens_that_training_and_evaluation_saw(
     assert prompt_ids(PromptFormat.of(dataset), tokenizer, QUESTION) == seen.prompt_ids
 
 
-def test_the_prompt_format_survives_its_file(tmp_path: Path) -> None:
+def test_the_prompt_format_is_read_as_it_was_written(tmp_path: Path) -> None:
     dataset = DatasetSpec.model_validate({"train": {"uri": "s3://datasets/x.jsonl"}, "template": "Q: {instruction} A:"})
 
     PromptFormat.of(dataset).write(tmp_path)
@@ -59,17 +59,17 @@ def test_the_prompt_format_survives_its_file(tmp_path: Path) -> None:
     assert PromptFormat.read(tmp_path) == PromptFormat.of(dataset)
 
 
-def test_a_folder_that_is_no_model_of_edgetune_is_named(tmp_path: Path, random_base: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"has no edgetune.json: it is no model folder of edgetune"):
+def test_a_model_folder_that_edgetune_did_not_write_is_refused(tmp_path: Path, random_base: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"has no edgetune.json, so Edgetune did not write this model"):
         answer(random_base, QUESTION, 8)
     with pytest.raises(InvalidInput, match=r"edgetune\.json"):
         answer(tmp_path / "nowhere", QUESTION, 8)
 
 
-def test_a_broken_prompt_format_is_named(tmp_path: Path) -> None:
+def test_an_invalid_prompt_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "edgetune.json").write_text('{"template": 3}')
 
-    with pytest.raises(InvalidInput, match=r"edgetune\.json cannot be read"):
+    with pytest.raises(InvalidInput, match=r"edgetune\.json is invalid"):
         PromptFormat.read(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Splitting by seed, and the warnings about sizes, repeats, leaks and keywords."""
+"""Splits by seed, and the warnings about sizes, duplicates, leaks and keywords."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, Message, RowParser
-from edgetune_jobs.data.quality import keyword_coverage, leaked_rows, repeated_rows, size_advice
+from edgetune_jobs.data.quality import duplicate_rows, keyword_coverage, leaked_rows, size_advice
 from edgetune_jobs.data.readers.rows import Place, Unit
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.errors import InvalidInput
@@ -40,12 +40,12 @@ def data_set(examples: Sequence[Example], fields: Sequence[str] = ()) -> DataSet
         (10_000, []),
     ],
 )
-def test_few_rows_bring_the_advice_for_the_next_purpose(count: int, advice: list[str]) -> None:
+def test_few_rows_give_the_advice_for_the_least_demanding_purpose(count: int, advice: list[str]) -> None:
     assert size_advice(count) == advice
 
 
 @given(count=st.integers(2, 80), percent=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
-def test_every_row_is_on_one_side_and_the_shares_are_as_asked(count: int, percent: int, seed: int) -> None:
+def test_every_row_is_on_one_side_and_the_shares_are_as_requested(count: int, percent: int, seed: int) -> None:
     examples = rows(count)
     train, evaluation = hold_out(examples, percent, seed)
     assert len(evaluation) == min(max(1, round(count * percent / 100)), count - 1)
@@ -74,42 +74,42 @@ def test_rows_with_the_same_question_stay_on_one_side() -> None:
     assert len(evaluation) == 12
 
 
-def test_rows_that_all_ask_the_same_cannot_be_split() -> None:
+def test_rows_that_all_have_the_same_question_cannot_be_split() -> None:
     with pytest.raises(
-        InvalidInput, match=r"spec\.dataset\.evalSplitPercent: all 3 training rows ask the same question"
+        InvalidInput, match=r"spec\.dataset\.evalSplitPercent: all 3 training rows have the same question"
     ):
         hold_out([row("a", str(number)) for number in range(3)], 10, 42)
 
 
-def test_repeated_rows_are_counted_with_the_first() -> None:
+def test_duplicate_rows_are_counted_and_the_first_is_named() -> None:
     examples = [row("a", line=1), row("b", line=2), row("a", line=3), row("a", line=4), row("a", "other", line=5)]
-    assert repeated_rows(data_set(examples)) == [
-        "spec.dataset.train: 2 rows repeat an earlier one (the first: rows.jsonl line 3 is rows.jsonl line 1 again)"
+    assert duplicate_rows(data_set(examples)) == [
+        "spec.dataset.train: 2 rows duplicate an earlier row (first: rows.jsonl line 3 duplicates rows.jsonl line 1)"
     ]
-    assert repeated_rows(data_set(rows(5))) == []
+    assert duplicate_rows(data_set(rows(5))) == []
 
 
-def test_evaluation_rows_that_training_gives_away_are_counted() -> None:
+def test_evaluation_rows_that_are_also_training_rows_are_counted() -> None:
     assert leaked_rows(rows(3), rows(4)) == [
-        "3 of 4 evaluation rows also occur in the training data (the first: rows.jsonl line 1): "
-        "scores on them show memory, not learning"
+        "3 of 4 evaluation rows also occur in the training data (first: rows.jsonl line 1); "
+        "scores on them measure memorization, not generalization"
     ]
     assert leaked_rows(rows(3), [row("new")]) == []
 
 
-def test_keywords_that_no_answer_can_hold_are_noticed() -> None:
+def test_keywords_that_the_own_response_does_not_contain_are_counted() -> None:
     parser = RowParser(dataset_spec())
     examples = [row("a", "Bearing wear", ["bearing WEAR"]), row("b", "x", ["y"], line=2), row("c", "x")]
     assert keyword_coverage(data_set(examples), examples, parser) == [
-        "1 of 3 evaluation rows name no expected keyword",
-        "1 row expects a keyword that the row's own response does not hold (the first: rows.jsonl line 2)",
+        "no expected keywords in 1 of 3 evaluation rows",
+        "1 evaluation row expects a keyword that the row's own response does not contain (first: rows.jsonl line 2)",
     ]
 
 
-def test_rows_without_keywords_are_fine_unless_another_field_looks_like_them() -> None:
+def test_rows_without_keywords_give_a_warning_only_if_another_field_probably_has_them() -> None:
     parser = RowParser(dataset_spec())
     assert keyword_coverage(data_set(rows(2), ["instruction", "response"]), rows(2), parser) == []
     assert keyword_coverage(data_set(rows(2), ["instruction", "keywords"]), rows(2), parser) == [
-        "no evaluation row names expected keywords, so the score is exact match; "
-        "if 'keywords' holds them, set spec.dataset.fields.expectedKeyword: 'keywords'"
+        "no evaluation row has expected keywords, so the score is the exact match; "
+        "if the field 'keywords' contains them, set spec.dataset.fields.expectedKeyword: 'keywords'"
     ]

@@ -1,4 +1,4 @@
-"""Lengths of examples: percentiles, buckets, shares."""
+"""Token counts of examples: percentiles, buckets, shares."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,12 +19,12 @@ def test_percentiles_are_by_nearest_rank() -> None:
     assert lengths_of().percentiles(50) == {"p50": 0}
 
 
-def test_the_share_of_examples_that_were_cut() -> None:
+def test_the_share_of_truncated_examples() -> None:
     assert lengths_of(5, 10, 11, 20, longest=10).truncated_share == 0.5
     assert (lengths_of().truncated_share, lengths_of().longest) == (0.0, 0)
 
 
-def test_buckets_double_from_32_and_leave_out_empty_ones() -> None:
+def test_buckets_double_from_32_and_empty_ones_are_omitted() -> None:
     assert lengths_of(1, 32, 33, 64, 65, 1000).histogram() == [
         {"upTo": 32, "examples": 2},
         {"upTo": 64, "examples": 2},
@@ -34,7 +34,7 @@ def test_buckets_double_from_32_and_leave_out_empty_ones() -> None:
 
 
 @given(st.lists(st.integers(1, 100_000), min_size=1))
-def test_every_example_is_in_one_bucket_that_holds_it(lengths: list[int]) -> None:
+def test_every_example_is_in_exactly_one_bucket(lengths: list[int]) -> None:
     histogram = lengths_of(*lengths).histogram()
     assert sum(bucket["examples"] for bucket in histogram) == len(lengths)
     assert max(lengths) <= histogram[-1]["upTo"] < 2 * max(32, max(lengths))

@@ -1,4 +1,4 @@
-"""Prompts have the same tokens in training, in evaluation and when people ask; learned are the answer and EOS."""
+"""Prompts have the same tokens in training, evaluation and inference; response and EOS are learned."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -54,18 +54,18 @@ def test_only_the_response_and_one_eos_are_learned() -> None:
 
 
 @pytest.mark.parametrize("response", [f"a{EOS}", f"a{EOS}\n", f"a{EOS} "])
-def test_eos_is_not_put_twice(response: str) -> None:
+def test_eos_is_not_added_twice(response: str) -> None:
     tokenizer = make_tokenizer()
     assert learned(encoded(instruction("x", response), tokenizer), tokenizer) == f"a{EOS}"
 
 
-def test_eos_in_the_midst_of_a_response_does_not_end_it() -> None:
+def test_eos_in_the_middle_of_a_response_does_not_end_it() -> None:
     tokenizer = make_tokenizer()
     assert learned(encoded(instruction("x", f"a{EOS}b"), tokenizer), tokenizer) == f"a{EOS}b{EOS}"
 
 
 @pytest.mark.parametrize("adds_eos", [False, True])
-def test_bos_comes_first_if_and_only_if_the_tokenizer_puts_it_there(adds_eos: bool) -> None:
+def test_bos_is_first_if_and_only_if_the_tokenizer_adds_it(adds_eos: bool) -> None:
     plain, with_bos = make_tokenizer(adds_eos=adds_eos), make_tokenizer(adds_bos=True, adds_eos=adds_eos)
     example = instruction("x", "y")
     without = encoded(example, plain)
@@ -76,7 +76,7 @@ def test_bos_comes_first_if_and_only_if_the_tokenizer_puts_it_there(adds_eos: bo
     assert result.completion_mask[0] == 0
 
 
-def test_with_a_chat_template_the_template_brings_bos_itself() -> None:
+def test_bos_of_a_chat_template_is_not_added_twice() -> None:
     tokenizer = make_tokenizer(adds_bos=True, chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
     result = encoded(instruction("x", "y"), tokenizer, template="ChatTemplate")
     assert result.input_ids.count(tokenizer.bos_token_id) == 1
@@ -89,7 +89,7 @@ def test_a_chat_template_wraps_instruction_rows() -> None:
     assert learned(result, tokenizer) == f"y{EOS}"
 
 
-def test_all_answers_of_a_conversation_are_learned_and_the_last_is_the_completion() -> None:
+def test_all_assistant_messages_are_learned_and_the_last_is_the_completion() -> None:
     tokenizer = make_tokenizer(chat_template=CHAT_TEMPLATE)
     turns = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
     result = encoded(Example(PLACE, turns, "d"), tokenizer, format="Chat")
@@ -99,7 +99,7 @@ def test_all_answers_of_a_conversation_are_learned_and_the_last_is_the_completio
     assert result.prompt.endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_template_that_rewrites_earlier_answers_learns_only_the_last() -> None:
+def test_only_the_last_answer_is_learned_if_the_template_rewrites_earlier_ones() -> None:
     rewriting = CHAT_TEMPLATE.replace(
         "{{ message['content'] }}",
         "{% if message['role'] == 'assistant' and not loop.last %}…{% else %}{{ message['content'] }}{% endif %}",
@@ -113,16 +113,16 @@ def test_a_template_that_rewrites_earlier_answers_learns_only_the_last() -> None
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ messages | length }}", "renders the prompt differently when the answer follows"),
-        ("{{ raise_exception('no such role') }}", "the base's chat template refuses it: no such role"),
-        ("{{ messages[0].content + 1 }}", "the base's chat template fails on it: "),
-        ("{{ 1 / 0 }}", "the base's chat template fails on it: division by zero"),
-        ("{{ messages.nothing.more }}", "the base's chat template refuses it: "),
-        ("{% for", "the base's chat template refuses it: "),
-        ("{{ '' }}", "renders the prompt differently when the answer follows"),
+        ("{{ messages | length }}", "renders the prompt differently when the response follows"),
+        ("{{ raise_exception('no such role') }}", "the base model's chat template rejects it: no such role"),
+        ("{{ messages[0].content + 1 }}", "the base model's chat template fails on it: "),
+        ("{{ 1 / 0 }}", "the base model's chat template fails on it: division by zero"),
+        ("{{ messages.nothing.more }}", "the base model's chat template rejects it: "),
+        ("{% for", "the base model's chat template rejects it: "),
+        ("{{ '' }}", "renders the prompt differently when the response follows"),
     ],
 )
-def test_a_chat_template_that_does_not_take_a_row_makes_it_a_problem(template: str, reason: str) -> None:
+def test_a_row_that_the_chat_template_cannot_render_is_an_error(template: str, reason: str) -> None:
     tokenizer = make_tokenizer(chat_template=template)
     result = tokenize(instruction("x", "y"), tokenizer, template="ChatTemplate")
     assert isinstance(result, BadRow)
@@ -131,11 +131,11 @@ def test_a_chat_template_that_does_not_take_a_row_makes_it_a_problem(template: s
 
 
 @pytest.mark.parametrize("options", [{"template": "ChatTemplate"}, {"format": "Chat"}])
-def test_without_a_chat_template_the_field_is_named(options: dict[str, str]) -> None:
+def test_the_error_about_a_missing_chat_template_names_the_field(options: dict[str, str]) -> None:
     field, value = next(iter(options.items()))
     with pytest.raises(InvalidInput, match=f"spec.dataset.{field}: {value} needs a chat template") as caught:
         renderer_for(PromptFormat.of(dataset_spec(**options)), make_tokenizer())
-    assert "name an instruction-tuned base" in str(caught.value)
+    assert "use an instruction-tuned base model" in str(caught.value)
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
@@ -147,14 +147,14 @@ def test_the_whole_text_is_learned_in_the_format_text(adds_bos: bool) -> None:
     assert tokenizer.decode(result.completion_ids) == "<s>" * adds_bos + f"all of it{EOS}"
 
 
-def test_braces_in_instruction_and_template_stay_as_they_are() -> None:
+def test_braces_in_instruction_and_template_are_kept() -> None:
     tokenizer = make_tokenizer()
     result = encoded(instruction("{response} {0} {instruction}", "y"), tokenizer, template="{a} {instruction} }{")
     assert result.prompt == "{a} {response} {0} {instruction} }{"
 
 
-def test_a_template_that_ends_in_a_space_keeps_the_prompt_as_it_is_asked() -> None:
-    """Tokenized as a whole, the space would become part of the answer's first token."""
+def test_the_space_at_the_end_of_a_template_belongs_to_the_prompt() -> None:
+    """If the text were tokenized as a whole, the space would become part of the response's first token."""
     tokenizer = make_tokenizer()
     template = "Q: {instruction} A: "
     result = encoded(instruction("x", "bearing"), tokenizer, template=template)
@@ -162,7 +162,7 @@ def test_a_template_that_ends_in_a_space_keeps_the_prompt_as_it_is_asked() -> No
     assert result.prompt_ids + result.completion_ids[:-1] != tokenizer("Q: x A: bearing")["input_ids"]
 
 
-def test_an_example_is_cut_at_the_longest_length_and_loses_its_eos() -> None:
+def test_an_example_is_truncated_to_the_maximum_length_without_eos() -> None:
     tokenizer = make_tokenizer()
     whole = encoded(instruction("x", "bearing wear " * 20), tokenizer)
     cut = encoded(instruction("x", "bearing wear " * 20), tokenizer, max_length=len(whole.prompt_ids) + 3)
@@ -171,15 +171,15 @@ def test_an_example_is_cut_at_the_longest_length_and_loses_its_eos() -> None:
     assert cut.completion_ids == whole.completion_ids[:3]
 
 
-def test_a_prompt_that_leaves_no_room_is_a_problem_that_names_the_limit() -> None:
+def test_a_prompt_that_leaves_no_room_is_an_error_that_names_the_limit() -> None:
     tokenizer = make_tokenizer()
     length = len(encoded(instruction("x", "y"), tokenizer).prompt_ids)
     assert len(encoded(instruction("x", "y"), tokenizer, max_length=length + 1).completion_ids) == 1
     result = tokenize(instruction("x", "y"), tokenizer, max_length=length)
     assert result == BadRow(
         PLACE,
-        f"has a prompt of {length} tokens, and spec.training.maxLength is {length}: nothing of the response would be "
-        "left; raise maxLength, or shorten the prompt",
+        f"the prompt has {length} tokens and spec.training.maxLength is {length}, which leaves no tokens for the "
+        "response; raise maxLength or shorten the prompt",
     )
 
 
@@ -192,7 +192,7 @@ def _prompt_ids(tokenizer: Any, question: str, **options: Any) -> Sequence[int]:
 @pytest.mark.parametrize(
     "template", ["### Instruction:\n{instruction}\n\n### Response:\n", "{instruction} ", "ChatTemplate"]
 )
-def test_the_prompt_has_the_tokens_that_people_will_ask_with(
+def test_the_prompt_has_the_same_tokens_as_a_typed_prompt(
     template: str, question: str, answer: str, adds_bos: bool
 ) -> None:
     tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template=CHAT_TEMPLATE)
@@ -234,16 +234,16 @@ def test_a_typed_prompt_that_ends_in_the_text_of_eos_keeps_it() -> None:
     assert _prompt_ids(tokenizer, f"what does {EOS}", template="{instruction}")[-1] == tokenizer.eos_token_id
 
 
-def test_a_prompt_that_the_chat_template_does_not_take_is_refused_with_its_reason() -> None:
+def test_a_typed_prompt_that_the_chat_template_rejects_is_refused_with_the_reason() -> None:
     tokenizer = make_tokenizer(chat_template="{{ raise_exception('no such role') }}")
 
     with pytest.raises(
-        InvalidInput, match="the prompt cannot be wrapped: the base's chat template refuses it: no such"
+        InvalidInput, match="cannot render the prompt: the base model's chat template rejects it: no such"
     ):
         _prompt_ids(tokenizer, "x", format="Chat")
 
 
-def test_a_batch_gives_what_single_rows_give() -> None:
+def test_a_batch_gives_the_same_tokens_as_single_rows() -> None:
     tokenizer = make_tokenizer()
     examples = [instruction(f"question {number}", "answer " * number) for number in range(1, 20)]
     tokenizing = ExampleTokenizer(tokenizer, PromptFormat.of(dataset_spec()), 64)

@@ -1,4 +1,4 @@
-"""Base models are judged by their files alone; what cannot be fine-tuned is refused with what to do."""
+"""Base models are inspected by their files alone; unsuitable models are refused with advice."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def refusal(folder: Path) -> str:
 
 
 def write_sharded(folder: Path, weight_map: dict[str, object] | None = None) -> dict[str, object]:
-    """The base's weights as two shards; returns the index's weight map."""
+    """Write the base's weights as two shards; returns the weight map of the index."""
     shapes = llama_shapes()
     (folder / "model.safetensors").unlink()
     names = list(shapes)
@@ -40,9 +40,9 @@ def write_sharded(folder: Path, weight_map: dict[str, object] | None = None) -> 
     return true_map
 
 
-def test_a_base_is_counted_without_its_weights_being_fetched(tmp_path: Path) -> None:
+def test_a_base_is_inspected_without_fetching_its_weights(tmp_path: Path) -> None:
     folder = make_base(tmp_path / "base")
-    (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody reads")
+    (folder / "pytorch_model.bin").write_bytes(b"an unused pickle")
     (folder / "README.md").write_text("x" * 1000)
     used = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     base = inspect(folder)
@@ -57,7 +57,7 @@ def test_a_base_is_counted_without_its_weights_being_fetched(tmp_path: Path) -> 
     assert (base.hidden_size, base.layers, base.vocabulary, base.max_positions) == (8, 2, 400, 512)
 
 
-def test_a_tied_output_head_that_is_stored_besides_counts_once(tmp_path: Path) -> None:
+def test_a_tied_output_head_that_is_stored_twice_is_counted_once(tmp_path: Path) -> None:
     shapes = {**llama_shapes(), "lm_head.weight": (400, 8)}
     tied = inspect(make_base(tmp_path / "tied", shapes=shapes))
     untied = inspect(make_base(tmp_path / "untied", shapes=shapes, config={"tie_word_embeddings": False}))
@@ -78,19 +78,19 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
     [
         (
             {Q_PROJ: "model-3.safetensors"},
-            "names 1 files that are not there (model-3.safetensors): copy the missing shards",
+            "lists 1 missing file (model-3.safetensors); copy all shards into the model's folder",
         ),
-        ({Q_PROJ: "../../etc/passwd"}, "names 1 files that are not there (../../etc/passwd)"),
-        ({Q_PROJ: 5}, "names 1 files that are not there (5)"),
-        ({Q_PROJ: "config.json"}, "names files that are no safetensors shards: config.json"),
+        ({Q_PROJ: "../../etc/passwd"}, "lists 1 missing file (../../etc/passwd)"),
+        ({Q_PROJ: 5}, "lists 1 missing file (5)"),
+        ({Q_PROJ: "config.json"}, "lists files that are not safetensors (config.json)"),
         (
             {"model.gone.weight": "model-1.safetensors"},
-            "says that tensor 'model.gone.weight' is in model-1.safetensors",
+            "maps tensor 'model.gone.weight' to model-1.safetensors",
         ),
-        ({Q_PROJ: "model-2.safetensors"}, f"says that tensor '{Q_PROJ}' is in model-2.safetensors, but it is not"),
+        ({Q_PROJ: "model-2.safetensors"}, f"maps tensor '{Q_PROJ}' to model-2.safetensors, which does not contain it"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Path, weight_map: dict[str, object], reason: str) -> None:
+def test_a_wrong_index_is_refused(tmp_path: Path, weight_map: dict[str, object], reason: str) -> None:
     folder = make_base(tmp_path / "base")
     write_sharded(folder, weight_map)
     assert reason in refusal(folder)
@@ -104,7 +104,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map"', "\xff"])
-def test_a_broken_index_is_refused(tmp_path: Path, index: str) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, index: str) -> None:
     folder = make_base(tmp_path / "base")
     write_sharded(folder)
     (folder / "model.safetensors.index.json").write_bytes(index.encode("latin-1"))
@@ -135,7 +135,7 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
         ),
         (
             _rename("model.safetensors", "pytorch_model.bin"),
-            ["has its weights as pickles only (pytorch_model.bin), which are never loaded", "save_pretrained(NEW)"],
+            ["has only pickled weights (pytorch_model.bin), which Edgetune never loads", "save_pretrained(NEW)"],
         ),
         (
             _rename("model.safetensors", "model.gguf"),
@@ -145,11 +145,11 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
         (_remove("tokenizer.json"), ["has no tokenizer (none of tokenizer.json, tokenizer.model"]),
         (
             _write("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["tok.Tok", null]}}'),
-            ["tokenizer_config.json has an auto_map", "trust_remote_code is never used"],
+            ["tokenizer_config.json has auto_map", "trust_remote_code is off"],
         ),
     ],
 )
-def test_a_folder_that_is_no_base_model_is_refused_with_what_to_do(
+def test_a_folder_that_is_not_a_base_model_is_refused_with_advice(
     tmp_path: Path, change: Callable[[Path], object], reasons: list[str]
 ) -> None:
     folder = make_base(tmp_path / "base")
@@ -164,17 +164,20 @@ def test_a_folder_that_is_no_base_model_is_refused_with_what_to_do(
     [
         (
             {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}},
-            "config.json has an auto_map: the model wants to run",
+            "config.json has auto_map, so the model needs its own Python code",
         ),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "the base is quantized already"),
-        ({"architectures": ["T5ForConditionalGeneration"]}, "only causal language models"),
-        ({"architectures": None}, "config.json names no architectures"),
-        ({"architectures": []}, "config.json names no architectures"),
-        ({"architectures": [5]}, "config.json names no architectures"),
-        ({"model_type": None}, "config.json names no model_type"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "the model is already quantized"),
+        (
+            {"architectures": ["T5ForConditionalGeneration"]},
+            "config.json has the unsupported architecture 'T5ForConditionalGeneration'; use a causal language model",
+        ),
+        ({"architectures": None}, "config.json has no architectures"),
+        ({"architectures": []}, "config.json has no architectures"),
+        ({"architectures": [5]}, "config.json has no architectures"),
+        ({"model_type": None}, "config.json has no model_type"),
         (
             {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-            "spec.baseModel: the layers of the type gpt2 are Conv1D, not linear layers, and cannot be fine-tuned here",
+            "spec.baseModel: models of type 'gpt2' have Conv1D layers, which Edgetune cannot fine-tune; ",
         ),
     ],
 )
@@ -182,24 +185,26 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(tmp_path: Path, config: di
     assert reason in refusal(make_base(tmp_path / "base", config=config))
 
 
-def test_code_beside_a_type_that_transformers_knows_is_not_needed(tmp_path: Path) -> None:
+def test_the_code_of_a_model_type_that_transformers_supports_is_not_needed(tmp_path: Path) -> None:
     folder = make_base(tmp_path / "base", config={"auto_map": {"AutoModelForCausalLM": "modeling.Model"}})
 
     assert inspect(folder).architecture == "LlamaForCausalLM"
 
 
-def test_weights_that_are_quantized_without_saying_so_are_refused(tmp_path: Path) -> None:
+def test_quantized_weights_without_a_quantization_config_are_refused(tmp_path: Path) -> None:
     folder = make_base(tmp_path / "base")
     write_safetensors(folder / "model.safetensors", llama_shapes(), "I8", 1)
-    assert "14 weights are I8 (first: model.layers.0.mlp.down_proj.weight), so the base is quantized" in refusal(folder)
+    assert "14 weights have dtype I8 (first: model.layers.0.mlp.down_proj.weight), so the model is already" in refusal(
+        folder
+    )
 
 
-def test_a_lying_header_is_refused_with_its_file(tmp_path: Path) -> None:
+def test_the_error_about_an_invalid_header_names_the_file(tmp_path: Path) -> None:
     folder = make_base(tmp_path / "base")
     header = header_of(llama_shapes())
     header[Q_PROJ]["data_offsets"] = [0, 128]
     (folder / "model.safetensors").write_bytes(safetensors_bytes(header, 10_000))
-    assert f"spec.baseModel.uri: file://{folder}: model.safetensors is not a sound safetensors file: " in refusal(
+    assert f"spec.baseModel.uri: file://{folder}: model.safetensors is not a valid safetensors file: " in refusal(
         folder
     )
 
@@ -214,14 +219,14 @@ def test_a_lying_header_is_refused_with_its_file(tmp_path: Path) -> None:
         (["self_attn.q_proj"], {"q_proj"}),
     ],
 )
-def test_targets_are_the_layers_whose_names_end_in_them(tmp_path: Path, targets: object, names: set[str]) -> None:
+def test_a_target_matches_layers_whose_names_end_in_it(tmp_path: Path, targets: object, names: set[str]) -> None:
     base = inspect(make_base(tmp_path / "base"))
     layers = targeted_layers(base, LoraSpec.model_validate({"targetModules": targets}))
     assert {layer.short_name for layer in layers} == names
     assert len(layers) == 2 * len(names)
 
 
-def test_a_full_name_is_one_layer_and_its_features_are_inputs_plus_outputs(tmp_path: Path) -> None:
+def test_a_full_name_matches_one_layer_and_its_features_are_inputs_plus_outputs(tmp_path: Path) -> None:
     base = inspect(make_base(tmp_path / "base"))
     lora = LoraSpec.model_validate({"targetModules": ["model.layers.1.mlp.up_proj"]})
     assert [(layer.name, layer.features) for layer in targeted_layers(base, lora)] == [
@@ -232,32 +237,37 @@ def test_a_full_name_is_one_layer_and_its_features_are_inputs_plus_outputs(tmp_p
 @pytest.mark.parametrize(
     ("targets", "what"),
     [
-        (["q_proj", "query"], "has no linear layer query; its linear layers are: down_proj, gate_proj, k_proj, o_proj"),
-        (["lm_head"], "has no linear layer lm_head"),
-        (["embed_tokens"], "has no linear layer embed_tokens"),
-        (["norm"], "has no linear layer norm"),
-        (["proj"], "has no linear layer proj"),
+        (
+            ["q_proj", "query"],
+            "has no linear layer 'query'; use AllLinear or some of its linear layers: down_proj, gate_proj, k_proj",
+        ),
+        (["lm_head"], "has no linear layer 'lm_head'"),
+        (["embed_tokens"], "has no linear layer 'embed_tokens'"),
+        (["norm"], "has no linear layer 'norm'"),
+        (["proj"], "has no linear layer 'proj'"),
     ],
 )
-def test_an_unknown_target_lists_the_layers_there_are(tmp_path: Path, targets: list[str], what: str) -> None:
+def test_the_error_about_an_unknown_target_lists_the_linear_layers(
+    tmp_path: Path, targets: list[str], what: str
+) -> None:
     base = inspect(make_base(tmp_path / "base"))
     with pytest.raises(InvalidInput) as caught:
         targeted_layers(base, LoraSpec.model_validate({"targetModules": targets}))
-    assert str(caught.value).startswith("spec.lora.targetModules: the base (LlamaForCausalLM) ")
+    assert str(caught.value).startswith("spec.lora.targetModules: the base model (LlamaForCausalLM) ")
     assert what in str(caught.value)
 
 
-def test_a_preset_that_the_base_has_only_in_part_is_refused(tmp_path: Path) -> None:
+def test_a_preset_with_layers_that_the_base_does_not_have_is_refused(tmp_path: Path) -> None:
     shapes = {"h.0.attn.c_attn.weight": (8, 24), "h.0.attn.c_proj.weight": (8, 8), "wte.weight": (400, 8)}
     base = inspect(make_base(tmp_path / "base", shapes=shapes, config={"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(
-        InvalidInput, match=r"no linear layer q_proj, v_proj \(Minimal is q_proj, v_proj\); .*c_attn, c_proj"
+        InvalidInput, match=r"no linear layer 'q_proj', 'v_proj' \(Minimal is q_proj, v_proj\); .*c_attn, c_proj"
     ):
         targeted_layers(base, LoraSpec.model_validate({"targetModules": "Minimal"}))
 
 
-def test_the_layers_found_are_those_that_peft_adapts(tmp_path: Path) -> None:
-    """Told by tensor names alone, they have to be the layers of the real model."""
+def test_the_linear_layers_found_are_those_that_peft_adapts(tmp_path: Path) -> None:
+    """They are found by tensor names and shapes alone, and must be the linear layers of the real model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

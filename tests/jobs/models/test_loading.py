@@ -1,4 +1,4 @@
-"""Loading models and tokenizers: what is refused, and with which words."""
+"""Loading models and tokenizers: what is refused, and with which message."""
 
 import json
 import shutil
@@ -29,13 +29,13 @@ def _edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     path.write_text(json.dumps(value))
 
 
-def test_weights_in_pickles_are_not_loaded(copy: Path) -> None:
+def test_pickled_weights_are_not_loaded(copy: Path) -> None:
     from safetensors.torch import load_file
 
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
 
-    with pytest.raises(InvalidInput, match=r"the model in copy does not load: .*safetensors"):
+    with pytest.raises(InvalidInput, match=r"cannot load the model in copy: .*safetensors"):
         loading.load_base(copy, torch.float32, CPU)
 
 
@@ -46,22 +46,22 @@ def test_a_missing_weight_is_refused_instead_of_filled_with_random_numbers(copy:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(InvalidInput, match=r"incomplete: 1 weights .* the first is model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(InvalidInput, match=r"incomplete: 1 weight is missing \(first: model\.layers\.1\.mlp\.up_proj"):
         loading.load_base(copy, torch.float32, CPU)
 
 
 def test_a_weight_of_another_shape_is_refused(copy: Path) -> None:
     _edit(copy / "config.json", lambda config: config.update(vocab_size=1024))
 
-    with pytest.raises(InvalidInput, match=r"is stored as \[774, 128\], and config.json asks for \[1024, 128\]"):
+    with pytest.raises(InvalidInput, match=r"has shape \[774, 128\], expected \[1024, 128\]"):
         loading.load_base(copy, torch.float32, CPU)
 
 
-def test_a_cut_file_is_refused(copy: Path) -> None:
+def test_a_truncated_file_is_refused(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
-    with pytest.raises(InvalidInput, match="the model in copy does not load"):
+    with pytest.raises(InvalidInput, match="cannot load the model in copy"):
         loading.load_base(copy, torch.float32, CPU)
 
 
@@ -72,7 +72,7 @@ def test_code_of_a_model_folder_is_not_run(copy: Path) -> None:
     _edit(copy / "config.json", ask_for_code)
     (copy / "own.py").write_text("raise SystemExit('the code was run')")
 
-    with pytest.raises(InvalidInput, match="does not load"):
+    with pytest.raises(InvalidInput, match="cannot load the model"):
         loading.load_base(copy, torch.float32, CPU)
 
 
@@ -80,13 +80,13 @@ def test_the_pad_token_is_the_tokenizers_own(random_base: Path) -> None:
     assert loading.load_tokenizer(random_base).pad_token == "<pad>"
 
 
-def test_a_tokenizer_without_pad_token_gets_a_spare_one_before_eos(copy: Path) -> None:
+def test_a_tokenizer_without_pad_token_gets_a_spare_token_if_it_has_one(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
 
     assert loading.load_tokenizer(copy).pad_token == "<pad>"
 
 
-def test_a_tokenizer_with_no_spare_token_pads_with_eos(copy: Path) -> None:
+def test_a_tokenizer_without_a_spare_token_pads_with_eos(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
     tokenizer = (copy / "tokenizer.json").read_text()
     (copy / "tokenizer.json").write_text(tokenizer.replace('"<pad>"', '"<other>"'))
@@ -94,7 +94,7 @@ def test_a_tokenizer_with_no_spare_token_pads_with_eos(copy: Path) -> None:
     assert loading.load_tokenizer(copy).pad_token == "</s>"
 
 
-def test_a_spare_token_that_the_model_has_no_row_for_is_not_taken(copy: Path) -> None:
+def test_a_spare_token_outside_the_embedding_is_not_used(copy: Path) -> None:
     _edit(copy / "tokenizer_config.json", lambda config: config.pop("pad_token"))
     _edit(copy / "config.json", lambda config: config.update(vocab_size=2, pad_token_id=None))
 
@@ -116,15 +116,15 @@ def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) ->
     for has_bf16, expected in ((True, Precision.BF16), (False, Precision.FP16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
         assert loading.resolve_precision(Precision.AUTO, gpu) is expected
-    with pytest.raises(InvalidInput, match="this GPU has no bfloat16"):
+    with pytest.raises(InvalidInput, match="this GPU does not support BF16"):
         loading.resolve_precision(Precision.BF16, gpu)
 
 
-def test_several_gpus_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
-    with pytest.raises(InvalidInput, match=r"4 are visible: .* CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(InvalidInput, match=r"4 are visible; .* CUDA_VISIBLE_DEVICES"):
         loading.choose_device()
 
 
@@ -132,12 +132,12 @@ IDS = torch.tensor([[5, 99, 300, 41]])
 
 
 def _in_float16(base: Path, folder: Path) -> Path:
-    """A copy of a model with its weights in float16, as a merged model of a training on an older GPU."""
+    """A copy of a model in float16, like a merged model that was trained on a GPU without bfloat16."""
     loading.load_base(base, torch.float16, CPU).save_pretrained(folder)
     return folder
 
 
-def test_float16_is_computed_in_float32_on_a_cpu(random_base: Path, tmp_path: Path) -> None:
+def test_float16_becomes_float32_on_a_cpu(random_base: Path, tmp_path: Path) -> None:
     folder = _in_float16(random_base, tmp_path / "merged")
 
     stored, run = loading.load_merged(folder, CPU), loading.load_stored(folder, CPU)
@@ -147,7 +147,7 @@ def test_float16_is_computed_in_float32_on_a_cpu(random_base: Path, tmp_path: Pa
         assert torch.equal(weight.float(), run.state_dict()[name]), name
 
 
-def test_what_an_int8_model_has_in_float16_is_computed_in_float32_too(random_base: Path, tmp_path: Path) -> None:
+def test_float16_tensors_of_an_int8_model_become_float32_on_a_cpu(random_base: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     folder, config = _in_float16(random_base, tmp_path / "merged"), BitsAndBytesConfig(load_in_8bit=True)
@@ -162,7 +162,7 @@ def test_what_an_int8_model_has_in_float16_is_computed_in_float32_too(random_bas
     assert loaded(IDS).logits.dtype is torch.float32
 
 
-def test_other_number_formats_stay_as_they_are(random_base: Path, tmp_path: Path) -> None:
+def test_other_dtypes_are_kept(random_base: Path, tmp_path: Path) -> None:
     loading.load_base(random_base, torch.bfloat16, CPU).save_pretrained(tmp_path / "merged")
 
     assert loading.load_stored(tmp_path / "merged", CPU).dtype is torch.bfloat16
@@ -170,7 +170,7 @@ def test_other_number_formats_stay_as_they_are(random_base: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("merge_base", MergeBase)
-def test_an_adapter_of_a_training_in_float16_is_run_in_float32_on_a_cpu(
+def test_an_adapter_trained_in_float16_runs_in_float32_on_a_cpu(
     random_base: Path, tmp_path: Path, merge_base: MergeBase
 ) -> None:
     adapter = make_adapter(

@@ -1,4 +1,4 @@
-"""Where a model keeps its weights: what is missing or broken is said of a field of the spec, or of an artifact."""
+"""Errors about missing or invalid weights name the spec field or the artifact of the model."""
 
 import json
 from collections.abc import Callable
@@ -23,12 +23,12 @@ def with_an_adapters_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
 
-def with_a_broken_index(folder: Path) -> None:
+def with_an_invalid_index(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("[]")
 
 
-def cut_short(folder: Path) -> None:
+def truncated(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
 
 
@@ -46,9 +46,9 @@ TRAINING = {
 }
 DAMAGES = {
     without_weights: " has neither model.safetensors nor model.safetensors.index.json (found: config.json, ",
-    with_an_adapters_weights: " is a LoRA adapter, not a model: merge it into its base first",
-    with_a_broken_index: ": model.safetensors.index.json is not a JSON object; save or copy the model again",
-    cut_short: ": model.safetensors is not a sound safetensors file: ",
+    with_an_adapters_weights: " is a LoRA adapter, not a model; merge it into its base model first",
+    with_an_invalid_index: ": model.safetensors.index.json is not a JSON object; save or copy the model again",
+    truncated: ": model.safetensors is not a valid safetensors file: ",
 }
 
 
@@ -66,16 +66,14 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(("damaged", "problem"), DAMAGES.items(), indirect=["damaged"])
-def test_a_damaged_merged_model_is_named_as_the_artifact_that_it_is(
-    damaged: Path, problem: str, tmp_path: Path
-) -> None:
+def test_the_error_about_a_damaged_merged_model_names_the_artifact(damaged: Path, problem: str, tmp_path: Path) -> None:
     context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": damaged})
 
     assert refusal(lambda: quantize.run(context)).startswith(f"the merged model ({damaged.as_uri()}){problem}")
 
 
 @pytest.mark.parametrize(("damaged", "problem"), DAMAGES.items(), indirect=["damaged"])
-def test_a_damaged_base_is_named_by_the_field_of_the_spec_and_what_stands_there(
+def test_the_error_about_a_damaged_base_names_the_spec_field_and_its_value(
     damaged: Path, problem: str, tmp_path: Path
 ) -> None:
     parameters = tiny_parameters(baseModel={"uri": "s3://models/tiny"})

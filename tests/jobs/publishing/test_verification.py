@@ -162,8 +162,8 @@ def test_a_wrong_header_is_reported_even_if_the_manifest_matches_the_file(
     rewritten(store, document, tmp_path, truncated_weights())
 
     assert verify(store, quantize_of(store, document)).problems == (
-        f"{EDGE}/{WEIGHTS}: {WEIGHTS} is not a sound safetensors file: tensor 'weight' ends at byte 9, but the file "
-        "has only 8 bytes of tensors: was it cut short?; save or copy the model again",
+        f"{EDGE}/{WEIGHTS}: {WEIGHTS} is not a valid safetensors file: tensor 'weight' ends at byte 9, but the file "
+        "has only 8 bytes of tensors and may be truncated; save or copy the model again",
     )
 
 

@@ -1,4 +1,4 @@
-"""Models tensor by tensor: any layout is planned, written and read back; what lies about itself is refused."""
+"""Streaming tensor by tensor: any model is planned, written and read back; invalid models are refused."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from support.families import make_adapter, make_model
 from support.stage_context import FolderStreams, RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters
 
-# One name is not a tensor's.
+# __metadata__ is not the name of a tensor.
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
     lambda name: name != "__metadata__"
 )
@@ -47,7 +47,7 @@ def part_of(content: bytes) -> Callable[[int, int], bytes]:
     tensors=st.lists(st.tuples(NAMES, st.sampled_from(["F32", "BF16", "I8", "U8"]), SHAPES), unique_by=lambda t: t[0]),
     max_file_bytes=st.integers(1, 400),
 )
-def test_planned_files_have_headers_that_describe_just_their_bytes(
+def test_headers_of_planned_files_describe_exactly_their_bytes(
     tensors: list[tuple[str, str, tuple[int, ...]]], max_file_bytes: int
 ) -> None:
     groups = [TensorGroup(PlannedTensor(*tensor)) for tensor in tensors]
@@ -64,7 +64,7 @@ def test_planned_files_have_headers_that_describe_just_their_bytes(
 
 @settings(max_examples=40, deadline=None)
 @given(model=MODELS, dtype=st.sampled_from(["float32", "float16", "bfloat16"]), max_file_bytes=st.integers(1, 2000))
-def test_any_model_comes_out_as_it_went_in(
+def test_any_model_is_written_unchanged(
     tmp_path_factory: pytest.TempPathFactory, model: dict[str, Any], dtype: str, max_file_bytes: int
 ) -> None:
     from safetensors.torch import load_file
@@ -90,7 +90,7 @@ def test_any_model_comes_out_as_it_went_in(
 
 
 def write_model(folder: Path, model: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Write a model whose tensors have random numbers, each in the shard of its number; its tensors."""
+    """Write a model with random tensors, each in its shard; returns the tensors."""
     from safetensors.torch import save_file
 
     folder.mkdir()
@@ -112,7 +112,7 @@ def write_model(folder: Path, model: dict[str, Any]) -> dict[str, torch.Tensor]:
     zeros=st.integers(0, 40),
     seed=st.integers(0, 1000),
 )
-def test_nf4_and_back_is_bitsandbytes_bit_for_bit(
+def test_nf4_and_back_is_bitwise_equal_to_bitsandbytes(
     rows: int, blocks: int, scale: float, dtype: torch.dtype, zeros: int, seed: int
 ) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -130,7 +130,7 @@ def test_nf4_and_back_is_bitsandbytes_bit_for_bit(
     assert torch.equal(found, expected)
 
 
-def test_nf4_decides_numbers_at_a_bound_as_bitsandbytes_does() -> None:
+def test_nf4_rounds_values_at_a_bound_as_bitsandbytes_does() -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes = torch.tensor(nf4._CODES)
@@ -146,7 +146,7 @@ def test_nf4_decides_numbers_at_a_bound_as_bitsandbytes_does() -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_buffer_that_was_given_back_is_used_again_and_no_other() -> None:
+def test_only_a_returned_buffer_is_used_again() -> None:
     buffers = Buffers(100)
     first, second = buffers.take(40), buffers.take(100)
     first_place = first.data_ptr()
@@ -170,7 +170,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def edit_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """A change of the header of model.safetensors; its length stays what it was if it can."""
+    """A change of the header of model.safetensors that keeps the header's length if possible."""
 
     def edit(folder: Path) -> None:
         file = folder / "model.safetensors"
@@ -206,25 +206,25 @@ def leave_out_of_index(folder: Path) -> None:
 
 
 NORM = "model.norm.weight"
-LIES = [
-    ("whole", offsets(NORM, 0, 256), "overlaps another tensor|belong to no tensor"),
-    ("whole", offsets(NORM, 2**40, 2**40 + 256), "belong to no tensor|ends at byte"),
-    ("whole", offsets(NORM, 2**63, 2**63 + 256), "data_offsets that are no range of bytes"),
-    ("whole", offsets(NORM, -256, 0), "data_offsets that are no range of bytes"),
-    ("whole", edit_header(lambda header: header[NORM].update(shape=[2**62, 4])), "but its shape"),
+DEFECTS = [
+    ("whole", offsets(NORM, 0, 256), "overlaps another tensor|no tensor covers"),
+    ("whole", offsets(NORM, 2**40, 2**40 + 256), "no tensor covers|ends at byte"),
+    ("whole", offsets(NORM, 2**63, 2**63 + 256), "has invalid data_offsets"),
+    ("whole", offsets(NORM, -256, 0), "has invalid data_offsets"),
+    ("whole", edit_header(lambda header: header[NORM].update(shape=[2**62, 4])), "but shape"),
     ("whole", repeat_name, "lm_head.weight"),
-    ("whole", lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "the header claims"),
+    ("whole", lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "the header length is"),
     ("shards", leave_out_of_index, "is incomplete"),
-    ("shards", lambda folder: next(folder.glob("*-00002-*")).unlink(), "names 1 files that are not there"),
+    ("shards", lambda folder: next(folder.glob("*-00002-*")).unlink(), "lists 1 missing file"),
 ]
 
 
-@pytest.mark.parametrize(("base", "lie", "message"), LIES)
-def test_a_base_that_lies_is_refused_before_anything_is_written(
-    models_folder: Path, tmp_path: Path, base: str, lie: Callable[[Path], Any], message: str
+@pytest.mark.parametrize(("base", "damage", "message"), DEFECTS)
+def test_an_invalid_base_is_refused_before_anything_is_written(
+    models_folder: Path, tmp_path: Path, base: str, damage: Callable[[Path], Any], message: str
 ) -> None:
     folder = Path(shutil.copytree(models_folder / base, tmp_path / "base"))
-    lie(folder)
+    damage(folder)
     inputs = {"base": folder, "adapter": models_folder / "adapter"}
     context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", inputs)
 
@@ -238,14 +238,14 @@ def test_an_adapter_for_another_base_is_refused(models_folder: Path, tmp_path: P
     inputs = {"base": other, "adapter": models_folder / "adapter"}
     context = stage_context(Stage.MERGE, tiny_parameters(), tmp_path / "merge", inputs)
 
-    with pytest.raises(InvalidInput, match=r"does not fit the base: model\.layers\.0\.self_attn\.k_proj has"):
+    with pytest.raises(InvalidInput, match=r"does not match the base model: model\.layers\.0\.self_attn\.k_proj has"):
         merge.run(context)
     assert not list(context.output.iterdir())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
-def test_weights_that_are_not_finite_are_refused_by_name(
+def test_the_error_about_weights_that_are_not_finite_names_the_tensor(
     models_folder: Path, tmp_path: Path, name: str, value: float
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -256,13 +256,13 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": folder})
 
-    with pytest.raises(InvalidInput, match=f"{name} holds"):
+    with pytest.raises(InvalidInput, match=f"{name} contains NaN or infinity"):
         quantize.run(context)
     assert not list(context.output.iterdir())
 
 
 @pytest.mark.parametrize("is_rounded", [False, True], ids=["as stored", "through NF4"])
-def test_a_weight_beyond_the_number_format_of_the_model_is_not_called_damaged(
+def test_a_weight_that_exceeds_the_dtype_of_the_model_is_not_reported_as_damaged(
     models_folder: Path, tmp_path: Path, is_rounded: bool
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -278,7 +278,9 @@ def test_a_weight_beyond_the_number_format_of_the_model_is_not_called_damaged(
     tensor = next(tensor for tensor in tensors if tensor.name == name)
     prepared = weights.prepare(tensor) if is_rounded else None
 
-    with pytest.raises(InvalidInput, match=r"up_proj\.weight holds 99840, beyond the largest float16 \(65504\)"):
+    with pytest.raises(
+        InvalidInput, match=r"up_proj\.weight has a value of magnitude 99840, .* the maximum of float16 \(65504\)"
+    ):
         weights.rows(tensor, 0, tensor.rows, prepared)
 
 

@@ -1,4 +1,4 @@
-"""Training checkpoints: complete or not there, the newest first, and no manifest that lies."""
+"""Training checkpoints: only complete ones are restored, newest first, and manifests are never wrong."""
 
 import logging
 import threading
@@ -48,7 +48,7 @@ def test_without_a_checkpoint_there_is_nothing_to_restore(checkpoints: StoreChec
     assert checkpoints.restore_latest(tmp_path / "restored") is None
 
 
-def test_the_newest_checkpoint_comes_back_as_it_was_saved(checkpoints: StoreCheckpoints, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_restored_unchanged(checkpoints: StoreCheckpoints, tmp_path: Path) -> None:
     for step in (100, 9, 20):
         checkpoints.save(step, checkpoint_folder(tmp_path, step))
     (tmp_path / "restored").mkdir()
@@ -64,7 +64,7 @@ def test_only_the_newest_are_kept(checkpoints: StoreCheckpoints, store: Store, t
     assert steps_in(store) == ["step-30", "step-40"]
 
 
-def test_changing_what_was_restored_does_not_change_the_store(checkpoints: StoreCheckpoints, tmp_path: Path) -> None:
+def test_changing_restored_files_does_not_change_the_store(checkpoints: StoreCheckpoints, tmp_path: Path) -> None:
     checkpoints.save(10, checkpoint_folder(tmp_path, 10))
     checkpoints.restore_latest(tmp_path / "first")
     (tmp_path / "first" / "trainer_state.json").write_text("overwritten by the trainer")
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_it_is_restored(
     with caplog.at_level(logging.WARNING):
         assert checkpoints.restore_latest(tmp_path / "restored") == 10
 
-    assert "checkpoint 20 is not usable, the one before it is tried" in caplog.text
+    assert "cannot restore checkpoint 20, trying the one before it" in caplog.text
     assert contents(tmp_path / "restored") == contents(tmp_path / "local-10")
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_can_be_saved_again(checkpoints: StoreCheckpoints, 
     assert contents(tmp_path / "restored") == contents(tmp_path / "local-20again")
 
 
-def test_of_several_writers_of_one_step_one_is_restored_whole(
+def test_the_checkpoint_of_one_of_several_concurrent_writers_is_restored(
     checkpoints: StoreCheckpoints, store: Store, tmp_path: Path
 ) -> None:
     folders = [checkpoint_folder(tmp_path, 10, f"writer{number}") for number in range(6)]
@@ -130,7 +130,7 @@ def test_of_several_writers_of_one_step_one_is_restored_whole(
     assert {found.key for found in store.list(FOLDER)} == named | {f"{FOLDER}/step-10/manifest.json"}
 
 
-def test_removing_an_old_checkpoint_leaves_the_files_of_a_writer_that_is_still_at_it(
+def test_deleting_an_old_checkpoint_keeps_the_files_of_an_active_writer(
     checkpoints: StoreCheckpoints, store: Store, tmp_path: Path
 ) -> None:
     checkpoints.save(10, checkpoint_folder(tmp_path, 10))
@@ -143,7 +143,7 @@ def test_removing_an_old_checkpoint_leaves_the_files_of_a_writer_that_is_still_a
     assert [found.key for found in store.list(f"{FOLDER}/step-10")] == [slow_writer]
 
 
-def test_the_micro_batch_size_is_left_for_the_next_attempt(checkpoints: StoreCheckpoints, store: Store) -> None:
+def test_the_micro_batch_size_is_stored_for_the_next_attempt(checkpoints: StoreCheckpoints, store: Store) -> None:
     assert checkpoints.read_micro_batch_size() is None
 
     checkpoints.write_micro_batch_size(4)
@@ -153,7 +153,9 @@ def test_the_micro_batch_size_is_left_for_the_next_attempt(checkpoints: StoreChe
     assert StoreCheckpoints(store, "e" * 64, keep=1).read_micro_batch_size() is None
 
 
-def test_all_is_removed_when_the_training_is_done(checkpoints: StoreCheckpoints, store: Store, tmp_path: Path) -> None:
+def test_all_checkpoints_are_deleted_when_the_training_is_finished(
+    checkpoints: StoreCheckpoints, store: Store, tmp_path: Path
+) -> None:
     checkpoints.save(10, checkpoint_folder(tmp_path, 10))
     checkpoints.write_micro_batch_size(2)
     store.put(f"checkpoints/{'e' * 64}/step-1/manifest.json", b"another training's")
@@ -163,7 +165,7 @@ def test_all_is_removed_when_the_training_is_done(checkpoints: StoreCheckpoints,
     assert [found.key for found in store.list("checkpoints")] == [f"checkpoints/{'e' * 64}/step-1/manifest.json"]
 
 
-def test_a_checkpoint_whose_manifests_answer_was_lost_keeps_its_files(
+def test_a_checkpoint_keeps_its_files_if_the_response_to_its_manifest_is_lost(
     s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Path
 ) -> None:
     store = S3Store(s3_server.location(s3_prefix).uri, s3_server.client(s3_proxy.endpoint))

@@ -1,4 +1,4 @@
-"""The estimate of a training's memory: its parts, and how they move with the spec."""
+"""The estimated memory of a training: its parts, and how they depend on the spec."""
 
 from typing import Any
 
@@ -34,14 +34,14 @@ def estimate(base: BaseModel, longest: int = 100, *, method: str = "QLoRA", **tr
     return estimate_training(base, targeted_layers(base, parameters.lora), parameters, longest)
 
 
-def test_the_base_is_4_bits_a_linear_weight_and_16_bits_for_the_rest(base: BaseModel) -> None:
+def test_the_base_takes_4_bits_per_linear_weight_and_16_bits_per_other_weight(base: BaseModel) -> None:
     assert estimate(base).base == round(LINEAR * (4 + 0.127) / 8 + OTHER * 2)
     assert estimate(base, precision="FP32").base == round(LINEAR * (4 + 0.127) / 8 + OTHER * 4)
     assert estimate(base, method="LoRA").base == (LINEAR + OTHER) * 2
     assert (estimate(base).dequantized, estimate(base, method="LoRA").dequantized) == (128 * 2, 0)
 
 
-def test_adapter_gradients_and_optimizer_follow_the_trainable_parameters(base: BaseModel) -> None:
+def test_adapter_gradients_and_optimizer_depend_on_the_trainable_parameters(base: BaseModel) -> None:
     trainable = 16 * FEATURES
     assert (
         trainable_parameters(targeted_layers(base, LoraSpec.model_validate({"targetModules": "AllLinear"})), 16)
@@ -53,7 +53,7 @@ def test_adapter_gradients_and_optimizer_follow_the_trainable_parameters(base: B
     assert estimate(base, optimizer="adafactor").optimizer == 4 * (FEATURES + 2 * 16 * 14)
 
 
-def test_activations_follow_the_tokens_of_a_micro_batch(base: BaseModel) -> None:
+def test_activations_depend_on_the_tokens_of_a_micro_batch(base: BaseModel) -> None:
     plain = estimate(base, gradientCheckpointing=False)
     assert plain.activations == 2 * 4 * 100 * 8 * 34
     assert estimate(base, gradientCheckpointing=True).activations == 4 * 100 * 8 * (2 * 2 + 34)
@@ -62,7 +62,7 @@ def test_activations_follow_the_tokens_of_a_micro_batch(base: BaseModel) -> None
     assert estimate(base, precision="FP32", gradientCheckpointing=False).activations == 2 * plain.activations
 
 
-def test_packing_fills_sequences_to_the_longest_length(base: BaseModel) -> None:
+def test_packing_fills_sequences_to_the_maximum_length(base: BaseModel) -> None:
     assert estimate(base, packing=True) == estimate(base, 512)
 
 

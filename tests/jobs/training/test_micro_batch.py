@@ -1,4 +1,4 @@
-"""Micro-batch sizes after running out of memory."""
+"""Micro-batch sizes after an attempt runs out of GPU memory."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from edgetune_jobs.training.recipe import next_micro_batch_size, usable_micro_ba
 
 
 @pytest.mark.parametrize(("batch", "size", "smaller"), [(16, 4, 2), (12, 3, 1), (12, 12, 6), (7, 7, 1), (16, 1, None)])
-def test_the_next_size_is_the_largest_divisor_of_the_batch_of_at_most_half(
+def test_the_next_size_is_the_largest_divisor_of_the_batch_that_is_at_most_half(
     batch: int, size: int, smaller: int | None
 ) -> None:
     assert next_micro_batch_size(batch, size) == smaller
@@ -30,9 +30,11 @@ def test_sizes_shrink_to_one_and_always_divide_the_batch(batch_and_size: tuple[i
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"),
+    ("reduced", "expected"),
     [(None, 8), (4, 4), (16, 8), (3, 8)],
-    ids=["nothing left", "smaller", "larger than the spec asks by now", "no divisor of the batch any more"],
+    ids=["none", "smaller", "larger than in the spec", "no longer a divisor of the batch"],
 )
-def test_a_size_left_by_an_earlier_attempt_is_taken_if_it_fits_the_spec(left: int | None, expected: int) -> None:
-    assert usable_micro_batch_size(TrainingSpec(batch_size=16, micro_batch_size=8), left) == expected
+def test_the_reduced_size_of_an_earlier_attempt_is_used_if_the_spec_allows_it(
+    reduced: int | None, expected: int
+) -> None:
+    assert usable_micro_batch_size(TrainingSpec(batch_size=16, micro_batch_size=8), reduced) == expected

@@ -1,1 +1,1 @@
-"""Readers of rows, one module a file format. Imports what data may import."""
+"""Readers of rows, one module per file format. Imports what data may import."""

@@ -1,4 +1,4 @@
-"""Rows of .csv files: a header with the field names, commas, double quotes, UTF-8."""
+"""Reads rows of .csv files: a header with the field names, commas, double quotes, UTF-8."""
 
 import csv
 from collections.abc import Collection, Iterator
@@ -6,28 +6,38 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+from edgetune_jobs.data.readers.rows import (
+    MAX_ROW_BYTES,
+    BadRow,
+    Place,
+    RawRow,
+    Unit,
+    foreign_encoding,
+    not_utf8,
+    wrong_encoding,
+)
+from edgetune_jobs.messages import count
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
-# Bytes that are not UTF-8 become characters from here on, so that one bad cell does not hide the rows after it.
+# surrogateescape decodes invalid bytes to these characters, so that rows after an invalid cell can be read.
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)
 
 
 class _LineTooLong(Exception):
-    """A line is longer than a row may be."""
+    """A line is longer than the maximum of a row."""
 
 
 def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[RawRow | BadRow]:
-    """Rows by the header's names. Empty cells are None; a row's place is the line where it begins.
+    """Rows keyed by the header's names. Empty cells are None; a row's place is its first line.
 
     Args:
         path: the file.
-        name: what messages call it.
-        list_fields: fields whose cells may hold a JSON list, which CSV has no way of its own to say.
+        name: its name in messages.
+        list_fields: fields whose cells may contain a JSON list.
     """
     with path.open("rb") as file:
         if encoding := foreign_encoding(file.read(4)):
-            yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+            yield BadRow(Place(name), wrong_encoding(encoding))
             return
     csv.field_size_limit(MAX_ROW_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
@@ -47,17 +57,17 @@ def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[Ra
 
 
 def _records(text: TextIO, name: str) -> Iterator[tuple[Place, list[str]] | BadRow]:
-    """Cells of one record after the other, with the line where it begins; empty lines are no records."""
+    """The cells of each record with its first line; empty lines are skipped."""
     reader = csv.reader(_bounded_lines(text), strict=True)
     while True:
         place = Place(name, Unit.LINE, reader.line_num + 1)
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield BadRow(place, f"broken CSV: {error}")
+            yield BadRow(place, f"invalid CSV: {error}")
             continue
         except _LineTooLong:
-            yield BadRow(place, f"is longer than {MAX_ROW_BYTES:,} bytes; the lines after it were not read")
+            yield BadRow(place, f"longer than {MAX_ROW_BYTES:,} bytes; the lines after it were not read")
             return
         if cells is None:
             return
@@ -73,13 +83,14 @@ def _bounded_lines(text: TextIO) -> Iterator[str]:
 
 
 def _check_header(columns: list[str]) -> str | None:
-    """What is wrong with a header, if anything."""
+    """Why a header is invalid; None if it is valid."""
     if byte := _byte_not_utf8(columns):
         return not_utf8(byte, "in the header")
     if len(columns) == 1 and (separator := next((mark for mark in ";\t|" if mark in columns[0]), None)):
-        return f"the header {columns[0]!r} has no comma but {separator!r}: separate cells by commas"
+        return f"the header {columns[0]!r} has {separator!r} and no commas; separate cells by commas"
     if len(set(columns)) != len(columns):
-        return f"the header names a field twice: {', '.join(columns)}"
+        duplicate = next(column for column in columns if columns.count(column) > 1)
+        return f"duplicate field {duplicate!r} in the header"
     return None
 
 
@@ -87,7 +98,7 @@ def _to_row(place: Place, cells: list[str], columns: list[str], list_fields: Col
     if byte := _byte_not_utf8(cells):
         return BadRow(place, not_utf8(byte, "in this row"))
     if len(cells) != len(columns):
-        return BadRow(place, f"has {len(cells)} cells, but the header has {len(columns)}")
+        return BadRow(place, f"the row has {count(len(cells), 'cell')}, but the header has {len(columns)}")
     row: dict[str, object] = {}
     for column, cell in zip(columns, cells, strict=True):
         row[column] = cell or None
@@ -95,12 +106,12 @@ def _to_row(place: Place, cells: list[str], columns: list[str], list_fields: Col
             try:
                 row[column] = parse_json(cell)
             except BrokenJson as error:
-                return BadRow(place, f"{column!r} begins like a list, but is {error.reason}")
+                return BadRow(place, f"{column!r} starts with '[', but is {error.reason}")
     return RawRow(place, row)
 
 
 def _byte_not_utf8(cells: list[str]) -> int | None:
-    """First byte of these cells that is not UTF-8."""
+    """First byte of these cells that is not valid UTF-8."""
     for character in chain.from_iterable(cells):
         if ord(character) in _ESCAPED_BYTES:
             return ord(character) - 0xDC00

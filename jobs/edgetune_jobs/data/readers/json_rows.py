@@ -1,31 +1,40 @@
-"""Rows of .jsonl and .json files."""
+"""Reads rows of .jsonl and .json files."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from edgetune_jobs.data.readers.rows import MAX_ROW_BYTES, BadRow, Place, RawRow, Unit, foreign_encoding, not_utf8
+from edgetune_jobs.data.readers.rows import (
+    MAX_ROW_BYTES,
+    BadRow,
+    Place,
+    RawRow,
+    Unit,
+    foreign_encoding,
+    not_utf8,
+    wrong_encoding,
+)
 from edgetune_jobs.store.strict_json import BrokenJson, parse_json
 
-# A .json file is parsed as a whole, so it has to fit into memory several times over.
+# A .json file is parsed as a whole, which takes several times its size in memory.
 MAX_JSON_BYTES = 2**30
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_jsonl(path: Path, name: str, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[RawRow | BadRow]:
-    """One JSON value a line; lines of white space alone are no rows.
+    """One JSON value per line; blank lines are skipped.
 
     Args:
         path: the file.
-        name: what messages call it.
-        max_row_bytes: longest line that is read, in bytes; a longer one is skipped.
+        name: its name in messages.
+        max_row_bytes: maximum length of a line in bytes; longer lines are invalid.
     """
     with path.open("rb") as file:
         for number, line in _lines(file, max_row_bytes):
             place = Place(name, Unit.LINE, number)
             if number == 1 and line is not None and (encoding := foreign_encoding(line)):
-                yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+                yield BadRow(Place(name), wrong_encoding(encoding))
                 return
             row = _parse_line(place, line, max_row_bytes)
             if row is not None:
@@ -33,18 +42,18 @@ def read_jsonl(path: Path, name: str, max_row_bytes: int = MAX_ROW_BYTES) -> Ite
 
 
 def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
-    """A list of rows, or one row a line.
+    """A JSON list of rows, or one row per line.
 
     Args:
         path: the file.
-        name: what messages call it.
+        name: its name in messages.
     """
     if path.stat().st_size > MAX_JSON_BYTES:
-        yield BadRow(Place(name), f"is larger than {MAX_JSON_BYTES >> 30} GiB: write it as .jsonl, one object a line")
+        yield BadRow(Place(name), f"larger than {MAX_JSON_BYTES >> 30} GiB; convert it to .jsonl, one object per line")
         return
     content = path.read_bytes().removeprefix(_BOM)
     if encoding := foreign_encoding(content):
-        yield BadRow(Place(name), f"is {encoding}: save the file as UTF-8")
+        yield BadRow(Place(name), wrong_encoding(encoding))
         return
     if not content.strip():
         return
@@ -61,7 +70,7 @@ def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
 
 
 def _read_objects(path: Path, name: str, content: bytes) -> Iterator[RawRow | BadRow]:
-    """Rows of a .json file that is no list: one object a line, or a single object over several lines."""
+    """Rows of a .json file that is not a list: one object per line, or a single object on several lines."""
     try:
         value = parse_json(_decode(content))
     except BrokenJson as error:
@@ -84,10 +93,10 @@ def _with_column(error: BrokenJson) -> str:
 
 
 def _decode(content: bytes) -> str:
-    """Text of a whole file.
+    """The text of a whole file.
 
     Raises:
-        BrokenJson: it is not UTF-8.
+        BrokenJson: the file is not valid UTF-8.
     """
     try:
         return content.decode("utf-8")
@@ -100,7 +109,7 @@ def _decode(content: bytes) -> str:
 
 
 def _lines(file: BinaryIO, max_row_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines; None for one that is longer than a row may be, which is skipped without holding it in memory."""
+    """Numbered lines; None for a line longer than the maximum, which is skipped without reading it into memory."""
     number = 0
     while line := file.readline(max_row_bytes + 1):
         number += 1
@@ -114,7 +123,7 @@ def _lines(file: BinaryIO, max_row_bytes: int) -> Iterator[tuple[int, bytes | No
 
 def _parse_line(place: Place, line: bytes | None, max_row_bytes: int) -> RawRow | BadRow | None:
     if line is None:
-        return BadRow(place, f"is longer than {max_row_bytes:,} bytes")
+        return BadRow(place, f"longer than {max_row_bytes:,} bytes")
     if place.number == 1:
         line = line.removeprefix(_BOM)
     try:

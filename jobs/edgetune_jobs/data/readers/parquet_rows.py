@@ -1,4 +1,4 @@
-"""Rows of .parquet files."""
+"""Reads rows of .parquet files."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ _BATCH_ROWS = 1024
 
 
 def read_parquet(path: Path, name: str, wanted: Collection[str]) -> Iterator[RawRow | BadRow]:
-    """Rows by column names; only the wanted columns are read.
+    """Rows with the names of all columns and the values of the wanted ones.
 
     Args:
         path: the file.
-        name: what messages call it.
-        wanted: columns that will be looked at.
+        name: its name in messages.
+        wanted: columns to read.
     """
     import pyarrow
     from pyarrow import parquet
@@ -25,7 +25,8 @@ def read_parquet(path: Path, name: str, wanted: Collection[str]) -> Iterator[Raw
         with parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if len(set(columns)) != len(columns):
-                yield BadRow(Place(name), f"names a column twice: {', '.join(columns)}")
+                duplicate = next(column for column in columns if columns.count(column) > 1)
+                yield BadRow(Place(name), f"duplicate column {duplicate!r}")
                 return
             readable = [column for column in columns if column in wanted]
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=readable):
@@ -33,5 +34,5 @@ def read_parquet(path: Path, name: str, wanted: Collection[str]) -> Iterator[Raw
                     number += 1
                     yield RawRow(Place(name, Unit.ROW, number), value, columns)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = f"broken Parquet, from here on unreadable: {first_line(error)}"
+        reason = f"invalid Parquet, cannot read this row and the rows after it: {first_line(error)}"
         yield BadRow(Place(name, Unit.ROW, number + 1), reason)

@@ -1,4 +1,4 @@
-"""What a data file holds before anyone has judged it: rows with their place, and what could not be read as a row."""
+"""Rows of a data file before validation, and rows that could not be read, with their places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Unit(StrEnum):
-    """How places in a file are counted, from 1."""
+    """The unit in which places in a file are counted, from 1."""
 
     LINE = "line"
     ROW = "row"
@@ -14,7 +14,7 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands in a data file; number None means the file as a whole."""
+    """A place in a data file; `number` None means the whole file."""
 
     file: str
     unit: Unit = Unit.LINE
@@ -26,12 +26,12 @@ class Place:
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as the file gives it: any value, of which only a mapping from field names to values is of use."""
+    """One row as read from the file. Only a mapping from field names to values can become an example."""
 
     place: Place
     value: object
     columns: Sequence[str] | None = None
-    """Names of all fields, where `value` holds only some of them."""
+    """Names of all fields, if `value` has only some of them."""
 
     @property
     def fields(self) -> Sequence[str]:
@@ -43,13 +43,13 @@ class RawRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row, or a whole file, that cannot be used, and why."""
+    """An invalid row or file, and the reason."""
 
     place: Place
     reason: str
 
 
-# A row beyond this is a broken file: 16 MiB of text are some 4 million tokens.
+# A longer row means a broken file: 16 MiB of text are about 4 million tokens.
 MAX_ROW_BYTES = 16 * 2**20
 
 _OTHER_ENCODINGS = (
@@ -61,10 +61,15 @@ _OTHER_ENCODINGS = (
 
 
 def foreign_encoding(head: bytes) -> str | None:
-    """Encoding that the byte order mark at the head of a file names, if it is not UTF-8."""
+    """The encoding of the byte order mark at the head of a file, if it is not UTF-8."""
     return next((name for mark, name in _OTHER_ENCODINGS if head.startswith(mark)), None)
+
+
+def wrong_encoding(encoding: str) -> str:
+    """Reason for a file in another encoding."""
+    return f"the file is encoded as {encoding}; save it as UTF-8"
 
 
 def not_utf8(byte: int, position: str) -> str:
     """Reason for text that is not UTF-8."""
-    return f"is not UTF-8: byte 0x{byte:02X} {position}; save the file as UTF-8"
+    return f"invalid UTF-8: byte 0x{byte:02X} {position}; save the file as UTF-8"

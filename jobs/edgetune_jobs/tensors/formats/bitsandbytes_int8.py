@@ -1,4 +1,4 @@
-"""INT8 by bitsandbytes (LLM.int8), as from_pretrained reads it: weight int8, SCB float32, weight_format uint8."""
+"""INT8 of bitsandbytes (LLM.int8) for from_pretrained: weight int8, SCB float32, weight_format uint8."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 FLOAT16_MAX = 65504.0
 _LEVELS = 127.0
-# weight_format 0: rows as they are, in no order that a GPU would want.
+# weight_format 0: row-major, not reordered for a GPU.
 _ROW_MAJOR = b"\0"
 
 
 def quantization_config(outlier_threshold: float) -> dict[str, Any]:
-    """What transformers' BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=…) writes into config.json."""
+    """quantization_config in config.json, as from BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=…)."""
     return {
         "_load_in_4bit": False,
         "_load_in_8bit": True,
@@ -37,25 +37,25 @@ def quantization_config(outlier_threshold: float) -> dict[str, Any]:
 
 
 def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torch.Tensor":
-    """Each row in steps of its largest magnitude / 127, as bitsandbytes' int8_vectorwise_quant does it, bit for bit.
+    """Quantize each row: round(x · 127 / max|x|), with x in float16; bitwise as bitsandbytes' int8_vectorwise_quant.
 
     Args:
-        name: what messages call the weight.
-        rows: [rows, inputs] in float32, float16 or bfloat16; they are left as they are.
-        out: int8 [rows, inputs].
+        name: the weight's name in messages.
+        rows: [rows, inputs] in float32, float16 or bfloat16; not changed.
+        out: receives the quantized rows, int8 [rows, inputs].
 
     Returns:
-        The largest magnitudes, float32 [rows].
+        max|x| of each row (SCB), float32 [rows].
 
     Raises:
-        InvalidInput: a weight is not finite or beyond float16, from which LLM.int8 starts.
+        InvalidInput: a value is not finite or exceeds float16.
     """
     import torch
 
     scales = torch.empty(len(rows), dtype=torch.float32)
     for part in cached_rows(rows):
         shape = tuple(rows[part].shape)
-        # By way of float32: torch turns bfloat16 into float16 one by one.
+        # Via float32: torch's conversion of bfloat16 to float16 is not vectorized.
         values = scratch("values", shape, torch.float32).copy_(rows[part])
         values.copy_(scratch("half", shape, torch.float16).copy_(values))
         magnitudes = torch.abs(values, out=scratch("magnitudes", shape, torch.float32))
@@ -67,10 +67,10 @@ def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torc
 
 
 def beyond_float16(name: str, largest: float) -> InvalidInput:
-    """The refusal of a weight that float16, from which LLM.int8 starts, does not hold."""
+    """The error about a weight that exceeds float16, which LLM.int8 quantizes from."""
     return InvalidInput(
-        f"{name} holds {largest:g}, beyond the largest float16 ({FLOAT16_MAX:g}), from which LLM.int8 "
-        f"starts: {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
+        f"{name} has a value of magnitude {largest:g}, but LLM.int8 quantizes from float16, whose maximum is "
+        f"{FLOAT16_MAX:g}; {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
     )
 
 

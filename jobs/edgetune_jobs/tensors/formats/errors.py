@@ -1,5 +1,5 @@
-"""What a format says to a model that cannot be written in it."""
+"""The error of an edge format that does not support a model."""
 
 
 class Unsupported(Exception):
-    """The model cannot be written in this format. The message says what of it, and what could be done."""
+    """The format does not support the model; the message is the reason."""

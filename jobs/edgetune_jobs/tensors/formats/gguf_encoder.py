@@ -1,4 +1,4 @@
-"""One GGUF file in Q8_0, written while the model's rows pass by."""
+"""Encodes a model's rows as one GGUF file in Q8_0."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,16 +19,15 @@ _ALIGNMENT = 32
 
 
 class GgufEncoder:
-    """Writes one file. Within a `with` block: a file that is not complete at its end is taken back."""
+    """Writes one GGUF file. It is a context manager; an incomplete file is discarded at the exit."""
 
     def __init__(self, layout: GgufLayout, header: bytes, outputs: OutputFiles, path: str) -> None:
-        """Write nothing yet.
-
+        """
         Args:
             layout: of the model.
-            header: the file's first bytes, from `make_header`.
-            outputs: where the file is made.
-            path: its path there.
+            header: the first bytes of the file, from `make_header`.
+            outputs: creates the file.
+            path: path of the file in `outputs`.
         """
         self._layout = layout
         self._header = header
@@ -39,7 +38,7 @@ class GgufEncoder:
 
     @property
     def total_bytes(self) -> int:
-        """Size of the file."""
+        """Size of the file in bytes."""
         return len(self._header) + sum(_padded(tensor.bytes) for tensor in _file_order(self._layout))
 
     def __enter__(self) -> Self:
@@ -55,25 +54,25 @@ class GgufEncoder:
         self._open.__exit__(kind, error, traceback)
 
     def row_multiple(self, tensor: StoredTensor) -> int:
-        """Rows of a head, where llama.cpp wants them in another order."""
+        """The rows of a head if llama.cpp has them in another order, otherwise 1."""
         return max(1, self._layout.tensors[tensor.name].head_rows)
 
     def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> "torch.Tensor":
-        """The rows as the file has them.
+        """The rows in the dtype and order of the file.
 
         Raises:
-            InvalidInput: a weight is not finite, or too large.
+            InvalidInput: a value is not finite, or too large.
         """
         encoded = self._layout.tensors[tensor.name].encode(rows)
         if encoded is None:
             raise InvalidInput(
-                f"{tensor.name} holds a number from row {first} on that is not finite or too large for Q8_0: "
-                f"{HOW_TO_TRAIN_SMALLER_WEIGHTS}"
+                f"{tensor.name} has a value in rows {first} to {first + len(rows) - 1} that is not finite or too large "
+                f"for Q8_0; {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
             )
         return encoded
 
     def write(self, tensor: StoredTensor, first: int, encoded: "torch.Tensor") -> None:
-        """Write what `encode` gave."""
+        """Write the output of `encode`."""
         is_last = first + len(encoded) == tensor.rows
         self._write(self._layout.tensors[tensor.name], encoded, is_last=is_last)
 
@@ -86,13 +85,13 @@ class GgufEncoder:
 
 
 def make_header(layout: GgufLayout, vocabulary: GgufVocabulary, name: str, scratch: Path) -> bytes:
-    """The file's bytes up to its first tensor.
+    """The bytes of the file before its first tensor.
 
     Args:
         layout: of the model.
         vocabulary: of its tokenizer.
-        name: name of the model, for people.
-        scratch: a folder for a small file that is removed again.
+        name: display name of the model.
+        scratch: folder for a small temporary file.
     """
     import numpy
     from gguf import GGMLQuantizationType, GGUFWriter

@@ -1,6 +1,6 @@
-"""A model as GGUF lays it out: hyperparameters under llama.cpp's names, tensors in its names, types and row order.
+"""The layout of a model in GGUF: hyperparameters, tensor names, dtypes and row order of llama.cpp.
 
-Architectures: Llama (SmolLM too) and Mistral as `llama`, Qwen2 as `qwen2`, Qwen3 as `qwen3`.
+Architectures: Llama (including SmolLM) and Mistral as `llama`, Qwen2 as `qwen2`, Qwen3 as `qwen3`.
 """
 
 import math
@@ -29,20 +29,27 @@ class GgufTensor:
     name: str
     shape: tuple[int, ...]
     quantized: bool
-    """In Q8_0; else in float32."""
+    """Q8_0 if True, otherwise float32."""
 
     head_rows: int
-    """llama.cpp keeps the two halves of each head's rows interleaved: rows of a head; 0 for rows in their order."""
+    """Rows per head if llama.cpp interleaves the two halves of each head's rows; 0 if the order is unchanged."""
 
     @property
     def bytes(self) -> int:
-        """Size, without padding."""
+        """Size in bytes, without padding."""
         if self.quantized:
             return math.prod(self.shape[:-1]) * q8_0.row_bytes(self.shape[-1])
         return math.prod(self.shape) * _F32_BYTES
 
     def encode(self, rows: "torch.Tensor") -> "torch.Tensor | None":
-        """Rows, of whole heads where heads count, as the file has them; None if Q8_0 cannot hold a number of them."""
+        """The rows in the order and dtype of the file; None if a value is not finite or too large for Q8_0.
+
+        Args:
+            rows: [rows, …]; a multiple of `head_rows`.
+
+        Returns:
+            Q8_0: uint8 [rows, row bytes]; otherwise float32 of the same shape.
+        """
         if self.head_rows:
             halves = rows.reshape(-1, 2, self.head_rows // 2, *rows.shape[1:])
             rows = halves.transpose(1, 2).reshape(rows.shape)
@@ -51,21 +58,21 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """What a model's configuration and tensors become."""
+    """Hyperparameters and tensors of a model in GGUF."""
 
     architecture: str
     """llama.cpp's name of the architecture."""
 
     config: "PreTrainedConfig"
     tensors: Mapping[str, GgufTensor]
-    """By the tensor's name in the model, in the order of the file."""
+    """Tensors by their name in the model, in the order of the file."""
 
     rope_factors: tuple[float, ...]
-    """Divisors of the rotary frequencies (Llama 3.1); none for most models."""
+    """Divisors of the RoPE frequencies (Llama 3.1); empty for most models."""
 
     @property
     def context_length(self) -> int:
-        """Longest text; with a sliding window no longer than the window, as llama.cpp attends to all of the text."""
+        """Maximum context in tokens; at most the sliding window, because llama.cpp attends to the whole context."""
         return min(self.config.max_position_embeddings, _window(self.config) or self.config.max_position_embeddings)
 
     def add_to(self, writer: "GGUFWriter") -> None:
@@ -98,14 +105,15 @@ def lay_out(config: "PreTrainedConfig", shapes: Mapping[str, tuple[int, ...]]) -
 
     Args:
         config: its configuration.
-        shapes: of its tensors, by name, in the order in which they will come.
+        shapes: shapes of its tensors by name, in the order in which they will be written.
 
     Raises:
-        Unsupported: llama.cpp would not compute what the model does.
+        Unsupported: llama.cpp does not support the model.
     """
     architecture = _ARCHITECTURES.get(config.model_type)
     if architecture is None:
-        raise Unsupported(f"models of the type {config.model_type} cannot be; possible are {', '.join(_ARCHITECTURES)}")
+        known = ", ".join(_ARCHITECTURES)
+        raise Unsupported(f"the model type {config.model_type!r} is not one of {known}")
     _check_arithmetic(config)
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -116,13 +124,13 @@ def lay_out(config: "PreTrainedConfig", shapes: Mapping[str, tuple[int, ...]]) -
     for source, shape in shapes.items():
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise Unsupported(f"llama.cpp has no name for its tensor {source}")
+            raise Unsupported(f"llama.cpp has no name for the tensor {source}")
         tensors[source] = _tensor(name, source, shape, _head_size(config) if architecture == "llama" else 0)
     return GgufLayout(architecture, config, tensors, _rope_factors(config))
 
 
 def extra_tensors(layout: GgufLayout) -> Sequence[tuple[GgufTensor, "torch.Tensor"]]:
-    """Tensors that the model does not have: they come first in the file."""
+    """Additional tensors that are not in the model; they are first in the file."""
     import torch
 
     if not layout.rope_factors:
@@ -133,27 +141,28 @@ def extra_tensors(layout: GgufLayout) -> Sequence[tuple[GgufTensor, "torch.Tenso
 
 def _tensor(name: str, source: str, shape: tuple[int, ...], head_rows: int) -> GgufTensor:
     if len(shape) not in (1, 2):
-        raise Unsupported(f"its tensor {source} has {len(shape)} dimensions; one or two are expected")
+        raise Unsupported(f"the tensor {source} has {len(shape)} dimensions, not 1 or 2")
     quantized = len(shape) == 2
     if quantized and shape[1] % q8_0.BLOCK:
-        raise Unsupported(f"its tensor {source} has rows of {shape[1]} numbers; Q8_0 needs a multiple of {q8_0.BLOCK}")
-    rotated = ".q_proj." in source or ".k_proj." in source
-    return GgufTensor(name, shape, quantized, head_rows if rotated else 0)
+        raise Unsupported(
+            f"the row length of the tensor {source} is {shape[1]}, not a multiple of the block size {q8_0.BLOCK}"
+        )
+    has_rope = ".q_proj." in source or ".k_proj." in source
+    return GgufTensor(name, shape, quantized, head_rows if has_rope else 0)
 
 
 def _check_arithmetic(config: "PreTrainedConfig") -> None:
     if config.hidden_act != "silu":
-        raise Unsupported(f"its activation function is {config.hidden_act}; llama.cpp computes silu for such models")
+        raise Unsupported(f"the activation function {config.hidden_act!r} is not silu, which llama.cpp uses")
     rope = config.rope_parameters
     if rope["rope_type"] not in _ROPE_TYPES:
-        known = ", ".join(_ROPE_TYPES)
-        raise Unsupported(f"its rotary embedding is of the type {rope['rope_type']}; possible are {known}")
+        raise Unsupported(f"the RoPE type {rope['rope_type']!r} is not one of {', '.join(_ROPE_TYPES)}")
     if rope.get("partial_rotary_factor", 1) != 1:
-        raise Unsupported("its rotary embedding turns a part of each head only; llama.cpp turns all of it")
+        raise Unsupported("it has a partial_rotary_factor, but llama.cpp applies RoPE to whole heads")
 
 
 def _window(config: "PreTrainedConfig") -> int | None:
-    """Tokens that a sliding window holds, if some layer has one."""
+    """Size of the sliding window in tokens, if a layer has one."""
     layers: Sequence[str] = getattr(config, "layer_types", None) or ()
     if config.model_type != "mistral" and "sliding_attention" not in layers:
         return None
@@ -166,7 +175,11 @@ def _head_size(config: "PreTrainedConfig") -> int:
 
 
 def _rope_factors(config: "PreTrainedConfig") -> tuple[float, ...]:
-    """Divisors of the rotary frequencies by the rule of Llama 3.1: long waves are stretched, short ones kept."""
+    """Divisors of the RoPE frequencies as in Llama 3.1 and llama.cpp's converter; empty for other RoPE types.
+
+    1 for short wavelengths, `factor` for long ones, and 1 / ((1 - s) / factor + s) between them, with
+    s = (original context / wavelength - low) / (high - low).
+    """
     rope: Mapping[str, Any] = config.rope_parameters
     if rope["rope_type"] != "llama3":
         return ()

@@ -1,8 +1,8 @@
-"""A tokenizer in the words of llama.cpp: vocabulary, merges, special tokens, and how text is split before merging.
+"""The tokenizer in GGUF: vocabulary, merges, special tokens, and the pre-tokenizer of llama.cpp.
 
-llama.cpp knows two kinds of tokenizers that matter here. `gpt2` is byte-level BPE, its split named by `pre`: only
-splits that llama.cpp has under a name can be written. `llama` is SentencePiece's BPE, which merges by the score of the
-merged token: merges that are ordered in that way can be written as scores.
+Two tokenizer models of llama.cpp are supported. `gpt2` is byte-level BPE, whose pre-tokenizer is given by its name in
+llama.cpp, so only pre-tokenizers with a name can be written. `llama` is SentencePiece BPE, which merges by the score of
+the merged token, so merges can be written as scores only if they are in the order of scores.
 """
 
 import json
@@ -25,7 +25,7 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# llama.cpp's names of splits by their regular expression, and whether whole words that are tokens are taken unmerged.
+# llama.cpp's names of pre-tokenizers by their regular expression, and whether they ignore merges for whole tokens.
 _SPLITS: Mapping[str, tuple[str, bool]] = {
     rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_WORDS_AND_SPACES}": ("llama-bpe", True),
     rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_WORDS_AND_SPACES}": ("qwen2", False),
@@ -34,47 +34,49 @@ _SPLITS: Mapping[str, tuple[str, bool]] = {
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPECIAL_IDS = ("bos", "eos", "pad", "unk")
+_UNSUPPORTED_NORMALIZER = "llama.cpp does not support the normalizer of the tokenizer"
+_UNSUPPORTED_PRE_TOKENIZER = "llama.cpp does not support the pre_tokenizer of the tokenizer"
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token as GGUF lists it."""
+    """A token in GGUF."""
 
     text: str
     type: str
-    """A member of gguf.TokenType."""
+    """Name of a member of gguf.TokenType."""
 
     score: float = 0.0
 
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """All that GGUF says of a tokenizer."""
+    """The metadata of a tokenizer in GGUF."""
 
     model: str
     """gpt2 or llama."""
 
     pre: str
-    """llama.cpp's name of the split before merging."""
+    """llama.cpp's name of the pre-tokenizer."""
 
     tokens: tuple[Token, ...]
-    """By id; as many as the embedding has rows."""
+    """By id; one per row of the embedding."""
 
     merges: tuple[str, ...]
-    """gpt2: pairs, first things first."""
+    """For gpt2: pairs in order of priority."""
 
     special_ids: Mapping[str, int]
-    """Ids of bos, eos, pad, unk and eot, as far as there are such tokens."""
+    """Ids of bos, eos, pad, unk and eot, if the tokenizer has them."""
 
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
     chat_template: str | None
     differences: tuple[str, ...]
-    """Where llama.cpp makes other tokens than the tokenizer does, in sentences for people."""
+    """Warnings about texts for which llama.cpp gives other tokens than the tokenizer."""
 
     def add_to(self, writer: "GGUFWriter") -> None:
-        """Write it as metadata."""
+        """Write the metadata."""
         from gguf import TokenType
 
         writer.add_tokenizer_model(self.model)
@@ -94,32 +96,36 @@ class GgufVocabulary:
             writer.add_chat_template(self.chat_template)
 
 
-def describe_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, other_ends: Sequence[int]) -> GgufVocabulary:
-    """A loaded tokenizer as GGUF describes it.
+def describe_vocabulary(
+    tokenizer: "PreTrainedTokenizerBase", rows: int, other_eos_ids: Sequence[int]
+) -> GgufVocabulary:
+    """The metadata in GGUF of a tokenizer.
 
     Args:
-        tokenizer: the tokenizer, as training used it.
-        rows: rows of the embedding; ids without a token are filled up to it.
-        other_ends: ids that end an answer besides the tokenizer's EOS; llama.cpp takes the first.
+        tokenizer: the tokenizer of training.
+        rows: rows of the embedding; ids without a token get padding tokens.
+        other_eos_ids: ids that end a response besides the tokenizer's EOS; llama.cpp uses the first one.
 
     Raises:
-        Unsupported: llama.cpp would cut text into other tokens.
+        Unsupported: llama.cpp does not support the tokenizer.
     """
     backend = _backend(tokenizer)
     model, added = backend["model"], backend["added_tokens"]
     if model["type"] != "BPE":
-        raise Unsupported(f"its tokenizer is of the type {model['type']}; llama.cpp is given BPE tokenizers only")
+        raise Unsupported(f"the tokenizer type {model['type']!r} is not BPE")
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
-        raise Unsupported("its tokenizer marks parts of words by a prefix or suffix, llama.cpp does not")
+        raise Unsupported("the tokenizer has continuing_subword_prefix or end_of_word_suffix, unlike llama.cpp")
     for token in added:
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise Unsupported(f"its tokenizer takes white space around {token['content']!r} away, llama.cpp does not")
+            raise Unsupported(
+                f"the tokenizer matches {token['content']!r} with lstrip, rstrip or single_word, unlike llama.cpp"
+            )
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     kind = _SentencePiece(model, merges, added) if model.get("byte_fallback") else _ByteLevel(model, added)
-    split = kind.judge_split(backend["normalizer"], backend["pre_tokenizer"])
+    split = kind.find_split(backend["normalizer"], backend["pre_tokenizer"])
     special_ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL_IDS}
-    if other_ends:
-        special_ids["eot"] = other_ends[0]
+    if other_eos_ids:
+        special_ids["eot"] = other_eos_ids[0]
     add_bos, add_eos = _added_around(tokenizer)
     template = tokenizer.chat_template
     return GgufVocabulary(
@@ -138,7 +144,7 @@ def describe_vocabulary(tokenizer: "PreTrainedTokenizerBase", rows: int, other_e
 
 @dataclass(frozen=True)
 class _Split:
-    """How text is cut before merging."""
+    """How llama.cpp splits text before merging."""
 
     pre: str
     add_space_prefix: bool = False
@@ -146,7 +152,7 @@ class _Split:
 
 
 class _ByteLevel:
-    """BPE over bytes that are spelled as printable characters: GPT-2, SmolLM, Llama 3, Qwen, Mistral Nemo."""
+    """Byte-level BPE, with bytes as printable characters: GPT-2, SmolLM, Llama 3, Qwen, Mistral Nemo."""
 
     name = "gpt2"
 
@@ -160,22 +166,22 @@ class _ByteLevel:
             return Token(text, "NORMAL")
         return Token(text, "CONTROL" if self._added[text] else "USER_DEFINED")
 
-    def judge_split(self, normalizer: Any, pre_tokenizer: Any) -> _Split:
-        """How llama.cpp is told to split.
+    def find_split(self, normalizer: Any, pre_tokenizer: Any) -> _Split:
+        """The split of llama.cpp that equals the tokenizer's.
 
         Raises:
-            Unsupported: it has no name for it.
+            Unsupported: llama.cpp has no such split.
         """
         if any(step["type"] != "NFC" for step in _steps(normalizer, "normalizers")):
-            raise Unsupported("its tokenizer changes text in a way that llama.cpp does not know (normalizer)")
+            raise Unsupported(_UNSUPPORTED_NORMALIZER)
         *splits, last = _steps(pre_tokenizer, "pretokenizers") or [{"type": "none"}]
         known = None
         if last["type"] == "ByteLevel" and not last["add_prefix_space"]:
             known = self._known_split(splits, bool(last["use_regex"]))
         if known is None or known[1] != self._ignores_merges:
-            raise Unsupported("its tokenizer splits text in a way that llama.cpp has no name for (pre_tokenizer)")
-        composed = "llama.cpp does not compose characters (NFC): decomposed accents become other tokens"
-        return _Split(known[0], differences=(composed,) if normalizer else ())
+            raise Unsupported(_UNSUPPORTED_PRE_TOKENIZER)
+        not_nfc = "llama.cpp does not normalize text to NFC, so decomposed accents become other tokens"
+        return _Split(known[0], differences=(not_nfc,) if normalizer else ())
 
     def _known_split(self, splits: Sequence[Mapping[str, Any]], byte_level_splits: bool) -> tuple[str, bool] | None:
         if byte_level_splits and not splits:
@@ -191,7 +197,7 @@ class _ByteLevel:
 
 
 class _SentencePiece:
-    """SentencePiece's BPE as the tokenizers library holds it: Llama 2, Mistral. The merges' order makes the scores."""
+    """SentencePiece BPE in the tokenizers library: Llama 2, Mistral. The order of merges gives the scores."""
 
     name = "llama"
 
@@ -213,43 +219,43 @@ class _SentencePiece:
             return Token(text, "BYTE")
         return Token(text, "NORMAL", self._scores.get(text, -float(len(self._scores))))
 
-    def judge_split(self, normalizer: Any, pre_tokenizer: Any) -> _Split:
-        """How llama.cpp is told to split: not at all, with a space before the text or none.
+    def find_split(self, normalizer: Any, pre_tokenizer: Any) -> _Split:
+        """SentencePiece does not split text; it may add a space before it.
 
         Raises:
-            Unsupported: text is changed or split in another way than SentencePiece's.
+            Unsupported: the tokenizer normalizes or splits text in another way.
         """
         prefix, differences = False, []
         for step in _steps(normalizer, "normalizers"):
             prepends = step["type"] == "Prepend" and step["prepend"] == _SPACE
             if not prepends and not (step["type"] == "Replace" and step["content"] == _SPACE):
-                raise Unsupported("its tokenizer changes text in a way that llama.cpp does not know (normalizer)")
+                raise Unsupported(_UNSUPPORTED_NORMALIZER)
             prefix |= prepends
         for step in _steps(pre_tokenizer, "pretokenizers"):
             if step["type"] != "Metaspace" or step["replacement"] != _SPACE or step.get("split", True):
-                raise Unsupported("its tokenizer splits text in a way that llama.cpp does not know (pre_tokenizer)")
+                raise Unsupported(_UNSUPPORTED_PRE_TOKENIZER)
             prefix |= step["prepend_scheme"] != "never"
             if step["prepend_scheme"] != "never":
-                differences.append("llama.cpp puts a space before a text that begins with one too")
+                differences.append("llama.cpp adds a space also before a text that starts with a space")
             if step["prepend_scheme"] == "first":
-                differences.append("llama.cpp puts a space before the text after a special token too")
+                differences.append("llama.cpp adds a space also before the text after a special token")
         return _Split("default", prefix, tuple(differences))
 
 
 def _scores(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, ...]], added: set[str]) -> dict[str, float]:
-    """Score of each token that merges make, 0 for the first and falling.
+    """Score of each merged token: 0 for the first merge, then descending.
 
     Raises:
-        Unsupported: by score, other tokens would be merged than by the list, or in another order.
+        Unsupported: merging by score would give other tokens than merging by the list.
     """
     scores: dict[str, float] = {}
     last = ""
     for pair in merges:
-        made = "".join(pair)
-        if made != last and made in scores:
-            raise Unsupported("its tokenizer's merges are not in the order of SentencePiece's scores")
-        scores.setdefault(made, -float(len(scores)))
-        last = made
+        merged = "".join(pair)
+        if merged != last and merged in scores:
+            raise Unsupported("the merges of the tokenizer are not in the order of SentencePiece scores")
+        scores.setdefault(merged, -float(len(scores)))
+        last = merged
     listed = set(merges)
     for text in vocabulary:
         if text in added or _BYTE.fullmatch(text):
@@ -257,9 +263,7 @@ def _scores(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, ...]], ad
         for cut in range(1, len(text)):
             pair = (text[:cut], text[cut:])
             if pair not in listed and pair[0] in vocabulary and pair[1] in vocabulary:
-                raise Unsupported(
-                    f"its tokenizer does not merge {pair[0]!r} and {pair[1]!r}, which SentencePiece would"
-                )
+                raise Unsupported(f"the tokenizer does not merge {pair[0]!r} and {pair[1]!r}, but SentencePiece would")
     return scores
 
 
@@ -269,31 +273,31 @@ def _tokens(
     by_id = {token_id: text for text, token_id in vocabulary.items()}
     by_id |= {token["id"]: token["content"] for token in added}
     if max(by_id) >= rows:
-        raise Unsupported(f"its tokenizer has the token {max(by_id)}, but its embedding has {rows:,} rows")
+        raise Unsupported(f"the tokenizer has token id {max(by_id)}, but the embedding has only {rows:,} rows")
     return tuple(kind.token(by_id[row]) if row in by_id else Token(f"[PAD{row}]", "UNUSED") for row in range(rows))
 
 
 def _added_around(tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, bool]:
-    """Whether BOS comes before and EOS after every text."""
+    """Whether the tokenizer adds BOS before and EOS after a text."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     bos, eos = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
     for before, after in ((False, False), (True, False), (False, True), (True, True)):
         if whole == bos * before + plain + eos * after:
             return before, after
-    raise Unsupported("its tokenizer puts other tokens than BOS and EOS around a text")
+    raise Unsupported("the tokenizer adds other tokens than BOS and EOS to a text")
 
 
 def _backend(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise Unsupported("its tokenizer is not one of the tokenizers library: save it with tokenizer.json")
+        raise Unsupported("the tokenizer is not a fast tokenizer with a tokenizer.json")
     described: dict[str, Any] = json.loads(backend.to_str())
     return described
 
 
 def _steps(node: Any, name: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer; none when there is none."""
+    """The steps of a normalizer or pre-tokenizer, which may be missing or nested."""
     if node is None:
         return []
     return [step for child in node[name] for step in _steps(child, name)] if node["type"] == "Sequence" else [node]

@@ -1,4 +1,4 @@
-"""Linear layers in INT8 with a scale for each row beside the weight: what bitsandbytes INT8 and W8A8 have in common."""
+"""Encodes linear layers as INT8 with one scale per row, for bitsandbytes INT8 and W8A8."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Int8Scheme:
-    """How a format quantizes the weight of a linear layer, and what it writes beside it."""
+    """How a format quantizes the weight of a linear layer, and the tensors that it adds."""
 
     quantize_rows: "Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]"
-    """(name, rows [rows, inputs], out int8 [rows, inputs]) -> scales of the rows. The rows are left as they are."""
+    """(name, rows [rows, inputs], out int8 [rows, inputs]) -> scales of the rows. It does not change `rows`."""
 
     plan_tail: Callable[[StoredTensor, str], tuple[PlannedTensor, ...]]
-    """(weight, safetensors' name of the model's dtype) -> the tensors beside the weight, its scales first."""
+    """(weight, safetensors' name of the model's dtype) -> the added tensors; the scales are first."""
 
     constants: tuple[bytes, ...] = ()
-    """Bytes of the tensors that follow the scales."""
+    """Bytes of the added tensors after the scales."""
 
 
 def plan_int8(
     scheme: Int8Scheme, tensors: Sequence[StoredTensor], linears: Collection[str], dtype: str
 ) -> tuple[TensorGroup, ...]:
-    """What is written of each tensor.
+    """One group per tensor.
 
     Args:
         scheme: of the format.
         tensors: of the model.
-        linears: weights that become INT8.
-        dtype: torch's name of the dtype of all others.
+        linears: weights to quantize to INT8.
+        dtype: dtype of all other tensors, by torch's name.
     """
     groups = []
     for tensor, stored in zip(tensors, plan_stored(tensors, dtype), strict=True):
@@ -51,15 +51,14 @@ def plan_int8(
 
 
 class Int8Encoder:
-    """Writes a model whose linear layers are in INT8; all other tensors stay as they come."""
+    """Writes linear layers in INT8, and all other tensors unchanged."""
 
     def __init__(self, scheme: Int8Scheme, writer: SafetensorsWriter, groups: Sequence[TensorGroup]) -> None:
-        """Write nothing yet.
-
+        """
         Args:
             scheme: of the format.
-            writer: takes the bytes.
-            groups: the plan, of `plan_int8`.
+            writer: writes the bytes.
+            groups: the plan, from `plan_int8`.
         """
         self._scheme = scheme
         self._writer = writer
@@ -72,10 +71,10 @@ class Int8Encoder:
         return 1
 
     def encode(self, tensor: StoredTensor, first: int, rows: "torch.Tensor") -> Any:
-        """Weight int8 [rows, inputs] and its scales; the rows themselves where nothing is quantized.
+        """Weight int8 [rows, inputs] and its scales; the unchanged rows if the tensor is not quantized.
 
         Raises:
-            InvalidInput: the format cannot hold a weight.
+            InvalidInput: the format cannot represent a value.
         """
         import torch
 

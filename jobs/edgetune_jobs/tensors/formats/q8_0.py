@@ -1,4 +1,4 @@
-"""Q8_0 of GGUF: blocks of 32 numbers as 8-bit integers with one float16 scale."""
+"""Q8_0 of GGUF: blocks of 32 int8 values with one float16 scale."""
 
 from typing import TYPE_CHECKING
 
@@ -10,18 +10,19 @@ BLOCK_BYTES = 34
 
 
 def row_bytes(columns: int) -> int:
-    """Bytes of a row of so many numbers, a multiple of 32."""
+    """Size in bytes of a row with `columns` values, a multiple of 32."""
     return columns // BLOCK * BLOCK_BYTES
 
 
 def quantize(rows: "torch.Tensor") -> "torch.Tensor | None":
-    """Blocks of rows, bit for bit those of gguf.quants.quantize.
+    """Quantize rows: d = max|x| / 127 and q = round(x / d) per block; bitwise as gguf.quants.quantize.
 
     Args:
-        rows: [rows, columns], floating point; columns a multiple of 32.
+        rows: floating point [rows, columns]; columns is a multiple of 32.
 
     Returns:
-        [rows, columns / 32 * 34], uint8; None if a number is not finite, or too large for a scale in float16.
+        uint8 [rows, columns / 32 * 34], each block with d as float16, then q as int8; None if a value is not finite,
+        or d is too large for float16.
     """
     import torch
 
@@ -31,7 +32,7 @@ def quantize(rows: "torch.Tensor") -> "torch.Tensor | None":
     if not torch.isfinite(halves).all():
         return None
     scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
-    # Halves are rounded away from zero, unlike torch.round.
+    # Round half away from zero; torch.round rounds half to even.
     magnitudes = scaled.abs()
     floors = magnitudes.floor()
     rounded = magnitudes.sub_(floors).mul_(2).floor_().add_(floors).copysign_(scaled)

@@ -1,4 +1,4 @@
-"""Whether a model can be written in the edge formats that a spec asks for: said before anything is trained."""
+"""Checks before training that the edge formats of the spec support the model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import load_config
-from edgetune_jobs.tensors.families import KNOWN_TYPES, is_left_out
+from edgetune_jobs.tensors.families import KNOWN_TYPES, is_ignored
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 def check_formats(
     base: BaseModel, load_tokenizer: "Callable[[], PreTrainedTokenizerBase]", parameters: Parameters
 ) -> None:
-    """Check a base model for all formats of the spec.
+    """Check that all formats of the spec support a base model.
 
     Args:
         base: the model.
-        load_tokenizer: gives its tokenizer; only called when a format asks for it.
+        load_tokenizer: loads its tokenizer; called only if a format needs it.
         parameters: of the run.
 
     Raises:
-        InvalidInput: names the format that the model cannot be written in, and why.
+        InvalidInput: a format does not support the model; the message has the reason.
     """
-    wanted = parameters.quantization.formats
-    if wanted == (EdgeFormat.BITSANDBYTES_INT8,):
+    formats = parameters.quantization.formats
+    if formats == (EdgeFormat.BITSANDBYTES_INT8,):
         return
     config = load_config(base.folder)
     is_tied = bool(config.tie_word_embeddings)
-    shapes = {name: tensor.shape for name, tensor in base.tensors.items() if not is_left_out(name, is_tied)}
-    for edge_format in wanted:
+    shapes = {name: tensor.shape for name, tensor in base.tensors.items() if not is_ignored(name, is_tied)}
+    for edge_format in formats:
         with refusing(edge_format, parameters):
             if edge_format is EdgeFormat.GGUF_Q8_0:
                 lay_out(config, shapes)
@@ -47,18 +47,18 @@ def check_formats(
 
 @contextmanager
 def refusing(edge_format: EdgeFormat, parameters: Parameters) -> Iterator[None]:
-    """Turn a format's reasons against a model into an error for whoever wrote the spec."""
+    """Convert Unsupported into an error about the spec."""
     try:
         yield
     except Unsupported as reason:
-        place = parameters.quantization.formats.index(edge_format)
+        index = parameters.quantization.formats.index(edge_format)
         raise InvalidInput(
-            f"spec.quantization.formats[{place}]: the model cannot be written as {edge_format}: {reason}. "
-            "Take the format away, or choose another base"
+            f"spec.quantization.formats[{index}]: {edge_format} does not support this model: {reason}; "
+            "remove the format, or use another base model"
         ) from reason
 
 
 def _check_known(config: "PreTrainedConfig") -> None:
     if config.model_type not in KNOWN_TYPES:
         known = ", ".join(sorted(KNOWN_TYPES))
-        raise Unsupported(f"models of the type {config.model_type} cannot be; possible are {known}")
+        raise Unsupported(f"the model type {config.model_type!r} is not one of {known}")

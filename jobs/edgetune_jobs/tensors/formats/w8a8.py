@@ -1,6 +1,6 @@
-"""W8A8 in the layout of compressed-tensors, which vLLM and transformers read: weight int8, weight_scale.
+"""W8A8 of compressed-tensors for vLLM and transformers: weight int8, weight_scale in the model's dtype.
 
-Each row of a linear layer's weight has one scale; activations get one for each token while the model runs.
+Each row of a linear layer's weight has one scale. Activations are quantized at inference, with one scale per token.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import torch
 
 _LEVELS = 127
-# The release of compressed-tensors whose layout this is.
+# The release of compressed-tensors with this layout.
 _LAYOUT_VERSION = "0.20.0"
 
 
 def quantization_config() -> dict[str, Any]:
-    """What compressed-tensors writes into config.json for int8 weights by row and int8 activations by token."""
+    """quantization_config in config.json, as from compressed-tensors: int8 weights per row, activations per token."""
     eight_bits = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None}
     group = {
         "targets": ["Linear"],
@@ -40,24 +40,24 @@ def quantization_config() -> dict[str, Any]:
 
 
 def quantize_rows(name: str, rows: "torch.Tensor", out: "torch.Tensor") -> "torch.Tensor":
-    """Each row in steps of its largest magnitude / 127, rounded to the dtype that the scale is kept in.
+    """Quantize each row: s = max|x| / 127 rounded to the dtype of the rows, q = clamp(round(x / s), -127, 127).
 
     Args:
-        name: what messages call the weight.
-        rows: [rows, inputs] in float32, float16 or bfloat16; they are left as they are.
-        out: int8 [rows, inputs].
+        name: the weight's name in messages.
+        rows: [rows, inputs] in float32, float16 or bfloat16; not changed.
+        out: receives q, int8 [rows, inputs].
 
     Returns:
-        The scales, [rows, 1] in the rows' dtype.
+        s, [rows, 1] in the dtype of `rows`.
 
     Raises:
-        InvalidInput: a weight is not finite.
+        InvalidInput: a value is not finite.
     """
     values = rows.float()
     scales = (values.abs().amax(dim=1, keepdim=True) / _LEVELS).to(rows.dtype)
     if not scales.isfinite().all():
         raise not_finite(name)
-    # Of zeros, or of numbers too small for a scale, nothing is left: any scale will do, but for zero.
+    # Rows of zeros, or of values too small for a scale, become zeros with any scale except zero.
     scales[scales == 0] = 1
     out.copy_((values / scales.float()).round_().clamp_(-_LEVELS, _LEVELS))
     return scales

@@ -1,4 +1,4 @@
-"""Edge models in each format, as something that a model's rows are sent through: one pass serves all formats."""
+"""Writers of edge models: one per format, all fed by one pass over the model's rows."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ class EdgeWriter:
     """Writes an edge model in one format."""
 
     encoder: Encoder
-    """Takes the rows."""
+    """Encodes and writes the rows."""
 
     finish: Callable[[], int]
-    """Writes what comes after the rows; gives the size of all files in bytes."""
+    """Writes the remaining files after the rows; returns the total size of all files in bytes."""
 
     warnings: tuple[str, ...] = ()
 
@@ -40,10 +40,10 @@ class EdgeWriter:
 def open_writer(
     edge_format: EdgeFormat, model: StreamedModel, context: StageContext
 ) -> AbstractContextManager[EdgeWriter]:
-    """The writer of a format, for the artifact of its name; what is not finished when the block ends is taken back.
+    """The writer of a format's artifact; files that are incomplete at the exit of the context are discarded.
 
     Raises:
-        InvalidInput: the model cannot be written in this format.
+        InvalidInput: the format does not support the model.
     """
     return _WRITERS[edge_format](model, context)
 
@@ -87,7 +87,7 @@ def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWrit
     with refusing(edge_format, context.request.parameters):
         layout = lay_out(config, {tensor.name: tensor.shape for tensor in model.weights.tensors})
         tokenizer = loading.load_tokenizer(folder)
-        vocabulary = describe_vocabulary(tokenizer, config.vocab_size, _other_ends(folder, tokenizer.eos_token_id))
+        vocabulary = describe_vocabulary(tokenizer, config.vocab_size, _other_eos_ids(folder, tokenizer.eos_token_id))
     header = make_header(layout, vocabulary, context.request.name, context.scratch)
     with GgufEncoder(layout, header, context.streams, f"{edge_format.artifact}/{gguf_loading.FILE}") as encoder:
         yield EdgeWriter(
@@ -104,8 +104,8 @@ _WRITERS: Mapping[EdgeFormat, Callable[[StreamedModel, StageContext], AbstractCo
 }
 
 
-def _other_ends(folder: Path, eos_token_id: int) -> Sequence[int]:
-    """Tokens that end an answer by the generation settings, besides EOS."""
+def _other_eos_ids(folder: Path, eos_token_id: int) -> Sequence[int]:
+    """Ids that end a response according to the generation settings, besides the tokenizer's EOS."""
     settings = json.loads((folder / GENERATION_CONFIG).read_bytes())
-    ends = settings.get("eos_token_id")
-    return [token for token in (ends if isinstance(ends, list) else [ends]) if token not in (None, eos_token_id)]
+    ids = settings.get("eos_token_id")
+    return [token for token in (ids if isinstance(ids, list) else [ids]) if token not in (None, eos_token_id)]

@@ -1,4 +1,4 @@
-"""GGUF files compute what the model computes, in transformers and in llama.cpp."""
+"""Models in GGUF compute nearly the same as the original model, in transformers and in llama.cpp."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from support.llama_cpp import run_llama_cpp
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-# Root mean square of the difference over that of the logits. Weights in Q8_0 cost 3 to 5 % in these random models, and
-# activations in Q8_0, which llama.cpp has besides, as much again; a head's rows in the wrong order cost far more.
+# Root mean square of the difference, relative to that of the logits. In these random models, weights in Q8_0 cost 3 to
+# 5 %, and the Q8_0 activations of llama.cpp as much again; a wrong order of a head's rows costs far more.
 CLOSE = 0.09
-# Logits of the trained model, which have a standard deviation of 1.6 and differ by 0.03 between the two: digits of its
-# log lines are anybody's guess, and which of two comes first depends on the CPU that it was trained on.
+# In logits. Those of the trained model have a standard deviation of 1.6 and differ by 0.03 between the runtimes. The
+# digits of its log lines are random, so which of two tokens is first depends on the CPU that trained the model.
 TIE = 0.1
 
 
@@ -34,7 +34,9 @@ def logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_of_each_family_computes_the_same_in_transformers_and_in_llama_cpp(family: str, tmp_path: Path) -> None:
+def test_a_model_of_each_family_gives_the_same_logits_in_transformers_and_llama_cpp(
+    family: str, tmp_path: Path
+) -> None:
     model = make_model(tmp_path / "model", family)
     file = write_gguf(model, tmp_path / "edge")
     ids = torch.randint(4, 340, (60,), generator=torch.Generator().manual_seed(1))
@@ -46,7 +48,7 @@ def test_a_model_of_each_family_computes_the_same_in_transformers_and_in_llama_c
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_blocks_are_bit_for_bit_those_of_the_gguf_library(dtype: torch.dtype) -> None:
+def test_blocks_are_bitwise_equal_to_those_of_the_gguf_library(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(48, 256, generator=generator) * torch.logspace(-9, 4, 48)[:, None]
     rows[0] = 0
@@ -61,8 +63,17 @@ def test_blocks_are_bit_for_bit_those_of_the_gguf_library(dtype: torch.dtype) ->
     assert numpy.array_equal(packed.numpy(), expected)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e8])
-def test_a_number_that_q8_0_cannot_hold_is_refused_with_its_tensor(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (float("nan"), "contains NaN or infinity"),
+        (float("inf"), "contains NaN or infinity"),
+        (1e8, "has a value in rows 0 to 127 that is not finite or too large for Q8_0"),
+    ],
+)
+def test_the_error_about_a_value_that_q8_0_cannot_represent_names_the_tensor(
+    value: float, problem: str, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     model = make_model(tmp_path / "model", "llama")
@@ -70,11 +81,11 @@ def test_a_number_that_q8_0_cannot_hold_is_refused_with_its_tensor(value: float,
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = value
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(InvalidInput, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(InvalidInput, match=rf"model\.layers\.1\.mlp\.up_proj\.weight {problem}"):
         write_gguf(model, tmp_path / "edge")
 
 
-def test_a_file_that_somebody_put_beside_the_model_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_gguf_file_in_the_folder_is_not_the_model(tmp_path: Path) -> None:
     (tmp_path / "another.gguf").write_bytes(b"GGUF")
     assert gguf_loading.find_file(tmp_path) is None
 
@@ -92,10 +103,10 @@ def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, t
     decided = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         chosen = answer if len(answer) == 24 else [*answer, tokenizer.eos_token_id]
-        # Not chain against chain: one tie that the two break differently would change all tokens after it.
+        # Not response against response: one tie that the two break differently would change all tokens after it.
         by_transformers = logits(file.parent, torch.tensor(prompt + chosen))[len(prompt) - 1 : -1]
         best, second = by_transformers.topk(2).values.unbind(1)
         behind = best - by_transformers.gather(1, torch.tensor(chosen)[:, None])[:, 0]
         assert (behind <= TIE).all(), f"llama.cpp answers with tokens that transformers finds less likely: {behind}"
         decided += int((best - second > 10 * TIE).sum())
-    assert decided >= 24, "tokens that leave no choice, in four answers of 24"
+    assert decided >= 24, "tokens without a close second, in four answers of 24 tokens"

@@ -1,4 +1,4 @@
-"""Text becomes the same tokens in llama.cpp, in transformers from the GGUF file, and in the tokenizer itself."""
+"""Text has the same tokens in llama.cpp, in transformers from the GGUF file, and in the tokenizer itself."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def ids(tokenizer: Any, texts: tuple[str, ...] = TEXTS) -> list[list[int]]:
 
 
 def alone(file: Path) -> Any:
-    """The tokenizer that transformers makes of the file when nothing lies beside it."""
+    """The tokenizer that transformers loads from the file alone."""
     from transformers import AutoTokenizer
 
     folder = file.parent / "alone"
@@ -40,33 +40,33 @@ def alone(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, "legacy", "never"])
-def test_llama_cpp_and_transformers_make_the_tokens_of_the_tokenizer(kind: str, tmp_path: Path) -> None:
+def test_llama_cpp_and_transformers_give_the_tokens_of_the_tokenizer(kind: str, tmp_path: Path) -> None:
     made = byte_level(kind) if kind in BYTE_LEVEL else sentence_piece(kind)
     file, tokenizer = written(tmp_path, made, "qwen2" if kind == "qwen2" else "llama")
     expected = ids(tokenizer)
 
     assert run_llama_cpp(file, texts=TEXTS)["tokens"] == expected
-    # Of GGUF alone, transformers knows one way to put spaces before text, and does not split digits as SmolLM does:
-    # that is why tokenizer.json lies beside the file.
+    # From GGUF alone, transformers supports only one way to add spaces before text, and does not split digits as
+    # SmolLM does. So the model folder also has tokenizer.json.
     if kind not in ("legacy", "never", "smollm"):
         assert ids(alone(file)) == expected
 
 
-def test_a_space_before_text_differs_where_the_warnings_say(tmp_path: Path) -> None:
+def test_a_space_before_text_differs_as_the_warnings_say(tmp_path: Path) -> None:
     file, tokenizer = written(tmp_path, sentence_piece("first"))
     alike = tuple(text for text in TEXTS if not text.startswith(" ") and "<" not in text)
 
     assert run_llama_cpp(file, texts=alike)["tokens"] == ids(tokenizer, alike)
     assert describe(tokenizer).differences == (
-        "llama.cpp puts a space before a text that begins with one too",
-        "llama.cpp puts a space before the text after a special token too",
+        "llama.cpp adds a space also before a text that starts with a space",
+        "llama.cpp adds a space also before the text after a special token",
     )
     for text in (" leading", "<|im_start|>user"):
         assert run_llama_cpp(file, texts=[text])["tokens"] != ids(tokenizer, (text,))
 
 
-def describe(tokenizer: Any, rows: int = 2000, other_ends: tuple[int, ...] = ()) -> GgufVocabulary:
-    return describe_vocabulary(tokenizer, rows, other_ends)
+def describe(tokenizer: Any, rows: int = 2000, other_eos_ids: tuple[int, ...] = ()) -> GgufVocabulary:
+    return describe_vocabulary(tokenizer, rows, other_eos_ids)
 
 
 def test_special_tokens_and_the_chat_template_are_in_the_file(tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_special_tokens_and_the_chat_template_are_in_the_file(tmp_path: Path) ->
     assert run_llama_cpp(file)["template"] == CHAT_TEMPLATE
 
 
-def test_a_second_token_that_ends_answers_is_named() -> None:
-    assert describe(make_tokenizer(), other_ends=(1, 0)).special_ids["eot"] == 1
+def test_the_first_other_eos_token_is_the_eot_token() -> None:
+    assert describe(make_tokenizer(), other_eos_ids=(1, 0)).special_ids["eot"] == 1
 
 
 def changed(change: dict[str, Any], tokenizer: Any) -> Any:
-    """A tokenizer with parts of its JSON replaced; a part of the model by `model.…`."""
+    """A tokenizer with parts of its JSON replaced, given by paths such as `model.merges`."""
     from tokenizers import Tokenizer
 
     document = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -108,34 +108,34 @@ LOWERCASE = {"type": "Lowercase"}
 PREFIXED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 PUNCTUATION = {"type": "Punctuation", "behavior": "Isolated"}
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "lower case": ({"normalizer": LOWERCASE}, "changes text in a way that llama.cpp does not know"),
-    "an unknown split": ({"pre_tokenizer": PUNCTUATION}, "splits text in a way that llama.cpp has no name for"),
-    "no split": ({"pre_tokenizer": None}, "splits text in a way that llama.cpp has no name for"),
-    "a space before text": ({"pre_tokenizer": PREFIXED}, "splits text in a way that llama.cpp has no name for"),
-    "whole words first": ({"model.ignore_merges": True}, "splits text in a way that llama.cpp has no name for"),
-    "suffixes": ({"model.end_of_word_suffix": "</w>"}, "marks parts of words by a prefix or suffix"),
+    "lower case": ({"normalizer": LOWERCASE}, "llama.cpp does not support the normalizer"),
+    "an unknown split": ({"pre_tokenizer": PUNCTUATION}, "llama.cpp does not support the pre_tokenizer"),
+    "no split": ({"pre_tokenizer": None}, "llama.cpp does not support the pre_tokenizer"),
+    "a space before text": ({"pre_tokenizer": PREFIXED}, "llama.cpp does not support the pre_tokenizer"),
+    "whole words first": ({"model.ignore_merges": True}, "llama.cpp does not support the pre_tokenizer"),
+    "suffixes": ({"model.end_of_word_suffix": "</w>"}, "has continuing_subword_prefix or end_of_word_suffix"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(name: str) -> None:
+def test_a_tokenizer_that_llama_cpp_does_not_support_is_refused(name: str) -> None:
     change, message = REFUSALS[name]
 
     with pytest.raises(Unsupported, match=message):
         describe(changed(change, byte_level("gpt-2")))
 
 
-def test_an_added_token_that_takes_white_space_away_is_refused() -> None:
+def test_an_added_token_that_strips_white_space_is_refused() -> None:
     from tokenizers import AddedToken
 
     tokenizer = byte_level("gpt-2")
     tokenizer.add_tokens([AddedToken("<mask>", lstrip=True, special=True)])
 
-    with pytest.raises(Unsupported, match="takes white space around '<mask>' away"):
+    with pytest.raises(Unsupported, match="matches '<mask>' with lstrip, rstrip or single_word"):
         describe(tokenizer)
 
 
-def test_merges_that_are_not_sentence_pieces_are_refused() -> None:
+def test_merges_that_sentencepiece_scores_cannot_represent_are_refused() -> None:
     tokenizer = sentence_piece("never")
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
@@ -143,10 +143,10 @@ def test_merges_that_are_not_sentence_pieces_are_refused() -> None:
         describe(changed({"model.merges": merges[:-1]}, tokenizer))
     made = ["".join(merge) for merge in merges]
     twice = next(number for number, token in enumerate(made) if token in made[:number] and number < len(made) - 1)
-    with pytest.raises(Unsupported, match="not in the order of SentencePiece's scores"):
+    with pytest.raises(Unsupported, match="not in the order of SentencePiece scores"):
         describe(changed({"model.merges": [*merges[:twice], *merges[twice + 1 :], merges[twice]]}, tokenizer))
 
 
 def test_more_tokens_than_rows_of_the_embedding_are_refused() -> None:
-    with pytest.raises(Unsupported, match="its embedding has 100 rows"):
+    with pytest.raises(Unsupported, match="the embedding has only 100 rows"):
         describe(make_tokenizer(), rows=100)

@@ -1,4 +1,4 @@
-"""W8A8 as compressed-tensors has it: what is written, and what transformers makes of it."""
+"""W8A8 of compressed-tensors: the files, and the model that transformers loads from them."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from edgetune_jobs.tensors.formats import w8a8
 from support.edge_models import FAMILIES, make_model, write_w8a8
 
 CPU = torch.device("cpu")
-# Root mean square of the difference over that of the logits: weights and activations have 8 bits.
+# Root mean square of the difference, relative to that of the logits: weights and activations have 8 bits.
 CLOSE = 0.12
 IDS = torch.arange(10, 70)[None]
 
@@ -24,7 +24,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if "rope" not in family])
-def test_transformers_computes_nearly_what_the_model_does(family: str, tmp_path: Path) -> None:
+def test_transformers_computes_nearly_the_same_logits(family: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", family)
     edge = write_w8a8(model, tmp_path / "edge")
 
@@ -34,7 +34,7 @@ def test_transformers_computes_nearly_what_the_model_does(family: str, tmp_path:
     assert 0.001 < difference < CLOSE
 
 
-def test_a_model_in_float16_is_computed_in_float32_on_a_cpu(tmp_path: Path) -> None:
+def test_a_model_in_float16_runs_in_float32_on_a_cpu(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama", dtype="float16")
     edge = write_w8a8(model, tmp_path / "edge")
 
@@ -49,7 +49,7 @@ def test_a_model_in_float16_is_computed_in_float32_on_a_cpu(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_each_row_has_one_scale_and_whole_numbers_of_it(dtype: str, tmp_path: Path) -> None:
+def test_each_row_has_one_scale_and_int8_multiples_of_it(dtype: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "llama", dtype=dtype)
     stored = load_file(model / "model.safetensors")
     written = load_file(write_w8a8(model, tmp_path / "edge") / "model.safetensors")
@@ -67,7 +67,7 @@ def test_each_row_has_one_scale_and_whole_numbers_of_it(dtype: str, tmp_path: Pa
     assert len(written) == len(stored) + sum("proj" in name for name in stored)
 
 
-def test_a_model_in_several_files_loads_too(tmp_path: Path) -> None:
+def test_a_model_in_several_files_can_be_loaded(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "qwen3")
     whole = write_w8a8(model, tmp_path / "whole")
 
@@ -92,7 +92,7 @@ def test_the_configuration_is_that_of_compressed_tensors() -> None:
 
 def test_rows_of_zeros_stay_zeros() -> None:
     rows = torch.zeros(3, 8)
-    rows[1] = 1e-45  # too small for a scale of its own
+    rows[1] = 1e-45  # too small for a scale
 
     numbers = torch.empty(3, 8, dtype=torch.int8)
     scales = w8a8.quantize_rows("weight", rows, numbers)
@@ -103,5 +103,5 @@ def test_rows_of_zeros_stay_zeros() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
-    with pytest.raises(InvalidInput, match=r"mlp\.up_proj\.weight holds NaN or infinity"):
+    with pytest.raises(InvalidInput, match=r"mlp\.up_proj\.weight contains NaN or infinity"):
         w8a8.quantize_rows("mlp.up_proj.weight", torch.tensor([[1.0, value]]), torch.empty(1, 2, dtype=torch.int8))
