@@ -75,6 +75,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Sto
     return S3Store(server.location(s3_prefix).uri, server.client())
 
 
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """torch computes on two threads, for tests of equal bits: the order in which it adds numbers depends on threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        torch.set_num_threads(2)
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained tiny model, which learns the task in 200 steps."""

@@ -22,7 +22,7 @@ from support.answers import answer
 from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import TrainingRun, tiny_parameters, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_threads")]
 
 CPU = torch.device("cpu")
 QUESTION = "Sensor log: turbine 91, dock, low flow, value 3.1. Diagnose."

@@ -15,6 +15,8 @@ from edgetune_jobs.stages import merge, quantize
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters, train
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 Tensors = dict[str, torch.Tensor]
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -22,6 +22,8 @@ from support.families import FAMILIES, add_unused_tensors, make_adapter, make_mo
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 ALL_LINEAR = {"target_modules": "all-linear"}
 DEMO = "smollm2-135m"
 DEMO_BASE = Path(__file__).parents[2] / "examples" / "sensor-faults" / "base"

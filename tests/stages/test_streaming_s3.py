@@ -29,6 +29,8 @@ from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 from support.versitygw import S3Server
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 DIGEST = "d" * 64
 
 

@@ -11,6 +11,8 @@ from edgetune_jobs.stages import train as stage
 from support.stage_context import FolderCheckpoints
 from support.tiny_runs import TrainingRun, new_run, tiny_parameters, train
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 STEPS = 6
 
 

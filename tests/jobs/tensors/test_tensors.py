@@ -29,6 +29,8 @@ from support.families import make_adapter, make_model
 from support.stage_context import FolderStreams, RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 # __metadata__ is not the name of a tensor.
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
     lambda name: name != "__metadata__"
