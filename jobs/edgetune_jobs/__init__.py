@@ -1,4 +1,4 @@
-"""Training, merging, quantization, evaluation and publishing: the code that runs in the stages' containers.
+"""Training, merging, quantization, evaluation and publishing: what the stages' containers run.
 
     __main__                                           the process's entry point
     runtime, stages                                    the process around a stage, and the stages' bodies

@@ -1,4 +1,4 @@
-"""The process around a stage: request in, inputs fetched, body called, outputs and manifest written, exit code out.
+"""The process around a stage: request, inputs, body, outputs, manifest, exit code.
 
 Imports every package except stages, whose modules it loads by name.
 """

@@ -1,4 +1,4 @@
-"""evaluate: score base, tuned, merged and edge model on the same held-out rows, one model in memory at a time.
+"""evaluate: score base, tuned, merged and edge model on the same held-out rows, one at a time.
 
 With an edge budget, also measure base and edge models on the CPU, each in a process of its own.
 """

@@ -1,4 +1,4 @@
-"""publish: check the gates, write the version with its provenance, and move the pointer if all gates pass.
+"""publish: check the gates, write the version with its provenance, move the pointer if all gates pass.
 
 With a pin: only move the pointer to the pinned version.
 """

@@ -1,4 +1,4 @@
-"""quantize: write the edge model in each format of the spec, in one pass over the weights if they can be streamed."""
+"""quantize: write the edge model in each format of the spec, in one pass if weights can be streamed."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""train: train an adapter by QLoRA or LoRA on the prepared rows, resuming from the newest checkpoint in the store."""
+"""train: an adapter by QLoRA or LoRA on the prepared rows, resumed from the newest checkpoint."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
