@@ -12,7 +12,7 @@ from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.messages import count
-from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 
 # The limit of the safetensors library.
 MAX_HEADER_BYTES = 100_000_000
@@ -115,7 +115,7 @@ def parse_header(header: bytes, data_bytes: int, file: str) -> dict[str, Tensor]
         entries = parse_json(header.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _invalid(file, "the header is not valid UTF-8") from error
-    except BrokenJson as error:
+    except InvalidJson as error:
         raise _invalid(file, f"the header is {error.reason}") from error
     _check_metadata(file, entries.pop(METADATA, {}))
     tensors = {name: _tensor(file, name, entry) for name, entry in entries.items()}

@@ -9,7 +9,7 @@ from edgetune_jobs.messages import count, some
 from edgetune_jobs.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.safetensors_header import read_header
-from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -144,7 +144,7 @@ def read_json(folder: ModelFolder, name: str) -> dict[str, Any]:
         value = parse_json((folder.fetch([name]) / name).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{folder.label}: {name} is not valid UTF-8; save or copy the model again") from error
-    except BrokenJson as error:
+    except InvalidJson as error:
         place = "" if error.line is None else f" (line {error.line}, column {error.column})"
         raise InvalidInput(f"{folder.label}: {name} is {error.reason}{place}; save or copy the model again") from error
     if not isinstance(value, dict):

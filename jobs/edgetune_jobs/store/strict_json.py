@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 
-class BrokenJson(ValueError):
+class InvalidJson(ValueError):
     """The text is not strict JSON. `line` and `column` count from 1; None if the parser does not report a position."""
 
     def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
@@ -19,17 +19,17 @@ def parse_json(text: str) -> Any:
     """Value of a JSON text.
 
     Raises:
-        BrokenJson: the text is not strict JSON, or is nested too deeply.
+        InvalidJson: the text is not strict JSON, or is nested too deeply.
     """
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         hint = " (NUL bytes: if the file is UTF-16, save it as UTF-8)" if "\x00" in text else ""
-        raise BrokenJson(f"broken JSON: {error.msg}{hint}", error.lineno, error.colno) from error
+        raise InvalidJson(f"invalid JSON: {error.msg}{hint}", error.lineno, error.colno) from error
     except RecursionError as error:
-        raise BrokenJson("broken JSON: nested too deeply") from error
+        raise InvalidJson("invalid JSON: nested too deeply") from error
     except ValueError as error:  # NaN, a duplicate field, or a number with thousands of digits
-        raise BrokenJson(f"broken JSON: {error}") from error
+        raise InvalidJson(f"invalid JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

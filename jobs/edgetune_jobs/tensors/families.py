@@ -14,7 +14,7 @@ from typing import Any
 from edgetune_jobs.models.folder import CONFIG, ModelFolder
 from edgetune_jobs.models.libraries import load_config
 from edgetune_jobs.models.weights import OUTPUT_HEAD, TORCH_DTYPES, StoredTensor
-from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 from edgetune_jobs.tensors.row_reader import pieces
 
 Shape = tuple[int, ...]
@@ -208,7 +208,7 @@ def find_layout(model: ModelFolder, tensors: Sequence[StoredTensor]) -> Layout:
 def _read_settings(folder: Path) -> Mapping[str, Any]:
     try:
         settings = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, BrokenJson) as error:
+    except (OSError, UnicodeDecodeError, InvalidJson) as error:
         raise CannotStream(f"its {CONFIG} cannot be read") from error
     if not isinstance(settings, dict):
         raise CannotStream(f"its {CONFIG} is not a JSON object")

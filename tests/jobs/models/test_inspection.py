@@ -127,11 +127,11 @@ def _write(name: str, content: str) -> Callable[[Path], object]:
     ("change", "reasons"),
     [
         (_remove("config.json"), ["spec.baseModel.uri: ", "has no config.json (found: model.safetensors, tokenizer"]),
-        (_write("config.json", "{"), ["spec.baseModel.uri: ", ": config.json is broken JSON", "(line 1, column 2)"]),
+        (_write("config.json", "{"), ["spec.baseModel.uri: ", ": config.json is invalid JSON", "(line 1, column 2)"]),
         (_write("config.json", "[]"), ["spec.baseModel.uri: ", ": config.json is not a JSON object"]),
         (
             _write("config.json", "[" * 99_999),
-            [": config.json is broken JSON: nested too deeply"],
+            [": config.json is invalid JSON: nested too deeply"],
         ),
         (
             _rename("model.safetensors", "pytorch_model.bin"),

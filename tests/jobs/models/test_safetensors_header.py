@@ -69,8 +69,8 @@ def test_a_handwritten_header_gives_its_tensors() -> None:
         ((2).to_bytes(8, "little") + b"[]", "the header does not start with {"),
         ((0).to_bytes(8, "little"), "the header does not start with {"),
         ((2).to_bytes(8, "little") + b"{\xff", "the header is not valid UTF-8"),
-        ((2).to_bytes(8, "little") + b"{,", "the header is broken JSON"),
-        ((400_000).to_bytes(8, "little") + b'{"a":' * 80_000, "the header is broken JSON: nested too deeply"),
+        ((2).to_bytes(8, "little") + b"{,", "the header is invalid JSON"),
+        ((400_000).to_bytes(8, "little") + b'{"a":' * 80_000, "the header is invalid JSON: nested too deeply"),
         (safetensors_bytes({}, 1), "no tensor covers 1 byte at the end"),
     ],
 )

@@ -17,7 +17,7 @@ from edgetune_jobs.data.readers.rows import (
     wrong_encoding,
 )
 from edgetune_jobs.messages import count
-from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 
 # surrogateescape decodes invalid bytes to these characters, so that rows after an invalid cell can be read.
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)
@@ -105,7 +105,7 @@ def _to_row(place: Place, cells: list[str], columns: list[str], list_fields: Col
         if column in list_fields and cell.lstrip().startswith("["):
             try:
                 row[column] = parse_json(cell)
-            except BrokenJson as error:
+            except InvalidJson as error:
                 return BadRow(place, f"{column!r} starts with '[', but is {error.reason}")
     return RawRow(place, row)
 

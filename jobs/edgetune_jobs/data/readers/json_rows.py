@@ -14,7 +14,7 @@ from edgetune_jobs.data.readers.rows import (
     not_utf8,
     wrong_encoding,
 )
-from edgetune_jobs.store.strict_json import BrokenJson, parse_json
+from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 
 # A .json file is parsed as a whole, which takes several times its size in memory.
 MAX_JSON_BYTES = 2**30
@@ -62,7 +62,7 @@ def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
         return
     try:
         rows = parse_json(_decode(content))
-    except BrokenJson as error:
+    except InvalidJson as error:
         yield _bad_file(name, error)
         return
     for number, value in enumerate(rows, start=1):
@@ -73,7 +73,7 @@ def _read_objects(path: Path, name: str, content: bytes) -> Iterator[RawRow | Ba
     """Rows of a .json file that is not a list: one object per line, or a single object on several lines."""
     try:
         value = parse_json(_decode(content))
-    except BrokenJson as error:
+    except InvalidJson as error:
         first_line = content.lstrip().split(b"\n", maxsplit=1)[0].rstrip()
         if first_line.startswith(b"{") and first_line.endswith(b"}"):
             yield from read_jsonl(path, name)
@@ -83,12 +83,12 @@ def _read_objects(path: Path, name: str, content: bytes) -> Iterator[RawRow | Ba
     yield RawRow(Place(name, Unit.ROW, 1), value)
 
 
-def _bad_file(name: str, error: BrokenJson) -> BadRow:
+def _bad_file(name: str, error: InvalidJson) -> BadRow:
     place = Place(name) if error.line is None else Place(name, Unit.LINE, error.line)
     return BadRow(place, _with_column(error))
 
 
-def _with_column(error: BrokenJson) -> str:
+def _with_column(error: InvalidJson) -> str:
     return error.reason if error.column is None else f"{error.reason}, column {error.column}"
 
 
@@ -96,14 +96,14 @@ def _decode(content: bytes) -> str:
     """The text of a whole file.
 
     Raises:
-        BrokenJson: the file is not valid UTF-8.
+        InvalidJson: the file is not valid UTF-8.
     """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line_start = content.rfind(b"\n", 0, error.start) + 1
         line = content.count(b"\n", 0, error.start) + 1
-        raise BrokenJson(
+        raise InvalidJson(
             not_utf8(content[error.start], f"at position {error.start - line_start + 1} of the line"), line
         ) from error
 
@@ -134,5 +134,5 @@ def _parse_line(place: Place, line: bytes | None, max_row_bytes: int) -> RawRow 
         return None
     try:
         return RawRow(place, parse_json(text))
-    except BrokenJson as error:
+    except InvalidJson as error:
         return BadRow(place, _with_column(error))

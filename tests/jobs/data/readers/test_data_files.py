@@ -108,12 +108,12 @@ def test_an_empty_parquet_file_is_invalid_and_one_without_rows_has_no_rows(tmp_p
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"instruction": "a"', "broken JSON: Expecting ',' delimiter, column 20"),
-        ("instruction: a", "broken JSON: Expecting value, column 1"),
-        ('{"instruction": NaN, "response": "b"}', "broken JSON: NaN is not a JSON number"),
-        ('{"instruction": "a", "instruction": "c"}', "broken JSON: duplicate field 'instruction'"),
-        ("[" * 100_000, "broken JSON: nested too deeply"),
-        ("1" * 5000, "broken JSON: Exceeds the limit"),
+        ('{"instruction": "a"', "invalid JSON: Expecting ',' delimiter, column 20"),
+        ("instruction: a", "invalid JSON: Expecting value, column 1"),
+        ('{"instruction": NaN, "response": "b"}', "invalid JSON: NaN is not a JSON number"),
+        ('{"instruction": "a", "instruction": "c"}', "invalid JSON: duplicate field 'instruction'"),
+        ("[" * 100_000, "invalid JSON: nested too deeply"),
+        ("1" * 5000, "invalid JSON: Exceeds the limit"),
         ('{"instruction": "\x00", "response": "b"}', "NUL bytes: if the file is UTF-16"),
         ("[1, 2]", "expected an object, found a list; if the file is one JSON list, name it .json"),
         ("7", "expected an object, found a number"),
@@ -155,15 +155,15 @@ def test_a_json_file_may_have_one_object_per_line(tmp_path: Path) -> None:
     path = write_file(tmp_path / "rows.json", f"{GOOD}\n{GOOD[:-1]}\n{GOOD}\n")
     data_set, problems = read(path)
     assert len(data_set.examples) == 2
-    assert problems == ["rows.json line 2: broken JSON: Expecting ',' delimiter, column 37"]
+    assert problems == ["rows.json line 2: invalid JSON: Expecting ',' delimiter, column 37"]
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('[{"instruction": "a",\n "response": }]', "rows.json line 2: broken JSON: Expecting value, column 14"),
-        ('{\n "instruction": "a"', "rows.json line 2: broken JSON: Expecting ',' delimiter, column 20"),
-        ("[" * 100_000, "rows.json: broken JSON: nested too deeply"),
+        ('[{"instruction": "a",\n "response": }]', "rows.json line 2: invalid JSON: Expecting value, column 14"),
+        ('{\n "instruction": "a"', "rows.json line 2: invalid JSON: Expecting ',' delimiter, column 20"),
+        ("[" * 100_000, "rows.json: invalid JSON: nested too deeply"),
         ('{"data": []}', "rows.json row 1: missing field 'instruction' (found: 'data')"),
         ("[[1]]", "rows.json row 1: expected an object, found a list"),
         ('"text"', "rows.json row 1: expected an object, found a string"),
@@ -200,7 +200,7 @@ def test_a_csv_cell_may_contain_a_list_of_keywords(tmp_path: Path) -> None:
     content = 'instruction,response,expected_keyword\na,b,"[""x"", ""y""]"\nc,d,z\ne,f,\ng,h,"[x"\n'
     data_set, problems = read(write_file(tmp_path / "rows.csv", content))
     assert [example.keywords for example in data_set.examples] == [("x", "y"), ("z",), ()]
-    assert problems == ["rows.csv line 5: 'expected_keyword' starts with '[', but is broken JSON: Expecting value"]
+    assert problems == ["rows.csv line 5: 'expected_keyword' starts with '[', but is invalid JSON: Expecting value"]
 
 
 def test_a_line_longer_than_the_limit_is_an_error_and_the_rows_after_it_are_read(tmp_path: Path) -> None:
