@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgetune_contract.model import Model
 from edgetune_contract.request import CONTRACT_VERSION, Failure, StoreLocation
+from edgetune_contract.schema import Model
 
 
 class CleanUpRequest(Model):

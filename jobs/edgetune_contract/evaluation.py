@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from edgetune_contract.model import Model
 from edgetune_contract.quantities import ByteQuantity, CpuQuantity
+from edgetune_contract.schema import Model
 
 
 class EdgeBudget(Model):

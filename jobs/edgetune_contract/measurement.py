@@ -1,7 +1,7 @@
 """Speed and memory of models on a CPU, measured by evaluate if spec.evaluation.edge is set."""
 
-from edgetune_contract.model import Model
 from edgetune_contract.pipeline import BASE, EDGE
+from edgetune_contract.schema import Model
 
 
 class ModelSpeed(Model):

@@ -8,8 +8,8 @@ from pydantic import Field, JsonValue, model_validator
 from pydantic_core import to_json
 
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.model import Model
 from edgetune_contract.pipeline import BASE, EDGE, TUNED
+from edgetune_contract.schema import Model
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.evaluation import EvaluationSpec
-from edgetune_contract.model import Model, Rule
+from edgetune_contract.schema import Model, Rule
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"

@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import AfterValidator, JsonValue
 
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, Digest, FileEntry, Resolved, Scores
+from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 
 _EDGE_FOLDER = re.compile(rf"{Stage.QUANTIZE}/[0-9a-f]{{64}}/[0-9a-f]+/(?P<name>[^/]+)")

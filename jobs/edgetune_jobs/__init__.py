@@ -7,7 +7,7 @@
     models                                             models and adapters as folders of safetensors
     data                                               rows, prompts, tokens
     store                                              S3, local folders, the hub
-    errors, messages                                   errors that end a stage; parts of messages
+    errors, wording                                    errors that end a stage; parts of messages
 
 A package imports only from the lines below its own. import-linter checks this (pyproject.toml).
 """

@@ -12,15 +12,15 @@ from rich.console import Console
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import ObjectBusy
 from edgetune_cli.local.objects import ObjectFolder
-from edgetune_cli.local.planning import plan_object
+from edgetune_cli.local.plan_command import plan_object
 from edgetune_cli.local.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkDir, read_object, read_profiles
-from edgetune_cli.show import ProgressView, local_path, show_outcome
+from edgetune_cli.status_tables import ProgressView, local_path, show_outcome
 from edgetune_cli.store import commands as store_commands
 from edgetune_cli.store.view import open_store_view
 from edgetune_contract.pipeline import is_edge
 from edgetune_operator.api.names import Key
-from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.state_machine import Outcome
 
 app = typer.Typer(
     help="From one LoraFineTune object to a scored INT8 edge model.",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from edgetune_cli.show import show_outcome
+from edgetune_cli.status_tables import show_outcome
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import SHORT_VERSION, LoraFineTuneStatus, StageState, StageStatus

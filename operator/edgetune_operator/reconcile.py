@@ -20,9 +20,9 @@ from edgetune_operator.decisions.deletion import (
     waiting_for_pods,
 )
 from edgetune_operator.decisions.diagnosis import silent_wait
+from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
-from edgetune_operator.decisions.plan import DeleteJob, Plan, plan, refused
-from edgetune_operator.decisions.render import render_clean_up, render_job
+from edgetune_operator.decisions.state_machine import DeleteJob, Plan, plan, refused
 from edgetune_operator.decisions.status import project, project_deletion
 
 

@@ -5,7 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 from edgetune_operator.api import names
-from edgetune_operator.cluster.cache import Cache, Kind
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from support.kube import Kube
 
 

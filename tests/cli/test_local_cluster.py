@@ -8,7 +8,7 @@ from rich.console import Console
 
 from edgetune_cli.local.cluster import LocalCluster, ObjectBusy
 from edgetune_cli.local.objects import ObjectFolder
-from edgetune_cli.show import show_outcome
+from edgetune_cli.status_tables import show_outcome
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage

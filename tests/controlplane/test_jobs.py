@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.decisions.render import render_clean_up, render_job
+from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
 from support.golden import FULL, PROFILES, clean_up_request, request_for, spec_of

@@ -69,7 +69,7 @@ def disturbed(
 def test_an_evicted_training_resumes_at_the_step_after_its_checkpoint(s3: S3Server, disturbed: Disturbed) -> None:
     assert disturbed.status["phase"] == "Succeeded", disturbed.status
     said = [line["say"] for line in disturbed.second_attempt if "say" in line]
-    resumed = next(sentence for sentence in said if sentence.startswith("training on"))
+    resumed = next(sentence for sentence in said if sentence.startswith("resuming training"))
     step = int(resumed.removeprefix("resuming training from the checkpoint of step "))
     assert disturbed.evicted_at_step <= step < STEPS
     trained = [line["progress"]["done"] for line in disturbed.second_attempt if "progress" in line]

@@ -15,7 +15,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.evaluation.text_generation import stream_answer
 from edgetune_jobs.models import loading
-from edgetune_jobs.models.tuned import load_tuned, merge_adapter
+from edgetune_jobs.models.tuned_model import load_tuned, merge_adapter
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support.answers import answer

@@ -13,7 +13,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
-from edgetune_jobs.models.tuned import merge_adapter
+from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize

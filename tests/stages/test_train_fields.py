@@ -242,7 +242,7 @@ def test_rank_alpha_and_rslora_set_shape_and_scale_of_the_adapter(
 ) -> None:
     from edgetune_contract.spec import MergeBase
     from edgetune_jobs.models.loading import choose_device
-    from edgetune_jobs.models.tuned import load_tuned
+    from edgetune_jobs.models.tuned_model import load_tuned
 
     result = run(method="LoRA", lora={"rank": 4, "alpha": 64, "rsLora": rs_lora, "targetModules": ["q_proj"]})
 

@@ -115,7 +115,7 @@ def stored_weights(model: Path) -> Any:
 
 def stream_all(weights: Any, encoder: Any) -> None:
     """Encode and write all rows with one encoder, on two threads."""
-    from edgetune_jobs.tensors.pipeline import stream
+    from edgetune_jobs.tensors.weight_stream import stream
 
     stream(weights, [encoder], workers=2, progress=RecordedProgress(), stop=threading.Event())
 

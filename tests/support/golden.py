@@ -13,7 +13,7 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.render import render_clean_up, render_job
+from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 

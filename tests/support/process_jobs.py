@@ -10,7 +10,7 @@ from edgetune_contract.digest import prepare_digest
 from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.render import render_job
+from edgetune_operator.decisions.job_manifests import render_job
 
 OWNER = {"name": "sensor-faults", "namespace": "team-a", "uid": "8b2c3f5e-0000-4000-8000-000000000001"}
 

@@ -22,7 +22,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus, StageStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
-from edgetune_operator.decisions.plan import CreateJob, DeleteJob
+from edgetune_operator.decisions.state_machine import CreateJob, DeleteJob
 from edgetune_operator.reconcile import Pass, run_once
 from support.builders import JobBuilder, ObjectBuilder, PodBuilder
 

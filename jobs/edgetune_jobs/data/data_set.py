@@ -14,8 +14,8 @@ from edgetune_jobs.data.readers.parquet_rows import read_parquet
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
 from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.messages import count, some
 from edgetune_jobs.store.sources import DATA_SUFFIXES, Source
+from edgetune_jobs.wording import count, some
 
 _ROWS_BETWEEN_STOP_CHECKS = 1000
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import DatasetFields, DatasetSpec, RowFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
-from edgetune_jobs.messages import some
+from edgetune_jobs.wording import some
 
 USER = "user"
 ASSISTANT = "assistant"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from edgetune_contract.model import Model
+from edgetune_contract.schema import Model
 from edgetune_contract.spec import DatasetSpec, RowFormat
 from edgetune_jobs.errors import InvalidInput
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, RowParser
-from edgetune_jobs.messages import count
+from edgetune_jobs.wording import count
 
 # Below this number of examples, the advice applies.
 _SIZE_ADVICE = (

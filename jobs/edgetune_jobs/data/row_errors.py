@@ -6,7 +6,7 @@ from itertools import groupby
 
 from edgetune_jobs.data.readers.rows import BadRow, Place
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.messages import count
+from edgetune_jobs.wording import count
 
 MOST_LISTED = 20
 _LONGEST_REASON = 300

@@ -7,7 +7,7 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.messages import count
+from edgetune_jobs.wording import count
 
 # Scores are quotients of small integers: smaller differences are rounding errors.
 _TOLERANCE = 1e-9

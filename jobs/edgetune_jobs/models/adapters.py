@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from edgetune_contract.model import Model
+from edgetune_contract.schema import Model
 from edgetune_contract.spec import BaseModelSpec, MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.folder import write_json

@@ -7,7 +7,6 @@ from typing import Any
 
 from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.messages import count, some
 from edgetune_jobs.models.folder import (
     CODE_FIELD,
     COMPANION_FILES,
@@ -30,6 +29,7 @@ from edgetune_jobs.models.weights import (
     weight_files,
 )
 from edgetune_jobs.store.sources import Source
+from edgetune_jobs.wording import count, some
 
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
 # Their layers are Conv1D, whose weights are transposed; adapters for Conv1D are not supported.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
-from edgetune_jobs.messages import count, first_line
 from edgetune_jobs.models import gguf_loading
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
+from edgetune_jobs.wording import count, first_line
 
 if TYPE_CHECKING:
     import torch

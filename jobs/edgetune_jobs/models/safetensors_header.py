@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.messages import count
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
+from edgetune_jobs.wording import count
 
 # The limit of the safetensors library.
 MAX_HEADER_BYTES = 100_000_000

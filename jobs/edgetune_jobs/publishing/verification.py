@@ -5,18 +5,18 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
-from edgetune_contract.model import Model
 from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_contract.version import EdgeModel, VersionDocument
-from edgetune_jobs.messages import count
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of
 from edgetune_jobs.store.files import Fingerprint, file_list_digest
 from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.store import DamagedModel, DamagedObject, Store, require_model, uri_of
+from edgetune_jobs.wording import count
 
 # A file that differs is read again before it is reported: it may have been damaged in transfer.
 _READS = 2

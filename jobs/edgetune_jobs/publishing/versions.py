@@ -8,9 +8,9 @@ from edgetune_contract.digest import version_key, versions_key
 from edgetune_contract.request import Digest
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.messages import some
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.store import Store, read_model, uri_of
+from edgetune_jobs.wording import some
 
 _MOST_LISTED = 10
 _SHORT_DIGEST = 12

@@ -26,7 +26,7 @@ from contextlib import suppress
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.digest import checkpoints_key, manifest_key, model_key, pointer_key, stage_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.uses import Use, Uses
+from edgetune_jobs.runtime.artifact_uses import Use, Uses
 from edgetune_jobs.store.store import PreconditionFailed, Store, StoredObject
 
 logger = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
+from edgetune_jobs.runtime.artifact_uses import Use, Uses
 from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
 from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run
 from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
-from edgetune_jobs.runtime.uses import Use, Uses
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest

@@ -21,7 +21,7 @@ from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Inter
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.models import loading
-from edgetune_jobs.models.tuned import load_tuned
+from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
 
 if TYPE_CHECKING:

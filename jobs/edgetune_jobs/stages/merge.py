@@ -7,15 +7,15 @@ from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import adapters, loading
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
-from edgetune_jobs.models.tuned import merge_adapter
+from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import CannotStream
 from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored_encoder import StoredEncoder, plan_stored
 from edgetune_jobs.tensors.streamed_model import StreamedModel
+from edgetune_jobs.tensors.unquantized_encoder import StoredEncoder, plan_stored
 
 
 def run(context: StageContext) -> StageOutput:

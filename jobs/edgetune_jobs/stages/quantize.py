@@ -12,13 +12,13 @@ from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
-from edgetune_jobs.models.tuned import merge_adapter
+from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import CannotStream
-from edgetune_jobs.tensors.formats.bitsandbytes_int8 import FLOAT16_MAX, beyond_float16
 from edgetune_jobs.tensors.formats.errors import Unsupported
+from edgetune_jobs.tensors.formats.int8_arithmetic import FLOAT16_MAX, beyond_float16
 from edgetune_jobs.tensors.formats.suitability import refusing
 from edgetune_jobs.tensors.formats.writers import open_writer
 from edgetune_jobs.tensors.streamed_model import StreamedModel

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
-from edgetune_jobs.messages import count
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
 from edgetune_jobs.models.folder import write_json
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
+from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 from pydantic import ValidationError
 
 from edgetune_contract.digest import MANIFEST
-from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
+from edgetune_contract.schema import Model
 from edgetune_jobs.errors import HOW_TO_RETRY, AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import Buffer, Fingerprint, Sink, checked_relative, list_files
 

@@ -9,7 +9,7 @@ from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.weights import StoredTensor
 from edgetune_jobs.tensors import nf4
 from edgetune_jobs.tensors.row_reader import Buffers, read_rows
-from edgetune_jobs.tensors.scratch import cached_rows, scratch
+from edgetune_jobs.tensors.scratch_memory import cached_rows, scratch
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ code except for about one value in a hundred, and searches only those. It does n
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.tensors.scratch import scratch
+from edgetune_jobs.tensors.scratch_memory import scratch
 
 if TYPE_CHECKING:
     import torch

@@ -25,7 +25,7 @@ from edgetune_jobs.models.folder import (
 )
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.models.saving import copy_companions
-from edgetune_jobs.models.tuned import merged_dtype
+from edgetune_jobs.models.tuned_model import merged_dtype
 from edgetune_jobs.models.weights import (
     OUTPUT_HEAD,
     SAFETENSORS_DTYPES,
@@ -36,7 +36,7 @@ from edgetune_jobs.models.weights import (
 )
 from edgetune_jobs.stage import Progress, StageContext
 from edgetune_jobs.store.files import list_files
-from edgetune_jobs.tensors import nf4, pipeline
+from edgetune_jobs.tensors import nf4, weight_stream
 from edgetune_jobs.tensors.families import CannotStream, Layout, find_layout
 from edgetune_jobs.tensors.merged_rows import LoraMatrices, ModelWeights
 
@@ -118,7 +118,7 @@ def stored_model(model: ModelFolder) -> StreamedModel:
 
 
 def stream(
-    model: StreamedModel, encoders: Sequence[pipeline.Encoder], progress: Progress, stop: threading.Event
+    model: StreamedModel, encoders: Sequence[weight_stream.Encoder], progress: Progress, stop: threading.Event
 ) -> None:
     """Encode and write a model's rows: see tensors.pipeline.
 
@@ -127,7 +127,7 @@ def stream(
     """
     is_remote = not isinstance(model.weights.folder, LocalModelFolder)
     workers = usable_cpus() + (_REQUESTS if is_remote else 0)
-    pipeline.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
+    weight_stream.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
     model.weights.folder.check()
 
 

@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST, checkpoints_key
-from edgetune_contract.model import Model
 from edgetune_contract.request import FileEntry
+from edgetune_contract.schema import Model
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
 from edgetune_jobs.store.files import Fingerprint, checked_relative, require_free_space
 from edgetune_jobs.store.store import (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_cli.local.cluster import LocalCluster
-from edgetune_cli.show import ProgressView
+from edgetune_cli.status_tables import ProgressView
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus
@@ -20,7 +20,7 @@ from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.deletion import finalizers_wanted
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import read_status
-from edgetune_operator.decisions.plan import CreateJob, Outcome, View
+from edgetune_operator.decisions.state_machine import CreateJob, Outcome, View
 from edgetune_operator.reconcile import DeletionPass, Pass, run_once
 
 _TICK_SECONDS = 1.0

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.model import Model
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Artifact, Resolved, Scores
+from edgetune_contract.schema import Model
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from edgetune_contract.model import Model
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import STORE_URI, S3Service, StoreLocation
+from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from edgetune_contract.model import Model
+from edgetune_contract.schema import Model
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
 

@@ -15,9 +15,9 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
-from edgetune_operator.cluster.cache import Cache, Kind, owner_of_job
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
+from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES

@@ -12,9 +12,9 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
-from edgetune_operator.cluster.cache import Cache
+from edgetune_operator.cluster.watch_cache import Cache
+from edgetune_operator.decisions.job_manifests import METRICS_PORT
 from edgetune_operator.decisions.observe import controller_uid
-from edgetune_operator.decisions.render import METRICS_PORT
 
 _TIMEOUT_SECONDS = 2.0
 # A training sends no compressed response unless asked; nothing is decompressed here.

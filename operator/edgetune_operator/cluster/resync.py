@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from edgetune_operator import telemetry
 from edgetune_operator.api.names import Key
-from edgetune_operator.cluster.cache import Cache, Kind, version_of
+from edgetune_operator.cluster.watch_cache import Cache, Kind, version_of
 
 _CHECK_SECONDS = 10.0
 # Kopf starts its watches some seconds after the first list: the second list covers the time in between.

@@ -45,7 +45,7 @@ from edgetune_operator.decisions.observe import (
     job_state,
     observe_pods,
 )
-from edgetune_operator.decisions.plan import DeleteJob
+from edgetune_operator.decisions.state_machine import DeleteJob
 
 CLEAN_UP_SECONDS = 600
 """Deadline of the clean-up Job, in seconds."""

@@ -26,7 +26,7 @@ from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.units import format_bytes, format_share
 from edgetune_operator.decisions.deletion import CLEANED_UP
 from edgetune_operator.decisions.observe import Snapshot
-from edgetune_operator.decisions.plan import Outcome, View
+from edgetune_operator.decisions.state_machine import Outcome, View
 
 STAGE_CONDITIONS = frozenset(definition.condition for definition in PIPELINE.values())
 """Types of the stages' conditions."""

@@ -8,7 +8,7 @@ never lost silently.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgetune_contract.model import Model
+from edgetune_contract.schema import Model
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus
 

@@ -11,7 +11,7 @@ from edgetune_operator import telemetry
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.cluster.cache import Cache
+from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.process.workqueue import WorkQueue

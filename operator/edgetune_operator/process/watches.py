@@ -15,10 +15,10 @@ from prometheus_client import start_http_server
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.client import OWNED, connect
 from edgetune_operator.cluster.progress import reading_progress
 from edgetune_operator.cluster.resync import Resync
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from edgetune_operator.process.controller import Controller
 from edgetune_operator.process.health import Health, serving_health
 from edgetune_operator.process.kopf_storage import NoDiffBaseStorage, NoProgressStorage

@@ -11,7 +11,7 @@ import torch
 from edgetune_contract.spec import MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import loading
-from edgetune_jobs.models.tuned import load_tuned
+from edgetune_jobs.models.tuned_model import load_tuned
 from support.families import make_adapter
 
 CPU = torch.device("cpu")

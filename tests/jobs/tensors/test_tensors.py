@@ -19,12 +19,12 @@ from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.safetensors_header import Tensor, read_header
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stages import merge, quantize
-from edgetune_jobs.tensors import nf4, pipeline
+from edgetune_jobs.tensors import nf4, weight_stream
 from edgetune_jobs.tensors.merged_rows import ModelWeights
 from edgetune_jobs.tensors.row_reader import Buffers
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup, plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored_encoder import StoredEncoder, plan_stored
+from edgetune_jobs.tensors.unquantized_encoder import StoredEncoder, plan_stored
 from support.families import make_adapter, make_model
 from support.stage_context import FolderStreams, RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters
@@ -78,7 +78,7 @@ def test_any_model_is_written_unchanged(
     weights = ModelWeights(LocalModelFolder(folder / "in", "the model"), stored, dtype)
 
     with SafetensorsWriter(files, FolderStreams(folder), "out") as writer:
-        pipeline.stream(
+        weight_stream.stream(
             weights, [StoredEncoder(writer)], workers=2, progress=RecordedProgress(), stop=threading.Event()
         )
         writer.finish()

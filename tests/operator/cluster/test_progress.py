@@ -13,8 +13,8 @@ from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
-from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, read_metrics, reading_progress
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 from support.operator_process import free_ports
 

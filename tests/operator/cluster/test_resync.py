@@ -9,8 +9,8 @@ import pytest
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.resync import NotServed, Page, Resync
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from edgetune_operator.process.watches import EndlessBackoffs
 
 KEY = Key("team-a", "sensor-faults")

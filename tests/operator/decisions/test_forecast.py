@@ -14,7 +14,7 @@ from edgetune_operator.api.profiles import ProfileStore
 from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
 from edgetune_operator.decisions.forecast.passes import Forecast, forecast
 from edgetune_operator.decisions.observe import observe
-from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.state_machine import Outcome
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario, request_of
 

@@ -6,7 +6,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
-from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.state_machine import Outcome
 from edgetune_operator.reconcile import JobRefused
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again

@@ -6,7 +6,7 @@ from edgetune_contract.digest import pin_digest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.state_machine import Outcome
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted
 

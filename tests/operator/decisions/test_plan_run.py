@@ -9,7 +9,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.objects import ProgressStatus, StageState
 from edgetune_operator.api.profiles import Profile, ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.plan import Outcome
+from edgetune_operator.decisions.state_machine import Outcome
 from support.builders import JobBuilder, PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api.objects import LoraFineTuneStatus, StageState
 from edgetune_operator.api.profiles import ProfileStore
-from edgetune_operator.decisions.plan import CreateJob, Outcome
+from edgetune_operator.decisions.state_machine import CreateJob, Outcome
 from edgetune_operator.decisions.status import dump
 from edgetune_operator.generate.reference import REASONS
 from edgetune_operator.reconcile import JobRefused, Pass

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
-from edgetune_contract.model import Model, Rule
+from edgetune_contract.schema import Model, Rule
 from edgetune_contract.stages import ExitCode
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.generate import __main__ as generate

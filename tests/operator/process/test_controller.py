@@ -15,9 +15,9 @@ from prometheus_client import REGISTRY
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.cluster.cache import Cache, Kind
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.progress import ProgressReader
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.process.controller import Controller, Vitals
 from edgetune_operator.process.workqueue import WorkQueue

@@ -16,8 +16,8 @@ from edgetune_jobs.data.readers.rows import (
     not_utf8,
     wrong_encoding,
 )
-from edgetune_jobs.messages import count
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
+from edgetune_jobs.wording import count
 
 # surrogateescape decodes invalid bytes to these characters, so that rows after an invalid cell can be read.
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)

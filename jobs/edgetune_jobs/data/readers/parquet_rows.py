@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
-from edgetune_jobs.messages import first_line
+from edgetune_jobs.wording import first_line
 
 _BATCH_ROWS = 1024
 

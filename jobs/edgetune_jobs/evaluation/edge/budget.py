@@ -15,10 +15,10 @@ from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
 from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
-from edgetune_jobs.messages import count
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.libraries import usable_cpus
 from edgetune_jobs.stage import StageContext
+from edgetune_jobs.wording import count
 
 _FIELD = "spec.evaluation.edge"
 _NEW_TOKENS = 32

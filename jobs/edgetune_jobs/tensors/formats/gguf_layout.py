@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.tensors.formats import q8_0
 from edgetune_jobs.tensors.formats.errors import Unsupported
+from edgetune_jobs.tensors.formats.int8_arithmetic import Q8_0_BLOCK, q8_0_row_bytes, quantize_q8_0
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class GgufTensor:
     def bytes(self) -> int:
         """Size in bytes, without padding."""
         if self.quantized:
-            return math.prod(self.shape[:-1]) * q8_0.row_bytes(self.shape[-1])
+            return math.prod(self.shape[:-1]) * q8_0_row_bytes(self.shape[-1])
         return math.prod(self.shape) * _F32_BYTES
 
     def encode(self, rows: "torch.Tensor") -> "torch.Tensor | None":
@@ -53,7 +53,7 @@ class GgufTensor:
         if self.head_rows:
             halves = rows.reshape(-1, 2, self.head_rows // 2, *rows.shape[1:])
             rows = halves.transpose(1, 2).reshape(rows.shape)
-        return q8_0.quantize(rows) if self.quantized else rows.float().contiguous()
+        return quantize_q8_0(rows) if self.quantized else rows.float().contiguous()
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def _tensor(name: str, source: str, shape: tuple[int, ...], head_rows: int) -> G
     if len(shape) not in (1, 2):
         raise Unsupported(f"the tensor {source} has {len(shape)} dimensions, not 1 or 2")
     quantized = len(shape) == 2
-    if quantized and shape[1] % q8_0.BLOCK:
+    if quantized and shape[1] % Q8_0_BLOCK:
         raise Unsupported(
-            f"the row length of the tensor {source} is {shape[1]}, not a multiple of the block size {q8_0.BLOCK}"
+            f"the row length of the tensor {source} is {shape[1]}, not a multiple of the block size {Q8_0_BLOCK}"
         )
     has_rope = ".q_proj." in source or ".k_proj." in source
     return GgufTensor(name, shape, quantized, head_rows if has_rope else 0)

@@ -9,7 +9,7 @@ from edgetune_jobs.tensors.merged_rows import PIECE_BYTES
 from edgetune_jobs.tensors.row_reader import Buffers
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor, TensorGroup
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
-from edgetune_jobs.tensors.stored_encoder import StoredEncoder, bytes_of, plan_stored
+from edgetune_jobs.tensors.unquantized_encoder import StoredEncoder, bytes_of, plan_stored
 
 if TYPE_CHECKING:
     import torch

@@ -18,10 +18,10 @@ from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
 from edgetune_jobs.tensors.formats.int8_encoder import Int8Encoder, Int8Scheme, plan_int8
 from edgetune_jobs.tensors.formats.suitability import refusing
-from edgetune_jobs.tensors.pipeline import Encoder
 from edgetune_jobs.tensors.safetensors_plan import plan_files
 from edgetune_jobs.tensors.safetensors_writer import SafetensorsWriter
 from edgetune_jobs.tensors.streamed_model import StreamedModel
+from edgetune_jobs.tensors.weight_stream import Encoder
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgetune_operator.api.objects import (
     StageStatus,
 )
 from edgetune_operator.decisions.forecast.inputs import Inputs
-from edgetune_operator.decisions.plan import View
+from edgetune_operator.decisions.state_machine import View
 
 
 class ForecastAction(StrEnum):

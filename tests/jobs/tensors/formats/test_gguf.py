@@ -9,7 +9,7 @@ import torch
 
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import gguf_loading, loading
-from edgetune_jobs.tensors.formats import q8_0
+from edgetune_jobs.tensors.formats.int8_arithmetic import quantize_q8_0
 from support.edge_models import FAMILIES, make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
 
@@ -56,7 +56,7 @@ def test_blocks_are_bitwise_equal_to_those_of_the_gguf_library(dtype: torch.dtyp
     rows[2] = -rows[1]
     rows = rows.to(dtype)
 
-    packed = q8_0.quantize(rows)
+    packed = quantize_q8_0(rows)
 
     assert packed is not None
     expected = gguf.quants.quantize(rows.float().numpy(), gguf.GGMLQuantizationType.Q8_0)

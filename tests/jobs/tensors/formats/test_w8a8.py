@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import loading
 from edgetune_jobs.tensors.formats import w8a8
+from edgetune_jobs.tensors.formats.int8_arithmetic import quantize_w8a8
 from support.edge_models import FAMILIES, make_model, write_w8a8
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
     rows[1] = 1e-45  # too small for a scale
 
     numbers = torch.empty(3, 8, dtype=torch.int8)
-    scales = w8a8.quantize_rows("weight", rows, numbers)
+    scales = quantize_w8a8("weight", rows, numbers)
 
     assert torch.equal(numbers, torch.zeros(3, 8, dtype=torch.int8))
     assert scales.tolist() == [[1], [1], [1]]
@@ -104,4 +105,4 @@ def test_rows_of_zeros_stay_zeros() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(InvalidInput, match=r"mlp\.up_proj\.weight contains NaN or infinity"):
-        w8a8.quantize_rows("mlp.up_proj.weight", torch.tensor([[1.0, value]]), torch.empty(1, 2, dtype=torch.int8))
+        quantize_w8a8("mlp.up_proj.weight", torch.tensor([[1.0, value]]), torch.empty(1, 2, dtype=torch.int8))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgetune_contract.digest import USES, use_key, uses_key
-from edgetune_contract.model import Model
+from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_jobs.store.store import Store, read_model, write_model
 

@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.cluster.cache import Cache, Kind
+from edgetune_operator.cluster.watch_cache import Cache, Kind
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 
 KEY = Key(NAMESPACE, "sensor-faults")

@@ -16,7 +16,7 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.units import format_bytes, format_points, format_share
-from edgetune_operator.decisions.plan import Outcome, View
+from edgetune_operator.decisions.state_machine import Outcome, View
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 
