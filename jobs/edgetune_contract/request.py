@@ -261,6 +261,18 @@ class Result(Model):
     failure: Failure | None = None
     """Set if the stage did not finish."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive_trainable_share(cls, values: Any) -> Any:
+        """Stores outlive releases: 0.1.0 wrote trainableShare in percent, beside the numbers that it follows from."""
+        metrics = values.get("metrics") if isinstance(values, dict) else None
+        if not isinstance(metrics, dict):
+            return values
+        trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
+        if not isinstance(trainable, int | float) or not isinstance(total, int | float) or total <= 0:
+            return values
+        return {**values, "metrics": {**metrics, "trainableShare": trainable / total}}
+
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
 

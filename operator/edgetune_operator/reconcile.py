@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import LoraFineTuneSpec, ProgressStatus
+from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec, ProgressStatus
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
+from edgetune_operator.api.spec_check import InvalidSpec, parse_deletion_terms, parse_spec
 from edgetune_operator.decisions.deletion import (
     CreateCleanUp,
     DeletionPlan,
@@ -138,11 +138,11 @@ async def run_once(
     if document is None:
         return None
     owner = document["metadata"]
-    spec = _parse(document.get("spec"))
-    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     if owner.get("deletionTimestamp"):
         is_held = names.FINALIZER in owner.get("finalizers", ())
-        return await _delete(cluster, document, spec, profile, now) if is_held else None
+        return await _delete(cluster, document, profiles, now) if is_held else None
+    spec = _parse(document.get("spec"))
+    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
@@ -173,16 +173,17 @@ async def _settle_finalizer(
 async def _delete(
     cluster: Cluster,
     document: Mapping[str, Any],
-    spec: LoraFineTuneSpec | InvalidSpec,
-    profile: Profile | None,
+    profiles: Mapping[str, Profile],
     now: datetime,
 ) -> DeletionPass:
     """One pass over an object that is deleted with its artifacts; removes the finalizer when the deletion is done."""
     owner = document["metadata"]
+    terms = _parse_deletion_terms(document.get("spec"))
+    profile = None if isinstance(terms, InvalidSpec) else profiles.get(terms.profile)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, progress=None)
     is_terminating = await cluster.is_namespace_terminating(owner["namespace"])
-    decided = plan_deletion(spec, profile, snapshot, observe_clean_up(snapshot, jobs, pods), is_terminating, now)
+    decided = plan_deletion(terms, profile, snapshot, observe_clean_up(snapshot, jobs, pods), is_terminating, now)
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
@@ -226,6 +227,13 @@ async def _act(
             await cluster.create_job(render_job(owner, spec, profile, action.request, action.retry))
         else:
             raise TypeError("a Job was planned without a spec and a profile")
+
+
+def _parse_deletion_terms(spec: Any) -> DeletionTerms | InvalidSpec:
+    try:
+        return parse_deletion_terms(spec)
+    except InvalidSpec as error:
+        return error
 
 
 def _parse(spec: Any) -> LoraFineTuneSpec | InvalidSpec:

@@ -103,6 +103,12 @@ def test_versions_and_scores_of_an_older_release_can_be_read(older: OlderStore) 
     assert lines[1].split() == [VERSION, *lines[1].split()[1:2], "0.0%", "0.0%", "0.0%", "90.2", "kB", "current"]
 
 
+def test_a_share_that_was_written_in_percent_is_read_as_a_share(older: OlderStore) -> None:
+    metrics = older.manifests()[Stage.TRAIN].result.metrics
+
+    assert metrics["trainableShare"] == pytest.approx(3_584 / 54_400)
+
+
 def test_every_file_is_verified(older: OlderStore) -> None:
     done = CliRunner().invoke(app, ["verify", str(older.root / "models" / "pumps" / "latest.json")])
 

@@ -62,6 +62,13 @@ class LoraFineTuneSpec(Parameters):
         return Parameters.model_construct(**{name: getattr(self, name) for name in Parameters.model_fields})
 
 
+class DeletionTerms(Model):
+    """The fields of a spec that a deletion follows: they count although another field is invalid."""
+
+    profile: ProfileName = LoraFineTuneSpec.model_fields["profile"].default
+    deletion_policy: DeletionPolicy = LoraFineTuneSpec.model_fields["deletion_policy"].default
+
+
 class Phase(StrEnum):
     """State of the object in one word, for users. Programs read conditions."""
 

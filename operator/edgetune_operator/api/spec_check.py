@@ -3,14 +3,16 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from edgetune_contract.schema import Model
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec
+
+_Spec = TypeVar("_Spec", bound=Model)
 
 # As Kubernetes names objects (RFC 1123).
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -88,12 +90,28 @@ def parse_spec(spec: Any) -> LoraFineTuneSpec:
     Raises:
         InvalidSpec: the spec is invalid.
     """
+    return _parse(LoraFineTuneSpec, spec)
+
+
+def parse_deletion_terms(spec: Any) -> DeletionTerms:
+    """The fields that a deletion follows; all others may be invalid, as after an upgrade with narrower bounds.
+
+    Raises:
+        InvalidSpec: one of these fields is invalid.
+    """
+    if not isinstance(spec, dict):
+        return DeletionTerms()
+    followed = {field.alias for field in DeletionTerms.model_fields.values()}
+    return _parse(DeletionTerms, {name: value for name, value in spec.items() if name in followed})
+
+
+def _parse(model: type[_Spec], spec: Any) -> _Spec:
     if not isinstance(spec, dict):
         raise InvalidSpec((Problem(path="spec", message="must be an object"),))
     text = json.dumps(_as_served(spec), default=str)
     try:
         # Strict, and from JSON: the API server does not accept a string for a number either.
-        return LoraFineTuneSpec.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+        return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidSpec(_problems(error)) from None
 

@@ -4,7 +4,7 @@
                  │
         release? ├── the namespace is being deleted too ─────────► finalizer removed, Warning
                  ├── policy is now Retain ───────────────────────► finalizer removed
-                 ├── spec invalid, profile not found ────────────► finalizer removed, Warning
+                 ├── policy invalid, profile not found ──────────► finalizer removed, Warning
                  ▼
      clean-up    ├── complete ───────────────────────────────────► finalizer removed
           Job    ├── failed ─────────────────────────────────────► finalizer removed, Warning
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import DeletionPolicy, LoraFineTuneSpec
+from edgetune_operator.api.objects import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec_check import InvalidSpec
@@ -133,7 +133,7 @@ def observe_clean_up(
 
 
 def plan_deletion(
-    spec: LoraFineTuneSpec | InvalidSpec,
+    terms: DeletionTerms | InvalidSpec,
     profile: Profile | None,
     snapshot: Snapshot,
     clean_up: CleanUpObservation | None,
@@ -143,7 +143,7 @@ def plan_deletion(
     """Decide what one pass does for an object that is being deleted and has our finalizer.
 
     Args:
-        spec: the parsed spec, or why it cannot be parsed.
+        terms: the fields of the spec that a deletion follows, or why they cannot be parsed.
         profile: the profile that the spec names; None if there is none with that name.
         snapshot: what was observed.
         clean_up: the clean-up Job; None if there is none.
@@ -154,13 +154,13 @@ def plan_deletion(
     is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
     if is_namespace_terminating and not is_done:
         return _cut_off(snapshot, profile, clean_up)
-    if isinstance(spec, InvalidSpec):
-        return _skipped(snapshot, profile, f"the spec is invalid: {spec}")
-    if spec.deletion_policy is DeletionPolicy.RETAIN:
+    if isinstance(terms, InvalidSpec):
+        return _skipped(snapshot, profile, f"the spec is invalid: {terms}")
+    if terms.deletion_policy is DeletionPolicy.RETAIN:
         message = f"{_remaining(snapshot, profile)}. spec.deletionPolicy is now Retain"
         return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, message), _stop_clean_up(snapshot, clean_up))
     if profile is None:
-        return _skipped(snapshot, profile, f"spec.profile: profile {spec.profile!r} not found")
+        return _skipped(snapshot, profile, f"spec.profile: profile {terms.profile!r} not found")
     if clean_up is not None and _awaits_pod_status(clean_up, now):
         name = names.clean_up_job_name(snapshot.name, snapshot.uid)
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waiting for the result of its Pod")

@@ -8,6 +8,7 @@ import pytest
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure
 from edgetune_contract.stages import Stage
+from edgetune_operator.decisions.deletion import CreateCleanUp
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.reconcile import JobRefused
 from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
@@ -185,10 +186,23 @@ def test_a_missing_profile_releases_the_object_at_once_with_the_artifacts_in_its
     assert deletion.cluster.gone
 
 
-def test_an_invalid_spec_releases_the_object_at_once() -> None:
+def test_a_field_that_the_deletion_does_not_follow_may_be_invalid(deletion: Deletion) -> None:
+    deletion.change(deletion.builder.edited("lora.rank", 0))
+    deletion.delete()
+
+    assert any(isinstance(action, CreateCleanUp) for action in deletion.step().plan.actions)
+    deletion.end_clean_up(succeeded(removed_objects=1), complete)
+    final_event = deletion.step().plan.final_event
+
+    assert final_event is not None
+    assert final_event.reason == "CleanedUp"
+    assert deletion.cluster.gone
+
+
+def test_an_invalid_policy_releases_the_object_at_once() -> None:
     deletion = Deletion(with_delete())
     deletion.reconcile()
-    deletion.change(deletion.builder.edited("lora.rank", 0))
+    deletion.change(deletion.builder.edited("deletionPolicy", "Shred"))
     deletion.delete()
 
     final_event = deletion.step().plan.final_event
@@ -196,7 +210,7 @@ def test_an_invalid_spec_releases_the_object_at_once() -> None:
     assert final_event is not None
     assert final_event.reason == "CleanUpSkipped"
     assert final_event.message.startswith(
-        "the status lists no artifacts. Nothing was removed: the spec is invalid: spec.lora.rank: "
+        "the status lists no artifacts. Nothing was removed: the spec is invalid: spec.deletionPolicy: "
     )
 
 
