@@ -13,6 +13,10 @@ LAST_PASS = Gauge("edgetune_last_pass_timestamp_seconds", "When the last pass en
 QUEUE_DEPTH = Gauge("edgetune_queue_depth", "Objects waiting for a pass.")
 QUEUE_SECONDS = Histogram("edgetune_queue_wait_seconds", "Time that an object waited for its pass.")
 NAMESPACES_FAILING = Gauge("edgetune_namespaces_failing", "Watched namespaces that cannot be listed.")
+LEASES_HELD = Gauge("edgetune_leases_held", "Leases of watched scopes that this process holds; 0 for a standby.")
+SCOPES_OF_OTHERS = Gauge(
+    "edgetune_scopes_of_others", "Watched scopes that another release reconciles, or whose Lease cannot be taken."
+)
 API_WRITES = Counter("edgetune_api_writes_total", "Writes to the Kubernetes API.", ["verb", "resource"])
 STAGES = Counter("edgetune_stages_total", "Ended stages.", ["stage", "state", "cached"])
 STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Duration of ended stages.", ["stage"], buckets=_STAGE_BUCKETS)

@@ -37,7 +37,9 @@ def running_operator(
     """
     file = folder / "profiles.yaml"
     file.write_text(yaml.safe_dump({"profiles": dict(profiles)}), encoding="utf-8")
-    command = [sys.executable, "-m", "edgetune_operator", "--profiles", str(file), "--log-format", "text", *arguments]
+    # The same identity each time: after a test kills an operator, the next one does not wait for its Lease to expire.
+    command = [sys.executable, "-m", "edgetune_operator", "--profiles", str(file), "--log-format", "text"]
+    command += ["--identity=tests/operator", *arguments]
     with _running(command, kubeconfig, folder / "operator.log") as operator:
         yield operator
 

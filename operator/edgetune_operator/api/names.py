@@ -42,6 +42,10 @@ FINALIZER = f"{GROUP}/artifacts"
 # On the object, set by users.
 RETRY_REQUESTED_ANNOTATION = f"{GROUP}/retry-requested"
 
+# The Lease in each watched namespace, and the one of operators that watch the whole cluster.
+LEASE = "edgetune-operator"
+CLUSTER_LEASE = "edgetune-operator-of-all-namespaces"
+
 CONTAINER = "stage"
 # Value of the stage label on the Job that removes an object's artifacts, and part of its name.
 CLEAN_UP = "clean-up"

@@ -34,7 +34,7 @@ _PAGE_SIZE = "200"
 OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 """Label selector of the operator's Jobs and Pods."""
 
-_FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
+FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 """Errors of a request that the API server refuses or that does not reach it."""
 
 _CONFLICT = 409
@@ -78,11 +78,11 @@ class KubernetesCluster:
     async def check(self) -> None:
         """Check that the API server answers, for `resync.Resync`; needs no permissions."""
         try:
-            await self._call("GET", "/readyz")
-        except _FAILURES as error:
+            await self.call("GET", "/readyz")
+        except FAILURES as error:
             # 500 is an answer: one of the API server's own checks fails temporarily.
             if not isinstance(error, ApiException) or error.status > _INTERNAL_ERROR:
-                raise NotServed(_why_no_answer(error)) from error
+                raise NotServed(why_no_answer(error)) from error
 
     async def list_pages(self, kind: Kind, namespace: str | None) -> AsyncIterator[Page]:
         """The operator's objects of a kind, for `resync.Resync`."""
@@ -90,8 +90,8 @@ class KubernetesCluster:
         query = {"limit": _PAGE_SIZE, **({} if kind is Kind.OBJECT else {"labelSelector": OWNED})}
         while True:
             try:
-                found = await self._call("GET", path.format(namespace=namespace), query=query)
-            except _FAILURES as error:
+                found = await self.call("GET", path.format(namespace=namespace), query=query)
+            except FAILURES as error:
                 raise NotServed(_why_not_served(error, kind, namespace)) from error
             yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
             if not found["metadata"].get("continue"):
@@ -106,7 +106,7 @@ class KubernetesCluster:
 
     async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
         path = _EVENTS.format(namespace=owner["namespace"])
-        found = await self._call("GET", path, query={"fieldSelector": f"involvedObject.uid={uid}"})
+        found = await self.call("GET", path, query={"fieldSelector": f"involvedObject.uid={uid}"})
         events: list[dict[str, Any]] = found["items"]
         return events
 
@@ -116,14 +116,14 @@ class KubernetesCluster:
     async def create_job(self, job: Mapping[str, Any]) -> None:
         path = _JOBS.format(namespace=job["metadata"]["namespace"])
         try:
-            created = await self._call("POST", path, body=job)
+            created = await self.call("POST", path, body=job)
         except ApiException as error:
             if error.status == _CONFLICT:
                 await self._check_owner_of_existing(job, path)
                 # The watch brings that Job, which may have ended already, and triggers the next pass.
                 return
             if error.status in _REFUSALS or _is_webhook_failure(error):
-                raise JobRefused(_refusal(error), f"the cluster refuses the Job: {_message(error)}") from None
+                raise JobRefused(_refusal(error), f"the cluster refuses the Job: {message_of(error)}") from None
             raise
         self._cache.put_job(created)
 
@@ -134,7 +134,7 @@ class KubernetesCluster:
             JobRefused: it does not belong to the object.
         """
         metadata = job["metadata"]
-        existing = await self._call("GET", f"{path}/{metadata['name']}")
+        existing = await self.call("GET", f"{path}/{metadata['name']}")
         if owner_of_job(existing) == owner_of_job(job):
             return
         owners = existing["metadata"].get("ownerReferences") or []
@@ -150,7 +150,7 @@ class KubernetesCluster:
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
         path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
         try:
-            await self._call("DELETE", path, body={"propagationPolicy": "Foreground"})
+            await self.call("DELETE", path, body={"propagationPolicy": "Foreground"})
         except ApiException as error:
             if error.status != _NOT_FOUND:
                 raise
@@ -160,7 +160,7 @@ class KubernetesCluster:
 
     async def is_namespace_terminating(self, namespace: str) -> bool:
         try:
-            found = await self._call("GET", f"{_NAMESPACES}/{namespace}")
+            found = await self.call("GET", f"{_NAMESPACES}/{namespace}")
         except ApiException as error:
             if error.status == _FORBIDDEN:
                 return False  # without this permission, only the refused clean-up Job shows it
@@ -172,8 +172,8 @@ class KubernetesCluster:
     async def have_stages_stopped(self, owner: Mapping[str, Any]) -> bool:
         namespace = owner["namespace"]
         selector = {"labelSelector": f"{names.UID_LABEL}={owner['uid']},{names.STAGE_LABEL}!={names.CLEAN_UP}"}
-        jobs = (await self._call("GET", _JOBS.format(namespace=namespace), query=selector))["items"]
-        pods = (await self._call("GET", _PODS.format(namespace=namespace), query=selector))["items"]
+        jobs = (await self.call("GET", _JOBS.format(namespace=namespace), query=selector))["items"]
+        pods = (await self.call("GET", _PODS.format(namespace=namespace), query=selector))["items"]
         return not jobs and all(pod["status"].get("phase") in ("Succeeded", "Failed") for pod in pods)
 
     async def write_finalizers(self, owner: Mapping[str, Any], finalizers: Sequence[str]) -> Mapping[str, Any]:
@@ -213,7 +213,7 @@ class KubernetesCluster:
             {"op": "add", "path": pointer, "value": value},
         ]
         try:
-            return await self._call("PATCH", path, body=body, content_type="application/json-patch+json")
+            return await self.call("PATCH", path, body=body, content_type="application/json-patch+json")
         except ApiException as error:
             if error.status == _NOT_FOUND:
                 return None
@@ -241,10 +241,10 @@ class KubernetesCluster:
             "lastTimestamp": now,
             "count": 1,
         }
-        with contextlib.suppress(*_FAILURES):
-            await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
+        with contextlib.suppress(*FAILURES):
+            await self.call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
 
-    async def _call(
+    async def call(
         self,
         method: str,
         path: str,
@@ -252,6 +252,7 @@ class KubernetesCluster:
         content_type: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
+        """Send one request; returns the response. Raises one of `FAILURES` if it is refused or does not arrive."""
         if method != "GET":
             API_WRITES.labels(verb=method.lower(), resource=path.split("/namespaces/")[1].split("/")[1]).inc()
         answer: dict[str, Any] = await self._api.call_api(
@@ -270,7 +271,7 @@ class KubernetesCluster:
 
 def _is_webhook_failure(error: ApiException) -> bool:
     """Whether an admission webhook does not answer, which the API server reports as an internal error."""
-    return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in _message(error)
+    return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in message_of(error)
 
 
 def _refusal(error: ApiException) -> Reason:
@@ -281,15 +282,15 @@ def _refusal(error: ApiException) -> Reason:
     return Reason.JOB_REFUSED
 
 
-def _why_no_answer(error: Exception) -> str:
-    what = f"{error.status} {_message(error)}" if isinstance(error, ApiException) else error or type(error).__name__
+def why_no_answer(error: Exception) -> str:
+    what = f"{error.status} {message_of(error)}" if isinstance(error, ApiException) else error or type(error).__name__
     return f"the API server does not answer: {what}; retrying"
 
 
 def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
     """Why a list fails and what to do."""
     if not isinstance(error, ApiException):
-        return _why_no_answer(error)
+        return why_no_answer(error)
     if error.status == _NOT_FOUND:
         crd = f"{names.PLURAL}.{names.GROUP}"
         return (
@@ -299,13 +300,13 @@ def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
     where = f"namespace {namespace}" if namespace else "the whole cluster"
     if error.status in (401, 403):
         return (
-            f"the operator is not allowed to list {kind} in {where}: {_message(error)}; create its Roles, or let the "
+            f"the operator is not allowed to list {kind} in {where}: {message_of(error)}; create its Roles, or let the "
             "chart create them with rbac.create=true"
         )
-    return f"the API server does not list {kind} in {where}: {error.status} {_message(error)}; retrying"
+    return f"the API server does not list {kind} in {where}: {error.status} {message_of(error)}; retrying"
 
 
-def _message(error: ApiException) -> str:
+def message_of(error: ApiException) -> str:
     """The API server's message."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         return str(json.loads(error.body)["message"])

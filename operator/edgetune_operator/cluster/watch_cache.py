@@ -9,7 +9,7 @@ Everything is kept as JSON text, which takes a quarter of the memory of the pars
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -128,9 +128,9 @@ class Cache:
         document = self._objects.get(key)
         return document.read() if document is not None else None
 
-    def phases(self) -> Counter[str]:
-        """Number of objects in each phase."""
-        return Counter(self._phases.values())
+    def phases(self, is_counted: Callable[[str], bool] = lambda _: True) -> Counter[str]:
+        """Number of objects in each phase, in the namespaces that are counted."""
+        return Counter(phase for key, phase in self._phases.items() if is_counted(key.namespace))
 
     def put_object(self, body: Mapping[str, Any]) -> Key | None:
         """Add an object; see `put`."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -53,11 +53,14 @@ class Controller:
         cache: Cache,
         queue: WorkQueue[Key],
         profiles: Mapping[str, Profile],
+        owns: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        """`owns`: whether this process reconciles the objects of a namespace now."""
         self._cluster = cluster
         self._cache = cache
         self._queue = queue
         self._profiles = profiles
+        self._owns = owns
         self._started: dict[Key, float] = {}
         self._last_end: float | None = None
 
@@ -76,6 +79,10 @@ class Controller:
             key, waited = await self._queue.get()
             telemetry.QUEUE_SECONDS.observe(waited)
             telemetry.QUEUE_DEPTH.set(len(self._queue))
+            if not self._owns(key.namespace):
+                # Whoever holds the namespace's Lease makes the pass; this process is woken when it takes the Lease.
+                self._queue.done(key)
+                continue
             self._started[key] = time.monotonic()
             try:
                 await self._pass(key)
@@ -126,9 +133,9 @@ class Controller:
         await self._cluster.post_event(owner, final_event)
 
     def count_phases(self) -> None:
-        """Update the gauge of objects by phase."""
+        """Update the gauge of this process's objects by phase."""
         telemetry.OBJECTS.clear()
-        for phase, count in self._cache.phases().items():
+        for phase, count in self._cache.phases(self._owns).items():
             telemetry.OBJECTS.labels(phase=phase).set(count)
 
 

@@ -1,6 +1,8 @@
 """Settings of the operator process, from its command line, which the chart writes."""
 
 import argparse
+import secrets
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,15 @@ class Settings:
 
     namespaces: tuple[str, ...]
     """Namespaces to watch; empty watches the whole cluster."""
+
+    identity: str
+    """Holder of the Leases: `<release>/<process>`, different for each process of a release."""
+
+    lease_namespace: str
+    """Namespace of the Lease of operators that watch the whole cluster."""
+
+    lease_seconds: float
+    """Time without a renewal after which a standby takes a Lease, in seconds."""
 
     workers: int
     """Number of concurrent passes."""
@@ -45,6 +56,15 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument(
         "--namespace", action="append", default=[], help="namespace to watch (repeatable; default: all)"
     )
+    parser.add_argument(
+        "--identity", default="", help="holder of the Leases, RELEASE/PROCESS (default: host name and a random part)"
+    )
+    parser.add_argument(
+        "--lease-namespace", default="kube-system", help="namespace of the Lease without --namespace (kube-system)"
+    )
+    parser.add_argument(
+        "--lease-seconds", type=float, default=15.0, help="a standby takes over after this time without a renewal (15)"
+    )
     parser.add_argument("--workers", type=int, default=16, help="number of concurrent passes")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="interval at which progress is read")
     parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz")
@@ -56,6 +76,9 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     return Settings(
         profiles=given.profiles,
         namespaces=tuple(given.namespace),
+        identity=given.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}",
+        lease_namespace=given.lease_namespace,
+        lease_seconds=given.lease_seconds,
         workers=given.workers,
         poll_seconds=given.poll_seconds,
         health_port=given.health_port,

@@ -16,6 +16,8 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.cluster.client import OWNED, connect
+from edgetune_operator.cluster.lease_store import KubernetesLeases
+from edgetune_operator.cluster.leases import Ownership
 from edgetune_operator.cluster.progress import reading_progress
 from edgetune_operator.cluster.resync import Resync
 from edgetune_operator.cluster.watch_cache import Cache, Kind
@@ -35,7 +37,7 @@ class Watcher:
         self._settings = settings
         self._profiles = profiles
         self._cache = Cache()
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(group_of=lambda key: key.namespace)
         self._wake: Callable[[Key], None] = self._queue.add
         self._controller: Controller | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -60,16 +62,23 @@ class Watcher:
         cluster = await enter(connect(self._cache, progress))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
         self._wake = resync.wake_if_listed
-        self._controller = Controller(cluster, self._cache, self._queue, self._profiles)
+        ownership = self._ownership(KubernetesLeases(cluster))
+        self._controller = Controller(cluster, self._cache, self._queue, self._profiles, ownership.owns)
         health = Health(self._controller.vitals, self._settings.max_pass_age_seconds)
-        await enter(serving_health(self._settings.health_port, health, lambda: resync.why_not_ready))
+
+        def why_not_ready() -> str:
+            return resync.why_not_ready or ownership.why_not_ready
+
+        await enter(serving_health(self._settings.health_port, health, why_not_ready))
         server, thread = start_http_server(self._settings.metrics_port, every_address())
         self._resources.callback(thread.join)
         self._resources.callback(server.server_close)
         self._resources.callback(server.shutdown)
         # A pass with an incomplete cache would treat the other Jobs as missing.
         await resync.run_until_listed()
+        self._resources.push_async_callback(ownership.release)
         health.tasks = [
+            asyncio.create_task(ownership.run(), name="the holder of the Leases"),
             asyncio.create_task(self._queue.run_delays(), name="the queue's timer"),
             asyncio.create_task(self._count_phases(), name="the phase counter"),
             asyncio.create_task(resync.run(), name="the resync"),
@@ -77,8 +86,24 @@ class Watcher:
         ]
         self._resources.push_async_callback(_cancel, health.tasks)
 
+    def _ownership(self, leases: KubernetesLeases) -> Ownership:
+        settings = self._settings
+        return Ownership(
+            leases,
+            settings.namespaces,
+            settings.identity,
+            settings.lease_namespace,
+            self._wake_namespace,
+            lease_seconds=settings.lease_seconds,
+        )
+
+    def _wake_namespace(self, namespace: str | None) -> None:
+        """Make a pass over each object of a namespace, or of all: its objects are this process's from now on."""
+        for key in self._cache.keys(namespace):
+            self._wake(key)
+
     async def stop(self, **_: Any) -> None:
-        """Stop the workers: a running pass is cancelled; the next operator repeats it."""
+        """Stop the workers, then release the Leases: a running pass is cancelled; the next operator repeats it."""
         await self._resources.aclose()
 
     async def on_object(self, event: Mapping[str, Any], **_: Any) -> None:

@@ -1,9 +1,13 @@
-"""A work queue like client-go's: deduplicates keys, has delays and backoff, and gives a key to one worker at a time."""
+"""A work queue like client-go's, and fair: keys are deduplicated, delayed, backed off, and given out group by group.
+
+A group is a tenant: one with thousands of keys delays the first key of another by one pass of each worker, not by
+thousands.
+"""
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -27,10 +31,14 @@ class WorkQueue(Generic[K]):
     after `done`. So no two workers process a key at the same time, and no change is lost.
     """
 
-    def __init__(self) -> None:
-        self._ready: asyncio.Queue[K] = asyncio.Queue()
-        self._waiting: dict[K, float] = {}
-        """Keys in the queue in order, with the time when each was added."""
+    def __init__(self, group_of: Callable[[K], Hashable] = lambda _: None) -> None:
+        """`group_of`: the group of a key. Groups take turns; within one, the first key that was added comes first."""
+        self._group_of = group_of
+        self._waiting: dict[Hashable, dict[K, float]] = {}
+        """Keys in the queue by group, in the order of their turns, with the time when each key was added."""
+
+        self._ready = asyncio.Semaphore(0)
+        """Its value is the number of keys in the queue."""
 
         self._active: set[K] = set()
         self._again: set[K] = set()
@@ -42,20 +50,22 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """Number of waiting keys, without those that are due later."""
-        return len(self._waiting) + len(self._again)
+        return sum(map(len, self._waiting.values())) + len(self._again)
 
     def longest_wait(self) -> float:
-        """Seconds that the first key in the queue has waited; 0 if the queue is empty."""
-        first = next(iter(self._waiting.values()), None)
-        return self._now() - first if first is not None else 0.0
+        """Seconds that the oldest key in the queue has waited; 0 if the queue is empty."""
+        added = [next(iter(keys.values())) for keys in self._waiting.values()]
+        return self._now() - min(added) if added else 0.0
 
     def add(self, key: K) -> None:
         """Queue a key for a pass as soon as possible."""
         if key in self._active:
             self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = self._now()
-            self._ready.put_nowait(key)
+            return
+        keys = self._waiting.setdefault(self._group_of(key), {})
+        if key not in keys:
+            keys[key] = self._now()
+            self._ready.release()
 
     def add_after(self, key: K, seconds: float) -> None:
         """Queue a key after a delay, unless it is due earlier already."""
@@ -80,8 +90,14 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> tuple[K, float]:
         """The next key and the seconds that it waited. The caller must call `done` afterwards."""
-        key = await self._ready.get()
-        waited = self._now() - self._waiting.pop(key)
+        await self._ready.acquire()
+        group, keys = next(iter(self._waiting.items()))
+        key = next(iter(keys))
+        waited = self._now() - keys.pop(key)
+        # The next group's turn: this one goes to the end.
+        del self._waiting[group]
+        if keys:
+            self._waiting[group] = keys
         self._active.add(key)
         return key, waited
 
