@@ -57,8 +57,8 @@ class Cluster(Protocol):
         """Pods of the object's Jobs, including ended ones."""
         ...
 
-    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
-        """Events of the object's Job or Pod with this UID."""
+    async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> Sequence[dict[str, Any]]:
+        """Warning Events of the object's Job or Pod with this UID."""
         ...
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
@@ -148,7 +148,8 @@ async def run_once(
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
     wait = silent_wait(snapshot)
     if wait is not None and wait.is_due(now):
-        snapshot = replace(snapshot, events=observe_events(await cluster.list_events(owner, wait.uid)))
+        warnings = observe_events(await cluster.list_warnings(owner, wait.uid))
+        snapshot = replace(snapshot, events=wait.reasons(warnings))
     decided = plan(spec, profile, snapshot, now)
     try:
         await _act(cluster, owner, spec, profile, decided)

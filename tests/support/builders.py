@@ -148,6 +148,11 @@ class PodBuilder:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         return replace(self, phase="Pending", state={}, conditions=(condition,))
 
+    def set_up(self) -> Self:
+        """Its sandbox, network and volumes are ready."""
+        condition = {"type": "PodReadyToStartContainers", "status": "True"}
+        return replace(self, conditions=(*self.conditions, condition))
+
     def ended(self, exit_code: int, message: str = "", reason: str = "") -> Self:
         """The container ended."""
         reason = reason or ("Completed" if exit_code == 0 else "Error")

@@ -3,6 +3,7 @@
 `PYTHONPATH=tests python -m support.chart` writes the golden manifests of the default install; --check compares them.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -40,6 +41,8 @@ ALL_SWITCHES: Values = {
     "podLabels": {"team": "platform"},
     "podAnnotations": {"team": "platform"},
     "operator": {"verbose": True},
+    "replicas": 2,
+    "leases": {"namespace": "platform", "seconds": 30},
     "rbac": {"ownerReferencesPermissionEnforcement": True},
     "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
     "networkPolicy": {
@@ -130,12 +133,11 @@ if __name__ == "__main__":
 
 def rules(role: Manifest) -> dict[tuple[str, str], set[str]]:
     """Verbs by group and resource."""
-    return {
-        (group, resource): set(rule["verbs"])
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
+    verbs: dict[tuple[str, str], set[str]] = {}
+    for rule in role["rules"]:
+        for each in itertools.product(rule["apiGroups"], rule["resources"]):
+            verbs.setdefault(each, set()).update(rule["verbs"])
+    return verbs
 
 
 NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}

@@ -65,9 +65,9 @@ class MemoryCluster:
         """Every Pod."""
         return copy.deepcopy(list(self.pods.values()))
 
-    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
-        """The test's Events of the Job or Pod with this UID."""
-        return copy.deepcopy(self.events.get(uid, []))
+    async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
+        """The test's warnings about the Job or Pod with this UID."""
+        return [copy.deepcopy(event) for event in self.events.get(uid, []) if event["type"] == "Warning"]
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - as above
         """The value that the test set."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgetune_operator.api import names
 from support.apiserver import BINARIES_VARIABLE
 from support.chart import (
     CLUSTER_NAME,
@@ -24,9 +25,12 @@ RULES = {
     ("edgetune.dev", "lorafinetunes/status"): {"patch"},
     ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
     ("", "pods"): {"list", "watch"},
-    ("", "events"): {"create", "list"},
+    ("", "events"): {"create", "watch"},
 }
+LEASES = ("coordination.k8s.io", "leases")
+LEASE_RULES = {LEASES: {"create", "get", "update"}}
 CLUSTER_RULES = RULES | {
+    LEASES: {"list"},
     ("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"},
     ("", "namespaces"): {"get"},
 }
@@ -39,7 +43,22 @@ def test_the_operator_has_only_the_rights_that_it_needs() -> None:
     assert one(manifests, "ClusterRoleBinding", CLUSTER_NAME)["subjects"] == [
         {"kind": "ServiceAccount", "name": "edgetune", "namespace": RELEASE_NAMESPACE}
     ]
-    assert not {"Role", "RoleBinding"} & {manifest["kind"] for manifest in manifests}
+    role, binding = one(manifests, "Role", CLUSTER_NAME), one(manifests, "RoleBinding", CLUSTER_NAME)
+    assert (role["metadata"]["namespace"], rules(role)) == ("kube-system", LEASE_RULES)
+    assert binding["metadata"]["namespace"] == "kube-system"
+
+
+@each_install
+def test_of_existing_leases_the_operator_may_use_only_its_own(values: Values) -> None:
+    roles = [each for each in render(values) if each["kind"] in ("Role", "ClusterRole")]
+
+    names_of_verbs = [
+        (rule["verbs"], rule.get("resourceNames"))
+        for role in roles
+        for rule in role["rules"]
+        if "leases" in rule["resources"] and rule["verbs"] != ["create"]
+    ]
+    assert all(found in ([names.LEASE], [names.CLUSTER_LEASE]) for _, found in names_of_verbs), names_of_verbs
 
 
 def test_an_operator_of_some_namespaces_can_remove_finalizers_and_has_no_other_cluster_wide_rights() -> None:
@@ -49,7 +68,7 @@ def test_an_operator_of_some_namespaces_can_remove_finalizers_and_has_no_other_c
     bindings = [manifest for manifest in manifests if manifest["kind"] == "RoleBinding"]
     assert [role["metadata"]["namespace"] for role in roles] == ["team-a", "team-b"]
     assert [binding["metadata"]["namespace"] for binding in bindings] == ["team-a", "team-b"]
-    assert all(rules(role) == RULES for role in roles)
+    assert all(rules(role) == RULES | LEASE_RULES for role in roles)
     everywhere = one(manifests, "ClusterRole", CLUSTER_NAME)
     assert rules(everywhere) == {("edgetune.dev", "lorafinetunes"): {"patch"}, ("", "namespaces"): {"get"}}
     assert everywhere["rules"][1]["resourceNames"] == ["team-a", "team-b"]

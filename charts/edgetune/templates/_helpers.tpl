@@ -103,7 +103,18 @@ capabilities: {drop: [ALL]}
   verbs: [list, watch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, list]
+  verbs: [create, watch]
+{{- end }}
+
+{{- /* Rights on the Lease with a name. A name cannot restrict what is created. */ -}}
+{{- define "edgetune.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ . }}]
+  verbs: [get, update]
 {{- end }}
 
 {{- /* Selector of the namespaces that the operator watches. */ -}}

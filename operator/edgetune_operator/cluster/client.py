@@ -17,12 +17,16 @@ from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
+from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
 from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
 
 _TIMEOUT_SECONDS = 30
+_WATCH_SECONDS = 240
+# A connection that died without a word is noticed when the API server should have ended the watch.
+_WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=_TIMEOUT_SECONDS, sock_read=_WATCH_SECONDS + _TIMEOUT_SECONDS)
 _CONNECTIONS = 64
 _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 _OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
@@ -37,6 +41,7 @@ OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 """Errors of a request that the API server refuses or that does not reach it."""
 
+_OK = 200
 _CONFLICT = 409
 _FORBIDDEN = 403
 _NOT_FOUND = 404
@@ -48,10 +53,16 @@ _REFUSALS = (400, 403, _INVALID)
 
 
 @contextlib.asynccontextmanager
-async def connect(cache: Cache, progress: ProgressReader) -> AsyncIterator["KubernetesCluster"]:
-    """A cluster, with the Pod's service account or, outside a cluster, the user's kubeconfig."""
+async def connect(cache: Cache, progress: ProgressReader, watches: int = 0) -> AsyncIterator["KubernetesCluster"]:
+    """A cluster, with the Pod's service account or, outside a cluster, the user's kubeconfig.
+
+    Args:
+        cache: has what reads return.
+        progress: reads running trainings.
+        watches: number of watches that hold a connection all the time.
+    """
     configuration = client.Configuration()
-    configuration.connection_pool_maxsize = _CONNECTIONS
+    configuration.connection_pool_maxsize = _CONNECTIONS + watches
     try:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
@@ -71,6 +82,8 @@ class KubernetesCluster:
         self._api = api
         self._cache = cache
         self._progress = progress
+        self.warnings = WarningEvents()
+        """Filled by `warning_events.watch_warnings`."""
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.get_object(key)
@@ -104,11 +117,34 @@ class KubernetesCluster:
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:
         return self._cache.pods_of(owner)
 
-    async def list_events(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:
-        path = _EVENTS.format(namespace=owner["namespace"])
-        found = await self.call("GET", path, query={"fieldSelector": f"involvedObject.uid={uid}"})
-        events: list[dict[str, Any]] = found["items"]
-        return events
+    async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> Sequence[dict[str, Any]]:
+        return self.warnings.of(owner["namespace"], uid)
+
+    async def watch_warnings(self, namespace: str | None, version: str) -> AsyncIterator[bytes]:
+        """Chunks of a watch on warnings, for `warning_events`; it ends after some minutes."""
+        path = _EVENTS.format(namespace=namespace) if namespace else _EVENTS.replace("/namespaces/{namespace}", "")
+        query = {"watch": "true", "fieldSelector": SELECTOR, "timeoutSeconds": str(_WATCH_SECONDS)}
+        query |= {"allowWatchBookmarks": "true"} | ({"resourceVersion": version} if version else {})
+        try:
+            response: aiohttp.ClientResponse = await self._api.call_api(
+                path,
+                "GET",
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+                _preload_content=False,
+                _request_timeout=_WATCH_TIMEOUT,
+            )
+            async with response:
+                if response.status != _OK:
+                    error = ApiException(status=response.status, reason=response.reason)
+                    error.body = await response.text()
+                    raise error
+                async for chunk in response.content.iter_any():
+                    yield chunk
+        except FAILURES as error:
+            raise NotServed(_why_not_watched(error, namespace)) from error
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         return self._progress.latest(owner)
@@ -304,6 +340,19 @@ def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
             "chart create them with rbac.create=true"
         )
     return f"the API server does not list {kind} in {where}: {error.status} {message_of(error)}; retrying"
+
+
+def _why_not_watched(error: Exception, namespace: str | None) -> str:
+    where = f"namespace {namespace}" if namespace else "the whole cluster"
+    if not isinstance(error, ApiException):
+        return why_no_answer(error)
+    advice = "retrying"
+    if error.status in (401, 403):
+        advice = "create the operator's Roles, or let the chart create them with rbac.create=true"
+    return (
+        f"Events in {where} are not watched: {error.status} {message_of(error)}; {advice}. Until then, no status says "
+        "why a Pod is refused or cannot be set up"
+    )
 
 
 def message_of(error: ApiException) -> str:

@@ -19,7 +19,7 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.decisions.observe import containers_of, controller_uid
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
-_POD_CONDITIONS = ("DisruptionTarget", "PodScheduled")
+_POD_CONDITIONS = ("DisruptionTarget", "PodScheduled", "PodReadyToStartContainers")
 _WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL)
 _WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION, names.SETTINGS_ANNOTATION)
 

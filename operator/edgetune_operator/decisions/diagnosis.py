@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import takewhile
 
 from edgetune_contract.stages import ExitCode, reason_for
 from edgetune_operator.api.objects import StageStatus
@@ -28,7 +27,7 @@ from edgetune_operator.decisions.observe import (
 Diagnosis = tuple[str, str]
 """Reason and message."""
 
-# Volumes are usually mounted and images pulled by then; a shorter time would read Events for every healthy Pod.
+# Volumes are usually mounted and images pulled by then; a shorter time would report what passes by itself.
 _SILENCE = timedelta(seconds=10)
 _LONGEST_INTERVAL = timedelta(seconds=120)
 # The kubelet reports these for every new Pod, and nothing else while a volume is missing.
@@ -59,10 +58,19 @@ class SilentWait:
 
     uid: str
     since: datetime
+    is_set_up: bool = False
+    """Whether it is a Pod whose volumes and network are set up: only its image or its container is missing."""
 
     def is_due(self, now: datetime) -> bool:
-        """Whether it has waited long enough to read its Events."""
+        """Whether it has waited long enough to look at its Events."""
         return now - self.since >= _SILENCE
+
+    def reasons(self, warnings: Sequence[EventObservation]) -> tuple[EventObservation, ...]:
+        """What its Events say about this wait. Those from before it are about an earlier Pod."""
+        if self.is_set_up:
+            pulling = "its volumes are mounted; its node is pulling the image or creating the container"
+            return (EventObservation("ContainerCreating", pulling, self.since),)
+        return tuple(event for event in warnings if event.at >= self.since)
 
     def next_look(self, now: datetime) -> timedelta:
         """Time until its Events are read again; grows with the time that it has waited."""
@@ -81,7 +89,7 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
         since = (newest.finished_at if newest else None) or job.created_at
         return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
     if newest.phase == "Pending" and newest.reason in _UNSPECIFIC and newest.created_at:
-        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at))
+        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up)
     return None
 
 
@@ -99,14 +107,9 @@ def why_waiting(job: JobObservation, snapshot: Snapshot) -> Diagnosis:
 
 
 def _why_by_events(snapshot: Snapshot) -> Diagnosis | None:
-    """What the newest Warnings report. A Warning before a Normal Event is resolved."""
-    if not snapshot.events:
-        return None
-    warnings = tuple(takewhile(lambda event: event.warning, reversed(snapshot.events)))
-    if not warnings:
-        newest = snapshot.events[-1]
-        return ("ContainerCreating", newest.message) if newest.reason == "Pulling" else None
-    return _missing(warnings, snapshot.namespace) or _warning(warnings[0])
+    """What the newest warnings report."""
+    newest_first = snapshot.events[::-1]
+    return (_missing(newest_first, snapshot.namespace) or _warning(newest_first[0])) if newest_first else None
 
 
 def _missing(warnings: Sequence[EventObservation], namespace: str) -> Diagnosis | None:

@@ -47,6 +47,9 @@ class PodObservation:
     pod_message: str
     """The kubelet's message for the whole Pod."""
 
+    is_set_up: bool
+    """Whether its sandbox, network and volumes are ready. Containers are created after that."""
+
     started_at: str | None
     """When the container started; None until it has."""
 
@@ -157,9 +160,8 @@ class JobObservation:
 
 @dataclass(frozen=True)
 class EventObservation:
-    """An Event about a Job or a Pod."""
+    """A warning about a Job or a Pod."""
 
-    warning: bool
     reason: str
     message: str
     at: datetime
@@ -179,7 +181,7 @@ class Snapshot:
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
     events: tuple[EventObservation, ...] = ()
-    """Events of the Job or Pod whose status does not say why it waits, oldest first; empty if there is none."""
+    """Warnings about the Job or Pod whose status does not say why it waits, oldest first; empty if there is none."""
 
     @property
     def new_retry(self) -> str:
@@ -227,7 +229,6 @@ def _event(event: Mapping[str, Any]) -> EventObservation:
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     last = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
     return EventObservation(
-        warning=event.get("type") == "Warning",
         reason=event.get("reason") or "",
         message=event.get("message") or "",
         at=datetime.fromisoformat(last),
@@ -326,6 +327,7 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         disruption=disruption.get("reason") or ("DisruptionTarget" if disruption else ""),
         pod_reason=status.get("reason") or "",
         pod_message=(status.get("message") or "").strip(),
+        is_set_up=("PodReadyToStartContainers", "True") in conditions,
         started_at=(ended or state.get("running") or {}).get("startedAt"),
         finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
     )

@@ -20,6 +20,7 @@ from edgetune_operator.cluster.lease_store import KubernetesLeases
 from edgetune_operator.cluster.leases import Ownership
 from edgetune_operator.cluster.progress import reading_progress
 from edgetune_operator.cluster.resync import Resync
+from edgetune_operator.cluster.warning_events import watch_warnings
 from edgetune_operator.cluster.watch_cache import Cache, Kind
 from edgetune_operator.process.controller import Controller
 from edgetune_operator.process.health import Health, serving_health
@@ -59,7 +60,8 @@ class Watcher:
         settings.scanning.disabled = bool(self._settings.namespaces)
         enter = self._resources.enter_async_context
         progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
-        cluster = await enter(connect(self._cache, progress))
+        watched: Sequence[str | None] = self._settings.namespaces or (None,)
+        cluster = await enter(connect(self._cache, progress, watches=len(watched)))
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
         self._wake = resync.wake_if_listed
         ownership = self._ownership(KubernetesLeases(cluster))
@@ -82,6 +84,10 @@ class Watcher:
             asyncio.create_task(self._queue.run_delays(), name="the queue's timer"),
             asyncio.create_task(self._count_phases(), name="the phase counter"),
             asyncio.create_task(resync.run(), name="the resync"),
+            *(
+                asyncio.create_task(watch_warnings(cluster, cluster.warnings, each), name="a watch on Events")
+                for each in watched
+            ),
             *(asyncio.create_task(self._controller.work(), name="a worker") for _ in range(self._settings.workers)),
         ]
         self._resources.push_async_callback(_cancel, health.tasks)

@@ -73,16 +73,31 @@ def test_a_pod_that_has_waited_for_a_few_seconds_is_not_reported(training: Scena
     assert training.condition("Stalled") is None
 
 
-def test_a_warning_is_resolved_by_a_later_normal_event(training: Scenario) -> None:
-    pod = stuck(training)
-    training.post_event(pod, "Warning", "FailedMount", SECRET_EVENT)
-    training.post_event(pod, "Normal", "Pulling", 'Pulling image "ghcr.io/edgetune/jobs:0.1.0"')
+def test_a_warning_about_a_pod_is_resolved_once_its_volumes_are_mounted(training: Scenario) -> None:
+    """Its image may be pulled for many minutes after that, and the Event stays for an hour."""
+    training.post_event(stuck(training), "Warning", "FailedMount", SECRET_EVENT)
+    reconcile_later(training)
+    assert training.condition("Stalled") == ("True", "SecretNotFound", f"train: {NO_SECRET}")
+
+    training.end_pod(lambda pod: pod.waiting("ContainerCreating").set_up())
+    training.reconcile()
+
+    assert training.condition("Stalled") is None
+    message = "train: its volumes are mounted; its node is pulling the image or creating the container"
+    assert training.condition("Reconciling") == ("True", "ContainerCreating", message)
+
+
+def test_a_warning_about_a_job_from_before_its_last_pod_is_resolved(training: Scenario) -> None:
+    """A quota refused the first attempt; the second one ran, failed and is retried."""
+    training.post_event(f"uid-of-{training.live_job}", "Warning", "FailedCreate", "exceeded quota: gpus")
+    training.cluster.now += timedelta(minutes=5)
+    training.end_pod(lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.TRANSIENT, "the store did not answer"))
 
     reconcile_later(training)
 
     assert training.condition("Stalled") is None
-    message = 'train: Pulling image "ghcr.io/edgetune/jobs:0.1.0"'
-    assert training.condition("Reconciling") == ("True", "ContainerCreating", message)
+    message = "train: an attempt failed and is retried: TransientError: the store did not answer"
+    assert training.condition("Reconciling") == ("True", "AttemptFailed", message)
 
 
 @pytest.mark.parametrize(

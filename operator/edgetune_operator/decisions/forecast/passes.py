@@ -182,6 +182,7 @@ class _Stages:
         result, time = self._result(job), timestamp(self.now)
         failure = result.failure
         pod = PodObservation(
+            is_set_up=True,
             name=f"{job.name}-forecast",
             uid=f"{job.uid}-forecast",
             created_at=time,
