@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from edgetune_operator.api import names
@@ -11,6 +11,7 @@ from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec, Progr
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import InvalidSpec, parse_deletion_terms, parse_spec
 from edgetune_operator.decisions.deletion import (
+    PROFILE_GRACE,
     CreateCleanUp,
     DeletionPlan,
     finalizers_wanted,
@@ -127,7 +128,11 @@ class DeletionPass:
 
 
 async def run_once(
-    cluster: Cluster, key: Key, profiles: Mapping[str, Profile], now: datetime
+    cluster: Cluster,
+    key: Key,
+    profiles: Mapping[str, Profile],
+    now: datetime,
+    profile_grace: timedelta = PROFILE_GRACE,
 ) -> Pass | DeletionPass | None:
     """One pass: creates at most one Job, then writes the status at most once. None if there is nothing to do.
 
@@ -140,7 +145,7 @@ async def run_once(
     owner = document["metadata"]
     if owner.get("deletionTimestamp"):
         is_held = names.FINALIZER in owner.get("finalizers", ())
-        return await _delete(cluster, document, profiles, now) if is_held else None
+        return await _delete(cluster, document, profiles, now, profile_grace) if is_held else None
     spec = _parse(document.get("spec"))
     profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     owner = await _settle_finalizer(cluster, owner, spec)
@@ -176,6 +181,7 @@ async def _delete(
     document: Mapping[str, Any],
     profiles: Mapping[str, Profile],
     now: datetime,
+    profile_grace: timedelta,
 ) -> DeletionPass:
     """One pass over an object that is deleted with its artifacts; removes the finalizer when the deletion is done."""
     owner = document["metadata"]
@@ -184,7 +190,8 @@ async def _delete(
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, progress=None)
     is_terminating = await cluster.is_namespace_terminating(owner["namespace"])
-    decided = plan_deletion(terms, profile, snapshot, observe_clean_up(snapshot, jobs, pods), is_terminating, now)
+    clean_up = observe_clean_up(snapshot, jobs, pods)
+    decided = plan_deletion(terms, profile, snapshot, clean_up, is_terminating, now, profile_grace)
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)

@@ -35,8 +35,8 @@ class Request:
 
     @property
     def is_write(self) -> bool:
-        """Whether it writes, also if it was refused."""
-        return self.verb in _WRITES
+        """Whether it writes, also if it was refused. Leases are renewed all the time, whatever happens."""
+        return self.verb in _WRITES and self.resource != "leases"
 
     @property
     def kind(self) -> str:

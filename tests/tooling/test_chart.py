@@ -309,7 +309,8 @@ def test_the_operator_accepts_its_command_line() -> None:
     settings = operator_settings(manifests)
 
     assert container["command"] == ["python", "-m", "edgetune_operator"]
-    assert settings == parse_settings(["--profiles=/etc/edgetune/profiles.yaml"]), "the operator's own defaults"
+    given = ["--profiles=/etc/edgetune/profiles.yaml", f"--identity={settings.identity}"]
+    assert settings == parse_settings(given), "the operator's own defaults"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = one(manifests, "Deployment")["spec"]["template"]["spec"]["volumes"]
     assert {"name": mounts[str(settings.profiles.parent)], "configMap": {"name": "edgetune-profiles"}} in volumes

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
+    NODE_UNRESPONSIVE = "NodeUnresponsive"
 
     # An attempt was stopped from outside; it does not count.
     INTERRUPTED = "Interrupted"
@@ -86,6 +87,7 @@ BLOCKING = frozenset(
         Reason.CONFIG_MAP_NOT_FOUND,
         Reason.QUOTA_EXCEEDED,
         Reason.PODS_REFUSED,
+        Reason.NODE_UNRESPONSIVE,
         *_BLOCKED_IN_KUBELET,
     )
 )

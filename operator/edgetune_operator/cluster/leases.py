@@ -149,7 +149,7 @@ class Ownership:
 
     @property
     def why_not_ready(self) -> str:
-        """Why this process neither reconciles a scope nor stands by for one; empty if it does."""
+        """Why this process neither reconciles a scope nor is a standby for one; empty otherwise."""
         problems = [scope.problem for scope in self._scopes.values()]
         return "; ".join(dict.fromkeys(problems)) if all(problems) else ""
 

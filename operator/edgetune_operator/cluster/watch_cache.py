@@ -300,6 +300,7 @@ def _trimmed_pod(body: Mapping[str, Any]) -> dict[str, Any]:
             **_picked(metadata, _METADATA),
             "labels": _picked(metadata.get("labels"), _WATCHED_LABELS),
         },
+        "spec": _picked(body.get("spec"), ("nodeName",)),
         "status": {
             **_picked(status, ("phase", "reason", "message", "podIP")),
             "conditions": [c for c in status.get("conditions") or [] if c.get("type") in _POD_CONDITIONS],

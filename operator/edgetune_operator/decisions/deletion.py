@@ -4,7 +4,8 @@
                  │
         release? ├── the namespace is being deleted too ─────────► finalizer removed, Warning
                  ├── policy is now Retain ───────────────────────► finalizer removed
-                 ├── policy invalid, profile not found ──────────► finalizer removed, Warning
+                 ├── policy invalid ─────────────────────────────► finalizer removed, Warning
+                 ├── profile not found for some minutes ─────────► finalizer removed, Warning
                  ▼
      clean-up    ├── complete ───────────────────────────────────► finalizer removed
           Job    ├── failed ─────────────────────────────────────► finalizer removed, Warning
@@ -52,6 +53,9 @@ CLEAN_UP_SECONDS = 600
 
 CLEAN_UP_RETRIES = 3
 """Retries of the clean-up Job after failed attempts."""
+
+PROFILE_GRACE = timedelta(minutes=5)
+"""Time that a deletion waits for a profile that is not found: it may be missing by mistake."""
 
 CLEANED_UP = "CleanedUp"
 """Condition whose transition time is the start of the deletion, also for an operator that was restarted since."""
@@ -139,6 +143,7 @@ def plan_deletion(
     clean_up: CleanUpObservation | None,
     is_namespace_terminating: bool,
     now: datetime,
+    profile_grace: timedelta = PROFILE_GRACE,
 ) -> DeletionPlan:
     """Decide what one pass does for an object that is being deleted and has our finalizer.
 
@@ -150,6 +155,7 @@ def plan_deletion(
         is_namespace_terminating: whether the namespace is being deleted: it accepts no Job, and the operator's Role in
             it may already be gone.
         now: time of the pass, with a time zone.
+        profile_grace: time that the deletion waits for a profile that is not found.
     """
     is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
     if is_namespace_terminating and not is_done:
@@ -160,7 +166,7 @@ def plan_deletion(
         message = f"{_remaining(snapshot, profile)}. spec.deletionPolicy is now Retain"
         return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, message), _stop_clean_up(snapshot, clean_up))
     if profile is None:
-        return _skipped(snapshot, profile, f"spec.profile: profile {terms.profile!r} not found")
+        return _without_profile(terms.profile, snapshot, now, profile_grace)
     if clean_up is not None and _awaits_pod_status(clean_up, now):
         name = names.clean_up_job_name(snapshot.name, snapshot.uid)
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waiting for the result of its Pod")
@@ -174,12 +180,28 @@ def plan_deletion(
     return _proceed(profile, snapshot, clean_up)
 
 
+def _without_profile(profile: str, snapshot: Snapshot, now: datetime, profile_grace: timedelta) -> DeletionPlan:
+    """Stop the stages and wait for the profile, unless there is nothing to remove."""
+    why = f"spec.profile: profile {profile!r} not found"
+    has_run = bool(snapshot.jobs or snapshot.previous.store or snapshot.previous.artifacts)
+    if not has_run or now - _started_at(snapshot, now) >= profile_grace:
+        return _skipped(snapshot, None, why)
+    message = (
+        f"{why}; add it within {profile_grace.total_seconds():.0f} s of the deletion, or the artifacts are kept and "
+        "the object is released"
+    )
+    return DeletionPlan(_stops(snapshot), Reason.PROFILE_NOT_FOUND, message)
+
+
+def _stops(snapshot: Snapshot) -> tuple[DeleteJob, ...]:
+    return tuple(DeleteJob(job.name, "the object is deleted") for job in snapshot.jobs if not job.deleting)
+
+
 def _proceed(profile: Profile, snapshot: Snapshot, clean_up: CleanUpObservation | None) -> DeletionPlan:
     name = names.clean_up_job_name(snapshot.name, snapshot.uid)
     if snapshot.jobs:
         running = ", ".join(job.name for job in snapshot.jobs)
-        stops = tuple(DeleteJob(job.name, "the object is deleted") for job in snapshot.jobs if not job.deleting)
-        return DeletionPlan(stops, Reason.CLEANING_UP, f"waiting until the stages' Jobs are gone: {running}")
+        return DeletionPlan(_stops(snapshot), Reason.CLEANING_UP, f"waiting until the stages' Jobs are gone: {running}")
     if clean_up is not None:
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} is removing the artifacts{_why_waiting(clean_up)}")
     request = CleanUpRequest(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from edgetune_contract.stages import ExitCode, reason_for
+from edgetune_contract.times import timestamp
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.decisions.observe import (
@@ -30,6 +31,9 @@ Diagnosis = tuple[str, str]
 # Volumes are usually mounted and images pulled by then; a shorter time would report what passes by itself.
 _SILENCE = timedelta(seconds=10)
 _LONGEST_INTERVAL = timedelta(seconds=120)
+STUCK_AFTER = timedelta(minutes=5)
+"""Time after which a Pod that should have ended is reported. Its grace period is over before that starts."""
+
 # The kubelet reports these for every new Pod, and nothing else while a volume is missing.
 _UNSPECIFIC = ("", "ContainerCreating", "PodInitializing")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
@@ -91,6 +95,44 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
     if newest.phase == "Pending" and newest.reason in _UNSPECIFIC and newest.created_at:
         return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up)
     return None
+
+
+@dataclass(frozen=True)
+class StuckPod:
+    """A Pod that should have ended or be gone: its node no longer reports, and nothing can replace it until it does."""
+
+    pod: PodObservation
+    since: datetime
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether somebody has to act: what passes by itself has had its time."""
+        return now - self.since >= STUCK_AFTER
+
+    def next_look(self, now: datetime) -> timedelta | None:
+        """Time until it is due; None if it is."""
+        return None if self.is_due(now) else STUCK_AFTER - (now - self.since)
+
+    @property
+    def why(self) -> Diagnosis:
+        """What is wrong and what to do."""
+        node = self.pod.node or "unknown"
+        message = (
+            f"Pod {self.pod.name} should have ended by {timestamp(self.since)}, and its node {node} has not confirmed "
+            f"it: if the node does not come back, shut it down and run `kubectl delete node {node}`; the stage then "
+            "continues by itself"
+        )
+        return Reason.NODE_UNRESPONSIVE, message
+
+
+def stuck_pod(snapshot: Snapshot) -> StuckPod | None:
+    """The Pod of one of the object's Jobs that is stopped or deleted and does not end; None if there is none."""
+    found = [
+        StuckPod(pod, datetime.fromisoformat(since))
+        for job in snapshot.jobs
+        for pod in job.pods
+        if not pod.ended and (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
+    ]
+    return min(found, key=lambda stuck: stuck.since, default=None)
 
 
 def why_waiting(job: JobObservation, snapshot: Snapshot) -> Diagnosis:

@@ -1,6 +1,6 @@
 """Events: the changes between two statuses, as sentences. Status is the record; Events repeat it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +20,26 @@ class EventDraft:
 
 
 def transitions(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterator[EventDraft]:
-    """Events for what became true between two statuses of an object."""
+    """Events for what became true between two statuses of an object.
+
+    Each Event is a write. What happens in one pass is one Event where one sentence says it: the end of a stage, the
+    stages whose output was already in the store, and the next Job; the end of the last stage is in the outcome's.
+    """
     known = {row.name: row for row in before.stages}
-    for row in after.stages:
-        yield from _stage_transitions(known.get(row.name, StageStatus(name=row.name)), row)
+    changes = [(known.get(row.name, StageStatus(name=row.name)), row) for row in after.stages]
+    outcome = tuple(_outcome(before, after))
+    for was, row in changes:
+        yield from _troubles(was, row)
+    done = [row for was, row in changes if _has_succeeded(was, row)]
+    started = next((row for was, row in changes if _has_started(was, row)), None)
+    if done and not (outcome and done == list(after.stages[-1:])):
+        yield EventDraft("Normal", f"{_title(done[0])}Succeeded", _progress(done, started))
+    elif started is not None:
+        yield EventDraft("Normal", f"{_title(started)}Started", f"created Job {started.job}")
+    yield from outcome
+
+
+def _outcome(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterator[EventDraft]:
     stalled, was_stalled = _condition(after, "Stalled"), _condition(before, "Stalled")
     if stalled is not None and (was_stalled is None or was_stalled.reason != stalled.reason):
         yield EventDraft("Warning", stalled.reason, stalled.message)
@@ -36,14 +52,31 @@ def _condition(status: LoraFineTuneStatus, condition_type: str) -> Condition | N
     return next((condition for condition in status.conditions if condition.type == condition_type), None)
 
 
-def _stage_transitions(before: StageStatus, after: StageStatus) -> Iterator[EventDraft]:
-    stage = after.name.value.capitalize()
-    if after.state is StageState.RUNNING and (before.state is not StageState.RUNNING or before.job != after.job):
-        yield EventDraft("Normal", f"{stage}Started", f"created Job {after.job}")
+def _title(row: StageStatus) -> str:
+    return row.name.value.capitalize()
+
+
+def _has_started(before: StageStatus, after: StageStatus) -> bool:
+    return after.state is StageState.RUNNING and (before.state is not StageState.RUNNING or before.job != after.job)
+
+
+def _has_succeeded(before: StageStatus, after: StageStatus) -> bool:
+    return after.state is StageState.SUCCEEDED and (before.state is not after.state or before.digest != after.digest)
+
+
+def _progress(done: Sequence[StageStatus], started: StageStatus | None) -> str:
+    """Such as "done in 4 s; already in the store: train, merge; created Job model-quantize-0123456789"."""
+    ran = [f"done in {row.seconds or 0:.0f} s" for row in done[:1] if not row.cached]
+    cached = [row.name.value for row in done if row.cached]
+    found = [f"already in the store: {', '.join(cached)}"] if cached else []
+    also = [f"{row.name} is done too" for row in done[1:] if not row.cached]
+    created = [f"created Job {started.job}"] if started is not None else []
+    return "; ".join((*ran, *also, *found, *created))
+
+
+def _troubles(before: StageStatus, after: StageStatus) -> Iterator[EventDraft]:
     if after.reason == Reason.REPLACED and before.reason != after.reason:
-        yield EventDraft("Normal", f"{stage}Replaced", after.message)
+        yield EventDraft("Normal", f"{_title(after)}Replaced", after.message)
     if after.preemptions > before.preemptions:
-        yield EventDraft("Warning", f"{stage}Interrupted", after.message or "stopped from outside; it resumes later")
-    if after.state is StageState.SUCCEEDED and (before.state is not after.state or before.digest != after.digest):
-        how = "its output was already in the store" if after.cached else f"done in {after.seconds or 0:.0f} s"
-        yield EventDraft("Normal", f"{stage}Succeeded", how)
+        message = after.message or "stopped from outside; it resumes later"
+        yield EventDraft("Warning", f"{_title(after)}Interrupted", message)

@@ -50,6 +50,12 @@ class PodObservation:
     is_set_up: bool
     """Whether its sandbox, network and volumes are ready. Containers are created after that."""
 
+    node: str
+    """Name of its node; empty before it is scheduled."""
+
+    gone_by: str | None
+    """When it should be gone, with its grace period; None if it is not being deleted."""
+
     started_at: str | None
     """When the container started; None until it has."""
 
@@ -328,6 +334,8 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         pod_reason=status.get("reason") or "",
         pod_message=(status.get("message") or "").strip(),
         is_set_up=("PodReadyToStartContainers", "True") in conditions,
+        node=(pod.get("spec") or {}).get("nodeName") or "",
+        gone_by=metadata.get("deletionTimestamp"),
         started_at=(ended or state.get("running") or {}).get("startedAt"),
         finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
     )

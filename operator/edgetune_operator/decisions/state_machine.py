@@ -36,7 +36,7 @@ from edgetune_operator.api.objects import (
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import InvalidSpec
-from edgetune_operator.decisions.diagnosis import silent_wait
+from edgetune_operator.decisions.diagnosis import silent_wait, stuck_pod
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
 
@@ -154,6 +154,9 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
         run.start(stage, now)
     reason, message = _running_reason(run, run.rows[stage])
+    stuck = stuck_pod(snapshot)
+    if stuck is not None and stuck.is_due(now):
+        reason, message = stuck.why[0], f"{stage}: {stuck.why[1]}"
     outcome = Outcome.BLOCKED if reason in BLOCKING else Outcome.RUNNING
     return _plan(run, snapshot, now, actions, _view(run, snapshot, outcome, reason, message, stage))
 
@@ -161,6 +164,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
 def _plan(run: RunState, snapshot: Snapshot, now: datetime, actions: tuple[Action, ...], view: View) -> Plan:
     look_again = _earliest(
         _look_at_silence(snapshot, now),
+        _look_at_stuck_pod(snapshot, now),
         _LOOK_AT_ENDED_JOB if run.awaits_pod_status else None,
         _look_at(view.outcome, view.reason),
     )
@@ -171,6 +175,11 @@ def _look_at_silence(snapshot: Snapshot, now: datetime) -> timedelta | None:
     """Time until the Events of a Job or Pod that waits without a stated reason are read."""
     wait = silent_wait(snapshot)
     return wait.next_look(now) if wait is not None else None
+
+
+def _look_at_stuck_pod(snapshot: Snapshot, now: datetime) -> timedelta | None:
+    stuck = stuck_pod(snapshot)
+    return stuck.next_look(now) if stuck is not None else None
 
 
 def _look_at(outcome: Outcome, reason: str) -> timedelta | None:

@@ -172,11 +172,20 @@ def test_an_object_in_a_terminating_namespace_does_not_wait_for_its_stages() -> 
     assert deletion.cluster.live_jobs() == [running]
 
 
-def test_a_missing_profile_releases_the_object_at_once_with_the_artifacts_in_its_status(
-    deletion: Deletion,
-) -> None:
+def test_a_missing_profile_is_awaited_for_some_minutes_before_the_artifacts_are_kept(deletion: Deletion) -> None:
     deletion.profiles.clear()
     deletion.delete()
+
+    first = deletion.step().plan
+    assert (first.final_event, first.reason) == (None, "ProfileNotFound")
+    message = (
+        "spec.profile: profile 'default' not found; add it within 300 s of the deletion, or the artifacts are kept and "
+        "the object is released"
+    )
+    assert deletion.condition("CleanedUp") == ("False", "ProfileNotFound", message)
+    deletion.cluster.now += timedelta(minutes=5) - 2 * TICK
+    assert deletion.step().plan.final_event is None
+    assert deletion.finalizers
 
     assert deletion.step().plan.final_event == EventDraft(
         "Warning",
@@ -184,6 +193,38 @@ def test_a_missing_profile_releases_the_object_at_once_with_the_artifacts_in_its
         f"{LEFT}. Nothing was removed: spec.profile: profile 'default' not found",
     )
     assert deletion.cluster.gone
+
+
+def test_a_profile_that_comes_back_in_time_is_used_for_the_clean_up(deletion: Deletion) -> None:
+    profiles = dict(deletion.profiles)
+    deletion.profiles.clear()
+    deletion.delete()
+    deletion.step()
+    deletion.profiles |= profiles
+    deletion.step()
+
+    assert deletion.cluster.live_jobs() == [JOB]
+
+
+def test_the_stages_are_stopped_while_the_profile_is_awaited() -> None:
+    deletion = Deletion(with_delete())
+    deletion.advance_to(Stage.TRAIN)
+    deletion.profiles.clear()
+    deletion.delete()
+    deletion.step()
+
+    assert deletion.cluster.live_jobs() == []
+    assert deletion.finalizers
+
+
+def test_an_object_that_has_never_run_does_not_wait_for_its_profile() -> None:
+    deletion = Deletion(with_delete(), profile=None)
+    deletion.reconcile()
+    deletion.delete()
+    final_event = deletion.step().plan.final_event
+
+    assert final_event is not None
+    assert final_event.message.startswith("the status lists no artifacts. Nothing was removed: spec.profile: profile")
 
 
 def test_a_field_that_the_deletion_does_not_follow_may_be_invalid(deletion: Deletion) -> None:

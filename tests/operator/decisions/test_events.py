@@ -3,6 +3,7 @@
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api.objects import Condition, StageState
 from edgetune_operator.decisions.events import transitions
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario
@@ -21,16 +22,62 @@ def pass_events(scenario: Scenario) -> list[tuple[str, str, str]]:
     return [(event.type, event.reason, event.message) for event in transitions(before, scenario.status)]
 
 
-def test_the_start_and_the_end_of_a_stage_are_reported(scenario: Scenario) -> None:
+def test_the_end_of_a_stage_and_the_next_job_are_one_event(scenario: Scenario) -> None:
     first = pass_events(scenario)
     job = scenario.live_job
     scenario.finish()
     second = pass_events(scenario)
 
     assert first == [("Normal", "PrepareStarted", f"created Job {job}")]
-    assert second[0] == ("Normal", "PrepareSucceeded", "done in 0 s")
-    assert second[1] == ("Normal", "TrainStarted", f"created Job {scenario.live_job}")
+    assert second == [("Normal", "PrepareSucceeded", f"done in 0 s; created Job {scenario.live_job}")]
     assert pass_events(scenario) == []
+
+
+def test_a_run_has_one_event_for_each_stage_and_one_for_the_outcome(scenario: Scenario) -> None:
+    events = pass_events(scenario)
+    for stage in Stage:
+        if scenario.row(stage).state is StageState.RUNNING:
+            scenario.finish()
+            events += pass_events(scenario)
+
+    reasons = [f"{stage.capitalize()}Succeeded" for stage in list(Stage)[:-1]]
+    assert [reason for _, reason, _ in events] == ["PrepareStarted", *reasons, "Published"]
+
+
+def test_stages_whose_output_is_in_the_store_are_named_in_the_same_event(scenario: Scenario) -> None:
+    scenario.finish_all()
+    again = Scenario(lora_fine_tune())
+    again.manifests = scenario.manifests
+    pass_events(again)
+    again.finish()
+    events = pass_events(again)
+
+    assert len(events) == 1
+    job = again.live_job
+    assert events[0][2] == f"done in 0 s; already in the store: train, merge, quantize, evaluate; created Job {job}"
+
+
+def test_the_end_of_a_stage_is_reported_even_if_the_next_job_is_refused(scenario: Scenario) -> None:
+    scenario.reconcile()
+    before = scenario.status
+    ended = [
+        row.model_copy(update={"state": StageState.SUCCEEDED, "seconds": 4.2}) if row.name is Stage.PREPARE else row
+        for row in before.stages
+    ]
+    refused = Condition(
+        type="Stalled",
+        status="True",
+        reason="JobRefused",
+        message="train: exceeded quota",
+        last_transition_time="2026-11-24T08:00:00Z",
+        observed_generation=1,
+    )
+    after = before.model_copy(update={"stages": tuple(ended), "conditions": (*before.conditions, refused)})
+
+    assert [(event.type, event.reason, event.message) for event in transitions(before, after)] == [
+        ("Normal", "PrepareSucceeded", "done in 4 s"),
+        ("Warning", "JobRefused", "train: exceeded quota"),
+    ]
 
 
 def test_a_replaced_job_is_reported_with_the_reason(scenario: Scenario) -> None:

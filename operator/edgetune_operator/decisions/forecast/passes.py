@@ -183,6 +183,8 @@ class _Stages:
         failure = result.failure
         pod = PodObservation(
             is_set_up=True,
+            node="",
+            gone_by=None,
             name=f"{job.name}-forecast",
             uid=f"{job.uid}-forecast",
             created_at=time,
