@@ -100,6 +100,7 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python tests/bench/bench_edge_models.py
 	@$(BIN)/python tests/bench/bench_operator.py
+	@$(BIN)/python tests/bench/bench_operator_scale.py
 
 format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .

@@ -46,7 +46,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.EVICTED: "The attempt was evicted through the API, for example by a drain. The stage resumes.",
     Reason.PREEMPTED: "The attempt was preempted by a Pod of higher priority. The stage resumes.",
     Reason.NODE_LOST: "The attempt's node is gone, unreachable or tainted. The stage resumes on another node.",
-    Reason.NODE_UNRESPONSIVE: "A Pod should have ended; its node does not confirm it. Bring the node back or delete it.",
+    Reason.NODE_UNRESPONSIVE: "A Pod should have ended; its node does not confirm it. Restore or delete the node.",
     Reason.NODE_PRESSURE: "The attempt's node ran short of memory or disk. The stage resumes.",
     Reason.NODE_SHUTDOWN: "The attempt's node shut down. The stage resumes on another node.",
     Reason.INTERRUPTED_TOO_OFTEN: "The stage was stopped from outside more than 100 times. Find the cause, then retry.",
