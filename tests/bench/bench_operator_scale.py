@@ -2,9 +2,9 @@
 
     python tests/bench/bench_operator_scale.py [--counts N ...] [--large] [--stage-seconds S] [--json FILE]
 
-Each fleet is created at once in one namespace of a fresh control plane, and runs until all objects are finished. Cost is
-time, processor time of the API server and of the operator, and requests of the operator, each divided by the number of
-objects. Stages are short, so that the machine is busy all the time and the time of a stage does not hide the cost.
+Each fleet is created at once in one namespace of a fresh control plane, and runs until all objects are finished. Cost
+is time, processor time of the API server and of the operator, and requests of the operator, each divided by the number
+of objects. Stages are short, so that the machine is busy all the time and the time of a stage does not hide the cost.
 """
 
 import argparse
@@ -71,14 +71,9 @@ class Row:
 
 ROWS = (
     Row("objectsPerSecond", "objects/s to the first Job", lambda cost: cost.jobs_per_second, "{:.0f}", grows=False),
-    Row("seconds", "time per object", lambda cost: 1000 * cost.seconds / cost.count, "{:.0f} ms"),
-    Row(
-        "apiServer",
-        "API server's CPU per object",
-        lambda cost: 1000 * cost.api_server_seconds / cost.count,
-        "{:.0f} ms",
-    ),
-    Row("operator", "operator's CPU per object", lambda cost: 1000 * cost.operator_seconds / cost.count, "{:.0f} ms"),
+    Row("seconds", "time per object", lambda cost: cost.seconds / cost.count, "{:.3f} s"),
+    Row("apiServer", "API server's CPU per object", lambda cost: cost.api_server_seconds / cost.count, "{:.3f} s"),
+    Row("operator", "operator's CPU per object", lambda cost: cost.operator_seconds / cost.count, "{:.3f} s"),
     Row("requests", "requests per object", lambda cost: cost.requests.total() / cost.count, "{:.2f}"),
     Row("reads", "  reads", lambda cost: _reads(cost) / cost.count, "{:.2f}", grows=False),
 )

@@ -42,7 +42,7 @@ ALL_SWITCHES: Values = {
     "podAnnotations": {"team": "platform"},
     "operator": {"verbose": True},
     "replicas": 2,
-    "leases": {"namespace": "platform", "seconds": 30},
+    "leases": {"namespace": RELEASE_NAMESPACE, "seconds": 30},
     "rbac": {"ownerReferencesPermissionEnforcement": True},
     "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
     "networkPolicy": {

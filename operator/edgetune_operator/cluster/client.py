@@ -15,6 +15,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.cluster.event_sender import FAILURES, EventSender
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
@@ -37,9 +38,6 @@ _PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
 _PAGE_SIZE = "200"
 OWNED = f"{names.MANAGED_BY_LABEL}={names.MANAGER}"
 """Label selector of the operator's Jobs and Pods."""
-
-FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
-"""Errors of a request that the API server refuses or that does not reach it."""
 
 _OK = 200
 _CONFLICT = 409
@@ -72,7 +70,9 @@ async def connect(cache: Cache, progress: ProgressReader, watches: int = 0) -> A
         # The client's own session reads ~/.netrc and looks for proxies, in two threads before each request.
         api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
         session.detach()
-        yield KubernetesCluster(api, cache, progress)
+        cluster = KubernetesCluster(api, cache, progress)
+        async with cluster.events.sending():
+            yield cluster
 
 
 class KubernetesCluster:
@@ -84,6 +84,8 @@ class KubernetesCluster:
         self._progress = progress
         self.warnings = WarningEvents()
         """Filled by `warning_events.watch_warnings`."""
+
+        self.events = EventSender(self.call)
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self._cache.get_object(key)
@@ -258,27 +260,7 @@ class KubernetesCluster:
             raise
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
-        """Post an Event of the object. Events only repeat the status, so a failed one is not retried."""
-        now = timestamp(datetime.now(UTC))
-        body = {
-            "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "name": owner["name"],
-                "namespace": owner["namespace"],
-                "uid": owner["uid"],
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message[:1024],
-            "source": {"component": names.MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        with contextlib.suppress(*FAILURES):
-            await self.call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
+        self.events.put(owner, event)
 
     async def call(
         self,

@@ -219,10 +219,32 @@ def test_an_event_that_does_not_reach_the_api_server_is_dropped() -> None:
     (unused,) = free_ports(1)
 
     async def post() -> None:
-        async with api_server(unused, Cache()) as cluster:
-            await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", "Reason", "message"))
+        async with api_server(unused, Cache()) as cluster, cluster.events.sending():
+            event = EventDraft("Normal", "Reason", "message")
+            await cluster.post_event(lora_fine_tune().build()["metadata"], event)
 
     asyncio.run(post())
+
+
+def test_events_are_sent_in_order_and_no_pass_waits_for_them() -> None:
+    reasons = [f"Reason{number}" for number in range(20)]
+    received: list[str] = []
+
+    async def receive(request: web.Request) -> web.Response:
+        received.append((await request.json())["reason"])
+        return web.json_response({})
+
+    async def post() -> None:
+        async with serving(Cache(), web.post("/api/v1/namespaces/{namespace}/events", receive)) as cluster:
+            for reason in reasons:
+                await cluster.post_event(lora_fine_tune().build()["metadata"], EventDraft("Normal", reason, "message"))
+            assert received == [], "nothing is sent by the pass itself"
+            async with cluster.events.sending(senders=1):
+                pass
+
+    asyncio.run(post())
+
+    assert received == reasons
 
 
 @asynccontextmanager
