@@ -25,6 +25,8 @@ from edgetune_operator.cluster.resync import NotServed
 LEASE_SECONDS = 15
 """Time without a renewal after which another process takes a Lease."""
 
+LONGEST_LEASE_SECONDS = 300.0
+
 # As client-go's leader election: a holder gives up some time before another process can take its Lease.
 _RENEWAL_SHARE = 2 / 3
 _RETRY_SHARE = 2 / 15
@@ -218,9 +220,9 @@ class Ownership:
     def _sight(self, before: _Sighting | None, lease: Mapping[str, Any]) -> _Sighting:
         version, spec = lease["metadata"]["resourceVersion"], lease.get("spec") or {}
         since = before.since if before is not None and before.version == version else self._clock()
-        return _Sighting(
-            version, since, spec.get("holderIdentity") or "", float(spec.get("leaseDurationSeconds") or self._seconds)
-        )
+        # Tenants can write the Lease of their own namespace: its duration is limited.
+        seconds = min(float(spec.get("leaseDurationSeconds") or self._seconds), LONGEST_LEASE_SECONDS)
+        return _Sighting(version, since, spec.get("holderIdentity") or "", seconds)
 
     def _is_free(self, scope: _Scope) -> bool:
         seen = scope.sighting

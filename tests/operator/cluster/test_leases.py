@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgetune_operator.api import names
-from edgetune_operator.cluster.leases import LEASE_SECONDS, Ownership
+from edgetune_operator.cluster.leases import LEASE_SECONDS, LONGEST_LEASE_SECONDS, Ownership
 from edgetune_operator.cluster.resync import NotServed
 
 LEASES_NAMESPACE = "kube-system"
@@ -209,3 +209,16 @@ def test_objects_of_a_namespace_that_is_deleted_are_still_released(world: World)
 
     assert first.owns("team-a")
     assert world.woken == [(FIRST, "team-a")]
+
+
+def test_a_lease_that_a_tenant_wrote_for_a_century_lasts_some_minutes(world: World) -> None:
+    spec = {"holderIdentity": "tenant", "leaseDurationSeconds": 2**31 - 1}
+    metadata = {"name": names.LEASE, "namespace": "team-a", "resourceVersion": "1"}
+    world.store.leases["team-a", names.LEASE] = {"metadata": metadata, "spec": spec}
+    everywhere, one = world.process(FIRST), world.process(SECOND, "team-a")
+    world.let_pass(60, everywhere, one)
+    before = everywhere.owns("team-a"), one.owns("team-a")
+    world.let_pass(LONGEST_LEASE_SECONDS, everywhere)
+
+    assert before == (False, False)
+    assert everywhere.owns("team-a")
