@@ -145,7 +145,7 @@ class KubernetesCluster:
                     raise error
                 async for chunk in response.content.iter_any():
                     yield chunk
-        except FAILURES as error:
+        except (*FAILURES, OSError) as error:  # a reset connection, while reading
             raise NotServed(_why_not_watched(error, namespace)) from error
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
