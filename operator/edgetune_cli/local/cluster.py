@@ -73,14 +73,15 @@ class LocalCluster:
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - one object only
         return self._progress
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         name = job["metadata"]["name"]
         if name in self._jobs:
-            return
+            return ""
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": now()}}
+        uid = str(uuid.uuid4())
+        manifest = {**job, "metadata": {**job["metadata"], "uid": uid, "creationTimestamp": now()}}
         self._progress, self.message = None, ""
         process_job = ProcessJob(
             manifest=manifest,
@@ -92,6 +93,7 @@ class LocalCluster:
         )
         self._jobs[name] = process_job
         self._tasks[name] = asyncio.create_task(process_job.run())
+        return uid
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - one object only
         job, task = self._jobs.get(name), self._tasks.get(name)
