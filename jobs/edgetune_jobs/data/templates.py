@@ -131,6 +131,8 @@ class ChatRenderer:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=is_prompt))
+        except MemoryError:
+            raise
         except TemplateError as error:
             raise CannotRender(f"the base model's chat template rejects it: {error}") from error
         except Exception as error:  # a template is a program, whose expressions can raise anything

@@ -16,12 +16,15 @@ from edgetune_jobs.data.readers.rows import BadRow
 from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.token_lengths import TokenCount
-from edgetune_jobs.data.tokenization import ExampleTokenizer
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
+from edgetune_jobs.models.trial.bounds import implementation_warnings
+from edgetune_jobs.models.trial.model import try_model
+from edgetune_jobs.models.trial.process import shared_trial
+from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
@@ -59,15 +62,19 @@ def run(context: StageContext) -> StageOutput:
     parameters = context.request.parameters
     check_measurable(parameters)
     context.progress.say("inspecting the base model")
+    trial = shared_trial()
+    trial.start()
     base = inspect_base(context.sources[BASE])
     targets = targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
     row_errors = RowErrors()
     train_set, eval_set = _read(context, row_errors)
+    about_base = (*implementation_warnings(base.config), *try_model(trial, base.folder, base.tensors))
     tokenizer = _load_tokenizer(base)
     check_formats(base, lambda: tokenizer, parameters)
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
-    tokenizing = _Tokenizing(context, ExampleTokenizer(tokenizer, prompt_format, max_length), row_errors)
+    bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
+    tokenizing = _Tokenizing(context, bounded, row_errors)
     if row_errors.total:
         # Rows that are too long belong in the same report.
         tokenizing.check(train_set, eval_set)
@@ -83,7 +90,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         memory=estimate_training(base, targets, parameters, train.longest_kept),
-        warnings=(*rows.warnings, *truncation_warning(train, max_length)),
+        warnings=(*about_base, *rows.warnings, *truncation_warning(train, max_length)),
     )
     write_report(tokenizing.folder, preparation.report())
     shutil.move(tokenizing.folder, context.output / PREPARED)
@@ -181,7 +188,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
 class _Tokenizing:
     """Tokenizes rows with progress until stopped; rows that cannot be used are added to the row errors."""
 
-    def __init__(self, context: StageContext, tokenizer: ExampleTokenizer, row_errors: RowErrors) -> None:
+    def __init__(self, context: StageContext, tokenizer: BoundedTokenizer, row_errors: RowErrors) -> None:
         self.folder = context.scratch / PREPARED
         self._context = context
         self._tokenizer = tokenizer

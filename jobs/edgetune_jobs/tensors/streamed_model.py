@@ -14,13 +14,13 @@ from edgetune_contract.pipeline import BASE
 from edgetune_contract.spec import DatasetSpec, MergeBase
 from edgetune_jobs.models import adapter_layers, adapters
 from edgetune_jobs.models.folder import (
-    CODE_FIELD,
     CONFIG,
     GENERATION_CONFIG,
     LocalModelFolder,
     ModelFolder,
     artifact_label,
     base_label,
+    without_code,
     write_json,
 )
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
@@ -143,7 +143,7 @@ def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, *
     settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
     if _DTYPE_FIELDS[1] in settings:
         settings[_DTYPE_FIELDS[1]] = model.weights.dtype
-    settings.pop(CODE_FIELD, None)
+    settings = without_code(settings)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, settings)
     write_json(folder / GENERATION_CONFIG, _generation_settings(settings))
