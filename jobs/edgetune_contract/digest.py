@@ -20,7 +20,7 @@ import json
 from math import ceil
 from typing import Any
 
-from edgetune_contract.evaluation import EdgeBudget
+from edgetune_contract.evaluation import EdgeBudget, Match
 from edgetune_contract.pipeline import stages_of
 from edgetune_contract.quantities import parse_bytes, parse_cpu
 from edgetune_contract.request import Resolved
@@ -227,10 +227,14 @@ def _edge_gates(budget: EdgeBudget | None) -> dict[str, Any]:
 
 
 def _evaluation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:
+    evaluation = parameters.evaluation
+    # Fields that 0.1.0 did not have are left out at their default, so that its digests still hold.
+    match = {} if evaluation.match is Match.WORD else {"match": evaluation.match}
     return {
         "data": resolved.eval or {"train": resolved.train, "seed": parameters.training.seed},
         "rows": _row_options(parameters),
         "maxLength": parameters.training.max_length,
-        "maxExamples": parameters.evaluation.max_examples,
-        "maxNewTokens": parameters.evaluation.max_new_tokens,
+        "maxExamples": evaluation.max_examples,
+        "maxNewTokens": evaluation.max_new_tokens,
+        **match,
     }

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from edgetune_contract.evaluation import Match
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, RowParser
+from edgetune_jobs.data.keywords import comparable, contains
 from edgetune_jobs.wording import count
 
 # Below this number of examples, the advice applies.
@@ -61,15 +63,33 @@ def keyword_coverage(data_set: DataSet, evaluation: Sequence[Example], parser: R
     warnings = []
     if without:
         warnings.append(f"no expected keywords in {without:,} of {len(evaluation):,} evaluation rows")
-    unanswerable = [example for example in evaluation if not _response_has_keywords(example)]
+    unanswerable = _rows_without_keywords(evaluation, Match.SUBSTRING)
     if unanswerable:
         warnings.append(
             f"{count(len(unanswerable), 'evaluation row expects', 'evaluation rows expect')} a keyword that the row's "
             f"own response does not contain (first: {unanswerable[0].place})"
         )
+    missing = {id(example) for example in unanswerable}
+    inside = [example for example in _rows_without_keywords(evaluation, Match.WORD) if id(example) not in missing]
+    if inside:
+        # It does not depend on spec.evaluation.match, which is not in prepare's digest.
+        warnings.append(
+            f"{count(len(inside), 'evaluation row expects', 'evaluation rows expect')} a keyword that the row's own "
+            f"response contains only inside a longer word or number (first: {inside[0].place}); it counts only with "
+            f"spec.evaluation.match: {Match.SUBSTRING}"
+        )
     return warnings
 
 
-def _response_has_keywords(example: Example) -> bool:
-    response = example.response.lower()
-    return all(keyword.lower() in response for keyword in example.keywords)
+def _rows_without_keywords(evaluation: Sequence[Example], match: Match) -> list[Example]:
+    """Rows whose own response does not contain all their keywords."""
+    return [
+        example
+        for example in evaluation
+        if example.keywords
+        and not all(
+            contains(response, comparable(keyword), match)
+            for response in (comparable(example.response),)
+            for keyword in example.keywords
+        )
+    ]

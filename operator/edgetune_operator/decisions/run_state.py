@@ -67,7 +67,7 @@ class RunState:
 
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
-        self._spec = spec
+        self.spec = spec
         self._profile = profile
         self._snapshot = snapshot
         self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
@@ -115,7 +115,7 @@ class RunState:
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
 
     def _settings_of(self, stage: Stage) -> str:
-        return settings_digest(self._spec, self._profile, stage)
+        return settings_digest(self.spec, self._profile, stage)
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -147,7 +147,7 @@ class RunState:
 
     def _rekey(self, resolved: Resolved) -> None:
         """Give the stages after prepare their digests; a row of another digest starts again."""
-        digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
+        digests = stage_digests(self.spec.parameters, resolved, self._snapshot.name)
         for stage in list(Stage)[1:]:
             self._take_digest(stage, digests.get(stage, ""))
             if stage not in digests:
@@ -365,7 +365,7 @@ class RunState:
 
     def next_stage(self) -> Stage | None:
         """The first unfinished stage. With a pin, publish comes first: a rollback does not wait for a training."""
-        order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
+        order = (Stage.PUBLISH, *Stage) if self.spec.publish.pin else Stage
         return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
 
     def start(self, stage: Stage, now: datetime) -> None:
@@ -393,6 +393,6 @@ class RunState:
             stage=stage,
             digest=self.rows[stage].digest,
             store=self._profile.store.for_namespace(self._snapshot.namespace),
-            parameters=self._spec.parameters,
+            parameters=self.spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )

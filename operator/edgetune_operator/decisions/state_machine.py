@@ -39,6 +39,7 @@ from edgetune_operator.api.spec_check import InvalidSpec
 from edgetune_operator.decisions.diagnosis import look_at_overdue, silent_wait
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
+from edgetune_operator.decisions.score_warnings import score_warnings
 
 # The watches do not show when a quota or a policy changes.
 _LOOK_AT_STALLED = timedelta(seconds=60)
@@ -106,6 +107,8 @@ class View:
     publication: PublicationStatus | None
     progress: ProgressStatus | None
     handled_retry: str
+    warnings: tuple[str, ...] = ()
+    """Warnings about the whole run; those of stages are in the rows."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ def _view(
     """Content of the status: only the outputs of stages that are done."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
     previous_retry = snapshot.previous.last_handled_retry
+    scores = run.scores if Stage.EVALUATE in done else None
     return View(
         outcome=outcome,
         reason=reason,
@@ -232,11 +236,12 @@ def _view(
         store=run.store,
         resolved=run.resolved,
         artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
-        scores=run.scores if Stage.EVALUATE in done else None,
+        scores=scores,
         edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
         handled_retry=previous_retry if run.deferred_request else snapshot.new_retry or previous_retry,
+        warnings=score_warnings(run.spec, scores),
     )
 
 

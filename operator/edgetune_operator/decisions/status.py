@@ -74,7 +74,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         edge=view.edge,
         artifacts=view.artifacts,
         publication=view.publication,
-        warnings=tuple(warning for row in view.rows for warning in row.warnings)[:MAX_WARNINGS],
+        warnings=(*view.warnings, *(warning for row in view.rows for warning in row.warnings))[:MAX_WARNINGS],
         history=previous.history,
         display=_display(view, sizes),
     )

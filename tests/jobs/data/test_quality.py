@@ -106,6 +106,19 @@ def test_keywords_that_the_own_response_does_not_contain_are_counted() -> None:
     ]
 
 
+def test_keywords_that_responses_have_only_inside_longer_words_give_a_warning_of_their_own() -> None:
+    examples = [
+        row("q", response="The state is normal.", keywords=["no"], line=1),
+        row("q", response="De\u0301gradé: 12 bar", keywords=["dégrade\u0301", "12"], line=2),
+        row("q", response="120 bar", keywords=["12", "bar"], line=3),
+    ]
+
+    assert keyword_coverage(data_set(examples), examples, RowParser(dataset_spec())) == [
+        "2 evaluation rows expect a keyword that the row's own response contains only inside a longer word or number "
+        "(first: rows.jsonl line 1); it counts only with spec.evaluation.match: Substring"
+    ]
+
+
 def test_rows_without_keywords_give_a_warning_only_if_another_field_probably_has_them() -> None:
     parser = RowParser(dataset_spec())
     assert keyword_coverage(data_set(rows(2), ["instruction", "response"]), rows(2), parser) == []
