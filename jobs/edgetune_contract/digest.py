@@ -5,7 +5,8 @@ before it:
 
     prepare (request) = H(base, dataset, maxLength, seed)                    names, pins and options
     prepared          = H(resolved, dataset without URIs, maxLength, seed)   content; the key of prepare's manifest
-    train             = H(resolved base and training data, how rows become tokens, method, lora, training)
+    train             = H(resolved base and training data, how rows become tokens, method, lora, training;
+                          with training.evaluation also the evaluation data and evaluation.maxExamples)
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
     evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget)
@@ -89,6 +90,7 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
                 "method": parameters.method,
                 "lora": _dump(parameters.lora),
                 "training": _training_options(parameters),
+                **_validation_inputs(parameters, resolved),
             }
         case Stage.MERGE:
             return {"train": before, "base": parameters.merge.base}
@@ -194,6 +196,13 @@ def _training_options(parameters: Parameters) -> dict[str, Any]:
     if parameters.training.max_steps is not None:
         del options["epochs"]
     return options
+
+
+def _validation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:
+    """The rows whose loss selects the adapter; empty if training does not evaluate."""
+    if parameters.training.evaluation is None:
+        return {}
+    return {"validation": {"data": resolved.eval, "maxExamples": parameters.evaluation.max_examples}}
 
 
 def _trained_rows(parameters: Parameters) -> dict[str, Any]:

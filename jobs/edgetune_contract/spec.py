@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from edgetune_contract.evaluation import EvaluationSpec
+from edgetune_contract.evaluation import EvaluationSpec, TrainingEvaluation
 from edgetune_contract.schema import Model, Rule
 
 URI_MAX_LENGTH = 1024
@@ -248,10 +248,11 @@ class TrainingSpec(Model):
     """Peak learning rate."""
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the optimizer steps in which the learning rate rises from 0 to learningRate, 0 to below 1."""
+    """Share of the optimizer steps, rounded up, in which the learning rate rises in equal steps to learningRate, 0 to
+    below 1. The first step's rate is above 0: a warm-up of one step is a step with learningRate."""
 
     scheduler: Scheduler = "cosine"
-    """Learning rate schedule after the warm-up, by its name in transformers."""
+    """Learning rate schedule after the warm-up, by its name in transformers. constant has no warm-up."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 2048
     """Maximum length of an example, in tokens. Longer examples are truncated; their share is reported, and examples
@@ -281,11 +282,21 @@ class TrainingSpec(Model):
     checkpoint: CheckpointSpec = CheckpointSpec()
     """Training checkpoints in the store."""
 
+    evaluation: TrainingEvaluation | None = None
+    """Measure the validation loss during training, and keep the best step's adapter instead of the last step's."""
+
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="self.batchSize % self.microBatchSize == 0",
             holds=lambda self: self.batch_size % self.micro_batch_size == 0,
             message="batchSize must be a multiple of microBatchSize",
+        ),
+        Rule(
+            cel="!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",
+            holds=lambda self: (
+                self.evaluation is None or self.max_steps is None or self.evaluation.every_steps <= self.max_steps
+            ),
+            message="evaluation.everySteps must be at most maxSteps: otherwise only the last step is evaluated",
         ),
     )
 
