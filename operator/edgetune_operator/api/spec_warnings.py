@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import ceil
 
 from edgetune_contract.spec import (
-    CheckpointSpec,
     DatasetSpec,
     EdgeFormat,
     MergeBase,
@@ -18,6 +17,10 @@ from edgetune_operator.api.objects import LoraFineTuneSpec
 # Updates of Adam have about the size of the rate: below, a thousand steps change no weight by more than 0.0001.
 _SMALL_RATE = 1e-7
 _USUAL_RATES = "0.00001 to 0.001"
+
+_DEFAULTS = TrainingSpec()
+_DEFAULT_THRESHOLD = QuantizationSpec().outlier_threshold
+_DEFAULT_SPLIT = DatasetSpec.model_fields["eval_split_percent"].default
 
 
 def spec_warnings(spec: LoraFineTuneSpec, prepared: Mapping[str, float]) -> tuple[str, ...]:
@@ -69,16 +72,17 @@ class _Length:
 
 def _unused_fields(spec: LoraFineTuneSpec) -> Iterator[str]:
     training, dataset, quantization = spec.training, spec.dataset, spec.quantization
-    if training.scheduler == "constant" and training.warmup_ratio not in (0, _default(TrainingSpec, "warmup_ratio")):
+    if training.scheduler == "constant" and training.warmup_ratio not in (0, _DEFAULTS.warmup_ratio):
         yield "spec.training.warmupRatio has no effect with scheduler: constant; use constant_with_warmup"
-    if training.max_steps is not None and training.epochs != _default(TrainingSpec, "epochs"):
+    if training.max_steps is not None and training.epochs != _DEFAULTS.epochs:
         yield "spec.training.epochs has no effect, because maxSteps overrides it; remove one of them"
-    if dataset.eval is not None and dataset.eval_split_percent != _default(DatasetSpec, "eval_split_percent"):
+    if dataset.eval is not None and dataset.eval_split_percent != _DEFAULT_SPLIT:
         yield "spec.dataset.evalSplitPercent has no effect, because spec.dataset.eval has the evaluation rows"
     if spec.method is Method.LORA and spec.merge.base is MergeBase.ORIGINAL:
         yield "spec.merge.base has no effect with method: LoRA, which trains on the original base"
-    if EdgeFormat.BITSANDBYTES_INT8 not in quantization.formats and quantization.outlier_threshold != _default(
-        QuantizationSpec, "outlier_threshold"
+    if (
+        EdgeFormat.BITSANDBYTES_INT8 not in quantization.formats
+        and quantization.outlier_threshold != _DEFAULT_THRESHOLD
     ):
         yield "spec.quantization.outlierThreshold has no effect without the format BitsAndBytesInt8"
 
@@ -107,7 +111,7 @@ def _about_steps(training: TrainingSpec, steps: int) -> Iterator[str]:
     if steps == 1:
         yield "spec.training: the training has one step; for more, raise epochs or maxSteps, or lower batchSize"
     every = training.checkpoint.every_steps
-    if every >= steps > _default(CheckpointSpec, "every_steps"):
+    if every >= steps > _DEFAULTS.checkpoint.every_steps:
         yield (
             f"spec.training.checkpoint.everySteps {every:,} is not less than the {steps:,} steps of the training: a "
             "killed training begins again"
@@ -125,8 +129,3 @@ def _about_steps(training: TrainingSpec, steps: int) -> Iterator[str]:
             f"spec.training.evaluation.patience {evaluation.patience:,} has no effect: with everySteps "
             f"{evaluation.every_steps:,}, the training of {steps:,} steps ends first"
         )
-
-
-def _default(model: type[TrainingSpec | DatasetSpec | QuantizationSpec | CheckpointSpec], field: str) -> float | str:
-    default: float | str = model.model_fields[field].default
-    return default
