@@ -111,7 +111,7 @@ def test_training_stops_early_without_patience_left(
 
     assert [line["step"] for line in _steps(result)] == [1, 2, 3, 4]
     assert _validation_losses(result) == {1: 3.0, 2: 2.0, 3: 2.5, 4: None}
-    assert result.output.metrics["steps"] == 4
+    assert (result.output.metrics["steps"], result.output.metrics["plannedSteps"]) == (4, STEPS)
     assert result.output.facts["adapter"] == (
         "of step 2, which has the lowest validation loss (2.0000); training stopped early after step 4 of 6"
     )

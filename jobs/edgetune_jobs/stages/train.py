@@ -245,7 +245,7 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
         metrics["resumedFromStep"] = resumed_from
     facts = _facts(setup)
     if best is not None:
-        metrics |= {"bestStep": best.step, "validationLoss": best.loss}
+        metrics |= {"bestStep": best.step, "validationLoss": best.loss, "plannedSteps": state.max_steps}
         facts["adapter"] = _described_choice(training, best)
     return StageOutput((ADAPTER,), metrics, facts)
 
