@@ -36,6 +36,7 @@ from edgetune_operator.api.objects import (
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import InvalidSpec
+from edgetune_operator.api.spec_warnings import spec_warnings
 from edgetune_operator.decisions.diagnosis import look_at_overdue, silent_wait
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
@@ -241,7 +242,10 @@ def _view(
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
         handled_retry=previous_retry if run.deferred_request else snapshot.new_retry or previous_retry,
-        warnings=score_warnings(run.spec, scores),
+        warnings=(
+            *score_warnings(run.spec, scores),
+            *spec_warnings(run.spec, run.rows[Stage.PREPARE].metrics if Stage.PREPARE in done else {}),
+        ),
     )
 
 
