@@ -21,10 +21,10 @@ STEPS = 6
 Losses = dict[int, float]
 
 
-def _parameters(every_steps: int = 2, patience: int | None = None, **training: Any) -> Parameters:
+def _parameters(every_steps: int = 2, patience: int | None = None, method: str = "LoRA", **training: Any) -> Parameters:
     evaluation = {"everySteps": every_steps, **({} if patience is None else {"patience": patience})}
     return tiny_parameters(
-        method="LoRA",
+        method=method,
         lora={"dropout": 0.1},
         training={
             "maxSteps": STEPS,
@@ -72,9 +72,9 @@ def test_the_validation_loss_is_that_of_the_evaluation_rows_and_changes_no_step(
     from edgetune_jobs.models.loading import choose_device, load_tokenizer
     from edgetune_jobs.models.tuned_model import load_tuned
 
-    parameters = _parameters(every_steps=4)
+    parameters = _parameters(every_steps=4, method="QLoRA")
     result = train(tmp_path / "with", parameters, random_base, few_rows)
-    without = train(tmp_path / "without", _parameters(evaluation=None), random_base, few_rows)
+    without = train(tmp_path / "without", _parameters(evaluation=None, method="QLoRA"), random_base, few_rows)
 
     losses = _validation_losses(result)
     assert list(losses) == [4, STEPS], "every fourth step, and the last one"

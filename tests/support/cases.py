@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgetune_contract.pipeline import inputs_of
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.runtime.process import load_stage_code
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.store.sources import FolderSource, SourceKind
@@ -37,12 +40,12 @@ ROWS: Sequence[dict[str, Any]] = [
 Chain = Mapping[Stage, StageOutput]
 
 
-def make_base(folder: Path, model_type: str, config: Mapping[str, Any]) -> Path:
+def make_base(folder: Path, model_type: str, config: Mapping[str, Any], *, chat_template: str = CHAT_TEMPLATE) -> Path:
     """Write a random base model in bfloat16 of any type that transformers knows, with the tiny tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    save_tokenizer(folder, chat_template=CHAT_TEMPLATE)
+    save_tokenizer(folder, chat_template=chat_template)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng(devices=[]):
@@ -99,6 +102,24 @@ class Case:
     def artifact(self, name: str) -> Path:
         """Folder of an artifact of a stage that has run."""
         return next(self.folder.glob(f"*/output/{name}"))
+
+    def prepared_texts(self) -> list[tuple[str, str]]:
+        """Each prepared training row as text, and the part of it that is learned."""
+        from pyarrow import parquet
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.base)
+        rows = parquet.read_table(self.artifact("prepared") / "train.parquet").to_pylist()
+        learned = ([i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m] for row in rows)
+        return [
+            (tokenizer.decode(row["input_ids"]), tokenizer.decode(ids)) for row, ids in zip(rows, learned, strict=True)
+        ]
+
+    def refusal(self, stage: Stage) -> str:
+        """Message of the stage's refusal of this input."""
+        with pytest.raises(InvalidInput) as caught:
+            self.run(stage)
+        return str(caught.value)
 
     def _context(self, stage: Stage) -> StageContext:
         known = {"base": self.base, **{path.name: path for path in self.folder.glob("*/output/*")}}
