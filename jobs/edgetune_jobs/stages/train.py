@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
+from edgetune_jobs.data import prompt_format as prompt_formats
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
@@ -145,6 +147,7 @@ def _save(
     folder = context.output / ADAPTER
     save_adapter(trainer.model, folder, spec.base_model)
     write_json(folder / RECORD, record.model_dump(mode="json"))
+    _prompt_format(context).write(folder)
     metrics = {
         "steps": record.steps,
         "epochs": record.epochs,
@@ -160,6 +163,14 @@ def _save(
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
     return StageOutput((ADAPTER,), metrics, _facts(setup))
+
+
+def _prompt_format(context: StageContext) -> PromptFormat:
+    """The prompt format that prepare wrote beside the rows, with what all conversations share."""
+    prepared = context.inputs[PREPARED]
+    if (prepared / prompt_formats.FILE).is_file():
+        return PromptFormat.read(prepared)
+    return PromptFormat.of(context.request.parameters.dataset)
 
 
 def _facts(setup: _Setup) -> dict[str, str]:
