@@ -59,8 +59,8 @@ class DataSource(Model):
     """Rows of one data set."""
 
     uri: Annotated[str, Field(max_length=URI_MAX_LENGTH, pattern=rf"^({_BUCKET_URI}|{_FILE_URI})$")]
-    """A .jsonl, .json, .csv or .parquet file, or a folder of such files: s3://bucket/key, or in a local run
-    file:///path."""
+    """A .jsonl, .json, .csv, .parquet or .arrow file, or a folder of such files: s3://bucket/key, or in a local run
+    file:///path. In a folder, the split in the files' names (train, validation, test) decides which are read."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_SHA256})?$")] = ""
     """Optional pin: the SHA-256 of the content, as in status.resolved. Data that does not match is refused."""
@@ -84,7 +84,7 @@ class DatasetFields(Model):
     """Column with the response (format Instruction)."""
 
     messages: ColumnName = "messages"
-    """Column with the list of {role, content} messages (format Chat)."""
+    """Column with the list of {role, content} messages (format Chat); ShareGPT's column conversations is also read."""
 
     text: ColumnName = "text"
     """Column with the whole text (format Text)."""
@@ -100,10 +100,12 @@ class DatasetSpec(Model):
     """Rows to train on."""
 
     eval: DataSource | None = None
-    """Rows to evaluate on. Default: evalSplitPercent of the training rows are held out, selected by training.seed."""
+    """Rows to evaluate on. Default: the validation files, or else the test files, in the folder of train; without such
+    files, evalSplitPercent of the training rows are held out, selected by training.seed."""
 
     eval_split_percent: Annotated[int, Field(ge=1, le=50)] = 10
-    """Percentage of the training rows to hold out for evaluation if eval is not set."""
+    """Percentage of the training rows to hold out for evaluation if eval is not set, and the folder of train has no
+    validation or test files."""
 
     format: RowFormat = RowFormat.INSTRUCTION
     """Format of the rows: Instruction (an instruction and a response), Chat (messages, rendered with the tokenizer's
@@ -113,8 +115,8 @@ class DatasetSpec(Model):
     """Names of the columns to read."""
 
     template: Annotated[str, Field(min_length=1, max_length=8192)] = DEFAULT_TEMPLATE
-    """Prompt template of the format Instruction; it contains {instruction}. ChatTemplate uses the tokenizer's own chat
-    template."""
+    """Prompt template of the format Instruction; it contains {instruction}, and may contain other columns by their
+    names in braces. ChatTemplate uses the tokenizer's own chat template."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

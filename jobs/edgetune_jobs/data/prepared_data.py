@@ -99,6 +99,6 @@ def _eval_row(example: TokenizedExample) -> dict[str, object]:
         "prompt": example.prompt,
         "prompt_ids": example.prompt_ids,
         "completion_ids": example.completion_ids,
-        "response": example.source.response,
+        "response": example.reference,
         "keywords": list(example.source.keywords),
     }

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from edgetune_contract.pipeline import BASE, PREPARED
 from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs.data import quality
-from edgetune_jobs.data.data_set import DataSet, read_data_set
+from edgetune_jobs.data.chat.shared import differing_context, with_shared_context
+from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, DataSet, read_data_set
 from edgetune_jobs.data.examples import Example, RowParser
 from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
 from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_jobs.data.readers.row_errors import RowErrors
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
@@ -33,8 +34,6 @@ from edgetune_jobs.training.preparation_report import Preparation, training_figu
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TRAIN_FIELD = "spec.dataset.train"
-_EVAL_FIELD = "spec.dataset.eval"
 _ROWS_AT_A_TIME = 256
 _LONGEST_REASON = 300
 
@@ -82,6 +81,8 @@ def run(context: StageContext) -> StageOutput:
     rows = _divide(parameters, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
     row_errors.raise_if_any()
+    prompt_format = with_shared_context(prompt_format, rows.train)
+    prompt_format.write(tokenizing.folder)
     _check_fit(base, tokenizer, parameters, train, evaluation)
     preparation = Preparation(
         parameters=parameters,
@@ -89,8 +90,16 @@ def run(context: StageContext) -> StageOutput:
         targets=targets,
         train=train,
         evaluation=evaluation,
+        is_split_off=eval_set is None,
         memory=estimate_training(base, targets, parameters, train.longest_kept),
-        warnings=(*about_base, *rows.warnings, *truncation_warning(train, max_length)),
+        warnings=(
+            *about_base,
+            *rows.warnings,
+            *quality.unused_message_fields(bounded.unused_fields()),
+            *quality.repeated_conversations(len(rows.train), train.examples),
+            *differing_context(prompt_format, rows.train),
+            *truncation_warning(train, max_length),
+        ),
     )
     write_report(tokenizing.folder, preparation.report())
     shutil.move(tokenizing.folder, context.output / PREPARED)
@@ -149,10 +158,10 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
 
 def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSet | None]:
     dataset = context.request.parameters.dataset
-    train = read_data_set(context.sources["train"], _TRAIN_FIELD, dataset, row_errors, context.stop)
-    if dataset.eval is None:
-        return train, None
-    return train, read_data_set(context.sources["eval"], _EVAL_FIELD, dataset, row_errors, context.stop)
+    train = read_data_set(context.sources["train"], TRAIN_FIELD, dataset, row_errors, context.stop)
+    if dataset.eval is None or row_errors.is_full:
+        return train, train.held_out
+    return train, read_data_set(context.sources["eval"], EVAL_FIELD, dataset, row_errors, context.stop)
 
 
 def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
@@ -174,13 +183,15 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
             *quality.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
+    parser = RowParser(dataset)
     if dataset.format is not RowFormat.TEXT:
-        about_eval += quality.keyword_coverage(named, evaluation, RowParser(dataset))
+        about_eval += quality.keyword_coverage(named, evaluation, parser)
     warnings = (
         *quality.size_advice(len(train)),
         *train_set.warnings,
         *quality.duplicate_rows(train_set),
         *about_eval,
+        *quality.unused_columns([data_set for data_set in (train_set, eval_set) if data_set], parser, dataset),
     )
     return _Rows(train, evaluation, named.spec_field, warnings)
 
@@ -208,7 +219,7 @@ class _Tokenizing:
         self.folder.mkdir()
         self._begin(len(rows.train) + len(rows.evaluation))
         with open_train(self.folder) as writer:
-            train = self._encode(rows.train, _TRAIN_FIELD, writer)
+            train = self._encode(rows.train, TRAIN_FIELD, writer, each_answer=True)
         with open_eval(self.folder) as writer:
             evaluation = self._encode(rows.evaluation, rows.evaluation_field, writer)
         return train, evaluation
@@ -217,14 +228,16 @@ class _Tokenizing:
         self._done, self._total = 0, total
         self._context.progress.say("tokenizing")
 
-    def _encode(self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None) -> TokenCount:
+    def _encode(
+        self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None, *, each_answer: bool = False
+    ) -> TokenCount:
         count = TokenCount()
         for begin in range(0, len(examples), _ROWS_AT_A_TIME):
             if self._context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while tokenizing; the next attempt starts again")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
-            for example in self._tokenizer.tokenize(batch):
+            for example in self._tokenizer.tokenize(batch, each_answer=each_answer):
                 if isinstance(example, BadRow):
                     self._row_errors.add(spec_field, example)
                 else:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
+from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prepared_data import read_eval_tokens
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.errors import (
     BASE_FIELD,
     Interrupted,
@@ -272,7 +274,7 @@ def _write_adapter(context: StageContext, training: _Training, record: TrainingR
     """Write the artifact: a folder that peft loads, with the tokenizer beside the weights, and how it was trained."""
     folder, base = context.output / ADAPTER, context.inputs[BASE]
     save_adapter(training.trainer.model, folder, record.base)
-    copy_companions(LocalModelFolder(base, BASE_FIELD), folder, context.request.parameters.dataset)
+    copy_companions(LocalModelFolder(base, BASE_FIELD), folder, _prompt_format(context))
     write_json(folder / RECORD, record.model_dump(mode="json"))
     training.log.save_to(folder)
 
@@ -283,6 +285,14 @@ def _described_choice(training: _Training, best: BestStep) -> str:
     if not training.stopped_early:
         return chosen
     return f"{chosen}; training stopped early after step {state.global_step} of {state.max_steps}"
+
+
+def _prompt_format(context: StageContext) -> PromptFormat:
+    """The prompt format that prepare wrote beside the rows, with what all conversations share."""
+    prepared = context.inputs[PREPARED]
+    if (prepared / prompt_formats.FILE).is_file():
+        return PromptFormat.read(prepared)
+    return PromptFormat.of(context.request.parameters.dataset)
 
 
 def _facts(setup: _Setup) -> dict[str, str]:

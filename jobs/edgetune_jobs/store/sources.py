@@ -21,7 +21,7 @@ from edgetune_jobs.store.files import (
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 # A file of the hub's cache: models--<organization>--<name>/blobs/<hash>, to which the files of its snapshots link.
 _HUB_BLOB = re.compile(r".*/(models|datasets)--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})", re.DOTALL)
