@@ -5,7 +5,8 @@ before it:
 
     prepare (request) = H(base, dataset, maxLength, seed)                    names, pins and options
     prepared          = H(resolved, dataset without URIs, maxLength, seed)   content; the key of prepare's manifest
-    train             = H(resolved base and training data, how rows become tokens, method, lora, training)
+    train             = H(resolved base and training data, how rows become tokens, method, lora, training;
+                          with training.evaluation also the evaluation data and evaluation.maxExamples)
     merge             = H(train, merge.base)
     quantize          = H(merge or train, merge.base, formats, outlierThreshold)
     evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget)
@@ -20,7 +21,7 @@ import json
 from math import ceil
 from typing import Any
 
-from edgetune_contract.evaluation import EdgeBudget
+from edgetune_contract.evaluation import EdgeBudget, Match
 from edgetune_contract.pipeline import stages_of
 from edgetune_contract.quantities import parse_bytes, parse_cpu
 from edgetune_contract.request import Resolved
@@ -89,6 +90,7 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
                 "method": parameters.method,
                 "lora": _dump(parameters.lora),
                 "training": _training_options(parameters),
+                **_validation_inputs(parameters, resolved),
             }
         case Stage.MERGE:
             return {"train": before, "base": parameters.merge.base}
@@ -196,6 +198,13 @@ def _training_options(parameters: Parameters) -> dict[str, Any]:
     return options
 
 
+def _validation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:
+    """The rows whose loss selects the adapter; empty if training does not evaluate."""
+    if parameters.training.evaluation is None:
+        return {}
+    return {"validation": {"data": resolved.eval, "maxExamples": parameters.evaluation.max_examples}}
+
+
 def _trained_rows(parameters: Parameters) -> dict[str, Any]:
     rows = _row_options(parameters)
     del rows["fields"]["expectedKeyword"]
@@ -227,10 +236,14 @@ def _edge_gates(budget: EdgeBudget | None) -> dict[str, Any]:
 
 
 def _evaluation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:
+    evaluation = parameters.evaluation
+    # Fields that 0.1.0 did not have are left out at their default, so that its digests still hold.
+    match = {} if evaluation.match is Match.WORD else {"match": evaluation.match}
     return {
         "data": resolved.eval or {"train": resolved.train, "seed": parameters.training.seed},
         "rows": _row_options(parameters),
         "maxLength": parameters.training.max_length,
-        "maxExamples": parameters.evaluation.max_examples,
-        "maxNewTokens": parameters.evaluation.max_new_tokens,
+        "maxExamples": evaluation.max_examples,
+        "maxNewTokens": evaluation.max_new_tokens,
+        **match,
     }

@@ -1,11 +1,22 @@
-"""The evaluation section of the spec: scoring, edge budget and gates."""
+"""The evaluation sections of the spec: scoring, edge budget and gates; and the evaluation during training."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from edgetune_contract.quantities import ByteQuantity, CpuQuantity
 from edgetune_contract.schema import Model
+
+
+class Match(StrEnum):
+    """How an answer contains an expected keyword."""
+
+    WORD = "Word"
+    """As a whole word or number: "no" is not in "normal", "12" is not in "120"."""
+
+    SUBSTRING = "Substring"
+    """Anywhere, also inside a longer word."""
 
 
 class EdgeBudget(Model):
@@ -37,7 +48,9 @@ class Gates(Model):
 
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
     """Minimum score of the edge model, 0 to 1. The score is the keyword recall if evaluation rows have expected
-    keywords, otherwise the exact match. Models have no score with the format Text, where this gate always refuses."""
+    keywords: the share of all their keywords that the answers contain (see match). Otherwise it is the exact match: the
+    share of answers that equal the reference, apart from white space at the ends and composition of accents. Models
+    have no score with the format Text, where this gate always refuses."""
 
     min_improvement: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Minimum of the tuned model's score minus the base's, -1 to 1; 0.1 is ten percentage points."""
@@ -58,9 +71,27 @@ class EvaluationSpec(Model):
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
     """Maximum length of an answer, in tokens. Decoding is greedy."""
 
+    match: Match = Match.WORD
+    """How an answer contains an expected keyword. Word: as a whole word or number, so that "no" is not in "normal", and
+    12 neither in 120 nor in 12.5; a unit may follow a number at once (12bar). Scripts without spaces between words have
+    no word boundaries. Substring: also inside a longer word. Both ignore case, differences of white space, and whether
+    accents are composed (Unicode NFC or NFD)."""
+
     gates: Gates = Gates()
     """Conditions for publishing a model."""
 
     edge: EdgeBudget | None = None
     """Measure base and edge models within the edge device's budget; {} measures without limits. If absent, nothing is
     measured."""
+
+
+class TrainingEvaluation(Model):
+    """Validation loss during training, over the rows that also give the scores: the first evaluation.maxExamples. The
+    adapter is that of the step with the lowest validation loss."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Optimizer steps between two evaluations. The last step is also evaluated."""
+
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Training stops early after this number of consecutive evaluations without a lower validation loss. Default: it
+    never stops early."""

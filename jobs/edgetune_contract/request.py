@@ -119,12 +119,12 @@ class ModelScores(Model):
     """Scores of one model on the evaluation rows."""
 
     keyword_recall: float | None = None
-    """Share of the expected keywords found in the answers, case-insensitive, 0 to 1; absent if no row has an expected
-    keyword."""
+    """Share of all expected keywords that the answers contain, as spec.evaluation.match says, 0 to 1; absent
+    if no row has an expected keyword."""
 
     exact_match: float | None = None
-    """Share of answers equal to the reference after stripping white space, 0 to 1; absent with the format Text, which
-    has no prompts."""
+    """Share of answers equal to the reference, apart from white space at the ends and composition of accents, 0 to 1;
+    absent with the format Text, which has no prompts."""
 
     loss: float | None = None
     """Mean cross-entropy per completion token over all rows, in nats."""

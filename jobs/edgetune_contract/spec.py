@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from edgetune_contract.evaluation import EvaluationSpec
+from edgetune_contract.evaluation import EvaluationSpec, TrainingEvaluation
 from edgetune_contract.schema import Model, Rule
 
 URI_MAX_LENGTH = 1024
@@ -59,8 +59,8 @@ class DataSource(Model):
     """Rows of one data set."""
 
     uri: Annotated[str, Field(max_length=URI_MAX_LENGTH, pattern=rf"^({_BUCKET_URI}|{_FILE_URI})$")]
-    """A .jsonl, .json, .csv or .parquet file, or a folder of such files: s3://bucket/key, or in a local run
-    file:///path."""
+    """A .jsonl, .json, .csv, .parquet or .arrow file, or a folder of such files: s3://bucket/key, or in a local run
+    file:///path. In a folder, the split in the files' names (train, validation, test) decides which are read."""
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_SHA256})?$")] = ""
     """Optional pin: the SHA-256 of the content, as in status.resolved. Data that does not match is refused."""
@@ -84,7 +84,7 @@ class DatasetFields(Model):
     """Column with the response (format Instruction)."""
 
     messages: ColumnName = "messages"
-    """Column with the list of {role, content} messages (format Chat)."""
+    """Column with the list of {role, content} messages (format Chat); ShareGPT's column conversations is also read."""
 
     text: ColumnName = "text"
     """Column with the whole text (format Text)."""
@@ -100,10 +100,12 @@ class DatasetSpec(Model):
     """Rows to train on."""
 
     eval: DataSource | None = None
-    """Rows to evaluate on. Default: evalSplitPercent of the training rows are held out, selected by training.seed."""
+    """Rows to evaluate on. Default: the validation files, or else the test files, in the folder of train; without such
+    files, evalSplitPercent of the training rows are held out, selected by training.seed."""
 
     eval_split_percent: Annotated[int, Field(ge=1, le=50)] = 10
-    """Percentage of the training rows to hold out for evaluation if eval is not set."""
+    """Percentage of the training rows to hold out for evaluation if eval is not set, and the folder of train has no
+    validation or test files."""
 
     format: RowFormat = RowFormat.INSTRUCTION
     """Format of the rows: Instruction (an instruction and a response), Chat (messages, rendered with the tokenizer's
@@ -113,8 +115,8 @@ class DatasetSpec(Model):
     """Names of the columns to read."""
 
     template: Annotated[str, Field(min_length=1, max_length=8192)] = DEFAULT_TEMPLATE
-    """Prompt template of the format Instruction; it contains {instruction}. ChatTemplate uses the tokenizer's own chat
-    template."""
+    """Prompt template of the format Instruction; it contains {instruction}, and may contain other columns by their
+    names in braces. ChatTemplate uses the tokenizer's own chat template."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -248,10 +250,11 @@ class TrainingSpec(Model):
     """Peak learning rate."""
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Share of the optimizer steps in which the learning rate rises from 0 to learningRate, 0 to below 1."""
+    """Share of the optimizer steps, rounded up, in which the learning rate rises in equal steps to learningRate, 0 to
+    below 1. The first step's rate is above 0: a warm-up of one step is a step with learningRate."""
 
     scheduler: Scheduler = "cosine"
-    """Learning rate schedule after the warm-up, by its name in transformers."""
+    """Learning rate schedule after the warm-up, by its name in transformers. constant has no warm-up."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 2048
     """Maximum length of an example, in tokens. Longer examples are truncated; their share is reported, and examples
@@ -281,11 +284,21 @@ class TrainingSpec(Model):
     checkpoint: CheckpointSpec = CheckpointSpec()
     """Training checkpoints in the store."""
 
+    evaluation: TrainingEvaluation | None = None
+    """Measure the validation loss during training, and keep the best step's adapter instead of the last step's."""
+
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="self.batchSize % self.microBatchSize == 0",
             holds=lambda self: self.batch_size % self.micro_batch_size == 0,
             message="batchSize must be a multiple of microBatchSize",
+        ),
+        Rule(
+            cel="!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",
+            holds=lambda self: (
+                self.evaluation is None or self.max_steps is None or self.evaluation.every_steps <= self.max_steps
+            ),
+            message="evaluation.everySteps must be at most maxSteps: otherwise only the last step is evaluated",
         ),
     )
 

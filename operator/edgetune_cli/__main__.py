@@ -89,6 +89,8 @@ def plan(
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     for line in found.stages:
         typer.echo(f"{line.stage.value:9} {line.action.value:6} {line.why}")
+    for warning in found.warnings:
+        typer.echo(f"Warning: {warning}")
     if found.outcome is not Outcome.PUBLISHED:
         typer.echo(f"\n{found.outcome.value}: {found.message}")
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -159,6 +160,15 @@ def _outputs(stage: Stage, status: LoraFineTuneStatus) -> list[ArtifactStatus]:
     return [artifact for artifact in status.artifacts if artifact.stage is stage]
 
 
+def _chosen_step(metrics: Mapping[str, float]) -> str:
+    """The step whose adapter it is, and where training stopped early; empty without evaluations."""
+    if "bestStep" not in metrics:
+        return ""
+    planned = metrics.get("plannedSteps", metrics["steps"])
+    stopped = f" of {planned:.0f}, stopped early" if metrics["steps"] < planned else ""
+    return f"{stopped}, best at step {metrics['bestStep']:.0f}"
+
+
 def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[Stage]) -> str:
     if row.state is StageState.FAILED:
         return f"failed: {row.reason}"
@@ -172,7 +182,8 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
     if row.name is Stage.TRAIN and "steps" in metrics:
         trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
-        return f"{metrics['steps']:.0f} steps, loss {metrics.get('loss', float('nan')):.3f}{share}"
+        loss = metrics.get("loss", float("nan"))
+        return f"{metrics['steps']:.0f} steps{_chosen_step(metrics)}, loss {loss:.3f}{share}"
     if row.name is Stage.EVALUATE and status.scores is not None:
         return f"{status.scores.examples} rows per model"
     if row.name is Stage.PUBLISH and status.publication is not None:

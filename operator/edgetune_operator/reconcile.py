@@ -17,6 +17,7 @@ from edgetune_operator.decisions.deletion import (
     finalizers_wanted,
     observe_clean_up,
     plan_deletion,
+    plan_held_deletion,
     refused_clean_up,
     waiting_for_pods,
 )
@@ -66,8 +67,11 @@ class Cluster(Protocol):
         """Progress of the running stage; None if it reports none."""
         ...
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         """Create a Job; does nothing if the object already has a Job with this name.
+
+        Returns:
+            UID of the new Job; empty if there was one already.
 
         Raises:
             JobRefused: a quota, admission, or a foreign Job with the same name prevents it.
@@ -144,8 +148,10 @@ async def run_once(
         return None
     owner = document["metadata"]
     if owner.get("deletionTimestamp"):
-        is_held = names.FINALIZER in owner.get("finalizers", ())
-        return await _delete(cluster, document, profiles, now, profile_grace) if is_held else None
+        finalizers = owner.get("finalizers") or ()
+        if names.FINALIZER in finalizers:
+            return await _delete(cluster, document, profiles, now, profile_grace)
+        return await _stop(cluster, document, now) if finalizers else None
     spec = _parse(document.get("spec"))
     profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
     owner = await _settle_finalizer(cluster, owner, spec)
@@ -204,10 +210,27 @@ async def _delete(
     if decided.final_event is not None:
         await cluster.write_finalizers(owner, [each for each in owner["finalizers"] if each != names.FINALIZER])
         return DeletionPass(decided, wrote_status=False)
-    status = project_deletion(snapshot, decided.reason, decided.message, now)
+    return await _report_deletion(cluster, document, snapshot, decided, now)
+
+
+async def _stop(cluster: Cluster, document: Mapping[str, Any], now: datetime) -> DeletionPass:
+    """One pass over a deleted object that others' finalizers hold: its stages stop."""
+    owner = document["metadata"]
+    snapshot = observe(document, await cluster.list_jobs(owner), await cluster.list_pods(owner), progress=None)
+    decided = plan_held_deletion(snapshot, owner.get("finalizers") or ())
+    for action in decided.actions:
+        if isinstance(action, DeleteJob):
+            await cluster.delete_job(owner, action.name)
+    return await _report_deletion(cluster, document, snapshot, decided, now)
+
+
+async def _report_deletion(
+    cluster: Cluster, document: Mapping[str, Any], snapshot: Snapshot, decided: DeletionPlan, now: datetime
+) -> DeletionPass:
+    status = project_deletion(snapshot, decided, now)
     changed = status != (document.get("status") or {})
     if changed:
-        await cluster.write_status(owner, status)
+        await cluster.write_status(document["metadata"], status)
     return DeletionPass(decided, changed)
 
 
@@ -215,10 +238,10 @@ async def _create_clean_up(
     cluster: Cluster, owner: Mapping[str, Any], profile: Profile, decided: DeletionPlan, action: CreateCleanUp
 ) -> DeletionPlan:
     try:
-        await cluster.create_job(render_clean_up(owner, profile, action.request))
+        uid = await cluster.create_job(render_clean_up(owner, profile, action.request))
     except JobRefused as error:
         return refused_clean_up(decided, error.reason, str(error))
-    return decided
+    return replace(decided, created=uid)
 
 
 async def _act(
@@ -232,7 +255,8 @@ async def _act(
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
         elif isinstance(spec, LoraFineTuneSpec) and profile is not None:
-            await cluster.create_job(render_job(owner, spec, profile, action.request, action.retry))
+            job = render_job(owner, spec, profile, action.request, action.retry, action.failed_before)
+            await cluster.create_job(job)
         else:
             raise TypeError("a Job was planned without a spec and a profile")
 

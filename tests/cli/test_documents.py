@@ -103,7 +103,42 @@ def test_numbers_and_merge_keys_are_read_as_kubectl_reads_them(tmp_path: Path) -
 
 def test_an_object_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
     message = problems_of(tmp_path, VALID.replace("spec:", "spec: &s") + "  lora: *s\n")
-    assert message == "/object.yaml: refers to itself by an alias, or is nested too deeply"
+    assert message == "/object.yaml: refers to itself by an alias"
+
+
+TOO_MANY = "/object.yaml: has more than 50,000 values, which include those that aliases repeat"
+LEVELS = "".join(f"  l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
+MERGED = "".join(f"  m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (VALID + "  l0: &l0 [lol, lol]\n" + LEVELS, TOO_MANY),
+        (VALID + "  m0: &m0 {a: b}\n" + MERGED, TOO_MANY),
+        (VALID + "  list: [" + "1, " * 60_000 + "]\n", TOO_MANY),
+        ("---\n[]\n" * 60_000, TOO_MANY),
+        (VALID + "  lora: {rank: &r [*r]}\n", "/object.yaml: refers to itself by an alias"),
+        (VALID + f"  lora: {{rank: {'1:' * 100}1}}\n", "/object.yaml: has a number of 201 characters"),
+        (VALID + f"  lora: {{rank: {'9' * 5_000}}}\n", "/object.yaml: has a number of 5,000 characters"),
+        (VALID + "# " + "x" * 2**20, "/object.yaml: has more than 1,048,576 bytes"),
+        (VALID + f"  lora: {'[' * 2_000}{']' * 2_000}\n", "/object.yaml: is not valid YAML: maximum recursion depth"),
+    ],
+    ids=["aliases", "merge keys", "values", "documents", "itself", "base 60", "digits", "bytes", "depth"],
+)
+def test_a_small_file_that_stands_for_more_than_fits_into_memory_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert problems_of(tmp_path, text).startswith(message)
+
+
+def test_aliases_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "object.yaml"
+    file.write_text(VALID.replace("{uri: ./data/train.jsonl}", "&d {uri: ./data/train.jsonl}, eval: *d"))
+
+    dataset = load_object(file)["spec"]["dataset"]
+
+    assert dataset["eval"] == dataset["train"] == {"uri": f"file://{tmp_path}/data/train.jsonl"}
 
 
 def test_a_key_that_is_not_a_string_is_refused(tmp_path: Path) -> None:

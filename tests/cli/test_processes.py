@@ -1,6 +1,7 @@
 """Child processes end as the Job controller and the kubelet end Pods."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,44 @@ def test_lines_that_are_not_json_objects_are_ignored(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     run(process_job("print('hello'); print('3'); print('{\"say\": \"hi\"}')", tmp_path, on_line=lines.append))
     assert lines == [{"say": "hi"}]
+
+
+def test_the_log_of_a_successful_attempt_has_messages_progress_and_what_is_not_json(tmp_path: Path) -> None:
+    progress = {"progress": {"stage": "train", "done": 2, "total": 3, "unit": "steps", "figures": {"loss": 0.51239}}}
+    last = {"progress": {**progress["progress"], "done": 3}}
+    script = (
+        "import json, sys\nfor value in ({'say': 'training'}, *json.loads(sys.argv[1])): print(json.dumps(value))\n"
+        "print('hello'); print('an old warning', file=sys.stderr)"
+    )
+    job = process_job(f"import sys; sys.argv = ['', {json.dumps([progress, progress, last])!r}]\n{script}", tmp_path)
+    run(job)
+
+    lines = job.log.read_text(encoding="utf-8").splitlines()
+    assert "an old warning" in lines, "standard error as it is"
+    assert sorted(line.split(" ", 1)[1] for line in lines if line[:2] == "20") == sorted(
+        [
+            f"attempt 1 of {job.name} begins",
+            "training",
+            "2 of 3 steps, loss 0.5124",
+            "hello",
+            "3 of 3 steps, loss 0.5124",
+            "attempt 1 ended with exit code 0",
+        ]
+    )
+
+
+def test_a_further_attempt_appends_to_the_log_and_reports_only_its_own_lines(tmp_path: Path) -> None:
+    marker = tmp_path / "tried"
+    script = (
+        f"import pathlib, sys; marker = pathlib.Path({str(marker)!r}); tried = marker.exists(); marker.touch()\n"
+        "print('second' if tried else 'first', file=sys.stderr, flush=True)\nraise SystemExit(1)"
+    )
+    job = process_job(script, tmp_path, retryLimit=1)
+    run(job)
+
+    assert [pod.message for pod in observation(job).pods] == ["first\n", "second\n"]
+    log = job.log.read_text(encoding="utf-8")
+    assert log.index("first") < log.index("second")
 
 
 def test_the_work_folder_of_an_attempt_is_removed(tmp_path: Path) -> None:

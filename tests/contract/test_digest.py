@@ -80,12 +80,15 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "training.seed": (7, ROWS),
     "training.checkpoint.everySteps": (10, NOTHING),
     "training.checkpoint.keep": (5, NOTHING),
+    "training.evaluation.everySteps": (50, TRAIN),
+    "training.evaluation.patience": (3, TRAIN),
     "merge.keep": (False, MERGE),
     "merge.base": ("Original", MERGE),
     "quantization.formats": (["GGUF-Q8_0", "BitsAndBytesInt8"], QUANTIZE),
     "quantization.outlierThreshold": (5.0, QUANTIZE),
     "evaluation.maxExamples": (100, SCORES),
     "evaluation.maxNewTokens": (64, SCORES),
+    "evaluation.match": ("Substring", SCORES),
     "evaluation.gates.minScore": (0.8, PUBLISH),
     "evaluation.gates.minImprovement": (0.1, PUBLISH),
     "evaluation.gates.maxDrop": (0.02, PUBLISH),
@@ -204,6 +207,17 @@ def test_new_evaluation_data_does_not_repeat_the_training() -> None:
     after = digests(builder, RESOLVED.model_copy(update={"eval": "f" * 64}))
 
     assert changed(before, after) == {"prepared"} | SCORES
+
+
+def test_evaluation_during_training_makes_the_adapter_depend_on_the_evaluation_rows() -> None:
+    builder = lora_fine_tune().with_spec("training.evaluation", {"everySteps": 10})
+    with_rows = builder.with_spec("dataset.eval.uri", "s3://datasets/eval.jsonl")
+    before = digests(builder)
+
+    assert changed(before, digests(builder.with_spec("evaluation.maxExamples", 100))) == TRAIN | SCORES
+    assert changed(before, digests(builder.with_spec("evaluation.maxNewTokens", 64))) == SCORES
+    one, other = (digests(with_rows, RESOLVED.model_copy(update={"eval": content * 64})) for content in "ef")
+    assert changed(one, other) == {"prepared"} | TRAIN | SCORES
 
 
 def test_the_models_name_changes_only_publish() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.saving import save_model
 from edgetune_jobs.stage import StageContext, StageOutput
@@ -109,6 +110,6 @@ def test_merged_and_edge_models_name_no_code(stages: Mapping[str, tuple[StageCon
 def test_a_model_that_the_library_saves_names_no_code_either(phi3: Path, tmp_path: Path) -> None:
     model = loading.load_base(phi3, torch.bfloat16, CPU)
 
-    save_model(model, tmp_path / "saved", phi3, tiny_parameters().dataset)
+    save_model(model, tmp_path / "saved", phi3, PromptFormat.of(tiny_parameters().dataset))
 
     assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())

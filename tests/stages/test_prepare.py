@@ -33,7 +33,12 @@ def test_rows_are_tokenized_in_the_documented_format(workplace: Workplace) -> No
     from transformers import AutoTokenizer
 
     _, folder = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(20, begin=500)))
-    assert sorted(path.name for path in folder.iterdir()) == ["eval.parquet", "report.json", "train.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "edgetune.json",
+        "eval.parquet",
+        "report.json",
+        "train.parquet",
+    ]
     types = {
         field.name: str(field.type)
         for name in ("train", "eval")
@@ -122,6 +127,45 @@ def test_every_format_is_prepared(workplace: Workplace, row_format: str) -> None
     else:
         assert all(set(row["completion_mask"]) == {0, 1} for row in train)
         assert all(row["prompt"].endswith("<|im_start|>assistant\n") for row in evaluation)
+
+
+def test_columns_of_the_template_are_in_the_prompts_and_the_others_are_named(workplace: Workplace) -> None:
+    rows: list[dict[str, object]] = [
+        {"instruction": "Translate.", "input": f"pump {number}", "output": f"Pumpe {number}", "id": number}
+        for number in range(30)
+    ]
+    spec = {"fields": {"response": "output"}, "template": "{instruction}\n{input}\n"}
+
+    output, folder = workplace.run(dataset={**spec, **workplace.write("train.jsonl", rows)})
+
+    prompts = {row["prompt"] for row in table(folder, "eval.parquet")}
+    assert len(prompts) == 3
+    assert all(prompt.startswith("Translate.\npump ") for prompt in prompts)
+    assert any(warning.startswith("1 column is not used: 'id' (30 rows)") for warning in output.warnings)
+
+
+def test_what_conversations_share_and_what_is_repeated_is_in_the_output(workplace: Workplace) -> None:
+    rows: list[dict[str, object]] = [
+        {
+            "messages": [
+                {"role": "system", "content": "You know pumps."},
+                *({"role": role, "content": f"{role} {number}", "name": "n"} for role in ("user", "assistant") * 2),
+            ]
+        }
+        for number in range(30)
+    ]
+    tokenizer = make_tokenizer(chat_template="{% for m in messages %}[{{ m.content }}]{% endfor %}{{ eos_token }}")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ eos_token }}", "{% if add_generation_prompt %}[{% else %}{{ eos_token }}{% endif %}"
+    )
+    tokenizer.save_pretrained(workplace.folder / "base")
+
+    output, folder = workplace.run(dataset={"format": "Chat", **workplace.write("train.jsonl", rows)})
+
+    assert json.loads((folder / "edgetune.json").read_text())["system"] == "You know pumps."
+    assert (len(table(folder, "train.parquet")), len(table(folder, "eval.parquet"))) == (54, 3)
+    assert any(warning.startswith("27 training rows are 54 training examples: ") for warning in output.warnings)
+    assert "the base model's chat template does not use these fields of messages: 'name'" in " ".join(output.warnings)
 
 
 def test_all_invalid_rows_are_listed_in_one_message(workplace: Workplace) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
@@ -120,12 +121,12 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     )
     parameters = tiny_parameters(merge={"base": case.base})
     merged = merge_adapter(base, adapter, parameters.merge.base, torch.device("cpu"))
-    save_model(merged, folder / "merged", base, parameters.dataset)
+    save_model(merged, folder / "merged", base, PromptFormat.of(parameters.dataset))
     quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     edge = AutoModelForCausalLM.from_pretrained(
         folder / "merged", quantization_config=quantization, dtype="auto", device_map={"": "cpu"}
     )
-    save_model(edge, folder / "edge", base, parameters.dataset)
+    save_model(edge, folder / "edge", base, PromptFormat.of(parameters.dataset))
     return Prepared(case, base, adapter, folder / "merged", folder / "edge")
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from edgetune_contract.spec import BaseModelSpec, MergeBase
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.adapters import library_name
 from edgetune_jobs.training.recipe import find_targets
 from support import tiny_data
 from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
@@ -76,11 +78,11 @@ def test_the_batch_size_sets_the_rows_of_each_step(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("scheduler", "expected"),
     [
-        ("linear", [0, 1, 0.75, 0.5, 0.25]),
-        ("cosine", [0, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
-        ("cosine_with_restarts", [0, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
-        ("polynomial", [0, 1, 0.75, 0.5, 0.25]),
-        ("constant_with_warmup", [0, 1, 1, 1, 1]),
+        ("linear", [1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [1, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
+        ("cosine_with_restarts", [1, 1, *((1 + math.cos(math.pi * step / 4)) / 2 for step in (1, 2, 3))]),
+        ("polynomial", [1, 1, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", [1, 1, 1, 1, 1]),
         ("constant", [1, 1, 1, 1, 1]),
     ],
 )
@@ -91,6 +93,31 @@ def test_learning_rate_warmup_and_scheduler_set_the_rate_of_each_step(
 
     rates = [rate / 0.004 for rate in result.figures("learningRate")]
     assert rates == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "polynomial", "constant_with_warmup"])
+def test_a_warm_up_rises_in_equal_steps_from_above_0_to_the_full_rate(run: Runner, scheduler: str) -> None:
+    result = run(training={"maxSteps": 5, "learningRate": 0.004, "warmupRatio": 0.7, "scheduler": scheduler})
+
+    rates = [rate / 0.004 for rate in result.figures("learningRate")]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.03, 0.99])
+def test_a_training_of_one_step_learns(run: Runner, warmup_ratio: float) -> None:
+    result = run(training={"maxSteps": 1, "warmupRatio": warmup_ratio})
+
+    assert result.figures("learningRate") == [0.005]
+    assert all(weight.abs().max() > 0 for name, weight in result.weights().items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("learning_rate", [1e-7, 5e-8, 1e-12])
+def test_a_polynomial_of_a_small_rate_falls_as_that_of_a_large_one(run: Runner, learning_rate: float) -> None:
+    training = {"maxSteps": 4, "warmupRatio": 0, "scheduler": "polynomial", "learningRate": learning_rate}
+
+    rates = [rate / learning_rate for rate in run(training=training).figures("learningRate")]
+
+    assert rates == pytest.approx([1, 0.75, 0.5, 0.25], abs=0.01)
 
 
 def test_without_warmup_the_first_step_has_the_full_learning_rate(run: Runner) -> None:
@@ -308,12 +335,51 @@ def test_the_adapter_is_portable_and_has_no_model_card_and_no_pickles(run: Runne
     assert sorted(path.name for path in result.adapter.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "edgetune.json",
+        "generation_config.json",
+        "metrics.jsonl",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "training.json",
     ]
     config = json.loads((result.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == BASE_URI
     assert config["target_modules"] == sorted(config["target_modules"]), "the order of a set would change the bytes"
     assert str(tmp_path) not in (result.adapter / "adapter_config.json").read_text()
+
+
+def test_the_adapter_folder_loads_by_plain_peft_with_the_base_and_the_tokenizer(run: Runner, random_base: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    from edgetune_jobs.models.loading import choose_device
+    from edgetune_jobs.models.tuned_model import load_tuned
+
+    result = run(baseModel={"uri": random_base.as_uri()}, method="LoRA")
+
+    theirs = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
+    ours = load_tuned(random_base, result.adapter, MergeBase.AS_TRAINED, choose_device())
+    ids = torch.tensor([AutoTokenizer.from_pretrained(result.adapter)("pump 12 reports")["input_ids"]])
+    with torch.inference_mode():
+        assert torch.equal(theirs(ids).logits, ours(ids).logits)
+        with theirs.disable_adapter():
+            assert not torch.equal(theirs(ids).logits, ours(ids).logits), "the adapter is in use"
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [
+        ({"uri": "hf://org/model", "revision": "0" * 40}, "org/model", "0" * 40),
+        ({"uri": "file:///models/a%20b"}, "/models/a b", None),
+        ({"uri": "s3://models/tiny"}, "s3://models/tiny", None),
+    ],
+)
+def test_the_adapter_names_its_base_as_from_pretrained_takes_it(
+    base: dict[str, str], name: str, revision: str | None
+) -> None:
+    spec = BaseModelSpec.model_validate(base)
+
+    assert (library_name(spec), spec.revision or None) == (name, revision)
 
 
 def test_progress_and_metrics_report_loss_and_speed(run: Runner) -> None:

@@ -134,6 +134,7 @@ def test_a_checkpoint_has_the_files_for_resuming_and_no_pickled_arguments(
     assert sorted(path.name for path in (run.checkpoints.root / "step-4").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "metrics.jsonl",
         "optimizer.pt",
         "rng_state.pth",
         "scheduler.pt",

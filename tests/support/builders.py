@@ -134,6 +134,8 @@ class PodBuilder:
     kubelet: dict[str, str] = field(default_factory=dict)
     now: str = CREATED
     job_uid: str = ""
+    sidecar: str = ""
+    is_native: bool = False
 
     def running(self) -> Self:
         """The container is running."""
@@ -174,6 +176,10 @@ class PodBuilder:
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": self.now}
         return replace(self, conditions=(*self.conditions, condition))
 
+    def outlived_by(self, container: str, *, native: bool = False) -> Self:
+        """A container beside the stage's is still running, such as one that a service mesh injects."""
+        return replace(self, phase="Running", sidecar=container, is_native=native)
+
     def failed_by_kubelet(self, reason: str, message: str = "") -> Self:
         """The kubelet failed the whole Pod, for example by evicting it."""
         return replace(self, phase="Failed", kubelet={"reason": reason, "message": message})
@@ -181,6 +187,7 @@ class PodBuilder:
     def build(self) -> dict[str, Any]:
         """The Pod."""
         containers = [{"name": names.CONTAINER, "state": copy.deepcopy(self.state)}] if self.state else []
+        beside = [{"name": self.sidecar, "state": {"running": {"startedAt": self.created}}}] if self.sidecar else []
         owner = {"kind": "Job", "name": self.job, "uid": self.job_uid or f"uid-of-{self.job}", "controller": True}
         return {
             "metadata": {
@@ -194,7 +201,8 @@ class PodBuilder:
             "status": {
                 **self.kubelet,
                 "phase": self.phase,
-                "containerStatuses": containers,
+                "containerStatuses": [*containers, *([] if self.is_native else beside)],
+                **({"initContainerStatuses": beside} if beside and self.is_native else {}),
                 "conditions": [dict(condition) for condition in self.conditions],
             },
         }

@@ -73,16 +73,17 @@ class MemoryCluster:
         """The value that the test set."""
         return self.progress
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         """Create the Job and start its Pod; does nothing if the name exists."""
         name = job["metadata"]["name"]
         if name in self.jobs:
-            return
+            return ""
         created = copy.deepcopy(dict(job))
         created["metadata"] |= {"uid": f"uid-of-{name}", "creationTimestamp": self.timestamp()}
         self.jobs[name] = created
         self.created.append(created)
         self.start_pod(name)
+        return f"uid-of-{name}"
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - as above
         """Remove a Job and its Pods, or mark it as being deleted."""

@@ -58,6 +58,8 @@ VALID = (
     Verdict("the largest rank", {"lora.rank": 512}),
     Verdict("an integer written as a number", {"lora.rank": 16.0}),
     Verdict("no dropout", {"lora.dropout": 0}),
+    Verdict("evaluation during training", {"training.evaluation": {}}),
+    Verdict("early stopping", {"training.evaluation": {"everySteps": 10, "patience": 3}, "training.maxSteps": 10}),
     Verdict("a part of an epoch", {"training.epochs": 0.5}),
     Verdict("steps in place of epochs", {"training.maxSteps": 100}),
     Verdict("one example at a time", {"training.batchSize": 1, "training.microBatchSize": 1}),

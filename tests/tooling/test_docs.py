@@ -10,7 +10,7 @@ from edgetune_operator import telemetry
 from edgetune_operator.api.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import check_object
-from edgetune_operator.decisions.run_state import MAX_INTERRUPTIONS
+from edgetune_operator.decisions.diagnosis import MAX_INTERRUPTIONS
 from edgetune_operator.generate.reference import REASONS
 from support.apiserver import REPOSITORY
 from support.file_map import PACKAGES, PAGE, file_map, page

@@ -4,36 +4,34 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 from edgetune_contract.spec import DatasetFields, DatasetSpec, RowFormat
+from edgetune_jobs.data.chat.messages import SYSTEM, USER, Message, conversation, tool_definitions
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
+from edgetune_jobs.data.readers.values import InvalidRow, kind, text, text_or_number
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.wording import some
-
-USER = "user"
-ASSISTANT = "assistant"
-SYSTEM = "system"
-_ROLES = (SYSTEM, USER, ASSISTANT)
 
 # Common names of these fields in other data sets, suggested if a field is missing and no similar name exists.
 _KNOWN_AS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("prompt", "question", "input", "query"),
     "response": ("completion", "output", "answer", "target"),
-    "messages": ("conversations", "conversation", "dialog"),
+    "messages": ("conversation", "dialog"),
     "text": ("content", "body"),
     "expected_keyword": ("expected_keywords", "keywords", "keyword"),
 }
 _MOST_NAMES = 8
+# Names of a hostile row could number millions, and comparing each of them takes microseconds.
+_MOST_COMPARED = 100
 
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: str
-    """system, user or assistant."""
-
-    content: str
+# Columns that rows of the format Chat may have besides the messages.
+_TOOLS = "tools"
+_SYSTEM_COLUMN = "system"
+_SHAREGPT_MESSAGES = "conversations"
 
 
 @dataclass(frozen=True)
@@ -45,41 +43,72 @@ class Example:
     """The messages before the response: one user message for the format Instruction, none for Text."""
 
     response: str
-    """The text to learn: the response, the last assistant message, or the whole text."""
+    """The text to learn: the response, the last learned assistant message, or the whole text."""
 
     keywords: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Values of the template's other columns (format Instruction)."""
+
+    response_fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Fields of the response's message besides role and content, such as tool_calls (format Chat)."""
+
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Functions that the conversation may call (format Chat)."""
+
+    def up_to(self, index: int) -> "Example":
+        """The conversation that ends with the assistant message at `index`, whose other answers are not learned."""
+        before = tuple(replace(message, is_learned=False) for message in self.prompt[:index])
+        answer = self.prompt[index]
+        return replace(self, prompt=before, response=answer.content, response_fields=answer.fields)
 
     def identity(self) -> bytes:
         """Digest of prompt and response."""
-        return _digest([[message.role, message.content] for message in self.prompt], self.response)
+        return _digest(*self._asked(), self.response, *([self.response_fields] if self.response_fields else ()))
 
     def question(self) -> bytes:
         """Digest of the prompt, or of the text for the format Text."""
-        return _digest([[message.role, message.content] for message in self.prompt] or self.response)
+        return _digest(*self._asked()) if self.prompt else _digest(self.response)
+
+    def _asked(self) -> list[object]:
+        turns = [
+            [message.role, message.content, *([message.fields] if message.fields else ())] for message in self.prompt
+        ]
+        return [turns, *(extra for extra in (self.columns, self.tools) if extra)]
 
 
 class RowParser:
     """Parses rows with the data set's format and field names."""
 
     def __init__(self, dataset: DatasetSpec) -> None:
+        """
+        Raises:
+            InvalidInput: the template contains the response.
+        """
         self._format = dataset.format
         self._names = dataset.fields
+        self._template_columns = PromptFormat.of(dataset).columns
+        if dataset.fields.response in self._template_columns:
+            raise InvalidInput(
+                f"spec.dataset.template has {{{dataset.fields.response}}}, but that column is the response, which is "
+                "learned after the prompt; remove it from the template"
+            )
 
-    @property
+    @cached_property
     def wanted_fields(self) -> frozenset[str]:
-        """Names of the fields that are read."""
-        return frozenset((*(getattr(self._names, field) for field in self._required), self._names.expected_keyword))
+        """Names of the columns that are read."""
+        optional = (*self._template_columns, *self._chat_columns, self._names.expected_keyword)
+        return frozenset((*(getattr(self._names, role) for role in self._required), *optional))
 
     @property
     def list_fields(self) -> frozenset[str]:
-        """Names of the fields whose value may be a list."""
-        return frozenset((self._names.messages, self._names.expected_keyword))
+        """Names of the columns whose value may be a list."""
+        return frozenset((self._names.messages, _SHAREGPT_MESSAGES, _TOOLS, self._names.expected_keyword))
 
     def parse(self, row: RawRow) -> Example | BadRow:
         """The row as an example, or the reason why it is invalid."""
         try:
             return self._parse(row)
-        except _InvalidRow as error:
+        except InvalidRow as error:
             return BadRow(row.place, str(error))
 
     def probable_keyword_field(self, fields: Sequence[str]) -> str | None:
@@ -93,21 +122,49 @@ class RowParser:
             return ("instruction", "response")
         return ("messages",) if self._format is RowFormat.CHAT else ("text",)
 
+    @property
+    def _chat_columns(self) -> tuple[str, ...]:
+        return (_TOOLS, _SYSTEM_COLUMN, _SHAREGPT_MESSAGES) if self._format is RowFormat.CHAT else ()
+
     def _parse(self, row: RawRow) -> Example:
         if not isinstance(row.value, Mapping):
             hint = "; if the file is one JSON list, name it .json" if isinstance(row.value, list) else ""
-            raise _InvalidRow(f"expected an object, found {_kind(row.value)}{hint}")
-        for field in self._required:
-            if getattr(self._names, field) not in row.fields:
-                raise _InvalidRow(self._missing(field, row.fields))
-        values = [(getattr(self._names, field), row.value.get(getattr(self._names, field))) for field in self._required]
+            raise InvalidRow(f"expected an object, found {kind(row.value)}{hint}")
         keywords = _keywords(self._names.expected_keyword, row.value.get(self._names.expected_keyword))
         if self._format is RowFormat.CHAT:
-            messages = _conversation(*values[0])
-            return Example(row.place, messages[:-1], messages[-1].content, keywords)
-        texts = [_text(f"{name!r}", value) for name, value in values]
-        prompt = tuple(Message(USER, text) for text in texts[:-1])
-        return Example(row.place, prompt, texts[-1], keywords)
+            return self._parse_chat(row, row.value, keywords)
+        for role in self._required:
+            if getattr(self._names, role) not in row.fields:
+                raise InvalidRow(self._missing(role, row.fields))
+        names = [getattr(self._names, role) for role in self._required]
+        texts = [text(f"{name!r}", row.value.get(name)) for name in names]
+        prompt = tuple(Message(USER, each) for each in texts[:-1])
+        return Example(row.place, prompt, texts[-1], keywords, self._columns(row, row.value))
+
+    def _columns(self, row: RawRow, value: Mapping[str, object]) -> Mapping[str, str]:
+        """Texts of the template's columns other than the instruction."""
+        for name in self._template_columns:
+            if name not in row.fields:
+                shown = some((repr(each[:64]) for each in row.fields), _MOST_NAMES)
+                raise InvalidRow(
+                    f"spec.dataset.template has {{{name}}}, but there is no column {name!r} (found: {shown})"
+                )
+        return {name: text_or_number(f"{name!r}", value.get(name)) for name in self._template_columns}
+
+    def _parse_chat(self, row: RawRow, value: Mapping[str, object], keywords: tuple[str, ...]) -> Example:
+        name = self._names.messages
+        if name not in row.fields and _SHAREGPT_MESSAGES in row.fields:
+            name = _SHAREGPT_MESSAGES
+        if name not in row.fields:
+            raise InvalidRow(self._missing("messages", row.fields))
+        messages = conversation(name, value.get(name))
+        if (system := text_or_number(f"{_SYSTEM_COLUMN!r}", value.get(_SYSTEM_COLUMN))).strip():
+            if messages[0].role == SYSTEM:
+                raise InvalidRow(f"the row has a system message and a column {_SYSTEM_COLUMN!r}; keep one of them")
+            messages = (Message(SYSTEM, system), *messages)
+        tools = tool_definitions(f"{_TOOLS!r}", value.get(_TOOLS))
+        answer = messages[-1]
+        return Example(row.place, messages[:-1], answer.content, keywords, response_fields=answer.fields, tools=tools)
 
     def _missing(self, field: str, found: Sequence[str]) -> str:
         name = getattr(self._names, field)
@@ -119,46 +176,13 @@ class RowParser:
         return f"{reason}; did you mean {meant!r}? if so, set spec.dataset.fields.{field}: {meant!r}"
 
 
-class _InvalidRow(Exception):
-    """The row is invalid; the message is the reason."""
-
-
 def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | None:
     """The name in `found` that probably stands for a field: spelled alike, or common in other data sets."""
-    alike = difflib.get_close_matches(getattr(names, field).lower(), [name.lower() for name in found], n=1, cutoff=0.75)
+    compared = [name for name in found[:_MOST_COMPARED] if len(name) <= _MOST_COMPARED]
+    by_lower_case = {name.lower(): name for name in compared}
+    alike = difflib.get_close_matches(getattr(names, field).lower(), list(by_lower_case), n=1, cutoff=0.75)
     candidates = (*alike, *_KNOWN_AS[field])
-    by_lower_case = {name.lower(): name for name in found}
     return next((by_lower_case[name] for name in candidates if name in by_lower_case), None)
-
-
-def _conversation(name: str, value: object) -> tuple[Message, ...]:
-    """The messages of a conversation, whose last one is an assistant message."""
-    if not isinstance(value, list):
-        raise _InvalidRow(f"{name!r} is {_kind(value)}, not a list of messages with role and content")
-    messages = tuple(_message(f"{name}[{index}]", message) for index, message in enumerate(value))
-    roles = [message.role for message in messages]
-    if ASSISTANT not in roles:
-        raise _InvalidRow(f"{name!r} has no assistant message, so there is nothing to learn")
-    if roles[-1] != ASSISTANT:
-        raise _InvalidRow(f"{name!r} ends with a {roles[-1]} message; the last message must be an assistant message")
-    if USER not in roles[: roles.index(ASSISTANT)]:
-        raise _InvalidRow(f"{name!r} has no user message before the first assistant message")
-    if SYSTEM in roles[1:]:
-        raise _InvalidRow(f"{name!r} has a system message that is not the first message")
-    return messages
-
-
-def _message(where: str, value: object) -> Message:
-    if not isinstance(value, Mapping):
-        raise _InvalidRow(f"{where} is {_kind(value)}, not an object with role and content")
-    if "role" not in value or "content" not in value:
-        hint = "; rename from to role, and value to content" if {"from", "value"} <= set(value) else ""
-        raise _InvalidRow(f"{where} must have role and content{hint}")
-    role = value["role"]
-    if role not in _ROLES:
-        shown = repr(role[:32]) if isinstance(role, str) else _kind(role)
-        raise _InvalidRow(f"{where}.role is {shown}; expected {SYSTEM}, {USER} or {ASSISTANT}")
-    return Message(str(role), _text(f"{where}.content", value["content"]))
 
 
 def _keywords(name: str, value: object) -> tuple[str, ...]:
@@ -166,41 +190,9 @@ def _keywords(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, list):
-        return tuple(_text(f"{name}[{index}]", keyword) for index, keyword in enumerate(value))
-    return (_text(f"{name!r}", value),)
-
-
-def _text(where: str, value: object) -> str:
-    """A string that can be learned: not empty, without NUL characters or unpaired surrogates."""
-    if value is None:
-        raise _InvalidRow(f"{where} is empty")
-    if not isinstance(value, str):
-        raise _InvalidRow(f"{where} is {_kind(value)}, not a string")
-    if not value.strip():
-        raise _InvalidRow(f"{where} is empty")
-    if "\x00" in value:
-        raise _InvalidRow(f"{where} contains a NUL character")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise _InvalidRow(f"{where} contains an unpaired surrogate, which is not a valid character")
-    return value
-
-
-def _kind(value: object) -> str:
-    """The JSON type of a value, with its article."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, Mapping):
-        return "an object"
-    return f"of type {type(value).__name__}"
+        return tuple(text(f"{name}[{index}]", keyword) for index, keyword in enumerate(value))
+    return (text(f"{name!r}", value),)
 
 
 def _digest(*values: object) -> bytes:
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).digest()
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False, sort_keys=True).encode()).digest()

@@ -77,6 +77,14 @@ def open_eval(folder: Path) -> RowWriter:
     return RowWriter(folder / EVAL, schema, _eval_row)
 
 
+def read_eval_tokens(folder: Path, most_rows: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of the prompts and the completions of the first rows of eval.parquet."""
+    from pyarrow import parquet
+
+    columns = parquet.read_table(folder / EVAL, columns=["prompt_ids", "completion_ids"]).slice(0, most_rows)
+    return columns["prompt_ids"].to_pylist(), columns["completion_ids"].to_pylist()
+
+
 def write_report(folder: Path, report: Mapping[str, object]) -> None:
     """Write report.json."""
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,6 +99,6 @@ def _eval_row(example: TokenizedExample) -> dict[str, object]:
         "prompt": example.prompt,
         "prompt_ids": example.prompt_ids,
         "completion_ids": example.completion_ids,
-        "response": example.source.response,
+        "response": example.reference,
         "keywords": list(example.source.keywords),
     }

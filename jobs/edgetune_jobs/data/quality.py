@@ -1,10 +1,14 @@
 """Warnings about data quality: few rows, duplicates, leaked evaluation rows, expected keywords."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+from edgetune_contract.evaluation import Match
+from edgetune_contract.spec import CHAT_TEMPLATE, DEFAULT_TEMPLATE, DatasetSpec, RowFormat
 from edgetune_jobs.data.data_set import DataSet
 from edgetune_jobs.data.examples import Example, RowParser
-from edgetune_jobs.wording import count
+from edgetune_jobs.data.keywords import comparable, contains
+from edgetune_jobs.wording import count, some
 
 # Below this number of examples, the advice applies.
 _SIZE_ADVICE = (
@@ -61,15 +65,69 @@ def keyword_coverage(data_set: DataSet, evaluation: Sequence[Example], parser: R
     warnings = []
     if without:
         warnings.append(f"no expected keywords in {without:,} of {len(evaluation):,} evaluation rows")
-    unanswerable = [example for example in evaluation if not _response_has_keywords(example)]
+    unanswerable = _rows_without_keywords(evaluation, Match.SUBSTRING)
     if unanswerable:
         warnings.append(
             f"{count(len(unanswerable), 'evaluation row expects', 'evaluation rows expect')} a keyword that the row's "
             f"own response does not contain (first: {unanswerable[0].place})"
         )
+    missing = {id(example) for example in unanswerable}
+    inside = [example for example in _rows_without_keywords(evaluation, Match.WORD) if id(example) not in missing]
+    if inside:
+        # It does not depend on spec.evaluation.match, which is not in prepare's digest.
+        warnings.append(
+            f"{count(len(inside), 'evaluation row expects', 'evaluation rows expect')} a keyword that the row's own "
+            f"response contains only inside a longer word or number (first: {inside[0].place}); it counts only with "
+            f"spec.evaluation.match: {Match.SUBSTRING}"
+        )
     return warnings
 
 
-def _response_has_keywords(example: Example) -> bool:
-    response = example.response.lower()
-    return all(keyword.lower() in response for keyword in example.keywords)
+def _rows_without_keywords(evaluation: Sequence[Example], match: Match) -> list[Example]:
+    """Rows whose own response does not contain all their keywords."""
+    return [
+        example
+        for example in evaluation
+        if example.keywords
+        and not all(
+            contains(response, comparable(keyword), match)
+            for response in (comparable(example.response),)
+            for keyword in example.keywords
+        )
+    ]
+
+
+def unused_columns(data_sets: Sequence[DataSet], parser: RowParser, dataset: DatasetSpec) -> list[str]:
+    """Warnings with the columns that are not read, and about a template that is not used.
+
+    Args:
+        data_sets: training and evaluation data.
+        parser: parser of their rows.
+        dataset: format and template.
+    """
+    warnings = []
+    if dataset.format is not RowFormat.INSTRUCTION and dataset.template not in (DEFAULT_TEMPLATE, CHAT_TEMPLATE):
+        warnings.append(f"spec.dataset.template is not used by the format {dataset.format}")
+    rows = sum((data_set.fields for data_set in data_sets), start=Counter[str]())
+    unused = [f"{name[:64]!r} ({count(rows[name], 'row')})" for name in rows if name not in parser.wanted_fields]
+    if unused:
+        in_template = dataset.format is RowFormat.INSTRUCTION and dataset.template != CHAT_TEMPLATE
+        hint = "; a column is part of the prompt if spec.dataset.template has its name in braces" if in_template else ""
+        warnings.append(f"{count(len(unused), 'column is', 'columns are')} not used: {some(unused)}{hint}")
+    return warnings
+
+
+def unused_message_fields(fields: Mapping[str, int]) -> list[str]:
+    """A warning with the fields of messages that the chat template does not use, and the number of their messages."""
+    named = [f"{name[:64]!r} ({count(number, 'message')})" for name, number in fields.items()]
+    return [f"the base model's chat template does not use these fields of messages: {some(named)}"] if named else []
+
+
+def repeated_conversations(rows: int, examples: int) -> list[str]:
+    """A warning if there are more tokenized examples than rows."""
+    if examples == rows:
+        return []
+    return [
+        f"{count(rows, 'training row is', 'training rows are')} {examples:,} training examples: the chat template "
+        "renders earlier answers differently when others follow, so each answer is learned in an example of its own"
+    ]

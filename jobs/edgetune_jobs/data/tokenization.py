@@ -1,14 +1,16 @@
 """Tokenizes examples, so that a prompt has the same tokens in training, evaluation and inference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from edgetune_jobs.data.chat.renderers import Renderer, Span, renderer_for
+from edgetune_jobs.data.chat.template import CannotRender
 from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.templates import CannotRender, Renderer, Span, renderer_for
 from edgetune_jobs.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ class TokenizedExample:
 
     full_length: int
     """Number of tokens before truncation."""
+
+    reference: str
+    """The answer to compare with: the response, or its text by the chat template if it has tool calls or reasoning."""
 
     @property
     def input_ids(self) -> list[int]:
@@ -73,21 +78,35 @@ class ExampleTokenizer:
         self._leading_ids = _leading_ids(tokenizer, self._renderer)
         self._eos = int(tokenizer.eos_token_id)
 
-    def tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample | BadRow]:
-        """Tokens of each example, or the reason why it is invalid."""
-        rendered = [self._render(example) for example in examples]
-        texts = {text for spans in rendered if not isinstance(spans, BadRow) for text in _prefixes(spans)}
+    @property
+    def unused_fields(self) -> Mapping[str, int]:
+        """Fields of messages that the chat template does not use, with the number of messages that have them."""
+        usage = self._renderer.usage
+        return usage.unused_fields if usage is not None else {}
+
+    def tokenize(self, examples: Sequence[Example], *, each_answer: bool = False) -> list[TokenizedExample | BadRow]:
+        """Tokens of each example, or the reason why it is invalid.
+
+        Args:
+            examples: valid rows.
+            each_answer: learn every answer of a conversation, if necessary by several tokenized examples; otherwise
+                there is exactly one for each row, whose completion is the last answer.
+        """
+        rendered = [each for example in examples for each in self._render(example, each_answer)]
+        texts = {text for _, spans in rendered if not isinstance(spans, BadRow) for text in _prefixes(spans)}
         ids_of = self._tokenize(sorted(texts))
         tokenized: list[TokenizedExample | BadRow] = []
-        for example, spans in zip(examples, rendered, strict=True):
+        for example, spans in rendered:
             tokenized.append(spans if isinstance(spans, BadRow) else self._assemble(example, spans, ids_of))
         return tokenized
 
-    def _render(self, example: Example) -> tuple[Span, ...] | BadRow:
+    def _render(self, example: Example, each_answer: bool) -> list[tuple[Example, tuple[Span, ...] | BadRow]]:
         try:
-            return self._renderer.render(example)
+            if each_answer:
+                return [(example, spans) for spans in self._renderer.render_answers(example)]
+            return [(example, self._renderer.render(example))]
         except CannotRender as error:
-            return BadRow(example.place, str(error))
+            return [(example, BadRow(example.place, str(error)))]
 
     def _tokenize(self, texts: Sequence[str]) -> dict[str, list[int]]:
         if not texts:
@@ -118,7 +137,13 @@ class ExampleTokenizer:
             completion_ids=completion_ids[:room],
             prompt_mask=prompt_mask,
             full_length=len(prompt_ids) + len(completion_ids),
+            reference=self._reference(example, completion_ids),
         )
+
+    def _reference(self, example: Example, completion_ids: Sequence[int]) -> str:
+        if not example.response_fields:
+            return example.response
+        return str(self._tokenizer.decode(completion_ids, skip_special_tokens=True)).strip()
 
     def _pieces(self, spans: Sequence[Span], ids_of: dict[str, list[int]]) -> list[list[int]]:
         """Tokens of each span."""
@@ -148,15 +173,26 @@ class ExampleTokenizer:
         )
 
 
-def prompt_ids(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+def prompt_ids(
+    prompt_format: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> list[int]:
     """Token ids of a wrapped prompt up to where the response begins, the same as in training and evaluation.
 
+    Args:
+        prompt_format: the template.
+        tokenizer: the model's.
+        prompt: the instruction, or the user's message.
+        columns: values of the template's other columns.
+
     Raises:
-        InvalidInput: a required chat template is missing, or cannot render the prompt.
+        InvalidInput: a required chat template is missing or cannot render the prompt, or the template's columns differ.
     """
     renderer = renderer_for(prompt_format, tokenizer)
     try:
-        text = renderer.wrap(prompt)
+        text = renderer.wrap(prompt, columns)
     except CannotRender as error:
         raise InvalidInput(f"cannot render the prompt: {error}") from error
     return [*_leading_ids(tokenizer, renderer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]

@@ -1,10 +1,13 @@
 """Scores of answers: keyword recall, exact match, mean loss. Pure functions."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgetune_contract.evaluation import Match
 from edgetune_contract.pipeline import BASE, EDGE, MERGED, TUNED
 from edgetune_contract.request import ModelScores, Scores
+from edgetune_jobs.data.keywords import comparable, contains
 
 
 @dataclass(frozen=True)
@@ -15,32 +18,39 @@ class ReferenceAnswer:
     keywords: tuple[str, ...] = ()
 
 
-def keyword_recall(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
-    """Share of expected keywords that the answers contain, case-insensitive; None if no row has keywords."""
+def keyword_recall(
+    answers: Sequence[str], references: Sequence[ReferenceAnswer], match: Match = Match.WORD
+) -> float | None:
+    """Share of expected keywords that the answers contain; None if no row has keywords."""
     found = total = 0
     for answer, reference in zip(answers, references, strict=True):
-        text = answer.casefold()
-        found += sum(keyword.casefold() in text for keyword in reference.keywords)
+        text = comparable(answer)
+        found += sum(contains(text, comparable(keyword), match) for keyword in reference.keywords)
         total += len(reference.keywords)
     return found / total if total else None
 
 
 def exact_match(answers: Sequence[str], references: Sequence[ReferenceAnswer]) -> float | None:
-    """Share of answers equal to the response, without surrounding white space; None if there are no rows."""
+    """Share of answers equal to the response, apart from surrounding white space and whether accents are composed;
+    None if there are no rows."""
     pairs = list(zip(answers, references, strict=True))
-    return (
-        sum(answer.strip() == reference.response.strip() for answer, reference in pairs) / len(pairs) if pairs else None
-    )
+    equal = sum(_composed(answer) == _composed(reference.response) for answer, reference in pairs)
+    return equal / len(pairs) if pairs else None
 
 
 def score_model(
-    answers: Sequence[str] | None, references: Sequence[ReferenceAnswer], loss: float | None
+    answers: Sequence[str] | None,
+    references: Sequence[ReferenceAnswer],
+    loss: float | None,
+    match: Match = Match.WORD,
 ) -> ModelScores:
     """Scores of one model. `answers` is None for texts without prompts, which have only a loss."""
     if answers is None:
         return ModelScores(loss=loss)
     return ModelScores(
-        keyword_recall=keyword_recall(answers, references), exact_match=exact_match(answers, references), loss=loss
+        keyword_recall=keyword_recall(answers, references, match),
+        exact_match=exact_match(answers, references),
+        loss=loss,
     )
 
 
@@ -59,3 +69,7 @@ def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
         examples=examples,
         details=dict(details),
     )
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()

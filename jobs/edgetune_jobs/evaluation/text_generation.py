@@ -1,8 +1,9 @@
 """The answer of a merged or edge model to one prompt, for the command line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from edgetune_jobs.data.prompt_format import PromptFormat
@@ -12,16 +13,19 @@ from edgetune_jobs.evaluation import inference
 from edgetune_jobs.models import loading
 
 
-def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str]:
+def stream_answer(
+    model: Path, prompt: str, max_new_tokens: int, columns: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """The model's greedy answer, streamed as pieces of text.
 
     Args:
         model: folder of a merged or edge model, with edgetune.json.
         prompt: the question alone; it is wrapped in the template of the training rows.
         max_new_tokens: maximum length of the answer in tokens.
+        columns: values of the template's other columns.
 
     Raises:
-        InvalidInput: the folder has no model of edgetune, or the prompt is empty.
+        InvalidInput: the folder has no model of edgetune, or the prompt is empty, or the template has other columns.
     """
     prompt_format = PromptFormat.read(model)
     if not prompt.strip():
@@ -33,7 +37,7 @@ def stream_answer(model: Path, prompt: str, max_new_tokens: int) -> Iterator[str
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt)], device=device)
+    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt, columns)], device=device)
     options: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

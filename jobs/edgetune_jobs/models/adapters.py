@@ -1,4 +1,4 @@
-"""The adapter artifact: adapter_model.safetensors, adapter_config.json, training.json."""
+"""The adapter artifact: weights, config, tokenizer and edgetune.json, training.json, metrics.jsonl."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgetune_contract.schema import Model
-from edgetune_contract.spec import BaseModelSpec, MergeBase, Method, Precision
+from edgetune_contract.spec import HUB_SCHEME, BaseModelSpec, MergeBase, Method, Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.folder import write_json
+from edgetune_jobs.store.folder_store import path_of_uri
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,21 +48,40 @@ class TrainingRecord(Model):
 def save_adapter(model: "PeftModel", folder: Path, base: BaseModelSpec) -> None:
     """Write only the weights and the config of the adapter into `folder`.
 
-    The config has the base model's URI and revision instead of a local path, so that it is valid on every machine.
-    Equal adapters give equal bytes.
+    The config names the base model as the spec does, in the words of the Hugging Face libraries. Equal adapters give
+    equal bytes.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder)
+    config: dict[str, Any] = model.peft_config[ADAPTER_NAME].to_dict()
+    config |= {
+        "base_model_name_or_path": library_name(base),
+        "revision": base.revision or None,
+        "inference_mode": True,
+    }
+    write_json(
+        folder / CONFIG, {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    )
+
+
+def library_name(base: BaseModelSpec) -> str:
+    """The base model's name for from_pretrained: organization/name of the hub, or the folder's path.
+
+    A model in a bucket has no such name: it keeps its URI, and whoever loads the adapter passes a local copy.
+    """
+    if base.is_on_hub:
+        return base.uri.removeprefix(HUB_SCHEME)
+    return str(path_of_uri(base.uri)) if base.uri.startswith("file://") else base.uri
+
+
+def save_weights(model: "PeftModel", folder: Path) -> None:
+    """Write the adapter's weights into an existing folder."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     save_file(
         {name: weights[name].contiguous() for name in sorted(weights)}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-    config: dict[str, Any] = model.peft_config[ADAPTER_NAME].to_dict()
-    config |= {"base_model_name_or_path": base.uri, "revision": base.revision or None, "inference_mode": True}
-    write_json(
-        folder / CONFIG, {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
     )
 
 

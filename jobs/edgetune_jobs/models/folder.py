@@ -24,6 +24,17 @@ GENERATION_CONFIG = "generation_config.json"
 CODE_FIELD = "auto_map"
 """Configuration field for the model's own Python code, which is never run and never copied."""
 
+IMPLEMENTATION_FIELDS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+)
+"""Configuration fields for the code that computes attention and experts, possibly from a repository of the hub. They
+are never used and never copied."""
+
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Files that contain a whole vocabulary."""
 
@@ -43,6 +54,14 @@ COMPANION_FILES = (
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, one key per line."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+def without_code(config: Any) -> Any:
+    """A config.json, or a part of it, without the fields that choose code."""
+    if isinstance(config, dict):
+        dropped = {CODE_FIELD, *IMPLEMENTATION_FIELDS}
+        return {name: without_code(value) for name, value in config.items() if name not in dropped}
+    return [without_code(item) for item in config] if isinstance(config, list) else config
 
 
 def base_label(uri: str) -> str:

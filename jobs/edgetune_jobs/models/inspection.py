@@ -20,6 +20,7 @@ from edgetune_jobs.models.folder import (
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
 from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
+from edgetune_jobs.models.trial.bounds import check_bounds
 from edgetune_jobs.models.weights import (
     OUTPUT_HEAD,
     WEIGHTS,
@@ -130,6 +131,7 @@ def inspect_base(source: Source) -> BaseModel:
     _check_tokenizer(model)
     tensors = {each.name: Tensor(each.dtype, each.shape, each.begin, each.end) for each in read_tensors(model)}
     _check_weights(tensors)
+    check_bounds(config, tensors)
     index = [WEIGHTS_INDEX] if shards != [WEIGHTS] else []
     return BaseModel(
         folder=folder,
@@ -178,16 +180,11 @@ def _check_config(config: Mapping[str, Any]) -> str:
     """The architecture's class name.
 
     Raises:
-        InvalidInput: the model needs its own code, is already quantized, is not a causal language model, or has Conv1D
-            layers instead of linear ones.
+        InvalidInput: the model needs its own code, is not a causal language model, or has Conv1D layers instead of
+            linear ones.
     """
     if config.get(CODE_FIELD) and not _is_native(config.get("model_type")):
         raise _refused_code(CONFIG)
-    if config.get("quantization_config") or config.get("compression_config"):
-        raise InvalidInput(
-            f"spec.baseModel: {CONFIG} has a quantization_config, so the model is already quantized; "
-            "use a model in 16 or 32 bits, which QLoRA quantizes itself"
-        )
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise InvalidInput(f"spec.baseModel: {CONFIG} has no architectures; save the model with save_pretrained")

@@ -46,10 +46,18 @@ def prepare_libraries() -> None:
 
 
 def load_config(folder: Path) -> "PreTrainedConfig":
-    """The transformers configuration of a model folder, loaded offline and without the model's own code."""
+    """The transformers configuration of a model folder, loaded offline and without the model's own code.
+
+    An implementation of attention or experts that the file names is not used: it can be code in a repository of the
+    hub.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Both also reset the configurations of the model's parts.
+    config._attn_implementation = None
+    config._experts_implementation = None
+    return config
 
 
 def read_proc_bytes(file: Path, field: str) -> int | None:

@@ -256,6 +256,8 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
     from transformers import AutoModelForCausalLM
 
     try:
+        if "gguf_file" not in options:
+            options["config"] = load_config(folder)
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             device_map={"": device},

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetune_contract.spec import DatasetSpec
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models.folder import CODE_FIELD, COMPANION_FILES, LocalModelFolder, ModelFolder
 
@@ -12,14 +11,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset: DatasetSpec) -> None:
+def save_model(model: "PreTrainedModel", folder: Path, companions: Path, prompt_format: PromptFormat) -> None:
     """Write a model folder for from_pretrained: safetensors, tokenizer, generation settings, edgetune.json.
 
     Args:
         model: the model.
         folder: the folder to write, which is created if needed.
         companions: model folder whose tokenizer and generation settings are copied.
-        dataset: spec.dataset, for the prompt format.
+        prompt_format: how prompts were wrapped in training.
     """
     from transformers import GenerationConfig
 
@@ -28,22 +27,22 @@ def save_model(model: "PreTrainedModel", folder: Path, companions: Path, dataset
     if hasattr(model.config, CODE_FIELD):
         delattr(model.config, CODE_FIELD)
     model.save_pretrained(folder)
-    copy_companions(LocalModelFolder(companions, f"the model in {companions.name}"), folder, dataset)
+    copy_companions(LocalModelFolder(companions, f"the model in {companions.name}"), folder, prompt_format)
 
 
-def copy_companions(model: ModelFolder, folder: Path, dataset: DatasetSpec) -> None:
+def copy_companions(model: ModelFolder, folder: Path, prompt_format: PromptFormat) -> None:
     """Copy tokenizer and generation settings unchanged into a model folder, and write edgetune.json.
 
     Args:
         model: the model to copy from.
         folder: the model folder to write to.
-        dataset: spec.dataset, for the prompt format.
+        prompt_format: how prompts were wrapped in training.
     """
     names = [name for name in COMPANION_FILES if name in model.sizes]
     source = model.fetch(names)
     for name in names:
         shutil.copyfile(source / name, folder / name)
-    PromptFormat.of(dataset).write(folder)
+    prompt_format.write(folder)
 
 
 def folder_bytes(folder: Path) -> int:

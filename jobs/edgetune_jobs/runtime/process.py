@@ -55,6 +55,7 @@ def run_stage(
             settings = Settings.from_environment(environment)
             request = _decode(settings.request, Request)
             result = _run_in_folder(request, settings, signals, stream, load_code)
+        _log_result(result)
     except BaseException as error:
         result = failed_result(request, error)
         logger.error("%s", _log_message(error, result), exc_info=_is_bug(result))
@@ -82,6 +83,15 @@ def run_clean_up(environment: Mapping[str, str], signals: StopSignals) -> int:
         logger.error("%s", _log_message(error, result), exc_info=_is_bug(result))
     _write_termination_message(termination_log(environment), result)
     return exit_code_of(result)
+
+
+def _log_result(result: Result) -> None:
+    """Log what a successful stage reports; later, only its manifest has it."""
+    logger.info("%s %s", result.stage, "was already done" if result.cached else f"is done in {result.seconds:.1f} s")
+    for name, value in {**result.facts, **{name: f"{value:g}" for name, value in result.metrics.items()}}.items():
+        logger.info("%s: %s", name, value)
+    for warning in result.warnings:
+        logger.warning("%s", warning)
 
 
 def _log_message(error: BaseException, result: Result | CleanUpResult) -> BaseException | str:

@@ -126,8 +126,8 @@ class TrainingMetrics:
     """Prometheus metrics of a training.
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
-    edgetune_train_eta_seconds, edgetune_train_learning_rate and edgetune_train_resumed_from_step, with the labels
-    namespace and name. A figure is absent until it is reported.
+    edgetune_train_eta_seconds, edgetune_train_learning_rate, edgetune_train_validation_loss and
+    edgetune_train_resumed_from_step, with the labels namespace and name. A figure is absent until it is reported.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -135,6 +135,10 @@ class TrainingMetrics:
         "tokensPerSecond": ("edgetune_train_tokens_per_second", "Tokens trained on per second."),
         "etaSeconds": ("edgetune_train_eta_seconds", "Expected time to the last step, in seconds."),
         "learningRate": ("edgetune_train_learning_rate", "Learning rate of the last step."),
+        "validationLoss": (
+            "edgetune_train_validation_loss",
+            "Loss on the evaluation rows at the last evaluation, in nats per token.",
+        ),
         "resumedFromStep": (
             "edgetune_train_resumed_from_step",
             "Step of the checkpoint that this attempt resumed from.",

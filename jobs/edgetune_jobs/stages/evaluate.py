@@ -86,7 +86,9 @@ class _Evaluation:
             on_rows=self._advance,
         )
         _check_finite(name, loss)
-        self.scores[name] = scoring.score_model(answers, rows.references, loss)
+        self.scores[name] = scoring.score_model(
+            answers, rows.references, loss, self.context.request.parameters.evaluation.match
+        )
         self.seconds[name] = monotonic() - began
         del model
         loading.free_memory()

@@ -60,7 +60,7 @@ def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
         streamed_model.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
         writer.finish()
     folder = context.output / MERGED
-    streamed_model.write_companions(model, folder, context.request.parameters.dataset)
+    streamed_model.write_companions(model, folder, streamed_model.trained_prompt_format(context))
     return writer.total_bytes + streamed_model.companion_bytes(folder)
 
 
@@ -71,5 +71,5 @@ def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -
     model = merge_adapter(folder, adapter, parameters.merge.base, loading.choose_device())
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the merged model was written")
-    save_model(model, context.output / MERGED, folder, parameters.dataset)
+    save_model(model, context.output / MERGED, folder, streamed_model.trained_prompt_format(context))
     return folder_bytes(context.output / MERGED), loading.dtype_name(model.dtype)

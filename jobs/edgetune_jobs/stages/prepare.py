@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 from edgetune_contract.pipeline import BASE, PREPARED
 from edgetune_contract.spec import Parameters, RowFormat
 from edgetune_jobs.data import quality
-from edgetune_jobs.data.data_set import DataSet, read_data_set
+from edgetune_jobs.data.chat.shared import differing_context, with_shared_context
+from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, DataSet, read_data_set
 from edgetune_jobs.data.examples import Example, RowParser
 from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
 from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_jobs.data.readers.row_errors import RowErrors
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.row_errors import RowErrors
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.token_lengths import TokenCount
-from edgetune_jobs.data.tokenization import ExampleTokenizer
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
+from edgetune_jobs.models.trial.bounds import implementation_warnings
+from edgetune_jobs.models.trial.model import try_model
+from edgetune_jobs.models.trial.process import shared_trial
+from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
@@ -30,8 +34,6 @@ from edgetune_jobs.training.preparation_report import Preparation, training_figu
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TRAIN_FIELD = "spec.dataset.train"
-_EVAL_FIELD = "spec.dataset.eval"
 _ROWS_AT_A_TIME = 256
 _LONGEST_REASON = 300
 
@@ -59,15 +61,19 @@ def run(context: StageContext) -> StageOutput:
     parameters = context.request.parameters
     check_measurable(parameters)
     context.progress.say("inspecting the base model")
+    trial = shared_trial()
+    trial.start()
     base = inspect_base(context.sources[BASE])
     targets = targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
     row_errors = RowErrors()
     train_set, eval_set = _read(context, row_errors)
+    about_base = (*implementation_warnings(base.config), *try_model(trial, base.folder, base.tensors))
     tokenizer = _load_tokenizer(base)
     check_formats(base, lambda: tokenizer, parameters)
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
-    tokenizing = _Tokenizing(context, ExampleTokenizer(tokenizer, prompt_format, max_length), row_errors)
+    bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
+    tokenizing = _Tokenizing(context, bounded, row_errors)
     if row_errors.total:
         # Rows that are too long belong in the same report.
         tokenizing.check(train_set, eval_set)
@@ -75,6 +81,8 @@ def run(context: StageContext) -> StageOutput:
     rows = _divide(parameters, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
     row_errors.raise_if_any()
+    prompt_format = with_shared_context(prompt_format, rows.train)
+    prompt_format.write(tokenizing.folder)
     _check_fit(base, tokenizer, parameters, train, evaluation)
     preparation = Preparation(
         parameters=parameters,
@@ -82,8 +90,16 @@ def run(context: StageContext) -> StageOutput:
         targets=targets,
         train=train,
         evaluation=evaluation,
+        is_split_off=eval_set is None,
         memory=estimate_training(base, targets, parameters, train.longest_kept),
-        warnings=(*rows.warnings, *truncation_warning(train, max_length)),
+        warnings=(
+            *about_base,
+            *rows.warnings,
+            *quality.unused_message_fields(bounded.unused_fields()),
+            *quality.repeated_conversations(len(rows.train), train.examples),
+            *differing_context(prompt_format, rows.train),
+            *truncation_warning(train, max_length),
+        ),
     )
     write_report(tokenizing.folder, preparation.report())
     shutil.move(tokenizing.folder, context.output / PREPARED)
@@ -142,10 +158,10 @@ def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":
 
 def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSet | None]:
     dataset = context.request.parameters.dataset
-    train = read_data_set(context.sources["train"], _TRAIN_FIELD, dataset, row_errors, context.stop)
-    if dataset.eval is None:
-        return train, None
-    return train, read_data_set(context.sources["eval"], _EVAL_FIELD, dataset, row_errors, context.stop)
+    train = read_data_set(context.sources["train"], TRAIN_FIELD, dataset, row_errors, context.stop)
+    if dataset.eval is None or row_errors.is_full:
+        return train, train.held_out
+    return train, read_data_set(context.sources["eval"], EVAL_FIELD, dataset, row_errors, context.stop)
 
 
 def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
@@ -167,13 +183,15 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
             *quality.leaked_rows(train, evaluation),
         ]
     named = eval_set or train_set
+    parser = RowParser(dataset)
     if dataset.format is not RowFormat.TEXT:
-        about_eval += quality.keyword_coverage(named, evaluation, RowParser(dataset))
+        about_eval += quality.keyword_coverage(named, evaluation, parser)
     warnings = (
         *quality.size_advice(len(train)),
         *train_set.warnings,
         *quality.duplicate_rows(train_set),
         *about_eval,
+        *quality.unused_columns([data_set for data_set in (train_set, eval_set) if data_set], parser, dataset),
     )
     return _Rows(train, evaluation, named.spec_field, warnings)
 
@@ -181,7 +199,7 @@ def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None
 class _Tokenizing:
     """Tokenizes rows with progress until stopped; rows that cannot be used are added to the row errors."""
 
-    def __init__(self, context: StageContext, tokenizer: ExampleTokenizer, row_errors: RowErrors) -> None:
+    def __init__(self, context: StageContext, tokenizer: BoundedTokenizer, row_errors: RowErrors) -> None:
         self.folder = context.scratch / PREPARED
         self._context = context
         self._tokenizer = tokenizer
@@ -201,7 +219,7 @@ class _Tokenizing:
         self.folder.mkdir()
         self._begin(len(rows.train) + len(rows.evaluation))
         with open_train(self.folder) as writer:
-            train = self._encode(rows.train, _TRAIN_FIELD, writer)
+            train = self._encode(rows.train, TRAIN_FIELD, writer, each_answer=True)
         with open_eval(self.folder) as writer:
             evaluation = self._encode(rows.evaluation, rows.evaluation_field, writer)
         return train, evaluation
@@ -210,14 +228,16 @@ class _Tokenizing:
         self._done, self._total = 0, total
         self._context.progress.say("tokenizing")
 
-    def _encode(self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None) -> TokenCount:
+    def _encode(
+        self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None, *, each_answer: bool = False
+    ) -> TokenCount:
         count = TokenCount()
         for begin in range(0, len(examples), _ROWS_AT_A_TIME):
             if self._context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while tokenizing; the next attempt starts again")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
-            for example in self._tokenizer.tokenize(batch):
+            for example in self._tokenizer.tokenize(batch, each_answer=each_answer):
                 if isinstance(example, BadRow):
                     self._row_errors.add(spec_field, example)
                 else:

@@ -105,7 +105,7 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
         edge = _quantize(model, context.request.parameters.quantization.outlier_threshold, device)
         del model
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
-        save_model(edge, folder, source, context.request.parameters.dataset)
+        save_model(edge, folder, source, streamed_model.trained_prompt_format(context))
         sizes[EdgeFormat.BITSANDBYTES_INT8] = folder_bytes(folder)
     return _Written(sizes, layers, (streamed_model.library_warning(reason), *written.warnings))
 
@@ -119,7 +119,7 @@ def _write_others(
         InvalidInput: the merged model cannot be streamed either.
     """
     merged = context.scratch / MERGED
-    save_model(model, merged, source, context.request.parameters.dataset)
+    save_model(model, merged, source, streamed_model.trained_prompt_format(context))
     with refusing(formats[0], context.request.parameters):
         try:
             streamed = streamed_model.stored_model(LocalModelFolder(merged, "the merged model"))

@@ -1,22 +1,40 @@
 """train: an adapter by QLoRA or LoRA on the prepared rows, resumed from the newest checkpoint."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters, Precision
-from edgetune_jobs.errors import Interrupted, InvalidInput, OutOfGpuMemory, StageError, is_out_of_gpu_memory
+from edgetune_jobs.data import prompt_format as prompt_formats
+from edgetune_jobs.data.prepared_data import read_eval_tokens
+from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_jobs.errors import (
+    BASE_FIELD,
+    Interrupted,
+    InvalidInput,
+    OutOfGpuMemory,
+    StageError,
+    TrainingDiverged,
+    is_out_of_gpu_memory,
+)
+from edgetune_jobs.evaluation.inference import mean_loss
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
-from edgetune_jobs.models.folder import write_json
+from edgetune_jobs.models.folder import LocalModelFolder, write_json
+from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
+from edgetune_jobs.training.step_log import METRICS, StepLog
+from edgetune_jobs.training.validation import BestStep, Validation
 from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
-    from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
+    from edgetune_jobs.training.loop import AdapterTrainer, CheckpointPart, StepWatch
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,30 @@ class _Setup:
         return self.parameters.training.batch_size // self.micro_batch_size
 
 
+@dataclass(frozen=True)
+class _Training:
+    """The trainer with all that watches it."""
+
+    trainer: "AdapterTrainer"
+    watch: "StepWatch"
+    parts: "Sequence[CheckpointPart]"
+    log: StepLog
+    validation: Validation | None
+    parameters: recipe.ParameterCount
+
+    @property
+    def stopped_early(self) -> bool:
+        state = self.trainer.state
+        return state.global_step < state.max_steps and self.validation is not None and self.validation.wants_stop
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no step and no evaluation is left."""
+        step, total = self.trainer.state.global_step, self.trainer.state.max_steps
+        is_evaluated = self.validation is None or not self.validation.is_due(step, total)
+        return is_evaluated and (step == total or self.stopped_early)
+
+
 def run(context: StageContext) -> StageOutput:
     """Train an adapter on inputs base and prepared; artifact `adapter`.
 
@@ -44,15 +86,16 @@ def run(context: StageContext) -> StageOutput:
             one, or resumes.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
-    setup, watch = _set_up(context), None
+    setup, training = _set_up(context), None
     try:
-        trainer, watch, parameters = _build(context, setup)
-        resumed_from = _train(context, trainer)
+        training = _build(context, setup)
+        resumed_from = _train(context, training)
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
-        raise _out_of_memory(setup, context.checkpoints, fitted=watch is not None and watch.has_stepped) from error
-    return _save(context, setup, trainer, watch, parameters, resumed_from)
+        fitted = training is not None and training.watch.has_stepped
+        raise _out_of_memory(setup, context.checkpoints, fitted=fitted) from error
+    return _save(context, setup, training, resumed_from)
 
 
 def _set_up(context: StageContext) -> _Setup:
@@ -67,7 +110,7 @@ def _set_up(context: StageContext) -> _Setup:
     )
 
 
-def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepWatch, recipe.ParameterCount]":
+def _build(context: StageContext, setup: _Setup) -> _Training:
     from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
     parameters, dtype = setup.parameters, loading.dtype_of(setup.precision)
@@ -77,7 +120,11 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
     load = loading.load_quantized_base if parameters.method is Method.QLORA else loading.load_base
     model = load(context.inputs[BASE], dtype, setup.device)
     targets = recipe.find_targets(model, parameters.lora)
-    watch = StepWatch(context.progress, context.stop, scaled_gradients=setup.precision is Precision.FP16)
+    log = StepLog(context.scratch / METRICS)
+    validation = _validation(context, setup, tokenizer.pad_token_id)
+    parts: list[CheckpointPart] = [log] if validation is None else [log, validation]
+    scaled_gradients = setup.precision is Precision.FP16
+    watch = StepWatch(context.progress, context.stop, log, validation, scaled_gradients)
     trainer = AdapterTrainer(
         model=model,
         args=recipe.sft_config(
@@ -93,22 +140,68 @@ def _build(context: StageContext, setup: _Setup) -> "tuple[AdapterTrainer, StepW
         callbacks=[watch],
         base=parameters.base_model,
         checkpoints=context.checkpoints,
+        parts=parts,
     )
     recipe.cast_adapter_to_float32(trainer.model)
-    return trainer, watch, recipe.check_trainable(trainer.model, targets, parameters.lora)
+    count = recipe.check_trainable(trainer.model, targets, parameters.lora)
+    return _Training(trainer, watch, parts, log, validation, count)
 
 
-def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
+class _StopRequested(Exception):
+    """SIGTERM arrived during an evaluation."""
+
+
+def _validation(context: StageContext, setup: _Setup, pad_token_id: int) -> Validation | None:
+    """The validation that spec.training.evaluation asks for, on the first evaluation.maxExamples rows."""
+    spec = setup.parameters.training.evaluation
+    if spec is None:
+        return None
+    prompts, completions = read_eval_tokens(context.inputs[PREPARED], setup.parameters.evaluation.max_examples)
+
+    def check_stop(_: int) -> None:
+        if context.stop.is_set():
+            raise _StopRequested
+
+    def measure(model: "PeftModel") -> float | None:
+        try:
+            loss = mean_loss(
+                model,
+                prompts,
+                completions,
+                pad_token_id=pad_token_id,
+                batch_size=setup.micro_batch_size,
+                on_rows=check_stop,
+            )
+        except _StopRequested:
+            return None
+        if loss is None:
+            raise InvalidInput(
+                "spec.training.evaluation: the evaluation rows have no token to predict; add rows to "
+                "spec.dataset.eval, or remove spec.training.evaluation"
+            )
+        return loss
+
+    return Validation(spec, measure, context.scratch / "best")
+
+
+def _train(context: StageContext, training: _Training) -> int | None:
     """Train to the end; the step of the checkpoint that this attempt resumed from, None if there was none."""
+    from edgetune_jobs.training.loop import EndedBeforeFirstStep
+
     folder = context.scratch / "resume"
     folder.mkdir()
     step = context.checkpoints.restore_latest(folder) if context.checkpoints else None
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
     context.progress.say("training" if step is None else f"resuming training from the checkpoint of step {step}")
-    trainer.train(resume_from_checkpoint=None if step is None else str(folder))
+    if step is not None:
+        for part in training.parts:
+            part.restore_from(folder)
+    trainer = training.trainer
+    with suppress(EndedBeforeFirstStep):
+        trainer.train(resume_from_checkpoint=None if step is None else str(folder))
     reached, total = trainer.state.global_step, trainer.state.max_steps
-    if reached < total:
+    if not training.has_ended:
         raise Interrupted(
             f"stopped by SIGTERM after step {reached} of {total}; its checkpoint is in the store, and the next attempt "
             "resumes from it",
@@ -117,17 +210,11 @@ def _train(context: StageContext, trainer: "AdapterTrainer") -> int | None:
     return step
 
 
-def _save(
-    context: StageContext,
-    setup: _Setup,
-    trainer: "AdapterTrainer",
-    watch: "StepWatch",
-    parameters: recipe.ParameterCount,
-    resumed_from: int | None,
-) -> StageOutput:
+def _save(context: StageContext, setup: _Setup, training: _Training, resumed_from: int | None) -> StageOutput:
     from edgetune_jobs.training.loop import LOSS_WINDOW, losses
 
-    spec, state = setup.parameters, trainer.state
+    spec, trainer, watch, parameters = setup.parameters, training.trainer, training.watch, training.parameters
+    state = trainer.state
     step_losses = losses(state.log_history)
     last = step_losses[-LOSS_WINDOW:]
     record = TrainingRecord(
@@ -142,9 +229,8 @@ def _save(
         total_parameters=parameters.total,
         seed=spec.training.seed,
     )
-    folder = context.output / ADAPTER
-    save_adapter(trainer.model, folder, spec.base_model)
-    write_json(folder / RECORD, record.model_dump(mode="json"))
+    best = _put_back_best(training)
+    _write_adapter(context, training, record)
     metrics = {
         "steps": record.steps,
         "epochs": record.epochs,
@@ -159,7 +245,54 @@ def _save(
     }
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
-    return StageOutput((ADAPTER,), metrics, _facts(setup))
+    facts = _facts(setup)
+    if best is not None:
+        metrics |= {"bestStep": best.step, "validationLoss": best.loss, "plannedSteps": state.max_steps}
+        facts["adapter"] = _described_choice(training, best)
+    return StageOutput((ADAPTER,), metrics, facts)
+
+
+def _put_back_best(training: _Training) -> BestStep | None:
+    """Give the model the adapter of the best step; the step, None without evaluations.
+
+    Raises:
+        TrainingDiverged: no validation loss was finite.
+    """
+    if training.validation is None:
+        return None
+    best = training.validation.best
+    if best is None:
+        raise TrainingDiverged(
+            "the validation loss was not finite after any step; check the evaluation rows, or lower "
+            "spec.training.learningRate"
+        )
+    training.validation.put_back_best(training.trainer.model)
+    return best
+
+
+def _write_adapter(context: StageContext, training: _Training, record: TrainingRecord) -> None:
+    """Write the artifact: a folder that peft loads, with the tokenizer beside the weights, and how it was trained."""
+    folder, base = context.output / ADAPTER, context.inputs[BASE]
+    save_adapter(training.trainer.model, folder, record.base)
+    copy_companions(LocalModelFolder(base, BASE_FIELD), folder, _prompt_format(context))
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    training.log.save_to(folder)
+
+
+def _described_choice(training: _Training, best: BestStep) -> str:
+    state = training.trainer.state
+    chosen = f"of step {best.step}, which has the lowest validation loss ({best.loss:.4f})"
+    if not training.stopped_early:
+        return chosen
+    return f"{chosen}; training stopped early after step {state.global_step} of {state.max_steps}"
+
+
+def _prompt_format(context: StageContext) -> PromptFormat:
+    """The prompt format that prepare wrote beside the rows, with what all conversations share."""
+    prepared = context.inputs[PREPARED]
+    if (prepared / prompt_formats.FILE).is_file():
+        return PromptFormat.read(prepared)
+    return PromptFormat.of(context.request.parameters.dataset)
 
 
 def _facts(setup: _Setup) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Sources: base models and data sets that a spec names, listed, identified by content, and fetched."""
 
 import os
+import re
 from collections.abc import Container, Sequence
 from enum import Enum
 from functools import cached_property
@@ -20,7 +21,10 @@ from edgetune_jobs.store.files import (
 from edgetune_jobs.store.folder_store import path_of_uri
 
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
+
+# A file of the hub's cache: models--<organization>--<name>/blobs/<hash>, to which the files of its snapshots link.
+_HUB_BLOB = re.compile(r".*/(models|datasets)--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})", re.DOTALL)
 
 
 class Source(Protocol):
@@ -127,7 +131,8 @@ class FolderSource:
             kind: the source's purpose.
 
         Raises:
-            InvalidInput: there is no such file or folder, or the folder has no files, or a file name is not UTF-8.
+            InvalidInput: there is no such file or folder, or the folder has no files, or a file name is not UTF-8, or a
+                link in the folder leaves it or leads nowhere.
             AccessDenied: the folder cannot be read.
         """
         self._uri = uri
@@ -139,6 +144,8 @@ class FolderSource:
         self._is_file = path.is_file()
         self._folder = path.parent if self._is_file else path
         paths = [path.name] if self._is_file else [name for name in list_files(path) if not is_hidden(name)]
+        if not self._is_file:
+            self._check_links()
         self._paths = [path for path in paths if kind.counts(path)]
         self._ignored = [_readable(path) for path in paths if not kind.counts(path)]
         self._entries: dict[str, FileEntry] = {}
@@ -184,6 +191,33 @@ class FolderSource:
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         return read_range(self.fetch([path]) / path, start, buffer)
+
+    def _check_links(self) -> None:
+        """Check the links among the files of this source: a link could add any file of this user to the model.
+
+        A link in the folder may lead to another file in it or, as in snapshots of the hub's cache, to a blob of such a
+        cache. The folder itself may be a link.
+
+        Raises:
+            InvalidInput: a link leaves the folder or leads nowhere.
+        """
+        root = self._folder.resolve()
+        for link in sorted(path for path in self._folder.rglob("*") if path.is_symlink() and not path.is_dir()):
+            name = link.relative_to(self._folder).as_posix()
+            if is_hidden(name) or not self._kind.counts(name):
+                continue
+            where = f"{self._field}.uri: {_readable(name)} in {self._uri} is a link"
+            target = Path(os.path.realpath(link))
+            if not target.is_file():
+                raise InvalidInput(
+                    f"{where} to {_readable(str(link.readlink()))}, where there is no file; "
+                    "replace the link with the file, or remove it"
+                )
+            if not target.is_relative_to(root) and not _HUB_BLOB.fullmatch(target.as_posix()):
+                raise InvalidInput(
+                    f"{where} that leaves the folder, to {_readable(str(target))}; "
+                    "replace the link with the file if it belongs here, otherwise remove it"
+                )
 
     def _entry(self, path: str) -> FileEntry:
         if path not in self._entries:

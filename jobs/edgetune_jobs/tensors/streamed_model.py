@@ -10,17 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgetune_contract.pipeline import BASE
-from edgetune_contract.spec import DatasetSpec, MergeBase
+from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
+from edgetune_contract.spec import MergeBase
+from edgetune_jobs.data import prompt_format as prompt_formats
+from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models import adapter_layers, adapters
 from edgetune_jobs.models.folder import (
-    CODE_FIELD,
     CONFIG,
     GENERATION_CONFIG,
     LocalModelFolder,
     ModelFolder,
     artifact_label,
     base_label,
+    without_code,
     write_json,
 )
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
@@ -74,6 +76,17 @@ def model_input(context: StageContext, name: str) -> ModelFolder:
     folder = context.inputs[name]
     uri = context.request.parameters.base_model.uri
     return LocalModelFolder(folder, base_label(uri) if name == BASE else artifact_label(name, folder.as_uri()))
+
+
+def trained_prompt_format(context: StageContext) -> PromptFormat:
+    """How prompts were wrapped in training: train writes it beside the adapter, merge beside the merged model."""
+    folder = context.inputs.get(ADAPTER)
+    if folder is None and has_model(context, MERGED):
+        merged = model_input(context, MERGED)
+        folder = merged.fetch([prompt_formats.FILE]) if prompt_formats.FILE in merged.sizes else None
+    if folder is None or not (folder / prompt_formats.FILE).is_file():
+        return PromptFormat.of(context.request.parameters.dataset)
+    return PromptFormat.read(folder)
 
 
 def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> StreamedModel:
@@ -131,23 +144,23 @@ def stream(
     model.weights.folder.check()
 
 
-def write_companions(model: StreamedModel, folder: Path, dataset: DatasetSpec, **fields: Any) -> None:
+def write_companions(model: StreamedModel, folder: Path, prompt_format: PromptFormat, **fields: Any) -> None:
     """Write the files of a model folder other than its weights, as save_pretrained does.
 
     Args:
         model: the model.
         folder: the folder to write, which is created if needed.
-        dataset: spec.dataset, for the prompt format.
+        prompt_format: how prompts were wrapped in training.
         fields: additional fields of config.json, such as quantization_config.
     """
     settings = {**model.layout.settings, **fields, _DTYPE_FIELDS[0]: model.weights.dtype}
     if _DTYPE_FIELDS[1] in settings:
         settings[_DTYPE_FIELDS[1]] = model.weights.dtype
-    settings.pop(CODE_FIELD, None)
+    settings = without_code(settings)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, settings)
     write_json(folder / GENERATION_CONFIG, _generation_settings(settings))
-    copy_companions(model.weights.folder, folder, dataset)
+    copy_companions(model.weights.folder, folder, prompt_format)
 
 
 def _generation_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
@@ -21,24 +23,61 @@ from edgetune_contract.spec import BaseModelSpec
 from edgetune_jobs.errors import TrainingDiverged
 from edgetune_jobs.models.adapters import restore_adapter, save_adapter
 from edgetune_jobs.stage import Checkpoints, Progress
+from edgetune_jobs.training.recipe import with_warmup
+from edgetune_jobs.training.step_log import StepLog, StepMetrics
+from edgetune_jobs.training.validation import Validation
 
 LOSS_WINDOW = 10
 """Number of last steps over which the reported loss is averaged."""
+
+
+class CheckpointPart(Protocol):
+    """Something beside the trainer that a resumed training needs."""
+
+    def save_to(self, checkpoint: Path) -> None:
+        """Write files into a checkpoint folder."""
+        ...
+
+    def restore_from(self, checkpoint: Path) -> None:
+        """Continue with the files of a checkpoint folder."""
+        ...
+
+
+class EndedBeforeFirstStep(Exception):
+    """This attempt trains no step: early stopping has ended the training of its checkpoint, or it is stopped again."""
 
 
 class AdapterTrainer(SFTTrainer):
     """trl's trainer with checkpoints of the adapter only, saved to a store, without pickled arguments or model card.
 
     A checkpoint folder has adapter_model.safetensors, adapter_config.json, optimizer.pt, scheduler.pt, rng_state.pth,
-    scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are loaded with weights_only.
+    scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are loaded with weights_only. `parts` add their own.
     """
 
-    def __init__(self, *args: Any, base: BaseModelSpec, checkpoints: Checkpoints | None, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        base: BaseModelSpec,
+        checkpoints: Checkpoints | None,
+        parts: Sequence[CheckpointPart],
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self._base = base
         self._checkpoints = checkpoints
+        self._parts = parts
         # It prints to stdout, where the stage reports progress as JSON.
         self.remove_callback(PrinterCallback)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The library's schedule, with a warm-up that has no step of rate 0."""
+        is_first_call = getattr(self, "lr_scheduler", None) is None
+        scheduler: LRScheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_first_call and isinstance(scheduler, LambdaLR) and self.args.lr_scheduler_type != SchedulerType.CONSTANT:
+            steps = self.args.get_warmup_steps(num_training_steps)
+            scheduler = LambdaLR(scheduler.optimizer, [with_warmup(share, steps) for share in scheduler.lr_lambdas])
+            self.lr_scheduler = scheduler
+        return scheduler
 
     def create_model_card(self, *_args: Any, **_options: Any) -> None:
         """Write no README.md."""
@@ -53,40 +92,65 @@ class AdapterTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        for part in self._parts:
+            part.save_to(folder)
         if self._checkpoints is not None:
             self._checkpoints.save(self.state.global_step, folder)
         shutil.rmtree(folder)
 
 
 class StepWatch(TrainerCallback):
-    """Reports each step, stops after a step if `stop` is set, and raises if loss or gradient are not finite."""
+    """Reports and logs each step; evaluates where it is due; stops after a step if `stop` is set or early stopping says
+    so; and raises if loss or gradient are not finite."""
 
-    def __init__(self, progress: Progress, stop: threading.Event, scaled_gradients: bool) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        stop: threading.Event,
+        log: StepLog,
+        validation: Validation | None,
+        scaled_gradients: bool,
+    ) -> None:
         """
         Args:
             progress: receives step, loss, learning rate and speed.
             stop: ends training after the current step, with a checkpoint.
+            log: receives the figures of each step.
+            validation: measures the validation loss; None if the spec does not ask for it.
             scaled_gradients: FP16 loss scaling is used, where infinite gradients are normal and not checked.
         """
         self._progress = progress
         self._stop = stop
+        self._log = log
+        self._validation = validation
         self._scaled_gradients = scaled_gradients
         self._recent: deque[tuple[float, float]] = deque(maxlen=LOSS_WINDOW + 1)
+        self._validation_figures: dict[str, float] = {}
         self._started = 0.0
         self._resumed_from = 0
+        self.has_stepped = False
+        """Whether this attempt has finished a step."""
         self.tokens = 0.0
         """Tokens that this attempt has trained on, without padding."""
         self.seconds = 0.0
-        """Training time of this attempt, including checkpoints."""
+        """Training time of this attempt, including checkpoints and evaluations."""
 
-    @property
-    def has_stepped(self) -> bool:
-        """Whether this attempt has finished a step."""
-        return len(self._recent) > 1
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        self._started = time.monotonic()
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        model: Any = None,
+        **_: Any,
+    ) -> None:
         self._resumed_from = state.global_step
+        if state.global_step:
+            self._log.complete(self._validate(model, state))
+            if self._validation is not None and (
+                self._validation.wants_stop or self._validation.is_due(state.global_step, state.max_steps)
+            ):
+                raise EndedBeforeFirstStep
+        self._started = time.monotonic()
         self._recent.append((self._started, 0.0))
 
     def on_log(
@@ -95,6 +159,7 @@ class StepWatch(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
+        model: Any = None,
         **_: Any,
     ) -> None:
         if logs is None or "loss" not in logs:
@@ -102,6 +167,25 @@ class StepWatch(TrainerCallback):
         self._check_finite(args, state, logs)
         # The state is saved in every checkpoint; with the log of all steps, it would grow without bound.
         del state.log_history[1:-LOSS_WINDOW]
+        self.has_stepped = True
+        self._report(state, logs)
+        self._log.add(
+            StepMetrics(
+                step=state.global_step,
+                epoch=state.epoch or 0.0,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                gradient_norm=logs.get("grad_norm"),
+                validation_loss=self._validate(model, state),
+            )
+        )
+        if self._stop.is_set():
+            control.should_save = True
+            control.should_training_stop = True
+        if self._validation is not None and self._validation.wants_stop:
+            control.should_training_stop = True
+
+    def _report(self, state: TrainerState, logs: dict[str, float]) -> None:
         now = time.monotonic()
         self.tokens = logs["num_tokens"]
         self._recent.append((now, self.tokens))
@@ -114,10 +198,20 @@ class StepWatch(TrainerCallback):
             learningRate=logs["learning_rate"],
             resumedFromStep=self._resumed_from,
             tokensPerSecond=(last_tokens - first_tokens) / max(last_time - first_time, 1e-9),
+            **self._validation_figures,
         )
-        if self._stop.is_set():
-            control.should_save = True
-            control.should_training_stop = True
+
+    def _validate(self, model: Any, state: TrainerState) -> float | None:
+        if self._validation is None:
+            return None
+        loss = self._validation.after_step(model, state.global_step, state.max_steps)
+        if loss is not None:
+            self._progress.say(f"validation loss {loss:.4f} after step {state.global_step}")
+            self._validation_figures = {"validationLoss": loss}
+            # The time of an evaluation is none of the training's speed.
+            self._recent.clear()
+            self._recent.append((time.monotonic(), self.tokens))
+        return loss
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         self.seconds = time.monotonic() - self._started

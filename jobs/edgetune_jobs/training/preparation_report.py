@@ -18,6 +18,9 @@ class Preparation:
     targets: Sequence[LinearLayer]
     train: TokenCount
     evaluation: TokenCount
+    is_split_off: bool
+    """Whether evaluation rows are split off from the training rows."""
+
     memory: TrainingMemory
     warnings: Sequence[str]
 
@@ -47,7 +50,7 @@ class Preparation:
     def report(self) -> dict[str, object]:
         """The content of report.json."""
         dataset, training = self.parameters.dataset, self.parameters.training
-        split = {"percent": dataset.eval_split_percent, "seed": training.seed} if dataset.eval is None else None
+        split = {"percent": dataset.eval_split_percent, "seed": training.seed} if self.is_split_off else None
         return {
             "base": {
                 "architecture": self.base.architecture,

@@ -1,7 +1,7 @@
 """Translates spec.training and spec.lora into configurations of transformers, peft and trl."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 IGNORED_LABEL = -100
 _MOST_NAMES_IN_A_MESSAGE = 12
+
+# The end of the polynomial in transformers, which refuses a peak that is not above it.
+_POLYNOMIAL_END = 1e-7
+_POLYNOMIAL_END_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ def sft_config(
         learning_rate=training.learning_rate,
         warmup_steps=training.warmup_ratio,
         lr_scheduler_type=training.scheduler,
+        lr_scheduler_kwargs=_scheduler_options(training),
         optim=training.optimizer,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -175,6 +180,30 @@ def sft_config(
         save_total_limit=1,
         dataloader_pin_memory=on_gpu,
     )
+
+
+def _scheduler_options(training: TrainingSpec) -> dict[str, float]:
+    """Options of the scheduler, by their names in transformers, whose polynomial ends at 1e-7 whatever the peak is."""
+    if training.scheduler != "polynomial":
+        return {}
+    return {"lr_end": min(_POLYNOMIAL_END, training.learning_rate * _POLYNOMIAL_END_SHARE)}
+
+
+def with_warmup(schedule: Callable[[int], float], warmup_steps: int) -> Callable[[int], float]:
+    """A learning rate schedule whose warm-up rises to the peak in `warmup_steps` steps and has no step of rate 0.
+
+    The library's warm-up begins at 0, so that its first step learns nothing: with a warm-up of one step, as in every
+    training of up to 33 steps with the default warmupRatio, that is all of the warm-up.
+
+    Args:
+        schedule: the library's share of the peak rate by the number of steps done.
+        warmup_steps: number of steps of the warm-up.
+    """
+
+    def share(done: int) -> float:
+        return (done + 1) / warmup_steps if done < warmup_steps else schedule(done)
+
+    return share
 
 
 def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":

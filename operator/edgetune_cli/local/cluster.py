@@ -17,6 +17,9 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
 
+_LOG_BYTES = 2**20
+"""A run begins a new log where the last one is longer; of the older ones, the last is kept."""
+
 
 class ObjectBusy(Exception):
     """Another run is working on the same object."""
@@ -55,7 +58,7 @@ class LocalCluster:
         os.close(self._lock)
 
     def log_path(self, job: str) -> Path:
-        """Log of a Job's attempts."""
+        """Log of a Job's attempts, also those of earlier runs."""
         return self._folder / "logs" / self._key.namespace / f"{job}.log"
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
@@ -73,14 +76,16 @@ class LocalCluster:
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:  # noqa: ARG002 - one object only
         return self._progress
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         name = job["metadata"]["name"]
         if name in self._jobs:
-            return
+            return ""
         log = self.log_path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
-        manifest = {**job, "metadata": {**job["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": now()}}
+        if log.exists() and log.stat().st_size > _LOG_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        uid = str(uuid.uuid4())
+        manifest = {**job, "metadata": {**job["metadata"], "uid": uid, "creationTimestamp": now()}}
         self._progress, self.message = None, ""
         process_job = ProcessJob(
             manifest=manifest,
@@ -92,6 +97,7 @@ class LocalCluster:
         )
         self._jobs[name] = process_job
         self._tasks[name] = asyncio.create_task(process_job.run())
+        return uid
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - one object only
         job, task = self._jobs.get(name), self._tasks.get(name)

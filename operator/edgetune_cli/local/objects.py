@@ -10,6 +10,7 @@ import yaml
 from edgetune_cli.local.processes import now
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.yaml_files import read_yaml
 
 _LONGEST_FILE_NAME = 200
 
@@ -29,12 +30,13 @@ class ObjectFolder:
     def read(self, key: Key) -> dict[str, Any] | None:
         """The object; None before its first run."""
         try:
-            document = yaml.safe_load(self.path(key).read_text(encoding="utf-8"))
+            documents = read_yaml(self.path(key))
         except FileNotFoundError:
             return None
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             # The file can be written again: every stage finds its manifest in the store.
             return None
+        document = documents[0] if documents else None
         return document if isinstance(document, dict) and "metadata" in document else None
 
     def write(self, key: Key, document: Mapping[str, Any]) -> None:

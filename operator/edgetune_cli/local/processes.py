@@ -21,6 +21,7 @@ _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_LIMIT_SECONDS = 60.0
+_PROGRESS_LINE_SECONDS = 10.0
 
 
 def now() -> str:
@@ -35,7 +36,7 @@ class ProcessJob:
     Attributes:
         manifest: the rendered Job.
         folder: parent of the work folders of its attempts.
-        log: file for the standard error of all attempts.
+        log: file to which all attempts append: standard error, messages, and the progress every few seconds.
         on_line: called with each JSON object that a stage prints to standard output.
         on_change: called after each change of the Job's or a Pod's status.
         inherited: file descriptors that the attempts keep open (the object's lock).
@@ -53,6 +54,8 @@ class ProcessJob:
     pods: list[dict[str, Any]] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _process: asyncio.subprocess.Process | None = None
+    _attempt_begins_at: int = 0
+    """Offset of the newest attempt's first line in the log."""
 
     @property
     def name(self) -> str:
@@ -118,7 +121,9 @@ class ProcessJob:
         work.mkdir(parents=True)
         termination_log = folder / "termination-log"
         environment = self._environment(work, termination_log)
+        self._write_log(f"attempt {attempt} of {self.name} begins")
         with self.log.open("ab") as log:
+            self._attempt_begins_at = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(),
                 env=environment,
@@ -138,6 +143,7 @@ class ProcessJob:
         returned = await self._process.wait()
         exit_code = returned if returned >= 0 else 128 - returned
         self._end_pod(pod, exit_code, termination_log)
+        self._write_log(f"attempt {attempt} ended with exit code {exit_code}")
         shutil.rmtree(folder, ignore_errors=True)
         return exit_code
 
@@ -170,11 +176,27 @@ class ProcessJob:
 
     async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
+        next_progress, unwritten = 0.0, ""
         async for line in process.stdout:
-            with contextlib.suppress(json.JSONDecodeError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    self.on_line(value)
+            value = _json_object(line)
+            if value is None:
+                self._write_log(line.decode(errors="replace").rstrip())
+                continue
+            self.on_line(value)
+            if "progress" not in value:
+                self._write_log(unwritten, str(value.get("say", value)))
+                unwritten = ""
+            elif (time := asyncio.get_running_loop().time()) >= next_progress:
+                self._write_log(_described(value["progress"]))
+                next_progress, unwritten = time + _PROGRESS_LINE_SECONDS, ""
+            else:
+                unwritten = _described(value["progress"])
+        self._write_log(unwritten)
+
+    def _write_log(self, *messages: str) -> None:
+        """Append messages to the log, each with the time; empty ones are left out."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.writelines(f"{now()} {message}\n" for message in messages if message)
 
     def _new_pod(self, attempt: int) -> dict[str, Any]:
         owner = {"kind": "Job", "name": self.name, "uid": self.manifest["metadata"]["uid"], "controller": True}
@@ -206,7 +228,7 @@ class ProcessJob:
     def _termination_message(self, exit_code: int, termination_log: Path) -> str:
         message = termination_log.read_bytes()[-MAX_RESULT_BYTES:] if termination_log.exists() else b""
         if not message and exit_code != 0 and self.log.exists():
-            message = self.log.read_bytes()[-_FALLBACK_LOG_BYTES:]
+            message = self.log.read_bytes()[self._attempt_begins_at :][-_FALLBACK_LOG_BYTES:]
         return message.decode(errors="replace")
 
     async def stop(self) -> None:
@@ -228,6 +250,21 @@ class ProcessJob:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(json.JSONDecodeError):
+        value = json.loads(line)
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _described(progress: Any) -> str:
+    """A progress report in words."""
+    if not isinstance(progress, Mapping):
+        return str(progress)
+    figures = "".join(f", {name} {value:.4g}" for name, value in (progress.get("figures") or {}).items())
+    return f"{progress.get('done')} of {progress.get('total')} {progress.get('unit')}{figures}"
 
 
 def _stop_with_parent() -> None:

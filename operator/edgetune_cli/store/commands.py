@@ -5,7 +5,7 @@ They use the jobs' code, so that the store's layout is defined once. It is impor
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -108,6 +108,10 @@ def generate(
         EdgeFormat | None,
         typer.Option("--format", help="Format of the version's edge model; default: the first.", show_default=False),
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="NAME=TEXT: another column of the template; repeat it.", show_default=False),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum length of the answer, in tokens.", min=1)] = 256,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
@@ -116,6 +120,7 @@ def generate(
 
     A model in a bucket is downloaded once, and verified before each use.
     """
+    columns = _columns(column or ())
     known = read_profiles(profiles, Path()) if profiles else {}
     folder = call_jobs(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -123,11 +128,18 @@ def generate(
     def answer() -> None:
         from edgetune_jobs.evaluation.text_generation import stream_answer
 
-        for piece in stream_answer(folder, text, max_new_tokens):
+        for piece in stream_answer(folder, text, max_new_tokens, columns):
             typer.echo(piece, nl=False)
 
     call_jobs(answer)
     typer.echo()
+
+
+def _columns(options: Sequence[str]) -> dict[str, str]:
+    wrong = next((option for option in options if "=" not in option), None)
+    if wrong is not None:
+        fail(f"--column {wrong}: give NAME=TEXT", ExitStatus.UNUSABLE_INPUT)
+    return dict(option.split("=", maxsplit=1) for option in options)
 
 
 def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":

@@ -125,6 +125,10 @@ class StageStatus(Model):
     attempts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Started attempts, without those that a disruption ended."""
 
+    failed_before: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Failed attempts of earlier Jobs of the stage, which were replaced because another container kept their Pod
+    running. They count towards the retry limit."""
+
     preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Attempts that were stopped from outside, such as by an eviction, and resumed later."""
 
@@ -351,6 +355,9 @@ class LoraFineTuneStatus(Model):
 
     last_handled_retry: Annotated[str, Field(max_length=MAX_RETRY_TOKEN)] = ""
     """Value of the annotation edgetune.dev/retry-requested that was handled last."""
+
+    clean_up_job: Annotated[str, Field(max_length=64)] = ""
+    """UID of the Job that removes the artifacts of the deleted object."""
 
     store: Annotated[str, Field(max_length=2048)] = ""
     """Where the run's outputs are: the profile's bucket and prefix, and the namespace."""

@@ -14,6 +14,7 @@ from edgetune_contract.request import STORE_URI, S3Service, StoreLocation
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
 
 Quantities = dict[str, str | int]
 # Fractions of a GPU do not count, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
@@ -191,14 +192,16 @@ def load_profiles(path: Path) -> dict[str, Profile]:
             each.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _ProfilesFile.model_validate(document).profiles
+        documents = read_yaml(path)
+        return _ProfilesFile.model_validate(documents[0] if len(documents) == 1 else documents).profiles
     except OSError as error:
         raise InvalidProfiles(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidProfiles(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
         raise InvalidProfiles(f"{path}: {'; '.join(map(_problem, error.errors()))}") from None
+    except OutOfBounds as error:
+        raise InvalidProfiles(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidProfiles(f"{path}: not valid YAML: {error}") from None
 
 
 def _problem(item: ErrorDetails) -> str:

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     QUEUED = "Queued"
     REPLACED = "Replaced"
     ATTEMPT_FAILED = "AttemptFailed"
+    POD_OUTLIVED = "PodOutlivedStage"
     RESUMED = "Resumed"
 
     # Somebody has to act; the stage then continues by itself.
@@ -58,7 +59,8 @@ class Reason(StrEnum):
     RESULT_LOST = "ResultLost"
     STORAGE_EXCEEDED = "EphemeralStorageExceeded"
 
-    # The object is being deleted with its artifacts.
+    # The object is being deleted, most of these with its artifacts.
+    DELETED = "Deleted"
     CLEANING_UP = "CleaningUp"
     CLEANED_UP = "CleanedUp"
     CLEAN_UP_FAILED = "CleanUpFailed"

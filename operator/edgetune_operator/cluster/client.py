@@ -151,19 +151,20 @@ class KubernetesCluster:
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         return self._progress.latest(owner)
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         path = _JOBS.format(namespace=job["metadata"]["namespace"])
         try:
             created = await self.call("POST", path, body=job)
         except ApiException as error:
             if error.status == _CONFLICT:
                 await self._check_owner_of_existing(job, path)
-                # The watch brings that Job, which may have ended already, and triggers the next pass.
-                return
+                return ""
             if error.status in _REFUSALS or _is_webhook_failure(error):
                 raise JobRefused(_refusal(error), f"the cluster refuses the Job: {message_of(error)}") from None
             raise
         self._cache.put_job(created)
+        uid: str = created["metadata"]["uid"]
+        return uid
 
     async def _check_owner_of_existing(self, job: Mapping[str, Any], path: str) -> None:
         """Check whose Job has this name: an earlier pass may have created it without receiving the answer.
@@ -172,25 +173,39 @@ class KubernetesCluster:
             JobRefused: it does not belong to the object.
         """
         metadata = job["metadata"]
-        existing = await self.call("GET", f"{path}/{metadata['name']}")
+        try:
+            existing = await self.call("GET", f"{path}/{metadata['name']}")
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            raise StaleRead(f"Job {metadata['name']} has just been deleted") from None
         if owner_of_job(existing) == owner_of_job(job):
+            self._cache.put_job(existing)
             return
-        owners = existing["metadata"].get("ownerReferences") or []
-        if existing["metadata"].get("deletionTimestamp") or any(owner["kind"] == names.KIND for owner in owners):
+        name = metadata["labels"][names.OWNER_LABEL]
+        is_earlier = any(
+            owner["kind"] == names.KIND and names.label_value(owner["name"]) == name
+            for owner in existing["metadata"].get("ownerReferences") or []
+        )
+        if existing["metadata"].get("deletionTimestamp") or is_earlier:
             message = f"waiting until Job {metadata['name']} of an earlier object with this name is gone"
             raise JobRefused(Reason.PENDING, message)
         raise JobRefused(
             Reason.JOB_NAME_TAKEN,
-            f"Job {metadata['name']} in namespace {metadata['namespace']} does not belong to this object; "
+            f"Job {metadata['name']} in namespace {metadata['namespace']} {_whose(existing)}; "
             "delete it or give this object another name",
         )
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
         path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
+        options: dict[str, Any] = {"propagationPolicy": "Foreground"}
+        if uid := self._cache.uid_of_job(owner, name):
+            # Somebody else's Job may have taken the name since.
+            options["preconditions"] = {"uid": uid}
         try:
-            await self.call("DELETE", path, body={"propagationPolicy": "Foreground"})
+            await self.call("DELETE", path, body=options)
         except ApiException as error:
-            if error.status != _NOT_FOUND:
+            if error.status not in (_NOT_FOUND, _CONFLICT):
                 raise
             self._cache.forget_job(owner, name)
             raise StaleRead(f"Job {name} is already gone") from None
@@ -246,8 +261,9 @@ class KubernetesCluster:
             StaleRead: the object has changed.
         """
         path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}{subresource}"
+        # A failed `test` would be answered like any invalid patch, with 422; another resource version is a conflict.
         body = [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": owner["resourceVersion"]},
             {"op": "add", "path": pointer, "value": value},
         ]
         try:
@@ -255,9 +271,20 @@ class KubernetesCluster:
         except ApiException as error:
             if error.status == _NOT_FOUND:
                 return None
-            if error.status in (_CONFLICT, _INVALID) and "resourceVersion" in str(error.body):
-                raise StaleRead(f"{owner['namespace']}/{owner['name']} has changed since it was read") from None
-            raise
+            if error.status != _CONFLICT:
+                raise
+        await self._read_again(owner)
+        raise StaleRead(f"{owner['namespace']}/{owner['name']} has changed since it was read")
+
+    async def _read_again(self, owner: Mapping[str, Any]) -> None:
+        """Put an object's present version into the cache: the next pass need not wait for the watch."""
+        path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}"
+        try:
+            self._cache.put_object(await self.call("GET", path))
+        except ApiException as error:
+            if error.status != _NOT_FOUND:
+                raise
+            self._cache.remove(Kind.OBJECT, {"metadata": owner})
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
         self.events.put(owner, event)
@@ -273,18 +300,33 @@ class KubernetesCluster:
         """Send one request; returns the response. Raises one of `FAILURES` if it is refused or does not arrive."""
         if method != "GET":
             API_WRITES.labels(verb=method.lower(), resource=path.split("/namespaces/")[1].split("/")[1]).inc()
-        answer: dict[str, Any] = await self._api.call_api(
-            path,
-            method,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
-            response_types_map=dict.fromkeys((200, 201, 202), "object"),
-            auth_settings=["BearerToken"],
-            _return_http_data_only=True,
-            _request_timeout=_TIMEOUT_SECONDS,
-        )
+        try:
+            answer: dict[str, Any] = await self._api.call_api(
+                path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                response_types_map=dict.fromkeys((200, 201, 202), "object"),
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            raise RequestFailed(method, path, error) from None
         return answer
+
+
+class RequestFailed(ApiException):  # type: ignore[misc]  # the client has no types
+    """The API server's refusal of a request, as one sentence for logs and the status."""
+
+    def __init__(self, method: str, path: str, error: ApiException) -> None:
+        super().__init__(status=error.status, reason=error.reason)
+        self.body, self.headers = error.body, error.headers
+        self._request = f"{method} {path}"
+
+    def __str__(self) -> str:
+        return f"{self._request}: {self.status} {message_of(self)}"
 
 
 def _is_webhook_failure(error: ApiException) -> bool:
@@ -298,6 +340,12 @@ def _refusal(error: ApiException) -> Reason:
         if any(cause.get("reason") == Reason.NAMESPACE_TERMINATING for cause in causes):
             return Reason.NAMESPACE_TERMINATING
     return Reason.JOB_REFUSED
+
+
+def _whose(job: Mapping[str, Any]) -> str:
+    """What is known about the owner of a Job that has the name of another."""
+    owner = next((each for each in job["metadata"].get("ownerReferences") or [] if each.get("controller")), None)
+    return f"belongs to {owner['kind']} {owner['name']}" if owner else "does not belong to this object"
 
 
 def why_no_answer(error: Exception) -> str:

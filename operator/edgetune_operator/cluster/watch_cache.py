@@ -9,7 +9,7 @@ Everything is kept as JSON text, which takes a quarter of the memory of the pars
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
@@ -86,6 +86,8 @@ class Cache:
         self._jobs: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
         self._pods: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
         self._keys: dict[Owner, Key] = {}
+        self._owners: dict[str, Owner] = {}
+        """Owner of each cached Job and Pod by its UID: anybody can edit the owner reference or label that says it."""
 
     def put(self, kind: Kind, body: Mapping[str, Any]) -> Key | None:
         """Add what a watch or a list reported, unless a newer version is cached.
@@ -149,25 +151,45 @@ class Cache:
         key = self._keys.pop(owner, None)
         if key in self._objects and self._objects[key].uid == owner.uid:
             del self._objects[key], self._phases[key]
-        self._jobs.pop(owner, None)
-        self._pods.pop(owner, None)
+        for document in (*self._jobs.pop(owner, {}).values(), *self._pods.pop(owner, {}).values()):
+            self._owners.pop(document.uid, None)
 
     def put_job(self, body: Mapping[str, Any]) -> Key | None:
         """Add a Job; see `put`."""
-        return self._put_owned(self._jobs, owner_of_job(body), body, _trimmed_job(body))
+        owner, uid = owner_of_job(body), body["metadata"]["uid"]
+        known = self._owners.get(uid)
+        if known is None or known == owner:
+            return self._put_owned(self._jobs, owner, body, _trimmed_job(body))
+        name = body["metadata"]["name"]
+        if self._jobs[known][name].version > version_of(body):
+            return None
+        # Somebody took the Job from its owner, which has to know.
+        self._forget_job(known, name, uid)
+        self._put_owned(self._jobs, owner, body, _trimmed_job(body))
+        return self._keys.get(known)
 
     def _remove_job(self, body: Mapping[str, Any]) -> Key | None:
         """Remove a deleted Job and its Pods."""
-        owner = owner_of_job(body)
+        owner = self._owners.get(body["metadata"]["uid"]) or owner_of_job(body)
         if owner is None:
             return None
-        metadata, jobs, pods = body["metadata"], self._jobs[owner], self._pods[owner]
-        if metadata["name"] in jobs and jobs[metadata["name"]].uid == metadata["uid"]:
-            del jobs[metadata["name"]]
-        for name in [name for name, pod in pods.items() if controller_uid(pod.read(), "Job") == metadata["uid"]]:
-            del pods[name]
-        self._drop_if_empty(owner)
+        self._forget_job(owner, body["metadata"]["name"], body["metadata"]["uid"])
         return self._keys.get(owner)
+
+    def _forget_job(self, owner: Owner, name: str, uid: str) -> None:
+        """Remove a Job from an owner's, with its Pods."""
+        jobs, pods = self._jobs[owner], self._pods[owner]
+        if name in jobs and jobs[name].uid == uid:
+            del jobs[name]
+        for pod in [name for name, pod in pods.items() if controller_uid(pod.read(), "Job") == uid]:
+            self._owners.pop(pods.pop(pod).uid, None)
+        self._owners.pop(uid, None)
+        self._drop_if_empty(owner)
+
+    def uid_of_job(self, owner: Mapping[str, Any], name: str) -> str:
+        """UID of an object's Job; empty if it is not cached."""
+        known = self._jobs.get(Owner.of(owner), {}).get(name)
+        return known.uid if known is not None else ""
 
     def mark_job_deleting(self, owner: Mapping[str, Any], name: str, time: str) -> None:
         """Mark an object's Job as being deleted; the watch confirms it later."""
@@ -184,8 +206,9 @@ class Cache:
             self._remove_job(known.read())
 
     def _put_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """Add a Pod of an object's Job."""
-        return self._put_owned(self._pods, _owner_by_label(body), body, _trimmed_pod(body))
+        """Add a Pod of an object's Job. A Pod whose label changes stays with its first owner: its Job decides."""
+        owner = self._owners.get(body["metadata"]["uid"]) or _owner_by_label(body)
+        return self._put_owned(self._pods, owner, body, _trimmed_pod(body))
 
     def _put_owned(
         self,
@@ -200,20 +223,26 @@ class Cache:
         known = held[owner].get(name)
         if not document.supersedes(known):
             return None
+        if known is not None:
+            self._owners.pop(known.uid, None)
         held[owner][name] = document
+        self._owners[document.uid] = owner
         return self._keys.get(owner) if document.differs_from(known) else None
 
     def _remove_pod(self, body: Mapping[str, Any]) -> Key | None:
         """Remove a deleted Pod, unless it had ended and its Job still exists."""
-        owner = _owner_by_label(body)
+        owner = self._owners.get(body["metadata"]["uid"]) or _owner_by_label(body)
         if owner is None:
             return None
         name, pod = body["metadata"]["name"], _trimmed_pod(body)
-        job = controller_uid(pod, "Job")
-        if _has_ended(pod) and any(known.uid == job for known in self._jobs[owner].values()):
-            self._pods[owner][name] = Document.of(body, pod)
-        else:
-            self._pods[owner].pop(name, None)
+        job, known = controller_uid(pod, "Job"), self._pods[owner].get(name)
+        if _has_ended(pod) and any(held.uid == job for held in self._jobs[owner].values()):
+            # Nothing of it runs any longer, whatever the kubelet could still report.
+            pod["status"]["phase"] = "Succeeded" if pod["status"].get("phase") == "Succeeded" else "Failed"
+            self._put_owned(self._pods, owner, body, pod)
+        elif known is not None and known.uid == body["metadata"]["uid"]:
+            del self._pods[owner][name]
+            self._owners.pop(known.uid, None)
         self._drop_if_empty(owner)
         return self._keys.get(owner)
 
@@ -255,8 +284,9 @@ def _encode(kept: Mapping[str, Any]) -> bytes:
 
 
 def _has_ended(pod: Mapping[str, Any]) -> bool:
-    """Whether a Pod's container has ended, or its node is gone and cannot report it."""
-    terminated = any("terminated" in container["state"] for container in pod["status"]["containerStatuses"])
+    """Whether the stage's container has ended, or its node is gone and cannot report it. Others do not matter."""
+    containers = pod["status"]["containerStatuses"]
+    terminated = any("terminated" in each["state"] for each in containers if each["name"] == names.CONTAINER)
     return terminated or pod["status"].get("phase") == "Failed"
 
 
@@ -304,9 +334,11 @@ def _trimmed_pod(body: Mapping[str, Any]) -> dict[str, Any]:
         "status": {
             **_picked(status, ("phase", "reason", "message", "podIP")),
             "conditions": [c for c in status.get("conditions") or [] if c.get("type") in _POD_CONDITIONS],
-            "containerStatuses": [
-                {"name": container["name"], "state": container.get("state") or {}}
-                for container in status.get("containerStatuses") or []
-            ],
+            "containerStatuses": _states(status.get("containerStatuses")),
+            **({"initContainerStatuses": _states(found)} if (found := status.get("initContainerStatuses")) else {}),
         },
     }
+
+
+def _states(containers: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    return [{"name": container["name"], "state": container.get("state") or {}} for container in containers or ()]

@@ -8,7 +8,7 @@ counted Pod, and the names of the counted Pods of that second.
 from collections.abc import Sequence
 
 from edgetune_contract.times import seconds_between
-from edgetune_operator.api.objects import CountedAttempts, StageStatus
+from edgetune_operator.api.objects import CountedAttempts, ProgressStatus, StageStatus
 from edgetune_operator.api.profiles import count_gpus
 from edgetune_operator.decisions.observe import JobObservation, PodObservation
 
@@ -25,6 +25,29 @@ def count_attempts(row: StageStatus, job: JobObservation) -> StageStatus:
         "resumed_from": None if preemptions else row.resumed_from,
         "gpu_seconds": _gpu_seconds(row, job, uncounted),
         "counted": _counted(row, uncounted),
+    }
+    return row.model_copy(update=changes)
+
+
+def count_resumption(row: StageStatus, job: JobObservation, pod: str, step: int, before: ProgressStatus) -> StageStatus:
+    """A training's row including the step from which an attempt resumed, and the steps that the one before it lost.
+
+    Args:
+        row: the training's row.
+        job: its Job.
+        pod: Pod of the attempt.
+        step: optimizer step of the checkpoint from which the attempt resumed.
+        before: the last progress that was reported, by this attempt or an earlier one.
+    """
+    if before.pod == pod:
+        return row
+    is_counted = row.preemptions > 0 and row.resumed_from is None
+    # A Pod that is missing was stopped from outside and disappeared while no operator was running.
+    is_missing = not is_counted and all(known.name != before.pod for known in job.pods)
+    changes = {
+        "preemptions": row.preemptions + is_missing,
+        "resumed_from": step,
+        "lost_steps": (row.lost_steps or 0) + max(before.step - step, 0),
     }
     return row.model_copy(update=changes)
 

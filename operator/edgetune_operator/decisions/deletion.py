@@ -2,6 +2,7 @@
 
         deletionTimestamp, and our finalizer is on the object
                  │
+                 │                                  (without it: the stages' Jobs are deleted, and others waited for)
         release? ├── the namespace is being deleted too ─────────► finalizer removed, Warning
                  ├── policy is now Retain ───────────────────────► finalizer removed
                  ├── policy invalid ─────────────────────────────► finalizer removed, Warning
@@ -21,7 +22,8 @@ No failure blocks the deletion forever: every path ends within a time limit, and
 where.
 
 The clean-up Job has no owner reference: a foreground deletion deletes all dependents first and would remove the Job
-before it has done anything. Its label identifies its object, and its time to live removes it.
+before it has done anything. The status has its UID, and its time to live removes it. Anybody can create a Job with its
+name and labels: one whose UID the status does not have is deleted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,17 +34,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
+from edgetune_contract.stages import ExitCode
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec_check import InvalidSpec
+from edgetune_operator.decisions.diagnosis import why_overdue
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import (
+    POD_END_DELAY,
     POD_STATUS_DELAY,
     JobState,
     PodObservation,
     Snapshot,
+    is_recent,
     job_state,
     observe_pods,
 )
@@ -60,6 +66,7 @@ PROFILE_GRACE = timedelta(minutes=5)
 CLEANED_UP = "CleanedUp"
 """Condition whose transition time is the start of the deletion, also for an operator that was restarted since."""
 
+_ORPHAN = "orphan"
 # The watches do not show everything that a deletion waits for, and it has a time limit.
 _LOOK_AGAIN = timedelta(seconds=10)
 # Time for creating the Job, scheduling and pulling the image.
@@ -71,6 +78,11 @@ class CleanUpObservation:
     """The Job that removes the object's artifacts."""
 
     state: JobState
+    """COMPLETE also if another container keeps the Pod alive after the clean-up's own has succeeded."""
+
+    is_ours: bool
+    """Whether an earlier pass created it."""
+
     deleting: bool
     ended_at: datetime | None
     message: str
@@ -78,6 +90,9 @@ class CleanUpObservation:
 
     pods: tuple[PodObservation, ...]
     """Oldest first."""
+
+    is_live: bool
+    """Whether its Job has not ended."""
 
     @property
     def results(self) -> tuple[CleanUpResult, ...]:
@@ -102,6 +117,9 @@ class DeletionPlan:
     final_event: EventDraft | None = None
     """The object's last Event, if this pass removes the finalizer; otherwise None."""
 
+    created: str = ""
+    """UID of the clean-up Job that this pass created; empty if it created none."""
+
     @property
     def look_again(self) -> timedelta | None:
         """Time until the next pass even if no watch triggers one; None if the object is gone."""
@@ -118,6 +136,22 @@ def finalizers_wanted(spec: LoraFineTuneSpec | InvalidSpec, present: Sequence[st
     return list(present) if names.FINALIZER in present else [*others, names.FINALIZER]
 
 
+def plan_held_deletion(snapshot: Snapshot, finalizers: Sequence[str]) -> DeletionPlan:
+    """Decide what one pass does for a deleted object that only others' finalizers hold.
+
+    Kubernetes deletes its Jobs only when it is gone; until then they would run on, and hold their GPUs.
+
+    Args:
+        snapshot: what was observed.
+        finalizers: the object's finalizers.
+    """
+    # `kubectl delete --cascade=orphan` asks for Jobs that outlive the object.
+    unwanted = [job for job in snapshot.jobs if job.state is JobState.LIVE and not job.deleting]
+    stops = [DeleteJob(job.name, "the object is deleted") for job in unwanted if _ORPHAN not in finalizers]
+    message = f"deleted; the object is gone when its finalizers are removed: {', '.join(finalizers)}"
+    return DeletionPlan(tuple(stops), Reason.DELETED, message)
+
+
 def observe_clean_up(
     snapshot: Snapshot, jobs: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]
 ) -> CleanUpObservation | None:
@@ -127,12 +161,18 @@ def observe_clean_up(
     if job is None:
         return None
     state, end = job_state(job)
+    found = observe_pods(job, pods)
+    is_live = state is JobState.LIVE
+    if is_live and any(pod.exit_code == ExitCode.DONE and pod.is_alive for pod in found):
+        state = JobState.COMPLETE
     return CleanUpObservation(
         state=state,
+        is_ours=job["metadata"].get("uid") == snapshot.previous.clean_up_job,
         deleting=job["metadata"].get("deletionTimestamp") is not None,
         ended_at=datetime.fromisoformat(end["lastTransitionTime"]) if end.get("lastTransitionTime") else None,
         message=end.get("message") or "",
-        pods=observe_pods(job, pods),
+        pods=found,
+        is_live=is_live,
     )
 
 
@@ -157,6 +197,8 @@ def plan_deletion(
         now: time of the pass, with a time zone.
         profile_grace: time that the deletion waits for a profile that is not found.
     """
+    stranger = clean_up if clean_up is not None and not clean_up.is_ours else None
+    clean_up = None if stranger is not None else clean_up
     is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
     if is_namespace_terminating and not is_done:
         return _cut_off(snapshot, profile, clean_up)
@@ -177,7 +219,7 @@ def plan_deletion(
     if now - _started_at(snapshot, now) > _limit(profile):
         why = f"it timed out after {_limit(profile).total_seconds():.0f} s: {_condition_message(snapshot)}"
         return _failed(snapshot, profile, why, _stop_clean_up(snapshot, clean_up))
-    return _proceed(profile, snapshot, clean_up)
+    return _proceed(profile, snapshot, clean_up or stranger, now)
 
 
 def _without_profile(profile: str, snapshot: Snapshot, now: datetime, profile_grace: timedelta) -> DeletionPlan:
@@ -197,11 +239,14 @@ def _stops(snapshot: Snapshot) -> tuple[DeleteJob, ...]:
     return tuple(DeleteJob(job.name, "the object is deleted") for job in snapshot.jobs if not job.deleting)
 
 
-def _proceed(profile: Profile, snapshot: Snapshot, clean_up: CleanUpObservation | None) -> DeletionPlan:
+def _proceed(profile: Profile, snapshot: Snapshot, clean_up: CleanUpObservation | None, now: datetime) -> DeletionPlan:
     name = names.clean_up_job_name(snapshot.name, snapshot.uid)
     if snapshot.jobs:
         running = ", ".join(job.name for job in snapshot.jobs)
         return DeletionPlan(_stops(snapshot), Reason.CLEANING_UP, f"waiting until the stages' Jobs are gone: {running}")
+    if clean_up is not None and (why := _why_replaced(clean_up, now)):
+        message = f"Job {name} is created again: {why}"
+        return DeletionPlan(() if clean_up.deleting else (DeleteJob(name, why),), Reason.CLEANING_UP, message)
     if clean_up is not None:
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} is removing the artifacts{_why_waiting(clean_up)}")
     request = CleanUpRequest(
@@ -230,6 +275,18 @@ def _condition_message(snapshot: Snapshot) -> str:
     return next((each.message for each in snapshot.previous.conditions if each.type == CLEANED_UP), "")
 
 
+def _why_replaced(clean_up: CleanUpObservation, now: datetime) -> str:
+    """Why a clean-up Job does not count; empty if it does."""
+    if not clean_up.is_ours:
+        return "the one with its name is not known to be this object's"
+    newest = clean_up.pods[-1] if clean_up.pods else None
+    if newest is None or newest.exit_code is None or not newest.is_alive or not clean_up.is_live:
+        return ""
+    if newest.finished_at is not None and is_recent(newest.finished_at, POD_END_DELAY, now):
+        return ""
+    return f"an attempt failed and {why_overdue(newest)}"
+
+
 def _limit(profile: Profile) -> timedelta:
     """Time limit of a deletion: the grace period of running stages, then the deadline of the Job."""
     return timedelta(seconds=profile.termination_grace_period_seconds + CLEAN_UP_SECONDS + _MARGIN_SECONDS)
@@ -239,11 +296,11 @@ def _awaits_pod_status(clean_up: CleanUpObservation, now: datetime) -> bool:
     """Whether the Job has just ended and its last Pod's end is not observed yet."""
     if clean_up.ended_at is None or (clean_up.pods and clean_up.pods[-1].ended):
         return False
-    return timedelta(0) <= now - clean_up.ended_at < POD_STATUS_DELAY
+    return abs(now - clean_up.ended_at) < POD_STATUS_DELAY
 
 
 def _stop_clean_up(snapshot: Snapshot, clean_up: CleanUpObservation | None) -> tuple[DeleteJob, ...]:
-    if clean_up is None or clean_up.deleting or clean_up.state is not JobState.LIVE:
+    if clean_up is None or clean_up.deleting or not clean_up.is_live:
         return ()
     return (DeleteJob(names.clean_up_job_name(snapshot.name, snapshot.uid), "the clean-up has ended"),)
 
@@ -255,11 +312,12 @@ def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
     """The Job has cleaned up the profile's store; the artifacts may be in the store that the profile had before."""
     store, previous = profile.store.for_namespace(snapshot.namespace).display_uri, snapshot.previous.store
+    stop = _stop_clean_up(snapshot, clean_up)
     if previous in ("", store):
-        return _end(EventDraft("Normal", Reason.CLEANED_UP, _removed(clean_up)))
+        return _end(EventDraft("Normal", Reason.CLEANED_UP, _removed(clean_up)), stop)
     left = _artifacts_in(snapshot, [previous])
     message = f"{left} are left: the profile's store is now {store}. In that store: {_removed(clean_up)}"
-    return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message))
+    return _end(EventDraft("Warning", Reason.CLEAN_UP_FAILED, message), stop)
 
 
 def _cut_off(snapshot: Snapshot, profile: Profile | None, clean_up: CleanUpObservation | None) -> DeletionPlan:

@@ -17,25 +17,28 @@ from edgetune_contract.times import timestamp
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.decisions.observe import (
+    POD_END_DELAY,
     POD_STATUS_DELAY,
+    UNSPECIFIC,
     EventObservation,
     JobObservation,
     JobState,
     PodObservation,
     Snapshot,
+    is_recent,
 )
 
 Diagnosis = tuple[str, str]
 """Reason and message."""
 
+# The Job controller replaces a Pod that exits with 75 without limit.
+MAX_INTERRUPTIONS = 100
 # Volumes are usually mounted and images pulled by then; a shorter time would report what passes by itself.
 _SILENCE = timedelta(seconds=10)
 _LONGEST_INTERVAL = timedelta(seconds=120)
 STUCK_AFTER = timedelta(minutes=5)
 """Time after which a Pod that should have ended is reported. Its grace period is over before that starts."""
 
-# The kubelet reports these for every new Pod, and nothing else while a volume is missing.
-_UNSPECIFIC = ("", "ContainerCreating", "PodInitializing")
 _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
 _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFIG_MAP_NOT_FOUND}
 # The Job controller's message has a different Pod name at each retry.
@@ -78,7 +81,7 @@ class SilentWait:
 
     def next_look(self, now: datetime) -> timedelta:
         """Time until its Events are read again; grows with the time that it has waited."""
-        age = now - self.since
+        age = max(now - self.since, timedelta(0))
         return _SILENCE - age if age < _SILENCE else min(age, _LONGEST_INTERVAL)
 
 
@@ -92,7 +95,7 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
     if newest is None or newest.ended:
         since = (newest.finished_at if newest else None) or job.created_at
         return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
-    if newest.phase == "Pending" and newest.reason in _UNSPECIFIC and newest.created_at:
+    if newest.phase == "Pending" and newest.reason in UNSPECIFIC and newest.created_at:
         return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up)
     return None
 
@@ -143,7 +146,7 @@ def why_waiting(job: JobObservation, snapshot: Snapshot) -> Diagnosis:
     if newest is not None and newest.disrupted and not newest.ended:
         reason, what = why_stopped(newest)
         return reason, f"{what}; the next attempt starts when this one has ended"
-    if newest is not None and newest.phase == "Pending" and newest.reason not in _UNSPECIFIC:
+    if newest is not None and newest.phase == "Pending" and newest.reason not in UNSPECIFIC:
         return newest.reason, newest.message
     return _why_by_events(snapshot) or _why_by_ended_pods(job)
 
@@ -180,6 +183,8 @@ def _why_by_ended_pods(job: JobObservation) -> Diagnosis:
     last = ended[-1]
     if not last.interrupted:
         reason, message = why_ended(last)
+        if job.outlived is last:
+            return Reason.JOB_RUNNING, f"the stage has ended: {reason}: {message}; waiting for the end of its Pod"
         return Reason.ATTEMPT_FAILED, f"an attempt failed and is retried: {reason}: {message}"
     reason, what = why_stopped(last)
     failure = last.result.failure if last.result is not None else None
@@ -217,11 +222,43 @@ def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
         is_observed = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
     else:
         is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
-    return not is_observed and now - datetime.fromisoformat(job.finished_at) < POD_STATUS_DELAY
+    return not is_observed and is_recent(job.finished_at, POD_STATUS_DELAY, now)
 
 
-def why_failed(job: JobObservation) -> Diagnosis:
-    """Why a Job failed, with the Job's own limits: those of the spec may have changed since."""
+def overdue(job: JobObservation, now: datetime) -> PodObservation | None:
+    """The Pod for which a Job waits although its stage has ended a while ago; None if there is none.
+
+    Another container keeps the Pod alive, such as a service mesh's, or failed and let the Job start another attempt.
+    The Job controller would wait until the deadline, and the Pod would hold its GPU.
+    """
+    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
+        return None
+    ended = next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+    if ended is None or (ended.finished_at is not None and is_recent(ended.finished_at, POD_END_DELAY, now)):
+        return None
+    return job.pods[-1]
+
+
+def look_at_overdue(snapshot: Snapshot, now: datetime) -> timedelta | None:
+    """Time until a Job whose Pod outlives its stage is looked at again; None if there is none."""
+    is_awaited = any(job.outlived is not None and overdue(job, now) is None for job in snapshot.jobs)
+    return POD_END_DELAY if is_awaited else None
+
+
+def why_overdue(pod: PodObservation) -> str:
+    """Why a Pod lives on, as part of a sentence."""
+    if not pod.beside:
+        return "its Pod is still running"
+    return f"its Pod is still running container{'s' if len(pod.beside) > 1 else ''} {', '.join(pod.beside)}"
+
+
+def why_failed(job: JobObservation, earlier: int = 0) -> Diagnosis:
+    """Why a Job failed, with the Job's own limits: those of the spec may have changed since.
+
+    Args:
+        job: a failed Job.
+        earlier: failed attempts of the Jobs that it replaced.
+    """
     if job.reason == "DeadlineExceeded":
         message = f"not done after {job.deadline_seconds} seconds; raise spec.activeDeadlineSeconds or reduce the work"
         return Reason.DEADLINE_EXCEEDED, message
@@ -229,8 +266,30 @@ def why_failed(job: JobObservation) -> Diagnosis:
     if not failed:
         return job.reason or Reason.JOB_FAILED, job.message or "the Job failed and no Pod is left that says why"
     reason, message = why_ended(failed[-1])
-    attempts = f" (attempt {job.attempts}, spec.retryLimit was {job.backoff_limit})" if job.attempts > 1 else ""
-    return reason, message + attempts
+    return reason, message + _counted(job, earlier)
+
+
+def _counted(job: JobObservation, earlier: int) -> str:
+    attempts = earlier + job.attempts
+    return f" (attempt {attempts}, spec.retryLimit was {earlier + (job.backoff_limit or 0)})" if attempts > 1 else ""
+
+
+def why_given_up(job: JobObservation, row: StageStatus) -> Diagnosis | None:
+    """Why a live Job fails now, which the Job controller would retry forever; None if it does not fail."""
+    if row.preemptions > MAX_INTERRUPTIONS:
+        message = f"stopped from outside {row.preemptions} times; find the cause, then request a retry"
+        return Reason.INTERRUPTED_TOO_OFTEN, message
+    return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
+
+
+def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> Diagnosis | None:
+    """Why an attempt is the last one; None if another one follows. For a Pod that outlives its stage."""
+    if pod.interrupted:
+        return None
+    reason, message = why_ended(pod)
+    if pod.exit_code in tuple(code for code in ExitCode if code.fails_job):
+        return reason, message
+    return (reason, message + _counted(job, earlier)) if job.attempts > (job.backoff_limit or 0) else None
 
 
 def why_ended(pod: PodObservation) -> Diagnosis:
@@ -241,6 +300,8 @@ def why_ended(pod: PodObservation) -> Diagnosis:
     result = pod.result
     if result is not None and result.failure is not None:
         return result.failure.reason, result.failure.message
+    if pod.exit_code is None and pod.failed_init:
+        return pod.pod_reason or Reason.JOB_FAILED, pod.failed_init
     if pod.exit_code is None:
         return pod.pod_reason or Reason.JOB_FAILED, pod.pod_message or "the node stopped the Pod without a reason"
     if pod.reason == "OOMKilled":

@@ -34,7 +34,12 @@ RESTRICTED_CONTAINER: Mapping[str, Any] = {
 
 
 def render_job(
-    owner: Mapping[str, Any], spec: LoraFineTuneSpec, profile: Profile, request: Request, retry: str
+    owner: Mapping[str, Any],
+    spec: LoraFineTuneSpec,
+    profile: Profile,
+    request: Request,
+    retry: str,
+    failed_before: int = 0,
 ) -> dict[str, Any]:
     """Job manifest of one stage.
 
@@ -44,6 +49,7 @@ def render_job(
         profile: the platform team's images, resources, node selection, credentials and queue.
         request: the stage's request.
         retry: the current retry token.
+        failed_before: failed attempts of the Jobs that this one replaces.
     """
     container = _container(profile, profile.resources_for(request.stage), request.encode())
     if request.stage is Stage.TRAIN:
@@ -59,7 +65,8 @@ def render_job(
         },
         "ownerReferences": [_owner_reference(owner)],
     }
-    limits = {"backoffLimit": spec.retry_limit, "activeDeadlineSeconds": spec.active_deadline_seconds}
+    retries = max(spec.retry_limit - failed_before, 0)
+    limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
     return _job(metadata, limits, profile, container)
 
 

@@ -13,12 +13,20 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
 
+POD_END_DELAY = timedelta(seconds=30)
+"""Longest time between the end of the stage's container and the end of its Pod, if no other container keeps it alive.
+"""
+
 POD_STATUS_DELAY = timedelta(seconds=20)
 """Longest time between the end of a Job and the observation of its last Pod's end.
 
 Jobs and Pods are watched separately. After a start, the first lists and the watches can miss the end of a Pod; this
 time is long enough for the second lists to show it.
 """
+
+
+UNSPECIFIC = (None, "", "ContainerCreating", "PodInitializing")
+"""Reasons that the kubelet reports for every new container, and nothing else while a volume is missing."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,18 @@ class PodObservation:
 
     finished_at: str | None
     """When the container ended; None until it has, or if its node never reported it."""
+
+    deleting: bool = False
+    beside: tuple[str, ...] = ()
+    """Other containers that are running, such as a service mesh's; sidecars among the init containers too."""
+
+    failed_init: str = ""
+    """Which init container failed, and how; empty if none did."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the Pod has not ended and nothing ends it: its Job waits for it."""
+        return self.phase not in ("Succeeded", "Failed") and not self.deleting
 
     @property
     def disrupted(self) -> bool:
@@ -163,6 +183,13 @@ class JobObservation:
         results = (pod.result for pod in reversed(self.pods) if pod.exit_code == ExitCode.DONE)
         return next((result for result in results if result is not None and result.failure is None), None)
 
+    @property
+    def outlived(self) -> PodObservation | None:
+        """The last attempt of a live Job, if its stage's container has ended and its Pod lives on."""
+        newest = self.pods[-1] if self.pods else None
+        is_outlived = newest is not None and newest.exit_code is not None and newest.is_alive
+        return newest if is_outlived and self.state is JobState.LIVE and not self.deleting else None
+
 
 @dataclass(frozen=True)
 class EventObservation:
@@ -225,6 +252,15 @@ def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
         return LoraFineTuneStatus()
 
 
+def is_recent(time: str, limit: timedelta, now: datetime) -> bool:
+    """Whether something happened less than `limit` ago.
+
+    Times come from the clocks of nodes and of the control plane: one that is further ahead than `limit` says nothing,
+    and is not waited for.
+    """
+    return abs(now - datetime.fromisoformat(time)) < limit
+
+
 def observe_events(events: Sequence[Mapping[str, Any]]) -> tuple[EventObservation, ...]:
     """Events, oldest first."""
     return tuple(sorted((_event(event) for event in events), key=lambda event: event.at))
@@ -234,11 +270,7 @@ def _event(event: Mapping[str, Any]) -> EventObservation:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     last = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
-    return EventObservation(
-        reason=event.get("reason") or "",
-        message=event.get("message") or "",
-        at=datetime.fromisoformat(last),
-    )
+    return EventObservation(event.get("reason") or "", event.get("message") or "", datetime.fromisoformat(last))
 
 
 def controller_uid(body: Mapping[str, Any], kind: str) -> str | None:
@@ -320,7 +352,8 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
     state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
     conditions = {(c.get("type"), c.get("status")): c for c in status.get("conditions") or []}
     ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    explained = ended or waiting or conditions.get(("PodScheduled", "False"), {})
+    init = status.get("initContainerStatuses") or []
+    explained = ended or _waiting_init(init) or waiting or conditions.get(("PodScheduled", "False"), {})
     disruption = conditions.get(("DisruptionTarget", "True"), {})
     return PodObservation(
         name=metadata["name"],
@@ -338,4 +371,29 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         gone_by=metadata.get("deletionTimestamp"),
         started_at=(ended or state.get("running") or {}).get("startedAt"),
         finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        beside=tuple(
+            each["name"]
+            for each in (*containers, *init)
+            if each["name"] != names.CONTAINER and "running" in (each.get("state") or {})
+        ),
+        failed_init=_failed_init(init),
     )
+
+
+def _waiting_init(containers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Why an init container does not start; empty if none says so. The stage's container only says that it waits."""
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in UNSPECIFIC:
+            return {**waiting, "message": f"container {container['name']}: {waiting.get('message') or ''}"}
+    return {}
+
+
+def _failed_init(containers: Sequence[Mapping[str, Any]]) -> str:
+    for container in containers:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            details = f": {ended['message']}" if ended.get("message") else ""
+            return f"container {container['name']} ended with exit code {ended['exitCode']}{details}"
+    return ""

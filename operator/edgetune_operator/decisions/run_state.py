@@ -13,7 +13,7 @@ from datetime import datetime
 from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Request, Resolved, Result
-from edgetune_contract.stages import Stage
+from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.times import seconds_between, timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import (
@@ -26,20 +26,22 @@ from edgetune_operator.api.objects import (
 )
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import UNPLANNED, Reason
-from edgetune_operator.decisions.attempts import count_attempts
+from edgetune_operator.decisions.attempts import count_attempts, count_resumption
 from edgetune_operator.decisions.diagnosis import (
     Diagnosis,
     awaits_pod_status,
     interruptions,
+    overdue,
     why_ended,
     why_failed,
+    why_given_up,
+    why_not_retried,
+    why_overdue,
     why_waiting,
 )
-from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
+from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
 from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs
 
-# The Job controller replaces a Pod that exits with 75 without limit.
-MAX_INTERRUPTIONS = 100
 _SETTINGS_CHARACTERS = 16
 _RETRY_DEFERRED = "the requested retry starts when this stage has ended"
 _STORE_CHANGE_DEFERRED = (
@@ -65,7 +67,7 @@ class RunState:
 
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
-        self._spec = spec
+        self.spec = spec
         self._profile = profile
         self._snapshot = snapshot
         self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
@@ -80,6 +82,7 @@ class RunState:
         """Store of the rows' outputs."""
 
         self._reset: set[Stage] = set()
+        self._outlived: set[str] = set()
         self._prepares_again = False
         self.awaits_pod_status = False
         """Whether a Job has ended and its last Pod's end is not observed yet."""
@@ -107,12 +110,12 @@ class RunState:
     @property
     def jobs(self) -> SortedJobs:
         """The object's Jobs, sorted by the current rows and resets."""
-        resets = Resets(self._reset, self._prepares_again, self._snapshot.new_retry)
+        resets = Resets(self._reset, self._prepares_again, self._outlived, self._snapshot.new_retry)
         job_names = {stage: self.job_name(stage) for stage in Stage}
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
 
     def _settings_of(self, stage: Stage) -> str:
-        return settings_digest(self._spec, self._profile, stage)
+        return settings_digest(self.spec, self._profile, stage)
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -144,7 +147,7 @@ class RunState:
 
     def _rekey(self, resolved: Resolved) -> None:
         """Give the stages after prepare their digests; a row of another digest starts again."""
-        digests = stage_digests(self._spec.parameters, resolved, self._snapshot.name)
+        digests = stage_digests(self.spec.parameters, resolved, self._snapshot.name)
         for stage in list(Stage)[1:]:
             self._take_digest(stage, digests.get(stage, ""))
             if stage not in digests:
@@ -227,11 +230,13 @@ class RunState:
             self.awaits_pod_status = True
             self._update(stage, state=StageState.RUNNING)
         elif job.state is JobState.FAILED:
-            self._fail(stage, why_failed(job), ended)
+            self._fail(stage, why_failed(job, self.rows[stage].failed_before), ended)
         elif job.state is JobState.COMPLETE:
             self._record_lost_result(stage, ended)
-        elif (why := self._why_not_retried(stage, job)) is not None:
+        elif (why := why_given_up(job, self.rows[stage])) is not None:
             self._fail(stage, why, ended)
+        elif overdue(job, now) is not None and job.outlived is not None:
+            self._record_outlived(stage, job, job.outlived, ended)
         else:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
@@ -242,13 +247,37 @@ class RunState:
         reason, message = why
         self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
 
-    def _why_not_retried(self, stage: Stage, job: JobObservation) -> Diagnosis | None:
-        """Why a live Job fails now, which the Job controller would retry forever; None if it does not fail."""
-        preemptions = self.rows[stage].preemptions
-        if preemptions > MAX_INTERRUPTIONS:
-            message = f"stopped from outside {preemptions} times; find the cause, then request a retry"
-            return Reason.INTERRUPTED_TOO_OFTEN, message
-        return next((why_ended(pod) for pod in job.pods if pod.exceeded_storage), None)
+    def _record_outlived(
+        self, stage: Stage, job: JobObservation, pod: PodObservation, ended: Mapping[str, object]
+    ) -> None:
+        """An attempt without success has ended and its Pod lives on: the Job controller would wait for the Pod."""
+        row = self.rows[stage]
+        if pod.exit_code == ExitCode.DONE:
+            self._record_lost_result(stage, ended)
+        elif (why := why_not_retried(pod, job, row.failed_before)) is not None:
+            self._fail(stage, why, ended)
+            return
+        else:
+            reason, message = why_ended(pod)
+            message = (
+                f"an attempt failed and is retried by another Job, because {why_overdue(pod)}: {reason}: {message}"
+            )
+            failed = row.failed_before + job.attempts - pod.interrupted
+            changes = {"failed_before": failed, "attempts": failed, "started_at": None}
+            self._update(stage, state=StageState.PENDING, reason=Reason.POD_OUTLIVED, message=message, **changes)
+        self._outlived.add(job.name)
+
+    def note_overdue_jobs(self, now: datetime) -> Mapping[str, str]:
+        """Jobs of finished stages that wait for a Pod which lives on: why each is deleted, by name."""
+        found: dict[str, str] = {}
+        for job in self._snapshot.jobs:
+            row, pod = self.rows[job.stage], overdue(job, now)
+            if pod is None or row.state is not StageState.SUCCEEDED or row.job != job.name:
+                continue
+            found[job.name] = why_overdue(pod)
+            message = f"done; Job {job.name} was deleted because {found[job.name]}"
+            self._update(job.stage, message="; ".join(filter(None, (interruptions(row), message))))
+        return found
 
     def _why_waiting(self, stage: Stage, job: JobObservation) -> Diagnosis:
         reason, message = why_waiting(job, self._snapshot)
@@ -265,6 +294,7 @@ class RunState:
         """Update a row's attempts from its Job. For a Job that was just created, this changes nothing after `start`."""
         started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
+        attempts += self.rows[stage].failed_before
         self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
         self.rows[stage] = count_attempts(self.rows[stage], job)
         seen = self._snapshot.progress
@@ -272,20 +302,9 @@ class RunState:
             self._note_resumption(job, seen.pod, seen.resumed_from)
 
     def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
-        """Record the step from which a training's attempt resumed, and the steps that the attempt before it lost."""
         before = self._snapshot.previous.progress
-        if job.stage is not Stage.TRAIN or step is None or before is None or before.pod == pod:
-            return
-        row = self.rows[job.stage]
-        is_counted = row.preemptions > 0 and row.resumed_from is None
-        # A Pod that is missing was stopped from outside and disappeared while no operator was running.
-        is_missing = not is_counted and all(known.name != before.pod for known in job.pods)
-        self._update(
-            job.stage,
-            preemptions=row.preemptions + is_missing,
-            resumed_from=int(step),
-            lost_steps=(row.lost_steps or 0) + max(before.step - int(step), 0),
-        )
+        if job.stage is Stage.TRAIN and step is not None and before is not None:
+            self.rows[job.stage] = count_resumption(self.rows[job.stage], job, pod, int(step), before)
 
     def _is_whole(self, stage: Stage, result: Result) -> bool:
         """Whether a result is the stage's own and has what later stages and the status need."""
@@ -346,12 +365,13 @@ class RunState:
 
     def next_stage(self) -> Stage | None:
         """The first unfinished stage. With a pin, publish comes first: a rollback does not wait for a training."""
-        order = (Stage.PUBLISH, *Stage) if self._spec.publish.pin else Stage
+        order = (Stage.PUBLISH, *Stage) if self.spec.publish.pin else Stage
         return next((stage for stage in order if self.rows[stage].state not in _DONE), None)
 
     def start(self, stage: Stage, now: datetime) -> None:
         """Mark a stage as running, with the first attempt of the Job that is about to be created."""
-        started = {"state": StageState.RUNNING, "attempts": 1, "started_at": timestamp(now)}
+        attempts = self.rows[stage].failed_before + 1
+        started = {"state": StageState.RUNNING, "attempts": attempts, "started_at": timestamp(now)}
         if self.rows[stage].reason != Reason.RESULT_LOST:
             started |= {"reason": Reason.JOB_RUNNING, "message": ""}
         self._update(stage, job=self.job_name(stage), **started)
@@ -373,6 +393,6 @@ class RunState:
             stage=stage,
             digest=self.rows[stage].digest,
             store=self._profile.store.for_namespace(self._snapshot.namespace),
-            parameters=self._spec.parameters,
+            parameters=self.spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )

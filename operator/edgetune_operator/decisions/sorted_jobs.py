@@ -3,7 +3,8 @@
 terminating   is being deleted
 current       has its stage's digest: its end is the end of the stage
 replaced      has its stage's digest, but no attempt runs and the profile or a limit of the spec has changed since
-spent         has its stage's digest, but was created before the stage was reset: its end no longer counts
+spent         has its stage's digest, but was created before the stage was reset, or its Pod outlives a failed attempt:
+              its end no longer counts
 stale         has a digest that no stage of the run has
 """
 
@@ -23,6 +24,9 @@ class Resets:
 
     prepares_again: bool = False
     """Whether prepare must check its inputs again, even if its Job is live."""
+
+    outlived: Collection[str] = ()
+    """Names of live Jobs whose Pod outlives an attempt that failed."""
 
     retry: str = ""
     """The unhandled retry token; a Job with it was created for this reset and counts. Empty if there is none."""
@@ -72,6 +76,8 @@ def _is_replaced(job: JobObservation, settings_of: Callable[[Stage], str]) -> bo
 
 
 def _is_spent(job: JobObservation, resets: Resets) -> bool:
+    if job.name in resets.outlived:
+        return True
     if resets.retry and job.retry == resets.retry:
         return False
     if job.state is JobState.LIVE:

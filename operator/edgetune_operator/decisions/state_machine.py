@@ -36,9 +36,11 @@ from edgetune_operator.api.objects import (
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import InvalidSpec
-from edgetune_operator.decisions.diagnosis import silent_wait, stuck_pod
+from edgetune_operator.api.spec_warnings import spec_warnings
+from edgetune_operator.decisions.diagnosis import look_at_overdue, silent_wait, stuck_pod
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
+from edgetune_operator.decisions.score_warnings import score_warnings
 
 # The watches do not show when a quota or a policy changes.
 _LOOK_AT_STALLED = timedelta(seconds=60)
@@ -72,6 +74,8 @@ class CreateJob:
 
     request: Request
     retry: str
+    failed_before: int = 0
+    """Failed attempts of the Jobs that this one replaces; they count towards the retry limit."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class View:
     publication: PublicationStatus | None
     progress: ProgressStatus | None
     handled_retry: str
+    warnings: tuple[str, ...] = ()
+    """Warnings about the whole run; those of stages are in the rows."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +145,19 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
     run.handle_requests(now)
     stage = run.next_stage()
     if stage is None:
-        return _plan(run, snapshot, now, (), _view(run, snapshot, *_judge_gates(run)))
+        return _plan(run, snapshot, now, _overdue(run, now), _view(run, snapshot, *_judge_gates(run)))
     row = run.rows[stage]
     if row.state is StageState.FAILED:
         view = _view(run, snapshot, Outcome.FAILED, row.reason, f"{stage}: {row.message}", stage)
-        return _plan(run, snapshot, now, _deletions(run, keep=None), view)
+        return _plan(run, snapshot, now, _deletions(run, now), view)
     if spec.suspend:
         message = f"spec.suspend is true; set it to false to continue with {stage}"
         view = _view(run, snapshot, Outcome.SUSPENDED, Reason.SUSPENDED, message, stage)
-        return _plan(run, snapshot, now, _deletions(run, keep=None), view)
-    actions: tuple[Action, ...] = _deletions(run, keep=run.job_name(stage))
+        return _plan(run, snapshot, now, _deletions(run, now), view)
+    actions: tuple[Action, ...] = _deletions(run, now, keep=run.job_name(stage))
     jobs = run.jobs
     if stage not in jobs.current and not jobs.terminating and not actions and not run.deferred_request:
-        actions = (CreateJob(run.request(stage), snapshot.retry_requested),)
+        actions = (CreateJob(run.request(stage), snapshot.retry_requested, row.failed_before),)
         run.start(stage, now)
     reason, message = _running_reason(run, run.rows[stage])
     stuck = stuck_pod(snapshot)
@@ -165,6 +171,7 @@ def _plan(run: RunState, snapshot: Snapshot, now: datetime, actions: tuple[Actio
     look_again = _earliest(
         _look_at_silence(snapshot, now),
         _look_at_stuck_pod(snapshot, now),
+        look_at_overdue(snapshot, now),
         _LOOK_AT_ENDED_JOB if run.awaits_pod_status else None,
         _look_at(view.outcome, view.reason),
     )
@@ -203,8 +210,12 @@ def _file_uris(spec: LoraFineTuneSpec) -> list[str]:
     return [path for path, uri in uris.items() if uri.startswith("file://")]
 
 
-def _deletions(run: RunState, keep: str | None) -> tuple[DeleteJob, ...]:
-    """Jobs to delete: live ones other than `keep`, and those whose stage runs again.
+def _overdue(run: RunState, now: datetime) -> tuple[DeleteJob, ...]:
+    return tuple(DeleteJob(name, why) for name, why in run.note_overdue_jobs(now).items())
+
+
+def _deletions(run: RunState, now: datetime, keep: str | None = None) -> tuple[DeleteJob, ...]:
+    """Jobs to delete: live ones other than `keep`, those whose stage runs again, and those that wait for nothing.
 
     The latter must be deleted in this pass: the next one would take their end for the end of the stage's new attempt.
     """
@@ -215,6 +226,7 @@ def _deletions(run: RunState, keep: str | None) -> tuple[DeleteJob, ...]:
     return (
         *(DeleteJob(job.name, "it is not part of the current run") for job in unwanted),
         *(DeleteJob(job.name, "the stage runs again") for job in (*jobs.replaced, *jobs.spent)),
+        *_overdue(run, now),
     )
 
 
@@ -224,6 +236,7 @@ def _view(
     """Content of the status: only the outputs of stages that are done."""
     done = {name for name, row in run.rows.items() if row.state is StageState.SUCCEEDED}
     previous_retry = snapshot.previous.last_handled_retry
+    scores = run.scores if Stage.EVALUATE in done else None
     return View(
         outcome=outcome,
         reason=reason,
@@ -233,11 +246,15 @@ def _view(
         store=run.store,
         resolved=run.resolved,
         artifacts=tuple(artifact for artifact in run.artifacts if artifact.stage in done),
-        scores=run.scores if Stage.EVALUATE in done else None,
+        scores=scores,
         edge=run.edge if Stage.EVALUATE in done else None,
         publication=run.publication if Stage.PUBLISH in done else None,
         progress=run.progress(stage) if stage is not None else None,
         handled_retry=previous_retry if run.deferred_request else snapshot.new_retry or previous_retry,
+        warnings=(
+            *score_warnings(run.spec, scores),
+            *spec_warnings(run.spec, run.rows[Stage.PREPARE].metrics if Stage.PREPARE in done else {}),
+        ),
     )
 
 
@@ -261,7 +278,7 @@ def _named(publication: PublicationStatus) -> str:
 
 
 def _running_reason(run: RunState, row: StageStatus) -> tuple[str, str]:
-    if row.state is StageState.PENDING and row.reason == Reason.REPLACED:
+    if row.state is StageState.PENDING and row.reason in (Reason.REPLACED, Reason.POD_OUTLIVED):
         return row.reason, f"{row.name}: {row.message}"
     if row.state is StageState.PENDING:
         return Reason.PENDING, f"{row.name}: waiting until an older Job of this object is gone"
@@ -274,13 +291,15 @@ def refused(decided: Plan, reason: str, message: str) -> Plan:
     waiting = {
         "state": StageState.PENDING,
         "job": "",
-        "attempts": 0,
         "started_at": None,
         "reason": reason,
         "message": message,
     }
     view = decided.view
-    rows = tuple(row.model_copy(update=waiting) if row.name is view.stage else row for row in view.rows)
+    rows = tuple(
+        row.model_copy(update={**waiting, "attempts": row.failed_before}) if row.name is view.stage else row
+        for row in view.rows
+    )
     outcome = Outcome.RUNNING if reason == Reason.PENDING else Outcome.BLOCKED
     message = f"{view.stage}: {message}"
     view = replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None)

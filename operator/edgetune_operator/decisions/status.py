@@ -24,7 +24,7 @@ from edgetune_operator.api.objects import (
 )
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.units import format_bytes, format_share
-from edgetune_operator.decisions.deletion import CLEANED_UP
+from edgetune_operator.decisions.deletion import CLEANED_UP, DeletionPlan
 from edgetune_operator.decisions.observe import Snapshot
 from edgetune_operator.decisions.state_machine import Outcome, View
 
@@ -74,7 +74,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         edge=view.edge,
         artifacts=view.artifacts,
         publication=view.publication,
-        warnings=tuple(warning for row in view.rows for warning in row.warnings)[:MAX_WARNINGS],
+        warnings=(*view.warnings, *(warning for row in view.rows for warning in row.warnings))[:MAX_WARNINGS],
         history=previous.history,
         display=_display(view, sizes),
     )
@@ -90,15 +90,15 @@ def _finished_at(outcome: Outcome, previous: str | None, time: str) -> str | Non
     return (previous or time) if outcome.is_final else None
 
 
-def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetime) -> dict[str, Any]:
-    """The whole status of an object that is deleted with its artifacts: what its runs recorded is kept.
+def project_deletion(snapshot: Snapshot, decided: DeletionPlan, now: datetime) -> dict[str, Any]:
+    """The whole status of a deleted object that still exists: what its runs recorded is kept.
 
     Args:
         snapshot: the previous status and the object's generation.
-        reason: CamelCase reason of the conditions.
-        message: what the deletion does or waits for.
+        decided: what the deletion does or waits for.
         now: time of the pass, with a time zone.
     """
+    reason, message = decided.reason, decided.message
     previous = snapshot.previous
     recorded = [
         (each.type, each.status, each.reason, each.message)
@@ -106,12 +106,14 @@ def project_deletion(snapshot: Snapshot, reason: str, message: str, now: datetim
         if each.type in STAGE_CONDITIONS
     ]
     drafts: list[_ConditionDraft] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
-    drafts.append((CLEANED_UP, "False", reason, message))
+    if reason != Reason.DELETED:
+        drafts.append((CLEANED_UP, "False", reason, message))
     stopped = {"state": StageState.PENDING, "reason": "", "message": ""}
     rows = (row.model_copy(update=stopped) if row.state is StageState.RUNNING else row for row in previous.stages)
     changes = {
         "observed_generation": snapshot.generation,
         "phase": Phase.DELETING,
+        "clean_up_job": decided.created or previous.clean_up_job,
         "conditions": _timed([*drafts, *recorded], snapshot, timestamp(now)),
         "progress": None,
         "stages": tuple(rows),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.process.workqueue import WorkQueue
 from edgetune_operator.reconcile import Cluster, DeletionPass, StaleRead, run_once
 
+# Others write an object at most some times a second: more conflicts in a row have another cause.
+_MANY_CONFLICTS = 10
 _CONFLICT_SECONDS = 1.0
 
 logger = logging.getLogger("edgetune")
@@ -62,6 +65,9 @@ class Controller:
         self._profiles = profiles
         self._owns = owns
         self._started: dict[Key, float] = {}
+        self._conflicts: Counter[Key] = Counter()
+        """Conflicts of each object since its last pass without one."""
+
         self._last_end: float | None = None
 
     def vitals(self) -> Vitals:
@@ -87,8 +93,9 @@ class Controller:
             try:
                 await self._pass(key)
             except StaleRead:
-                # The watch brings the change and triggers the next pass; the delay covers a change it already brought.
-                self._queue.add_after(key, _CONFLICT_SECONDS)
+                # The refused write has brought the present version into the cache.
+                self._conflicts[key] += 1
+                self._queue.add_after(key, 0.0 if self._conflicts[key] < _MANY_CONFLICTS else _CONFLICT_SECONDS)
                 telemetry.PASSES.labels(result="conflict").inc()
             except Exception as error:  # noqa: BLE001  logged; a worker must survive every error
                 self._fail(key, error)
@@ -103,6 +110,7 @@ class Controller:
         before = read_status(document) if document is not None else LoraFineTuneStatus()
         outcome = await run_once(self._cluster, key, self._profiles, datetime.now(UTC))
         self._queue.forget(key)
+        self._conflicts.pop(key, None)
         telemetry.PASSES.labels(result="changed" if outcome is not None and outcome.wrote_status else "unchanged").inc()
         if outcome is None or document is None:
             return

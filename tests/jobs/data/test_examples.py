@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
-from edgetune_jobs.data.examples import Example, Message, RowParser
+from edgetune_jobs.data.chat.messages import Message
+from edgetune_jobs.data.examples import Example, RowParser
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
+from edgetune_jobs.errors import InvalidInput
 from support.data_rows import dataset_spec
 
 PLACE = Place("rows.jsonl", Unit.LINE, 7)
+ROLES = "expected system, developer, user, assistant or tool"
 
 
 def parse(value: object, **options: Any) -> Example | BadRow:
@@ -32,7 +35,7 @@ def turn(role: object, content: object = "x") -> dict[str, object]:
     return {"role": role, "content": content}
 
 
-def test_extra_fields_are_ignored_and_strings_are_kept_unchanged() -> None:
+def test_extra_fields_are_no_part_of_an_example_and_strings_are_kept_unchanged() -> None:
     example = usable({"id": 3, "instruction": " a\n", "response": "\tb ", "more": [None]})
     assert example == Example(PLACE, (Message("user", " a\n"),), "\tb ", ())
 
@@ -125,18 +128,25 @@ def test_the_last_assistant_message_of_a_chat_is_the_response() -> None:
             [turn("user"), turn("system"), turn("assistant")],
             "'messages' has a system message that is not the first message",
         ),
-        ([turn("human"), turn("assistant")], "messages[0].role is 'human'; expected system, user or assistant"),
-        ([turn(1), turn("assistant")], "messages[0].role is a number; expected system, user or assistant"),
-        ([turn([]), turn("assistant")], "messages[0].role is a list; expected system, user or assistant"),
+        (
+            [turn("human"), turn("assistant")],
+            f"messages[0].role is 'human'; {ROLES}",
+        ),
+        (
+            [turn(1), turn("assistant")],
+            f"messages[0].role is a number; {ROLES}",
+        ),
+        (
+            [turn([]), turn("assistant")],
+            f"messages[0].role is a list; {ROLES}",
+        ),
         ([turn("user", None), turn("assistant")], "messages[0].content is empty"),
         ([turn("user"), turn("assistant", "")], "messages[1].content is empty"),
-        ([turn("user", [{"type": "text"}]), turn("assistant")], "messages[0].content is a list, not a string"),
+        ([turn("user", [{"type": "text"}]), turn("assistant")], "messages[0].content is empty"),
+        ([turn("user", {"text": "a"}), turn("assistant")], "messages[0].content is an object, not a string"),
         (["hello"], "messages[0] is a string, not an object with role and content"),
         ([{"role": "user"}], "messages[0] must have role and content"),
-        (
-            [{"from": "human", "value": "a"}],
-            "messages[0] must have role and content; rename from to role, and value to content",
-        ),
+        ([{"from": "human"}], "messages[0] must have role and content"),
     ],
 )
 def test_an_invalid_chat_has_a_reason(messages: object, expected: str) -> None:
@@ -155,3 +165,42 @@ def test_a_misspelled_keyword_field_is_found_only_if_the_right_name_is_missing()
     assert parser.probable_keyword_field(["keyword", "response"]) == "keyword"
     assert parser.probable_keyword_field(["expected_keyword", "keyword"]) is None
     assert parser.probable_keyword_field(["instruction", "note"]) is None
+
+
+def test_a_template_may_contain_any_column() -> None:
+    template, fields = "{task}: {instruction}\n{year}, {input text}", {"instruction": "question"}
+    row = {"question": "{input text}?", "response": "b", "task": "QA", "year": 2024, "input text": None, "more": 1}
+
+    example = usable(row, template=template, fields=fields)
+
+    assert example.columns == {"task": "QA", "year": "2024", "input text": ""}
+    assert example.question() != usable({**row, "year": 2025}, template=template, fields=fields).question()
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"instruction": "a", "response": "b", "inputs": "c"},
+            "spec.dataset.template has {input}, but there is no column 'input' "
+            "(found: 'instruction', 'response', 'inputs')",
+        ),
+        ({"instruction": "a", "response": "b", "input": ["c"]}, "'input' is a list, not a string or number"),
+        ({"instruction": "a", "response": "b", "input": True}, "'input' is a boolean, not a string or number"),
+        ({"instruction": "a", "response": "b", "input": float("inf")}, "'input' is a number, not a string or number"),
+        ({"instruction": "a", "response": "b", "input": "\x00"}, "'input' contains a NUL character"),
+    ],
+)
+def test_a_column_of_the_template_that_is_not_there_or_no_text_is_refused(
+    row: dict[str, object], expected: str
+) -> None:
+    assert reason(row, template="{instruction} {input}") == expected
+
+
+def test_a_template_with_the_response_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.dataset\.template has \{output\}, but that column is the response"):
+        RowParser(dataset_spec(template="{instruction} {output}", fields={"response": "output"}))
+
+
+def test_columns_of_the_template_have_no_meaning_in_other_formats() -> None:
+    assert "input" not in RowParser(dataset_spec(format="Text", template="{instruction} {input}")).wanted_fields

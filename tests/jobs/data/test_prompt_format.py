@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import DatasetSpec
-from edgetune_jobs.data.examples import Example, Message
+from edgetune_jobs.data.chat.messages import Message
+from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import Place
 from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids
@@ -78,3 +79,13 @@ def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="the prompt is empty"):
         answer(tmp_path, " \n", 8)
+
+
+def test_a_typed_prompt_needs_exactly_the_columns_of_the_template(tokenizer: Any) -> None:
+    shape = PromptFormat(template="{instruction}|{input}|", format="Instruction")
+
+    assert tokenizer.decode(prompt_ids(shape, tokenizer, "a", {"input": "{instruction}"})) == "a|{instruction}|"
+    with pytest.raises(InvalidInput, match=r"the model's template also has \{input\}; give its value"):
+        prompt_ids(shape, tokenizer, "a")
+    with pytest.raises(InvalidInput, match=r"has no \{year\} \(its columns besides the prompt: 'input'\)"):
+        prompt_ids(shape, tokenizer, "a", {"input": "b", "year": "c"})

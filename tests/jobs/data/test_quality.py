@@ -1,15 +1,17 @@
 """Splits by seed, and the warnings about sizes, duplicates, leaks and keywords."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetune_jobs.data.chat.messages import Message
 from edgetune_jobs.data.data_set import DataSet
-from edgetune_jobs.data.examples import Example, Message, RowParser
-from edgetune_jobs.data.quality import duplicate_rows, keyword_coverage, leaked_rows, size_advice
+from edgetune_jobs.data.examples import Example, RowParser
+from edgetune_jobs.data.quality import duplicate_rows, keyword_coverage, leaked_rows, size_advice, unused_columns
 from edgetune_jobs.data.readers.rows import Place, Unit
 from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.errors import InvalidInput
@@ -26,7 +28,7 @@ def rows(count: int) -> list[Example]:
 
 
 def data_set(examples: Sequence[Example], fields: Sequence[str] = ()) -> DataSet:
-    return DataSet(FIELD, list(examples), dict.fromkeys(fields))
+    return DataSet(FIELD, list(examples), Counter(fields))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,19 @@ def test_keywords_that_the_own_response_does_not_contain_are_counted() -> None:
     ]
 
 
+def test_keywords_that_responses_have_only_inside_longer_words_give_a_warning_of_their_own() -> None:
+    examples = [
+        row("q", response="The state is normal.", keywords=["no"], line=1),
+        row("q", response="De\u0301gradé: 12 bar", keywords=["dégrade\u0301", "12"], line=2),
+        row("q", response="120 bar", keywords=["12", "bar"], line=3),
+    ]
+
+    assert keyword_coverage(data_set(examples), examples, RowParser(dataset_spec())) == [
+        "2 evaluation rows expect a keyword that the row's own response contains only inside a longer word or number "
+        "(first: rows.jsonl line 1); it counts only with spec.evaluation.match: Substring"
+    ]
+
+
 def test_rows_without_keywords_give_a_warning_only_if_another_field_probably_has_them() -> None:
     parser = RowParser(dataset_spec())
     assert keyword_coverage(data_set(rows(2), ["instruction", "response"]), rows(2), parser) == []
@@ -113,3 +128,18 @@ def test_rows_without_keywords_give_a_warning_only_if_another_field_probably_has
         "no evaluation row has expected keywords, so the score is the exact match; "
         "if the field 'keywords' contains them, set spec.dataset.fields.expectedKeyword: 'keywords'"
     ]
+
+
+def test_unused_columns_of_all_rows_are_named_once_with_their_rows() -> None:
+    spec = dataset_spec()
+    train = DataSet(FIELD, fields=Counter({"instruction": 9, "response": 9, "input": 7, "id": 9}))
+    evaluation = DataSet("spec.dataset.eval", fields=Counter({"instruction": 1, "id": 1, "expected_keyword": 1}))
+
+    assert unused_columns([train, evaluation], RowParser(spec), spec) == [
+        "2 columns are not used: 'input' (7 rows), 'id' (10 rows); "
+        "a column is part of the prompt if spec.dataset.template has its name in braces"
+    ]
+    spec = dataset_spec(template="{instruction} {input} {id}")
+    assert unused_columns([train, evaluation], RowParser(spec), spec) == []
+    spec = dataset_spec(format="Text", template="Q: {instruction}")
+    assert unused_columns([], RowParser(spec), spec) == ["spec.dataset.template is not used by the format Text"]

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgetune_jobs.data.examples import Example, Message
+from edgetune_jobs.data.chat.messages import Message
+from edgetune_jobs.data.chat.renderers import renderer_for
+from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, Unit
-from edgetune_jobs.data.templates import renderer_for
 from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids
 from edgetune_jobs.errors import InvalidInput
 from support.data_rows import dataset_spec
@@ -99,15 +100,39 @@ def test_all_assistant_messages_are_learned_and_the_last_is_the_completion() -> 
     assert result.prompt.endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_only_the_last_answer_is_learned_if_the_template_rewrites_earlier_ones() -> None:
-    rewriting = CHAT_TEMPLATE.replace(
-        "{{ message['content'] }}",
-        "{% if message['role'] == 'assistant' and not loop.last %}…{% else %}{{ message['content'] }}{% endif %}",
-    )
-    tokenizer = make_tokenizer(chat_template=rewriting)
-    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    result = encoded(Example(PLACE, turns, "d"), tokenizer, format="Chat")
-    assert learned(result, tokenizer) == f"d{EOS}"
+DROPS_EARLIER_ANSWERS = CHAT_TEMPLATE.replace(
+    "{{ message['content'] }}",
+    "{% if message['role'] == 'assistant' and not loop.last %}…{% else %}{{ message['content'] }}{% endif %}",
+)
+EOS_AT_THE_END_ONLY = (
+    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (CHAT_TEMPLATE, f"<|im_start|>user\na{EOS}\n<|im_start|>assistant\n"),
+        (DROPS_EARLIER_ANSWERS, f"<|im_start|>user\na{EOS}\n<|im_start|>assistant\n"),
+        (EOS_AT_THE_END_ONLY, "[user]a[assistant]"),
+    ],
+    ids=["same text for earlier answers", "drops earlier answers", "EOS at the end only"],
+)
+def test_every_answer_is_learned_after_the_prompt_that_inference_sees(template: str, prompt: str) -> None:
+    tokenizer = make_tokenizer(chat_template=template)
+    tokenizing = ExampleTokenizer(tokenizer, PromptFormat.of(dataset_spec(format="Chat")), 512)
+    turns = (Message("user", "a"), Message("assistant", "first"), Message("user", "c"))
+    example = Example(PLACE, turns, "second")
+
+    results = [each for each in tokenizing.tokenize([example], each_answer=True) if isinstance(each, TokenizedExample)]
+
+    answers = "".join(learned(result, tokenizer) for result in results).replace("\n", "")
+    assert answers == f"first{EOS}second{EOS}"
+    assert tokenizer.decode(results[0].input_ids).startswith(f"{prompt}first{EOS}")
+    (asked,) = tokenizing.tokenize([example])
+    assert isinstance(asked, TokenizedExample)
+    assert tokenizer.decode(asked.completion_ids) == f"second{EOS}"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +174,9 @@ def test_the_whole_text_is_learned_in_the_format_text(adds_bos: bool) -> None:
 
 def test_braces_in_instruction_and_template_are_kept() -> None:
     tokenizer = make_tokenizer()
-    result = encoded(instruction("{response} {0} {instruction}", "y"), tokenizer, template="{a} {instruction} }{")
-    assert result.prompt == "{a} {response} {0} {instruction} }{"
+    template = '{"a": 1} {instruction} { b } }{ {} {c: d}'
+    result = encoded(instruction("{response} {0} {instruction}", "y"), tokenizer, template=template)
+    assert result.prompt == '{"a": 1} {response} {0} {instruction} { b } }{ {} {c: d}'
 
 
 def test_the_space_at_the_end_of_a_template_belongs_to_the_prompt() -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edgetune_contract.evaluation import Match
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_jobs.evaluation.scoring import (
     ReferenceAnswer,
@@ -31,6 +32,24 @@ def test_each_keyword_has_equal_weight_not_each_row() -> None:
 
 def test_keywords_in_other_scripts_are_compared_without_case() -> None:
     assert keyword_recall(["STRASSE ΣΊΣΥΦΟΣ"], [ReferenceAnswer("", ("straße", "σίσυφος"))]) == 1
+
+
+def test_keywords_inside_longer_words_and_numbers_count_only_as_substrings() -> None:
+    references = [ReferenceAnswer("", ("no",)), ReferenceAnswer("", ("12",)), ReferenceAnswer("", ("oil",))]
+    answers = ["it is normal", "120 bar", "the oil"]
+
+    assert keyword_recall(answers, references) == pytest.approx(1 / 3)
+    assert keyword_recall(answers, references, Match.SUBSTRING) == 1
+
+
+def test_composition_of_accents_changes_no_score() -> None:
+    composed, decomposed = "\u00c9tat: d\u00e9grad\u00e9", "E\u0301tat: de\u0301grade\u0301"
+    for answer, response in ((composed, decomposed), (decomposed, composed)):
+        references = [ReferenceAnswer(response, (response.split()[1], response))]
+
+        assert exact_match([answer], references) == 1
+        assert keyword_recall([answer], references) == 1
+        assert keyword_recall([answer], references, Match.SUBSTRING) == 1
 
 
 def test_rows_without_keywords_have_no_keyword_recall() -> None:

@@ -100,6 +100,12 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
             )
         ),
         ("profiles: [", "not valid YAML: while parsing"),
+        (
+            "a: &a [x, x]\n"
+            + "".join(f"{n}: &{n} [{f'*{p}, ' * 9}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)),
+            "has more than 50,000 values, which include those that aliases repeat",
+        ),
+        ("profiles: {default: {}, default: {}}", "not valid YAML: duplicate key 'default'"),
         ("", "the document: Input should be a valid dictionary"),
     ],
 )

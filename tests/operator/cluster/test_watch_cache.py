@@ -177,3 +177,58 @@ def test_a_pod_reported_after_its_job_was_deleted_is_removed_when_it_is_deleted(
     cache.remove(Kind.POD, pod(6, ended))
 
     assert cache.documents(Kind.POD) == []
+
+
+def test_a_job_that_loses_its_owner_leaves_its_object_at_once(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod", job_uid=f"uid-of-{JOB}").ended(0)))
+    orphan = job(4)
+    orphan["metadata"]["ownerReferences"] = []
+
+    assert cache.put(Kind.JOB, orphan) == KEY
+    assert (cache.jobs_of(OWNER), cache.pods_of(OWNER)) == ([], [])
+    assert cache.remove(Kind.JOB, orphan) is None
+
+
+def test_a_job_whose_deletion_is_the_first_news_of_its_lost_owner_is_removed(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    orphan = job(4)
+    del orphan["metadata"]["ownerReferences"]
+
+    assert cache.remove(Kind.JOB, orphan) == KEY
+    assert cache.jobs_of(OWNER) == []
+
+
+def test_a_job_that_another_object_takes_wakes_the_one_that_had_it(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    taken, stale = job(4), job(3)
+    taken["metadata"]["ownerReferences"][0]["uid"] = stale["metadata"]["ownerReferences"][0]["uid"] = "of-another"
+
+    assert cache.put(Kind.JOB, taken) == KEY
+    assert cache.put(Kind.JOB, job(2)) is None, "an older version does not bring it back"
+    assert cache.jobs_of(OWNER) == []
+    assert len(cache.jobs_of({"namespace": NAMESPACE, "uid": "of-another"})) == 1
+
+
+def test_a_pod_whose_label_is_changed_is_removed_when_it_is_deleted(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    cache.put(Kind.POD, pod(3, PodBuilder(JOB, "pod").running()))
+    relabelled = pod(4, PodBuilder(JOB, "pod").running())
+    relabelled["metadata"]["labels"] = {names.UID_LABEL: "of-another"}
+
+    assert cache.remove(Kind.POD, relabelled) == KEY
+    assert cache.pods_of(OWNER) == []
+
+
+def test_a_deleted_pod_counts_as_ended_by_its_stage_and_not_by_its_sidecar(cache: Cache) -> None:
+    cache.put(Kind.JOB, job(2))
+    ended = pod(3, PodBuilder(JOB, "ended").ended(0).outlived_by("istio-proxy"))
+    running = pod(4, PodBuilder(JOB, "running").running())
+    running["status"]["containerStatuses"].append({"name": "istio-proxy", "state": {"terminated": {"exitCode": 1}}})
+    for each in (ended, running):
+        cache.put(Kind.POD, each)
+        cache.remove(Kind.POD, each)
+
+    assert [(each["metadata"]["name"], each["status"]["phase"]) for each in cache.pods_of(OWNER)] == [
+        ("ended", "Failed")
+    ]

@@ -9,15 +9,17 @@ import pytest
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus, Phase, StageState
 from edgetune_operator.api.profiles import ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS
+from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS, CreateCleanUp
 from edgetune_operator.decisions.events import EventDraft, transitions
-from edgetune_operator.reconcile import StaleRead, run_once
+from edgetune_operator.decisions.job_manifests import render_clean_up
+from edgetune_operator.decisions.state_machine import DeleteJob
+from edgetune_operator.reconcile import StaleRead
 from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
+from support.golden import clean_up_request
 from support.scenario import PROFILE, Scenario
 
 
@@ -86,16 +88,74 @@ def test_an_object_with_an_invalid_spec_keeps_its_finalizer() -> None:
     assert scenario.cluster.document["metadata"]["finalizers"] == [names.FINALIZER]
 
 
-def test_a_deleted_object_without_our_finalizer_is_ignored(deletion: Deletion) -> None:
+@pytest.mark.parametrize("policy", ["Retain", "Delete"])
+def test_an_object_that_others_finalizers_hold_stops_its_stages_and_says_so(policy: str) -> None:
+    scenario = Deletion(lora_fine_tune().with_spec("deletionPolicy", policy))
+    scenario.advance_to(Stage.TRAIN)
+    train = scenario.live_job
+    scenario.change(scenario.builder.with_metadata(finalizers=["backup.example.com/copy"]))
+    scenario.delete()
+
+    first, second = scenario.step(), scenario.step()
+
+    assert [action.name for action in first.plan.actions if isinstance(action, DeleteJob)] == [train]
+    assert (second.plan.actions, second.wrote_status) == ((), False)
+    message = "deleted; the object is gone when its finalizers are removed: backup.example.com/copy"
+    assert scenario.status.phase is Phase.DELETING
+    assert scenario.condition("Ready") == ("False", "Deleted", message)
+    assert scenario.condition("CleanedUp") is None
+    assert scenario.status.progress is None
+
+
+def test_an_object_that_is_deleted_without_its_jobs_leaves_them() -> None:
+    scenario = Deletion(lora_fine_tune())
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_metadata(finalizers=["orphan"]))
+    scenario.delete()
+
+    assert scenario.step().plan.actions == ()
+
+
+def test_a_finished_job_that_somebody_made_under_the_clean_up_s_name_is_replaced(deletion: Deletion) -> None:
     deletion.delete()
-    deletion.change(deletion.builder.with_metadata(finalizers=["foregroundDeletion"]))
+    owner = deletion.cluster.document["metadata"]
+    stranger = render_clean_up(owner, PROFILE, clean_up_request(PROFILE))
+    asyncio.run(deletion.cluster.create_job(stranger))
+    deletion.end_clean_up(succeeded(removed_objects=1), complete)
 
-    done = asyncio.run(
-        run_once(deletion.cluster, Key("team-a", "sensor-faults"), deletion.profiles, deletion.cluster.now)
-    )
+    found, created = deletion.step(), deletion.step()
 
-    assert done is None
-    assert JOB not in deletion.cluster.jobs
+    assert [action for action in found.plan.actions if isinstance(action, DeleteJob)] != []
+    assert deletion.finalizers == [names.FINALIZER]
+    assert [type(action) for action in created.plan.actions] == [CreateCleanUp]
+    deletion.end_clean_up(succeeded(removed_objects=7), complete)
+    assert deletion.step().plan.message == "removed 7 objects (0 bytes)"
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_clean_up_whose_pod_lives_on_is_done_and_its_job_goes(deletion: Deletion, native: bool) -> None:
+    deletion.delete()
+    deletion.step()
+    ending = succeeded(removed_objects=7)
+    deletion.end_clean_up(lambda pod: ending(pod).outlived_by("istio-proxy", native=native), lambda job: job)
+
+    done = deletion.step()
+
+    assert done.plan.message == "removed 7 objects (0 bytes)"
+    assert [action.name for action in done.plan.actions if isinstance(action, DeleteJob)] == [JOB]
+
+
+def test_a_clean_up_that_fails_while_its_pod_lives_on_is_tried_again(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    deletion.end_clean_up(lambda pod: pod.ended(14).outlived_by("istio-proxy"), lambda job: job)
+    deletion.let_pass(timedelta(seconds=30))
+
+    replaced, again = deletion.step(), deletion.step()
+
+    assert [action.name for action in replaced.plan.actions if isinstance(action, DeleteJob)] == [JOB]
+    assert replaced.plan.message.endswith("an attempt failed and its Pod is still running container istio-proxy")
+    assert [type(action) for action in again.plan.actions] == [CreateCleanUp]
 
 
 def test_the_last_event_of_a_cleaned_up_object_has_the_figures(deletion: Deletion) -> None:
@@ -266,6 +326,7 @@ def test_the_deletion_continues_despite_a_status_that_another_version_wrote(dele
     deletion.delete()
     deletion.step()
     deletion.cluster.document["status"] = {"phase": "SomethingNew"}
+    deletion.step()  # deletes the Job, which is no longer known to be the object's
     deletion.step()
 
     deletion.end_clean_up(succeeded(), complete)

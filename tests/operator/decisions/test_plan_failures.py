@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
-from edgetune_operator.decisions.run_state import MAX_INTERRUPTIONS
+from edgetune_operator.decisions.diagnosis import MAX_INTERRUPTIONS
 from edgetune_operator.decisions.state_machine import Outcome
 from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario, created, deleted

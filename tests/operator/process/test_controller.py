@@ -49,10 +49,10 @@ class EventCluster(MemoryCluster):
             raise self.read_error
         return await super().read_object(key)
 
-    async def create_job(self, job: Mapping[str, Any]) -> None:
+    async def create_job(self, job: Mapping[str, Any]) -> str:
         if self.job_error is not None:
             raise self.job_error
-        await super().create_job(job)
+        return await super().create_job(job)
 
     async def write_status(self, owner: Mapping[str, Any], status: Mapping[str, Any]) -> None:
         await super().write_status(owner, status)

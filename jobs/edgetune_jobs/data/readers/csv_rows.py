@@ -1,10 +1,11 @@
 """Reads rows of .csv files: a header with the field names, commas, double quotes, UTF-8."""
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from edgetune_jobs.data.readers.rows import (
     MAX_ROW_BYTES,
@@ -12,9 +13,8 @@ from edgetune_jobs.data.readers.rows import (
     Place,
     RawRow,
     Unit,
-    foreign_encoding,
+    foreign_content,
     not_utf8,
-    wrong_encoding,
 )
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 from edgetune_jobs.wording import count
@@ -23,8 +23,8 @@ from edgetune_jobs.wording import count
 _ESCAPED_BYTES = range(0xDC80, 0xDD00)
 
 
-class _LineTooLong(Exception):
-    """A line is longer than the maximum of a row."""
+class _RecordTooLong(Exception):
+    """A record is longer than the maximum of a row."""
 
 
 def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[RawRow | BadRow]:
@@ -36,8 +36,8 @@ def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[Ra
         list_fields: fields whose cells may contain a JSON list.
     """
     with path.open("rb") as file:
-        if encoding := foreign_encoding(file.read(4)):
-            yield BadRow(Place(name), wrong_encoding(encoding))
+        if reason := foreign_content(file.read(32)):
+            yield BadRow(Place(name), reason)
             return
     csv.field_size_limit(MAX_ROW_BYTES)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
@@ -58,16 +58,19 @@ def read_csv(path: Path, name: str, list_fields: Collection[str]) -> Iterator[Ra
 
 def _records(text: TextIO, name: str) -> Iterator[tuple[Place, list[str]] | BadRow]:
     """The cells of each record with its first line; empty lines are skipped."""
-    reader = csv.reader(_bounded_lines(text), strict=True)
+    lines = _RecordLines(text)
+    reader = csv.reader(lines, strict=True)
     while True:
         place = Place(name, Unit.LINE, reader.line_num + 1)
+        lines.begin_record()
         try:
             cells = next(reader, None)
         except csv.Error as error:
             yield BadRow(place, f"invalid CSV: {error}")
             continue
-        except _LineTooLong:
-            yield BadRow(place, f"longer than {MAX_ROW_BYTES:,} bytes; the lines after it were not read")
+        except _RecordTooLong:
+            reason = f"longer than {MAX_ROW_BYTES:,} bytes; the lines after it were not read; is a quote not closed?"
+            yield BadRow(place, reason)
             return
         if cells is None:
             return
@@ -75,11 +78,28 @@ def _records(text: TextIO, name: str) -> Iterator[tuple[Place, list[str]] | BadR
             yield place, cells
 
 
-def _bounded_lines(text: TextIO) -> Iterator[str]:
-    while line := text.readline(MAX_ROW_BYTES + 1):
-        if len(line) > MAX_ROW_BYTES:
-            raise _LineTooLong
-        yield line
+class _RecordLines:
+    """The lines of a file; a record, which may have many lines, is bounded."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self._left = MAX_ROW_BYTES
+
+    def begin_record(self) -> None:
+        """The next line begins a record."""
+        self._left = MAX_ROW_BYTES
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._left + 1)
+        self._left -= len(line)
+        if self._left < 0:
+            raise _RecordTooLong
+        if not line:
+            raise StopIteration
+        return line
 
 
 def _check_header(columns: list[str]) -> str | None:
@@ -89,8 +109,8 @@ def _check_header(columns: list[str]) -> str | None:
     if len(columns) == 1 and (separator := next((mark for mark in ";\t|" if mark in columns[0]), None)):
         return f"the header {columns[0]!r} has {separator!r} and no commas; separate cells by commas"
     if len(set(columns)) != len(columns):
-        duplicate = next(column for column in columns if columns.count(column) > 1)
-        return f"duplicate field {duplicate!r} in the header"
+        duplicate = Counter(columns).most_common(1)[0][0]
+        return f"duplicate field {duplicate[:64]!r} in the header"
     return None
 
 

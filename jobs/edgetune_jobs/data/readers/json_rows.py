@@ -10,15 +10,19 @@ from edgetune_jobs.data.readers.rows import (
     Place,
     RawRow,
     Unit,
-    foreign_encoding,
+    foreign_content,
     not_utf8,
-    wrong_encoding,
 )
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 
 # A .json file is parsed as a whole, which takes several times its size in memory.
 MAX_JSON_BYTES = 2**30
 
+# So many values take 3 GB of memory, even if all of them are empty.
+MAX_JSON_VALUES = 30_000_000
+
+_HEAD_BYTES = 65_536
+_HEAD_LINES = 100
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -31,14 +35,40 @@ def read_jsonl(path: Path, name: str, max_row_bytes: int = MAX_ROW_BYTES) -> Ite
         max_row_bytes: maximum length of a line in bytes; longer lines are invalid.
     """
     with path.open("rb") as file:
+        if reason := foreign_content(file.read(32)) or _indented(file):
+            yield BadRow(Place(name), reason)
+            return
+        file.seek(0)
         for number, line in _lines(file, max_row_bytes):
-            place = Place(name, Unit.LINE, number)
-            if number == 1 and line is not None and (encoding := foreign_encoding(line)):
-                yield BadRow(Place(name), wrong_encoding(encoding))
-                return
-            row = _parse_line(place, line, max_row_bytes)
+            row = _parse_line(Place(name, Unit.LINE, number), line, max_row_bytes)
             if row is not None:
                 yield row
+
+
+def _indented(file: BinaryIO) -> str | None:
+    """Why the file is not one value per line, by its first two lines; None if they do not tell.
+
+    Otherwise each line of an indented list would be an error of its own.
+    """
+    file.seek(0)
+    lines = (file.readline(_HEAD_BYTES) for _ in range(_HEAD_LINES))
+    head = [line.strip() for line in lines if line.strip()][:2]
+    first = head[0].removeprefix(_BOM).lstrip() if head else b""
+    if not first.startswith((b"[", b"{")) or len(head) < 2 or _is_json(first) or _is_json(head[1]):
+        return None
+    if first.startswith(b"["):
+        return "this is one JSON list on several lines, not a value on each line; rename it to .json"
+    if len(first) < _HEAD_BYTES and not first.endswith((b"}", b"]")):
+        return "its JSON objects are on several lines; write each object on one line, or all of them as a list in .json"
+    return None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line.decode("utf-8"))
+    except (InvalidJson, UnicodeDecodeError):
+        return False
+    return True
 
 
 def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
@@ -52,13 +82,16 @@ def read_json(path: Path, name: str) -> Iterator[RawRow | BadRow]:
         yield BadRow(Place(name), f"larger than {MAX_JSON_BYTES >> 30} GiB; convert it to .jsonl, one object per line")
         return
     content = path.read_bytes().removeprefix(_BOM)
-    if encoding := foreign_encoding(content):
-        yield BadRow(Place(name), wrong_encoding(encoding))
+    if reason := foreign_content(content):
+        yield BadRow(Place(name), reason)
         return
     if not content.strip():
         return
     if not content.lstrip().startswith(b"["):
         yield from _read_objects(path, name, content)
+        return
+    if sum(content.count(mark) for mark in (b"[", b"{", b",")) > MAX_JSON_VALUES:
+        yield BadRow(Place(name), f"more than {MAX_JSON_VALUES:,} values; convert it to .jsonl, one object per line")
         return
     try:
         rows = parse_json(_decode(content))

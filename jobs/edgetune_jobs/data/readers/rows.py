@@ -1,6 +1,6 @@
 """Rows of a data file before validation, and rows that could not be read, with their places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,6 +40,12 @@ class RawRow:
             return self.columns
         return tuple(self.value) if isinstance(self.value, Mapping) else ()
 
+    @property
+    def filled(self) -> Iterator[str]:
+        """Names of the row's fields that have a value; those that were not read may have one."""
+        values = self.value if isinstance(self.value, Mapping) else {}
+        return (name for name in self.fields if name not in values or values[name] not in (None, "", []))
+
 
 @dataclass(frozen=True)
 class BadRow:
@@ -52,6 +58,16 @@ class BadRow:
 # A longer row means a broken file: 16 MiB of text are about 4 million tokens.
 MAX_ROW_BYTES = 16 * 2**20
 
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "is compressed by gzip; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd; unpack it"),
+    (b"BZh", "is compressed by bzip2; unpack it"),
+    (b"\xfd7zXZ", "is compressed by xz; unpack it"),
+    (b"PK\x03\x04", "is a ZIP archive or a spreadsheet; unpack it, or save the sheet as CSV"),
+    (b"PAR1", "is Parquet; rename it to .parquet"),
+    (b"ARROW1", "is Arrow; rename it to .arrow"),
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the data; run git lfs pull"),
+)
 _OTHER_ENCODINGS = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -60,14 +76,12 @@ _OTHER_ENCODINGS = (
 )
 
 
-def foreign_encoding(head: bytes) -> str | None:
-    """The encoding of the byte order mark at the head of a file, if it is not UTF-8."""
-    return next((name for mark, name in _OTHER_ENCODINGS if head.startswith(mark)), None)
-
-
-def wrong_encoding(encoding: str) -> str:
-    """Reason for a file in another encoding."""
-    return f"the file is encoded as {encoding}; save it as UTF-8"
+def foreign_content(head: bytes) -> str | None:
+    """The reason why a file is not text in UTF-8, by its first 32 bytes or more; None if they do not tell."""
+    for mark, encoding in _OTHER_ENCODINGS:
+        if head.startswith(mark):
+            return f"the file is encoded as {encoding}; save it as UTF-8"
+    return next((f"the file {what}" for mark, what in _OTHER_KINDS if head.startswith(mark)), None)
 
 
 def not_utf8(byte: int, position: str) -> str:

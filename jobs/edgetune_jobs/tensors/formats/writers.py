@@ -70,8 +70,8 @@ def _int8(
     def finish() -> int:
         writer.finish()
         folder = context.output / edge_format.artifact
-        dataset = context.request.parameters.dataset
-        streamed_model.write_companions(model, folder, dataset, quantization_config=quantization_config)
+        prompt_format = streamed_model.trained_prompt_format(context)
+        streamed_model.write_companions(model, folder, prompt_format, quantization_config=quantization_config)
         return writer.total_bytes + streamed_model.companion_bytes(folder)
 
     with SafetensorsWriter(plan_files(groups), context.streams, edge_format.artifact) as writer:
@@ -82,7 +82,7 @@ def _int8(
 def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWriter]:
     edge_format = EdgeFormat.GGUF_Q8_0
     folder = context.output / edge_format.artifact
-    streamed_model.write_companions(model, folder, context.request.parameters.dataset)
+    streamed_model.write_companions(model, folder, streamed_model.trained_prompt_format(context))
     config = model.layout.config
     with refusing(edge_format, context.request.parameters):
         layout = lay_out(config, {tensor.name: tensor.shape for tensor in model.weights.tensors})

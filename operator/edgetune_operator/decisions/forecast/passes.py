@@ -41,6 +41,9 @@ class Forecast:
     message: str
     """Why the forecast ends with this outcome."""
 
+    warnings: tuple[str, ...] = ()
+    """Warnings about the spec, and about the scores of stages that are kept."""
+
 
 class StoreView(Protocol):
     """The known content of the store."""
@@ -64,6 +67,7 @@ class RecordedStore:
     def __init__(self, status: LoraFineTuneStatus, present_store: str) -> None:
         """`present_store`: the profile's current store. If it is not that of the last run, its content is unknown."""
         self._publication = status.publication
+        self._scores = status.scores
         self._done = (
             {row.name: row.digest for row in status.stages if row.state is StageState.SUCCEEDED}
             if status.store in ("", present_store)
@@ -74,7 +78,8 @@ class RecordedStore:
         if self._done.get(stage) != digest:
             return None
         recorded = self._publication
-        return _result(stage, digest, Publication.model_validate(recorded.model_dump()) if recorded else None)
+        publication = Publication.model_validate(recorded.model_dump()) if recorded else None
+        return _result(stage, digest, publication, self._scores)
 
     def find_version(self, pin: str) -> str:
         return pin.ljust(_VERSION_DIGITS, "0")
@@ -120,7 +125,9 @@ def forecast(
         last=decided.view,
         is_store_asked=store is not None,
     )
-    return Forecast(explanation.stages(), tuple(created), decided.view.outcome, decided.view.message)
+    return Forecast(
+        explanation.stages(), tuple(created), decided.view.outcome, decided.view.message, decided.view.warnings
+    )
 
 
 def _next_snapshot(snapshot: Snapshot, decided: Plan, stages: "_Stages") -> Snapshot | None:
@@ -237,12 +244,12 @@ class _Stages:
         return Result(stage=Stage.PUBLISH, digest=digest, publication=publication)
 
 
-def _result(stage: Stage, digest: str, publication: Publication | None = None) -> Result:
+def _result(stage: Stage, digest: str, publication: Publication | None = None, scores: Scores | None = None) -> Result:
     """A result with everything that the stage must report."""
     reports = PIPELINE[stage].reports
     return Result(
         stage=stage,
         digest=digest,
-        scores=Scores() if reports == "scores" else None,
+        scores=(scores or Scores()) if reports == "scores" else None,
         publication=(publication or Publication(published=True, version=digest)) if reports == "publication" else None,
     )

@@ -9,6 +9,8 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.wording import count
 
 MOST_LISTED = 20
+# Reading on would only count: a file of another kind, or a bomb, can have thousands of millions of invalid rows.
+MOST_COUNTED = 10_000
 _LONGEST_REASON = 300
 
 
@@ -19,6 +21,11 @@ class RowErrors:
     total: int = 0
     listed: list[tuple[str, BadRow]] = field(default_factory=list)
     """Spec field of the data set, and the error."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many errors that reading on is of no use."""
+        return self.total >= MOST_COUNTED
 
     def add(self, spec_field: str, bad: BadRow) -> None:
         """Add an error."""
@@ -37,6 +44,8 @@ class RowErrors:
     def _heading(self) -> str:
         rows = count(self.total, "invalid row or file", "invalid rows or files")
         shown = f" (showing the first {MOST_LISTED})" if self.total > MOST_LISTED else ""
+        if self.is_full:
+            rows = f"at least {rows}, and was not read further"
         return f"the data has {rows}; fix or remove {'it' if self.total == 1 else 'them'}{shown}:"
 
     def _lines(self) -> Iterator[str]:
