@@ -207,6 +207,29 @@ def test_the_gauge_of_objects_has_the_current_phases_only(world: World) -> None:
     assert (before, objects("Pending"), objects("Training")) == ((1, 1), 1, None)
 
 
+def test_a_standby_makes_no_pass_and_counts_no_object_until_it_holds_the_lease(world: World) -> None:
+    owned: set[str] = set()
+    controller = Controller(world.cluster, world.cache, world.queue, {"default": PROFILE}, lambda name: name in owned)
+
+    async def scene() -> tuple[int, int]:
+        worker = asyncio.create_task(controller.work())
+        world.queue.add(KEY)
+        async with asyncio.timeout(10):
+            while len(world.queue):
+                await asyncio.sleep(0)
+            controller.count_phases()
+            before = world.cluster.reads
+            owned.add(KEY.namespace)
+            world.queue.add(KEY)
+            while not world.cluster.created:
+                await asyncio.sleep(0)
+        worker.cancel()
+        return before, world.cluster.reads
+
+    assert asyncio.run(scene()) == (0, 1)
+    assert REGISTRY.get_sample_value("edgetune_objects", {"phase": "Pending"}) is None
+
+
 @asynccontextmanager
 async def api_server(port: int, cache: Cache) -> AsyncIterator[KubernetesCluster]:
     """A cluster whose API server is at a port of this machine."""
