@@ -25,8 +25,8 @@ def stream_answer(
         columns: values of the template's other columns.
 
     Raises:
-        InvalidInput: the folder has no model of edgetune, or the prompt is empty or too long for the model, or the template
-            has other columns.
+        InvalidInput: the folder has no model of edgetune, or the prompt is empty or too long for the model, or the
+            template has other columns.
     """
     prompt_format = PromptFormat.read(model)
     if not prompt.strip():
