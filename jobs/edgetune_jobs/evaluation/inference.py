@@ -1,6 +1,7 @@
 """Greedy answers and losses of a causal language model, in batches."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ TokenIds = Sequence[int]
 _MOST_TOKENS = 16_384
 # Bounds the memory of logits while losses are computed: 1 GiB in float32.
 _MOST_LOGITS = 2**28
+# Names of position tables in transformers: embed_positions, position_embeddings, wpe, positions_embed.
+_POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions?|positions?_embed(ding)?s?)(\.|$)")
 
 
 def greedy_answers(
@@ -28,22 +31,31 @@ def greedy_answers(
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """Greedy answer to each prompt, up to EOS or `max_new_tokens`, in the order of the prompts.
+    """Greedy answer to each prompt, up to EOS, `max_new_tokens` or the model's last position, in the order of the
+    prompts.
 
     Prompts of similar length share a batch, padded on the left; `on_rows` gets the size of each finished batch.
     """
     import torch
 
     settings = greedy_settings(model, tokenizer, max_new_tokens)
+    limit = position_limit(model)
     answers = [""] * len(prompts)
 
     def answer(rows: Sequence[int]) -> None:
-        ids, mask = _pad_left([prompts[row] for row in rows], tokenizer.pad_token_id, model.device)
-        with torch.inference_mode():
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            answers[row] = text
+        # Rows near the last position end at different lengths, and a batch continues until its last row ends.
+        by_room: dict[int, list[int]] = {}
+        for row in rows:
+            by_room.setdefault(room_for_answer(len(prompts[row]), max_new_tokens, limit), []).append(row)
+        for room, group in by_room.items():
+            ids, mask = _pad_left([prompts[row] for row in group], tokenizer.pad_token_id, model.device)
+            with torch.inference_mode():
+                output = model.generate(
+                    input_ids=ids, attention_mask=mask, generation_config=settings, max_new_tokens=room
+                )
+            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            for row, text in zip(group, texts, strict=True):
+                answers[row] = text
 
     for count in in_batches(answer, [len(prompt) + max_new_tokens for prompt in prompts], batch_size):
         on_rows(count)
@@ -81,6 +93,34 @@ def mean_loss(
     for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
         on_rows(count)
     return total / tokens if tokens else None
+
+
+def position_limit(model: "PreTrainedModel") -> int | None:
+    """The number of positions for which a model has learned or stored embeddings; None if positions are computed.
+
+    Beyond it, the model fails with an index error. Rotary and relative positions are computed.
+    """
+    from torch import nn
+
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    tables = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and _POSITION_TABLE.search(name) and module.num_embeddings >= positions
+    ]
+    tables += [
+        buffer.shape[0]
+        for name, buffer in model.named_buffers()
+        if _POSITION_TABLE.search(name) and buffer.dim() == 2 and buffer.shape[0] == positions
+    ]
+    return min(positions, *tables) if tables else None
+
+
+def room_for_answer(prompt_tokens: int, max_new_tokens: int, limit: int | None) -> int:
+    """Maximum number of tokens of an answer: fewer than `max_new_tokens` if the positions end before, at least 1."""
+    return max_new_tokens if limit is None else max(1, min(max_new_tokens, limit - prompt_tokens))
 
 
 def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> Any:

@@ -25,7 +25,8 @@ def stream_answer(
         columns: values of the template's other columns.
 
     Raises:
-        InvalidInput: the folder has no model of edgetune, or the prompt is empty, or the template has other columns.
+        InvalidInput: the folder has no model of edgetune, or the prompt is empty or too long for the model, or the
+            template has other columns.
     """
     prompt_format = PromptFormat.read(model)
     if not prompt.strip():
@@ -37,11 +38,16 @@ def stream_answer(
     from transformers import TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = torch.tensor([prompt_ids(prompt_format, tokenizer, prompt, columns)], device=device)
+    tokens = prompt_ids(prompt_format, tokenizer, prompt, columns)
+    limit = inference.position_limit(loaded)
+    if limit is not None and len(tokens) >= limit:
+        raise InvalidInput(f"the prompt has {len(tokens):,} tokens, but the model has {limit:,} positions; shorten it")
+    room = inference.room_for_answer(len(tokens), max_new_tokens, limit)
+    ids = torch.tensor([tokens], device=device)
     options: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "generation_config": inference.greedy_settings(loaded, tokenizer, max_new_tokens),
+        "generation_config": inference.greedy_settings(loaded, tokenizer, room),
         "streamer": streamer,
     }
     failure: list[BaseException] = []

@@ -23,6 +23,7 @@ from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
+from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ class _Evaluation:
     answers: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     rows_done: int = 0
+    position_limit: int | None = None
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
         """Load a model, score it on all rows, and free its memory."""
@@ -67,6 +69,7 @@ class _Evaluation:
         tokenizer = loading.load_tokenizer(tokenizer_folder, label)
         model = load()
         rows, answers = self.rows, None
+        self.position_limit = inference.position_limit(model)
         if not rows.is_text:
             answers = inference.greedy_answers(
                 model,
@@ -92,6 +95,19 @@ class _Evaluation:
         self.seconds[name] = monotonic() - began
         del model
         loading.free_memory()
+
+    def shortened_answers(self) -> tuple[str, ...]:
+        """A warning if the models' positions end before some answers may have max_new_tokens."""
+        longest, limit = self.context.request.parameters.evaluation.max_new_tokens, self.position_limit
+        rooms = [inference.room_for_answer(len(prompt), longest, limit) for prompt in self.rows.prompt_ids]
+        short = [room for room in rooms if room < longest]
+        if self.rows.is_text or not short or limit is None:
+            return ()
+        return (
+            f"spec.evaluation.maxNewTokens: the base model has {limit:,} learned positions, so "
+            f"{count(len(short), 'answer ends', 'answers end')} after at most {max(short):,} tokens instead of "
+            f"{longest:,} (the shortest after {min(short):,}); use shorter prompts, or another base model",
+        )
 
     def _advance(self, rows: int) -> None:
         self.rows_done += rows
@@ -134,7 +150,9 @@ def run(context: StageContext) -> StageOutput:
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / EVALUATION, evaluation)
-    measured = budget.measure_models(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
+    measured = budget.measure_models(
+        context, budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
+    )
     return _report(evaluation, device, measured)
 
 
@@ -225,4 +243,5 @@ def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Me
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
     metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": loading.peak_memory_bytes(device)}
     facts = {"device": loading.describe_device(device), "decoding": "greedy"}
-    return StageOutput((EVALUATION,), metrics, facts, measured.warnings, scores=scores, edge=measured.measurement)
+    warnings = (*evaluation.shortened_answers(), *measured.warnings)
+    return StageOutput((EVALUATION,), metrics, facts, warnings, scores=scores, edge=measured.measurement)

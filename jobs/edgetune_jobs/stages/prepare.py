@@ -27,9 +27,11 @@ from edgetune_jobs.models.trial.model import try_model
 from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
 from edgetune_jobs.training.preparation_report import Preparation, training_figures, truncation_warning
+from edgetune_jobs.training.rehearsal import rehearse_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +73,7 @@ def run(context: StageContext) -> StageOutput:
     about_base = (*implementation_warnings(base.config), *try_model(trial, base.folder, base.tensors))
     tokenizer = _load_tokenizer(base)
     check_formats(base, lambda: tokenizer, parameters)
+    unchecked = _rehearse(base, tokenizer, context)
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
     bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
     tokenizing = _Tokenizing(context, bounded, row_errors)
@@ -99,6 +102,7 @@ def run(context: StageContext) -> StageOutput:
             *quality.repeated_conversations(len(rows.train), train.examples),
             *differing_context(prompt_format, rows.train),
             *truncation_warning(train, max_length),
+            *unchecked,
         ),
     )
     write_report(tokenizing.folder, preparation.report())
@@ -133,7 +137,25 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, parameters, longest)
     check_formats(base, lambda: _load_tokenizer(base), parameters)
+    if not _is_known(base):
+        _rehearse(base, _load_tokenizer(base), context)
     return training_figures(targets, parameters, estimate_training(base, targets, parameters, longest))
+
+
+def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", context: StageContext) -> tuple[str, ...]:
+    """Warnings of a rehearsed training; nothing for the model types that the tests of every release train.
+
+    Raises:
+        InvalidInput: a library refuses to train the model with this spec.
+    """
+    if _is_known(base):
+        return ()
+    context.progress.say("checking that the libraries can train this model")
+    return rehearse_training(base, tokenizer, context.request.parameters, context.scratch)
+
+
+def _is_known(base: BaseModel) -> bool:
+    return base.config.get("model_type") in KNOWN_TYPES
 
 
 def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":

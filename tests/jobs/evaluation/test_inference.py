@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgetune_jobs.evaluation import inference
 from edgetune_jobs.models import loading
@@ -53,6 +54,50 @@ def test_texts_without_prompt_leave_out_their_first_token(model: Any) -> None:
 
 def test_without_a_token_to_predict_there_is_no_loss(model: Any) -> None:
     assert inference.mean_loss(model, [[]], [[4]], pad_token_id=2, batch_size=1) is None
+
+
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 400}
+WITH_POSITION_TABLES: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32},
+    "gpt_neo": {"num_heads": 2, "attention_types": [[["global"], 1]]},
+    "gpt_bigcode": {},
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8, "num_attention_heads": 4},
+    "biogpt": {"intermediate_size": 32},
+}
+
+
+def made(model_type: str, **sizes: Any) -> Any:
+    config = AutoConfig.for_model(model_type, **{**SIZES, "max_position_embeddings": 24, **sizes})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("model_type", WITH_POSITION_TABLES)
+def test_answers_end_at_the_last_position_of_the_model(model_type: str, tokenizer: Any) -> None:
+    model = made(model_type, **WITH_POSITION_TABLES[model_type])
+    prompts = [[7] * length for length in (23, 22, 14, 4, 3)]
+
+    assert inference.position_limit(model) == 24
+    answers = inference.greedy_answers(model, tokenizer, prompts, max_new_tokens=8, batch_size=5)
+
+    assert answers == [
+        inference.greedy_answers(model, tokenizer, [prompt], max_new_tokens=min(8, 24 - len(prompt)), batch_size=1)[0]
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "bloom", "falcon", "gpt_neox", "mamba", "xglm"])
+def test_computed_positions_are_no_limit(model_type: str) -> None:
+    sizes = {"intermediate_size": 32, "d_model": 32, "attention_heads": 2, "num_layers": 1, "ffn_dim": 32}
+
+    assert inference.position_limit(made(model_type, **sizes)) is None
+
+
+def test_an_answer_has_room_up_to_the_last_position() -> None:
+    rooms = [inference.room_for_answer(tokens, 8, 24) for tokens in (2, 16, 17, 23, 24)]
+
+    assert rooms == [8, 8, 7, 1, 1]
+    assert inference.room_for_answer(1000, 8, None) == 8
 
 
 def test_answers_are_in_row_order_and_equal_for_any_batch_size(model: Any, tokenizer: Any) -> None:

@@ -43,10 +43,16 @@ def check_measurable(parameters: Parameters) -> None:
         raise InvalidInput(f"{_FIELD}: {problem}; or remove {_FIELD}")
 
 
-def median_prompt(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Token ids of the prompt of median length; for texts without prompts, of the text of median length."""
+def median_prompt(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], position_limit: int | None = None
+) -> tuple[int, ...]:
+    """Token ids of the prompt of median length; for texts without prompts, of the text of median length.
+
+    The end is cut off if the models have too few positions for it and the answer.
+    """
     rows = sorted((prompt or completion for prompt, completion in zip(prompts, completions, strict=True)), key=len)
-    return tuple(rows[len(rows) // 2])
+    median = rows[len(rows) // 2]
+    return tuple(median if position_limit is None else median[: max(1, position_limit - _NEW_TOKENS)])
 
 
 def measure_models(context: StageContext, prompt: Sequence[int]) -> Measured:

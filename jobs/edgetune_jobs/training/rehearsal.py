@@ -1,0 +1,162 @@
+"""Rehearses in seconds what the libraries check at the start of training, on a model without weights.
+
+The model is built on torch's meta device at its full size, gets the adapter, and goes through the trainer's
+constructor. What a library refuses is then known before a GPU is requested. Only refusals of the libraries count:
+anything else that fails may be due to the meta device, and is only said.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetune_contract.spec import Parameters, Precision
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
+from edgetune_jobs.models.inspection import BaseModel
+from edgetune_jobs.models.libraries import load_config, prepare_libraries
+from edgetune_jobs.training import recipe
+from edgetune_jobs.wording import some
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TARGETS_FIELD = "spec.lora.targetModules"
+# The field that a message of peft, trl or transformers is about, by a word of the message.
+_FIELDS = (
+    ("lora_dropout", "spec.lora.dropout"),
+    ("target", _TARGETS_FIELD),
+    ("checkpointing", "spec.training.gradientCheckpointing"),
+    ("padding", "spec.training.packing"),
+    ("packing", "spec.training.packing"),
+)
+_ADVICE = {
+    "spec.lora.dropout": "set it to 0, or leave the experts out of spec.lora.targetModules",
+    "spec.training.gradientCheckpointing": "set it to false",
+}
+_PEFT_PREFIX = re.compile(r"^\[PEFT:[^\]]*\]\s*")
+_LONGEST_REASON = 300
+_MOST_NAMES = 24
+
+
+def rehearse_training(
+    base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, scratch: Path
+) -> tuple[str, ...]:
+    """Check that transformers, peft and trl accept the base model with this spec.
+
+    Args:
+        base: the model, whose configuration fits its tensors.
+        tokenizer: the base's.
+        parameters: of the run.
+        scratch: folder for the trainer's files.
+
+    Returns:
+        A warning if the libraries could not be asked.
+
+    Raises:
+        InvalidInput: a library refuses; the message names the field of the spec and has the library's reason.
+    """
+    prepare_libraries()
+    try:
+        _rehearse(base, tokenizer, parameters, scratch)
+    except InvalidInput:
+        raise
+    except Exception as error:  # noqa: BLE001 - the meta device can fail in any way where a real one does not
+        return (
+            f"{BASE_FIELD}: whether training accepts this model could not be checked before it starts: "
+            f"{_reason(error)}",
+        )
+    return ()
+
+
+def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, scratch: Path) -> None:
+    with _refusing(BASE_FIELD):
+        model = _build(base)
+    targets = recipe.find_targets(model, parameters.lora)
+    try:
+        trainer = _make_trainer(model, tokenizer, parameters, targets, scratch)
+        if parameters.training.gradient_checkpointing:
+            trainer.model.activation_checkpointing_enable()
+    except ValueError as error:
+        reason = _reason(error)
+        field = next((field for word, field in _FIELDS if word in reason.lower()), BASE_FIELD)
+        advice = _other_targets(base, parameters, targets.requested) if field == _TARGETS_FIELD else _ADVICE.get(field)
+        raise InvalidInput(
+            f"{field}: the libraries do not train {type(model).__name__} like this: {reason}"
+            f"{f'; {advice}' if advice else ''}"
+        ) from error
+    recipe.check_trainable(trainer.model, targets, parameters.lora)
+
+
+def _build(base: BaseModel) -> "PreTrainedModel":
+    """The base model on the meta device: all modules and shapes, no weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(base.folder), dtype=torch.float32)
+    return model
+
+
+def _make_trainer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    parameters: Parameters,
+    targets: recipe.Targets,
+    scratch: Path,
+) -> Any:
+    from datasets import Dataset
+
+    from edgetune_jobs.training.loop import AdapterTrainer
+
+    class MetaTrainer(AdapterTrainer):
+        def _move_model_to_device(self, model: Any, device: Any) -> Any:  # noqa: ARG002 - there is nothing to move
+            return model
+
+    ids = [tokenizer.eos_token_id] * 2
+    return MetaTrainer(
+        model=model,
+        args=recipe.sft_config(
+            parameters.training,
+            Precision.FP32,
+            parameters.training.micro_batch_size,
+            on_gpu=False,
+            folder=scratch / "rehearsal",
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": [ids], "labels": [ids]}),
+        processing_class=tokenizer,
+        peft_config=recipe.lora_config(parameters.lora, targets),
+        base=parameters.base_model,
+        checkpoints=None,
+        parts=(),
+    )
+
+
+def _other_targets(base: BaseModel, parameters: Parameters, requested: Sequence[str]) -> str:
+    """Advice with the target modules that peft does not refuse, each tried alone."""
+    from peft import get_peft_model
+
+    accepted = []
+    for target in requested:
+        alone = recipe.Targets((target,), (), 0)
+        try:
+            get_peft_model(_build(base), recipe.lora_config(parameters.lora, alone))
+        except ValueError:
+            continue
+        accepted.append(target)
+    return f"list the others: [{some(accepted, _MOST_NAMES)}]" if accepted else "use another base model"
+
+
+@contextmanager
+def _refusing(field: str) -> Iterator[None]:
+    """Convert a library's refusal into an error about a field of the spec."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise InvalidInput(f"{field}: transformers cannot build this model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """A library's message in one line."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return _PEFT_PREFIX.sub("", message)[:_LONGEST_REASON].rstrip(". ")
