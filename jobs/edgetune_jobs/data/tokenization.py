@@ -219,7 +219,7 @@ def runtime_adds_bos(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenize
     text = prompt_format.template if prompt_format.format is RowFormat.INSTRUCTION else ""
     if not renderer.adds_special_tokens:
         try:
-            text = renderer.wrap("a")
+            text = renderer.wrap("a", {})
         except CannotRender:  # a chat template that needs more than one message from the user
             return True
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

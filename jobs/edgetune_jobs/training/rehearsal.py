@@ -128,6 +128,7 @@ def _make_trainer(
         peft_config=recipe.lora_config(parameters.lora, targets),
         base=parameters.base_model,
         checkpoints=None,
+        parts=(),
     )
 
 
