@@ -1,7 +1,8 @@
 """Several edge formats in one run: one pass over the weights, and every format is scored."""
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support import families
 from support.answers import answer
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
+from support.tiny_tokenizer import make_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +34,10 @@ class Tuned:
     adapter: Path
     merged: Path
 
-    def quantize(self, folder: Path, formats: list[str], *, keep: bool = True) -> tuple[StageOutput, StageContext]:
-        parameters = tiny_parameters(quantization={"formats": formats}, merge={"keep": keep})
+    def quantize(
+        self, folder: Path, formats: list[str], *, keep: bool = True, **sections: Any
+    ) -> tuple[StageOutput, StageContext]:
+        parameters = tiny_parameters(quantization={"formats": formats}, merge={"keep": keep}, **sections)
         inputs = {"merged": self.merged} if keep else {"base": self.base, "adapter": self.adapter}
         context = stage_context(Stage.QUANTIZE, parameters, folder, inputs)
         return quantize.run(context), context
@@ -130,3 +134,19 @@ def test_edge_models_in_other_formats_answer_prompts(tuned: Tuned, tmp_path: Pat
 
     for edge_format in (EdgeFormat.GGUF_Q8_0, EdgeFormat.COMPRESSED_TENSORS_W8A8):
         assert answer(context.output / edge_format.artifact, "pump 7", max_new_tokens=3) == expected
+
+
+@pytest.mark.parametrize(("start", "adds_bos"), [("", True), ("<s>", False)])
+def test_llama_cpp_adds_bos_unless_the_template_has_it(
+    tuned: Tuned, tmp_path: Path, start: str, adds_bos: bool
+) -> None:
+    from gguf import GGUFReader
+
+    make_tokenizer(adds_bos=True).save_pretrained(shutil.copytree(tuned.merged, tmp_path / "merged"))
+    dataset = {"train": {"uri": "s3://b/x.jsonl"}, "template": f"{start}{{instruction}}\n"}
+    edited = replace(tuned, merged=tmp_path / "merged")
+
+    _, context = edited.quantize(tmp_path / "quantize", ["GGUF-Q8_0"], dataset=dataset)
+
+    (file,) = (context.output / "edge-gguf-q8_0").glob("*.gguf")
+    assert bool(GGUFReader(file).fields["tokenizer.ggml.add_bos_token"].contents()) is adds_bos

@@ -200,6 +200,20 @@ def test_prompts_longer_than_the_limit_are_refused(workplace: Workplace) -> None
     )
 
 
+def test_a_token_that_template_and_tokenizer_both_add_is_used_once_and_said_once(workplace: Workplace) -> None:
+    make_tokenizer(adds_bos=True).save_pretrained(workplace.folder / "base")
+
+    output, folder = workplace.run(dataset={"template": "<s>{instruction}\n"})
+
+    tokens = [row["input_ids"][:2] for row in table(folder, "train.parquet")]
+    bos = tokens[0][0]
+    assert all(first == bos != second for first, second in tokens)
+    assert [warning for warning in output.warnings if "BOS" in warning] == [
+        "300 examples begin with the same token (BOS) from two places, the template or the row and the tokenizer: it "
+        "is used once, in training, evaluation and inference"
+    ]
+
+
 def test_leaked_and_duplicate_rows_are_warnings(workplace: Workplace) -> None:
     workplace.write("train.jsonl", [*instruction_rows(20), *instruction_rows(2)])
     output, _ = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(5)))

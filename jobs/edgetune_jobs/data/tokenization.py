@@ -6,6 +6,7 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from edgetune_contract.spec import RowFormat
 from edgetune_jobs.data.chat.renderers import Renderer, Span, renderer_for
 from edgetune_jobs.data.chat.template import CannotRender
 from edgetune_jobs.data.examples import Example
@@ -38,6 +39,9 @@ class TokenizedExample:
     reference: str
     """The answer to compare with: the response, or its text by the chat template if it has tool calls or reasoning."""
 
+    had_repeated_start: bool = False
+    """Whether tokens such as BOS came from two places, the text and the tokenizer; one of them was left out."""
+
     @property
     def input_ids(self) -> list[int]:
         """Tokens of prompt and response."""
@@ -59,7 +63,7 @@ class ExampleTokenizer:
 
     The text is tokenized as a whole, as trl does, if the tokens of each prefix are also a prefix of all tokens;
     otherwise each span is tokenized alone. In both cases, the prompt's tokens are those of the prompt alone, which is
-    what the model sees at inference. BOS is first if the tokenizer adds it; EOS is last, once.
+    what the model sees at inference. BOS is first, once, if the text or the tokenizer has it; EOS is last, once.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, max_length: int) -> None:
@@ -76,6 +80,7 @@ class ExampleTokenizer:
         self._renderer = renderer_for(prompt_format, tokenizer)
         self._max_length = max_length
         self._leading_ids = _leading_ids(tokenizer, self._renderer)
+        self._bos: int | None = tokenizer.bos_token_id
         self._eos = int(tokenizer.eos_token_id)
 
     @property
@@ -120,7 +125,9 @@ class ExampleTokenizer:
     ) -> TokenizedExample | BadRow:
         pieces = self._pieces(spans, ids_of)
         # Leading tokens such as BOS belong to the prompt, or to the text if there is no prompt.
-        pieces[0] = [*self._leading_ids, *pieces[0]]
+        start = _begin_once(self._leading_ids, pieces[0], self._bos)
+        had_repeated_start = len(start) < len(self._leading_ids) + len(pieces[0])
+        pieces[0] = start
         prompt_ids: list[int] = []
         prompt_mask: list[int] = []
         for span, ids in zip(spans[:-1], pieces[:-1], strict=True):
@@ -138,6 +145,7 @@ class ExampleTokenizer:
             prompt_mask=prompt_mask,
             full_length=len(prompt_ids) + len(completion_ids),
             reference=self._reference(example, completion_ids),
+            had_repeated_start=had_repeated_start,
         )
 
     def _reference(self, example: Example, completion_ids: Sequence[int]) -> str:
@@ -159,6 +167,8 @@ class ExampleTokenizer:
         """Tokens that end in EOS. Chat templates end a turn with EOS themselves, often followed by a line break."""
         for index in range(len(ids) - 1, -1, -1):
             if ids[index] == self._eos:
+                while index and ids[index - 1] == self._eos:
+                    index -= 1
                 return ids[: index + 1]
             if str(self._tokenizer.decode(ids[index:])).strip():
                 break
@@ -195,7 +205,34 @@ def prompt_ids(
         text = renderer.wrap(prompt, columns)
     except CannotRender as error:
         raise InvalidInput(f"cannot render the prompt: {error}") from error
-    return [*_leading_ids(tokenizer, renderer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return _begin_once(_leading_ids(tokenizer, renderer), ids, tokenizer.bos_token_id)
+
+
+def runtime_adds_bos(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a runtime may add BOS to each wrapped prompt, as the tokenizer does: it then begins as in training.
+
+    It may not if a template of the spec has BOS itself, which would then be there twice; or if the tokenizer's chat
+    template has none, because chats are tokenized without it. Runtimes know chat templates that have BOS, and add none.
+    """
+    renderer = renderer_for(prompt_format, tokenizer)
+    text = prompt_format.template if prompt_format.format is RowFormat.INSTRUCTION else ""
+    if not renderer.adds_special_tokens:
+        try:
+            text = renderer.wrap("a", {})
+        except CannotRender:  # a chat template that needs more than one message from the user
+            return True
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    has_bos = bool(ids) and ids[0] == tokenizer.bos_token_id
+    return not has_bos if renderer.adds_special_tokens else has_bos
+
+
+def _begin_once(leading: Sequence[int], ids: Sequence[int], bos: int | None) -> list[int]:
+    """Token ids after the tokens that the tokenizer adds before a text, which are there once even if both have them."""
+    whole = list(ids) if list(ids[: len(leading)]) == list(leading) else [*leading, *ids]
+    while len(whole) > 1 and whole[0] == whole[1] == bos:
+        del whole[0]
+    return whole
 
 
 def _prefixes(spans: Sequence[Span]) -> list[str]:

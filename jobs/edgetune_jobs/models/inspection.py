@@ -35,6 +35,8 @@ from edgetune_jobs.wording import count, some
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")
 # Their layers are Conv1D, whose weights are transposed; adapters for Conv1D are not supported.
 _TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
+# Vocabularies of the libraries sentencepiece and tiktoken, which no image has: tokenizer.json is made from them.
+_UNCONVERTED = ("tokenizer.model", "spiece.model")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -188,6 +190,12 @@ def _check_config(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise InvalidInput(f"spec.baseModel: {CONFIG} has no architectures; save the model with save_pretrained")
+    if any(isinstance(config.get(part), Mapping) for part in ("vision_config", "audio_config")):
+        raise InvalidInput(
+            f"spec.baseModel: {CONFIG} has the multimodal architecture {architectures[0][:128]!r}, but Edgetune trains "
+            "text models; save its text part as a model of its own (docs/base-models.md has the lines for it), and use "
+            "that"
+        )
     if not architectures[0].endswith(_CAUSAL_LM):
         raise InvalidInput(
             f"spec.baseModel: {CONFIG} has the unsupported architecture {architectures[0][:128]!r}; use a causal "
@@ -209,6 +217,13 @@ def _check_tokenizer(model: ModelFolder) -> None:
         raise InvalidInput(
             f"{model.label} has no tokenizer (none of {', '.join(VOCABULARIES)}); "
             "save one into this folder with tokenizer.save_pretrained"
+        )
+    unconverted = next((name for name in _UNCONVERTED if name in model.sizes), None)
+    if not any(name in model.sizes for name in VOCABULARIES if name not in _UNCONVERTED) and unconverted:
+        raise InvalidInput(
+            f"{model.label} has {unconverted} but no tokenizer.json, which Edgetune reads: make it once, where the "
+            "packages transformers, sentencepiece, protobuf and tiktoken are installed, with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     if TOKENIZER_CONFIG in model.sizes and read_json(model, TOKENIZER_CONFIG).get(CODE_FIELD):
         raise _refused_code(TOKENIZER_CONFIG)

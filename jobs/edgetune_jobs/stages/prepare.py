@@ -32,6 +32,7 @@ from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.training.memory_estimate import estimate_training
 from edgetune_jobs.training.preparation_report import Preparation, training_figures, truncation_warning
 from edgetune_jobs.training.rehearsal import rehearse_training
+from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,6 +103,7 @@ def run(context: StageContext) -> StageOutput:
             *quality.repeated_conversations(len(rows.train), train.examples),
             *differing_context(prompt_format, rows.train),
             *truncation_warning(train, max_length),
+            *tokenizing.notes(),
             *unchecked,
         ),
     )
@@ -228,6 +230,17 @@ class _Tokenizing:
         self._row_errors = row_errors
         self._done = 0
         self._total = 0
+        self._repeated_starts = 0
+
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the tokens of the rows that were written."""
+        if not self._repeated_starts:
+            return ()
+        return (
+            f"{count(self._repeated_starts, 'example begins', 'examples begin')} with the same token (BOS) from "
+            "two places, the template or the row and the tokenizer: it is used once, in training, evaluation and "
+            "inference",
+        )
 
     def check(self, *data_sets: DataSet | None) -> None:
         """Find rows that cannot be tokenized, without writing anything."""
@@ -247,13 +260,13 @@ class _Tokenizing:
         return train, evaluation
 
     def _begin(self, total: int) -> None:
-        self._done, self._total = 0, total
+        self._done, self._total, self._repeated_starts = 0, total, 0
         self._context.progress.say("tokenizing")
 
     def _encode(
         self, examples: Sequence[Example], spec_field: str, writer: RowWriter | None, *, each_answer: bool = False
     ) -> TokenCount:
-        count = TokenCount()
+        tokens = TokenCount()
         for begin in range(0, len(examples), _ROWS_AT_A_TIME):
             if self._context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while tokenizing; the next attempt starts again")
@@ -264,12 +277,13 @@ class _Tokenizing:
                     self._row_errors.add(spec_field, example)
                 else:
                     usable.append(example)
-                    count.add(example)
+                    self._repeated_starts += example.had_repeated_start
+                    tokens.add(example)
             if writer is not None:
                 writer.write(usable)
             self._done += len(batch)
             self._context.progress.update(self._done, self._total, "rows")
-        return count
+        return tokens
 
 
 def _check_fit(
@@ -280,7 +294,7 @@ def _check_fit(
     Raises:
         InvalidInput: a token ID, also that of the pad token, is beyond its embedding, or a sequence is too long for it.
     """
-    largest = max(count.largest_id for count in counts)
+    largest = max(each.largest_id for each in counts)
     if base.vocabulary is not None and largest >= base.vocabulary:
         raise InvalidInput(
             f"spec.baseModel: its tokenizer produces token {largest}, but its embedding has {base.vocabulary:,} rows: "
@@ -292,7 +306,7 @@ def _check_fit(
             f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token in the "
             f"embedding, such as {tokenizer.eos_token}, or remove it"
         )
-    _check_positions(base, parameters, max(count.longest_kept for count in counts))
+    _check_positions(base, parameters, max(each.longest_kept for each in counts))
 
 
 def _check_positions(base: BaseModel, parameters: Parameters, longest_example: int) -> None:

@@ -13,7 +13,7 @@ from edgetune_jobs.data.chat.renderers import renderer_for
 from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, Unit
-from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids
+from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample, prompt_ids, runtime_adds_bos
 from edgetune_jobs.errors import InvalidInput
 from support.data_rows import dataset_spec
 from support.tiny_tokenizer import CHAT_TEMPLATE, make_tokenizer
@@ -81,6 +81,61 @@ def test_bos_of_a_chat_template_is_not_added_twice() -> None:
     tokenizer = make_tokenizer(adds_bos=True, chat_template="{{ bos_token }}" + CHAT_TEMPLATE)
     result = encoded(instruction("x", "y"), tokenizer, template="ChatTemplate")
     assert result.input_ids.count(tokenizer.bos_token_id) == 1
+
+
+WITH_BOS = "<s>### Instruction:\n{instruction}\n\n### Response:\n"
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [
+        (instruction("x", "y"), {"template": WITH_BOS}),
+        (instruction("x", "y"), {"template": f"<s>{WITH_BOS}"}),
+        (instruction("<s>x", "y"), {"template": "{instruction}\n"}),
+        (Example(PLACE, (), "<s>a text"), {"format": "Text"}),
+        (instruction("x", "y"), {"template": "ChatTemplate"}),
+    ],
+)
+def test_bos_from_text_and_tokenizer_is_there_once(adds_bos: bool, example: Example, options: dict[str, Any]) -> None:
+    tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template="<s>{{ bos_token }}" + CHAT_TEMPLATE)
+
+    result = encoded(example, tokenizer, **options)
+
+    assert result.input_ids[0] == tokenizer.bos_token_id
+    assert result.input_ids.count(tokenizer.bos_token_id) == 1
+    comes_twice = adds_bos or options.get("template") in (f"<s>{WITH_BOS}", "ChatTemplate")
+    assert result.had_repeated_start is comes_twice
+    if example.prompt and not example.prompt[0].content.startswith("<s>"):
+        prompt_format = PromptFormat.of(dataset_spec(**options))
+        assert prompt_ids(prompt_format, tokenizer, "x") == result.prompt_ids
+
+
+def test_bos_from_one_place_is_not_reported() -> None:
+    assert not encoded(instruction("x", "y"), make_tokenizer(adds_bos=True)).had_repeated_start
+
+
+def test_several_eos_at_the_end_of_a_response_are_one() -> None:
+    tokenizer = make_tokenizer()
+    assert learned(encoded(instruction("x", f"a{EOS}{EOS}"), tokenizer), tokenizer) == f"a{EOS}"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "options", "adds"),
+    [
+        (None, {}, True),
+        (None, {"template": WITH_BOS}, False),
+        (CHAT_TEMPLATE, {"template": "ChatTemplate"}, False),
+        ("{{ bos_token }}" + CHAT_TEMPLATE, {"template": "ChatTemplate"}, True),
+        (None, {"format": "Text"}, True),
+    ],
+)
+def test_a_runtime_adds_bos_only_where_training_had_it_from_the_tokenizer(
+    chat_template: str | None, options: dict[str, str], adds: bool
+) -> None:
+    tokenizer = make_tokenizer(adds_bos=True, chat_template=chat_template)
+
+    assert runtime_adds_bos(PromptFormat.of(dataset_spec(**options)), tokenizer) is adds
 
 
 def test_a_chat_template_wraps_instruction_rows() -> None:

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_jobs.data.tokenization import runtime_adds_bos
 from edgetune_jobs.models import gguf_loading, loading
 from edgetune_jobs.models.folder import GENERATION_CONFIG
 from edgetune_jobs.stage import StageContext
@@ -88,6 +90,8 @@ def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWrit
         layout = lay_out(config, {tensor.name: tensor.shape for tensor in model.weights.tensors})
         tokenizer = loading.load_tokenizer(folder)
         vocabulary = describe_vocabulary(tokenizer, config.vocab_size, _other_eos_ids(folder, tokenizer.eos_token_id))
+        if not runtime_adds_bos(PromptFormat.of(context.request.parameters.dataset), tokenizer):
+            vocabulary = replace(vocabulary, add_bos=False)
     header = make_header(layout, vocabulary, context.request.name, context.scratch)
     with GgufEncoder(layout, header, context.streams, f"{edge_format.artifact}/{gguf_loading.FILE}") as encoder:
         yield EdgeWriter(
