@@ -1,6 +1,7 @@
 """The cases of /work/shared/cases: what was silently lost or undone is used, refused, or named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,70 @@ def test_05_a_training_of_one_step_learns(tmp_path: Path, llama: Path) -> None:
     weights = load_file(case.artifact("adapter") / "adapter_model.safetensors")
     assert trained.metrics["steps"] == 1
     assert all(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_06_alpacas_input_is_in_the_prompt(tmp_path: Path, llama: Path) -> None:
+    verbs = ("Translate into German", "Shorten", "Write in capitals")
+    rows = [
+        {"instruction": f"{verb} (job {i}).", "input": f"pump number {i}", "output": f"result {i}"}
+        for i in range(4)
+        for verb in verbs
+    ]
+    template = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+    case = Case(tmp_path, llama, rows, {"dataset": {"fields": {"response": "output"}, "template": template}})
+
+    case.run(Stage.PREPARE)
+
+    for text, learned in case.prepared_texts():
+        assert "### Input:\npump number " in text
+        assert learned.startswith("result ")
+
+
+CHAT_ROWS: list[dict[str, Any]] = [
+    {
+        "tools": [{"type": "function", "function": {"name": "level", "parameters": {}}}],
+        "messages": [
+            {"role": "user", "content": f"Open valve {i}"},
+            {"role": "assistant", "content": f"WRONG {i}", "weight": 0},
+            {"role": "user", "content": "again"},
+            {"role": "assistant", "content": "First answer."},
+            {"role": "user", "content": "and then?"},
+            {
+                "role": "assistant",
+                "reasoning_content": "thinking",
+                "content": "I look it up.",
+                "tool_calls": [{"id": "a", "type": "function", "function": {"name": "level", "arguments": "{}"}}],
+            },
+        ],
+    }
+    for i in range(12)
+]
+TEMPLATE_OF_ALL_FIELDS = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content %}({{ message.reasoning_content }}) {% endif %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %} CALL {{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_07_chat_rows_are_used_with_every_field_and_every_answer_is_learned(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", SMALL, chat_template=TEMPLATE_OF_ALL_FIELDS)
+    case = Case(tmp_path, base, CHAT_ROWS, {"dataset": {"format": "Chat"}})
+
+    case.run(Stage.PREPARE)
+
+    learned = "\n".join(learned for _, learned in case.prepared_texts())
+    assert all("level" in text.split("<|im_start|>user")[0] for text, _ in case.prepared_texts())
+    assert "First answer." in learned
+    assert "(thinking) I look it up. CALL level" in learned
+    assert "WRONG" not in learned
+
+
+def test_07_fields_that_the_chat_template_does_not_use_are_refused_by_line(tmp_path: Path, llama: Path) -> None:
+    case = Case(tmp_path, llama, CHAT_ROWS, {"dataset": {"format": "Chat"}})
+
+    message = case.refusal(Stage.PREPARE)
+
+    assert "train.jsonl line" in message
+    assert "the base model's chat template does not use tools" in message
