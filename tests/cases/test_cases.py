@@ -93,3 +93,26 @@ def test_07_fields_that_the_chat_template_does_not_use_are_refused_by_line(tmp_p
 
     assert "train.jsonl line" in message
     assert "the base model's chat template does not use tools" in message
+
+
+def test_03_answers_end_at_the_last_learned_position_which_is_said(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 192, "num_hidden_layers": 2}
+    base = make_base(tmp_path / "base", "opt", {**sizes, "num_attention_heads": 4, "max_position_embeddings": 64})
+    sections = {"training": {"maxSteps": 1, "maxLength": 64}, "evaluation": {"maxNewTokens": 40}}
+    case = Case(tmp_path, base, sections=sections)
+
+    done = case.run_up_to(Stage.EVALUATE)
+
+    assert done[Stage.EVALUATE].scores is not None
+    warnings = [text for output in done.values() for text in output.warnings]
+    assert any("spec.evaluation.maxNewTokens" in text and "64 learned positions" in text for text in warnings)
+
+
+def test_04_all_linear_layers_of_a_mamba_type_are_refused_in_prepare_with_the_librarys_reason(tmp_path: Path) -> None:
+    mamba = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+    case = Case(tmp_path, make_base(tmp_path / "base", "falcon_h1", {**SMALL, **mamba}))
+
+    message = case.refusal(Stage.PREPARE)
+
+    assert "spec.lora.targetModules" in message
+    assert "out_proj" in message
