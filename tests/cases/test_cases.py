@@ -1,6 +1,7 @@
 """The cases of /work/shared/cases: what was silently lost or undone is used, refused, or named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,57 +28,91 @@ def test_05_a_training_of_one_step_learns(tmp_path: Path, llama: Path) -> None:
     assert all(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
 
 
-def test_06_columns_of_the_template_are_filled_in_and_the_others_named(tmp_path: Path, llama: Path) -> None:
-    rows = [{"instruction": "Shorten.", "input": f"pump {i}", "output": f"result {i}", "id": i} for i in range(12)]
+def test_06_alpacas_input_is_in_the_prompt(tmp_path: Path, llama: Path) -> None:
+    verbs = ("Translate into German", "Shorten", "Write in capitals")
+    rows = [
+        {"instruction": f"{verb} (job {i}).", "input": f"pump number {i}", "output": f"result {i}"}
+        for i in range(4)
+        for verb in verbs
+    ]
     template = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-    dataset = {"fields": {"response": "output"}, "template": template}
-    case = Case(tmp_path, llama, rows, {"dataset": dataset})
+    case = Case(tmp_path, llama, rows, {"dataset": {"fields": {"response": "output"}, "template": template}})
 
-    prepared = case.run(Stage.PREPARE)
+    case.run(Stage.PREPARE)
 
-    wholes = {whole for whole, _ in case.prepared_texts()}
-    assert len(wholes) == 11
-    assert wholes < {
-        f"### Instruction:\nShorten.\n\n### Input:\npump {i}\n\n### Response:\nresult {i}<|im_end|>" for i in range(12)
-    }
-    assert any(warning.startswith("1 column is not used: 'id' (12 rows)") for warning in prepared.warnings)
+    for text, learned in case.prepared_texts():
+        assert "### Input:\npump number " in text
+        assert learned.startswith("result ")
 
 
-_TOOL = {"type": "function", "function": {"name": "level", "parameters": {}}}
-_CALL = {"id": "a", "type": "function", "function": {"name": "level", "arguments": "{}"}}
-_CONVERSATIONS = [
+CHAT_ROWS: list[dict[str, Any]] = [
     {
-        "tools": [_TOOL],
+        "tools": [{"type": "function", "function": {"name": "level", "parameters": {}}}],
         "messages": [
             {"role": "user", "content": f"Open valve {i}"},
             {"role": "assistant", "content": f"WRONG {i}", "weight": 0},
             {"role": "user", "content": "again"},
-            {"role": "assistant", "reasoning_content": "think", "content": "I look it up.", "tool_calls": [_CALL]},
+            {"role": "assistant", "content": "First answer."},
+            {"role": "user", "content": "and then?"},
+            {
+                "role": "assistant",
+                "reasoning_content": "thinking",
+                "content": "I look it up.",
+                "tool_calls": [{"id": "a", "type": "function", "function": {"name": "level", "arguments": "{}"}}],
+            },
         ],
     }
     for i in range(12)
 ]
-_TOOLS_TEMPLATE = (
-    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TEMPLATE_OF_ALL_FIELDS = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content %}({{ message.reasoning_content }}) {% endif %}{{ message.content }}"
+    "{% for call in message.tool_calls or [] %} CALL {{ call.function.name }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-@pytest.mark.parametrize("uses_tools", [False, True])
-def test_07_everything_that_is_said_is_learned_or_the_row_refused(
-    tmp_path: Path, llama: Path, uses_tools: bool
-) -> None:
-    base = make_base(tmp_path / "base", "llama", SMALL, chat_template=_TOOLS_TEMPLATE) if uses_tools else llama
-    case = Case(tmp_path, base, _CONVERSATIONS, {"dataset": {"format": "Chat"}})
+def test_07_chat_rows_are_used_with_every_field_and_every_answer_is_learned(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "llama", SMALL, chat_template=TEMPLATE_OF_ALL_FIELDS)
+    case = Case(tmp_path, base, CHAT_ROWS, {"dataset": {"format": "Chat"}})
 
-    if not uses_tools:
-        assert "train.jsonl lines 1, 2" in (refusal := case.refusal(Stage.PREPARE))
-        assert "the base model's chat template does not use tools" in refusal
-        return
     case.run(Stage.PREPARE)
-    assert {learned for _, learned in case.prepared_texts()} == {
-        "<think>think</think>I look it up.<call>level {}<|im_end|>"
-    }
-    assert all(whole.startswith('TOOLS [{"type": "function"') for whole, _ in case.prepared_texts())
+
+    learned = "\n".join(learned for _, learned in case.prepared_texts())
+    assert all("level" in text.split("<|im_start|>user")[0] for text, _ in case.prepared_texts())
+    assert "First answer." in learned
+    assert "(thinking) I look it up. CALL level" in learned
+    assert "WRONG" not in learned
+
+
+def test_07_fields_that_the_chat_template_does_not_use_are_refused_by_line(tmp_path: Path, llama: Path) -> None:
+    case = Case(tmp_path, llama, CHAT_ROWS, {"dataset": {"format": "Chat"}})
+
+    message = case.refusal(Stage.PREPARE)
+
+    assert "train.jsonl line" in message
+    assert "the base model's chat template does not use tools" in message
+
+
+def test_03_answers_end_at_the_last_learned_position_which_is_said(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 192, "num_hidden_layers": 2}
+    base = make_base(tmp_path / "base", "opt", {**sizes, "num_attention_heads": 4, "max_position_embeddings": 64})
+    sections = {"training": {"maxSteps": 1, "maxLength": 64}, "evaluation": {"maxNewTokens": 40}}
+    case = Case(tmp_path, base, sections=sections)
+
+    done = case.run_up_to(Stage.EVALUATE)
+
+    assert done[Stage.EVALUATE].scores is not None
+    warnings = [text for output in done.values() for text in output.warnings]
+    assert any("spec.evaluation.maxNewTokens" in text and "64 learned positions" in text for text in warnings)
+
+
+def test_04_all_linear_layers_of_a_mamba_type_are_refused_in_prepare_with_the_librarys_reason(tmp_path: Path) -> None:
+    mamba = {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+    case = Case(tmp_path, make_base(tmp_path / "base", "falcon_h1", {**SMALL, **mamba}))
+
+    message = case.refusal(Stage.PREPARE)
+
+    assert "spec.lora.targetModules" in message
+    assert "out_proj" in message
