@@ -77,7 +77,7 @@ def make_kind(folder: Path, model_type: str, **fields: Any) -> Path:
 
     tokenizer = make_tokenizer()
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = AutoConfig.for_model(model_type, **{**_SIZES, "vocab_size": len(tokenizer), **ids, **fields})
+    config = AutoConfig.for_model(model_type, **{**_SIZES, "vocab_size": len(tokenizer) + 9, **ids, **fields})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)

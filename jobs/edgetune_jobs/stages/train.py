@@ -17,6 +17,7 @@ from edgetune_jobs.errors import (
     OutOfGpuMemory,
     StageError,
     TrainingDiverged,
+    is_from_library,
     is_out_of_gpu_memory,
 )
 from edgetune_jobs.evaluation.inference import mean_loss
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from edgetune_jobs.training.loop import AdapterTrainer, CheckpointPart, StepWatch
+
+
+# What peft, trl and models raise if they do not support a model: each in its own way, before the first step has ended.
+_LIBRARY_ERRORS = (AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,13 @@ def run(context: StageContext) -> StageOutput:
             raise
         fitted = training is not None and training.watch.has_stepped
         raise _out_of_memory(setup, context.checkpoints, fitted=fitted) from error
+    except _LIBRARY_ERRORS as error:
+        if (training is not None and training.watch.has_stepped) or not is_from_library(error):
+            raise
+        raise InvalidInput(
+            f"spec.baseModel: the libraries cannot train this model with these layers: {' '.join(str(error).split())}; "
+            "list other layers in spec.lora.targetModules, or use another base model"
+        ) from error
     return _save(context, setup, training, resumed_from)
 
 
