@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def try_type(model_type: str) -> Row:
     finally:
         shutil.rmtree(folder)
     known = row.get(COLUMNS[0], "")
-    return {column: row.get(column, f"not reached: {known}"[:_LONGEST_CELL]) for column in COLUMNS}
+    return {column: row.get(column, f"not reached: {known}"[:_LONGEST_CELL].strip()) for column in COLUMNS}
 
 
 def _fill(row: Row, folder: Path, base: Path) -> None:
@@ -105,7 +106,7 @@ def _fill(row: Row, folder: Path, base: Path) -> None:
         if method == "LoRA" and adapter is not None:
             row[method] = "trained (as QLoRA)"
             continue
-        done = _try(row, method, lambda name=method: _train(folder / name, base, name))
+        done = _try(row, method, partial(_train, folder / method, base, method))
         adapter = done or adapter
     if adapter is None:
         return
@@ -114,7 +115,7 @@ def _fill(row: Row, folder: Path, base: Path) -> None:
         return
     row["merge"] = "merged"
     for each in EdgeFormat:
-        edge = _try(row, each, lambda name=each: _quantize(folder / name, base, merged, name))
+        edge = _try(row, each, partial(_quantize, folder / each, base, merged, each))
         if each is EdgeFormat.GGUF_Q8_0:
             if edge is None:
                 row[LLAMA_CPP] = "no GGUF file"
@@ -122,7 +123,7 @@ def _fill(row: Row, folder: Path, base: Path) -> None:
                 row[LLAMA_CPP] = "not tried: llama.cpp was not built where the sweep ran"
             else:
                 os.environ["PYTHONPATH"] = str(packages)
-                _try(row, LLAMA_CPP, lambda file=edge: _load(folder, file))
+                _try(row, LLAMA_CPP, partial(_load, folder, edge))
 
 
 def _llama_cpp() -> Path | None:
@@ -148,7 +149,7 @@ def cell_of(error: Exception, otherwise: str = _BUG) -> str:
     # Each cell would repeat the format and the same advice.
     words = words.rpartition("does not support this model: ")[2].partition("; remove the format")[0]
     kind = "refused" if isinstance(error, StageError) else f"{otherwise} ({type(error).__name__})"
-    return f"{kind}: {words}"[:_LONGEST_CELL]
+    return f"{kind}: {words}"[:_LONGEST_CELL].strip()
 
 
 def _parameters(folder: Path, **sections: Any) -> Parameters:
