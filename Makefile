@@ -101,7 +101,7 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@$(BIN)/python tests/bench/bench_edge_models.py
 	@$(BIN)/python tests/bench/bench_operator.py
 
-sweep: .venv/dev ## Try 65 model types with every method and format, and write docs/model-types.md (an hour or more)
+sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (an hour or more)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/sweep/sweep_models.py
 

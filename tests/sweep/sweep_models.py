@@ -104,7 +104,7 @@ def _fill(row: Row, folder: Path, base: Path) -> None:
     adapter = None
     for method in ("QLoRA", "LoRA"):
         if method == "LoRA" and adapter is not None:
-            row[method] = "trained (as QLoRA)"
+            row[method] = "not tried: QLoRA trains it"
             continue
         done = _try(row, method, partial(_train, folder / method, base, method))
         adapter = done or adapter
