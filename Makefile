@@ -20,7 +20,7 @@ define compile_constraints
 @cmp -s .venv/constraints.txt constraints.txt || cp .venv/constraints.txt constraints.txt
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check generate upgrade bench format clean clean-cache
+.PHONY: help demo test coverage programs e2e cluster cluster-down check generate upgrade bench sweep format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -101,6 +101,10 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@$(BIN)/python tests/bench/bench_edge_models.py
 	@$(BIN)/python tests/bench/bench_operator.py
 	@$(BIN)/python tests/bench/bench_operator_scale.py
+
+sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (an hour or more)
+	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/sweep/sweep_models.py
 
 format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .

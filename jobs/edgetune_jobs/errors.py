@@ -11,6 +11,7 @@
 A message says what happened, where, and what to do.
 """
 
+import traceback
 from typing import ClassVar
 
 from edgetune_contract.stages import ExitCode
@@ -85,3 +86,11 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
     )
     is_cudas = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_GPU_MEMORY)
     return is_torchs_own or is_cudas
+
+
+def is_from_library(error: BaseException) -> bool:
+    """Whether code outside of Edgetune raised an error."""
+    innermost = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        innermost = frame.f_globals.get("__name__", "")
+    return innermost.partition(".")[0] != __name__.partition(".")[0]

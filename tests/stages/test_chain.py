@@ -15,6 +15,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.evaluation.text_generation import stream_answer
 from edgetune_jobs.models import loading
+from edgetune_jobs.models.quantization.coverage import int8_linears
 from edgetune_jobs.models.tuned_model import load_tuned, merge_adapter
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
@@ -159,7 +160,7 @@ def test_rounding_the_base_to_nf4_gives_the_exact_values_that_qlora_dequantizes(
 
     count = loading.round_to_nf4(plain)
 
-    layers = list(loading.quantizable_linears(plain))
+    layers = list(int8_linears(plain))
     assert count == len(layers) == 14
     for name, layer in layers:
         weight = packed[name].weight

@@ -65,7 +65,9 @@ def evaluated(
 ) -> StageOutput:
     """Output of evaluate for a tiny model with an edge budget."""
     folder = tmp_path_factory.mktemp("budget")
-    parameters = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens": 1, "edge": LIMITS})
+    parameters = tiny_parameters(
+        training={"maxSteps": 1, "warmupRatio": 0}, evaluation={"maxNewTokens": 1, "edge": LIMITS}
+    )
     adapter = train(folder / "train", parameters, random_base, few_rows).adapter
     inputs = {"base": random_base, "prepared": few_rows, "adapter": adapter, "edge-bnb-int8": random_base}
     return evaluate.run(stage_context(Stage.EVALUATE, parameters, folder / "evaluate", inputs, progress=progress))

@@ -12,7 +12,7 @@ from edgetune_jobs.stages import evaluate
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters, train
 
-PARAMETERS = tiny_parameters(training={"maxSteps": 1}, evaluation={"maxNewTokens": 1})
+PARAMETERS = tiny_parameters(training={"maxSteps": 1, "warmupRatio": 0}, evaluation={"maxNewTokens": 1})
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import InvalidInput, TrainingDiverged
+from edgetune_jobs.models import adapter_layers
 from edgetune_jobs.stages import merge, quantize
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters, train
@@ -207,3 +208,48 @@ def test_tied_embeddings_are_not_quantized(tmp_path: Path) -> None:
     assert weights["model.embed_tokens.weight"].dtype is torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(edge)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("path", ["streaming", "library"])
+def test_a_merge_that_changes_nothing_is_refused(random_base: Path, adapter: Path, tmp_path: Path, path: str) -> None:
+    _edit_weights(adapter, lambda weights: weights.update({name: 0 * each for name, each in weights.items()}))
+    if path == "library":
+        _edit_config(adapter, layers_to_transform=[0, 1])
+
+    context = stage_context(
+        Stage.MERGE, tiny_parameters(), tmp_path / "merge", {"base": random_base, "adapter": adapter}
+    )
+    with pytest.raises(InvalidInput, match="nothing was merged: the merged weights of all 8 layers"):
+        merge.run(context)
+
+
+def test_layers_that_a_merge_does_not_change_are_named(random_base: Path, adapter: Path, tmp_path: Path) -> None:
+    _edit_weights(
+        adapter, lambda weights: weights.update({f"{LAYER}.lora_B.weight": 0 * weights[f"{LAYER}.lora_B.weight"]})
+    )
+    context = stage_context(
+        Stage.MERGE, tiny_parameters(), tmp_path / "merge", {"base": random_base, "adapter": adapter}
+    )
+
+    (warning,) = merge.run(context).warnings
+
+    assert warning.startswith(
+        "merging changed nothing in 1 of the 8 layers with an adapter: model.layers.0.self_attn.q"
+    )
+
+
+def test_an_adapter_that_learned_nothing_or_is_not_finite_is_refused(adapter: Path) -> None:
+    weights = adapter_layers.read_adapter_weights(adapter)
+    zeros = {name: 0 * each if "lora_B" in name else each for name, each in weights.items()}
+    one = {**weights, f"{LAYER}.lora_B.weight": zeros[f"{LAYER}.lora_B.weight"]}
+
+    assert adapter_layers.check_learned(weights, 1) == ()
+    with pytest.raises(InvalidInput, match="the adapter is all zeros after 1 step, so training changed nothing"):
+        adapter_layers.check_learned(zeros, 1)
+    with pytest.raises(TrainingDiverged, match=r"not finite after training: .*q_proj\.lora_A"):
+        adapter_layers.check_learned({**weights, f"{LAYER}.lora_A.weight": torch.tensor([[torch.nan]])}, 1)
+    (warning,) = adapter_layers.check_learned(one, 1)
+    assert (
+        warning
+        == f"1 of the 8 layers with an adapter learned nothing, such as {LAYER.removeprefix('base_model.model.')}"
+    )

@@ -13,6 +13,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.quantization.coverage import int8_linears
 from edgetune_jobs.models.saving import folder_bytes, save_model
 from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import read_tensors
@@ -327,7 +328,7 @@ def test_merging_rounds_to_nf4_from_the_same_values_as_training(tmp_path: Path, 
         loading.round_to_nf4(model)
 
     weights = trained.state_dict()
-    layers = [name for name, _ in loading.quantizable_linears(ours)]
+    layers = [name for name, _ in int8_linears(ours)]
     for name, weight in ((f"{layer}.weight", ours.get_submodule(layer).weight) for layer in layers):
         rounded = weights[name].to(weight.dtype)
         if held == "float32":
@@ -347,6 +348,6 @@ def test_the_layout_of_a_family_equals_that_of_transformers(tmp_path: Path, fami
     stored = LocalModelFolder(folder, "spec.baseModel")
     layout = find_layout(stored, read_tensors(stored))
 
-    linears = {f"{name}.weight" for name, _ in loading.quantizable_linears(model)}
+    linears = {f"{name}.weight" for name, _ in int8_linears(model)}
     assert layout.linears == linears
     assert layout.tensors.keys() == tensors_of(folder).keys()

@@ -9,6 +9,7 @@ import torch
 
 from edgetune_jobs.errors import InvalidInput, OutOfGpuMemory, TrainingDiverged
 from edgetune_jobs.stages import train as stage
+from support.edge_models import make_kind
 from support.stage_context import FolderCheckpoints
 from support.tiny_runs import new_run, tiny_parameters, train
 
@@ -166,3 +167,14 @@ def test_prepared_data_without_rows_is_refused(tmp_path: Path, random_base: Path
 
     with pytest.raises(InvalidInput, match=r"spec\.dataset\.train: there are no rows"):
         stage.run(new_run(tmp_path / "run", tiny_parameters(), random_base, empty).context)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("mamba", "out_proj"), ("granitemoe", "num_experts")])
+def test_a_model_that_the_libraries_do_not_train_is_refused_with_their_reason(
+    tmp_path: Path, few_rows: Path, kind: str, reason: str
+) -> None:
+    fields = {"mamba": {"state_size": 16}, "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2}}
+    base = make_kind(tmp_path / "base", kind, vocab_size=2048, **fields[kind])
+
+    with pytest.raises(InvalidInput, match=rf"the libraries cannot train this model.*{reason}.*use another base model"):
+        train(tmp_path / "run", tiny_parameters(), base, few_rows)

@@ -218,11 +218,18 @@ def test_packed_examples_do_not_attend_to_each_other(run: Runner, tmp_path: Path
     prepared = tiny_data.write_prepared(
         tmp_path / "four", load_tokenizer(random_base), tiny_data.training_examples(4), tiny_data.held_out_examples(1)
     )
-    apart = run(prepared, method="LoRA", training={"maxSteps": 1, "batchSize": 4})
+    apart = run(prepared, method="LoRA", training={"maxSteps": 1, "warmupRatio": 0, "batchSize": 4})
     packed = run(
         prepared,
         method="LoRA",
-        training={"maxSteps": 1, "batchSize": 1, "microBatchSize": 1, "packing": True, "maxLength": 512},
+        training={
+            "maxSteps": 1,
+            "warmupRatio": 0,
+            "batchSize": 1,
+            "microBatchSize": 1,
+            "packing": True,
+            "maxLength": 512,
+        },
     )
 
     assert packed.output.metrics["epochs"] == 1, "one sequence holds all rows"
@@ -290,7 +297,7 @@ def test_rank_alpha_and_rslora_set_shape_and_scale_of_the_adapter(
     ],
 )
 def test_exactly_the_target_modules_get_an_adapter(run: Runner, target_modules: Any, expected: set[str]) -> None:
-    result = run(method="LoRA", lora={"targetModules": target_modules}, training={"maxSteps": 1})
+    result = run(method="LoRA", lora={"targetModules": target_modules}, training={"maxSteps": 1, "warmupRatio": 0})
 
     names = {name.split(".lora_")[0] for name in result.weights()}
     assert {name.rsplit(".", 1)[-1] for name in names} == expected
@@ -301,7 +308,7 @@ def test_exactly_the_target_modules_get_an_adapter(run: Runner, target_modules: 
 def test_packed_4_bit_weights_count_as_full_parameters(run: Runner, random_base: Path, method: str) -> None:
     from safetensors import safe_open
 
-    result = run(method=method, training={"maxSteps": 1})
+    result = run(method=method, training={"maxSteps": 1, "warmupRatio": 0})
 
     with safe_open(random_base / "model.safetensors", "pt") as weights:
         base = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118

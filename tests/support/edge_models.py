@@ -64,6 +64,28 @@ def make_model(folder: Path, family: str, *, dtype: str = "float32", tokenizer: 
     return folder
 
 
+def make_kind(folder: Path, model_type: str, **fields: Any) -> Path:
+    """Write a model of any type of transformers with random weights and a tokenizer into `folder`, in bfloat16.
+
+    Args:
+        folder: the folder to write.
+        model_type: of transformers.
+        fields: of its configuration, in addition to small sizes.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = AutoConfig.for_model(model_type, **{**_SIZES, "vocab_size": len(tokenizer) + 9, **ids, **fields})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class FolderFiles:
     """Output files in a local folder; the size of each is checked."""
 

@@ -30,6 +30,7 @@ PROFILE = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))
 START = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 TICK = timedelta(seconds=10)
 _ARTIFACTS = {Stage.PREPARE: "prepared", Stage.TRAIN: "adapter", Stage.MERGE: "merged", Stage.QUANTIZE: "edge-bnb-int8"}
+_QUANTIZED_SHARES = {Stage.TRAIN: 0.75, Stage.QUANTIZE: 0.5}
 
 
 class MemoryCluster:
@@ -311,6 +312,8 @@ class Scenario:
         result = Result(stage=stage, digest=digest, seconds=5.0)
         if stage in _ARTIFACTS:
             result = result.model_copy(update={"artifacts": (self.artifact(stage, digest),)})
+        if stage in _QUANTIZED_SHARES:
+            result = result.model_copy(update={"metrics": {"quantizedShare": _QUANTIZED_SHARES[stage]}})
         if stage is Stage.EVALUATE:
             scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, examples=64)
             result = result.model_copy(update={"scores": scores, "edge": self.measurement})

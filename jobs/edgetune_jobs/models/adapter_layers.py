@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, InvalidInput, TrainingDiverged
 from edgetune_jobs.models import adapters
 from edgetune_jobs.models.target_modules import matching
+from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -138,6 +139,38 @@ def check_layers(
         if layer not in linears:
             raise InvalidInput(f"the adapter does not match the base model: {layer} is not a linear layer")
         _check_matrices(config, weights, layer, linears[layer])
+
+
+def check_learned(weights: "Mapping[str, torch.Tensor]", steps: int) -> tuple[str, ...]:
+    """Check a plain adapter after training: it must add something finite to the base. B starts as zeros.
+
+    Args:
+        weights: the adapter's.
+        steps: optimizer steps of the training.
+
+    Returns:
+        A warning about layers that learned nothing.
+
+    Raises:
+        TrainingDiverged: a value is not finite.
+        InvalidInput: no layer learned anything.
+    """
+    for name in sorted(weights):
+        if not weights[name].isfinite().all():
+            raise TrainingDiverged(
+                f"the adapter has values that are not finite after training: {name}; {HOW_TO_TRAIN_SMALLER_WEIGHTS}"
+            )
+    layers = sorted(adapter_layers(weights))
+    idle = [layer for layer in layers if not matrices_of(weights, layer)[1].any()]
+    if layers and len(idle) == len(layers):
+        raise InvalidInput(
+            f"the adapter is all zeros after {count(steps, 'step')}, so training changed nothing: raise "
+            "spec.training.maxSteps, epochs or learningRate, and check that warmupRatio leaves steps with a learning "
+            "rate above 0"
+        )
+    if not idle:
+        return ()
+    return (f"{len(idle)} of the {len(layers)} layers with an adapter learned nothing, such as {idle[0]}",)
 
 
 def refuse_first(names: Collection[str], problem: str) -> None:

@@ -6,14 +6,16 @@ Weights are loaded only from safetensors or GGUF, offline, and without code of t
 import gc
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
-from edgetune_jobs.models import gguf_loading
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
+from edgetune_jobs.models.quantization import gguf_loading
+from edgetune_jobs.models.quantization.coverage import nf4_weights
+from edgetune_jobs.models.quantization.nf4_loading import quantizing_all
 from edgetune_jobs.wording import count, first_line
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def load_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "Pr
 
 
 def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":
-    """A base model with linear layers in NF4 with double quantization; other weights and computation in `dtype`.
+    """A base model with linear layers and experts in NF4 with double quantization; the rest and computation in `dtype`.
 
     Raises:
         InvalidInput: the folder has no model that can be loaded from safetensors.
@@ -132,7 +134,8 @@ def load_quantized_base(folder: Path, dtype: "torch.dtype", device: "torch.devic
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=torch.uint8,
     )
-    model = _load(folder, device, dtype=dtype, quantization_config=config)
+    with quantizing_all():
+        model = _load(folder, device, dtype=dtype, quantization_config=config)
     _keep_training_layout(model)
     return model
 
@@ -157,7 +160,7 @@ def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
     file = gguf_loading.find_file(folder)
     if file is not None:
         return _load(folder, device, **gguf_loading.options(file, device))
-    model = load_merged(folder, device)
+    model = _load(folder, device, is_whole=True, dtype="auto")
     widen_float16(model)
     return model
 
@@ -186,8 +189,8 @@ def round_to_nf4(model: "PreTrainedModel") -> int:
 
     layers = 0
     with torch.no_grad():
-        for _, module in quantizable_linears(model):
-            weight = module.weight
+        for each in nf4_weights(model):
+            weight = each.tensor
             packed = Params4bit(
                 weight.detach().clone(),
                 requires_grad=False,
@@ -198,18 +201,6 @@ def round_to_nf4(model: "PreTrainedModel") -> int:
             weight.copy_(dequantize_4bit(packed.data, packed.quant_state))
             layers += 1
     return layers
-
-
-def quantizable_linears(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.nn.Linear]]":
-    """Names and modules of the linear layers that bitsandbytes quantizes: all except the output head and tied ones."""
-    from torch import nn
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    for name, module in model.named_modules():
-        if type(module) is nn.Linear and should_convert_module(name, skipped):
-            yield name, module
 
 
 def peak_memory_bytes(device: "torch.device") -> int:
@@ -250,7 +241,7 @@ def describe_device(device: "torch.device") -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedModel":
+def _load(folder: Path, device: "torch.device", *, is_whole: bool = False, **options: Any) -> "PreTrainedModel":
     prepare_libraries()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -274,6 +265,12 @@ def _load(folder: Path, device: "torch.device", **options: Any) -> "PreTrainedMo
             "(required: config.json of a causal language model, and weights in safetensors)"
         ) from error
     _check_complete(folder, loading)
+    if is_whole and loading["unexpected_keys"]:
+        ignored = sorted(loading["unexpected_keys"])
+        raise InvalidInput(
+            f"transformers does not read {count(len(ignored), 'tensor')} of the model in {folder.name}, so it would "
+            f"answer as another model (first: {ignored[0]}); use another format or base model"
+        )
     return model.eval()
 
 

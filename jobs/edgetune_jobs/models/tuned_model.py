@@ -1,8 +1,9 @@
 """A base model with its adapter, unmerged for inference or merged in memory, by peft."""
 
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models import adapter_layers, adapters, loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.weights import TORCH_DTYPES, StoredTensor, read_tensors
+from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +44,38 @@ def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "tor
     stored = read_tensors(LocalModelFolder(base, BASE_FIELD))
     dtype = merged_dtype(adapters.read_record(adapter).base_dtype, stored)
     tuned = _load_tuned(base, adapter, merge_base, device, dtype)
+    layers = {name: module for name, module in tuned.get_base_model().named_modules() if hasattr(module, "base_layer")}
+    before = {name: _checksum(module.base_layer.weight) for name, module in layers.items()}
     try:
-        return tuned.merge_and_unload(safe_merge=True)
+        merged = tuned.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise InvalidInput(f"cannot merge the adapter: {error}") from error
+    check_merged([name for name in layers if _checksum(merged.get_submodule(name).weight) == before[name]], len(layers))
+    return merged
+
+
+def check_merged(unchanged: Collection[str], layers: int) -> tuple[str, ...]:
+    """Check that merging changed a model.
+
+    Args:
+        unchanged: layers with an adapter whose merged weights equal the base's.
+        layers: number of layers with an adapter.
+
+    Returns:
+        A warning about unchanged layers.
+
+    Raises:
+        InvalidInput: all are unchanged.
+    """
+    if layers and len(unchanged) == layers:
+        raise InvalidInput(
+            f"nothing was merged: the merged weights of all {count(layers, 'layer')} with an adapter equal the base's, "
+            "because the adapter adds less than their dtype represents; train longer or with a higher "
+            "spec.training.learningRate or spec.lora.alpha"
+        )
+    if not unchanged:
+        return ()
+    return (f"merging changed nothing in {len(unchanged)} of the {layers} layers with an adapter: {min(unchanged)}",)
 
 
 def merged_dtype(trained_in: str, tensors: Sequence[StoredTensor]) -> str:
@@ -82,6 +112,12 @@ def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch
     if not is_plain:
         _check_all_used(adapter, tuned)
     return tuned
+
+
+def _checksum(weight: "torch.Tensor") -> int:
+    import torch
+
+    return zlib.crc32(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
 def _load_adapter(model: "PreTrainedModel", adapter: Path) -> "PeftModel":

@@ -20,6 +20,7 @@ from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring
 from edgetune_jobs.evaluation.edge import budget
+from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
@@ -126,8 +127,8 @@ def run(context: StageContext) -> StageOutput:
     they are computed and written to output/base-scores.
 
     Raises:
-        InvalidInput: a model does not load, there are no rows, the base's loss is not finite, or the edge budget
-            cannot be measured here.
+        InvalidInput: a model does not load, also in the runtime it is for, there are no rows, the base's loss is not
+            finite, or the edge budget cannot be measured here.
         TrainingDiverged: the loss of another model is not finite.
         Interrupted: `context.stop` was set.
     """
@@ -138,6 +139,8 @@ def run(context: StageContext) -> StageOutput:
     kept = context.inputs.get(MERGED)
     edges = _edge_models(context)
     evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
+    prompt = budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
+    loaded = check_loading(context, prompt)
     base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
     if known is None:
         dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
@@ -150,10 +153,7 @@ def run(context: StageContext) -> StageOutput:
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / EVALUATION, evaluation)
-    measured = budget.measure_models(
-        context, budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
-    )
-    return _report(evaluation, device, measured)
+    return _report(evaluation, device, budget.measure_models(context, prompt), loaded)
 
 
 def _check_finite(name: str, loss: float | None) -> None:
@@ -237,11 +237,11 @@ def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Measured) -> StageOutput:
+def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Measured, loaded: Loaded) -> StageOutput:
     known = evaluation.scores
     scores = scoring.compare(known, len(evaluation.rows))
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
     metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": loading.peak_memory_bytes(device)}
-    facts = {"device": loading.describe_device(device), "decoding": "greedy"}
-    warnings = (*evaluation.shortened_answers(), *measured.warnings)
+    facts = {"device": loading.describe_device(device), "decoding": "greedy", "loaded": loaded.facts}
+    warnings = (*evaluation.shortened_answers(), *loaded.warnings, *measured.warnings)
     return StageOutput((EVALUATION,), metrics, facts, warnings, scores=scores, edge=measured.measurement)

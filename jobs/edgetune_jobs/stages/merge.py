@@ -29,7 +29,7 @@ def run(context: StageContext) -> StageOutput:
     base, adapter = streamed_model.model_input(context, BASE), context.inputs[ADAPTER]
     record = adapters.read_record(adapter)
     context.progress.say(f"merging the adapter into the base ({merge_base})")
-    warnings = []
+    warnings: list[str] = []
     try:
         model = streamed_model.merged_model(base, adapter, merge_base)
     except CannotStream as reason:
@@ -38,7 +38,9 @@ def run(context: StageContext) -> StageOutput:
         written, dtype = _merge_by_library(context, base, adapter)
     else:
         path = streamed_model.STREAMING
-        written, dtype = _merge_in_stream(context, model), model.weights.dtype
+        written, unchanged = _merge_in_stream(context, model)
+        dtype = model.weights.dtype
+        warnings.extend(unchanged)
     metrics = {
         "baseBytes": sum(base.sizes[file] for file in used_files(base)),
         "adapterBytes": folder_bytes(adapter),
@@ -53,15 +55,15 @@ def run(context: StageContext) -> StageOutput:
     return StageOutput((MERGED,), metrics, facts, warnings)
 
 
-def _merge_in_stream(context: StageContext, model: StreamedModel) -> int:
-    """Merge tensor by tensor; the bytes written."""
+def _merge_in_stream(context: StageContext, model: StreamedModel) -> tuple[int, tuple[str, ...]]:
+    """Merge tensor by tensor; the bytes written, and warnings."""
     files = plan_files(plan_stored(model.weights.tensors, model.weights.dtype))
     with SafetensorsWriter(files, context.streams, MERGED) as writer:
-        streamed_model.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
+        warnings = streamed_model.stream(model, [StoredEncoder(writer)], context.progress, context.stop)
         writer.finish()
     folder = context.output / MERGED
     streamed_model.write_companions(model, folder, streamed_model.trained_prompt_format(context))
-    return writer.total_bytes + streamed_model.companion_bytes(folder)
+    return writer.total_bytes + streamed_model.companion_bytes(folder), warnings
 
 
 def _merge_by_library(context: StageContext, base: ModelFolder, adapter: Path) -> tuple[int, str]:

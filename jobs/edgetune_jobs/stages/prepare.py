@@ -1,7 +1,7 @@
 """prepare: inspect the base, read and tokenize the data, and refuse what cannot be trained on."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
+from edgetune_jobs.models.quantization.coverage import Coverage, build_skeleton, check_method, nf4_coverage
 from edgetune_jobs.models.trial.bounds import implementation_warnings
 from edgetune_jobs.models.trial.model import try_model
 from edgetune_jobs.models.trial.process import shared_trial
@@ -73,7 +74,7 @@ def run(context: StageContext) -> StageOutput:
     train_set, eval_set = _read(context, row_errors)
     about_base = (*implementation_warnings(base.config), *try_model(trial, base.folder, base.tensors))
     tokenizer = _load_tokenizer(base)
-    check_formats(base, lambda: tokenizer, parameters)
+    coverage = _check_quantization(base, lambda: tokenizer, parameters)
     unchecked = _rehearse(base, tokenizer, context)
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
     bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
@@ -95,7 +96,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         is_split_off=eval_set is None,
-        memory=estimate_training(base, targets, parameters, train.longest_kept),
+        memory=estimate_training(base, coverage, targets, parameters, train.longest_kept),
         warnings=(
             *about_base,
             *rows.warnings,
@@ -138,10 +139,25 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     targets = targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, parameters, longest)
-    check_formats(base, lambda: _load_tokenizer(base), parameters)
+    coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
-    return training_figures(targets, parameters, estimate_training(base, targets, parameters, longest))
+    return training_figures(targets, parameters, estimate_training(base, coverage, targets, parameters, longest))
+
+
+def _check_quantization(
+    base: BaseModel, load_tokenizer: "Callable[[], PreTrainedTokenizerBase]", parameters: Parameters
+) -> Coverage:
+    """What QLoRA quantizes in the base.
+
+    Raises:
+        InvalidInput: the method or a format does not support the base.
+    """
+    skeleton = build_skeleton(base.folder)
+    coverage = nf4_coverage(skeleton)
+    check_method(coverage, parameters.method, base.architecture)
+    check_formats(base, skeleton, load_tokenizer, parameters)
+    return coverage
 
 
 def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", context: StageContext) -> tuple[str, ...]:

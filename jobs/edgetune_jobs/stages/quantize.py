@@ -1,5 +1,6 @@
 """quantize: write the edge model in each format of the spec, in one pass if weights can be streamed."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.quantization.coverage import int8_coverage, int8_linears
 from edgetune_jobs.models.saving import folder_bytes, save_model
 from edgetune_jobs.models.tuned_model import merge_adapter
-from edgetune_jobs.models.weights import used_files
+from edgetune_jobs.models.weights import read_tensors, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import CannotStream
+from edgetune_jobs.tensors.formats.bitsandbytes_int8 import ADDED
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.int8_arithmetic import FLOAT16_MAX, beyond_float16
-from edgetune_jobs.tensors.formats.suitability import refusing
+from edgetune_jobs.tensors.formats.suitability import check_some, refusing
 from edgetune_jobs.tensors.formats.writers import open_writer
 from edgetune_jobs.tensors.streamed_model import StreamedModel
+from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +39,9 @@ class _Written:
     bytes: dict[EdgeFormat, int]
     layers: int
     """Number of quantized linear layers."""
+
+    shares: dict[EdgeFormat, float]
+    """Shares of the weights' bytes before quantization that are quantized, 0 to 1."""
 
     warnings: tuple[str, ...] = ()
 
@@ -60,11 +67,14 @@ def run(context: StageContext) -> StageOutput:
     metrics = {
         "edgeBytes": written.bytes[formats[0]],
         "quantizedLayers": written.layers,
+        "quantizedShare": round(written.shares[formats[0]], 4),
         "peakMemoryBytes": loading.peak_resident_bytes(),
     }
     # The status shows the first one.
     artifacts = tuple(edge_format.artifact for edge_format in formats)
-    return StageOutput(artifacts, metrics, {"path": path, "formats": " ".join(formats)}, written.warnings)
+    shares = ", ".join(f"{each} {written.shares[each]:.1%}" for each in formats)
+    facts = {"path": path, "formats": " ".join(formats), "quantizedShares": shares}
+    return StageOutput(artifacts, metrics, facts, written.warnings)
 
 
 def _open_model(context: StageContext) -> StreamedModel:
@@ -84,10 +94,11 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
     with ExitStack() as stack:
         writers = {each: stack.enter_context(open_writer(each, model, context)) for each in formats}
         encoders = [writer.encoder for writer in writers.values()]
-        streamed_model.stream(model, encoders, context.progress, context.stop)
+        about_merge = streamed_model.stream(model, encoders, context.progress, context.stop)
         written = {each: writer.finish() for each, writer in writers.items()}
-    warnings = tuple(warning for writer in writers.values() for warning in writer.warnings)
-    return _Written(written, len(model.layout.linears), warnings)
+    warnings = about_merge + tuple(warning for writer in writers.values() for warning in writer.warnings)
+    shares = {each: writer.quantized_share for each, writer in writers.items()}
+    return _Written(written, len(model.layout.linears), shares, warnings)
 
 
 def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
@@ -96,10 +107,10 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
     device = loading.choose_device()
     model, source = _load_merged(context, device)
     others = [each for each in formats if each is not EdgeFormat.BITSANDBYTES_INT8]
-    written = _write_others(context, model, source, others) if others else _Written({}, 0)
-    sizes, layers = dict(written.bytes), written.layers
+    written = _write_others(context, model, source, others) if others else _Written({}, 0, {})
+    sizes, layers, shares, warnings = dict(written.bytes), written.layers, dict(written.shares), written.warnings
     if EdgeFormat.BITSANDBYTES_INT8 in formats:
-        layers = _check_range(model)
+        layers, left = _check_range(model), int8_coverage(model).left
         if context.stop.is_set():
             raise Interrupted("stopped by SIGTERM before the edge model was written")
         edge = _quantize(model, context.request.parameters.quantization.outlier_threshold, device)
@@ -107,7 +118,27 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
         save_model(edge, folder, source, streamed_model.trained_prompt_format(context))
         sizes[EdgeFormat.BITSANDBYTES_INT8] = folder_bytes(folder)
-    return _Written(sizes, layers, (streamed_model.library_warning(reason), *written.warnings))
+        share = shares[EdgeFormat.BITSANDBYTES_INT8] = _written_share(context, folder)
+        if left:
+            warnings += (
+                f"{EdgeFormat.BITSANDBYTES_INT8} has only {share:.0%} of the weights in 8 bits: {some(left)} stay in "
+                "16 or 32 bits, because from_pretrained reads only nn.Linear in INT8",
+            )
+    return _Written(sizes, layers, shares, (streamed_model.library_warning(reason), *warnings))
+
+
+def _written_share(context: StageContext, folder: Path) -> float:
+    """Share of a bitsandbytes INT8 model's weights that is in INT8, by its files.
+
+    Raises:
+        InvalidInput: nothing is.
+    """
+    tensors = [each for each in read_tensors(LocalModelFolder(folder, folder.name)) if not each.name.endswith(ADDED)]
+    numbers = {each.name: math.prod(each.shape) for each in tensors}
+    share = sum(numbers[each.name] for each in tensors if each.dtype == "I8") / sum(numbers.values())
+    with refusing(EdgeFormat.BITSANDBYTES_INT8, context.request.parameters):
+        check_some(share)
+    return share
 
 
 def _write_others(
@@ -142,7 +173,7 @@ def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTra
 def _check_range(model: "PreTrainedModel") -> int:
     """Number of layers to quantize, after a check that their weights fit into float16."""
     count = 0
-    for name, module in loading.quantizable_linears(model):
+    for name, module in int8_linears(model):
         largest = module.weight.detach().abs().max().item()
         if not largest <= FLOAT16_MAX:
             raise beyond_float16(f"{name}.weight", largest)

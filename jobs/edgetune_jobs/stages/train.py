@@ -17,12 +17,14 @@ from edgetune_jobs.errors import (
     OutOfGpuMemory,
     StageError,
     TrainingDiverged,
+    is_from_library,
     is_out_of_gpu_memory,
 )
 from edgetune_jobs.evaluation.inference import mean_loss
-from edgetune_jobs.models import loading
+from edgetune_jobs.models import adapter_layers, loading
 from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
 from edgetune_jobs.models.folder import LocalModelFolder, write_json
+from edgetune_jobs.models.quantization.coverage import Coverage, check_method, held_in_nf4
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
@@ -33,8 +35,13 @@ from edgetune_jobs.wording import count
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from edgetune_jobs.training.loop import AdapterTrainer, CheckpointPart, StepWatch
+
+
+# What peft, trl and models raise if they do not support a model: each in its own way, before the first step has ended.
+_LIBRARY_ERRORS = (AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class _Training:
     log: StepLog
     validation: Validation | None
     parameters: recipe.ParameterCount
+    held: Coverage | None
+    """What is in NF4; None for LoRA."""
 
     @property
     def stopped_early(self) -> bool:
@@ -95,6 +104,13 @@ def run(context: StageContext) -> StageOutput:
             raise
         fitted = training is not None and training.watch.has_stepped
         raise _out_of_memory(setup, context.checkpoints, fitted=fitted) from error
+    except _LIBRARY_ERRORS as error:
+        if (training is not None and training.watch.has_stepped) or not is_from_library(error):
+            raise
+        raise InvalidInput(
+            f"spec.baseModel: the libraries cannot train this model with these layers: {' '.join(str(error).split())}; "
+            "list other layers in spec.lora.targetModules, or use another base model"
+        ) from error
     return _save(context, setup, training, resumed_from)
 
 
@@ -119,6 +135,7 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
     context.progress.say(f"loading the base model for {parameters.method}")
     load = loading.load_quantized_base if parameters.method is Method.QLORA else loading.load_base
     model = load(context.inputs[BASE], dtype, setup.device)
+    held = _check_held(parameters, model)
     targets = recipe.find_targets(model, parameters.lora)
     log = StepLog(context.scratch / METRICS)
     validation = _validation(context, setup, tokenizer.pad_token_id)
@@ -144,7 +161,20 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
     )
     recipe.cast_adapter_to_float32(trainer.model)
     count = recipe.check_trainable(trainer.model, targets, parameters.lora)
-    return _Training(trainer, watch, parts, log, validation, count)
+    return _Training(trainer, watch, parts, log, validation, count, held)
+
+
+def _check_held(parameters: Parameters, model: "PreTrainedModel") -> Coverage | None:
+    """What the loaded base holds in NF4; None for LoRA.
+
+    Raises:
+        InvalidInput: nothing, although the method is QLoRA.
+    """
+    if parameters.method is not Method.QLORA:
+        return None
+    held = held_in_nf4(model)
+    check_method(held, parameters.method, type(model).__name__)
+    return held
 
 
 class _StopRequested(Exception):
@@ -231,6 +261,8 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
     )
     best = _put_back_best(training)
     _write_adapter(context, training, record)
+    weights = adapter_layers.read_adapter_weights(context.output / ADAPTER)
+    warnings = adapter_layers.check_learned(weights, state.global_step)
     metrics = {
         "steps": record.steps,
         "epochs": record.epochs,
@@ -249,7 +281,10 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
     if best is not None:
         metrics |= {"bestStep": best.step, "validationLoss": best.loss, "plannedSteps": state.max_steps}
         facts["adapter"] = _described_choice(training, best)
-    return StageOutput((ADAPTER,), metrics, facts)
+    if training.held is not None:
+        metrics["quantizedShare"] = round(training.held.share, 4)
+        warnings += check_method(training.held, spec.method, type(trainer.model.get_base_model()).__name__)
+    return StageOutput((ADAPTER,), metrics, facts, warnings)
 
 
 def _put_back_best(training: _Training) -> BestStep | None:

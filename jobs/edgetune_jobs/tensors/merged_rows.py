@@ -63,6 +63,9 @@ class ModelWeights:
     threads: int = 1
     """Number of torch threads that the library would use: see nf4.round_scales."""
 
+    _changed: set[str] = field(init=False, default_factory=set)
+    """Weights with an adapter that merging has changed so far."""
+
     _pieces: Buffers = field(init=False, default_factory=lambda: Buffers(PIECE_BYTES))
     _whole: Buffers = field(init=False)
 
@@ -99,7 +102,10 @@ class ModelWeights:
             if prepared is not None:
                 _round(prepared, first + part.start, piece)
             if lora is not None:
+                before = None if tensor.name in self._changed else piece.clone()
                 _add(lora, first + part.start, piece)
+                if before is not None and not piece.equal(before):
+                    self._changed.add(tensor.name)
             if not _is_finite(piece):
                 raise self._not_finite(tensor, first + part.start, len(piece))
         return rows
@@ -111,6 +117,11 @@ class ModelWeights:
     def release(self, prepared: Any) -> None:
         """Return the memory of `prepare` for reuse."""
         self._whole.give_back(prepared.weight)
+
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """Weights with an adapter that merging did not change, after all rows were read."""
+        return frozenset(self.adapter.keys() - self._changed)
 
     def _not_finite(self, tensor: StoredTensor, first: int, count: int) -> InvalidInput:
         """The error about merged rows with NaN or infinity: finds the cause in the stored rows."""

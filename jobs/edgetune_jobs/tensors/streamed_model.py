@@ -27,7 +27,7 @@ from edgetune_jobs.models.folder import (
 )
 from edgetune_jobs.models.libraries import prepare_torch, usable_cpus
 from edgetune_jobs.models.saving import copy_companions
-from edgetune_jobs.models.tuned_model import merged_dtype
+from edgetune_jobs.models.tuned_model import check_merged, merged_dtype
 from edgetune_jobs.models.weights import (
     OUTPUT_HEAD,
     SAFETENSORS_DTYPES,
@@ -132,16 +132,21 @@ def stored_model(model: ModelFolder) -> StreamedModel:
 
 def stream(
     model: StreamedModel, encoders: Sequence[weight_stream.Encoder], progress: Progress, stop: threading.Event
-) -> None:
+) -> tuple[str, ...]:
     """Encode and write a model's rows: see tensors.pipeline.
+
+    Returns:
+        Warnings about the merge.
 
     Raises:
         DamagedObject: the content of a file differs from the model's manifest.
+        InvalidInput: the merged weights equal the base's.
     """
     is_remote = not isinstance(model.weights.folder, LocalModelFolder)
     workers = usable_cpus() + (_REQUESTS if is_remote else 0)
     weight_stream.stream(model.weights, encoders, workers=workers, progress=progress, stop=stop)
     model.weights.folder.check()
+    return check_merged(model.weights.unchanged, len(model.weights.adapter))
 
 
 def write_companions(model: StreamedModel, folder: Path, prompt_format: PromptFormat, **fields: Any) -> None:

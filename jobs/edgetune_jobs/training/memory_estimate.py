@@ -1,9 +1,10 @@
 """Estimates the memory of a training before it starts.
 
-    base        with QLoRA, 4.127 bits per linear weight: NF4, and 0.127 bits for double-quantized scales (Dettmers et
-                al. 2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
-                other weights, and with LoRA also the linear ones, in the dtype of computation
-    dequantized the largest linear layer in that dtype: QLoRA dequantizes one layer at a time
+    base        with QLoRA, 4.127 bits per quantized weight: NF4, and 0.127 bits for double-quantized scales (Dettmers
+                et al. 2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
+                other weights, and with LoRA all of them, in the dtype of computation
+    dequantized the largest linear layer in that dtype: QLoRA dequantizes one layer at a time; and the experts, which
+                the backward pass needs: with gradient checkpointing those of one block, otherwise all
     adapter     rank · (inputs + outputs) parameters per layer, weights and gradients in 32 bits
     optimizer   Adam: two values per parameter in 32 or 8 bits; Adafactor: a row and a column of each matrix
     activations 34 bytes per layer, token and hidden unit in 16 bits, without attention scores, which fused attention
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import Method, Optimizer, Parameters, Precision
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
+from edgetune_jobs.models.quantization.coverage import Coverage
 
 _NF4_BYTES = (4 + 0.127) / 8
 _FLOAT32_BYTES = 4
@@ -54,26 +56,27 @@ class TrainingMemory:
 
 
 def estimate_training(
-    base: BaseModel, targets: Sequence[LinearLayer], parameters: Parameters, longest: int
+    base: BaseModel, coverage: Coverage, targets: Sequence[LinearLayer], parameters: Parameters, longest: int
 ) -> TrainingMemory:
     """Estimated memory of a training.
 
     Args:
         base: the base model.
+        coverage: what QLoRA quantizes in it.
         targets: the layers that get an adapter.
         parameters: of the run.
         longest: tokens of the longest training example, after truncation.
     """
     training = parameters.training
     number_bytes = _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
-    linear = sum(layer.weights for layer in base.linear_layers)
-    largest = max((layer.weights for layer in base.linear_layers), default=0)
     is_quantized = parameters.method is Method.QLORA
+    packed = coverage.quantized if is_quantized else 0
+    experts = coverage.largest_experts if training.gradient_checkpointing else coverage.experts
     trainable = trainable_parameters(targets, parameters.lora.rank)
     tokens = training.micro_batch_size * (training.max_length if training.packing else longest)
     return TrainingMemory(
-        base=round(linear * (_NF4_BYTES if is_quantized else number_bytes) + (base.parameters - linear) * number_bytes),
-        dequantized=largest * number_bytes if is_quantized else 0,
+        base=round(packed * _NF4_BYTES + (base.parameters - packed) * number_bytes),
+        dequantized=max(coverage.largest, experts) * number_bytes if is_quantized else 0,
         adapter=2 * trainable * _FLOAT32_BYTES,
         optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
         activations=_activation_bytes(base, tokens, number_bytes, checkpointing=training.gradient_checkpointing),

@@ -1,6 +1,5 @@
 """Translates spec.training and spec.lora into configurations of transformers, peft and trl."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgetune_contract.spec import LoraSpec, Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.quantization.coverage import parameter_numbers
 from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.wording import some
 
@@ -80,13 +80,9 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
 
 def count_parameters(model: "torch.nn.Module") -> ParameterCount:
     """Trainable and total parameters of a model with its adapter; tied weights are counted once."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        numbers = math.prod(state.shape) if state is not None else parameter.numel()
-        total += numbers
-        trainable += numbers if parameter.requires_grad else 0
-    return ParameterCount(trainable, total)
+    numbers = parameter_numbers(model)
+    trainable = sum(count for parameter, count in numbers.items() if parameter.requires_grad)
+    return ParameterCount(trainable, sum(numbers.values()))
 
 
 def check_trainable(model: "torch.nn.Module", targets: Targets, lora: LoraSpec) -> ParameterCount:

@@ -233,6 +233,12 @@ class Sizes(Model):
     ratio: Annotated[float, Field(ge=0)] | None = None
     """Size of the edge model divided by the size of the base."""
 
+    trained_quantized_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the base's weights, by their bytes before quantization, that QLoRA held in NF4; absent with LoRA."""
+
+    edge_quantized_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the edge model's weights, by their bytes before quantization, that is in 8 bits."""
+
 
 class ArtifactStatus(Artifact):
     """One artifact of the run, in the store."""

@@ -180,8 +180,8 @@ def _stage_condition(row: StageStatus, view: View) -> _ConditionDraft:
 def _sizes(view: View) -> Sizes | None:
     # The status shows the first edge model.
     bytes_of = {EDGE if is_edge(each.name) else each.name: each.bytes for each in reversed(view.artifacts)}
-    prepared = next((row for row in view.rows if row.name is Stage.PREPARE), None)
-    base = prepared.metrics.get("baseBytes") if prepared else None
+    metrics = {row.name: row.metrics for row in view.rows}
+    base = metrics.get(Stage.PREPARE, {}).get("baseBytes")
     edge = bytes_of.get(EDGE)
     if base is None:
         return None
@@ -191,6 +191,8 @@ def _sizes(view: View) -> Sizes | None:
         merged_bytes=bytes_of.get(MERGED),
         edge_bytes=edge,
         ratio=round(edge / base, 4) if edge is not None and base else None,
+        trained_quantized_share=metrics.get(Stage.TRAIN, {}).get("quantizedShare"),
+        edge_quantized_share=metrics.get(Stage.QUANTIZE, {}).get("quantizedShare"),
     )
 
 

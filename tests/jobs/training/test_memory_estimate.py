@@ -6,6 +6,7 @@ import pytest
 
 from edgetune_contract.spec import LoraSpec, Parameters
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.models.quantization.coverage import build_skeleton, nf4_coverage
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from edgetune_jobs.training.memory_estimate import TrainingMemory, estimate_training, trainable_parameters
 from support.base_folder import make_base
@@ -31,7 +32,8 @@ def estimate(base: BaseModel, longest: int = 100, *, method: str = "QLoRA", **tr
             "training": {"microBatchSize": 4, "batchSize": 16, "maxLength": 512, **training},
         }
     )
-    return estimate_training(base, targeted_layers(base, parameters.lora), parameters, longest)
+    coverage = nf4_coverage(build_skeleton(base.folder))
+    return estimate_training(base, coverage, targeted_layers(base, parameters.lora), parameters, longest)
 
 
 def test_the_base_takes_4_bits_per_linear_weight_and_16_bits_per_other_weight(base: BaseModel) -> None:

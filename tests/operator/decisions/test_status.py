@@ -152,6 +152,7 @@ def test_sizes_are_those_of_inputs_and_outputs(scenario: Scenario) -> None:
     assert sizes is not None
     assert (sizes.base_bytes, sizes.adapter_bytes, sizes.merged_bytes, sizes.edge_bytes) == (1000, 500, 500, 500)
     assert sizes.ratio == 0.5
+    assert (sizes.trained_quantized_share, sizes.edge_quantized_share) == (0.75, 0.5)
 
 
 def test_columns_have_formatted_figures(scenario: Scenario) -> None:

@@ -26,6 +26,10 @@ class OutOfMemory(Exception):
     """The machine or the container has too little memory for a model. The message has the figures."""
 
 
+class CannotRun(RuntimeError):
+    """A runtime does not load or run a model. The message has the runtime's."""
+
+
 @dataclass(frozen=True)
 class _Ending:
     """How a process ended."""
@@ -58,7 +62,7 @@ def measure(
         OutOfMemory: the process used the free memory of this machine, which is less than the limit.
         TransientError: the process was killed from outside.
         Interrupted: `stop` was set.
-        RuntimeError: the process failed; its error is in the log.
+        CannotRun: the process failed; its error is in the log too.
     """
     free = free_bytes()
     bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
@@ -73,7 +77,7 @@ def measure(
             f"its process was stopped at {ending.peak_bytes:,} bytes of memory: only {free or 0:,} bytes were free"
         )
     if not ending.stopped:
-        _check_exit(request, ending.exit_code)
+        _check_exit(request, ending.exit_code, result)
     return _speed(request, result, ending, over_memory)
 
 
@@ -109,16 +113,15 @@ def _watch(process: subprocess.Popen[bytes], stop: threading.Event, limit: int |
     return _Ending(process.returncode, peak, stopped=False)
 
 
-def _check_exit(request: MeasurementRequest, exit_code: int) -> None:
+def _check_exit(request: MeasurementRequest, exit_code: int, result: MeasurementResult | None) -> None:
     if exit_code == _KILLED:
         raise TransientError(
             f"the process that measured {request.folder.name} was killed, probably because the container ran out of "
             "memory: give the stage evaluate more memory in the profile"
         )
     if exit_code != 0:
-        raise RuntimeError(
-            f"the process that measured {request.folder.name} failed with exit code {exit_code}; see the log"
-        )
+        problem = result.problem if result is not None else ""
+        raise CannotRun(problem or f"its process ended with exit code {exit_code}; the log has its last words")
 
 
 def _speed(

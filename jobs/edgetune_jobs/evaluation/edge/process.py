@@ -8,7 +8,9 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -46,6 +48,9 @@ class MeasurementRequest:
     parent: int
     """Process ID of the parent; when it ends, this process ends too."""
 
+    is_timed: bool = True
+    """Whether to time the tokens; otherwise the model is loaded and asked for `new_tokens` once."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -72,7 +77,10 @@ class MeasurementResult:
     """Largest resident set."""
 
     timing: Timing | None = None
-    """None before the model has run."""
+    """None before the model has run, and if it is not timed."""
+
+    problem: str = ""
+    """Message of the runtime if it does not load or run the model."""
 
 
 REQUEST = TypeAdapter(MeasurementRequest)
@@ -107,7 +115,15 @@ def main() -> None:
     runner = _open_runner(request)
     baseline = loading.peak_resident_bytes()
     _write(result_file, MeasurementResult(runner.name, baseline, baseline))
-    runner.load(request.folder, len(request.prompt) + request.new_tokens)
+    try:
+        runner.load(request.folder, len(request.prompt) + request.new_tokens)
+        if not request.is_timed:
+            deque(islice(runner.tokens(request.prompt), request.new_tokens), maxlen=0)
+            return
+    except Exception as error:
+        problem = str(error) or type(error).__name__
+        _write(result_file, MeasurementResult(runner.name, baseline, baseline, problem=problem))
+        raise
     timing = time_tokens(lambda: runner.tokens(request.prompt), request.new_tokens, perf_counter)
     _write(result_file, MeasurementResult(runner.name, baseline, loading.peak_resident_bytes(), timing))
 

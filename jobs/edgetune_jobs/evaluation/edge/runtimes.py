@@ -10,6 +10,11 @@ from typing import Protocol
 from edgetune_contract.spec import EdgeFormat
 
 AS_STORED = "auto"
+_HOW_TO_INSTALL = (
+    'build the image with the argument EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp'
+)
+# ggml_log_level of an error, and of the rest of a line.
+_ERROR, _CONTINUED = 4, 5
 
 
 class Runtime(StrEnum):
@@ -27,16 +32,26 @@ RUNTIMES: Mapping[EdgeFormat, Runtime] = {
 """The runtime of each format that runs on a CPU."""
 
 
+def missing_runtime(edge_format: EdgeFormat) -> str | None:
+    """Why the runtime that a format is for cannot load a model here, and what to do; None if it can."""
+    if edge_format not in RUNTIMES:
+        return "vLLM is not in this image"
+    if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
+        return f"{Runtime.LLAMA_CPP} is not installed: {_HOW_TO_INSTALL}"
+    return None
+
+
 def why_not_runnable(edge_format: EdgeFormat) -> str | None:
     """Why this image cannot measure a format, and what to do; None if it can."""
     if edge_format not in RUNTIMES:
         return f"{edge_format} needs vLLM, which is not in this image; measure BitsAndBytesInt8 or GGUF-Q8_0 instead"
     if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
-        return (
-            f"{edge_format} needs llama.cpp, which is not installed: build the image with the argument "
-            'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp'
-        )
+        return f"{edge_format} needs llama.cpp, which is not installed: {_HOW_TO_INSTALL}"
     return None
+
+
+class CannotLoad(Exception):
+    """A runtime does not load a model. The message is the runtime's."""
 
 
 class Runner(Protocol):
@@ -101,20 +116,30 @@ class LlamaCppRunner:
     """A GGUF file in llama.cpp."""
 
     def __init__(self, threads: int) -> None:
-        import llama_cpp  # noqa: F401 - importing it loads the library
+        import llama_cpp
 
+        self._errors: list[str] = []
+        self._log = llama_cpp.llama_log_callback(self._keep_error)  # llama.cpp keeps no reference
+        llama_cpp.llama_log_set(self._log, None)
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
         self._threads = threads
 
     def load(self, folder: Path, longest: int) -> None:
         from llama_cpp import Llama
 
-        from edgetune_jobs.models import gguf_loading
+        from edgetune_jobs.models.quantization import gguf_loading
 
         file = gguf_loading.find_file(folder)
-        self._model = Llama(
-            str(file), n_ctx=longest, n_threads=self._threads, n_threads_batch=self._threads, verbose=False
-        )
+        try:
+            self._model = Llama(
+                str(file), n_ctx=longest, n_threads=self._threads, n_threads_batch=self._threads, verbose=False
+            )
+        except Exception as error:  # the library raises ValueError without the reason, which llama.cpp only logs
+            raise CannotLoad("".join(self._errors).strip() or str(error)) from error
+
+    def _keep_error(self, level: int, text: bytes, _data: object) -> None:
+        if level == _ERROR or (level == _CONTINUED and self._errors):
+            self._errors.append(text.decode(errors="replace"))
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
         self._model.reset()  # else it would reuse the cache of the common prefix with the previous prompt

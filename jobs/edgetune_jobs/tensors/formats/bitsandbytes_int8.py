@@ -7,6 +7,9 @@ from edgetune_jobs.tensors.formats.int8_arithmetic import quantize_llm_int8
 from edgetune_jobs.tensors.formats.int8_encoder import Int8Scheme
 from edgetune_jobs.tensors.safetensors_plan import PlannedTensor
 
+ADDED = (".SCB", ".weight_format")
+"""Ends of the names of the tensors that the format adds."""
+
 # weight_format 0: row-major, not reordered for a GPU.
 _ROW_MAJOR = b"\0"
 

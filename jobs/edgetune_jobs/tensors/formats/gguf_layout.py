@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _ARCHITECTURES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# Biases that llama.cpp reads (llama-model.cpp). It refuses files with other tensors.
+_BIAS = ".bias"
+_QKV = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+_ALL = (*_QKV, "o_proj.bias", "gate_proj.bias", "up_proj.bias", "down_proj.bias")
+_BIASES: Mapping[str, tuple[str, ...]] = {"llama": _ALL, "qwen2": _QKV, "qwen3": ()}
 _F32_BYTES = 4
 _ROPE_TYPES = ("default", "linear", "llama3")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -122,6 +127,8 @@ def lay_out(config: "PreTrainedConfig", shapes: Mapping[str, tuple[int, ...]]) -
     names = get_tensor_name_map(member, config.num_hidden_layers)
     tensors = {}
     for source, shape in shapes.items():
+        if source.endswith(_BIAS) and not source.endswith(_BIASES[architecture]):
+            raise Unsupported(f"llama.cpp reads no tensor {source} of the architecture {architecture}")
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise Unsupported(f"llama.cpp has no name for the tensor {source}")

@@ -8,22 +8,27 @@ from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import load_config
+from edgetune_jobs.models.quantization.coverage import int8_coverage
 from edgetune_jobs.tensors.families import KNOWN_TYPES, is_ignored
 from edgetune_jobs.tensors.formats.errors import Unsupported
 from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.gguf_vocabulary import describe_vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_formats(
-    base: BaseModel, load_tokenizer: "Callable[[], PreTrainedTokenizerBase]", parameters: Parameters
+    base: BaseModel,
+    skeleton: "PreTrainedModel",
+    load_tokenizer: "Callable[[], PreTrainedTokenizerBase]",
+    parameters: Parameters,
 ) -> None:
     """Check that all formats of the spec support a base model.
 
     Args:
         base: the model.
+        skeleton: the same without weights.
         load_tokenizer: loads its tokenizer; called only if a format needs it.
         parameters: of the run.
 
@@ -31,8 +36,6 @@ def check_formats(
         InvalidInput: a format does not support the model; the message has the reason.
     """
     formats = parameters.quantization.formats
-    if formats == (EdgeFormat.BITSANDBYTES_INT8,):
-        return
     config = load_config(base.folder)
     is_tied = bool(config.tie_word_embeddings)
     shapes = {name: tensor.shape for name, tensor in base.tensors.items() if not is_ignored(name, is_tied)}
@@ -43,6 +46,8 @@ def check_formats(
                 describe_vocabulary(load_tokenizer(), config.vocab_size, ())
             elif edge_format is EdgeFormat.COMPRESSED_TENSORS_W8A8:
                 _check_known(config)
+            else:
+                check_some(int8_coverage(skeleton).share)
 
 
 @contextmanager
@@ -56,6 +61,16 @@ def refusing(edge_format: EdgeFormat, parameters: Parameters) -> Iterator[None]:
             f"spec.quantization.formats[{index}]: {edge_format} does not support this model: {reason}; "
             "remove the format, or use another base model"
         ) from reason
+
+
+def check_some(share: float) -> None:
+    """Check that a share of a model's weights is quantized.
+
+    Raises:
+        Unsupported: nothing is.
+    """
+    if share == 0:
+        raise Unsupported("it would quantize none of its weights, because it has no nn.Linear in its blocks")
 
 
 def _check_known(config: "PreTrainedConfig") -> None:

@@ -1,7 +1,8 @@
 """Writers of edge models: one per format, all fed by one pass over the model's rows."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.tokenization import runtime_adds_bos
-from edgetune_jobs.models import gguf_loading, loading
+from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import GENERATION_CONFIG
+from edgetune_jobs.models.quantization import gguf_loading
 from edgetune_jobs.stage import StageContext
 from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.formats import bitsandbytes_int8, w8a8
@@ -35,6 +37,9 @@ class EdgeWriter:
 
     finish: Callable[[], int]
     """Writes the remaining files after the rows; returns the total size of all files in bytes."""
+
+    quantized_share: float
+    """Share of the weights' bytes before quantization that is quantized, 0 to 1."""
 
     warnings: tuple[str, ...] = ()
 
@@ -77,7 +82,8 @@ def _int8(
         return writer.total_bytes + streamed_model.companion_bytes(folder)
 
     with SafetensorsWriter(plan_files(groups), context.streams, edge_format.artifact) as writer:
-        yield EdgeWriter(encoder=Int8Encoder(scheme, writer, groups), finish=finish)
+        share = _share(model, model.layout.linears)
+        yield EdgeWriter(Int8Encoder(scheme, writer, groups), finish, share)
 
 
 @contextmanager
@@ -97,6 +103,7 @@ def _gguf_q8_0(model: StreamedModel, context: StageContext) -> Iterator[EdgeWrit
         yield EdgeWriter(
             encoder=encoder,
             finish=lambda: encoder.total_bytes + streamed_model.companion_bytes(folder),
+            quantized_share=_share(model, {name for name, tensor in layout.tensors.items() if tensor.quantized}),
             warnings=tuple(f"{edge_format}: {difference}" for difference in vocabulary.differences),
         )
 
@@ -106,6 +113,11 @@ _WRITERS: Mapping[EdgeFormat, Callable[[StreamedModel, StageContext], AbstractCo
     EdgeFormat.GGUF_Q8_0: _gguf_q8_0,
     EdgeFormat.COMPRESSED_TENSORS_W8A8: _compressed_tensors_w8a8,
 }
+
+
+def _share(model: StreamedModel, quantized: Collection[str]) -> float:
+    numbers = {tensor.name: math.prod(tensor.shape) for tensor in model.weights.tensors}
+    return sum(numbers[name] for name in quantized) / sum(numbers.values())
 
 
 def _other_eos_ids(folder: Path, eos_token_id: int) -> Sequence[int]:

@@ -129,7 +129,7 @@ def test_a_machine_with_too_little_memory_is_distinguished_from_a_model_beyond_i
 def test_a_process_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
-    with pytest.raises(RuntimeError, match="failed with exit code 1; see the log"):
+    with pytest.raises(RuntimeError, match="ended with exit code 1; the log has"):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), None)
 
 

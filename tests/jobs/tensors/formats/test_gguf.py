@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models import gguf_loading, loading
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.quantization import gguf_loading
+from edgetune_jobs.tensors.formats.errors import Unsupported
+from edgetune_jobs.tensors.formats.gguf_layout import lay_out
 from edgetune_jobs.tensors.formats.int8_arithmetic import quantize_q8_0
 from support.edge_models import FAMILIES, make_model, write_gguf
 from support.llama_cpp import run_llama_cpp
@@ -110,3 +113,13 @@ def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, t
         assert (behind <= TIE).all(), f"llama.cpp answers with tokens that transformers finds less likely: {behind}"
         decided += int((best - second > 10 * TIE).sum())
     assert decided >= 24, "tokens without a close second, in four answers of 24 tokens"
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
+def test_a_bias_that_llama_cpp_does_not_read_is_refused(family: str) -> None:
+    from transformers import AutoConfig
+
+    names = {"qwen3": "self_attn.q_proj", "qwen2": "self_attn.o_proj"}
+
+    with pytest.raises(Unsupported, match=r"llama\.cpp reads no tensor model\.layers\.0\.self_attn\..*_proj\.bias"):
+        lay_out(AutoConfig.for_model(family), {f"model.layers.0.{names[family]}.bias": (64,)})

@@ -1,0 +1,70 @@
+"""Loads each edge model in the runtime it is for, and asks it one prompt, before anything is published."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.evaluation.edge.measuring import CannotRun, OutOfMemory, measure
+from edgetune_jobs.evaluation.edge.process import MeasurementRequest
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, missing_runtime
+from edgetune_jobs.models.libraries import usable_cpus
+from edgetune_jobs.stage import StageContext
+
+_NEW_TOKENS = 2
+_MOST_PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Which runtime loaded each edge model."""
+
+    facts: str
+    """For each artifact the runtime with its version, or "not loaded by its runtime"."""
+
+    warnings: tuple[str, ...]
+
+
+def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
+    """Load edge models in their runtimes; those for transformers are loaded and asked when they are scored.
+
+    Args:
+        context: the context of evaluate, with the edge models among its inputs.
+        prompt: token ids, of which the first ones are used.
+
+    Raises:
+        InvalidInput: a runtime does not load or run its edge model.
+        TransientError: the runtime's process was killed from outside.
+        Interrupted: `context.stop` was set.
+    """
+    facts, warnings = [], []
+    for edge_format in context.request.parameters.quantization.formats:
+        name, problem = edge_format.artifact, missing_runtime(edge_format)
+        runtime = RUNTIMES.get(edge_format)
+        if problem is None and runtime is not Runtime.TRANSFORMERS:
+            problem = _load(context, edge_format, tuple(prompt[:_MOST_PROMPT_TOKENS]))
+        if problem is not None:
+            warnings.append(f"{name} was not loaded by its runtime: {problem}")
+        facts.append(f"{name} by {runtime}" if problem is None else f"{name} not loaded by its runtime")
+    return Loaded(", ".join(facts), tuple(warnings))
+
+
+def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...]) -> str | None:
+    """Load and ask one model; why this machine cannot, None if it can."""
+    name, runtime = edge_format.artifact, RUNTIMES[edge_format]
+    context.progress.say(f"loading {name} in {runtime}")
+    request = MeasurementRequest(
+        runtime, context.inputs[name], AS_STORED, prompt, _NEW_TOKENS, usable_cpus(), os.getpid(), is_timed=False
+    )
+    try:
+        measure(request, context.scratch, context.stop, memory=None)
+    except OutOfMemory as error:
+        return f"the machine has too little memory: {error}"
+    except CannotRun as error:
+        index = context.request.parameters.quantization.formats.index(edge_format)
+        raise InvalidInput(
+            f"spec.quantization.formats[{index}]: {runtime} does not run {name}, so it is not published: "
+            f"{' '.join(str(error).split())}; remove {edge_format}, or use another base model"
+        ) from error
+    return None

@@ -1,0 +1,1 @@
+"""Quantized models: which weights a method or format quantizes, and how they are loaded."""
