@@ -114,7 +114,7 @@ def test_a_status_that_cannot_be_written_stops_the_pass_before_its_job_is_create
     assert scenario.cluster.jobs == before
 
 
-def test_a_lasting_failure_is_reported_and_the_next_good_pass_goes_on() -> None:
+def test_a_lasting_failure_is_reported_and_the_next_good_pass_continues() -> None:
     scenario = Scenario(lora_fine_tune())
     scenario.advance_to(Stage.TRAIN)
     rows = scenario.status.stages
