@@ -1,13 +1,17 @@
 """Speed and memory of models on a CPU, measured by evaluate if spec.evaluation.edge is set."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from edgetune_contract.pipeline import BASE, EDGE
-from edgetune_contract.schema import Model
+from edgetune_contract.schema import Count, Model, Name
 
 
 class ModelSpeed(Model):
     """Speed and memory of one model that answers one prompt at a time in its own process."""
 
-    runtime: str
+    runtime: Annotated[str, Field(max_length=1024)]
     """Runtime and its version: transformers, or llama.cpp for GGUF."""
 
     prompt_tokens_per_second: float | None = None
@@ -22,11 +26,11 @@ class ModelSpeed(Model):
     """Time from the prompt to the first token of the answer, in seconds: the median of the same runs, after a warm-up.
     Absent if the model was stopped earlier."""
 
-    peak_memory_bytes: int
+    peak_memory_bytes: Count
     """Peak resident set of the process, in bytes, including libraries and pages of mapped files: weights may be mapped,
     and every token reads them."""
 
-    baseline_memory_bytes: int | None = None
+    baseline_memory_bytes: Count | None = None
     """Resident set before the model was loaded, in bytes: the interpreter and the libraries. Absent if the process was
     stopped earlier."""
 
@@ -37,22 +41,22 @@ class ModelSpeed(Model):
 class EdgeMeasurement(ModelSpeed):
     """Speed and memory of the edge model in the first format, on the machine that evaluated it, not the edge device."""
 
-    cpu: str
+    cpu: Annotated[str, Field(max_length=1024)]
     """CPU model of the machine that evaluated."""
 
-    threads: int
+    threads: Count
     """Number of threads, and of cores, for each model."""
 
-    prompt_tokens: int
+    prompt_tokens: Count
     """Length of the prompt in tokens; it is the evaluation prompt of median length."""
 
-    new_tokens: int
+    new_tokens: Count
     """Number of tokens generated in each run; an end token does not stop it."""
 
     base: ModelSpeed | None = None
     """The base model on the same threads, without a memory limit; absent if the machine has too little memory."""
 
-    further: dict[str, ModelSpeed] = {}
+    further: dict[Name, ModelSpeed] = {}
     """Edge models in further formats, by artifact name; those that this image or machine cannot run are absent."""
 
     @property

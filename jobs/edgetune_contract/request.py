@@ -9,13 +9,16 @@ from pydantic_core import to_json
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import BASE, EDGE, TUNED
-from edgetune_contract.schema import Model
+from edgetune_contract.schema import LARGEST, Count, Difference, Model, Name, Share, Uri
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.
 MAX_RESULT_BYTES = 4096
+COUNTED_METRICS = ("baseBytes", "resumedFromStep")
+"""Metrics that the status has as whole numbers."""
+
 STORE_URI = r"^(s3://.+|file:///.+)$"
 _MAX_FAILURE_MESSAGE_BYTES = 2048
 _FIRST_NAME = "keywordAccuracy"
@@ -102,13 +105,13 @@ class Request(Model):
 class Artifact(Model):
     """One output of a stage: a folder in the store."""
 
-    name: str
+    name: Name
     """Name of the artifact, such as adapter, merged or edge-bnb-int8."""
 
-    uri: str
+    uri: Uri
     """Folder in the store: s3://bucket/key, or file:///path in a local run."""
 
-    bytes: int
+    bytes: Count
     """Total size of its files, in bytes."""
 
     sha256: Digest
@@ -118,11 +121,11 @@ class Artifact(Model):
 class ModelScores(Model):
     """Scores of one model on the evaluation rows."""
 
-    keyword_recall: float | None = None
+    keyword_recall: Share | None = None
     """Share of all expected keywords that the answers contain, as spec.evaluation.match says, 0 to 1; absent
     if no row has an expected keyword."""
 
-    exact_match: float | None = None
+    exact_match: Share | None = None
     """Share of answers equal to the reference, apart from white space at the ends and composition of accents, 0 to 1;
     absent with the format Text, which has no prompts."""
 
@@ -147,28 +150,28 @@ class Scores(Model):
     """Scores of all four models on the same rows. A model's score is its keyword recall if evaluation rows have
     expected keywords, otherwise its exact match. With the format Text, models have a loss and no score."""
 
-    base: float | None = None
+    base: Share | None = None
     """Score of the base model, 0 to 1."""
 
-    tuned: float | None = None
+    tuned: Share | None = None
     """Score of the base with the adapter, where the base is held as in training, 0 to 1."""
 
-    merged: float | None = None
+    merged: Share | None = None
     """Score of the merged model, 0 to 1; absent if merge.keep is false."""
 
-    edge: float | None = None
+    edge: Share | None = None
     """Score of the edge model in the spec's first format, 0 to 1."""
 
-    improvement: float | None = None
+    improvement: Difference | None = None
     """Tuned minus base, -1 to 1: the gain from training. 0.1 is ten percentage points."""
 
-    drop: float | None = None
+    drop: Difference | None = None
     """Tuned minus edge, -1 to 1: the loss from merging and INT8."""
 
-    examples: int = 0
+    examples: Count = 0
     """Number of evaluation rows that were scored."""
 
-    details: dict[str, ModelScores] = {}
+    details: dict[Name, ModelScores] = {}
     """Keyword recall, exact match and loss by model: base, tuned, merged, edge, and the artifact names of further edge
     formats."""
 
@@ -200,7 +203,7 @@ class Publication(Model):
     refusals: tuple[str, ...] = ()
     """One sentence for each gate that did not hold, with the measured value and the limit."""
 
-    pointer: str | None = None
+    pointer: Uri | None = None
     """URI of latest.json, if published."""
 
     pinned: bool = False
@@ -211,11 +214,11 @@ class Failure(Model):
     """Why a stage did not finish."""
 
     exit_code: int
-    reason: str
+    reason: Annotated[Name, Field(min_length=1)]
     message: str
     """What is wrong, where, and what to do."""
 
-    step: int | None = None
+    step: Count | None = None
     """Optimizer step of the newest checkpoint in the store, if training was stopped."""
 
     @classmethod
@@ -232,12 +235,12 @@ class Result(Model):
     cached: bool = False
     """Whether the manifest already existed, so that nothing was computed again."""
 
-    seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Duration of the stage in seconds, measured when its output was made."""
 
     artifacts: tuple[Artifact, ...] = ()
-    metrics: dict[str, float] = {}
-    """Figures by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
+    metrics: dict[Name, float] = {}
+    """floats by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
     facts: dict[str, str] = {}
     """Short texts worth keeping, such as precision and library versions."""
@@ -269,9 +272,21 @@ class Result(Model):
         if not isinstance(metrics, dict):
             return values
         trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
-        if not isinstance(trainable, int | float) or not isinstance(total, int | float) or total <= 0:
+        if not isinstance(trainable, int | float) or not isinstance(total, int | float) or not 0 < total <= LARGEST:
             return values
+        if abs(trainable) > LARGEST:
+            return values  # the quotient of such integers is no float
         return {**values, "metrics": {**metrics, "trainableShare": trainable / total}}
+
+    @model_validator(mode="after")
+    def _check_what_the_status_takes(self) -> Self:
+        named = [artifact.name for artifact in self.artifacts]
+        if len(set(named)) < len(named):
+            raise ValueError(f"an artifact is there twice: {', '.join(named)}")
+        wrong = [name for name in COUNTED_METRICS if not 0 <= self.metrics.get(name, 0) <= LARGEST]
+        if wrong:
+            raise ValueError(f"must be from 0 to {LARGEST}: metrics.{', metrics.'.join(wrong)}")
+        return self
 
     def encode(self) -> bytes:
         """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.

@@ -2,12 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+LARGEST = 10**18
+"""Largest whole number in results and in the status. Kubernetes stores integers in 64 bits, and refuses the whole
+status for one that does not fit."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Difference = Annotated[float, Field(ge=-1, le=1)]
+"""Difference of two shares."""
+
+Name = Annotated[str, Field(max_length=64)]
+Uri = Annotated[str, Field(max_length=2048)]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Times in the format of Kubernetes and of the documents in the store: RFC 3339, UTC."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 
@@ -14,3 +14,12 @@ def seconds_between(start: str | None, end: str | None) -> float | None:
     if start is None or end is None:
         return None
     return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)
+
+
+def is_recent(time: str, limit: timedelta, now: datetime) -> bool:
+    """Whether something happened less than `limit` ago.
+
+    Times come from the clocks of nodes and of the control plane: one that is further ahead than `limit` says nothing,
+    and is not waited for.
+    """
+    return abs(now - datetime.fromisoformat(time)) < limit

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from edgetune_contract.stages import INTERNAL_ERROR
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec, ProgressStatus
@@ -24,8 +25,8 @@ from edgetune_operator.decisions.deletion import (
 from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
-from edgetune_operator.decisions.state_machine import DeleteJob, Plan, plan, refused
-from edgetune_operator.decisions.status import project, project_deletion
+from edgetune_operator.decisions.state_machine import DeleteJob, Plan, plan, refused, stalled
+from edgetune_operator.decisions.status import check_writable, project, project_deletion
 
 
 class StaleRead(Exception):
@@ -162,15 +163,31 @@ async def run_once(
         warnings = observe_events(await cluster.list_warnings(owner, wait.uid))
         snapshot = replace(snapshot, events=wait.reasons(warnings))
     decided = plan(spec, profile, snapshot, now)
+    status = project(decided.view, snapshot, now)
+    check_writable(status)
     try:
         await _act(cluster, owner, spec, profile, decided)
     except JobRefused as error:
         decided = refused(decided, error.reason, str(error))
-    status = project(decided.view, snapshot, now)
+        status = project(decided.view, snapshot, now)
     changed = status != (document.get("status") or {})
     if changed:
         await cluster.write_status(owner, status)
     return Pass(snapshot, decided, changed)
+
+
+async def report_failure(cluster: Cluster, key: Key, error: str, now: datetime) -> bool:
+    """Report that passes over an object fail; what earlier passes recorded is kept. Whether the status changed."""
+    document = await cluster.read_object(key)
+    if document is None or document["metadata"].get("deletionTimestamp"):
+        return False
+    snapshot = observe(document, (), (), None)
+    message = f"the operator cannot reconcile this object, and keeps trying: {error}"
+    status = project(stalled(snapshot, INTERNAL_ERROR, message, now).view, snapshot, now)
+    if status == (document.get("status") or {}):
+        return False
+    await cluster.write_status(document["metadata"], status)
+    return True
 
 
 async def _settle_finalizer(

@@ -19,7 +19,9 @@ from edgetune_jobs.errors import InvalidInput
 
 _DIGEST = r"[0-9a-f]{64}"
 _ROOT = r"(?P<root>s3://[^/]+(?:/.+)?|file:///.+)"
-_MODEL = re.compile(rf"{_ROOT}/models/(?P<name>[^/]+?)(?:/latest\.json|/versions/(?P<version>{_DIGEST})\.json)?")
+# The shortest root: in …/models/models/latest.json the model is named models.
+_MODEL_ROOT = r"(?P<root>s3://[^/]+(?:/.+?)??|file:///.+?)"
+_MODEL = re.compile(rf"{_MODEL_ROOT}/models/(?P<name>[^/]+?)(?:/latest\.json|/versions/(?P<version>{_DIGEST})\.json)?")
 _STAGE = re.compile(
     rf"{_ROOT}/stages/(?P<stage>{'|'.join(Stage)})/(?P<digest>{_DIGEST})"
     rf"(?:/{re.escape(MANIFEST)}|/(?P<artifact>[0-9a-f]+/[^/]+))?"

@@ -1,6 +1,7 @@
 """Names, labels and annotations: each defined once, derived everywhere else."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from edgetune_contract.stages import Stage
@@ -53,6 +54,7 @@ CLEAN_UP = "clean-up"
 # A Job's name becomes a label value of its Pods.
 _MAX_LABEL = 63
 _DIGEST_CHARACTERS = 10
+_MARKED = re.compile(r"-[0-9a-f]{8}$")
 _LONGEST_SUFFIX = max(len(f"-{stage}-") for stage in Stage) + _DIGEST_CHARACTERS
 
 
@@ -78,7 +80,8 @@ def label_value(name: str) -> str:
 def _shortened(name: str, length: int) -> str:
     # Object names may have dots; Job names are DNS labels.
     plain = name.replace(".", "-")
-    if len(plain) <= length and plain == name:
+    # A name that ends like a mark gets one too: it could be what another name becomes.
+    if len(plain) <= length and plain == name and not _MARKED.search(name):
         return name
     mark = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{plain[: length - len(mark) - 1].rstrip('-')}-{mark}"

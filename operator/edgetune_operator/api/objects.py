@@ -1,14 +1,14 @@
 """The LoraFineTune object: spec and status. The CRD, the field reference and every check of a spec come from here."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Artifact, Resolved, Scores
-from edgetune_contract.schema import Model
+from edgetune_contract.schema import LARGEST, Count, Model, Name, Uri
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 
@@ -19,8 +19,7 @@ MAX_HISTORY = 10
 MAX_WARNINGS = 64
 MAX_RETRY_TOKEN = 256
 MAX_TEXT = 32_768
-# Digits of a version that are shown: the minimum that spec.publish.pin accepts.
-SHORT_VERSION = 12
+SHORT_VERSION = 12  # digits of a version that are shown: the minimum that spec.publish.pin accepts
 
 ProfileName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -132,10 +131,10 @@ class StageStatus(Model):
     preemptions: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Attempts that were stopped from outside, such as by an eviction, and resumed later."""
 
-    resumed_from: Annotated[int, Field(ge=0)] | None = None
+    resumed_from: Count | None = None
     """Optimizer step of the checkpoint from which the newest attempt resumed; absent if no attempt has resumed."""
 
-    lost_steps: Annotated[int, Field(ge=0)] | None = None
+    lost_steps: Count | None = None
     """Optimizer steps repeated after interruptions, summed over resumed attempts."""
 
     gpu_seconds: Annotated[float, Field(ge=0, le=1e12)] | None = None
@@ -163,7 +162,7 @@ class StageStatus(Model):
     message: Text = ""
     """What happened and what to do."""
 
-    metrics: dict[Annotated[str, Field(max_length=64)], float] = {}
+    metrics: dict[Name, float] = {}
     """The stage's figures, such as steps, loss, tokensPerSecond, trainableParameters."""
 
     warnings: tuple[Text, ...] = ()
@@ -218,19 +217,19 @@ class ProgressStatus(Model):
 class Sizes(Model):
     """Sizes of the run's inputs and outputs, in bytes."""
 
-    base_bytes: Annotated[int, Field(ge=0)] | None = None
+    base_bytes: Count | None = None
     """Files of the base model."""
 
-    adapter_bytes: Annotated[int, Field(ge=0)] | None = None
+    adapter_bytes: Count | None = None
     """Files of the adapter."""
 
-    merged_bytes: Annotated[int, Field(ge=0)] | None = None
+    merged_bytes: Count | None = None
     """Files of the merged model; absent with merge.keep false."""
 
-    edge_bytes: Annotated[int, Field(ge=0)] | None = None
+    edge_bytes: Count | None = None
     """Files of the edge model."""
 
-    ratio: Annotated[float, Field(ge=0)] | None = None
+    ratio: Annotated[float, Field(ge=0, le=LARGEST)] | None = None
     """Size of the edge model divided by the size of the base."""
 
     trained_quantized_share: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -256,7 +255,7 @@ class PublicationStatus(Model):
     version: Annotated[str, Field(max_length=64)]
     """Digest of the version."""
 
-    pointer: Annotated[str, Field(max_length=2048)] | None = None
+    pointer: Uri | None = None
     """URI of latest.json, which edge devices follow."""
 
     pinned: bool = False
@@ -285,14 +284,14 @@ class Condition(Model):
     last_transition_time: Timestamp
     """When the status last changed (RFC 3339)."""
 
-    observed_generation: Annotated[int, Field(ge=0)] = 0
+    observed_generation: Count = 0
     """Generation of the spec that this condition describes."""
 
 
 class HistoryEntry(Model):
     """One finished run."""
 
-    generation: Annotated[int, Field(ge=0)]
+    generation: Count
     """Generation of the spec."""
 
     outcome: Annotated[str, Field(max_length=128)]
@@ -342,7 +341,7 @@ class Display(Model):
 class LoraFineTuneStatus(Model):
     """The observed state. Written by the operator only; a view of the facts in the store."""
 
-    observed_generation: Annotated[int, Field(ge=-1)] = -1
+    observed_generation: Annotated[int, Field(ge=-1, le=LARGEST)] = -1
     """Generation of the spec that this status describes; -1 before the first pass."""
 
     phase: Phase = Phase.PENDING
@@ -404,3 +403,11 @@ class LoraFineTuneStatus(Model):
 
     display: Display | None = None
     """Formatted figures for the columns of `kubectl get`."""
+
+    @model_validator(mode="after")
+    def _check_list_maps(self) -> Self:
+        for field, key in (("conditions", "type"), ("stages", "name"), ("artifacts", "name")):
+            found = [getattr(item, key) for item in getattr(self, field)]
+            if len(set(found)) < len(found):
+                raise ValueError(f"{field}: two items have the same {key}: {', '.join(found)}")
+        return self

@@ -7,6 +7,8 @@ them up.
 
 from enum import StrEnum
 
+from edgetune_contract.stages import INTERNAL_ERROR
+
 
 class Reason(StrEnum):
     """The operator's own reasons; `edgetune_contract.stages` has those of the exit codes."""
@@ -95,5 +97,5 @@ BLOCKING = frozenset(
 )
 """Reasons for which a waiting stage is stalled. The Job stays, and continues by itself once the cause is removed."""
 
-UNPLANNED = frozenset((Reason.INVALID_SPEC, Reason.PROFILE_NOT_FOUND))
+UNPLANNED = frozenset((Reason.INVALID_SPEC, Reason.PROFILE_NOT_FOUND, INTERNAL_ERROR))
 """Reasons for which a pass considers no stage."""

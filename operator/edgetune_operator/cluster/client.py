@@ -21,6 +21,7 @@ from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
 from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
 from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.observe import MAX_MESSAGE
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
 
@@ -388,5 +389,5 @@ def _why_not_watched(error: Exception, namespace: str | None) -> str:
 def message_of(error: ApiException) -> str:
     """The API server's message."""
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return str(json.loads(error.body)["message"])
-    return str(error.reason)
+        return str(json.loads(error.body)["message"])[:MAX_MESSAGE]
+    return str(error.reason)[:MAX_MESSAGE]

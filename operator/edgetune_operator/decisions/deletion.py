@@ -35,6 +35,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.stages import ExitCode
+from edgetune_contract.times import is_recent
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.profiles import Profile
@@ -48,7 +49,6 @@ from edgetune_operator.decisions.observe import (
     JobState,
     PodObservation,
     Snapshot,
-    is_recent,
     job_state,
     observe_pods,
 )
@@ -342,7 +342,7 @@ def _remaining(snapshot: Snapshot, profile: Profile | None) -> str:
         present = profile.store.for_namespace(snapshot.namespace).display_uri
         stores = sorted({present, snapshot.previous.store or present})
     else:
-        stores = sorted({artifact.uri.partition("/stages/")[0] for artifact in snapshot.previous.artifacts})
+        stores = sorted({artifact.uri.rpartition("/stages/")[0] for artifact in snapshot.previous.artifacts})
     left = _artifacts_in(snapshot, stores)
     if not left:
         return "the status lists no artifacts"

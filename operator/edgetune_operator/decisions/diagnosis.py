@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
+
+from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, reason_for
-from edgetune_contract.times import timestamp
+from edgetune_contract.times import is_recent, timestamp
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.decisions.observe import (
@@ -25,7 +28,6 @@ from edgetune_operator.decisions.observe import (
     JobState,
     PodObservation,
     Snapshot,
-    is_recent,
 )
 
 Diagnosis = tuple[str, str]
@@ -44,6 +46,7 @@ _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFI
 # The Job controller's message has a different Pod name at each retry.
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
 _KILLED = 137
+_LONGEST_DETAIL = 300
 
 _DISRUPTIONS: Mapping[str, Diagnosis] = {
     "EvictionByEvictionAPI": (Reason.EVICTED, "evicted from its node, for example by a drain"),
@@ -272,6 +275,19 @@ def why_failed(job: JobObservation, earlier: int = 0) -> Diagnosis:
 def _counted(job: JobObservation, earlier: int) -> str:
     attempts = earlier + job.attempts
     return f" (attempt {attempts}, spec.retryLimit was {earlier + (job.backoff_limit or 0)})" if attempts > 1 else ""
+
+
+def why_unreadable(job: JobObservation) -> str:
+    """What is wrong with the message of the attempt that finished a stage, in parentheses; empty if it has none."""
+    message = next((pod.message for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), "")
+    try:
+        if message:
+            Result.decode(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, first["loc"])) or "the message"
+        return f" ({path}: {str(first['msg'])[:_LONGEST_DETAIL]})"
+    return ""
 
 
 def why_given_up(job: JobObservation, row: StageStatus) -> Diagnosis | None:

@@ -1,5 +1,6 @@
 """Observe: convert Kubernetes objects, as plain dicts, to the values on which plan decides."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,10 @@ Jobs and Pods are watched separately. After a start, the first lists and the wat
 time is long enough for the second lists to show it.
 """
 
+
+MAX_REASON = 64
+MAX_MESSAGE = 4096
+"""Longest reason and message that are taken from others: the status is refused as a whole if one is too long."""
 
 UNSPECIFIC = (None, "", "ContainerCreating", "PodInitializing")
 """Reasons that the kubelet reports for every new container, and nothing else while a volume is missing."""
@@ -236,11 +241,19 @@ def observe(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 1),
-        retry_requested=annotations.get(names.RETRY_REQUESTED_ANNOTATION, "")[:MAX_RETRY_TOKEN],
+        retry_requested=_retry_token(annotations.get(names.RETRY_REQUESTED_ANNOTATION, "")),
         previous=read_status(document),
         jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_creation) if _is_ours(job, metadata.get("uid", ""))),
         progress=progress,
     )
+
+
+def _retry_token(text: str) -> str:
+    """The token as the status can have it: a long one is cut and gets a hash, so that different ones stay different."""
+    if len(text) <= MAX_RETRY_TOKEN:
+        return text
+    mark = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return f"{text[: MAX_RETRY_TOKEN - len(mark) - 1]}-{mark}"
 
 
 def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
@@ -252,15 +265,6 @@ def read_status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
         return LoraFineTuneStatus()
 
 
-def is_recent(time: str, limit: timedelta, now: datetime) -> bool:
-    """Whether something happened less than `limit` ago.
-
-    Times come from the clocks of nodes and of the control plane: one that is further ahead than `limit` says nothing,
-    and is not waited for.
-    """
-    return abs(now - datetime.fromisoformat(time)) < limit
-
-
 def observe_events(events: Sequence[Mapping[str, Any]]) -> tuple[EventObservation, ...]:
     """Events, oldest first."""
     return tuple(sorted((_event(event) for event in events), key=lambda event: event.at))
@@ -270,7 +274,11 @@ def _event(event: Mapping[str, Any]) -> EventObservation:
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     last = next(time for time in (*times, event["metadata"].get("creationTimestamp")) if time)
-    return EventObservation(event.get("reason") or "", event.get("message") or "", datetime.fromisoformat(last))
+    return EventObservation(
+        reason=(event.get("reason") or "Unknown")[:MAX_REASON],
+        message=(event.get("message") or "")[:MAX_MESSAGE],
+        at=datetime.fromisoformat(last),
+    )
 
 
 def controller_uid(body: Mapping[str, Any], kind: str) -> str | None:
@@ -307,8 +315,8 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         state=state,
         deleting=metadata.get("deletionTimestamp") is not None,
         suspended=bool(spec.get("suspend")),
-        reason=end.get("reason") or "",
-        message=end.get("message") or "",
+        reason=(end.get("reason") or "")[:MAX_REASON],
+        message=(end.get("message") or "")[:MAX_MESSAGE],
         attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
         active=status.get("active") or 0,
         started_at=status.get("startTime"),
@@ -361,11 +369,11 @@ def _pod(pod: Mapping[str, Any]) -> PodObservation:
         created_at=metadata.get("creationTimestamp"),
         phase=status.get("phase", "Pending"),
         exit_code=ended.get("exitCode"),
-        reason=explained.get("reason") or "",
-        message=explained.get("message") or "",
-        disruption=disruption.get("reason") or ("DisruptionTarget" if disruption else ""),
-        pod_reason=status.get("reason") or "",
-        pod_message=(status.get("message") or "").strip(),
+        reason=(explained.get("reason") or "")[:MAX_REASON],
+        message=(explained.get("message") or "")[:MAX_MESSAGE],
+        disruption=(disruption.get("reason") or "")[:MAX_REASON] or ("DisruptionTarget" if disruption else ""),
+        pod_reason=(status.get("reason") or "")[:MAX_REASON],
+        pod_message=(status.get("message") or "")[:MAX_MESSAGE].strip(),
         is_set_up=("PodReadyToStartContainers", "True") in conditions,
         node=(pod.get("spec") or {}).get("nodeName") or "",
         gone_by=metadata.get("deletionTimestamp"),

@@ -9,6 +9,7 @@ After each of these, `jobs` sorts the object's Jobs again (see `sorted_jobs`).
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
 from edgetune_contract.pipeline import PIPELINE
@@ -37,6 +38,7 @@ from edgetune_operator.decisions.diagnosis import (
     why_given_up,
     why_not_retried,
     why_overdue,
+    why_unreadable,
     why_waiting,
 )
 from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
@@ -97,8 +99,8 @@ class RunState:
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
             run._restart(Stage.PREPARE, digest)
-        if run._is_edited():
-            run._retry_failed_stages()
+        for stage in [row.name for row in run.rows.values() if row.state is StageState.FAILED and run._is_edited()]:
+            run._reset_stage(stage)
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
@@ -126,15 +128,9 @@ class RunState:
     def _is_edited(self) -> bool:
         """Whether the spec was edited and no pass has considered the stages since."""
         previous, generation = self._snapshot.previous, self._snapshot.generation
-        if generation != previous.observed_generation:
-            return True
         unplanned = any(each.type == "Ready" and each.reason in UNPLANNED for each in previous.conditions)
-        return unplanned and all(entry.generation != generation for entry in previous.history[:1])
-
-    def _retry_failed_stages(self) -> None:
-        for stage, row in self.rows.items():
-            if row.state is StageState.FAILED:
-                self._reset_stage(stage)
+        unplanned = unplanned and all(entry.generation != generation for entry in previous.history[:1])
+        return unplanned or generation != previous.observed_generation
 
     def _reset_stage(self, stage: Stage) -> None:
         """The stage runs again, regardless of its earlier Jobs."""
@@ -232,7 +228,7 @@ class RunState:
         elif job.state is JobState.FAILED:
             self._fail(stage, why_failed(job, self.rows[stage].failed_before), ended)
         elif job.state is JobState.COMPLETE:
-            self._record_lost_result(stage, ended)
+            self._record_lost_result(stage, job, ended)
         elif (why := why_given_up(job, self.rows[stage])) is not None:
             self._fail(stage, why, ended)
         elif overdue(job, now) is not None and job.outlived is not None:
@@ -248,12 +244,12 @@ class RunState:
         self._update(stage, state=StageState.FAILED, reason=reason, message=message, **ended)
 
     def _record_outlived(
-        self, stage: Stage, job: JobObservation, pod: PodObservation, ended: Mapping[str, object]
+        self, stage: Stage, job: JobObservation, pod: PodObservation, ended: Mapping[str, Any]
     ) -> None:
         """An attempt without success has ended and its Pod lives on: the Job controller would wait for the Pod."""
         row = self.rows[stage]
         if pod.exit_code == ExitCode.DONE:
-            self._record_lost_result(stage, ended)
+            self._record_lost_result(stage, job, ended)
         elif (why := why_not_retried(pod, job, row.failed_before)) is not None:
             self._fail(stage, why, ended)
             return
@@ -263,8 +259,8 @@ class RunState:
                 f"an attempt failed and is retried by another Job, because {why_overdue(pod)}: {reason}: {message}"
             )
             failed = row.failed_before + job.attempts - pod.interrupted
-            changes = {"failed_before": failed, "attempts": failed, "started_at": None}
-            self._update(stage, state=StageState.PENDING, reason=Reason.POD_OUTLIVED, message=message, **changes)
+            changes = {"reason": Reason.POD_OUTLIVED, "message": message, "failed_before": failed, "attempts": failed}
+            self._update(stage, state=StageState.PENDING, started_at=None, **changes)
         self._outlived.add(job.name)
 
     def note_overdue_jobs(self, now: datetime) -> Mapping[str, str]:
@@ -275,8 +271,8 @@ class RunState:
             if pod is None or row.state is not StageState.SUCCEEDED or row.job != job.name:
                 continue
             found[job.name] = why_overdue(pod)
-            message = f"done; Job {job.name} was deleted because {found[job.name]}"
-            self._update(job.stage, message="; ".join(filter(None, (interruptions(row), message))))
+            done = f"done; Job {job.name} was deleted because {found[job.name]}"
+            self._update(job.stage, message=f"{interruptions(row)}; {done}".removeprefix("; "))
         return found
 
     def _why_waiting(self, stage: Stage, job: JobObservation) -> Diagnosis:
@@ -311,11 +307,16 @@ class RunState:
         reported = PIPELINE[stage].reports
         # prepare's manifest has a digest of the content, its row a digest of the URIs in the spec.
         same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
+        if any(
+            kept.name == made.name for made in result.artifacts for kept in self.artifacts if kept.stage is not stage
+        ):
+            return False
         return same and result.stage is stage and (reported is None or getattr(result, reported) is not None)
 
-    def _record_lost_result(self, stage: Stage, ended: Mapping[str, object]) -> None:
+    def _record_lost_result(self, stage: Stage, job: JobObservation, ended: Mapping[str, object]) -> None:
         """The stage finished but its result was lost. It is run again once, which finds the manifest; then it fails."""
-        message = "the stage ended without a readable result; running it again finds its manifest in the store"
+        why = why_unreadable(job)
+        message = f"the stage ended without a readable result{why}; running it again finds its manifest in the store"
         # The row keeps the reason until the stage is done: it marks the second time.
         if self.rows[stage].reason == Reason.RESULT_LOST:
             self._fail(stage, (Reason.RESULT_LOST, message), ended)

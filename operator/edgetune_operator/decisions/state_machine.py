@@ -132,11 +132,11 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
         now: time of the pass, with a time zone.
     """
     if isinstance(spec, InvalidSpec):
-        return _stalled(snapshot, Reason.INVALID_SPEC, str(spec), now)
+        return stalled(snapshot, Reason.INVALID_SPEC, str(spec), now)
     if profile is None:
-        return _stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec), now)
+        return stalled(snapshot, Reason.PROFILE_NOT_FOUND, _profile_not_found(spec), now)
     if not profile.allow_file_uris and (paths := _file_uris(spec)):
-        return _stalled(
+        return stalled(
             snapshot, Reason.INVALID_SPEC, f"{', '.join(paths)}: file:// works only in local runs; use s3://", now
         )
 
@@ -306,7 +306,7 @@ def refused(decided: Plan, reason: str, message: str) -> Plan:
     return Plan((), view, _earliest(decided.look_again, _look_at(outcome, reason)))
 
 
-def _stalled(snapshot: Snapshot, reason: str, message: str, now: datetime) -> Plan:
+def stalled(snapshot: Snapshot, reason: str, message: str, now: datetime) -> Plan:
     """Nothing can be done until somebody changes something; what earlier passes recorded is kept."""
     previous = snapshot.previous
     recorded = {row.name: row for row in previous.stages}

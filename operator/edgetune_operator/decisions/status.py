@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from edgetune_contract.pipeline import ADAPTER, EDGE, MERGED, PIPELINE, is_edge
 from edgetune_contract.stages import Stage
 from edgetune_contract.times import timestamp
@@ -128,6 +130,24 @@ def dump(status: LoraFineTuneStatus) -> dict[str, Any]:
     return {key: value for key, value in dumped.items() if value not in ([], {}, "")}
 
 
+class UnwritableStatus(Exception):
+    """The API server would refuse the status, or it could not be read again."""
+
+
+def check_writable(status: Mapping[str, Any]) -> None:
+    """Check a status before anything is done for it: if it is never written, the same is done again and again.
+
+    Raises:
+        UnwritableStatus: it is outside the limits of the CRD, which come from the same models.
+    """
+    try:
+        LoraFineTuneStatus.model_validate(status)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, ("status", *first["loc"])))
+        raise UnwritableStatus(f"the status cannot be written: {path}: {first['msg']}") from None
+
+
 def _phase(view: View) -> Phase:
     if view.outcome in _OTHER_PHASES:
         return _OTHER_PHASES[view.outcome]
@@ -228,6 +248,6 @@ def _display_progress(view: View) -> str:
     """Progress of the running stage or, if none is running, the reason: users look at this column first."""
     progress = view.progress
     if progress is not None and view.outcome is Outcome.RUNNING:
-        return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"
+        return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"[:MAX_DISPLAY]
     is_in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
     return "" if is_in_phase else view.reason[:MAX_DISPLAY]

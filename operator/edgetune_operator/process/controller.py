@@ -15,9 +15,13 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.decisions.observe import read_status
+from edgetune_operator.decisions.status import UnwritableStatus
 from edgetune_operator.process.workqueue import WorkQueue
-from edgetune_operator.reconcile import Cluster, DeletionPass, StaleRead, run_once
+from edgetune_operator.reconcile import Cluster, DeletionPass, StaleRead, report_failure, run_once
 
+# Failed passes in a row until the status says so: after 15 seconds or, for what may pass by itself, five minutes.
+_FAILURES = 5
+_LASTING_FAILURES = 12
 # Others write an object at most some times a second: more conflicts in a row have another cause.
 _MANY_CONFLICTS = 10
 _CONFLICT_SECONDS = 1.0
@@ -98,7 +102,7 @@ class Controller:
                 self._queue.add_after(key, 0.0 if self._conflicts[key] < _MANY_CONFLICTS else _CONFLICT_SECONDS)
                 telemetry.PASSES.labels(result="conflict").inc()
             except Exception as error:  # noqa: BLE001  logged; a worker must survive every error
-                self._fail(key, error)
+                await self._fail(key, error)
             finally:
                 self._last_end = time.monotonic()
                 telemetry.LAST_PASS.set_to_current_time()
@@ -121,12 +125,22 @@ class Controller:
         if isinstance(outcome, DeletionPass) and outcome.plan.final_event is not None:
             await self._post_final_event(key, document["metadata"], outcome.plan.final_event)
 
-    def _fail(self, key: Key, error: Exception) -> None:
+    async def _fail(self, key: Key, error: Exception) -> None:
         seconds = self._queue.retry(key)
         telemetry.PASSES.labels(result="error").inc()
         logger.warning(
             "pass failed, retrying in %.1f s: %s", seconds, error, extra=_context(key), exc_info=_is_bug(error)
         )
+        if self._queue.failures(key) >= (_LASTING_FAILURES if _may_pass(error) else _FAILURES):
+            try:
+                await self._report_failure(key, f"{type(error).__name__}: {error}")
+            except Exception as second:  # noqa: BLE001  logged; a worker must survive every error
+                logger.warning("the failure cannot be reported: %s", second, extra=_context(key))
+
+    async def _report_failure(self, key: Key, error: str) -> None:
+        document = self._cache.get_object(key)
+        if document is not None and await report_failure(self._cluster, key, error, datetime.now(UTC)):
+            await self._report(key, document["metadata"], read_status(document))
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
         after = read_status(self._cache.get_object(key) or {})
@@ -149,6 +163,12 @@ class Controller:
 
 def _context(key: Key, **values: str) -> dict[str, str]:
     return {"namespace": key.namespace, "object": key.name, **values}
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error can pass by itself: the network's, and those for which the API server is responsible."""
+    is_refused = getattr(error, "status", None) in range(400, 500)
+    return not (is_refused or _is_bug(error) or isinstance(error, UnwritableStatus))
 
 
 def _is_bug(error: Exception) -> bool:

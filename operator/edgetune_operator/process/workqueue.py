@@ -84,6 +84,10 @@ class WorkQueue(Generic[K]):
         self.add_after(key, seconds)
         return seconds
 
+    def failures(self, key: K) -> int:
+        """Number of a key's failed passes in a row."""
+        return self._failures.get(key, 0)
+
     def forget(self, key: K) -> None:
         """Reset a key's backoff after a successful pass."""
         self._failures.pop(key, None)

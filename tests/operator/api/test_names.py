@@ -57,3 +57,11 @@ def test_long_names_with_the_same_beginning_give_different_job_names(pair: tuple
 
     assert one != other
     assert len(one) <= 63
+
+
+@pytest.mark.parametrize("name", ["a.b", "x" * 253, "a-0123abcd", "a.b-0123abcd", label_value("a.b")])
+def test_an_object_that_is_named_as_another_one_is_shortened_has_other_jobs(name: str) -> None:
+    other = label_value(name)
+
+    assert label_value(other) != other
+    assert job_name(other, Stage.TRAIN, "d" * 64) != job_name(name, Stage.TRAIN, "d" * 64)

@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.watch_cache import Cache, Kind
@@ -37,10 +38,11 @@ class EventCluster(MemoryCluster):
         super().__init__(lora_fine_tune().build())
         self.cache = cache
         self.cache.put_object(self.document)
-        self.reads = 0
         self.posted: list[str] = []
+        self.reads = 0
         self.read_error: Exception | None = None
         self.event_error: Exception | None = None
+        self.progress_error: Exception | None = None
         self.job_error: JobRefused | None = None
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
@@ -48,6 +50,11 @@ class EventCluster(MemoryCluster):
         if self.read_error is not None:
             raise self.read_error
         return await super().read_object(key)
+
+    async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
+        if self.progress_error is not None:
+            raise self.progress_error
+        return await super().read_progress(owner)
 
     async def create_job(self, job: Mapping[str, Any]) -> str:
         if self.job_error is not None:
@@ -70,6 +77,11 @@ class RecordingQueue(WorkQueue[Key]):
     def __init__(self) -> None:
         super().__init__()
         self.delays: list[float] = []
+        self.ended = 0
+
+    def done(self, key: Key) -> None:
+        self.ended += 1
+        super().done(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
         self.delays.append(seconds)
@@ -93,7 +105,7 @@ class World:
             for number in range(passes):
                 self.queue.add(KEY)
                 async with asyncio.timeout(10):
-                    while self.cluster.reads <= number or self.controller.vitals().oldest_pass_seconds:
+                    while self.queue.ended <= number:
                         await asyncio.sleep(0)
                 assert not worker.done(), "the worker has ended"
                 between()
@@ -228,6 +240,33 @@ def test_a_standby_makes_no_pass_and_counts_no_object_until_it_holds_the_lease(w
 
     assert asyncio.run(scene()) == (0, 1)
     assert REGISTRY.get_sample_value("edgetune_objects", {"phase": "Pending"}) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "failures"), [(ValueError("a bug"), 5), (ConnectionResetError("reset by peer"), 12)], ids=repr
+)
+def test_an_object_whose_passes_keep_failing_is_stalled_with_the_message_until_one_succeeds(
+    world: World, error: Exception, failures: int
+) -> None:
+    def stalled() -> tuple[str, str] | None:
+        status = LoraFineTuneStatus.model_validate(world.cluster.document.get("status") or {})
+        return next(((each.reason, each.message) for each in status.conditions if each.type == "Stalled"), None)
+
+    def after_each_pass() -> None:
+        seen.append(stalled())
+        if len(seen) == failures + 1:
+            world.cluster.progress_error = None
+
+    seen: list[tuple[str, str] | None] = []
+    world.cluster.progress_error = error
+
+    world.work(passes=failures + 2, between=after_each_pass)
+
+    message = f"the operator cannot reconcile this object, and keeps trying: {type(error).__name__}: {error}"
+    reported = ("InternalError", message)
+    assert seen == [*[None] * (failures - 1), reported, reported, None]
+    assert world.cluster.posted == ["InternalError", "PrepareStarted"]
+    assert world.cluster.status_writes == 2, "the same failure is written once"
 
 
 @asynccontextmanager
