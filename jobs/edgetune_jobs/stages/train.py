@@ -190,7 +190,7 @@ def _train(context: StageContext, training: _Training) -> int | None:
 
     folder = context.scratch / "resume"
     folder.mkdir()
-    step = context.checkpoints.restore_latest(folder) if context.checkpoints else None
+    step = context.checkpoints.restore_latest(folder, trainer.checkpoint_check()) if context.checkpoints else None
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
     context.progress.say("training" if step is None else f"resuming training from the checkpoint of step {step}")
