@@ -190,6 +190,7 @@ def _train(context: StageContext, training: _Training) -> int | None:
 
     folder = context.scratch / "resume"
     folder.mkdir()
+    trainer = training.trainer
     step = context.checkpoints.restore_latest(folder, trainer.checkpoint_check()) if context.checkpoints else None
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
@@ -197,7 +198,6 @@ def _train(context: StageContext, training: _Training) -> int | None:
     if step is not None:
         for part in training.parts:
             part.restore_from(folder)
-    trainer = training.trainer
     with suppress(EndedBeforeFirstStep):
         trainer.train(resume_from_checkpoint=None if step is None else str(folder))
     reached, total = trainer.state.global_step, trainer.state.max_steps

@@ -180,7 +180,13 @@ def _end(code: int, limits: Limits) -> str:
 def _environment() -> dict[str, str]:
     """The environment without credentials; the child process reads local files only and computes on one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_TOKEN"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RUST_BACKTRACE": "0",
+    }
 
 
 def _has_descriptor(stream: Any) -> bool:
