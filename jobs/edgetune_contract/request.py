@@ -12,6 +12,7 @@ from edgetune_contract.pipeline import BASE, EDGE, TUNED
 from edgetune_contract.schema import LARGEST, Count, Difference, Model, Name, Share, Uri
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_contract.text import Shown, escaped
 
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.
@@ -215,7 +216,7 @@ class Failure(Model):
 
     exit_code: int
     reason: Annotated[Name, Field(min_length=1)]
-    message: str
+    message: Shown
     """What is wrong, where, and what to do."""
 
     step: Count | None = None
@@ -242,10 +243,10 @@ class Result(Model):
     metrics: dict[Name, float] = {}
     """floats by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
-    facts: dict[str, str] = {}
+    facts: dict[str, Shown] = {}
     """Short texts worth keeping, such as precision and library versions."""
 
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Shown, ...] = ()
     resolved: Resolved | None = None
     """prepare only."""
 
@@ -354,7 +355,7 @@ class Manifest(Model):
 def _cut(message: str) -> str:
     """The message in valid UTF-8, with its middle left out if its JSON is longer than the limit."""
     # A file name that is not UTF-8 is decoded to lone surrogates, which JSON cannot encode.
-    message = message.encode(errors="replace").decode()
+    message = escaped(message.encode(errors="replace").decode())
     cut, kept = message, min(len(message), _MAX_FAILURE_MESSAGE_BYTES)
     while len(to_json(cut)) > _MAX_FAILURE_MESSAGE_BYTES:
         half = kept // 2

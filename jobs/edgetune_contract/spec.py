@@ -12,17 +12,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.evaluation import EvaluationSpec, TrainingEvaluation
 from edgetune_contract.schema import Model, Rule
+from edgetune_contract.text import NAME_PATTERN, TEXT_PATTERN, UNSAFE
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"
 HUB_SCHEME = "hf://"
 DEFAULT_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
-_BUCKET_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S+)?"
-_FILE_URI = r"file:///\S.*"
+_BUCKET_URI = rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](/[^\s{UNSAFE}]+)?"
+_FILE_URI = rf"file:///[^\s{UNSAFE}][^{UNSAFE}]*"
 _COMMIT = r"[0-9a-f]{40}"
 _SHA256 = r"[0-9a-f]{64}"
 
-ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+ColumnName = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
 
 
 class BaseModelSpec(Model):
@@ -114,7 +115,7 @@ class DatasetSpec(Model):
     fields: DatasetFields = DatasetFields()
     """Names of the columns to read."""
 
-    template: Annotated[str, Field(min_length=1, max_length=8192)] = DEFAULT_TEMPLATE
+    template: Annotated[str, Field(min_length=1, max_length=8192, pattern=TEXT_PATTERN)] = DEFAULT_TEMPLATE
     """Prompt template of the format Instruction; it contains {instruction}, and may contain other columns by their
     names in braces. ChatTemplate uses the tokenizer's own chat template."""
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from edgetune_contract.text import escaped
 from edgetune_jobs.runtime.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ _ENVIRONMENT = """environment:
 exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
 14 transient error, 75 stopped by a signal, other: a bug
 """
+
+
+class EscapingFormatter(logging.Formatter):
+    """Formats log records without characters that a terminal would obey, such as those of a file name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or the lines with a traceback."""
+        return escaped(super().format(record))
 
 
 def main() -> NoReturn:
@@ -64,7 +73,9 @@ def _take_over() -> tuple[StopSignals, TextIO]:
     signals = StopSignals()
     signals.install()
     log_format = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=log_format)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(EscapingFormatter(log_format))
     logging.getLogger("edgetune_jobs").setLevel(logging.INFO)
     # Libraries that print to stdout would break the JSON lines: their stdout becomes stderr.
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")

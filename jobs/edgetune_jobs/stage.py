@@ -1,11 +1,11 @@
 """The interface of a stage body: a function from folders to a folder, without S3 or Kubernetes."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Manifest, Publication, Request, Scores
@@ -31,6 +31,10 @@ class Progress(Protocol):
         ...
 
 
+CheckpointCheck: TypeAlias = Callable[[Path, int], None]
+"""(folder, step) -> None; raises DamagedObject if the folder is not a checkpoint of this step."""
+
+
 class Checkpoints(Protocol):
     """Training checkpoints in the store."""
 
@@ -38,8 +42,9 @@ class Checkpoints(Protocol):
         """Upload a checkpoint folder, its manifest last; then remove all but the newest few checkpoints."""
         ...
 
-    def restore_latest(self, folder: Path) -> int | None:
-        """Download the newest complete checkpoint into `folder`; its step, or None if there is none."""
+    def restore_latest(self, folder: Path, check: CheckpointCheck | None = None) -> int | None:
+        """Download the newest complete checkpoint that passes the check into `folder`; its step, or None if there is
+        none."""
         ...
 
     def read_micro_batch_size(self) -> int | None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import ObjectBusy
@@ -15,6 +14,7 @@ from edgetune_cli.local.objects import ObjectFolder
 from edgetune_cli.local.plan_command import plan_object
 from edgetune_cli.local.session import DeletionStopped, Ended, delete_object, run_object
 from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkDir, read_object, read_profiles
+from edgetune_cli.output import SafeConsole, say
 from edgetune_cli.status_tables import ProgressView, local_path, show_outcome
 from edgetune_cli.store import commands as store_commands
 from edgetune_cli.store.view import open_store_view
@@ -48,7 +48,7 @@ def run(
     document = read_object(filename)
     folder = workdir.resolve()
     usable = read_profiles(profiles, folder)
-    console = Console(stderr=output is not OutputFormat.TABLE, soft_wrap=True, markup=False)
+    console = SafeConsole(stderr=output is not OutputFormat.TABLE)
     try:
         with ProgressView(console) as progress:
             ended = asyncio.run(run_object(document, folder, usable, progress))
@@ -88,18 +88,18 @@ def plan(
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     for line in found.stages:
-        typer.echo(f"{line.stage.value:9} {line.action.value:6} {line.why}")
+        say(f"{line.stage.value:9} {line.action.value:6} {line.why}")
     for warning in found.warnings:
-        typer.echo(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     if found.outcome is not Outcome.PUBLISHED:
-        typer.echo(f"\n{found.outcome.value}: {found.message}")
+        say(f"\n{found.outcome.value}: {found.message}")
 
 
 @app.command()
 def validate(filename: _File) -> None:
     """Check an object's spec without reading any data, and print every problem with its path."""
     document = read_object(filename)
-    typer.echo(f"{filename}: {document['kind']} {document['metadata']['name']} is valid")
+    say(f"{filename}: {document['kind']} {document['metadata']['name']} is valid")
 
 
 @app.command()
@@ -117,9 +117,9 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
     except DeletionStopped:
         fail(f"{name}: stopped before all artifacts were removed; run the command again", ExitStatus.STOPPED)
     if final_event is None:
-        typer.echo(f"{name} is deleted; its artifacts stay in the store (spec.deletionPolicy is Retain)")
+        say(f"{name} is deleted; its artifacts stay in the store (spec.deletionPolicy is Retain)")
     elif final_event.type == "Normal":
-        typer.echo(f"{name} is deleted: {final_event.message}")
+        say(f"{name} is deleted: {final_event.message}")
     else:
         fail(f"{name} is deleted, but {final_event.message}", ExitStatus.NEGATIVE)
 
@@ -141,12 +141,12 @@ def _stored(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
 
 def _print_object(document: dict[str, Any] | None, output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        say(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        typer.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
+        say(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def _explain(ended: Ended, console: Console) -> None:
+def _explain(ended: Ended, console: SafeConsole) -> None:
     if ended.stopped:
         console.print("\nStopped. Finished work is kept: run the same command again to resume.", highlight=False)
     elif ended.outcome is Outcome.PUBLISHED:

@@ -5,6 +5,8 @@ from typing import NoReturn
 
 import typer
 
+from edgetune_cli.output import say
+
 
 class ExitStatus(IntEnum):
     """Exit codes of `edgetune`."""
@@ -20,5 +22,5 @@ class ExitStatus(IntEnum):
 
 def fail(message: str, status: ExitStatus) -> NoReturn:
     """Print an error message to standard error and exit."""
-    typer.secho(message, fg=typer.colors.RED, err=True)
+    say(message, fg=typer.colors.RED, err=True)
     raise typer.Exit(status)

@@ -3,15 +3,14 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from edgetune_cli.output import SafeConsole, print_output, say
 from edgetune_cli.status_tables import show_outcome
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
@@ -61,7 +60,7 @@ def get(
         table.add_row(
             metadata["namespace"], metadata["name"], status.phase, *(figures or ("",) * 6), _ready_message(status)
         )
-    Console(soft_wrap=True, markup=False).print(table)
+    SafeConsole().print(table)
 
 
 @app.command()
@@ -75,7 +74,7 @@ def describe(
     access = _given(namespace=namespace, context=context, kubeconfig=kubeconfig)
     document = _read("get", _RESOURCE, name, *access, "-o", "json")
     status = _status(document)
-    console = Console(soft_wrap=True, markup=False)
+    console = SafeConsole()
     console.print(f"{document['metadata']['namespace']}/{name}: {status.phase}", style="bold", highlight=False)
     show_outcome(console, status, frozenset(row.name for row in status.stages))
     table = Table(title="\nConditions", title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -149,7 +148,7 @@ def _status(document: Mapping[str, Any]) -> LoraFineTuneStatus:
         f"{metadata['namespace']}/{metadata['name']}: another version of the operator wrote this status; fields that "
         f"this plugin cannot read are not shown: {', '.join(sorted(unread))}"
     )
-    typer.secho(message, fg=typer.colors.YELLOW, err=True)
+    say(message, fg=typer.colors.YELLOW, err=True)
     return LoraFineTuneStatus.model_validate({key: value for key, value in written.items() if key not in unread})
 
 
@@ -178,14 +177,13 @@ def _read(*arguments: str) -> dict[str, Any]:
 
 
 def _run(*arguments: str) -> None:
-    sys.stdout.flush()
-    done = subprocess.run([_kubectl(), *arguments], check=False)
-    if done.returncode != 0:
-        raise typer.Exit(done.returncode)
+    code = print_output([_kubectl(), *arguments])
+    if code != 0:
+        raise typer.Exit(code)
 
 
 def _fail(message: str) -> NoReturn:
-    typer.secho(message, fg=typer.colors.RED, err=True)
+    say(message, fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
 
 

@@ -5,9 +5,16 @@ import sys
 
 import kopf
 
+from edgetune_contract.text import escaped
 from edgetune_operator.api.profiles import InvalidProfiles, load_profiles
 from edgetune_operator.process.settings import parse_settings
 from edgetune_operator.process.watches import Watcher
+
+
+def escape_record(record: logging.LogRecord) -> bool:
+    """Escape what a terminal would obey in a log record: messages repeat what Pods and Events say."""
+    record.msg, record.args = escaped(record.getMessage()), None
+    return True
 
 
 def main() -> None:
@@ -20,6 +27,8 @@ def main() -> None:
     kopf.configure(
         verbose=settings.verbose, log_format=kopf.LogFormat.JSON if settings.log_json else kopf.LogFormat.FULL
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(escape_record)
     for verbose_logger in ("kopf.objects", "kopf.activities", "aiohttp.access"):
         logging.getLogger(verbose_logger).setLevel(logging.DEBUG if settings.verbose else logging.WARNING)
     registry = kopf.OperatorRegistry()

@@ -88,3 +88,26 @@ def test_a_status_of_another_version_is_shown_without_the_fields_that_cannot_be_
         "team-a/sensor-faults: another version of the operator wrote this status; fields that this plugin cannot read "
         "are not shown: energy, scores"
     )
+
+
+HOSTILE = "\x1b]0;title\x07\x9b31m\u202egnp.exe"
+SHOWN = "\\u001b]0;title\\u0007\\u009b31m\\u202egnp.exe"
+
+
+@pytest.mark.parametrize("command", [("get",), ("describe", "sensor-faults"), ("logs", "sensor-faults")])
+def test_nothing_that_a_terminal_obeys_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario, command: tuple[str, ...]
+) -> None:
+    """Neither from a status that anyone may have written, nor from what kubectl prints: Events and logs."""
+    scenario.finish_all()
+    status = dump(scenario.status)
+    status["warnings"] = [HOSTILE]
+    for condition in status["conditions"]:
+        condition["message"] = HOSTILE
+    status["artifacts"][0]["uri"] = f"s3://models/{HOSTILE}"
+
+    result, _ = shown(tmp_path, monkeypatch, scenario, status, *command)
+
+    assert result.exit_code == 0
+    assert not set(result.output) & set("\x1b\x07\x9b\u202e")
+    assert SHOWN in result.output or command[0] == "logs"

@@ -236,9 +236,14 @@ def _nonsense_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def _other_weights(folder: Path) -> None:
+def _set_vocabulary(folder: Path, rows: int) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    write_safetensors(folder / "model.safetensors", llama_shapes() | {"model.embed_tokens.weight": (rows, 8)})
+
+
+def _other_weights(folder: Path) -> None:
+    _set_vocabulary(folder, 100)
 
 
 def _short_context(folder: Path) -> None:
@@ -265,9 +270,7 @@ def _pad_token_without_row(folder: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<|new|>"})
     tokenizer.save_pretrained(folder)
-    rows = len(tokenizer) - 1
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+    _set_vocabulary(folder, len(tokenizer) - 1)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def _pad_token_without_row(folder: Path) -> None:
             "(<|new|>), but its embedding has 343 rows: set pad_token in tokenizer_config.json to",
         ),
         (_no_tokenizer, "cannot load the tokenizer"),
-        (_nonsense_tokenizer, "spec.baseModel: transformers cannot load its configuration or tokenizer: "),
+        (_nonsense_tokenizer, "spec.baseModel: loading its tokenizer fails: "),
         (_odd_configuration, "The hidden size (8) is not a multiple of the number of attention heads (3)"),
         (_unknown_model, "`nobody-knows`"),
         (_other_weights, "but its embedding has 100 rows: tokenizer and weights belong to different models"),

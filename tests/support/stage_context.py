@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.stage import Checkpoints, StageContext
+from edgetune_jobs.stage import CheckpointCheck, Checkpoints, StageContext
+from edgetune_jobs.store.store import DamagedObject
 
 
 @dataclass
@@ -41,12 +42,18 @@ class FolderCheckpoints:
     def save(self, step: int, folder: Path) -> None:
         shutil.copytree(folder, self.root / f"step-{step}")
 
-    def restore_latest(self, folder: Path) -> int | None:
-        steps = self.steps()
-        if not steps:
-            return None
-        shutil.copytree(self.root / f"step-{steps[-1]}", folder, dirs_exist_ok=True)
-        return steps[-1]
+    def restore_latest(self, folder: Path, check: CheckpointCheck | None = None) -> int | None:
+        for step in reversed(self.steps()):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(self.root / f"step-{step}", folder)
+            try:
+                if check is not None:
+                    check(folder, step)
+            except DamagedObject:
+                self.remove(step)
+            else:
+                return step
+        return None
 
     def read_micro_batch_size(self) -> int | None:
         return self.micro_batch_size

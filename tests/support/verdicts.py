@@ -50,6 +50,10 @@ VALID = (
     Verdict("a null for a field with a default", {"lora.rank": None, "training": None}),
     Verdict("the chat template", {"dataset.template": "ChatTemplate"}),
     Verdict("another template", {"dataset.template": "Q: {instruction}\nA:"}),
+    Verdict(
+        "a template with a tab and letters of other scripts",
+        {"dataset.template": "\t질문 問 naïve 🧑\u200d🔧: {instruction}\n"},
+    ),
     Verdict("format Text", {"dataset.format": "Text", "dataset.fields.text": "body"}),
     Verdict("a preset of modules", {"lora.targetModules": "AllLinear"}),
     Verdict("a list of modules", {"lora.targetModules": ["q_proj", "model.layers.0.mlp.up_proj"]}),
@@ -103,6 +107,11 @@ _NO_MODEL_URI = (
     "is not a valid model URI; expected s3://bucket/prefix, hf://organization/name or, in a local run, file:///path"
 )
 _NO_DATA_URI = "is not a valid data URI; expected s3://bucket/key or, in a local run, file:///path"
+_NO_COLUMN = "is not a valid column name; expected a text of one line without control or bidirectional characters"
+_NO_TEMPLATE = (
+    "is not a valid template; expected a text without control or bidirectional characters other than line breaks and "
+    "tabs"
+)
 _NO_SIZE = "is not a valid size; expected a whole number of bytes with an optional unit, such as 500M or 8Gi"
 _NO_CORES = "is not a valid number of CPU cores; expected a number such as 2 or 1.5, or thousandths such as 500m"
 _NO_VERSION = "is not a valid version; expected the first 12 to 64 digits that status.publication.version shows"
@@ -139,6 +148,31 @@ INVALID = (
         "a URI with a space",
         {"baseModel.uri": "s3://models/a b"},
         f"spec.baseModel.uri: 's3://models/a b' {_NO_MODEL_URI}",
+    ),
+    *(
+        Verdict(
+            f"{name} in {path}", {path: value.format(character)}, f"spec.{path}: {value.format(character)!r} {problem}"
+        )
+        for name, character in (
+            ("an escape", "\x1b"),
+            ("a control character of 8 bits", "\x9b"),
+            ("a return", "\r"),
+            ("an override of the direction", "\u202e"),
+            ("an isolate", "\u2066"),
+            ("a line separator", "\u2028"),
+        )
+        for path, value, problem in (
+            ("baseModel.uri", "s3://models/x{0}y", _NO_MODEL_URI),
+            ("baseModel.uri", "file:///models/x{0}y", _NO_MODEL_URI),
+            ("dataset.train.uri", "file:///x{0}", _NO_DATA_URI),
+            ("dataset.fields.response", "a{0}", _NO_COLUMN),
+            ("dataset.template", "{{instruction}}{0}", _NO_TEMPLATE),
+        )
+    ),
+    Verdict(
+        "a line break in a column's name",
+        {"dataset.fields.text": "a\nb"},
+        f"spec.dataset.fields.text: 'a\\nb' {_NO_COLUMN}",
     ),
     Verdict(
         "a URI that is too long",

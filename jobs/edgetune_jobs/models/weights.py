@@ -23,7 +23,7 @@ TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SAFETENSORS_DTYPES = {torch_name: name for name, torch_name in TORCH_DTYPES.items()}
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_JSON_BYTES = 100_000_000
+_MAX_JSON_BYTES = 25_000_000
 
 
 @dataclass(frozen=True)

@@ -220,14 +220,14 @@ def _train(context: StageContext, training: _Training) -> int | None:
 
     folder = context.scratch / "resume"
     folder.mkdir()
-    step = context.checkpoints.restore_latest(folder) if context.checkpoints else None
+    trainer = training.trainer
+    step = context.checkpoints.restore_latest(folder, trainer.checkpoint_check()) if context.checkpoints else None
     if context.stop.is_set():
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
     context.progress.say("training" if step is None else f"resuming training from the checkpoint of step {step}")
     if step is not None:
         for part in training.parts:
             part.restore_from(folder)
-    trainer = training.trainer
     with suppress(EndedBeforeFirstStep):
         trainer.train(resume_from_checkpoint=None if step is None else str(folder))
     reached, total = trainer.state.global_step, trainer.state.max_steps

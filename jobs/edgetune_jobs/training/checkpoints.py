@@ -17,6 +17,7 @@ from edgetune_contract.digest import MANIFEST, checkpoints_key
 from edgetune_contract.request import FileEntry
 from edgetune_contract.schema import Model
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
+from edgetune_jobs.stage import CheckpointCheck
 from edgetune_jobs.store.files import Fingerprint, checked_relative, require_free_space
 from edgetune_jobs.store.store import (
     DamagedObject,
@@ -64,14 +65,17 @@ class StoreCheckpoints:
         for old in self._complete_steps()[self._keep :]:
             self._delete(old)
 
-    def restore_latest(self, folder: Path) -> int | None:
+    def restore_latest(self, folder: Path, check: CheckpointCheck | None = None) -> int | None:
         """Download the newest complete checkpoint into `folder`; its step, or None if there is none.
 
-        A damaged checkpoint is logged and deleted, and the one before it is restored.
+        A damaged checkpoint is logged and deleted, and the one before it is restored. `check` finds damage within the
+        files.
         """
         for step in self._complete_steps():
             try:
                 self._download(step, folder)
+                if check is not None:
+                    check(folder, step)
             except (DamagedObject, InvalidInput) as error:
                 logger.warning("cannot restore checkpoint %d, trying the one before it: %s", step, error)
                 self._delete(step)

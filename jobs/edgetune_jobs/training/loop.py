@@ -23,6 +23,7 @@ from edgetune_contract.spec import BaseModelSpec
 from edgetune_jobs.errors import TrainingDiverged
 from edgetune_jobs.models.adapters import restore_adapter, save_adapter
 from edgetune_jobs.stage import Checkpoints, Progress
+from edgetune_jobs.training.checkpoint_check import CheckpointCheck
 from edgetune_jobs.training.recipe import with_warmup
 from edgetune_jobs.training.step_log import StepLog, StepMetrics
 from edgetune_jobs.training.validation import Validation
@@ -78,6 +79,14 @@ class AdapterTrainer(SFTTrainer):
             scheduler = LambdaLR(scheduler.optimizer, [with_warmup(share, steps) for share in scheduler.lr_lambdas])
             self.lr_scheduler = scheduler
         return scheduler
+
+    def checkpoint_check(self) -> CheckpointCheck:
+        """The check of a checkpoint that this training can resume from."""
+        args = self.args
+        batches = math.ceil(len(self.train_dataset) / args.per_device_train_batch_size)
+        steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+        total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+        return CheckpointCheck(self.model, total)
 
     def create_model_card(self, *_args: Any, **_options: Any) -> None:
         """Write no README.md."""

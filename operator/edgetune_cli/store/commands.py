@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
+from edgetune_cli.output import SafeConsole, say
 from edgetune_cli.store.report import report, version_lines
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import EdgeFormat
@@ -61,10 +61,10 @@ def versions(
     if not rows:
         fail(f"{location.uri}/models/{name} has no versions", ExitStatus.UNUSABLE_INPUT)
     if output is ReportFormat.JSON:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         for line in version_lines(rows):
-            typer.echo(line)
+            say(line)
 
 
 def verify(
@@ -84,10 +84,10 @@ def verify(
     not, 2 if the artifact cannot be read.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    with Console(stderr=True).status("Reading all files"):
+    with SafeConsole(stderr=True).status("Reading all files"):
         found = call_jobs(lambda: _verification(uri, known))
     if output is ReportFormat.JSON:
-        typer.echo(found.model_dump_json(indent=2, exclude_none=True))
+        say(found.model_dump_json(indent=2, exclude_none=True))
     else:
         report(_console(), found)
     raise typer.Exit(ExitStatus.NEGATIVE if found.problems else ExitStatus.OK)
@@ -129,10 +129,10 @@ def generate(
         from edgetune_jobs.evaluation.text_generation import stream_answer
 
         for piece in stream_answer(folder, text, max_new_tokens, columns):
-            typer.echo(piece, nl=False)
+            say(piece, nl=False)
 
     call_jobs(answer)
-    typer.echo()
+    say()
 
 
 def _columns(options: Sequence[str]) -> dict[str, str]:
@@ -245,5 +245,5 @@ def call_jobs(call: Callable[[], Answer]) -> Answer:
         fail(str(error), ExitStatus.UNUSABLE_INPUT)
 
 
-def _console() -> Console:
-    return Console(soft_wrap=True, markup=False, highlight=False)
+def _console() -> SafeConsole:
+    return SafeConsole(highlight=False)

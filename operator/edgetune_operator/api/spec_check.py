@@ -39,6 +39,7 @@ _METADATA_FIELDS = frozenset(
 )
 _DATA_URI = ("data URI", "s3://bucket/key or, in a local run, file:///path")
 _DATA_REVISION = ("revision", "the 64-digit SHA-256 that status.resolved shows")
+_COLUMN = ("column name", "a text of one line without control or bidirectional characters")
 _SIZE = ("size", "a whole number of bytes with an optional unit, such as 500M or 8Gi")
 EXPECTED: Mapping[str, tuple[str, str]] = {
     "baseModel.uri": (
@@ -53,6 +54,13 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "dataset.train.revision": _DATA_REVISION,
     "dataset.eval.uri": _DATA_URI,
     "dataset.eval.revision": _DATA_REVISION,
+    "dataset.template": (
+        "template",
+        "a text without control or bidirectional characters other than line breaks and tabs",
+    ),
+    **{
+        f"dataset.fields.{name}": _COLUMN for name in ("instruction", "response", "messages", "text", "expectedKeyword")
+    },
     "evaluation.gates.maxEdgeBytes": _SIZE,
     "evaluation.edge.memory": _SIZE,
     "evaluation.edge.maxPeakMemory": _SIZE,

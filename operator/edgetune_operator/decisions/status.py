@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.pipeline import ADAPTER, EDGE, MERGED, PIPELINE, is_edge
 from edgetune_contract.stages import Stage
+from edgetune_contract.text import escaped
 from edgetune_contract.times import timestamp
 from edgetune_operator.api.objects import (
     MAX_DISPLAY,
@@ -70,7 +71,7 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         store=view.store,
         resolved=view.resolved,
         progress=view.progress,
-        stages=view.rows,
+        stages=tuple(map(_shown, view.rows)),
         sizes=sizes,
         scores=view.scores,
         edge=view.edge,
@@ -83,6 +84,12 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     if finished_at is not None and previous.finished_at is None:
         status = status.model_copy(update={"history": (_entry(status, view), *previous.history)[:MAX_HISTORY]})
     return dump(status)
+
+
+def _shown(row: StageStatus) -> StageStatus:
+    """The row with a message that is safe on a terminal: it may repeat what a Pod or an Event says."""
+    message = escaped(row.message)[:MAX_TEXT]
+    return row if message == row.message else row.model_copy(update={"message": message})
 
 
 def _finished_at(outcome: Outcome, previous: str | None, time: str) -> str | None:
@@ -178,7 +185,7 @@ def _timed(drafts: Sequence[_ConditionDraft], snapshot: Snapshot, time: str) -> 
                 status=status,
                 reason=reason,
                 # The API server would refuse the message of a spec with hundreds of problems.
-                message=message[:MAX_TEXT],
+                message=escaped(message)[:MAX_TEXT],
                 last_transition_time=known.last_transition_time
                 if known is not None and known.status == status
                 else time,

@@ -23,6 +23,16 @@ def test_a_text_is_refused_or_parsed_as_by_the_standard_library(text: str) -> No
     [
         ('{"a": NaN}', "invalid JSON: NaN is not a JSON number", (None, None)),
         ('{"a": 1, "b": 2, "a": 3}', "invalid JSON: duplicate field 'a'", (None, None)),
+        (
+            "{" + '"x": 0, ' * 2 + ", ".join(f'"{n}": 0' for n in range(300_000)) + "}",
+            "invalid JSON: duplicate field 'x'",
+            (None, None),
+        ),
+        (
+            "{" + ", ".join(f'"{n}": 0' for n in range(300_000)) + ', "299999": 0}',
+            "invalid JSON: duplicate field '299999'",
+            (None, None),
+        ),
         ('{"a":\n 1 2}', "invalid JSON: Expecting ',' delimiter", (2, 4)),
         ("[" * 100_000, "invalid JSON: nested too deeply", (None, None)),
         (

@@ -51,6 +51,8 @@ class Kind(Enum):
     STAGE_ERROR = "stage error"
     OUT_OF_MEMORY = "out of memory"
     FAILED = "failed"
+    ENDED = "ended"
+    """The call ended its process, with this exit code."""
 
 
 class TrialFailed(Exception):
@@ -112,8 +114,9 @@ class TrialProcess:
                     return result
                 else:
                     raise _failure(kind, value, doing, limits)
-        except (EOFError, OSError):  # the process has ended
-            raise TrialFailed(doing, _end(self.close(), limits)) from None
+        except (EOFError, OSError):
+            self.close()
+            raise TrialFailed(doing, "ends its process") from None
         except (StageError, TrialFailed):
             raise
         except BaseException:
@@ -134,31 +137,28 @@ class TrialProcess:
                 stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=_environment(),
+                process_group=0,  # Ctrl-C does not reach it, and close reaches its own child
             )
         self._connection = ours
         return ours
 
-    def close(self) -> int:
-        """End the process; its exit code, negative for a signal."""
+    def close(self) -> None:
+        """End the process."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._process is None:
-            return 0
-        # A process that ends by itself has its own exit code; one that waits or computes is killed.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._forget(self._process.wait(timeout=1))
-        self._process.kill()
-        return self._forget(self._process.wait())
-
-    def _forget(self, code: int) -> int:
-        self._process = None
-        return code
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
 
 
 def _failure(kind: Kind, value: Any, doing: str, limits: Limits) -> Exception:
     if isinstance(value, StageError):
         return value
+    if kind is Kind.ENDED:
+        return TrialFailed(doing, _end(value, limits))
     if kind is Kind.OUT_OF_MEMORY:
         return TrialFailed(doing, _out_of_memory(limits))
     return TrialFailed(doing, f"fails: {' '.join(str(value).split())[:_LONGEST_REASON]}", is_limit=False)
@@ -180,7 +180,13 @@ def _end(code: int, limits: Limits) -> str:
 def _environment() -> dict[str, str]:
     """The environment without credentials; the child process reads local files only and computes on one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_TOKEN"))}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        **kept,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RUST_BACKTRACE": "0",
+    }
 
 
 def _has_descriptor(stream: Any) -> bool:

@@ -1,8 +1,8 @@
 """`python -m edgetune_jobs.models.trial.worker FD`: calls functions for TrialProcess, within its limits."""
 
 import contextlib
+import os
 import resource
-import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -61,21 +61,35 @@ def _lower(limit: int, value: int) -> None:
 
 def main() -> None:
     """Serve the parent at the other end of the connection."""
-    global _parent
-    # Ctrl-C also reaches this process; the parent decides when it ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    prepare_libraries()
-    # What these import on their first use takes seconds, which no model is to blame for.
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-
+    _load_libraries()
     # say_doing is called by functions of other modules, which import this one by its name and not as __main__.
     from edgetune_jobs.models.trial import worker
 
-    parent = Connection(int(sys.argv[1]))
-    worker._parent = _parent = parent
+    worker._parent = parent = Connection(int(sys.argv[1]))
     with contextlib.suppress(BrokenPipeError):
-        serve(parent)
+        _keep_serving(parent)
+
+
+def _load_libraries() -> None:
+    """Load what every model needs, which takes seconds, before the first limit: no model is to blame for it."""
+    prepare_libraries()
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    AutoConfig.for_model("llama")
+
+
+def _keep_serving(parent: Connection) -> None:
+    """Serve in a child process, which is replaced at once when a call ends it: this process keeps its libraries."""
+    while True:
+        child = os.fork()
+        if child == 0:
+            serve(parent)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            return
+        parent.send((Kind.ENDED, code))
 
 
 if __name__ == "__main__":
