@@ -23,10 +23,10 @@ from typing import Any
 
 from edgetune_contract.evaluation import EdgeBudget, Match
 from edgetune_contract.pipeline import stages_of
-from edgetune_contract.quantities import parse_bytes, parse_cpu
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.quantities import parse_bytes, parse_cpu
 
 # Increment a stage's number when a code change makes it produce different output from the same request.
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1)

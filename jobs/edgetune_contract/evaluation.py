@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from edgetune_contract.quantities import ByteQuantity, CpuQuantity
 from edgetune_contract.schema import Model
+from edgetune_contract.values.quantities import ByteQuantity, CpuQuantity
 
 
 class Match(StrEnum):

@@ -12,7 +12,7 @@ from edgetune_contract.pipeline import BASE, EDGE, TUNED
 from edgetune_contract.schema import LARGEST, Count, Difference, Model, Name, Share, Uri
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_contract.text import Shown, escaped
+from edgetune_contract.values.text import Shown, escaped
 
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.evaluation import EvaluationSpec, TrainingEvaluation
 from edgetune_contract.schema import Model, Rule
-from edgetune_contract.text import NAME_PATTERN, TEXT_PATTERN, UNSAFE
+from edgetune_contract.values.text import NAME_PATTERN, TEXT_PATTERN, UNSAFE
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-from edgetune_contract.text import escaped
+from edgetune_contract.values.text import escaped
 from edgetune_jobs.runtime.signals import StopSignals
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
-from edgetune_contract.text import escaped
+from edgetune_contract.values.text import escaped
 
 
 class SafeConsole(Console):

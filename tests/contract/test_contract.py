@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import (
     MAX_RESULT_BYTES,
     Artifact,
@@ -21,6 +20,7 @@ from edgetune_contract.request import (
     StoreLocation,
 )
 from edgetune_contract.stages import ExitCode, Stage, reason_for
+from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api.spec_check import parse_spec
 from support.builders import failed_result, lora_fine_tune
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from edgetune_contract.request import Failure, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_contract.text import escaped
+from edgetune_contract.values.text import escaped
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput, TrainingDiverged
-from edgetune_jobs.models import adapter_layers
+from edgetune_jobs.models.adapters import adapter_layers
 from edgetune_jobs.stages import merge, quantize
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters, train

@@ -10,7 +10,7 @@ import torch
 
 from edgetune_contract.spec import BaseModelSpec, MergeBase
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.adapters import library_name
+from edgetune_jobs.models.adapters.adapter_files import library_name
 from edgetune_jobs.training.recipe import find_targets
 from support import tiny_data
 from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
@@ -192,7 +192,7 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
 
 @pytest.mark.parametrize(("precision", "dtype"), [("BF16", "bfloat16"), ("FP32", "float32")])
 def test_precision_sets_the_dtype_of_base_and_computation(run: Runner, precision: str, dtype: str) -> None:
-    from edgetune_jobs.models.adapters import read_record
+    from edgetune_jobs.models.adapters.adapter_files import read_record
 
     result = run(method="LoRA", training={"precision": precision})
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import BaseModelSpec, Method, Precision
-from edgetune_jobs.models.adapters import TrainingRecord
+from edgetune_jobs.models.adapters.adapter_files import TrainingRecord
 from edgetune_jobs.models.libraries import prepare_libraries
 
 if TYPE_CHECKING:

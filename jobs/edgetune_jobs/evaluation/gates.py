@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.quantities import parse_bytes
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import EdgeFormat
+from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.wording import count
 
 # Scores are quotients of small integers: smaller differences are rounding errors.

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.folder import (
     CODE_FIELD,
     COMPANION_FILES,
@@ -19,7 +20,6 @@ from edgetune_jobs.models.folder import (
 )
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.safetensors_header import Tensor
-from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.trial.bounds import check_bounds
 from edgetune_jobs.models.weights import (
     OUTPUT_HEAD,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import MergeBase
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
-from edgetune_jobs.models import adapter_layers, adapters, loading
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.adapters import adapter_files, adapter_layers
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.weights import TORCH_DTYPES, StoredTensor, read_tensors
 from edgetune_jobs.wording import count
@@ -30,7 +31,7 @@ def load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.
     Raises:
         InvalidInput: base model or adapter cannot be loaded, or do not match.
     """
-    tuned = _load_tuned(base, adapter, merge_base, device, adapters.read_record(adapter).base_dtype)
+    tuned = _load_tuned(base, adapter, merge_base, device, adapter_files.read_record(adapter).base_dtype)
     loading.widen_float16(tuned.get_base_model())
     return tuned
 
@@ -42,7 +43,7 @@ def merge_adapter(base: Path, adapter: Path, merge_base: MergeBase, device: "tor
         InvalidInput: base model or adapter cannot be loaded, do not match, or merged weights are not finite.
     """
     stored = read_tensors(LocalModelFolder(base, BASE_FIELD))
-    dtype = merged_dtype(adapters.read_record(adapter).base_dtype, stored)
+    dtype = merged_dtype(adapter_files.read_record(adapter).base_dtype, stored)
     tuned = _load_tuned(base, adapter, merge_base, device, dtype)
     layers = {name: module for name, module in tuned.get_base_model().named_modules() if hasattr(module, "base_layer")}
     before = {name: _checksum(module.base_layer.weight) for name, module in layers.items()}
@@ -100,7 +101,7 @@ def merged_dtype(trained_in: str, tensors: Sequence[StoredTensor]) -> str:
 def _load_tuned(base: Path, adapter: Path, merge_base: MergeBase, device: "torch.device", dtype: str) -> "PeftModel":
     import torch
 
-    record = adapters.read_record(adapter)
+    record = adapter_files.read_record(adapter)
     model = loading.load_base(base, getattr(torch, dtype), device)
     if record.through_nf4(merge_base):
         loading.round_to_nf4(model)

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from edgetune_jobs.models.adapters.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.safetensors_header import read_header
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json

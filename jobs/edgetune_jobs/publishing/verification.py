@@ -8,7 +8,7 @@ from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.request import Artifact, FileEntry, Manifest
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_contract.version import EdgeModel, VersionDocument
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of

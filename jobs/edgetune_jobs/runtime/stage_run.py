@@ -17,7 +17,7 @@ from edgetune_contract import digest
 from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of, outputs_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.artifact_uses import Use, Uses

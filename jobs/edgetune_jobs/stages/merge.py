@@ -4,7 +4,8 @@ from pathlib import Path
 
 from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_jobs.errors import Interrupted
-from edgetune_jobs.models import adapters, loading
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.adapters import adapter_files
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.models.saving import folder_bytes, save_model
 from edgetune_jobs.models.tuned_model import merge_adapter
@@ -27,7 +28,7 @@ def run(context: StageContext) -> StageOutput:
     """
     merge_base = context.request.parameters.merge.base
     base, adapter = streamed_model.model_input(context, BASE), context.inputs[ADAPTER]
-    record = adapters.read_record(adapter)
+    record = adapter_files.read_record(adapter)
     context.progress.say(f"merging the adapter into the base ({merge_base})")
     warnings: list[str] = []
     try:

@@ -10,7 +10,7 @@ from edgetune_contract.pipeline import is_edge, stages_of
 from edgetune_contract.request import Artifact, FileEntry, Manifest, Request, Resolved, Scores
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge

@@ -21,8 +21,9 @@ from edgetune_jobs.errors import (
     is_out_of_gpu_memory,
 )
 from edgetune_jobs.evaluation.inference import mean_loss
-from edgetune_jobs.models import adapter_layers, loading
-from edgetune_jobs.models.adapters import RECORD, TrainingRecord, save_adapter
+from edgetune_jobs.models import loading
+from edgetune_jobs.models.adapters import adapter_layers
+from edgetune_jobs.models.adapters.adapter_files import RECORD, TrainingRecord, save_adapter
 from edgetune_jobs.models.folder import LocalModelFolder, write_json
 from edgetune_jobs.models.quantization.coverage import Coverage, check_method, held_in_nf4
 from edgetune_jobs.models.saving import copy_companions

@@ -14,7 +14,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import MergeBase
 from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prompt_format import PromptFormat
-from edgetune_jobs.models import adapter_layers, adapters
+from edgetune_jobs.models.adapters import adapter_files, adapter_layers
 from edgetune_jobs.models.folder import (
     CONFIG,
     GENERATION_CONFIG,
@@ -99,7 +99,7 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
     prepare_torch()
     import torch
 
-    record = adapters.read_record(adapter)
+    record = adapter_files.read_record(adapter)
     tensors, layout = _read(base)
     config = adapter_layers.read_adapter_config(adapter)
     special = adapter_layers.special_options(config)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
-from edgetune_jobs.models.adapters import WEIGHTS
+from edgetune_jobs.models.adapters.adapter_files import WEIGHTS
 from edgetune_jobs.store.store import DamagedObject
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from edgetune_contract.spec import BaseModelSpec
 from edgetune_jobs.errors import TrainingDiverged
-from edgetune_jobs.models.adapters import restore_adapter, save_adapter
+from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_adapter
 from edgetune_jobs.stage import Checkpoints, Progress
 from edgetune_jobs.training.checkpoint_check import CheckpointCheck
 from edgetune_jobs.training.recipe import with_warmup

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from edgetune_contract.spec import LoraSpec, Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.quantization.coverage import parameter_numbers
-from edgetune_jobs.models.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.evaluation import TrainingEvaluation
 from edgetune_contract.schema import Model
-from edgetune_jobs.models.adapters import restore_adapter, save_weights
+from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import MAX_RESULT_BYTES
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 
 _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20

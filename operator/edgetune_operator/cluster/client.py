@@ -10,7 +10,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus

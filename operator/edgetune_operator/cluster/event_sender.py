@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.telemetry import EVENTS_DROPPED

@@ -7,7 +7,7 @@ counted Pod, and the names of the counted Pods of that second.
 
 from collections.abc import Sequence
 
-from edgetune_contract.times import seconds_between
+from edgetune_contract.values.times import seconds_between
 from edgetune_operator.api.objects import CountedAttempts, ProgressStatus, StageStatus
 from edgetune_operator.api.profiles import count_gpus
 from edgetune_operator.decisions.observe import JobObservation, PodObservation

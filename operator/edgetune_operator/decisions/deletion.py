@@ -35,7 +35,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.stages import ExitCode
-from edgetune_contract.times import is_recent
+from edgetune_contract.values.times import is_recent
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.profiles import Profile

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, reason_for
-from edgetune_contract.times import is_recent, timestamp
+from edgetune_contract.values.times import is_recent, timestamp
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.decisions.observe import (

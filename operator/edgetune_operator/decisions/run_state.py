@@ -15,7 +15,7 @@ from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stag
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_contract.times import seconds_between, timestamp
+from edgetune_contract.values.times import seconds_between, timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import (
     ArtifactStatus,

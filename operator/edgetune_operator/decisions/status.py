@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from edgetune_contract.pipeline import ADAPTER, EDGE, MERGED, PIPELINE, is_edge
 from edgetune_contract.stages import Stage
-from edgetune_contract.text import escaped
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.text import escaped
+from edgetune_contract.values.times import timestamp
 from edgetune_operator.api.objects import (
     MAX_DISPLAY,
     MAX_HISTORY,

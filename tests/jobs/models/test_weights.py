@@ -8,7 +8,7 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.adapters import RECORD
+from edgetune_jobs.models.adapters.adapter_files import RECORD
 from edgetune_jobs.stages import merge, quantize
 from support.base_folder import make_base
 from support.stage_context import stage_context

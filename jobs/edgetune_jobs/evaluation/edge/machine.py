@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetune_contract.quantities import parse_cpu
+from edgetune_contract.values.quantities import parse_cpu
 from edgetune_jobs.models.libraries import read_proc_bytes
 
 _CPU_INFO = Path("/proc/cpuinfo")

@@ -12,7 +12,7 @@ from edgetune_contract.digest import prepared_digest, stage_digests
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Failure, Publication, Request, Result, Scores
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_contract.times import timestamp
+from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus, StageState
 from edgetune_operator.api.profiles import Profile

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.quantities import parse_cpu
 from edgetune_contract.spec import EdgeFormat
+from edgetune_contract.values.quantities import parse_cpu
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge import machine, measuring
 from edgetune_jobs.evaluation.edge.budget import check_measurable, median_prompt

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.errors import HOW_TO_TRAIN_SMALLER_WEIGHTS, InvalidInput, TrainingDiverged
-from edgetune_jobs.models import adapters
-from edgetune_jobs.models.target_modules import matching
+from edgetune_jobs.models.adapters import adapter_files
+from edgetune_jobs.models.adapters.target_modules import matching
 from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         InvalidInput: it cannot be read, or is not the config of a LoRA adapter with a list of target modules.
     """
     try:
-        config = json.loads((adapter / adapters.CONFIG).read_bytes())
+        config = json.loads((adapter / adapter_files.CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot load the adapter: {error}") from error
     if (
@@ -77,7 +77,7 @@ def read_adapter_weights(adapter: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(adapter / adapters.WEIGHTS))
+        return dict(load_file(adapter / adapter_files.WEIGHTS))
     except (OSError, ValueError, SafetensorError) as error:
         raise InvalidInput(f"cannot load the adapter: {error}") from error
 
@@ -198,7 +198,7 @@ def _check_matrices(
         )
     if rank != rank_of(config, layer):
         raise InvalidInput(
-            f"the adapter does not match its {adapters.CONFIG}: the matrices of {layer} have rank {rank}, but the "
+            f"the adapter does not match its {adapter_files.CONFIG}: the matrices of {layer} have rank {rank}, but the "
             f"config says {rank_of(config, layer)}"
         )
     if not (isfinite(first).all() and isfinite(second).all()):
