@@ -56,6 +56,18 @@ class OlderStore:
         assert done.exit_code == 0, done.output
         return done.stdout
 
+    def pin_inputs(self) -> None:
+        """Pin base and data to what the older release trained on."""
+        resolved = self.manifests()[Stage.TRAIN].resolved
+        assert resolved is not None
+        self.edit(baseModel={"revision": resolved.base})
+        self.edit(dataset={"train": {"uri": "train.jsonl", "revision": resolved.train}})
+
+    def planned(self, *options: str) -> list[str]:
+        """Lines of the plan, one for each stage."""
+        lines = self.edgetune("plan", *options).splitlines()
+        return [line for line in lines if line.split()[0] in set(Stage)]
+
     def edit(self, **sections: Any) -> None:
         path = self.folder / "object.yaml"
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -69,32 +81,32 @@ def older(tmp_path: Path) -> OlderStore:
     return OlderStore(tmp_path)
 
 
-def test_a_run_finds_every_stage_done_and_leaves_the_pointer(older: OlderStore) -> None:
-    pointer = (older.root / "models" / "pumps" / "latest.json").read_bytes()
-    manifests = {stage: manifest.result.digest for stage, manifest in older.manifests().items()}
+def test_a_run_keeps_every_stage_before_evaluate_and_scores_again(older: OlderStore) -> None:
+    before = {stage: manifest.result.digest for stage, manifest in older.manifests().items()}
 
+    older.pin_inputs()
+    planned = older.planned("--store")
     output = older.edgetune("run")
 
-    assert "All stages were already done" in output
-    assert (older.root / "models" / "pumps" / "latest.json").read_bytes() == pointer
-    assert {stage: manifest.result.digest for stage, manifest in older.manifests().items()} == manifests
-    assert [line.split()[:2] for line in older.edgetune("plan").splitlines()] == [
-        ["prepare", "check"],
-        *([stage.value, "keep"] for stage in list(Stage)[1:]),
+    assert [line.split()[:2] for line in planned] == [
+        ["prepare", "run"],
+        *([stage.value, "keep"] for stage in (Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE)),
+        *([stage.value, "run"] for stage in (Stage.EVALUATE, Stage.PUBLISH)),
     ]
+    started = [line.split(":")[0] for line in output.splitlines() if line.endswith(": started")]
+    assert started == [Stage.PREPARE, Stage.EVALUATE, Stage.PUBLISH]
+    after = {stage: manifest.result.digest for stage, manifest in older.manifests().items()}
+    assert {stage for stage in Stage if before[stage] != after[stage]} == {Stage.EVALUATE, Stage.PUBLISH}
 
 
 def test_a_plan_finds_the_stages_in_the_store_before_the_first_run(older: OlderStore) -> None:
-    resolved = older.manifests()[Stage.TRAIN].resolved
-    assert resolved is not None
-    older.edit(baseModel={"revision": resolved.base})
-    older.edit(dataset={"train": {"uri": "train.jsonl", "revision": resolved.train}})
+    older.pin_inputs()
 
-    without, found = older.edgetune("plan").splitlines(), older.edgetune("plan", "--store").splitlines()
+    without, found = older.planned(), older.planned("--store")
 
     assert {line.split()[1] for line in without} == {"run"}
     assert found[0].split(maxsplit=2) == ["prepare", "run", "never finished"]
-    assert all("keep   its output is in the store, digest" in line for line in found[1:])
+    assert all("keep   its output is in the store, digest" in line for line in found[1:4])
 
 
 def test_versions_and_scores_of_an_older_release_can_be_read(older: OlderStore) -> None:
@@ -124,7 +136,9 @@ def test_prepare_makes_the_same_bytes_again(older: OlderStore) -> None:
 
     _, folder = Workplace(older.folder).run(dataset={"evalSplitPercent": 20}, **spec)
 
-    assert files_of(folder) == recorded_files(manifest, PREPARED)
+    made = files_of(folder)
+    assert made.pop("edgetune.json")  # which 0.1.0 did not write
+    assert made == recorded_files(manifest, PREPARED)
 
 
 def test_quantize_makes_the_same_bytes_again(older: OlderStore, tmp_path: Path) -> None:
