@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import ObjectBusy
@@ -20,6 +19,7 @@ from edgetune_cli.store import commands as store_commands
 from edgetune_cli.store.view import open_store_view
 from edgetune_contract.pipeline import is_edge
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.yaml_files import yaml_text
 from edgetune_operator.decisions.state_machine import Outcome
 
 app = typer.Typer(
@@ -143,7 +143,7 @@ def _print_object(document: dict[str, Any] | None, output: OutputFormat) -> None
     if output is OutputFormat.JSON:
         say(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        say(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
+        say(yaml_text(document), nl=False)
 
 
 def _explain(ended: Ended, console: SafeConsole) -> None:

@@ -143,7 +143,7 @@ def test_llama_cpp_adds_bos_unless_the_template_has_it(
     from gguf import GGUFReader
 
     make_tokenizer(adds_bos=True).save_pretrained(shutil.copytree(tuned.merged, tmp_path / "merged"))
-    dataset = {"train": {"uri": "s3://b/x.jsonl"}, "template": f"{start}{{instruction}}\n"}
+    dataset = {"train": {"uri": "s3://datasets/x.jsonl"}, "template": f"{start}{{instruction}}\n"}
     edited = replace(tuned, merged=tmp_path / "merged")
 
     _, context = edited.quantize(tmp_path / "quantize", ["GGUF-Q8_0"], dataset=dataset)

@@ -220,6 +220,11 @@ INVALID = (
         "spec.training: batchSize must be a multiple of microBatchSize",
     ),
     Verdict(
+        "evaluations after the end",
+        {"training.maxSteps": 10, "training.evaluation": {"everySteps": 11}},
+        "spec.training: evaluation.everySteps must be at most maxSteps: otherwise only the last step is evaluated",
+    ),
+    Verdict(
         "a micro-batch larger than the batch",
         {"training.microBatchSize": 32},
         "spec.training: batchSize must be a multiple of microBatchSize",

@@ -10,7 +10,7 @@ import yaml
 from edgetune_cli.local.processes import now
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.yaml_files import read_yaml
+from edgetune_operator.api.yaml_files import read_yaml, yaml_text
 
 _LONGEST_FILE_NAME = 200
 
@@ -44,7 +44,7 @@ class ObjectFolder:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".draft")  # the holder of the object's lock is the only writer
-        draft.write_text(yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        draft.write_text(yaml_text(dict(document)), encoding="utf-8")
         draft.replace(path)
 
     def apply(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Reads YAML that users write, within bounds: a few aliases can stand for more values than fit into memory."""
+"""YAML that users write, read within bounds: a few aliases can stand for more values than fit into memory."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,20 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes texts that _StrictLoader would read as numbers, such as the digits 12e4 of a digest."""
+
+
 # YAML 1.1 requires a dot and a sign in numbers with an exponent; YAML 1.2 and JSON do not.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+for _each in (_StrictLoader, _StrictDumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def yaml_text(document: Mapping[str, Any] | None) -> str:
+    """A document as YAML that read_yaml reads unchanged, with its keys in their order."""
+    return yaml.dump(document, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> list[Any]:

@@ -18,7 +18,7 @@ from support.tiny_runs import tiny_parameters
 def context_of(folder: Path, **inputs: Path) -> StageContext:
     formats = ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]
     parameters = tiny_parameters(quantization={"formats": formats})
-    named = {name.replace("_", "-", 1): path for name, path in inputs.items()}
+    named = {name.replace("_", "-", 2): path for name, path in inputs.items()}
     return stage_context(Stage.EVALUATE, parameters, folder, named)
 
 
