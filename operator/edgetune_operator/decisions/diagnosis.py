@@ -132,11 +132,14 @@ class StuckPod:
 
 def stuck_pod(snapshot: Snapshot) -> StuckPod | None:
     """The Pod of one of the object's Jobs that is stopped or deleted and does not end; None if there is none."""
+    # The next Job waits until the deleted ones are gone, with their Pods, also with those whose stage has ended.
+    is_waited_for = all(job.deleting or job.state is not JobState.LIVE for job in snapshot.jobs)
     found = [
         StuckPod(pod, datetime.fromisoformat(since))
         for job in snapshot.jobs
         for pod in job.pods
-        if not pod.ended and (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
+        if not pod.ended or (pod.is_left and job.deleting and is_waited_for)
+        if (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
     ]
     return min(found, key=lambda stuck: stuck.since, default=None)
 
@@ -234,17 +237,22 @@ def overdue(job: JobObservation, now: datetime) -> PodObservation | None:
     Another container keeps the Pod alive, such as a service mesh's, or failed and let the Job start another attempt.
     The Job controller would wait until the deadline, and the Pod would hold its GPU.
     """
-    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
-        return None
-    ended = next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+    ended = _outliving(job)
     if ended is None or (ended.finished_at is not None and is_recent(ended.finished_at, POD_END_DELAY, now)):
         return None
     return job.pods[-1]
 
 
+def _outliving(job: JobObservation) -> PodObservation | None:
+    """The attempt that ended the stage of a live Job whose newest Pod lives on; None if there is none."""
+    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
+        return None
+    return next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+
+
 def look_at_overdue(snapshot: Snapshot, now: datetime) -> timedelta | None:
     """Time until a Job whose Pod outlives its stage is looked at again; None if there is none."""
-    is_awaited = any(job.outlived is not None and overdue(job, now) is None for job in snapshot.jobs)
+    is_awaited = any(_outliving(job) is not None and overdue(job, now) is None for job in snapshot.jobs)
     return POD_END_DELAY if is_awaited else None
 
 
