@@ -45,6 +45,7 @@ _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
 _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFIG_MAP_NOT_FOUND}
 # The Job controller's message has a different Pod name at each retry.
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
+_UNHEALTHY = "Unhealthy"
 _KILLED = 137
 _LONGEST_DETAIL = 300
 
@@ -71,16 +72,24 @@ class SilentWait:
     is_set_up: bool = False
     """Whether it is a Pod whose volumes and network are set up: only its image or its container is missing."""
 
+    beside: tuple[str, ...] = ()
+    """Other containers of the Pod that are running: an init container may have to end, or to be ready, first."""
+
     def is_due(self, now: datetime) -> bool:
         """Whether it has waited long enough to look at its Events."""
         return now - self.since >= _SILENCE
 
     def reasons(self, warnings: Sequence[EventObservation]) -> tuple[EventObservation, ...]:
         """What its Events say about this wait. Those from before it are about an earlier Pod."""
-        if self.is_set_up:
-            pulling = "its volumes are mounted; its node is pulling the image or creating the container"
-            return (EventObservation("ContainerCreating", pulling, self.since),)
-        return tuple(event for event in warnings if event.at >= self.since)
+        found = tuple(event for event in warnings if event.at >= self.since)
+        if not self.is_set_up:
+            return found
+        message = "its volumes are mounted; its node is pulling the image or creating the container"
+        if self.beside:
+            # Such as a failed startup probe of a mesh's sidecar, without which the stage does not start.
+            unready = next((f": {event.message}" for event in reversed(found) if event.reason == _UNHEALTHY), "")
+            message += f", or waits for {', '.join(self.beside)}{unready}"
+        return (EventObservation("ContainerCreating", message, self.since),)
 
     def next_look(self, now: datetime) -> timedelta:
         """Time until its Events are read again; grows with the time that it has waited."""
@@ -99,7 +108,7 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
         since = (newest.finished_at if newest else None) or job.created_at
         return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
     if newest.phase == "Pending" and newest.reason in UNSPECIFIC and newest.created_at:
-        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up)
+        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up, newest.beside)
     return None
 
 
