@@ -20,6 +20,9 @@ MAX_RESULT_BYTES = 4096
 COUNTED_METRICS = ("baseBytes", "resumedFromStep")
 """Metrics that the status has as whole numbers."""
 
+SHARE_METRICS = ("quantizedShare",)
+"""Metrics that the status has as shares."""
+
 STORE_URI = r"^(s3://.+|file:///.+)$"
 _MAX_FAILURE_MESSAGE_BYTES = 2048
 _FIRST_NAME = "keywordAccuracy"
@@ -241,7 +244,7 @@ class Result(Model):
 
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[Name, float] = {}
-    """floats by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
+    """Figures by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
     facts: dict[str, Shown] = {}
     """Short texts worth keeping, such as precision and library versions."""
@@ -287,6 +290,9 @@ class Result(Model):
         wrong = [name for name in COUNTED_METRICS if not 0 <= self.metrics.get(name, 0) <= LARGEST]
         if wrong:
             raise ValueError(f"must be from 0 to {LARGEST}: metrics.{', metrics.'.join(wrong)}")
+        wrong = [name for name in SHARE_METRICS if not 0 <= self.metrics.get(name, 0) <= 1]
+        if wrong:
+            raise ValueError(f"must be from 0 to 1: metrics.{', metrics.'.join(wrong)}")
         return self
 
     def encode(self) -> bytes:

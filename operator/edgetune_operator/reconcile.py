@@ -179,14 +179,22 @@ async def run_once(
 async def report_failure(cluster: Cluster, key: Key, error: str, now: datetime) -> bool:
     """Report that passes over an object fail; what earlier passes recorded is kept. Whether the status changed."""
     document = await cluster.read_object(key)
-    if document is None or document["metadata"].get("deletionTimestamp"):
+    if document is None:
+        return False
+    owner = document["metadata"]
+    is_deleted = bool(owner.get("deletionTimestamp"))
+    if is_deleted and names.FINALIZER not in (owner.get("finalizers") or ()):
         return False
     snapshot = observe(document, (), (), None)
     message = f"the operator cannot reconcile this object, and keeps trying: {error}"
-    status = project(stalled(snapshot, INTERNAL_ERROR, message, now).view, snapshot, now)
+    if is_deleted:
+        # The time limit of the deletion starts here too: it must end even if no pass over it ever succeeds.
+        status = project_deletion(snapshot, DeletionPlan((), INTERNAL_ERROR, message), now)
+    else:
+        status = project(stalled(snapshot, INTERNAL_ERROR, message, now).view, snapshot, now)
     if status == (document.get("status") or {}):
         return False
-    await cluster.write_status(document["metadata"], status)
+    await cluster.write_status(owner, status)
     return True
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 RULES = {
-    ("edgetune.dev", "lorafinetunes"): {"list", "patch", "watch"},
+    ("edgetune.dev", "lorafinetunes"): {"get", "list", "patch", "watch"},
     ("edgetune.dev", "lorafinetunes/status"): {"patch"},
     ("batch", "jobs"): {"create", "delete", "get", "list", "watch"},
     ("", "pods"): {"list", "watch"},

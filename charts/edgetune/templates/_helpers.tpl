@@ -85,8 +85,8 @@ capabilities: {drop: [ALL]}
 {{- define "edgetune.rules" -}}
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes]
-  # patch: for the finalizer of objects with deletionPolicy Delete.
-  verbs: [list, patch, watch]
+  # get: to read an object again after a conflict. patch: for the finalizer of objects with deletionPolicy Delete.
+  verbs: [get, list, patch, watch]
 - apiGroups: [edgetune.dev]
   resources: [lorafinetunes/status]
   verbs: [patch]

@@ -21,7 +21,7 @@ from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
 from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
 from edgetune_operator.decisions.events import EventDraft
-from edgetune_operator.decisions.observe import MAX_MESSAGE
+from edgetune_operator.decisions.observe import MAX_MESSAGE, JobState, job_state
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
 
@@ -172,6 +172,7 @@ class KubernetesCluster:
 
         Raises:
             JobRefused: it does not belong to the object.
+            StaleRead: it does, and has ended, or has just been deleted.
         """
         metadata = job["metadata"]
         try:
@@ -182,6 +183,9 @@ class KubernetesCluster:
             raise StaleRead(f"Job {metadata['name']} has just been deleted") from None
         if owner_of_job(existing) == owner_of_job(job):
             self._cache.put_job(existing)
+            if job_state(existing)[0] is not JobState.LIVE:
+                # The watch reports nothing that is new to the cache: no pass would follow this one.
+                raise StaleRead(f"Job {metadata['name']} has ended already")
             return
         name = metadata["labels"][names.OWNER_LABEL]
         is_earlier = any(
@@ -278,14 +282,13 @@ class KubernetesCluster:
         raise StaleRead(f"{owner['namespace']}/{owner['name']} has changed since it was read")
 
     async def _read_again(self, owner: Mapping[str, Any]) -> None:
-        """Put an object's present version into the cache: the next pass need not wait for the watch."""
+        """Put an object's present version into the cache: the next pass need not wait for the watch, but it can."""
         path = f"{_OBJECTS.format(namespace=owner['namespace'])}/{owner['name']}"
         try:
             self._cache.put_object(await self.call("GET", path))
-        except ApiException as error:
-            if error.status != _NOT_FOUND:
-                raise
-            self._cache.remove(Kind.OBJECT, {"metadata": owner})
+        except FAILURES as error:
+            if isinstance(error, ApiException) and error.status == _NOT_FOUND:
+                self._cache.remove(Kind.OBJECT, {"metadata": owner})
 
     async def post_event(self, owner: Mapping[str, Any], event: EventDraft) -> None:
         self.events.put(owner, event)

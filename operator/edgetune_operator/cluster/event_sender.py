@@ -36,8 +36,8 @@ class EventSender:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._queue: deque[tuple[Mapping[str, Any], EventDraft, str]] = deque()
-        """Events to send, oldest first, each with its object's metadata and its time."""
+        self._queue: deque[dict[str, Any]] = deque()
+        """Events to send, oldest first. They have nothing of their objects whose size tenants choose."""
 
         self._sending = 0
         self._has_events = asyncio.Event()
@@ -47,7 +47,7 @@ class EventSender:
         if len(self._queue) == _MOST_EVENTS:
             self._queue.popleft()
             EVENTS_DROPPED.inc()
-        self._queue.append((owner, event, timestamp(datetime.now(UTC))))
+        self._queue.append(_body(owner, event, timestamp(datetime.now(UTC))))
         self._has_events.set()
 
     @contextlib.asynccontextmanager
@@ -73,29 +73,32 @@ class EventSender:
                 continue
             self._sending += 1
             try:
-                await self._send(*self._queue.popleft())
+                await self._send(self._queue.popleft())
             except Exception:
                 logger.exception("an Event is not posted")
             finally:
                 self._sending -= 1
 
-    async def _send(self, owner: Mapping[str, Any], event: EventDraft, now: str) -> None:
-        body = {
-            "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": names.KIND,
-                "name": owner["name"],
-                "namespace": owner["namespace"],
-                "uid": owner["uid"],
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message[:1024],
-            "source": {"component": names.MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
+    async def _send(self, body: Mapping[str, Any]) -> None:
         with contextlib.suppress(*FAILURES):
-            await self._call("POST", _EVENTS.format(namespace=owner["namespace"]), body=body)
+            await self._call("POST", _EVENTS.format(namespace=body["metadata"]["namespace"]), body=body)
+
+
+def _body(owner: Mapping[str, Any], event: EventDraft, now: str) -> dict[str, Any]:
+    return {
+        "metadata": {"generateName": f"{owner['name'][:40].rstrip('-.')}-", "namespace": owner["namespace"]},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": owner["name"],
+            "namespace": owner["namespace"],
+            "uid": owner["uid"],
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "source": {"component": names.MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

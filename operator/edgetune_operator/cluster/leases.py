@@ -11,9 +11,10 @@ An operator of the whole cluster leaves a namespace to the release that holds th
 """
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ LONGEST_LEASE_SECONDS = 300.0
 # As client-go's leader election: a holder gives up some time before another process can take its Lease.
 _RENEWAL_SHARE = 2 / 3
 _RETRY_SHARE = 2 / 15
+_REQUEST_SHARE = 1 / 3
 _NEVER = -math.inf
 
 logger = logging.getLogger("edgetune")
@@ -157,13 +159,21 @@ class Ownership:
 
     async def run(self) -> None:
         """Take and renew Leases until cancelled."""
+        await asyncio.gather(*(self._keep(scope) for scope in self._scopes.values()))
+
+    async def _keep(self, scope: _Scope) -> None:
+        """One task for each scope: a request that is not answered delays no other scope's renewal."""
         while True:
-            await self.settle()
+            await self._settle(scope)
+            self._count()
             await asyncio.sleep(self._seconds * _RETRY_SHARE)
 
     async def settle(self) -> None:
         """Renew the Leases that are held, and take those that are free."""
         await asyncio.gather(*(self._settle(scope) for scope in self._scopes.values()))
+        self._count()
+
+    def _count(self) -> None:
         held = [scope for scope in self._scopes.values() if self._holds(scope)]
         telemetry.LEASES_HELD.set(len(held))
         failing = sum(bool(scope.problem) for scope in self._scopes.values())
@@ -185,14 +195,31 @@ class Ownership:
     async def _settle(self, scope: _Scope) -> None:
         was_held = self._holds(scope)
         try:
-            scope.held_until = await self._take(scope, was_held)
-            if scope.namespace is None and self._holds(scope):
-                await self._look_for_others(scope)
+            async with self._answered_in_time():
+                until = await self._take(scope, was_held)
+            # It may have expired during the request: workers have dropped objects since, which must be woken.
+            was_held = self._holds(scope)
+            if scope.namespace is None and self._clock() < until:
+                scope.held_until = until if was_held else _NEVER
+                # Before the first pass: it would be made over objects of others.
+                async with self._answered_in_time():
+                    await self._look_for_others(scope)
+            scope.held_until = until
             self._report(scope, "")
         except NotServed as error:
+            was_held = self._holds(scope)
             await self._fail(scope, str(error))
         if self._holds(scope) and not was_held:
             self._wake(scope.namespace)
+
+    @contextlib.asynccontextmanager
+    async def _answered_in_time(self) -> AsyncIterator[None]:
+        """Give up a request early enough for another one before a held Lease expires."""
+        try:
+            async with asyncio.timeout(self._seconds * _REQUEST_SHARE):
+                yield
+        except TimeoutError:
+            raise NotServed("the API server does not answer: TimeoutError; retrying") from None
 
     async def _take(self, scope: _Scope, was_held: bool) -> float:
         """Renew or take a Lease if it is free; returns until when it is held."""
@@ -272,7 +299,8 @@ class Ownership:
 
     async def _is_terminating(self, namespace: str) -> bool:
         try:
-            return await self._store.is_namespace_terminating(namespace)
+            async with self._answered_in_time():
+                return await self._store.is_namespace_terminating(namespace)
         except NotServed:
             return False
 

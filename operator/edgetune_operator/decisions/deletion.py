@@ -78,7 +78,7 @@ class CleanUpObservation:
     """The Job that removes the object's artifacts."""
 
     state: JobState
-    """COMPLETE also if another container keeps the Pod alive after the clean-up's own has succeeded."""
+    """COMPLETE as soon as an attempt has succeeded, whatever other containers make of its Pod and the Job."""
 
     is_ours: bool
     """Whether an earlier pass created it."""
@@ -163,7 +163,7 @@ def observe_clean_up(
     state, end = job_state(job)
     found = observe_pods(job, pods)
     is_live = state is JobState.LIVE
-    if is_live and any(pod.exit_code == ExitCode.DONE and pod.is_alive for pod in found):
+    if any(pod.exit_code == ExitCode.DONE for pod in found):
         state = JobState.COMPLETE
     return CleanUpObservation(
         state=state,

@@ -45,6 +45,7 @@ _MISSING = re.compile(r'(secret|configmap) "([^"]+)" not found')
 _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFIG_MAP_NOT_FOUND}
 # The Job controller's message has a different Pod name at each retry.
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
+_UNHEALTHY = "Unhealthy"
 _KILLED = 137
 _LONGEST_DETAIL = 300
 
@@ -71,16 +72,24 @@ class SilentWait:
     is_set_up: bool = False
     """Whether it is a Pod whose volumes and network are set up: only its image or its container is missing."""
 
+    beside: tuple[str, ...] = ()
+    """Other containers of the Pod that are running: an init container may have to end, or to be ready, first."""
+
     def is_due(self, now: datetime) -> bool:
         """Whether it has waited long enough to look at its Events."""
         return now - self.since >= _SILENCE
 
     def reasons(self, warnings: Sequence[EventObservation]) -> tuple[EventObservation, ...]:
         """What its Events say about this wait. Those from before it are about an earlier Pod."""
-        if self.is_set_up:
-            pulling = "its volumes are mounted; its node is pulling the image or creating the container"
-            return (EventObservation("ContainerCreating", pulling, self.since),)
-        return tuple(event for event in warnings if event.at >= self.since)
+        found = tuple(event for event in warnings if event.at >= self.since)
+        if not self.is_set_up:
+            return found
+        message = "its volumes are mounted; its node is pulling the image or creating the container"
+        if self.beside:
+            # Such as a failed startup probe of a mesh's sidecar, without which the stage does not start.
+            unready = next((f": {event.message}" for event in reversed(found) if event.reason == _UNHEALTHY), "")
+            message += f", or waits for {', '.join(self.beside)}{unready}"
+        return (EventObservation("ContainerCreating", message, self.since),)
 
     def next_look(self, now: datetime) -> timedelta:
         """Time until its Events are read again; grows with the time that it has waited."""
@@ -99,7 +108,7 @@ def silent_wait(snapshot: Snapshot) -> SilentWait | None:
         since = (newest.finished_at if newest else None) or job.created_at
         return SilentWait(job.uid, datetime.fromisoformat(since)) if since else None
     if newest.phase == "Pending" and newest.reason in UNSPECIFIC and newest.created_at:
-        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up)
+        return SilentWait(newest.uid, datetime.fromisoformat(newest.created_at), newest.is_set_up, newest.beside)
     return None
 
 
@@ -132,11 +141,14 @@ class StuckPod:
 
 def stuck_pod(snapshot: Snapshot) -> StuckPod | None:
     """The Pod of one of the object's Jobs that is stopped or deleted and does not end; None if there is none."""
+    # The next Job waits until the deleted ones are gone, with their Pods, also with those whose stage has ended.
+    is_waited_for = all(job.deleting or job.state is not JobState.LIVE for job in snapshot.jobs)
     found = [
         StuckPod(pod, datetime.fromisoformat(since))
         for job in snapshot.jobs
         for pod in job.pods
-        if not pod.ended and (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
+        if not pod.ended or (pod.is_left and job.deleting and is_waited_for)
+        if (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
     ]
     return min(found, key=lambda stuck: stuck.since, default=None)
 
@@ -234,17 +246,22 @@ def overdue(job: JobObservation, now: datetime) -> PodObservation | None:
     Another container keeps the Pod alive, such as a service mesh's, or failed and let the Job start another attempt.
     The Job controller would wait until the deadline, and the Pod would hold its GPU.
     """
-    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
-        return None
-    ended = next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+    ended = _outliving(job)
     if ended is None or (ended.finished_at is not None and is_recent(ended.finished_at, POD_END_DELAY, now)):
         return None
     return job.pods[-1]
 
 
+def _outliving(job: JobObservation) -> PodObservation | None:
+    """The attempt that ended the stage of a live Job whose newest Pod lives on; None if there is none."""
+    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
+        return None
+    return next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+
+
 def look_at_overdue(snapshot: Snapshot, now: datetime) -> timedelta | None:
     """Time until a Job whose Pod outlives its stage is looked at again; None if there is none."""
-    is_awaited = any(job.outlived is not None and overdue(job, now) is None for job in snapshot.jobs)
+    is_awaited = any(_outliving(job) is not None and overdue(job, now) is None for job in snapshot.jobs)
     return POD_END_DELAY if is_awaited else None
 
 

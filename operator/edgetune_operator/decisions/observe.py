@@ -83,9 +83,14 @@ class PodObservation:
     """Which init container failed, and how; empty if none did."""
 
     @property
+    def is_left(self) -> bool:
+        """Whether a container of the Pod may be running."""
+        return self.phase not in ("Succeeded", "Failed")
+
+    @property
     def is_alive(self) -> bool:
         """Whether the Pod has not ended and nothing ends it: its Job waits for it."""
-        return self.phase not in ("Succeeded", "Failed") and not self.deleting
+        return self.is_left and not self.deleting
 
     @property
     def disrupted(self) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ class MemoryLeases:
     def __init__(self) -> None:
         self.leases: dict[tuple[str, str], dict[str, Any]] = {}
         self.failing: str = ""
+        self.failing_lists: str = ""
+        self.on_write: Callable[[str], Awaitable[None]] | None = None
         self.terminating: set[str] = set()
         self._versions = itertools.count(1)
 
@@ -33,6 +35,8 @@ class MemoryLeases:
     async def write_lease(self, lease: Mapping[str, Any]) -> dict[str, Any] | None:
         self._serve()
         key = lease["metadata"]["namespace"], lease["metadata"]["name"]
+        if self.on_write is not None:
+            await self.on_write(key[0])
         known = self.leases.get(key)
         if known is None and key[0] in self.terminating:
             raise NotServed("the namespace is being terminated")
@@ -44,6 +48,8 @@ class MemoryLeases:
 
     async def list_leases(self, name: str) -> list[dict[str, Any]]:
         self._serve()
+        if self.failing_lists:
+            raise NotServed(self.failing_lists)
         return [copy.deepcopy(lease) for key, lease in self.leases.items() if key[1] == name]
 
     async def is_namespace_terminating(self, namespace: str) -> bool:
@@ -162,6 +168,80 @@ def test_a_holder_that_cannot_renew_gives_up_and_takes_the_lease_again(world: Wo
     world.let_pass(1, first)
     assert first.owns("team-a")
     assert world.woken == [(FIRST, "team-a"), (FIRST, "team-a")]
+
+
+def test_objects_are_woken_after_a_lease_that_expired_while_its_renewal_was_not_answered(world: World) -> None:
+    """A worker drops an object whose Lease is not held, and nothing else would bring it back."""
+    first = world.process(FIRST, "team-a")
+    world.let_pass(5, first)
+    seen: list[bool] = []
+
+    async def answer_late(_: str) -> None:
+        world.now += 3
+        seen.append(first.owns("team-a"))
+
+    world.let_pass(8)
+    assert first.owns("team-a")
+    world.store.on_write = answer_late
+    world.let_pass(1, first)
+
+    assert seen == [False]
+    assert first.owns("team-a")
+    assert world.woken == [(FIRST, "team-a"), (FIRST, "team-a")]
+
+
+def test_a_request_that_is_not_answered_delays_no_other_namespace(world: World) -> None:
+    first = world.process(FIRST, "team-a", "team-b")
+
+    async def hang(namespace: str) -> None:
+        if namespace == "team-a":
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        task = asyncio.create_task(first.run())
+        while not first.owns("team-b"):
+            await asyncio.sleep(0)
+        assert not first.owns("team-a")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    world.store.on_write = hang
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_request_that_is_not_answered_ends_before_a_held_lease_expires(world: World) -> None:
+    store, seconds = world.store, 0.3
+    first = Ownership(store, ("team-a",), FIRST, LEASES_NAMESPACE, lambda _: None, lease_seconds=seconds)
+
+    async def hang(_: str) -> None:
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        await first.settle()
+        store.on_write = hang
+        await first.settle()
+        assert first.owns("team-a")
+        store.on_write = None
+        await first.settle()
+        assert first.owns("team-a")
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_the_whole_cluster_is_not_reconciled_before_others_namespaces_are_known(world: World) -> None:
+    world.store.failing_lists = "the operator is not allowed to list the Leases edgetune-operator of all namespaces"
+    everywhere = world.process(FIRST)
+    world.let_pass(5, everywhere)
+    before = everywhere.owns("team-a"), everywhere.why_not_ready
+    world.store.failing_lists = ""
+    world.let_pass(1, everywhere)
+    world.store.failing_lists = "the API server does not answer"
+    world.let_pass(5, everywhere)
+
+    why = "the operator is not allowed to list the Leases edgetune-operator of all namespaces"
+    assert before == (False, f"waiting for the whole cluster: {why}")
+    assert (everywhere.owns("team-a"), everywhere.why_not_ready) == (True, "")
+    assert world.woken == [(FIRST, None)]
 
 
 def test_a_lease_that_another_client_touched_or_deleted_stays_held(world: World) -> None:

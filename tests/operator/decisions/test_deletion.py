@@ -145,6 +145,32 @@ def test_a_clean_up_whose_pod_lives_on_is_done_and_its_job_goes(deletion: Deleti
     assert [action.name for action in done.plan.actions if isinstance(action, DeleteJob)] == [JOB]
 
 
+def test_a_clean_up_whose_job_fails_by_another_container_is_done(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    ending = succeeded(removed_objects=7)
+    deletion.end_clean_up(lambda pod: ending(pod).failed_by_kubelet(""), lambda job: job.failed("BackoffLimitExceeded"))
+
+    done = deletion.step()
+
+    assert done.plan.final_event == EventDraft("Normal", "CleanedUp", "removed 7 objects (0 bytes)")
+
+
+def test_a_clean_up_whose_job_is_being_deleted_after_its_end_is_not_run_again(deletion: Deletion) -> None:
+    """The pass that deleted the Job may have failed to remove the finalizer."""
+    deletion.delete()
+    deletion.step()
+    ending = succeeded(removed_objects=7)
+    deletion.end_clean_up(lambda pod: ending(pod).outlived_by("istio-proxy"), lambda job: job)
+    for held in (deletion.cluster.jobs[JOB], deletion.cluster.pods[deletion.cluster.pods_of(JOB)[-1]]):
+        held["metadata"]["deletionTimestamp"] = deletion.cluster.timestamp()
+
+    done = deletion.step()
+
+    assert done.plan.final_event == EventDraft("Normal", "CleanedUp", "removed 7 objects (0 bytes)")
+    assert done.plan.actions == ()
+
+
 def test_a_clean_up_that_fails_while_its_pod_lives_on_is_tried_again(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()

@@ -1,5 +1,6 @@
 """Deletions that fail: the object is still released within a time limit and reports what is left where."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure
 from edgetune_contract.stages import Stage
+from edgetune_operator.api.names import Key
 from edgetune_operator.decisions.deletion import CreateCleanUp
 from edgetune_operator.decisions.events import EventDraft
-from edgetune_operator.reconcile import JobRefused
+from edgetune_operator.reconcile import JobRefused, report_failure
+from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
 from support.scenario import TICK
 
@@ -99,6 +102,40 @@ def test_stages_that_never_end_also_time_out() -> None:
 
     assert final_event is not None
     assert "it timed out after 780 s: waiting until the stages' Jobs are gone: " in final_event.message
+
+
+def test_a_deletion_whose_passes_all_fail_says_why_and_times_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    deletion = Deletion(with_delete())
+    deletion.advance_to(Stage.TRAIN)
+    deletion.delete()
+
+    async def refuse(*_: Any) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(deletion.cluster, "delete_job", refuse)
+    key, error = Key("team-a", "sensor-faults"), "TimeoutError: no answer"
+    with pytest.raises(TimeoutError):
+        deletion.step()
+    reported = [asyncio.run(report_failure(deletion.cluster, key, error, deletion.cluster.now)) for _ in range(2)]
+    condition = deletion.condition("CleanedUp")
+    deletion.cluster.now += LIMIT
+    final_event = deletion.step().plan.final_event
+
+    message = f"the operator cannot reconcile this object, and keeps trying: {error}"
+    assert reported == [True, False]
+    assert condition == ("False", "InternalError", message)
+    assert final_event is not None
+    assert final_event.message.endswith(f"it timed out after 780 s: {message}")
+    assert deletion.cluster.gone
+
+
+def test_a_deletion_that_only_others_finalizers_hold_has_no_time_limit_to_report() -> None:
+    deletion = Deletion(lora_fine_tune().with_metadata(finalizers=["backup.example.com/copy"]))
+    deletion.delete()
+
+    key = Key("team-a", "sensor-faults")
+    assert not asyncio.run(report_failure(deletion.cluster, key, "TimeoutError", deletion.cluster.now))
+    assert deletion.cluster.status_writes == 0
 
 
 def refusing(deletion: Deletion, monkeypatch: pytest.MonkeyPatch, reason: str, message: str) -> None:

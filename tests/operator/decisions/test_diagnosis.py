@@ -1,6 +1,7 @@
 """Why a stage waits, was interrupted or failed: the reason and message of each cause."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -84,6 +85,22 @@ def test_a_warning_about_a_pod_is_resolved_once_its_volumes_are_mounted(training
 
     assert training.condition("Stalled") is None
     message = "train: its volumes are mounted; its node is pulling the image or creating the container"
+    assert training.condition("Reconciling") == ("True", "ContainerCreating", message)
+
+
+def test_a_sidecar_that_does_not_get_ready_is_named_with_its_probe(training: Scenario) -> None:
+    def ending(pod: PodBuilder) -> PodBuilder:
+        return replace(pod.waiting("PodInitializing").set_up().outlived_by("istio-proxy", native=True), phase="Pending")
+
+    training.end_pod(ending)
+    pod = f"uid-of-{training.cluster.pods_of(training.live_job)[-1]}"
+    training.post_event(pod, "Warning", "Unhealthy", "Startup probe failed: 503")
+    reconcile_later(training)
+
+    message = (
+        "train: its volumes are mounted; its node is pulling the image or creating the container, or waits for "
+        "istio-proxy: Startup probe failed: 503"
+    )
     assert training.condition("Reconciling") == ("True", "ContainerCreating", message)
 
 

@@ -115,3 +115,20 @@ def test_a_pod_that_has_ended_is_never_stuck(training: Scenario) -> None:
     training.cluster.now += 2 * STUCK_AFTER
 
     assert stalled(training) is None
+
+
+def test_a_node_that_is_lost_after_the_end_of_the_stage_s_container_stalls_the_object_too(training: Scenario) -> None:
+    """The stage's Job is deleted because another container runs on; the next one waits for its Pod."""
+    training.cluster.deletes_slowly = True
+    pod = newest_pod(training)["metadata"]["name"]
+    training.end_pod(lambda pod: pod.ended(14).outlived_by("istio-proxy"))
+    training.let_pass(timedelta(seconds=30))
+    training.reconcile()
+    metadata = training.cluster.pods[pod]["metadata"]
+    metadata["deletionTimestamp"] = since = training.cluster.timestamp()
+    training.cluster.pods[pod]["spec"] = {"nodeName": "gpu-7"}
+    assert stalled(training) is None
+
+    training.cluster.now += STUCK_AFTER
+
+    assert stalled(training) == ("True", "NodeUnresponsive", message(pod, since))

@@ -155,7 +155,9 @@ def test_a_retry_that_a_failed_sidecar_causes_after_the_stage_is_stopped() -> No
     done = scenario.simulated_result(scenario.request)
     scenario.end_pod(lambda pod: pod.succeeded(done).failed_by_kubelet(""))
     scenario.cluster.start_pod(train)
-    scenario.reconcile()
+    look_again = scenario.reconcile().plan.look_again
+    assert look_again is not None
+    assert look_again <= _LATER
 
     scenario.let_pass(_LATER)
     later = scenario.reconcile()

@@ -31,6 +31,7 @@ UNWRITABLE: Mapping[str, tuple[str, dict[str, Any]]] = {
     "base of 10^30 bytes": ("metrics.baseBytes", {"metrics": {"baseBytes": 1e30}}),
     "a negative step": ("metrics.resumedFromStep", {"metrics": {"resumedFromStep": -1}}),
     "negative base bytes": ("metrics.baseBytes", {"metrics": {"baseBytes": -5.0}}),
+    "a share above 1": ("metrics.quantizedShare", {"metrics": {"quantizedShare": 1.5}}),
     "a negative duration": ("seconds", {"seconds": -1.0}),
     "a score above 1": ("scores.tuned", {"scores": {"tuned": 1e300}}),
     "10^30 examples": ("scores.examples", {"scores": {"examples": 10**30}}),
