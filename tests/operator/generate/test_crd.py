@@ -138,7 +138,11 @@ def test_the_rules_of_the_models_are_in_the_schema(fields: Mapping[str, Mapping[
         {
             "rule": "self.batchSize % self.microBatchSize == 0",
             "message": "batchSize must be a multiple of microBatchSize",
-        }
+        },
+        {
+            "rule": "!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",
+            "message": "evaluation.everySteps must be at most maxSteps: otherwise only the last step is evaluated",
+        },
     ]
 
 
