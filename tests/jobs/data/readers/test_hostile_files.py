@@ -179,6 +179,15 @@ def test_indented_json_named_jsonl_is_one_error(tmp_path: Path, content: str, re
     assert problem.startswith(f"rows.jsonl: {reason}")
 
 
+def test_a_long_first_row_is_not_taken_for_an_object_on_several_lines(tmp_path: Path) -> None:
+    # The reader looks at the first 64 KiB, which end in a space here.
+    rows = [{"instruction": "a " * 50_000, "response": "b"}, {"instruction": "a", "response": "b"}]
+    for shift in ("", " "):
+        content = "".join(shift + json.dumps(row) + "\n" for row in rows)
+        data_set, problems = read(write_file(tmp_path / "rows.jsonl", content))
+        assert (len(data_set.examples), problems) == (2, [])
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
 @pytest.mark.parametrize(
     ("head", "reason"),
