@@ -18,7 +18,7 @@ from edgetune_jobs.data.readers.rows import (
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 from edgetune_jobs.wording import count
 
-# surrogateescape decodes an invalid byte to the surrogate at this offset, so that rows after an invalid cell can be read.
+# surrogateescape decodes an invalid byte to the surrogate at this offset: rows after an invalid cell can be read.
 _ESCAPED_BYTE = 0xDC00
 
 

@@ -100,6 +100,21 @@ def test_a_library_that_is_killed_by_a_file_is_an_error_of_that_file(
     ]
 
 
+def test_the_process_that_unpacks_files_has_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = write_file(tmp_path / "bin/python", f"#!/bin/sh\nread line\nenv > {tmp_path / 'environment'}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "GH_TOKEN", "DATABASE_PASSWORD"):
+        monkeypatch.setenv(name, "secret value")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "kept value")
+
+    read(write_file(tmp_path / "rows.parquet", b"PAR1"))
+
+    environment = (tmp_path / "environment").read_text()
+    assert "secret value" not in environment
+    assert "kept value" in environment
+
+
 def test_offsets_beyond_the_data_of_an_arrow_file_are_an_error(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import ipc
