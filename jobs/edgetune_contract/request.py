@@ -241,7 +241,7 @@ class Result(Model):
 
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[Name, float] = {}
-    """floats by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
+    """Figures by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
     facts: dict[str, Shown] = {}
     """Short texts worth keeping, such as precision and library versions."""
