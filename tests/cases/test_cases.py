@@ -98,12 +98,15 @@ def test_07_fields_that_the_chat_template_does_not_use_are_refused_by_line(tmp_p
 def test_03_answers_end_at_the_last_learned_position_which_is_said(tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 192, "num_hidden_layers": 2}
     base = make_base(tmp_path / "base", "opt", {**sizes, "num_attention_heads": 4, "max_position_embeddings": 64})
-    sections = {"training": {"maxSteps": 1, "maxLength": 64}, "evaluation": {"maxNewTokens": 40}}
+    sections = {"training": {"maxSteps": 1, "maxLength": 64}, "evaluation": {"maxNewTokens": 40, "edge": {}}}
     case = Case(tmp_path, base, sections=sections)
 
     done = case.run_up_to(Stage.EVALUATE)
 
     assert done[Stage.EVALUATE].scores is not None
+    edge = done[Stage.EVALUATE].edge
+    assert edge is not None
+    assert edge.prompt_tokens + edge.new_tokens <= 64
     warnings = [text for output in done.values() for text in output.warnings]
     assert any("spec.evaluation.maxNewTokens" in text and "64 learned positions" in text for text in warnings)
 

@@ -159,9 +159,12 @@ class RowParser:
             raise InvalidRow(self._missing("messages", row.fields))
         messages = conversation(name, value.get(name))
         if (system := text_or_number(f"{_SYSTEM_COLUMN!r}", value.get(_SYSTEM_COLUMN))).strip():
-            if messages[0].role == SYSTEM:
-                raise InvalidRow(f"the row has a system message and a column {_SYSTEM_COLUMN!r}; keep one of them")
-            messages = (Message(SYSTEM, system), *messages)
+            if messages[0].role != SYSTEM:
+                messages = (Message(SYSTEM, system), *messages)
+            elif messages[0].content.strip() != system.strip():
+                raise InvalidRow(
+                    f"the row has a system message and another one in the column {_SYSTEM_COLUMN!r}; keep one of them"
+                )
         tools = tool_definitions(f"{_TOOLS!r}", value.get(_TOOLS))
         answer = messages[-1]
         return Example(row.place, messages[:-1], answer.content, keywords, response_fields=answer.fields, tools=tools)

@@ -47,14 +47,14 @@ def _is_whole(text: str, begin: int, end: int) -> bool:
 
 
 def _begins_whole(text: str, begin: int) -> bool:
-    before = text[:begin]
+    before = text[max(0, begin - 2) : begin]  # not all of it: a text can have the keyword at every other character
     if not before:
         return True
     if _SIGNED_NUMBER.match(text, begin):
         return not _is_in_word(before[-1])
     if not _is_in_word(text[begin]):
         return True
-    if text[begin].isdecimal() and (_ENDS_AS_NUMBER.search(before[-2:]) or _is_sign(before)):
+    if text[begin].isdecimal() and (_ENDS_AS_NUMBER.search(before) or _is_sign(before)):
         return False
     return not _is_in_word(before[-1])
 

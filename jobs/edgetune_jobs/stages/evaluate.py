@@ -139,8 +139,7 @@ def run(context: StageContext) -> StageOutput:
     kept = context.inputs.get(MERGED)
     edges = _edge_models(context)
     evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
-    prompt = budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
-    loaded = check_loading(context, prompt)
+    loaded = check_loading(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
     base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
     if known is None:
         dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
@@ -153,6 +152,8 @@ def run(context: StageContext) -> StageOutput:
         if folder is not None:
             evaluation.score(name, folder, _loader(folder, device))
     _write_answers(context.output / EVALUATION, evaluation)
+    # How many positions the models have is known since they were scored.
+    prompt = budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
     return _report(evaluation, device, budget.measure_models(context, prompt), loaded)
 
 

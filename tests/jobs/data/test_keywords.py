@@ -1,6 +1,7 @@
 """Expected keywords in texts: word boundaries, numbers, Unicode, scripts without spaces."""
 
 import unicodedata
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -79,3 +80,13 @@ def test_a_keyword_is_found_in_itself_composed_or_not_and_in_any_case(keyword: s
         assert finds(keyword, unicodedata.normalize(form, keyword), match)
     assert finds(keyword, f"( {keyword} )", match)
     assert finds(keyword, keyword.casefold(), match)
+
+
+def test_a_keyword_inside_thousands_of_words_of_a_long_text_takes_no_quadratic_time() -> None:
+    text = "the " * 200_000
+
+    began = process_time()
+    found = contains(text, "e", Match.WORD)
+
+    assert not found
+    assert process_time() - began < 2, "copying the text before each place takes ten times as long"

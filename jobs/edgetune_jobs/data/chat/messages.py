@@ -74,12 +74,12 @@ def conversation(name: str, value: object) -> tuple[Message, ...]:
 
 
 def tool_definitions(where: str, value: object) -> tuple[Mapping[str, Any], ...]:
-    """The functions that a conversation may call: a list of objects, also as JSON in a string; none for null.
+    """The functions that a conversation may call: a list of objects, also as JSON in a string; none for null or "".
 
     Raises:
         InvalidRow: the value is something else.
     """
-    tools = json_of(where, value) or []
+    tools = (json_of(where, value) if value != "" else None) or []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise InvalidRow(f"{where} is {kind(tools)}, not a list of objects")
     return tuple(tools)
@@ -88,8 +88,8 @@ def tool_definitions(where: str, value: object) -> tuple[Mapping[str, Any], ...]
 def _message(where: str, value: object) -> Message:
     if not isinstance(value, Mapping):
         raise InvalidRow(f"{where} is {kind(value)}, not an object with role and content")
-    # Tables have every field in every message, and null where a message lacks it.
-    fields = {name: each for name, each in value.items() if each is not None}
+    # Tables have every field in every message, and null where a message lacks it; or "", if calls are JSON as text.
+    fields = {name: each for name, each in value.items() if each is not None and (name, each) != (TOOL_CALLS, "")}
     if "role" not in fields and {"from", "value"} <= set(fields):
         fields = _from_sharegpt(where, fields)
     role = fields.get("role")

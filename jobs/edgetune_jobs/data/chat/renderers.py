@@ -142,6 +142,21 @@ class ChatRenderer:
 
     def render(self, example: Example) -> tuple[Span, ...]:
         conversation = _conversation(example)
+        whole, spans = self._locate(conversation)
+        self.usage.check(conversation, whole)
+        return spans
+
+    def render_answers(self, example: Example) -> Sequence[tuple[Span, ...]]:
+        last = self.render(example)
+        answers = _conversation(example).learned
+        if sum(span.is_learned for span in last) >= len(answers):
+            return (last,)
+        # The check of the whole conversation has judged each message as the last one.
+        earlier = (self._locate(_conversation(example.up_to(index)))[1] for index in answers[:-1])
+        return (*earlier, last)
+
+    def _locate(self, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
+        """The conversation's text, and its spans."""
         whole = self._template.apply(conversation)
         answers = conversation.learned
         bounds = [self._bounds(conversation, index) for index in answers]
@@ -150,18 +165,10 @@ class ChatRenderer:
                 "the chat template renders the prompt differently when the response follows, so the response cannot be "
                 "located; set spec.dataset.template to a text with {instruction}, or use another base model"
             )
-        self.usage.check(conversation, whole)
         bounds[-1] = bounds[-1][0], whole
         if not all(whole.startswith(text) for pair in bounds for text in pair):
             bounds = bounds[-1:]
-        return _spans(whole, [(len(before), len(after)) for before, after in bounds])
-
-    def render_answers(self, example: Example) -> Sequence[tuple[Span, ...]]:
-        last = self.render(example)
-        answers = _conversation(example).learned
-        if sum(span.is_learned for span in last) >= len(answers):
-            return (last,)
-        return (*(self.render(example.up_to(index)) for index in answers[:-1]), last)
+        return whole, _spans(whole, [(len(before), len(after)) for before, after in bounds])
 
     def _bounds(self, conversation: Conversation, index: int) -> tuple[str, str]:
         """The conversation up to the start of the assistant message at `index`, and up to its end."""

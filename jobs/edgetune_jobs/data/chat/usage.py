@@ -64,8 +64,10 @@ class TemplateUsage:
             return
         # Templates may drop the reasoning of earlier turns, so a message is judged as the last one.
         until = conversation.first(index + 1)
-        if self._text(until) is None:
+        text = self._text(until)
+        if text is None:
             until = conversation
+            text = self._text(until)
         for name in message.fields:
             said = name in _SAID
             if not said and (f".{name}" in self._used or self._unused[name] >= _MOST_TRIED):
@@ -73,7 +75,7 @@ class TemplateUsage:
                 continue
             others = {other: value for other, value in message.fields.items() if other != name}
             without = until.with_message(index, replace(message, fields=others))
-            if self._text(without) != self._text(until):
+            if self._text(without) != text:
                 self._used.add(f".{name}")
             elif said:
                 raise CannotRender(

@@ -1,7 +1,6 @@
 """Reads rows of .parquet and .arrow files in a process of its own, whose memory and time are limited."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Self
 
 from edgetune_jobs.data.readers.columnar_process import BAD, COLUMNS, END, MAX_SECONDS
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow, Unit
+from edgetune_jobs.store.credentials import environment_without_credentials
 
 
 class ColumnarReader:
@@ -76,8 +76,12 @@ class ColumnarReader:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="utf-8",
-                # The default allocator reserves more memory than it uses, which would count.
-                env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONIOENCODING": "utf-8"},
+                env={
+                    **environment_without_credentials(),
+                    # The default allocator reserves more memory than it uses, which would count.
+                    "ARROW_DEFAULT_MEMORY_POOL": "system",
+                    "PYTHONIOENCODING": "utf-8",
+                },
             )
         return self._process
 

@@ -3,7 +3,6 @@
 import csv
 from collections import Counter
 from collections.abc import Collection, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -19,8 +18,8 @@ from edgetune_jobs.data.readers.rows import (
 from edgetune_jobs.store.strict_json import InvalidJson, parse_json
 from edgetune_jobs.wording import count
 
-# surrogateescape decodes invalid bytes to these characters, so that rows after an invalid cell can be read.
-_ESCAPED_BYTES = range(0xDC80, 0xDD00)
+# surrogateescape decodes an invalid byte to the surrogate at this offset: rows after an invalid cell can be read.
+_ESCAPED_BYTE = 0xDC00
 
 
 class _RecordTooLong(Exception):
@@ -132,7 +131,9 @@ def _to_row(place: Place, cells: list[str], columns: list[str], list_fields: Col
 
 def _byte_not_utf8(cells: list[str]) -> int | None:
     """First byte of these cells that is not valid UTF-8."""
-    for character in chain.from_iterable(cells):
-        if ord(character) in _ESCAPED_BYTES:
-            return ord(character) - 0xDC00
+    try:
+        for cell in cells:
+            cell.encode()
+    except UnicodeEncodeError as error:
+        return ord(error.object[error.start]) - _ESCAPED_BYTE
     return None

@@ -52,13 +52,14 @@ def _indented(file: BinaryIO) -> str | None:
     """
     file.seek(0)
     lines = (file.readline(_HEAD_BYTES) for _ in range(_HEAD_LINES))
-    head = [line.strip() for line in lines if line.strip()][:2]
+    filled = [line for line in lines if line.strip()][:2]
+    head = [line.strip() for line in filled]
     first = head[0].removeprefix(_BOM).lstrip() if head else b""
     if not first.startswith((b"[", b"{")) or len(head) < 2 or _is_json(first) or _is_json(head[1]):
         return None
     if first.startswith(b"["):
         return "this is one JSON list on several lines, not a value on each line; rename it to .json"
-    if len(first) < _HEAD_BYTES and not first.endswith((b"}", b"]")):
+    if filled[0].endswith(b"\n") and not first.endswith((b"}", b"]")):
         return "its JSON objects are on several lines; write each object on one line, or all of them as a list in .json"
     return None
 

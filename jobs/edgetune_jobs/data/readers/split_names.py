@@ -38,6 +38,8 @@ _MOST_NAMED = 3
 
 # The datasets library writes these beside the rows of save_to_disk and of the hub.
 _DESCRIPTIONS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
+# Beside a data set that was loaded from its folder, the library keeps the results of map and filter.
+_CACHED = re.compile(r"cache-[0-9a-f]+(_\d+_of_\d+)?\.arrow")
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,17 @@ def choose_files(paths: Sequence[str], *, to_train: bool, has_eval: bool) -> Fol
         has_eval: whether the spec names rows to evaluate on.
     """
     descriptions = [path for path in paths if PurePosixPath(path).name in _DESCRIPTIONS] if len(paths) > 1 else []
-    files = [path for path in paths if path not in set(descriptions)]
+    cached = [path for path in paths if _CACHED.fullmatch(PurePosixPath(path).name)]
+    other = {*descriptions, *(cached if len(cached) < len(paths) else ())}
+    files = [path for path in paths if path not in other]
     by_split: dict[str, list[str]] = {}
     for path in files:
         by_split.setdefault(split_of(path) or _NO_SPLIT, []).append(path)
     present = list(by_split)
     wanted = [name for name in ((Split.TRAIN, _NO_SPLIT) if to_train else _HELD_OUT) if name in by_split]
     notes = [f"not rows, but a description of them: {some(descriptions)}"] if descriptions else []
+    if other.intersection(cached):
+        notes.append(f"not rows of the data set, but a cache of the datasets library: {some(cached)}")
     if not wanted or len(present) < 2:
         if to_train and present and not wanted:
             notes.append(f"all files are named as {' or '.join(present)}, and trained on: {some(files)}")

@@ -39,8 +39,10 @@ def text_or_empty(where: str, value: object) -> str:
         raise InvalidRow(f"{where} is {kind(value)}, not a string")
     if "\x00" in value:
         raise InvalidRow(f"{where} contains a NUL character")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise InvalidRow(f"{where} contains an unpaired surrogate, which is not a valid character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRow(f"{where} contains an unpaired surrogate, which is not a valid character") from None
     return value
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.edge.measuring import CannotRun, OutOfMemory, measure
+from edgetune_jobs.evaluation.edge.measuring import CannotRun, CannotStart, OutOfMemory, measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, missing_runtime
 from edgetune_jobs.models.libraries import usable_cpus
@@ -61,6 +61,8 @@ def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...
         measure(request, context.scratch, context.stop, memory=None)
     except OutOfMemory as error:
         return f"the machine has too little memory: {error}"
+    except CannotStart as error:
+        return f"{runtime} does not start here: {error}"
     except CannotRun as error:
         index = context.request.parameters.quantization.formats.index(edge_format)
         raise InvalidInput(

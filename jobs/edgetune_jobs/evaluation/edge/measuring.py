@@ -1,6 +1,7 @@
 """Measures each model in a process of its own and watches the process's memory."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +29,10 @@ class OutOfMemory(Exception):
 
 class CannotRun(RuntimeError):
     """A runtime does not load or run a model. The message has the runtime's."""
+
+
+class CannotStart(CannotRun):
+    """A runtime does not start on this machine, whatever the model: it lacks a library, or the CPU an instruction."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def measure(
         OutOfMemory: the process used the free memory of this machine, which is less than the limit.
         TransientError: the process was killed from outside.
         Interrupted: `stop` was set.
-        CannotRun: the process failed; its error is in the log too.
+        CannotRun: the process failed; its error is in the log too. CannotStart: already before it loaded the model.
     """
     free = free_bytes()
     bound = None if free is None else int(free * _SHARE_OF_FREE_MEMORY)
@@ -119,9 +124,14 @@ def _check_exit(request: MeasurementRequest, exit_code: int, result: Measurement
             f"the process that measured {request.folder.name} was killed, probably because the container ran out of "
             "memory: give the stage evaluate more memory in the profile"
         )
-    if exit_code != 0:
-        problem = result.problem if result is not None else ""
-        raise CannotRun(problem or f"its process ended with exit code {exit_code}; the log has its last words")
+    if exit_code == 0:
+        return
+    if exit_code == -signal.SIGILL:
+        raise CannotStart("the CPU of this machine lacks an instruction that it was built for")
+    ending = f"its process ended with exit code {exit_code}; the log has its last words"
+    if result is None:
+        raise CannotStart(ending)
+    raise CannotRun(result.problem or ending)
 
 
 def _speed(

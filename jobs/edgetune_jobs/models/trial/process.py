@@ -18,7 +18,8 @@ from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
-from edgetune_jobs.errors import StageError
+from edgetune_jobs.errors import StageError, TransientError
+from edgetune_jobs.store.credentials import environment_without_credentials
 
 Value = TypeVar("Value")
 
@@ -97,6 +98,7 @@ class TrialProcess:
         Raises:
             StageError: the function raised it.
             TrialFailed: it raised anything else, exceeded a limit, or ended the process.
+            TransientError: the process was killed from outside.
         """
         seconds = max(1, round(self.limits.cpu_seconds * share)) + extra_seconds
         limits = Limits(seconds, self.limits.memory_bytes)
@@ -115,7 +117,10 @@ class TrialProcess:
                 else:
                     raise _failure(kind, value, doing, limits)
         except (EOFError, OSError):
+            is_killed = self._has_been_killed()
             self.close()
+            if is_killed:
+                raise _killed() from None
             raise TrialFailed(doing, "ends its process") from None
         except (StageError, TrialFailed):
             raise
@@ -153,15 +158,32 @@ class TrialProcess:
             self._process.wait()
             self._process = None
 
+    def _has_been_killed(self) -> bool:
+        """Whether the process, which has closed the connection, was killed."""
+        try:
+            return self._process is not None and self._process.wait(timeout=1) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
+
 
 def _failure(kind: Kind, value: Any, doing: str, limits: Limits) -> Exception:
     if isinstance(value, StageError):
         return value
+    if kind is Kind.ENDED and value == -signal.SIGKILL:
+        return _killed()
     if kind is Kind.ENDED:
         return TrialFailed(doing, _end(value, limits))
     if kind is Kind.OUT_OF_MEMORY:
         return TrialFailed(doing, _out_of_memory(limits))
     return TrialFailed(doing, f"fails: {' '.join(str(value).split())[:_LONGEST_REASON]}", is_limit=False)
+
+
+def _killed() -> TransientError:
+    """The error about SIGKILL, which no limit of the process sends."""
+    return TransientError(
+        "the process that tries the base model's files was killed, probably because the container ran out of memory: "
+        "give the stage prepare more memory in the profile"
+    )
 
 
 def _out_of_memory(limits: Limits) -> str:
@@ -172,16 +194,15 @@ def _end(code: int, limits: Limits) -> str:
     """The reason why the process ended."""
     if -code == signal.SIGXCPU:
         return f"takes more than {limits.cpu_seconds} s of CPU time"
-    if -code in (signal.SIGABRT, signal.SIGKILL, signal.SIGBUS):  # what a library does without memory
+    if -code in (signal.SIGABRT, signal.SIGBUS):  # what a library does without memory
         return _out_of_memory(limits)
     return f"ends its process ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
 
 
 def _environment() -> dict[str, str]:
     """The environment without credentials; the child process reads local files only and computes on one thread."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_TOKEN"))}
     return {
-        **kept,
+        **environment_without_credentials(),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

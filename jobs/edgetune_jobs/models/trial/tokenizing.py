@@ -1,6 +1,6 @@
 """Tokenizes examples in the trial's child process: a row can make a template or a tokenizer compute without end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgetune_jobs.data.examples import Example
@@ -15,6 +15,8 @@ from edgetune_jobs.models.trial.worker import say_doing
 _SHARE_OF_ONE = 0.2
 # Tokenizers need about a second for a million characters.
 _CHARACTERS_PER_SECOND = 100_000
+# Their results take about a hundred times as much memory, of which one call has 2 GiB: books as rows are no bomb.
+_MOST_CHARACTERS = 4_000_000
 # A conversation is rendered several times: up to each answer, and without what the template may drop.
 _MESSAGES_PER_SECOND = 50
 # In the child process: the tokenizer of the last call.
@@ -52,6 +54,9 @@ class BoundedTokenizer:
         Raises:
             InvalidInput: an example takes more time or memory than any text should.
         """
+        return [found for batch in _batches(examples) for found in self._together(batch, each_answer)]
+
+    def _together(self, examples: Sequence[Example], each_answer: bool) -> list[TokenizedExample | BadRow]:
         try:
             return self._tokenize(examples, each_answer, share=1.0)
         except TrialFailed:
@@ -72,12 +77,29 @@ class BoundedTokenizer:
     def _tokenize(
         self, examples: Sequence[Example], each_answer: bool, share: float
     ) -> list[TokenizedExample | BadRow]:
-        characters = sum(len(turn.content) for each in examples for turn in each.prompt)
-        characters += sum(len(each.response) for each in examples)
+        characters = sum(map(_characters, examples))
         messages = sum(len(each.prompt) + 1 for each in examples)
         seconds = characters // _CHARACTERS_PER_SECOND + messages // _MESSAGES_PER_SECOND
         arguments = (*self._settings, list(examples), each_answer)
         return self._trial.call(_tokenize, *arguments, extra_seconds=seconds, share=share)
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The examples in order, at most _MOST_CHARACTERS at a time, or one that has more."""
+    batch: list[Example] = []
+    room = _MOST_CHARACTERS
+    for example in examples:
+        room -= _characters(example)
+        if batch and room < 0:
+            yield batch
+            batch, room = [], _MOST_CHARACTERS - _characters(example)
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+def _characters(example: Example) -> int:
+    return len(example.response) + sum(len(turn.content) for turn in example.prompt)
 
 
 def _open(folder: Path, prompt_format: PromptFormat, max_length: int) -> None:

@@ -92,6 +92,19 @@ def test_tools_are_a_list_or_its_json_text(as_text: bool) -> None:
     assert example.identity() != usable(turn("user"), turn("assistant")).identity()
 
 
+def test_empty_texts_are_no_tools_and_no_tool_calls() -> None:
+    example = usable(turn("user"), turn("assistant", tool_calls=""), tools="")
+
+    assert example.tools == ()
+    assert example.response_fields == {}
+
+
+def test_a_system_message_that_is_in_a_column_too_is_there_once() -> None:
+    example = usable(turn("system", "Be brief."), turn("user"), turn("assistant"), system="Be brief.")
+
+    assert [message.content for message in example.prompt] == ["Be brief.", "x"]
+
+
 def test_sharegpt_is_read() -> None:
     rows = [
         {"from": "human", "value": "a"},
@@ -148,7 +161,7 @@ def test_other_messages_and_columns_that_cannot_be_used_are_refused() -> None:
     assert reason(turn("user"), turn("assistant"), tools={"level": {}}) == "'tools' is an object, not a list of objects"
     assert reason(turn("user"), turn("assistant"), tools=["level"]) == "'tools' is a list, not a list of objects"
     assert reason(turn("system"), turn("user"), turn("assistant"), system="b").startswith(
-        "the row has a system message and a column 'system'"
+        "the row has a system message and another one in the column 'system'"
     )
     nested: object = []
     for _ in range(70):

@@ -70,6 +70,16 @@ def test_a_template_gets_tools_tool_calls_and_reasoning() -> None:
     assert tokenizing.unused_fields == {"tool_call_id": 1}
 
 
+def test_messages_with_unused_fields_are_counted_once_however_many_examples_they_are_in() -> None:
+    thinking = ANSWER | {"reasoning_content": "Look it up."}
+    named = USER | {"name": "operator"}
+
+    results, tokenizing, _ = tokenize(ALL_FIELDS, named, thinking, named, thinking, named, thinking)
+
+    assert len(results) == 3, "earlier reasoning is dropped, so each answer is an example"
+    assert tokenizing.unused_fields == {"name": 3}
+
+
 def test_the_reference_of_a_tool_call_is_its_text() -> None:
     calling = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     (result,) = tokenize(ALL_FIELDS, USER, calling)[0]

@@ -100,6 +100,21 @@ def test_a_library_that_is_killed_by_a_file_is_an_error_of_that_file(
     ]
 
 
+def test_the_process_that_unpacks_files_has_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = write_file(tmp_path / "bin/python", f"#!/bin/sh\nread line\nenv > {tmp_path / 'environment'}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "GH_TOKEN", "DATABASE_PASSWORD"):
+        monkeypatch.setenv(name, "secret value")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "kept value")
+
+    read(write_file(tmp_path / "rows.parquet", b"PAR1"))
+
+    environment = (tmp_path / "environment").read_text()
+    assert "secret value" not in environment
+    assert "kept value" in environment
+
+
 def test_offsets_beyond_the_data_of_an_arrow_file_are_an_error(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import ipc
@@ -177,6 +192,15 @@ def test_a_json_list_of_too_many_values_is_an_error(tmp_path: Path, monkeypatch:
 def test_indented_json_named_jsonl_is_one_error(tmp_path: Path, content: str, reason: str) -> None:
     (problem,) = read(write_file(tmp_path / "rows.jsonl", content))[1]
     assert problem.startswith(f"rows.jsonl: {reason}")
+
+
+def test_a_long_first_row_is_not_taken_for_an_object_on_several_lines(tmp_path: Path) -> None:
+    # The reader looks at the first 64 KiB, which end in a space here.
+    rows = [{"instruction": "a " * 50_000, "response": "b"}, {"instruction": "a", "response": "b"}]
+    for shift in ("", " "):
+        content = "".join(shift + json.dumps(row) + "\n" for row in rows)
+        data_set, problems = read(write_file(tmp_path / "rows.jsonl", content))
+        assert (len(data_set.examples), problems) == (2, [])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

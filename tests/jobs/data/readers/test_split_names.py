@@ -105,6 +105,20 @@ def test_a_folder_of_save_to_disk_is_read(tmp_path: Path, splits: bool) -> None:
     assert "state.json" in data_set.warnings[0]
 
 
+def test_what_the_datasets_library_caches_in_a_folder_is_not_read_as_rows(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list(instruction_rows(3)).save_to_disk(tmp_path / "saved")
+    datasets.load_from_disk(str(tmp_path / "saved")).map(lambda row: row | {"response": "changed"})
+    (cache,) = (path.name for path in (tmp_path / "saved").glob("cache-*"))
+
+    data_set, _ = read(tmp_path / "saved")
+
+    assert [example.response for example in data_set.examples] == [f"Fault: bearing wear {n}." for n in range(3)]
+    note = "spec.dataset.train: not rows of the data set, but a cache of the datasets library: "
+    assert f"{note}{cache}" in data_set.warnings
+
+
 def test_a_folder_with_descriptions_only_has_no_rows(tmp_path: Path) -> None:
     write_file(tmp_path / "state.json", "{}")
     write_file(tmp_path / "dataset_info.json", "{}")

@@ -68,3 +68,27 @@ def test_what_llama_cpp_does_not_load_is_refused_with_its_message(tmp_path: Path
 
     with pytest.raises(InvalidInput, match=rf"formats\[0\]: llama.cpp does not run edge-gguf-q8_0.*({reason}).*remove"):
         check_loading(context_of(tmp_path / "stage", edge_gguf_q8_0=file.parent), (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [
+        ("raise OSError('libgomp.so.1: cannot open shared object file')", "its process ended with exit code 1"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "the CPU of this machine lacks an instruction"),
+    ],
+)
+def test_a_runtime_that_does_not_start_here_is_said_and_refuses_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str, reason: str
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text(library)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("edgetune_jobs.evaluation.edge.loading_check.missing_runtime", lambda _: None)
+    parameters = tiny_parameters(quantization={"formats": ["GGUF-Q8_0"]})
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path / "stage", {"edge-gguf-q8_0": tmp_path})
+
+    loaded = check_loading(context, (3, 4))
+
+    assert loaded.facts == "edge-gguf-q8_0 not loaded by its runtime"
+    (warning,) = loaded.warnings
+    assert warning.startswith("edge-gguf-q8_0 was not loaded by its runtime: llama.cpp does not start here: ")
+    assert reason in warning
