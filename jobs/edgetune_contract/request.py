@@ -319,7 +319,8 @@ class Result(Model):
             yield self.model_copy(update={"done": brief[:kept]})
         for kept in range(len(self.warnings), -1, -1):
             left_out = len(self.warnings) - kept
-            note = (f"{left_out} more warnings are in the manifest",) if left_out else ()
+            more = "1 more warning is" if left_out == 1 else f"{left_out} more warnings are"
+            note = (f"{more} in the manifest",) if left_out else ()
             yield self.model_copy(update={"done": (), "facts": {}, "warnings": (*self.warnings[:kept], *note)})
 
     def _to_json(self) -> bytes:

@@ -1,7 +1,7 @@
 """Tokenizes examples, so that a prompt has the same tokens in training, evaluation and inference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -58,6 +58,13 @@ class TokenizedExample:
         return self.full_length > len(self.prompt_ids) + len(self.completion_ids)
 
 
+@dataclass(frozen=True)
+class _TooLong(BadRow):
+    """The prompt has at least as many tokens as an example may have."""
+
+    full_length: int
+
+
 class ExampleTokenizer:
     """Tokenizes examples.
 
@@ -95,23 +102,44 @@ class ExampleTokenizer:
         Args:
             examples: valid rows.
             each_answer: learn every answer of a conversation, if necessary by several tokenized examples; otherwise
-                there is exactly one for each row, whose completion is the last answer.
+                there is exactly one for each row, whose completion is the last answer that begins within the maximum
+                length (the last of all, if the row has keywords of it).
         """
-        rendered = [each for example in examples for each in self._render(example, each_answer)]
-        texts = {text for _, spans in rendered if not isinstance(spans, BadRow) for text in _prefixes(spans)}
+        rendered = [(example, self._render(example, each_answer)) for example in examples]
+        texts = {
+            text
+            for _, answers in rendered
+            if not isinstance(answers, BadRow)
+            for spans in answers
+            for text in _prefixes(spans)
+        }
         ids_of = self._tokenize(sorted(texts))
         tokenized: list[TokenizedExample | BadRow] = []
-        for example, spans in rendered:
-            tokenized.append(spans if isinstance(spans, BadRow) else self._assemble(example, spans, ids_of))
+        for example, answers in rendered:
+            if isinstance(answers, BadRow):
+                tokenized.append(answers)
+                continue
+            made = _that_fit([self._assemble(example, spans, ids_of, each_answer) for spans in answers])
+            tokenized += made if each_answer else [self._earlier_answer(example, each) for each in made]
         return tokenized
 
-    def _render(self, example: Example, each_answer: bool) -> list[tuple[Example, tuple[Span, ...] | BadRow]]:
+    def _earlier_answer(self, example: Example, made: TokenizedExample | BadRow) -> TokenizedExample | BadRow:
+        """The last earlier answer that fits, if the last one does not and the row has no keywords of it."""
+        if not isinstance(made, _TooLong) or example.keywords:
+            return made
+        for index in range(len(example.prompt) - 1, 0, -1):
+            if example.prompt[index].role != "assistant" or not example.prompt[index].is_learned:
+                continue
+            earlier = self.tokenize([example.up_to(index)])[0]
+            if isinstance(earlier, TokenizedExample):
+                return replace(earlier, full_length=made.full_length)
+        return made
+
+    def _render(self, example: Example, each_answer: bool) -> Sequence[tuple[Span, ...]] | BadRow:
         try:
-            if each_answer:
-                return [(example, spans) for spans in self._renderer.render_answers(example)]
-            return [(example, self._renderer.render(example))]
+            return self._renderer.render_answers(example) if each_answer else [self._renderer.render(example)]
         except CannotRender as error:
-            return [(example, BadRow(example.place, str(error)))]
+            return BadRow(example.place, str(error))
 
     def _tokenize(self, texts: Sequence[str]) -> dict[str, list[int]]:
         if not texts:
@@ -121,13 +149,16 @@ class ExampleTokenizer:
         return dict(zip(texts, encoded["input_ids"], strict=True))
 
     def _assemble(
-        self, example: Example, spans: Sequence[Span], ids_of: dict[str, list[int]]
+        self, example: Example, spans: Sequence[Span], ids_of: dict[str, list[int]], each_answer: bool
     ) -> TokenizedExample | BadRow:
         pieces = self._pieces(spans, ids_of)
         # Leading tokens such as BOS belong to the prompt, or to the text if there is no prompt.
         start = _begin_once(self._leading_ids, pieces[0], self._bos)
         had_repeated_start = len(start) < len(self._leading_ids) + len(pieces[0])
         pieces[0] = start
+        full_length = sum(map(len, pieces[:-1])) + len(self._with_eos(pieces[-1]))
+        if each_answer:
+            spans, pieces = self._up_to_last_that_fits(spans, pieces)
         prompt_ids: list[int] = []
         prompt_mask: list[int] = []
         for span, ids in zip(spans[:-1], pieces[:-1], strict=True):
@@ -135,7 +166,9 @@ class ExampleTokenizer:
             prompt_mask += [int(span.is_learned)] * len(ids)
         completion_ids = self._with_eos(pieces[-1])
         room = self._max_length - len(prompt_ids)
-        if room < 1 or len(prompt_ids) + len(completion_ids) < 2 or (len(spans) > 1 and not prompt_ids):
+        if room < 1:
+            return _TooLong(example.place, self._nothing_to_learn(len(prompt_ids)), full_length)
+        if len(prompt_ids) + len(completion_ids) < 2 or (len(spans) > 1 and not prompt_ids):
             return BadRow(example.place, self._nothing_to_learn(len(prompt_ids)))
         return TokenizedExample(
             source=example,
@@ -143,10 +176,20 @@ class ExampleTokenizer:
             prompt_ids=prompt_ids,
             completion_ids=completion_ids[:room],
             prompt_mask=prompt_mask,
-            full_length=len(prompt_ids) + len(completion_ids),
+            full_length=full_length,
             reference=self._reference(example, completion_ids),
             had_repeated_start=had_repeated_start,
         )
+
+    def _up_to_last_that_fits(
+        self, spans: Sequence[Span], pieces: list[list[int]]
+    ) -> tuple[Sequence[Span], list[list[int]]]:
+        """Spans and tokens without the last turns, if the last answer begins after the maximum length."""
+        begins = [0, *accumulate(map(len, pieces))]
+        for last in range(len(spans) - 1, 0, -1):
+            if spans[last].is_learned and begins[last] < self._max_length:
+                return spans[: last + 1], pieces[: last + 1]
+        return spans, pieces
 
     def _reference(self, example: Example, completion_ids: Sequence[int]) -> str:
         if not example.response_fields:
@@ -181,6 +224,15 @@ class ExampleTokenizer:
             f"the prompt has {prompt_length:,} tokens and spec.training.maxLength is {self._max_length:,}, which "
             "leaves no tokens for the response; raise maxLength or shorten the prompt"
         )
+
+
+def _that_fit(answers: list[TokenizedExample | BadRow]) -> list[TokenizedExample | BadRow]:
+    """A row's answers without those that begin after the maximum length, which the last other one counts as cut off."""
+    too_long = [each.full_length for each in answers if isinstance(each, _TooLong)]
+    fitting = [each for each in answers if isinstance(each, TokenizedExample)]
+    if not too_long or len(too_long) + len(fitting) < len(answers) or not fitting:
+        return answers
+    return [*fitting[:-1], replace(fitting[-1], full_length=max(too_long))]
 
 
 def prompt_ids(

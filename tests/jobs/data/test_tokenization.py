@@ -1,6 +1,7 @@
 """Prompts have the same tokens in training, evaluation and inference; response and EOS are learned."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -190,6 +191,27 @@ def test_every_answer_is_learned_after_the_prompt_that_inference_sees(template: 
     assert tokenizer.decode(asked.completion_ids) == f"second{EOS}"
 
 
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, DROPS_EARLIER_ANSWERS, EOS_AT_THE_END_ONLY])
+def test_of_a_conversation_that_is_too_long_the_answers_that_fit_are_learned(template: str) -> None:
+    tokenizer = make_tokenizer(chat_template=template)
+    tokenizing = ExampleTokenizer(tokenizer, PromptFormat.of(dataset_spec(format="Chat")), 64)
+    turns = (Message("user", "a"), Message("assistant", "first"), Message("user", "long " * 100))
+    example = Example(PLACE, turns, "second")
+
+    (result,) = tokenizing.tokenize([example], each_answer=True)
+
+    assert isinstance(result, TokenizedExample)
+    assert learned(result, tokenizer) == f"first{EOS}"
+    assert result.is_truncated
+    assert result.full_length > 64
+    (asked,) = tokenizing.tokenize([example])
+    assert isinstance(asked, TokenizedExample)
+    assert asked.reference == "first"
+    (with_keywords,) = tokenizing.tokenize([replace(example, keywords=("second",))])
+    assert isinstance(with_keywords, BadRow)
+    assert "leaves no tokens for the response" in with_keywords.reason
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
@@ -257,7 +279,8 @@ def test_a_prompt_that_leaves_no_room_is_an_error_that_names_the_limit() -> None
     length = len(encoded(instruction("x", "y"), tokenizer).prompt_ids)
     assert len(encoded(instruction("x", "y"), tokenizer, max_length=length + 1).completion_ids) == 1
     result = tokenize(instruction("x", "y"), tokenizer, max_length=length)
-    assert result == BadRow(
+    assert isinstance(result, BadRow)
+    assert (result.place, result.reason) == (
         PLACE,
         f"the prompt has {length} tokens and spec.training.maxLength is {length}, which leaves no tokens for the "
         "response; raise maxLength or shorten the prompt",
