@@ -1,4 +1,4 @@
-"""The cases of /work/shared/cases: what was silently lost or undone is used, refused, or named."""
+"""Reported cases, by their numbers: what was silently lost or undone is used, refused, or named."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,25 @@ from support.cases import SMALL, Case, make_base
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random Llama."""
     return make_base(tmp_path_factory.mktemp("llama") / "base", "llama", SMALL)
+
+
+def test_01_falcons_own_linear_layers_are_refused_for_a_format_that_would_convert_none(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}
+    case = Case(tmp_path, make_base(tmp_path / "base", "falcon", sizes))
+
+    assert "BitsAndBytesInt8" in case.refusal(Stage.PREPARE)
+
+
+def test_02_experts_are_quantized_in_training_and_named_with_their_share_in_the_edge_model(tmp_path: Path) -> None:
+    sizes = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+    case = Case(tmp_path, make_base(tmp_path / "base", "mixtral", sizes), sections={"training": {"maxSteps": 2}})
+
+    done = case.run_up_to(Stage.QUANTIZE)
+
+    assert done[Stage.TRAIN].metrics["quantizedShare"] > 0.8
+    share = done[Stage.QUANTIZE].metrics["quantizedShare"]
+    assert share < 0.3
+    assert any(f"{share:.0%}" in text for text in done[Stage.QUANTIZE].warnings)
 
 
 def test_05_a_training_of_one_step_learns(tmp_path: Path, llama: Path) -> None:
@@ -119,3 +138,13 @@ def test_04_all_linear_layers_of_a_mamba_type_are_refused_in_prepare_with_the_li
 
     assert "spec.lora.targetModules" in message
     assert "out_proj" in message
+
+
+def test_08_a_gguf_file_that_llama_cpp_does_not_load_is_refused(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", "qwen3", {**SMALL, "head_dim": 64, "attention_bias": True})
+    case = Case(tmp_path, base, sections={"quantization": {"formats": ["GGUF-Q8_0"]}})
+
+    message = case.refusal(Stage.PREPARE)
+
+    assert "GGUF-Q8_0" in message
+    assert "bias" in message
