@@ -102,7 +102,7 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@$(BIN)/python tests/bench/bench_operator.py
 	@$(BIN)/python tests/bench/bench_operator_scale.py
 
-sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (an hour or more)
+sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (some minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/sweep/sweep_models.py
 
