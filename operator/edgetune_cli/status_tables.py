@@ -184,6 +184,8 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
         loss = metrics.get("loss", float("nan"))
         return f"{metrics['steps']:.0f} steps{_chosen_step(metrics)}, loss {loss:.3f}{share}"
+    if row.name is Stage.QUANTIZE and "quantizedShare" in metrics:
+        return f"{metrics['quantizedShare']:.0%} of the weights in 8 bits"
     if row.name is Stage.EVALUATE and status.scores is not None:
         return f"{status.scores.examples} rows per model"
     if row.name is Stage.PUBLISH and status.publication is not None:

@@ -141,6 +141,7 @@ def test_the_same_command_resumes_from_the_checkpoint_and_publishes_an_edge_mode
 
     status = workplace.status()
     assert code == 0, output
+    assert "% of the weights in" in happened(output)["quantize"], output
     assert status["phase"] == "Succeeded"
     assert status["scores"]["base"] < 0.2
     assert status["scores"]["tuned"] > 0.85

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.e2e
 Permission = tuple[str, str, str]
 """API group, resource with its subresource, verb."""
 
+# The object is read again when somebody else wrote it at the same time, which no earlier test provokes.
+_AFTER_A_CONFLICT: Permission = ("edgetune.dev", "lorafinetunes", "get")
+
 
 def test_an_object_waits_while_a_foreign_job_has_its_name(kube: Kube, s3: S3Server, namespace: str) -> None:
     manifest = tiny_fine_tune(s3, namespace, "taken")
@@ -44,8 +47,12 @@ def requests(cluster: AnyCluster) -> list[Document]:
 
 def test_no_request_of_the_operator_is_forbidden(requests: list[Document]) -> None:
     assert len(requests) > 100
-    decisions = {event["requestURI"]: event["annotations"]["authorization.k8s.io/decision"] for event in requests}
-    assert [uri for uri, decision in decisions.items() if decision != "allow"] == []
+    decisions: dict[tuple[str, str], set[str]] = {}
+    for event in requests:
+        decision = event["annotations"]["authorization.k8s.io/decision"]
+        decisions.setdefault((event["verb"], event["requestURI"]), set()).add(decision)
+    # What was allowed before is forbidden when Helm has removed a Role and the old Pod still gives back its Lease.
+    assert [request for request, found in decisions.items() if "allow" not in found] == []
 
 
 def test_the_chart_grants_nothing_that_the_operator_does_not_use(
@@ -53,7 +60,7 @@ def test_the_chart_grants_nothing_that_the_operator_does_not_use(
 ) -> None:
     granted = set(_permissions(render(operator.values)))
     used = {_permission(event["objectRef"], event["verb"]) for event in requests if "objectRef" in event}
-    assert granted - used == set()
+    assert granted - used <= {_AFTER_A_CONFLICT}
 
 
 def _foreign_job(namespace: str, name: str) -> Manifest:

@@ -1,6 +1,6 @@
 """Tries many model types through prepare, train, merge, each format and its runtime, and writes docs/model-types.md.
 
-make sweep            all types of model_types.py (about 5 minutes on two cores); exit code 1 if one fails with a bug
+make sweep            all types of model_types.py (some minutes on two cores); exit code 1 if one fails with a bug
 PYTHONPATH=tests .venv/bin/python tests/sweep/sweep_models.py TYPE…      some of them again; the others keep their rows
 
 A cell is never empty: it has the share of the weights that is quantized, or why the type is refused.
