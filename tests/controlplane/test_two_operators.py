@@ -165,4 +165,4 @@ def test_an_operator_of_all_namespaces_leaves_a_namespace_to_the_release_that_wa
 
     assert everywhere.metric("edgetune_scopes_of_others") == ["edgetune_scopes_of_others 1.0"]
     created = 'edgetune_api_writes_total{resource="jobs",verb="post"}'
-    assert [len(each.metric(created)) for each in (everywhere, one)] == [0, 1]
+    assert one.metric(created) == [f"{created} 1.0"]

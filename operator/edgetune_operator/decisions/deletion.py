@@ -312,7 +312,9 @@ def _end(event: EventDraft, actions: tuple[DeleteJob, ...] = ()) -> DeletionPlan
 def _cleaned_up(snapshot: Snapshot, profile: Profile, clean_up: CleanUpObservation) -> DeletionPlan:
     """The Job has cleaned up the profile's store; the artifacts may be in the store that the profile had before."""
     store, previous = profile.store.for_namespace(snapshot.namespace).display_uri, snapshot.previous.store
-    stop = _stop_clean_up(snapshot, clean_up)
+    # The Job controller may not have seen the end of a Pod that succeeded yet; the Job then ends by itself.
+    ends_itself = bool(clean_up.pods) and clean_up.pods[-1].phase == "Succeeded"
+    stop = () if ends_itself else _stop_clean_up(snapshot, clean_up)
     if previous in ("", store):
         return _end(EventDraft("Normal", Reason.CLEANED_UP, _removed(clean_up)), stop)
     left = _artifacts_in(snapshot, [previous])

@@ -209,6 +209,15 @@ def test_the_last_event_of_a_cleaned_up_object_has_the_figures(deletion: Deletio
     assert len([job for job in deletion.cluster.created if job["metadata"]["name"] == JOB]) == 1
 
 
+def test_a_clean_up_whose_pod_succeeded_is_not_deleted_before_its_job_ends_by_itself(deletion: Deletion) -> None:
+    deletion.delete()
+    deletion.step()
+    deletion.end_clean_up(succeeded(removed_objects=1), lambda job: job)
+
+    assert deletion.step().plan.actions == ()
+    assert deletion.cluster.gone
+
+
 def test_a_complete_clean_up_with_a_lost_result_succeeds(deletion: Deletion) -> None:
     deletion.delete()
     deletion.step()
