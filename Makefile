@@ -55,7 +55,7 @@ demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize
 
 test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at most 8 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
-	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
 
 coverage: .venv/dev examples/sensor-faults/base ## Run all tests and print how much of the code they run (takes half as long again)
 	@$(MAKE) --no-print-directory test PYTEST_ARGS="--cov $(PYTEST_ARGS)"

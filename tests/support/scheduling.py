@@ -9,7 +9,7 @@ class FileScheduling(LoadScopeScheduling):
     """Gives a worker one file after the other, in the order of `testpaths`.
 
     The fixtures of a file are so made once, and so is the control plane, though tests of several files use it. Those
-    tests mostly wait: they are at the front of `testpaths`, and the other worker computes beside them.
+    tests mostly wait: they are at the front of `testpaths`, and the other workers compute beside them.
     """
 
     def _split_scope(self, nodeid: str) -> str:
