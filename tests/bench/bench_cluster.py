@@ -21,7 +21,7 @@ from support.kube import Kube
 from support.operator_process import OperatorProcess, running_installed_operator, service_account_kubeconfig
 
 NAMESPACE = "bench"
-_OF_THE_CHART = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")
+_OF_THE_CHART = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 _PROFILES = {"default": {"store": {"uri": "s3://artifacts/edgetune"}}}
 _NODE_READY_SECONDS = 30
 _POLL_SECONDS = 0.5
