@@ -11,13 +11,18 @@ from typing import Any
 from support.stage_context import RecordedProgress
 from support.tiny_tokenizer import make_tokenizer
 
-_SIZES: Mapping[str, Any] = {
+SIZES: Mapping[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
+}
+"""Sizes of a tiny model of most types, by field of the configuration."""
+
+_SIZES = {
+    **SIZES,
     # Large values, so that attention and positions affect the logits of an untrained model.
     "initializer_range": 0.25,
 }

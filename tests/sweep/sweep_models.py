@@ -33,11 +33,11 @@ from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import merge, prepare, quantize, train
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from support.data_rows import instruction_rows, jsonl, write_file
-from support.edge_models import make_kind
+from support.edge_models import SIZES, make_kind
 from support.llama_cpp import packages_of_llama_cpp
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
-from sweep.model_types import SIZES, TYPES
+from sweep.model_types import TYPES
 
 REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "docs" / "model-types.md"

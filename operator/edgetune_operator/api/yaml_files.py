@@ -1,4 +1,4 @@
-"""YAML that users write, read within bounds: a few aliases can stand for more values than fit into memory."""
+"""YAML that users write, read within bounds: a few aliases can repeat more values than fit into memory."""
 
 import re
 from collections.abc import Mapping

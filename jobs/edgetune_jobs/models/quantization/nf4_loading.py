@@ -31,7 +31,7 @@ def _quantizer() -> type:
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 
-    class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc, unused-ignore]
+    class Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc, unused-ignore]  # untyped in some versions
         """The library's quantizer, for more modules."""
 
         def _process_model_before_weight_loading(self, model: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ def _conversion(quantizer: Any, linear: Any) -> Any:
     from bitsandbytes.functional import quantize_4bit
     from transformers.core_model_loading import ConversionOps
 
-    class Conversion(ConversionOps):  # type: ignore[misc, unused-ignore]
+    class Conversion(ConversionOps):  # type: ignore[misc, unused-ignore]  # untyped in some versions
         """Packs experts, and leaves linear layers to the library."""
 
         def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
