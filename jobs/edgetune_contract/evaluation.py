@@ -83,15 +83,3 @@ class EvaluationSpec(Model):
     edge: EdgeBudget | None = None
     """Measure base and edge models within the edge device's budget; {} measures without limits. If absent, nothing is
     measured."""
-
-
-class TrainingEvaluation(Model):
-    """Validation loss during training, over the rows that also give the scores: the first evaluation.maxExamples. The
-    adapter is that of the step with the lowest validation loss."""
-
-    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """Optimizer steps between two evaluations. The last step is also evaluated."""
-
-    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Training stops early after this number of consecutive evaluations without a lower validation loss. Default: it
-    never stops early."""

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from edgetune_contract.spec import BaseModelSpec, DatasetSpec, TrainingSpec
+from edgetune_contract.spec import BaseModelSpec, DatasetSpec
+from edgetune_contract.training import TrainingSpec
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_contract.spec import BaseModelSpec, Method, Precision
+from edgetune_contract.spec import BaseModelSpec, Method
+from edgetune_contract.training import Precision
 from edgetune_jobs.models.adapters.adapter_files import TrainingRecord
 from edgetune_jobs.models.libraries import prepare_libraries
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_contract.spec import Precision
+from edgetune_contract.training import Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
 from edgetune_jobs.models.quantization import gguf_loading

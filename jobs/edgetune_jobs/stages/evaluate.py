@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUATION, MERGED, PREPARED, TUNED
 from edgetune_contract.request import ModelScores
-from edgetune_contract.spec import MergeBase, Precision, RowFormat
+from edgetune_contract.spec import MergeBase, RowFormat
+from edgetune_contract.training import Precision
 from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import inference, scoring

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
-from edgetune_contract.spec import Method, Parameters, Precision
+from edgetune_contract.spec import Method, Parameters
+from edgetune_contract.training import Precision
 from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prepared_data import read_eval_tokens
 from edgetune_jobs.data.prompt_format import PromptFormat

@@ -19,7 +19,8 @@ not included; they take another 0.5 to 1 GiB on a GPU.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgetune_contract.spec import Method, Optimizer, Parameters, Precision
+from edgetune_contract.spec import Method, Parameters
+from edgetune_contract.training import Optimizer, Precision
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
 from edgetune_jobs.models.quantization.coverage import Coverage
 

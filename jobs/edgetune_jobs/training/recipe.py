@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_contract.spec import LoraSpec, Precision, TrainingSpec
+from edgetune_contract.spec import LoraSpec
+from edgetune_contract.training import Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name

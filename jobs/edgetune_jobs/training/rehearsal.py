@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetune_contract.spec import Parameters, Precision
+from edgetune_contract.spec import Parameters
+from edgetune_contract.training import Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import load_config, prepare_libraries

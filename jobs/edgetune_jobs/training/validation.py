@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetune_contract.evaluation import TrainingEvaluation
 from edgetune_contract.schema import Model
+from edgetune_contract.training import TrainingEvaluation
 from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_weights
 
 if TYPE_CHECKING:

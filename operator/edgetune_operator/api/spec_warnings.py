@@ -4,14 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from edgetune_contract.spec import (
-    DatasetSpec,
-    EdgeFormat,
-    MergeBase,
-    Method,
-    QuantizationSpec,
-    TrainingSpec,
-)
+from edgetune_contract.spec import DatasetSpec, EdgeFormat, MergeBase, Method, QuantizationSpec
+from edgetune_contract.training import TrainingSpec
 from edgetune_operator.api.objects import LoraFineTuneSpec
 
 # Updates of Adam have about the size of the rate: below, a thousand steps change no weight by more than 0.0001.

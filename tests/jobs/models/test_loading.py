@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetune_contract.spec import MergeBase, Method, Precision
+from edgetune_contract.spec import MergeBase, Method
+from edgetune_contract.training import Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned

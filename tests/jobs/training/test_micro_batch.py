@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_contract.spec import TrainingSpec
+from edgetune_contract.training import TrainingSpec
 from edgetune_jobs.training.recipe import next_micro_batch_size, usable_micro_batch_size
 
 

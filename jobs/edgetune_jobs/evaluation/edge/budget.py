@@ -8,7 +8,8 @@ from pathlib import Path
 from edgetune_contract.evaluation import EdgeBudget
 from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.pipeline import BASE, EDGE
-from edgetune_contract.spec import EdgeFormat, Parameters, Precision
+from edgetune_contract.spec import EdgeFormat, Parameters
+from edgetune_contract.training import Precision
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgetune_contract.schema import Model
-from edgetune_contract.spec import HUB_SCHEME, BaseModelSpec, MergeBase, Method, Precision
+from edgetune_contract.spec import HUB_SCHEME, BaseModelSpec, MergeBase, Method
+from edgetune_contract.training import Precision
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.folder import write_json
 from edgetune_jobs.store.folder_store import path_of_uri

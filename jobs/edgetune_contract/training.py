@@ -1,0 +1,117 @@
+"""Parameter models of the training: spec.training."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from edgetune_contract.schema import Model, Rule
+
+
+class CheckpointSpec(Model):
+    """Interval and number of training checkpoints in the store."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Optimizer steps between two checkpoints. A training that is stopped by SIGTERM also writes one."""
+
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """Number of complete checkpoints to keep in the store during training; the newest are kept."""
+
+
+class TrainingEvaluation(Model):
+    """Validation loss during training, over the rows that also give the scores: the first evaluation.maxExamples. The
+    adapter is that of the step with the lowest validation loss."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Optimizer steps between two evaluations. The last step is also evaluated."""
+
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Training stops early after this number of consecutive evaluations without a lower validation loss. Default: it
+    never stops early."""
+
+
+Optimizer = Literal[
+    "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused", "adafactor"
+]
+Scheduler = Literal["cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup"]
+
+
+class Precision(StrEnum):
+    """Dtype of the arithmetic during training."""
+
+    AUTO = "Auto"
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class TrainingSpec(Model):
+    """Hyperparameters of the training."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 3
+    """Number of passes over the training rows. Ignored if maxSteps is set."""
+
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Number of optimizer steps. Overrides epochs."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Examples per optimizer step: microBatchSize times the gradient accumulation steps."""
+
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Examples per forward pass. Halved automatically after the GPU runs out of memory; batchSize stays the same."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.0002
+    """Peak learning rate."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the optimizer steps, rounded up, in which the learning rate rises in equal steps to learningRate, 0 to
+    below 1. The first step's rate is above 0: a warm-up of one step is a step with learningRate."""
+
+    scheduler: Scheduler = "cosine"
+    """Learning rate schedule after the warm-up, by its name in transformers. constant has no warm-up."""
+
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 2048
+    """Maximum length of an example, in tokens. Longer examples are truncated; their share is reported, and examples
+    with no tokens left to learn are listed."""
+
+    optimizer: Optimizer = "paged_adamw_8bit"
+    """Optimizer, by its name in transformers."""
+
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled weight decay of the adapter."""
+
+    max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Maximum norm of the gradients, which are clipped to it. 0 disables clipping."""
+
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass. Takes less memory and about a third more time."""
+
+    precision: Precision = Precision.AUTO
+    """Dtype of the arithmetic. Auto is BF16 if the hardware supports it, otherwise FP16 on a GPU and FP32 on a CPU."""
+
+    packing: bool = False
+    """Pack several short examples into one sequence of maxLength tokens."""
+
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
+    """Seed of the evaluation split, the adapter's initial values, the data order and the dropout."""
+
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """Training checkpoints in the store."""
+
+    evaluation: TrainingEvaluation | None = None
+    """Measure the validation loss during training, and keep the best step's adapter instead of the last step's."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.batchSize % self.microBatchSize == 0",
+            holds=lambda self: self.batch_size % self.micro_batch_size == 0,
+            message="batchSize must be a multiple of microBatchSize",
+        ),
+        Rule(
+            cel="!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",
+            holds=lambda self: (
+                self.evaluation is None or self.max_steps is None or self.evaluation.every_steps <= self.max_steps
+            ),
+            message="evaluation.everySteps must be at most maxSteps: otherwise only the last step is evaluated",
+        ),
+    )
