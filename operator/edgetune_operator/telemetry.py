@@ -18,7 +18,9 @@ SCOPES_OF_OTHERS = Gauge(
     "edgetune_scopes_of_others", "Watched scopes that another release reconciles, or whose Lease cannot be taken."
 )
 API_WRITES = Counter("edgetune_api_writes_total", "Writes to the Kubernetes API.", ["verb", "resource"])
-EVENTS_DROPPED = Counter("edgetune_events_dropped_total", "Events that were not posted because too many waited.")
+EVENTS_DROPPED = Counter(
+    "edgetune_events_dropped_total", "Events that were not posted: too many waited, or the API server refused them."
+)
 STAGES = Counter("edgetune_stages_total", "Ended stages.", ["stage", "state", "cached"])
 STAGE_SECONDS = Histogram("edgetune_stage_seconds", "Duration of ended stages.", ["stage"], buckets=_STAGE_BUCKETS)
 STAGE_ATTEMPTS = Counter("edgetune_stage_attempts_total", "Attempts of ended stages.", ["stage"])

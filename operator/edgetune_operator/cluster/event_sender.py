@@ -80,8 +80,11 @@ class EventSender:
                 self._sending -= 1
 
     async def _send(self, body: Mapping[str, Any]) -> None:
-        with contextlib.suppress(*FAILURES):
+        try:
             await self._call("POST", _EVENTS.format(namespace=body["metadata"]["namespace"]), body=body)
+        except FAILURES as error:
+            EVENTS_DROPPED.inc()
+            logger.info("an Event is not posted: %s", error)
 
 
 def _body(owner: Mapping[str, Any], event: EventDraft, now: str) -> dict[str, Any]:

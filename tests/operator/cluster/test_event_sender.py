@@ -5,6 +5,9 @@ import gc
 import weakref
 from typing import Any
 
+from kubernetes.aio.client.exceptions import ApiException
+from prometheus_client import REGISTRY
+
 from edgetune_operator.cluster.event_sender import EventSender
 from edgetune_operator.decisions.events import EventDraft
 
@@ -36,3 +39,24 @@ def test_a_waiting_event_holds_nothing_else_of_its_object() -> None:
     assert [(each["method"], each["path"]) for each in sent] == [("POST", "/api/v1/namespaces/team-a/events")]
     assert sent[0]["involvedObject"]["name"] == "tune"
     assert "x" * 100 not in str(sent)
+
+
+def test_an_event_that_the_api_server_refuses_is_counted_and_the_next_one_is_sent() -> None:
+    answers = [ApiException(status=403, reason="forbidden"), None]
+
+    async def call(*_: str, **__: object) -> dict[str, Any]:
+        if (refusal := answers.pop(0)) is not None:
+            raise refusal
+        return {}
+
+    async def run() -> None:
+        sender = EventSender(call)
+        for message in ("first", "second"):
+            sender.put({"name": "tune", "namespace": "team-a", "uid": "1"}, EventDraft("Normal", "Stage", message))
+        async with sender.sending(senders=1):
+            pass
+
+    before = REGISTRY.get_sample_value("edgetune_events_dropped_total") or 0.0
+    asyncio.run(run())
+    assert answers == []
+    assert REGISTRY.get_sample_value("edgetune_events_dropped_total") == before + 1
