@@ -1,6 +1,6 @@
 """Why a stage waits or failed, with a real API server and Job controller; the kubelet is played."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 _LIMIT_SECONDS = 90
 
 
-def disrupted(reason: str) -> dict[str, Any]:
+def disrupted(reason: str, age: timedelta = timedelta(0)) -> dict[str, Any]:
     """The condition of a Pod that is stopped from outside."""
-    time = datetime.now(UTC).isoformat(timespec="seconds")
+    time = (datetime.now(UTC) - age).isoformat(timespec="seconds")
     return {
         "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": time}]
     }
@@ -220,6 +220,26 @@ def test_an_attempt_stopped_from_outside_has_its_own_reason_and_is_retried(
     player.wait_for_phase("Succeeded")
     row = player.row(Stage.PREPARE)
     assert (row["preemptions"], row["attempts"], row["message"]) == (1, 1, "1 preemption")
+
+
+def test_a_node_that_stays_lost_stalls_the_object_until_it_is_deleted(player: StagePlayer) -> None:
+    player.apply()
+    _, pod = player.live_pod(Stage.PREPARE)
+    binding = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": "gpu-7"}}
+    path = f"{player.kube.path('v1', 'Pod', player.namespace)}/{pod['metadata']['name']}/binding"
+    assert player.kube.request("POST", path, {"apiVersion": "v1", "kind": "Binding", **binding}).accepted
+
+    player.end_pod(pod, {**pod_running(), **disrupted("DeletionByTaintManager", timedelta(minutes=6))})
+    stalled = player.wait_for_condition("Stalled", "NodeUnresponsive")
+    # As the garbage collector of Pods does after `kubectl delete node`.
+    player.end_pod(pod, {**pod_ended(137), **disrupted("DeletionByTaintManager", timedelta(minutes=6))})
+    player.remove_pod(pod)
+    player.finish_from(Stage.PREPARE)
+    done = player.wait_for_phase("Succeeded")
+
+    assert "its node gpu-7 has not confirmed it" in stalled["message"]
+    assert "`kubectl delete node gpu-7`" in stalled["message"]
+    assert condition(done, "Stalled") is None
 
 
 def test_an_evicted_training_reports_its_lost_steps(player: StagePlayer) -> None:
