@@ -26,6 +26,7 @@ from edgetune_contract.pipeline import stages_of
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import Attention, GradientCheckpointing, Layout
 from edgetune_contract.values.quantities import parse_bytes, parse_cpu
 
 # Increment a stage's number when its earlier output must not be used any more: all finished objects then run the stage
@@ -192,10 +193,20 @@ def _dump(model: Any) -> dict[str, Any]:
 
 
 def _training_options(parameters: Parameters) -> dict[str, Any]:
-    options = _dump(parameters.training)
+    training = parameters.training
+    options = _dump(training)
     del options["checkpoint"]
-    if parameters.training.max_steps is not None:
+    if training.max_steps is not None:
         del options["epochs"]
+    # As 0.1.0 wrote them, so that the digests of its trainings still hold: joined examples give the same losses as its
+    # padded ones. What it called packing counted packed sequences as examples, and is not offered any more.
+    options["packing"] = False
+    if training.layout is Layout.PADDING_FREE:
+        del options["layout"]
+    if training.attention is Attention.AUTO:
+        del options["attention"]
+    if training.gradient_checkpointing is not GradientCheckpointing.AUTO:
+        options["gradientCheckpointing"] = training.gradient_checkpointing is GradientCheckpointing.ALWAYS
     return options
 
 

@@ -1,9 +1,9 @@
 """Parameter models of the training: spec.training."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.schema import Model, Rule
 
@@ -30,8 +30,10 @@ class TrainingEvaluation(Model):
     never stops early."""
 
 
+AUTO: Literal["Auto"] = "Auto"
+
 Optimizer = Literal[
-    "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused", "adafactor"
+    "Auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused", "adafactor"
 ]
 Scheduler = Literal["cosine", "cosine_with_restarts", "linear", "polynomial", "constant", "constant_with_warmup"]
 
@@ -45,6 +47,54 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
+class Layout(StrEnum):
+    """Arrangement of the examples of one forward pass. Documents never attend to each other, and losses are equal."""
+
+    PADDING_FREE = "PaddingFree"
+    PADDED = "Padded"
+    PACKED = "Packed"
+
+
+class Attention(StrEnum):
+    """Implementation of attention during training."""
+
+    AUTO = "Auto"
+    SDPA = "Sdpa"
+    VARLEN = "Varlen"
+
+
+class GradientCheckpointing(StrEnum):
+    """Recomputation of activations in the backward pass."""
+
+    AUTO = "Auto"
+    ALWAYS = "Always"
+    NEVER = "Never"
+
+
+MOST_EXAMPLES = 4096
+
+
+def _check_micro_batch_size(value: Any) -> Any:
+    if value == AUTO or (type(value) in (int, float) and value == int(value) and 1 <= value <= MOST_EXAMPLES):
+        return value if value == AUTO else int(value)
+    raise ValueError(f"must be Auto or a whole number from 1 to {MOST_EXAMPLES:,}, is {value!r}")
+
+
+MicroBatchSize = Annotated[
+    int | Literal["Auto"],
+    BeforeValidator(_check_micro_batch_size),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "default": AUTO,
+            "minimum": 1,
+            "maximum": MOST_EXAMPLES,
+            "pattern": f"^{AUTO}$",
+        }
+    ),
+]
+
+
 class TrainingSpec(Model):
     """Hyperparameters of the training."""
 
@@ -54,11 +104,24 @@ class TrainingSpec(Model):
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Number of optimizer steps. Overrides epochs."""
 
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Examples per optimizer step: microBatchSize times the gradient accumulation steps."""
+    batch_size: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)] = 16
+    """Examples per optimizer step, in every layout."""
 
-    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Examples per forward pass. Halved automatically after the GPU runs out of memory; batchSize stays the same."""
+    micro_batch_size: MicroBatchSize = AUTO
+    """Largest number of examples per forward pass; with layout: Packed, of sequences of maxLength tokens. Auto: enough
+    for about 8,000 tokens, and no more than fit into the memory that is free. It is halved when the GPU runs out of
+    memory. It changes speed and memory, not the losses."""
+
+    layout: Layout = Layout.PADDING_FREE
+    """Arrangement of the examples of one forward pass: PaddingFree (joined, without padding), Padded (each on a row of
+    its own, padded to the longest) or Packed (joined up to maxLength tokens, however many examples that are). Examples
+    never attend to each other, and the losses are equal. A model that mixes joined examples is trained Padded, with a
+    warning."""
+
+    attention: Attention = Attention.AUTO
+    """Attention during training: Sdpa, or Varlen, which computes joined examples one by one, on a GPU of compute
+    capability 8.0 or newer in one FlashAttention kernel. Auto: Varlen if examples are joined and the model supports it,
+    otherwise Sdpa."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.0002
     """Peak learning rate."""
@@ -74,8 +137,8 @@ class TrainingSpec(Model):
     """Maximum length of an example, in tokens. Longer examples are truncated; their share is reported, and examples
     with no tokens left to learn are listed."""
 
-    optimizer: Optimizer = "paged_adamw_8bit"
-    """Optimizer, by its name in transformers."""
+    optimizer: Optimizer = AUTO
+    """Optimizer, by its name in transformers. Auto: adamw_torch_fused."""
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of the adapter."""
@@ -83,14 +146,12 @@ class TrainingSpec(Model):
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Maximum norm of the gradients, which are clipped to it. 0 disables clipping."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass. Takes less memory and about a third more time."""
+    gradient_checkpointing: GradientCheckpointing = GradientCheckpointing.AUTO
+    """Recompute activations in the backward pass: less memory and about a third more time, with equal losses. Auto: in
+    as few layers as the memory that is free requires."""
 
     precision: Precision = Precision.AUTO
     """Dtype of the arithmetic. Auto is BF16 if the hardware supports it, otherwise FP16 on a GPU and FP32 on a CPU."""
-
-    packing: bool = False
-    """Pack several short examples into one sequence of maxLength tokens."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = 42
     """Seed of the evaluation split, the adapter's initial values, the data order and the dropout."""
@@ -103,9 +164,14 @@ class TrainingSpec(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.batchSize % self.microBatchSize == 0",
-            holds=lambda self: self.batch_size % self.micro_batch_size == 0,
-            message="batchSize must be a multiple of microBatchSize",
+            cel="type(self.microBatchSize) != int || self.microBatchSize <= self.batchSize",
+            holds=lambda self: self.micro_batch_size == AUTO or self.micro_batch_size <= self.batch_size,
+            message="microBatchSize must be at most batchSize",
+        ),
+        Rule(
+            cel="self.attention != 'Varlen' || self.layout != 'Padded'",
+            holds=lambda self: self.attention is not Attention.VARLEN or self.layout is not Layout.PADDED,
+            message="attention: Varlen requires layout: PaddingFree or Packed",
         ),
         Rule(
             cel="!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",

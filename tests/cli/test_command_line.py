@@ -57,7 +57,7 @@ class Workplace:
                     "warmupRatio": 0.05,
                     "maxLength": 256,
                     "optimizer": "adamw_torch",
-                    "gradientCheckpointing": False,
+                    "gradientCheckpointing": "Never",
                     "checkpoint": {"everySteps": 50},
                 },
                 "evaluation": {"maxNewTokens": 24, "gates": {"minScore": 0.85, "maxDrop": 0.05}},

@@ -67,6 +67,8 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "training.maxSteps": (10, TRAIN),
     "training.batchSize": (8, TRAIN),
     "training.microBatchSize": (2, TRAIN),
+    "training.layout": ("Padded", TRAIN),
+    "training.attention": ("Sdpa", TRAIN),
     "training.learningRate": (0.001, TRAIN),
     "training.warmupRatio": (0.1, TRAIN),
     "training.scheduler": ("linear", TRAIN),
@@ -74,9 +76,8 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "training.optimizer": ("adamw_torch", TRAIN),
     "training.weightDecay": (0.1, TRAIN),
     "training.maxGradNorm": (0.3, TRAIN),
-    "training.gradientCheckpointing": (False, TRAIN),
+    "training.gradientCheckpointing": ("Never", TRAIN),
     "training.precision": ("BF16", TRAIN),
-    "training.packing": (True, TRAIN),
     "training.seed": (7, ROWS),
     "training.checkpoint.everySteps": (10, NOTHING),
     "training.checkpoint.keep": (5, NOTHING),
@@ -104,8 +105,14 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "activeDeadlineSeconds": (3600, NOTHING),
     "deletionPolicy": ("Delete", NOTHING),
 }
-# Digests of the smallest spec ("") and of each of these changes, as release 0.1.0 computed them. minImprovement is left
-# out: it was in percentage points.
+# The defaults of release 0.1.0 where they were others: it trained padded rows with an optimizer in 8 bits.
+OLDER_DEFAULTS: Mapping[str, Any] = {
+    "training.microBatchSize": 4,
+    "training.optimizer": "paged_adamw_8bit",
+    "training.gradientCheckpointing": "Always",
+}
+# Digests of the smallest spec ("") and of each of these changes, as release 0.1.0 computed them. Left out are
+# minImprovement, which was in percentage points, and packing, which is not offered any more.
 OF_AN_OLDER_RELEASE: Mapping[str, Mapping[str, str]] = json.loads(
     Path(__file__).with_name("data").joinpath("digests-0.1.0.json").read_text(encoding="utf-8")
 )
@@ -124,6 +131,14 @@ def digests(builder: ObjectBuilder, resolved: Resolved = RESOLVED, name: str = "
     }
 
 
+def of_an_older_release() -> ObjectBuilder:
+    """The smallest spec with the defaults of release 0.1.0."""
+    builder = lora_fine_tune()
+    for path, value in OLDER_DEFAULTS.items():
+        builder = builder.with_spec(path, value)
+    return builder
+
+
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> frozenset[str]:
     """Names whose digests differ, or are on one side only."""
     return frozenset(str(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -138,7 +153,7 @@ def test_a_field_changes_the_digests_of_the_stages_that_it_can_change_and_no_oth
 
 @pytest.mark.parametrize("path", OF_AN_OLDER_RELEASE)
 def test_digests_are_the_same_as_in_an_older_release_up_to_evaluate(path: str) -> None:
-    builder = lora_fine_tune().with_spec(path, CHANGES[path][0]) if path else lora_fine_tune()
+    builder = of_an_older_release().with_spec(path, CHANGES[path][0]) if path else of_an_older_release()
 
     assert changed(digests(builder), OF_AN_OLDER_RELEASE[path]) == SCORES
 
@@ -148,7 +163,11 @@ def test_nothing_else_than_the_version_of_evaluate_differs_from_an_older_release
 ) -> None:
     monkeypatch.setitem(STAGE_VERSIONS, Stage.EVALUATE, 1)
 
-    assert digests(lora_fine_tune()) == OF_AN_OLDER_RELEASE[""]
+    assert digests(of_an_older_release()) == OF_AN_OLDER_RELEASE[""]
+
+
+def test_the_new_defaults_of_the_training_train_again() -> None:
+    assert changed(digests(lora_fine_tune()), OF_AN_OLDER_RELEASE[""]) == TRAIN | SCORES
 
 
 def test_the_table_names_every_field_of_the_spec() -> None:

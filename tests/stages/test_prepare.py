@@ -329,10 +329,6 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
     ("spec", "reason"),
     [
         ({"lora": {"targetModules": ["gone_proj"]}}, r"spec\.lora\.targetModules: .* has no linear layer 'gone_proj'"),
-        (
-            {"training": {"packing": True}},
-            r"spec\.training\.maxLength: packed sequences .* 256 tokens, .* 255 or less",
-        ),
     ],
 )
 def test_prepared_data_are_refused_if_the_base_cannot_be_trained_with_other_fields(

@@ -66,35 +66,107 @@ OUT_OF_MEMORY = (
 
 
 def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
-    """Simulate a GPU that runs out of memory with `too_many` examples; the tests need no GPU."""
+    """Simulate a GPU that runs out of memory in the backward pass with `too_many` examples; the tests need no GPU."""
     from trl import SFTTrainer
 
     step = SFTTrainer.training_step
 
     def limited(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if inputs["input_ids"].shape[0] >= too_many:
+        examples = len(inputs["cu_seq_lens_q"]) - 1
+        loss = step(self, model, inputs, *args, **kwargs)
+        if examples >= too_many:
             raise error
-        return step(self, model, inputs, *args, **kwargs)
+        return loss
 
     monkeypatch.setattr(SFTTrainer, "training_step", limited)
 
 
-def test_out_of_memory_halves_the_micro_batch_until_it_fits(
-    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
+def test_a_step_that_runs_out_of_memory_is_computed_again_in_the_same_process(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    _out_of_memory_at(monkeypatch, 3)
+    small = tiny_parameters(method="LoRA", training={"batchSize": 12, "microBatchSize": 3})
+    expected = train(tmp_path / "small", small, random_base, few_rows)
+    _out_of_memory_at(monkeypatch, 5, error)
     parameters = tiny_parameters(method="LoRA", training={"batchSize": 12, "microBatchSize": 12})
     checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
 
-    for attempt, (size, smaller) in enumerate([(12, 6), (6, 3), (3, 1)]):
-        run = new_run(tmp_path / f"run-{attempt}", parameters, random_base, few_rows, checkpoints=checkpoints)
-        message = rf"of {size} examples of up to 128 tokens: the next attempt uses a micro-batch of {smaller} and"
-        with pytest.raises(OutOfGpuMemory, match=message):
-            stage.run(run.context)
-        assert checkpoints.micro_batch_size == smaller
-    result = train(tmp_path / "last", parameters, random_base, few_rows, checkpoints=checkpoints)
+    result = train(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
 
-    assert result.output.facts["microBatchSize"].startswith("1 x 12 accumulated, instead of 12: an earlier attempt")
+    assert result.output.facts["microBatchSize"] == (
+        "3 x 4 accumulated, instead of 12 because the GPU ran out of memory with more"
+    )
+    assert [said for said in result.progress.said if "out of GPU memory" in said] == [
+        f"out of GPU memory: the step is computed again with a micro-batch of {size}" for size in (6, 3)
+    ]
+    assert checkpoints.micro_batch_size == 3, "a later attempt begins with what fits"
+    assert result.figures("loss") == expected.figures("loss")
+    assert all(torch.equal(weight, expected.weights()[name]) for name, weight in result.weights().items())
+
+
+def test_a_later_attempt_begins_with_the_micro_batch_that_fitted(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    parameters = tiny_parameters(method="LoRA", training={"batchSize": 12, "microBatchSize": 12})
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints", micro_batch_size=3)
+
+    result = train(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert result.output.facts["microBatchSize"].startswith("3 x 4 accumulated, instead of 12")
+
+
+def test_with_auto_layers_are_recomputed_when_a_single_example_does_not_fit(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    step = SFTTrainer.training_step
+
+    def limited(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not model.get_base_model().model.layers[0].gradient_checkpointing:
+            raise OUT_OF_MEMORY[0]
+        return step(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", limited)
+    parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1, "gradientCheckpointing": "Auto"})
+
+    result = train(tmp_path / "run", parameters, random_base, few_rows)
+
+    assert "recomputed" in result.output.facts["gradientCheckpointing"]
+    assert result.output.facts["gradientCheckpointing"] != "no layer is recomputed"
+
+
+def test_out_of_memory_outside_of_the_forward_passes_is_left_to_the_next_attempt(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_args: Any, **_kwargs: Any) -> None:
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), random_base, few_rows, checkpoints=checkpoints)
+
+    with pytest.raises(
+        OutOfGpuMemory, match=r"of 4 examples of up to 128 tokens: the next attempt uses a micro-batch of 2"
+    ):
+        stage.run(run.context)
+
+    assert checkpoints.micro_batch_size == 2
+
+
+def test_a_base_that_does_not_fit_is_invalid_with_advice(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetune_jobs.models import loading
+
+    def load(*_args: Any) -> None:
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(loading, "load_base", load)
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA"), random_base, few_rows)
+
+    with pytest.raises(InvalidInput, match=r"out of memory while the base model was loaded: use method: QLoRA"):
+        stage.run(run.context)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
@@ -110,7 +182,7 @@ def test_a_single_example_that_does_not_fit_is_invalid_with_advice(
         InvalidInput,
         match=r"micro-batch of 1 example .*, and there is no smaller one: lower spec\.training\.maxLength or "
         r"spec\.lora\.rank, "
-        r"set spec\.training\.gradientCheckpointing: true, use method: QLoRA",
+        r"set spec\.training\.gradientCheckpointing: Auto, use method: QLoRA",
     ):
         stage.run(run.context)
 

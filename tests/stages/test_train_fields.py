@@ -12,7 +12,6 @@ from edgetune_contract.spec import BaseModelSpec, MergeBase
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.adapters.adapter_files import library_name
 from edgetune_jobs.training.recipe import find_targets
-from support import tiny_data
 from support.tiny_runs import BASE_URI, TrainingRun, tiny_parameters, train
 
 ROWS = 24  # of the fixture few_rows
@@ -59,9 +58,9 @@ def test_max_steps_override_epochs(run: Runner) -> None:
 
 def test_accumulated_micro_batches_give_the_same_step_as_one_batch(run: Runner) -> None:
     whole = run(training={"batchSize": 8, "microBatchSize": 8})
-    accumulated = run(training={"batchSize": 8, "microBatchSize": 2})
+    accumulated = run(training={"batchSize": 8, "microBatchSize": 3})
 
-    assert accumulated.output.facts["microBatchSize"] == "2 x 4 accumulated"
+    assert accumulated.output.facts["microBatchSize"] == "3 x 3 accumulated"
     assert accumulated.figures("loss") == pytest.approx(whole.figures("loss"), rel=1e-3)
     for name, weight in whole.weights().items():
         difference = (accumulated.weights()[name] - weight).abs().max()
@@ -183,7 +182,7 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", watched)
-    recomputed = run(training={"gradientCheckpointing": True})
+    recomputed = run(training={"gradientCheckpointing": "Always"})
 
     assert flags
     assert all(flags), "gradient checkpointing was enabled in the layers"
@@ -209,42 +208,6 @@ def test_lower_precision_gives_another_loss(run: Runner) -> None:
 def test_fp16_without_a_gpu_is_refused(run: Runner) -> None:
     with pytest.raises(InvalidInput, match=r"spec\.training\.precision: FP16 requires a GPU"):
         run(training={"precision": "FP16"})
-
-
-def test_packed_examples_do_not_attend_to_each_other(run: Runner, tmp_path: Path, random_base: Path) -> None:
-    """All four rows fit into one sequence: its loss before the first update equals theirs if attention is masked."""
-    from edgetune_jobs.models.loading import load_tokenizer
-
-    prepared = tiny_data.write_prepared(
-        tmp_path / "four", load_tokenizer(random_base), tiny_data.training_examples(4), tiny_data.held_out_examples(1)
-    )
-    apart = run(prepared, method="LoRA", training={"maxSteps": 1, "warmupRatio": 0, "batchSize": 4})
-    packed = run(
-        prepared,
-        method="LoRA",
-        training={
-            "maxSteps": 1,
-            "warmupRatio": 0,
-            "batchSize": 1,
-            "microBatchSize": 1,
-            "packing": True,
-            "maxLength": 512,
-        },
-    )
-
-    assert packed.output.metrics["epochs"] == 1, "one sequence holds all rows"
-    assert packed.output.metrics["firstLoss"] == pytest.approx(apart.output.metrics["firstLoss"], rel=1e-4)
-
-
-def test_max_length_bounds_packed_sequences(run: Runner) -> None:
-    shorter = run(training={"maxSteps": None, "epochs": 1, "batchSize": 1, "microBatchSize": 1, "packing": True})
-    longer = run(
-        training={
-            "maxSteps": None, "epochs": 1, "batchSize": 1, "microBatchSize": 1, "packing": True, "maxLength": 512,
-        }
-    )  # fmt: skip
-
-    assert longer.output.metrics["steps"] < shorter.output.metrics["steps"] < ROWS
 
 
 def test_equal_seeds_give_equal_files_and_other_seeds_do_not(run: Runner) -> None:

@@ -138,6 +138,7 @@ def test_a_checkpoint_has_the_files_for_resuming_and_no_pickled_arguments(
         "optimizer.pt",
         "rng_state.pth",
         "scheduler.pt",
+        "step_fit.json",
         "trainer_state.json",
     ]
     assert not any(run.context.scratch.glob("checkpoints/*")), "uploaded checkpoints are not kept on disk"

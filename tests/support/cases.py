@@ -81,7 +81,7 @@ class Case:
                 "microBatchSize": 2,
                 "maxLength": 256,
                 "optimizer": "adamw_torch",
-                "gradientCheckpointing": False,
+                "gradientCheckpointing": "Never",
             },
             "evaluation": {"maxExamples": 2, "maxNewTokens": 8},
         }

@@ -45,7 +45,7 @@ def tiny_fine_tune(server: S3Server, namespace: str, name: str = "tiny", **secti
             "learningRate": 0.005,
             "maxLength": 128,
             "optimizer": "adamw_torch",
-            "gradientCheckpointing": False,
+            "gradientCheckpointing": "Never",
             "checkpoint": {"everySteps": 20},
         },
         "evaluation": {"maxNewTokens": 24},

@@ -25,7 +25,7 @@ def tiny_parameters(**sections: Any) -> Parameters:
             "learningRate": 0.005,
             "maxLength": 128,
             "optimizer": "adamw_torch",
-            "gradientCheckpointing": False,
+            "gradientCheckpointing": "Never",
             "precision": "FP32",
         },
         "evaluation": {"maxNewTokens": 24},

@@ -67,6 +67,11 @@ VALID = (
     Verdict("a part of an epoch", {"training.epochs": 0.5}),
     Verdict("steps in place of epochs", {"training.maxSteps": 100}),
     Verdict("one example at a time", {"training.batchSize": 1, "training.microBatchSize": 1}),
+    Verdict("a batch that is not a multiple", {"training.batchSize": 16, "training.microBatchSize": 5}),
+    Verdict(
+        "how a step is computed",
+        {"training.layout": "Packed", "training.attention": "Sdpa", "training.gradientCheckpointing": "Never"},
+    ),
     Verdict("the largest seed", {"training.seed": 4_294_967_295}),
     Verdict("merge left out", {"merge.keep": False}),
     Verdict("every edge format", {"quantization.formats": ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]}),
@@ -98,6 +103,7 @@ VALID = (
     Verdict("artifacts deleted with the object", {"deletionPolicy": "Delete"}),
 )
 
+_NO_MICRO_BATCH = "spec.training.microBatchSize: must be Auto or a whole number from 1 to 4,096, is "
 _QUANTITY = "spec.evaluation.gates.maxEdgeBytes"
 _NO_MODULES = (
     "spec.lora.targetModules: must be Minimal, Standard, Aggressive, AllLinear, or a list of 1 to 64 module names "
@@ -215,9 +221,9 @@ INVALID = (
         "an empty template", {"dataset.template": ""}, "spec.dataset.template: string should have at least 1 character"
     ),
     Verdict(
-        "a batch that is not a multiple",
-        {"training.batchSize": 6},
-        "spec.training: batchSize must be a multiple of microBatchSize",
+        "Varlen attention of padded rows",
+        {"training.attention": "Varlen", "training.layout": "Padded"},
+        "spec.training: attention: Varlen requires layout: PaddingFree or Packed",
     ),
     Verdict(
         "evaluations after the end",
@@ -227,9 +233,18 @@ INVALID = (
     Verdict(
         "a micro-batch larger than the batch",
         {"training.microBatchSize": 32},
-        "spec.training: batchSize must be a multiple of microBatchSize",
+        "spec.training: microBatchSize must be at most batchSize",
     ),
-    Verdict("an empty micro-batch", {"training.microBatchSize": 0}, "spec.training.microBatchSize: input should be"),
+    Verdict("an empty micro-batch", {"training.microBatchSize": 0}, f"{_NO_MICRO_BATCH}0"),
+    Verdict("half an example", {"training.microBatchSize": 0.5}, f"{_NO_MICRO_BATCH}0.5"),
+    Verdict("an unknown word for the micro-batch", {"training.microBatchSize": "auto"}, f"{_NO_MICRO_BATCH}'auto'"),
+    Verdict("an unknown layout", {"training.layout": "packed"}, "spec.training.layout: input should be 'PaddingFree'"),
+    Verdict("an unknown attention", {"training.attention": "eager"}, "spec.training.attention: input should be 'Auto'"),
+    Verdict(
+        "checkpointing as a switch",
+        {"training.gradientCheckpointing": True},
+        "spec.training.gradientCheckpointing: input should be 'Auto', 'Always' or 'Never'",
+    ),
     Verdict("an unknown format", {"dataset.format": "Alpaca"}, "spec.dataset.format: input should be 'Instruction'"),
     Verdict("an unknown method", {"method": "qlora"}, "spec.method: input should be 'QLoRA' or 'LoRA', is 'qlora'"),
     Verdict("an unknown optimizer", {"training.optimizer": "sgd"}, "spec.training.optimizer: input should be"),

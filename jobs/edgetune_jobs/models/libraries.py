@@ -23,6 +23,8 @@ def prepare_torch() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # Otherwise rows of different lengths fragment the GPU's memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # bitsandbytes warns for each layer and forward pass; the others repeat what the stages report.
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

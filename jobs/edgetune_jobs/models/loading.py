@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROCESS_STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+# On systems that do not say what is free, such as macOS.
+_UNKNOWN_MEMORY = 8 * 2**30
 _PAD_TOKENS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>")
 _DTYPES = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32: "float32"}
 
@@ -221,6 +225,36 @@ def peak_resident_bytes() -> int:
             return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def used_memory_bytes(device: "torch.device") -> int:
+    """Memory in use now, in bytes: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    return (read_proc_bytes(_PROCESS_STATUS, "VmRSS") if _PROCESS_STATUS.exists() else None) or peak_resident_bytes()
+
+
+def free_memory_bytes(device: "torch.device") -> int:
+    """Memory that this process can still take, in bytes: of the GPU, or on a CPU of the container and the machine."""
+    if device.type == "cuda":
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    of_machine = read_proc_bytes(_MEMORY, "MemAvailable") if _MEMORY.exists() else None
+    return min((free for free in (of_machine, _free_of_container()) if free is not None), default=_UNKNOWN_MEMORY)
+
+
+def _free_of_container() -> int | None:
+    """The container's memory limit without what its processes hold; None if there is no limit, or no cgroup v2."""
+    try:
+        limit, statistics = (_CGROUP / "memory.max").read_text(), (_CGROUP / "memory.stat").read_text()
+    except OSError:
+        return None
+    held = next((int(line.split()[1]) for line in statistics.splitlines() if line.startswith("anon ")), 0)
+    return None if limit.strip() == "max" else int(limit) - held
 
 
 def free_memory() -> None:

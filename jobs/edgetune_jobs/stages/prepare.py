@@ -88,7 +88,7 @@ def run(context: StageContext) -> StageOutput:
     row_errors.raise_if_any()
     prompt_format = with_shared_context(prompt_format, rows.train)
     prompt_format.write(tokenizing.folder)
-    _check_fit(base, tokenizer, parameters, train, evaluation)
+    _check_fit(base, tokenizer, train, evaluation)
     preparation = Preparation(
         parameters=parameters,
         base=base,
@@ -138,7 +138,7 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     base = inspect_base(context.sources[BASE])
     targets = targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
-    _check_positions(base, parameters, longest)
+    _check_positions(base, longest)
     coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
@@ -302,9 +302,7 @@ class _Tokenizing:
         return tokens
 
 
-def _check_fit(
-    base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, *counts: TokenCount
-) -> None:
+def _check_fit(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", *counts: TokenCount) -> None:
     """Check that the base supports these tokens.
 
     Raises:
@@ -322,20 +320,17 @@ def _check_fit(
             f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token in the "
             f"embedding, such as {tokenizer.eos_token}, or remove it"
         )
-    _check_positions(base, parameters, max(each.longest_kept for each in counts))
+    _check_positions(base, max(each.longest_kept for each in counts))
 
 
-def _check_positions(base: BaseModel, parameters: Parameters, longest_example: int) -> None:
-    """Check that the base supports sequences as long as those of training.
+def _check_positions(base: BaseModel, longest_example: int) -> None:
+    """Check that the base supports examples as long as those of training.
 
     Raises:
         InvalidInput: it does not.
     """
-    training = parameters.training
-    longest = training.max_length if training.packing else longest_example
-    if base.max_positions is not None and longest > base.max_positions:
-        subject = "packed sequences have" if training.packing else "the longest example has"
+    if base.max_positions is not None and longest_example > base.max_positions:
         raise InvalidInput(
-            f"spec.training.maxLength: {subject} {longest:,} tokens, but the base model supports at most "
-            f"{base.max_positions:,}: set maxLength to {base.max_positions} or less"
+            f"spec.training.maxLength: the longest example has {longest_example:,} tokens, but the base model supports "
+            f"at most {base.max_positions:,}: set maxLength to {base.max_positions} or less"
         )

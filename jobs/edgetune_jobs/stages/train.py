@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import Method, Parameters
-from edgetune_contract.training import Precision
+from edgetune_contract.training import Attention, GradientCheckpointing, Precision
 from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prepared_data import read_eval_tokens
 from edgetune_jobs.data.prompt_format import PromptFormat
@@ -30,6 +30,7 @@ from edgetune_jobs.models.quantization.coverage import Coverage, check_method, h
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
 from edgetune_jobs.training import recipe
+from edgetune_jobs.training.step_fit import StepFit, fit_step
 from edgetune_jobs.training.step_log import METRICS, StepLog
 from edgetune_jobs.training.validation import BestStep, Validation
 from edgetune_jobs.wording import count
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from edgetune_jobs.training.attention import Arrangement
     from edgetune_jobs.training.loop import AdapterTrainer, CheckpointPart, StepWatch
 
 
@@ -53,11 +55,8 @@ class _Setup:
     parameters: Parameters
     device: "torch.device"
     precision: Precision
-    micro_batch_size: int
-
-    @property
-    def accumulation(self) -> int:
-        return self.parameters.training.batch_size // self.micro_batch_size
+    reduced: int | None
+    """The micro-batch size that an earlier attempt left when it ran out of memory."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,11 @@ class _Training:
     parts: "Sequence[CheckpointPart]"
     log: StepLog
     validation: Validation | None
+    fit: StepFit
+    loaded_bytes: int
+    """Memory in use when the base was loaded."""
+
+    arrangement: "Arrangement"
     parameters: recipe.ParameterCount
     held: Coverage | None
     """What is in NF4; None for LoRA."""
@@ -90,11 +94,11 @@ def run(context: StageContext) -> StageOutput:
     """Train an adapter on inputs base and prepared; artifact `adapter`.
 
     Raises:
-        InvalidInput: the base, the target modules or the precision do not fit each other, or the smallest micro-batch
+        InvalidInput: the base, the target modules or the precision do not fit each other, or the smallest forward pass
             does not fit into GPU memory.
         TrainingDiverged: loss or gradient is not finite.
-        OutOfGpuMemory: the micro-batch does not fit into GPU memory; the next attempt uses a smaller one, if there is
-            one, or resumes.
+        OutOfGpuMemory: the GPU ran out of memory where this process cannot go on in smaller forward passes; the next
+            attempt begins with them, or resumes.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
     setup, training = _set_up(context), None
@@ -104,8 +108,7 @@ def run(context: StageContext) -> StageOutput:
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
-        fitted = training is not None and training.watch.has_stepped
-        raise _out_of_memory(setup, context.checkpoints, fitted=fitted) from error
+        raise _out_of_memory(setup, training, context.checkpoints) from error
     except _LIBRARY_ERRORS as error:
         if (training is not None and training.watch.has_stepped) or not is_from_library(error):
             raise
@@ -119,37 +122,40 @@ def run(context: StageContext) -> StageOutput:
 def _set_up(context: StageContext) -> _Setup:
     parameters = context.request.parameters
     device = loading.choose_device()
-    left = context.checkpoints.read_micro_batch_size() if context.checkpoints else None
     return _Setup(
         parameters=parameters,
         device=device,
         precision=loading.resolve_precision(parameters.training.precision, device),
-        micro_batch_size=recipe.usable_micro_batch_size(parameters.training, left),
+        reduced=context.checkpoints.read_micro_batch_size() if context.checkpoints else None,
     )
 
 
 def _build(context: StageContext, setup: _Setup) -> _Training:
+    from edgetune_jobs.training import attention
     from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
     parameters, dtype = setup.parameters, loading.dtype_of(setup.precision)
     tokenizer = loading.load_tokenizer(context.inputs[BASE])
-    rows = recipe.training_rows(context.inputs[PREPARED], parameters.training)
+    rows = recipe.training_rows(context.inputs[PREPARED])
     context.progress.say(f"loading the base model for {parameters.method}")
     load = loading.load_quantized_base if parameters.method is Method.QLORA else loading.load_base
     model = load(context.inputs[BASE], dtype, setup.device)
     held = _check_held(parameters, model)
     targets = recipe.find_targets(model, parameters.lora)
+    arrangement = attention.arrange(parameters.training, model)
+    lengths, loaded_bytes = recipe.lengths_of(rows), loading.used_memory_bytes(setup.device)
+    fit = fit_step(parameters, arrangement.layout, model, held, targets, lengths, dtype.itemsize, setup.reduced)
     log = StepLog(context.scratch / METRICS)
-    validation = _validation(context, setup, tokenizer.pad_token_id)
-    parts: list[CheckpointPart] = [log] if validation is None else [log, validation]
+    validation = _validation(context, setup, tokenizer.pad_token_id, arrangement, fit)
+    parts: list[CheckpointPart] = [fit, log] if validation is None else [fit, log, validation]
     scaled_gradients = setup.precision is Precision.FP16
     watch = StepWatch(context.progress, context.stop, log, validation, scaled_gradients)
     trainer = AdapterTrainer(
         model=model,
         args=recipe.sft_config(
             parameters.training,
+            arrangement.layout,
             setup.precision,
-            setup.micro_batch_size,
             on_gpu=setup.device.type == "cuda",
             folder=context.scratch / "checkpoints",
         ),
@@ -160,10 +166,23 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
         base=parameters.base_model,
         checkpoints=context.checkpoints,
         parts=parts,
+        layout=arrangement.layout,
+        max_length=parameters.training.max_length,
+        fit=fit,
+        on_shrink=lambda: _note_shrinking(context, fit),
     )
     recipe.cast_adapter_to_float32(trainer.model)
+    attention.set_input_casts(trainer.model, enabled=setup.precision is Precision.FP32)
     count = recipe.check_trainable(trainer.model, targets, parameters.lora)
-    return _Training(trainer, watch, parts, log, validation, count, held)
+    return _Training(trainer, watch, parts, log, validation, fit, loaded_bytes, arrangement, count, held)
+
+
+def _note_shrinking(context: StageContext, fit: StepFit) -> None:
+    """Say that the step is computed again in smaller forward passes, and let later attempts begin with them."""
+    size = fit.choice.micro_batch_size
+    context.progress.say(f"out of GPU memory: the step is computed again with a micro-batch of {size}")
+    if context.checkpoints is not None:
+        context.checkpoints.write_micro_batch_size(size)
 
 
 def _check_held(parameters: Parameters, model: "PreTrainedModel") -> Coverage | None:
@@ -183,7 +202,9 @@ class _StopRequested(Exception):
     """SIGTERM arrived during an evaluation."""
 
 
-def _validation(context: StageContext, setup: _Setup, pad_token_id: int) -> Validation | None:
+def _validation(
+    context: StageContext, setup: _Setup, pad_token_id: int, arrangement: "Arrangement", fit: StepFit
+) -> Validation | None:
     """The validation that spec.training.evaluation asks for, on the first evaluation.maxExamples rows."""
     spec = setup.parameters.training.evaluation
     if spec is None:
@@ -195,15 +216,18 @@ def _validation(context: StageContext, setup: _Setup, pad_token_id: int) -> Vali
             raise _StopRequested
 
     def measure(model: "PeftModel") -> float | None:
+        from edgetune_jobs.training.attention import as_in_inference
+
         try:
-            loss = mean_loss(
-                model,
-                prompts,
-                completions,
-                pad_token_id=pad_token_id,
-                batch_size=setup.micro_batch_size,
-                on_rows=check_stop,
-            )
+            with as_in_inference(model, arrangement.in_inference):
+                loss = mean_loss(
+                    model,
+                    prompts,
+                    completions,
+                    pad_token_id=pad_token_id,
+                    batch_size=fit.choice.micro_batch_size,
+                    on_rows=check_stop,
+                )
         except _StopRequested:
             return None
         if loss is None:
@@ -276,10 +300,13 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
         "totalParameters": parameters.total,
         "trainableShare": parameters.share,
         "peakMemoryBytes": loading.peak_memory_bytes(setup.device),
+        "estimatedPeakMemoryBytes": training.loaded_bytes + training.fit.choice.bytes,
     }
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
-    facts = _facts(setup)
+    facts = _facts(setup, training)
+    if training.arrangement.warning:
+        warnings = (*warnings, training.arrangement.warning)
     if best is not None:
         metrics |= {"bestStep": best.step, "validationLoss": best.loss, "plannedSteps": state.max_steps}
         facts["adapter"] = _described_choice(training, best)
@@ -332,48 +359,51 @@ def _prompt_format(context: StageContext) -> PromptFormat:
     return PromptFormat.of(context.request.parameters.dataset)
 
 
-def _facts(setup: _Setup) -> dict[str, str]:
-    training_spec = setup.parameters.training
-    facts = {
+def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
+    """What was chosen, and why."""
+    spec, arrangement, on_gpu = setup.parameters.training, training.arrangement, setup.device.type == "cuda"
+    precision, optimizer = setup.precision.value, recipe.resolve_optimizer(spec.optimizer)
+    if on_gpu and spec.precision is Precision.AUTO and setup.precision is Precision.FP16:
+        precision += ": this GPU does not support BF16"
+    if optimizer.startswith("paged_") and not on_gpu:
+        optimizer += " (on a CPU there is nothing to page)"
+    is_kernel = arrangement.attention is Attention.VARLEN or arrangement.in_inference == "sdpa"
+    return {
         "device": loading.describe_device(setup.device),
-        "precision": setup.precision.value,
-        "optimizer": training_spec.optimizer,
-        "microBatchSize": f"{setup.micro_batch_size} x {setup.accumulation} accumulated",
+        "precision": precision,
+        "optimizer": optimizer,
+        "layout": arrangement.layout.value,
+        "attention": arrangement.attention.value if is_kernel else arrangement.in_inference,
+        **training.fit.facts(),
     }
-    if training_spec.optimizer.startswith("paged_") and setup.device.type == "cpu":
-        facts["optimizer"] += " (on a CPU there is nothing to page)"
-    if setup.micro_batch_size < training_spec.micro_batch_size:
-        facts["microBatchSize"] += (
-            f", instead of {training_spec.micro_batch_size}: an earlier attempt ran out of memory"
-        )
-    return facts
 
 
-def _out_of_memory(setup: _Setup, checkpoints: Checkpoints | None, *, fitted: bool) -> StageError:
+def _out_of_memory(setup: _Setup, training: _Training | None, checkpoints: Checkpoints | None) -> StageError:
     """The error after running out of GPU memory; writes the next attempt's micro-batch size if a smaller one exists."""
-    training_spec = setup.parameters.training
-    size = setup.micro_batch_size
-    smaller = recipe.next_micro_batch_size(training_spec.batch_size, size)
+    spec = setup.parameters.training
+    if training is None:
+        return InvalidInput(
+            "the GPU ran out of memory while the base model was loaded: use method: QLoRA, a smaller base model, or a "
+            "profile with a larger GPU"
+        )
+    fit = training.fit
+    size, smaller = fit.choice.micro_batch_size, fit.smaller
     where = (
-        f"the GPU ran out of memory with a micro-batch of {count(size, 'example')} of up to "
-        f"{training_spec.max_length} tokens"
+        f"the GPU ran out of memory with a micro-batch of {count(size, 'example')} of up to {spec.max_length} tokens"
     )
-    if fitted and smaller is None:
+    if training.watch.has_stepped and smaller is None:
         return OutOfGpuMemory(
             f"{where}, although earlier steps fitted: the next attempt resumes from the newest checkpoint; if it "
             "happens again, lower spec.training.maxLength, or use a GPU that is not shared"
         )
     if smaller is None or checkpoints is None:
         advice = ["lower spec.training.maxLength or spec.lora.rank"]
-        if not training_spec.gradient_checkpointing:
-            advice.append("set spec.training.gradientCheckpointing: true")
+        if spec.gradient_checkpointing is GradientCheckpointing.NEVER:
+            advice.append("set spec.training.gradientCheckpointing: Auto")
         if setup.parameters.method is Method.LORA:
             advice.append("use method: QLoRA")
         return InvalidInput(
             f"{where}, and there is no smaller one: {', '.join(advice)}, or use a profile with a larger GPU"
         )
-    checkpoints.write_micro_batch_size(smaller)
-    return OutOfGpuMemory(
-        f"{where}: the next attempt uses a micro-batch of {smaller} and accumulates "
-        f"{training_spec.batch_size // smaller} of them, so that batchSize stays {training_spec.batch_size}"
-    )
+    checkpoints.write_micro_batch_size(smaller.micro_batch_size)
+    return OutOfGpuMemory(f"{where}: the next attempt uses a micro-batch of {smaller.micro_batch_size}")

@@ -9,10 +9,12 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -20,11 +22,15 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from edgetune_contract.spec import BaseModelSpec
-from edgetune_jobs.errors import TrainingDiverged
+from edgetune_contract.training import Layout
+from edgetune_jobs.errors import TrainingDiverged, is_out_of_gpu_memory
 from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_adapter
+from edgetune_jobs.models.loading import free_memory
 from edgetune_jobs.stage import Checkpoints, Progress
 from edgetune_jobs.training.checkpoint_check import CheckpointCheck
 from edgetune_jobs.training.recipe import with_warmup
+from edgetune_jobs.training.step_batch import StepBatch
+from edgetune_jobs.training.step_fit import StepFit
 from edgetune_jobs.training.step_log import StepLog, StepMetrics
 from edgetune_jobs.training.validation import Validation
 
@@ -49,11 +55,17 @@ class EndedBeforeFirstStep(Exception):
 
 
 class AdapterTrainer(SFTTrainer):
-    """trl's trainer with checkpoints of the adapter only, saved to a store, without pickled arguments or model card.
+    """trl's trainer with forward passes that fit into memory, and checkpoints of the adapter only, saved to a store.
 
-    A checkpoint folder has adapter_model.safetensors, adapter_config.json, optimizer.pt, scheduler.pt, rng_state.pth,
-    scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are loaded with weights_only. `parts` add their own.
+    A step that runs out of GPU memory is computed again in smaller forward passes, as long as `fit` has any.
+
+    A checkpoint has no pickled arguments or model card. Its folder has adapter_model.safetensors, adapter_config.json,
+    optimizer.pt, scheduler.pt, rng_state.pth, scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are
+    loaded with weights_only. `parts` add their own.
     """
+
+    data_collator: Any
+    _total_train_tokens: float
 
     def __init__(
         self,
@@ -61,9 +73,19 @@ class AdapterTrainer(SFTTrainer):
         base: BaseModelSpec,
         checkpoints: Checkpoints | None,
         parts: Sequence[CheckpointPart],
+        layout: Layout,
+        max_length: int,
+        fit: StepFit,
+        on_shrink: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self._collate = self.data_collator
+        self.data_collator = StepBatch
+        self._layout = layout
+        self._max_length = max_length
+        self._fit = fit
+        self._on_shrink = on_shrink
         self._base = base
         self._checkpoints = checkpoints
         self._parts = parts
@@ -83,10 +105,57 @@ class AdapterTrainer(SFTTrainer):
     def checkpoint_check(self) -> CheckpointCheck:
         """The check of a checkpoint that this training can resume from."""
         args = self.args
-        batches = math.ceil(len(self.train_dataset) / args.per_device_train_batch_size)
-        steps_per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+        steps_per_epoch = math.ceil(len(self.train_dataset) / args.per_device_train_batch_size)
         total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         return CheckpointCheck(self.model, total)
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Train, with gradient checkpointing as `fit` says; the arguments are the library's."""
+        self._apply_checkpointing()
+        return super().train(*args, **options)
+
+    def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
+        """Forward and backward passes of all examples of a step; its loss.
+
+        Raises:
+            RuntimeError: out of GPU memory, and `fit` has nothing smaller.
+        """
+        tokens = self._total_train_tokens
+        while True:
+            try:
+                return self._accumulate(model, inputs)
+            except RuntimeError as error:
+                if not is_out_of_gpu_memory(error) or not self._fit.shrink():
+                    raise
+            # Not within the except block: the error's traceback holds the tensors of the failed pass.
+            model.zero_grad()
+            self._metrics["train"].clear()
+            self._total_train_tokens = tokens
+            free_memory()
+            self._apply_checkpointing()
+            self._on_shrink()
+
+    def _accumulate(self, model: Any, batch: StepBatch) -> torch.Tensor:
+        passes = list(batch.split(self._layout, self._fit.choice.micro_batch_size, self._max_length))
+        # The library averages the auxiliary loss of experts over this number.
+        self.current_gradient_accumulation_steps = len(passes)
+        learned = batch.learned_tokens
+        loss = torch.zeros((), device=self.args.device)
+        for examples in passes:
+            loss += super().training_step(model, self._collate(examples), learned)
+        return loss
+
+    def _apply_checkpointing(self) -> None:
+        if self._fit.choice.recompute:
+            self.model.activation_checkpointing_enable({"use_reentrant": False}, self._fit.choice.recompute)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:  # noqa: ARG002
+        """The batch of a step. The library would count its learned tokens in tensors, which it does not have yet."""
+        return list(islice(epoch_iterator, num_batches)), None
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Not counted: nothing reads it."""
+        return 0
 
     def create_model_card(self, *_args: Any, **_options: Any) -> None:
         """Write no README.md."""

@@ -4,23 +4,26 @@
                 et al. 2023, QLoRA, section 3: blocks of 64, their scales in 8 bits in blocks of 256);
                 other weights, and with LoRA all of them, in the dtype of computation
     dequantized the largest linear layer in that dtype: QLoRA dequantizes one layer at a time; and the experts, which
-                the backward pass needs: with gradient checkpointing those of one block, otherwise all
+                the backward pass needs: if all layers are recomputed those of one block, otherwise all
     adapter     rank · (inputs + outputs) parameters per layer, weights and gradients in 32 bits
     optimizer   Adam: two values per parameter in 32 or 8 bits; Adafactor: a row and a column of each matrix
     activations 34 bytes per layer, token and hidden unit in 16 bits, without attention scores, which fused attention
                 does not store (Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1);
-                with gradient checkpointing, the input of each layer, and all activations of one layer
+                of a layer that is recomputed (gradient checkpointing) only its input, and all activations of one
+                such layer at a time
     logits      one float32 tile [positions, vocabulary]: trl's fused output head never stores all logits
 
-The number of tokens is that of one micro-batch in which all examples are as long as the longest. Library buffers are
-not included; they take another 0.5 to 1 GiB on a GPU.
+The number of tokens is that of one micro-batch in which all examples are as long as the longest. Where the spec says
+Auto, it is the least that a training takes: one example at a time, and all layers recomputed. Library buffers are not
+included; they take another 0.5 to 1 GiB on a GPU.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from edgetune_contract.spec import Method, Parameters
-from edgetune_contract.training import Optimizer, Precision
+from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, Optimizer, Precision
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
 from edgetune_jobs.models.quantization.coverage import Coverage
 
@@ -28,6 +31,7 @@ _NF4_BYTES = (4 + 0.127) / 8
 _FLOAT32_BYTES = 4
 _ACTIVATION_BYTES_IN_16_BITS = 34
 _OPTIMIZER_BYTES: dict[Optimizer, float] = {
+    "Auto": 8,
     "paged_adamw_8bit": 2,
     "adamw_8bit": 2,
     "paged_adamw_32bit": 8,
@@ -72,16 +76,17 @@ def estimate_training(
     number_bytes = _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
     is_quantized = parameters.method is Method.QLORA
     packed = coverage.quantized if is_quantized else 0
-    experts = coverage.largest_experts if training.gradient_checkpointing else coverage.experts
+    recompute = 0 if training.gradient_checkpointing is GradientCheckpointing.NEVER else 1
     trainable = trainable_parameters(targets, parameters.lora.rank)
-    tokens = training.micro_batch_size * (training.max_length if training.packing else longest)
+    micro_batch_size = 1 if training.micro_batch_size == AUTO else training.micro_batch_size
+    tokens = micro_batch_size * (training.max_length if training.layout is Layout.PACKED else longest)
     return TrainingMemory(
         base=round(packed * _NF4_BYTES + (base.parameters - packed) * number_bytes),
-        dequantized=max(coverage.largest, experts) * number_bytes if is_quantized else 0,
+        dequantized=dequantized_bytes(coverage, number_bytes, recompute) if is_quantized else 0,
         adapter=2 * trainable * _FLOAT32_BYTES,
         optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
-        activations=_activation_bytes(base, tokens, number_bytes, checkpointing=training.gradient_checkpointing),
-        logits=min(tokens, _TILE_POSITIONS) * min(base.vocabulary or 0, _TILE_VOCABULARY) * _FLOAT32_BYTES,
+        activations=activation_bytes(base.hidden_size, base.layers, tokens, number_bytes, recompute),
+        logits=logits_bytes(base.vocabulary or 0, tokens),
     )
 
 
@@ -97,7 +102,33 @@ def _optimizer_bytes(optimizer: Optimizer, targets: Sequence[LinearLayer], rank:
     return round(trainable_parameters(targets, rank) * _OPTIMIZER_BYTES[optimizer])
 
 
-def _activation_bytes(base: BaseModel, tokens: int, number_bytes: int, *, checkpointing: bool) -> int:
-    hidden, layers = base.hidden_size, base.layers
+def activation_bytes(hidden: int, layers: int, tokens: int, number_bytes: int, recompute: int) -> int:
+    """Bytes of the activations that the backward pass of `tokens` tokens needs.
+
+    Args:
+        hidden: width of the residual stream.
+        layers: number of blocks.
+        tokens: of one forward pass.
+        number_bytes: bytes of a number in the dtype of computation.
+        recompute: every how many layers one is recomputed; 0 for none.
+    """
+    recomputed = ceil(layers / recompute) if recompute else 0
     one_layer = tokens * hidden * _ACTIVATION_BYTES_IN_16_BITS * number_bytes // 2
-    return layers * tokens * hidden * number_bytes + one_layer if checkpointing else layers * one_layer
+    whole_layers = layers - recomputed + bool(recomputed)
+    return whole_layers * one_layer + recomputed * tokens * hidden * number_bytes
+
+
+def dequantized_bytes(coverage: Coverage, number_bytes: int, recompute: int) -> int:
+    """Bytes of NF4 weights that are dequantized at the same time; `recompute` as for the activations."""
+    experts = coverage.largest_experts if recompute == 1 else coverage.experts
+    return max(coverage.largest, experts) * number_bytes
+
+
+def logits_bytes(vocabulary: int, tokens: int) -> int:
+    """Bytes of one tile of logits."""
+    return min(tokens, _TILE_POSITIONS) * min(vocabulary, _TILE_VOCABULARY) * _FLOAT32_BYTES
+
+
+def adapter_bytes(trainable: int, optimizer: Optimizer) -> int:
+    """Bytes of the adapter's gradients and of the optimizer's state, without the rows and columns of Adafactor."""
+    return round(trainable * (_FLOAT32_BYTES + _OPTIMIZER_BYTES.get(optimizer, 0)))

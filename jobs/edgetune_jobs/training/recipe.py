@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import LoraSpec
-from edgetune_contract.training import Precision, TrainingSpec
+from edgetune_contract.training import AUTO, Layout, Optimizer, Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.quantization.coverage import parameter_numbers
+from edgetune_jobs.training.step_batch import IGNORED_LABEL
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl import SFTConfig
 
-IGNORED_LABEL = -100
 _MOST_NAMES_IN_A_MESSAGE = 12
 
 # The end of the polynomial in transformers, which refuses a peak that is not above it.
@@ -130,15 +130,16 @@ def lora_config(lora: LoraSpec, targets: Targets) -> "LoraConfig":
     )
 
 
-def sft_config(
-    training: TrainingSpec, precision: Precision, micro_batch_size: int, on_gpu: bool, folder: Path
-) -> "SFTConfig":
+def sft_config(training: TrainingSpec, layout: Layout, precision: Precision, on_gpu: bool, folder: Path) -> "SFTConfig":
     """The configuration of the training for trl.
+
+    A batch of the trainer is all of a step: AdapterTrainer splits it into forward passes, and enables gradient
+    checkpointing.
 
     Args:
         training: spec.training.
+        layout: the layout in use.
         precision: resolved, not Auto.
-        micro_batch_size: examples per forward pass; a divisor of training.batch_size.
         on_gpu: whether training uses a GPU.
         folder: folder for checkpoints.
     """
@@ -148,24 +149,22 @@ def sft_config(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=training.batch_size // micro_batch_size,
+        per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         warmup_steps=training.warmup_ratio,
         lr_scheduler_type=training.scheduler,
         lr_scheduler_kwargs=_scheduler_options(training),
-        optim=training.optimizer,
+        optim=resolve_optimizer(training.optimizer),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        activation_checkpointing=training.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        activation_checkpointing=False,
         bf16=precision is Precision.BF16,
         fp16=precision is Precision.FP16,
         use_cpu=not on_gpu,
         seed=training.seed,
-        max_length=training.max_length,
-        packing=training.packing,
-        # training_rows has already tokenized, truncated and packed; trl would map over the rows three times in Python.
+        max_length=None,
+        padding_free=layout is not Layout.PADDED,
+        # training_rows has already tokenized and truncated; trl would map over the rows three times in Python.
         dataset_kwargs={"skip_prepare_dataset": True},
         # Log the unfiltered loss of each step, so that StepWatch sees a loss that is not finite at once.
         logging_steps=1,
@@ -175,8 +174,17 @@ def sft_config(
         save_strategy="steps",
         save_steps=training.checkpoint.every_steps,
         save_total_limit=1,
-        dataloader_pin_memory=on_gpu,
+        dataloader_pin_memory=False,
     )
+
+
+def resolve_optimizer(optimizer: Optimizer) -> str:
+    """The optimizer's name in transformers.
+
+    The state of an adapter is small, so that paging or 8 bits save little of the GPU's memory, and the optimizers of
+    bitsandbytes wait for the GPU after each tensor.
+    """
+    return "adamw_torch_fused" if optimizer == AUTO else optimizer
 
 
 def _scheduler_options(training: TrainingSpec) -> dict[str, float]:
@@ -203,11 +211,10 @@ def with_warmup(schedule: Callable[[int], float], warmup_steps: int) -> Callable
     return share
 
 
-def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
-    """Rows of train.parquet for trl's trainer: input_ids and labels (int32), packed if the spec says so.
+def training_rows(prepared: Path) -> "Dataset":
+    """Rows of train.parquet for trl's trainer, one for each example: input_ids and labels (int32).
 
-    Labels are -100 for tokens that are not learned. A row is one example, or with packing up to max_length tokens of
-    several examples, with their lengths in seq_lengths.
+    Labels are -100 for tokens that are not learned.
 
     Raises:
         InvalidInput: there are no rows.
@@ -216,7 +223,6 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
     import pyarrow.compute
     import pyarrow.parquet
     from datasets import Dataset
-    from trl import pack_dataset
 
     table = pyarrow.parquet.read_table(prepared / TRAIN, columns=["input_ids", "completion_mask"]).combine_chunks()
     if table.num_rows == 0:
@@ -225,7 +231,7 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
     learned = pyarrow.compute.equal(mask.flatten(), 1)
     labels = pyarrow.compute.if_else(learned, ids.flatten(), pyarrow.scalar(IGNORED_LABEL, ids.type.value_type))
     offsets = pyarrow.compute.subtract(ids.offsets, ids.offsets[0])
-    rows = Dataset(
+    return Dataset(
         pyarrow.table(
             {
                 "input_ids": pyarrow.ListArray.from_arrays(offsets, ids.flatten()),
@@ -233,19 +239,14 @@ def training_rows(prepared: Path, training: TrainingSpec) -> "Dataset":
             }
         )
     )
-    return pack_dataset(rows, training.max_length, "bfd") if training.packing else rows
 
 
-def next_micro_batch_size(batch_size: int, size: int) -> int | None:
-    """The largest divisor of `batch_size` that is at most half of `size`; None if `size` is 1."""
-    return next((smaller for smaller in range(size // 2, 0, -1) if batch_size % smaller == 0), None)
+def lengths_of(rows: "Dataset") -> list[int]:
+    """Tokens of each example."""
+    import pyarrow.compute
 
-
-def usable_micro_batch_size(training: TrainingSpec, reduced: int | None) -> int:
-    """The spec's micro-batch size, or the smaller one that an earlier attempt wrote after it ran out of memory."""
-    if reduced is None or training.batch_size % reduced:
-        return training.micro_batch_size
-    return min(training.micro_batch_size, reduced)
+    lengths: list[int] = pyarrow.compute.list_value_length(rows.data["input_ids"]).to_pylist()
+    return lengths
 
 
 def _check_matches(matches: Mapping[str, set[str]], linears: Mapping[str, Any], head_name: str) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import Parameters
-from edgetune_contract.training import Precision
+from edgetune_contract.training import GradientCheckpointing, Layout, Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.training import recipe
+from edgetune_jobs.training.step_fit import StepFit
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ _FIELDS = (
     ("lora_dropout", "spec.lora.dropout"),
     ("target", _TARGETS_FIELD),
     ("checkpointing", "spec.training.gradientCheckpointing"),
-    ("padding", "spec.training.packing"),
-    ("packing", "spec.training.packing"),
+    ("padding", "spec.training.layout"),
 )
 _ADVICE = {
     "spec.lora.dropout": "set it to 0, or leave the experts out of spec.lora.targetModules",
-    "spec.training.gradientCheckpointing": "set it to false",
+    "spec.training.gradientCheckpointing": "set it to Never",
 }
 _PEFT_PREFIX = re.compile(r"^\[PEFT:[^\]]*\]\s*")
 _LONGEST_REASON = 300
@@ -76,7 +76,7 @@ def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters:
     targets = recipe.find_targets(model, parameters.lora)
     try:
         trainer = _make_trainer(model, tokenizer, parameters, targets, scratch)
-        if parameters.training.gradient_checkpointing:
+        if parameters.training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
             trainer.model.activation_checkpointing_enable()
     except ValueError as error:
         reason = _reason(error)
@@ -118,11 +118,7 @@ def _make_trainer(
     return MetaTrainer(
         model=model,
         args=recipe.sft_config(
-            parameters.training,
-            Precision.FP32,
-            parameters.training.micro_batch_size,
-            on_gpu=False,
-            folder=scratch / "rehearsal",
+            parameters.training, Layout.PADDED, Precision.FP32, on_gpu=False, folder=scratch / "rehearsal"
         ),
         train_dataset=Dataset.from_dict({"input_ids": [ids], "labels": [ids]}),
         processing_class=tokenizer,
@@ -130,6 +126,9 @@ def _make_trainer(
         base=parameters.base_model,
         checkpoints=None,
         parts=(),
+        layout=Layout.PADDED,
+        max_length=parameters.training.max_length,
+        fit=StepFit(parameters.training, Layout.PADDED, [len(ids)], 1, lambda *_: 0, 0),
     )
 
 

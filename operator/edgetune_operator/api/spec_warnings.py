@@ -47,21 +47,16 @@ class _Length:
     """The length of a training, as transformers computes it."""
 
     rows: int
-    """Training examples; with packing, the smallest possible number of sequences."""
+    """Training examples."""
 
-    noun: str
     steps: int
 
     @classmethod
     def of(cls, spec: LoraFineTuneSpec, prepared: Mapping[str, float]) -> "_Length | None":
         if not prepared.get("trainExamples"):
             return None
-        training = spec.training
-        rows, noun = int(prepared["trainExamples"]), "training examples"
-        if training.packing:
-            rows, noun = ceil(prepared.get("trainTokens", 0) / training.max_length) or 1, "packed sequences"
-        steps = training.max_steps or ceil(training.epochs * ceil(rows / training.batch_size))
-        return cls(rows, noun, steps)
+        training, rows = spec.training, int(prepared["trainExamples"])
+        return cls(rows, training.max_steps or ceil(training.epochs * ceil(rows / training.batch_size)))
 
 
 def _unused_fields(spec: LoraFineTuneSpec) -> Iterator[str]:
@@ -82,22 +77,22 @@ def _unused_fields(spec: LoraFineTuneSpec) -> Iterator[str]:
 
 
 def _about_rows(training: TrainingSpec, length: _Length) -> Iterator[str]:
-    rows, noun, batch = length.rows, length.noun, training.batch_size
+    rows, batch = length.rows, training.batch_size
     trained = length.steps * batch
     if batch > rows:
         yield (
-            f"spec.training.batchSize {batch:,} is more than the {rows:,} {noun}: each step trains on all of them, and "
-            "an epoch is one step; lower batchSize"
+            f"spec.training.batchSize {batch:,} is more than the {rows:,} training examples: each step trains on all "
+            "of them, and an epoch is one step; lower batchSize"
         )
     if training.max_steps is not None and trained < rows:
         yield (
             f"spec.training.maxSteps {training.max_steps:,} with batchSize {batch:,} trains on {trained:,} of {rows:,} "
-            f"{noun}; the others are not used"
+            "training examples; the others are not used"
         )
     if training.max_steps is None and training.epochs * ceil(rows / batch) < 1:
         yield (
-            f"spec.training.epochs {training.epochs:g} of {rows:,} {noun} is less than one step of batchSize "
-            f"{batch:,}: one step is trained"
+            f"spec.training.epochs {training.epochs:g} of {rows:,} training examples is less than one step of "
+            f"batchSize {batch:,}: one step is trained"
         )
 
 

@@ -13,7 +13,7 @@ _EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.DONE: "The stage is done.",
     ExitCode.INVALID: "The request or the data is invalid; the message names the field, or the file and line.",
     ExitCode.DENIED: "The store or the hub refuses the credentials, or a licence was not accepted.",
-    ExitCode.OUT_OF_GPU_MEMORY: "The next attempt halves microBatchSize and doubles accumulation; batchSize is kept.",
+    ExitCode.OUT_OF_GPU_MEMORY: "The next attempt begins with smaller forward passes; batchSize is kept.",
     ExitCode.DIVERGED: "The loss is not finite: lower training.learningRate, or use another precision.",
     ExitCode.TRANSIENT: "A transient error of network, store or disk; a retry may succeed.",
     ExitCode.INTERRUPTED: "Stopped by SIGTERM with the checkpoint in the store; the next attempt resumes from it.",

@@ -8,7 +8,12 @@ from edgetune_contract.spec import LoraSpec, Parameters
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.quantization.coverage import build_skeleton, nf4_coverage
 from edgetune_jobs.store.sources import FolderSource, SourceKind
-from edgetune_jobs.training.memory_estimate import TrainingMemory, estimate_training, trainable_parameters
+from edgetune_jobs.training.memory_estimate import (
+    TrainingMemory,
+    activation_bytes,
+    estimate_training,
+    trainable_parameters,
+)
 from support.base_folder import make_base
 
 LINEAR = 2 * (64 + 32 + 32 + 64 + 3 * 128)
@@ -56,16 +61,34 @@ def test_adapter_gradients_and_optimizer_depend_on_the_trainable_parameters(base
 
 
 def test_activations_depend_on_the_tokens_of_a_micro_batch(base: BaseModel) -> None:
-    plain = estimate(base, gradientCheckpointing=False)
+    plain = estimate(base, gradientCheckpointing="Never")
     assert plain.activations == 2 * 4 * 100 * 8 * 34
-    assert estimate(base, gradientCheckpointing=True).activations == 4 * 100 * 8 * (2 * 2 + 34)
-    assert estimate(base, 200, gradientCheckpointing=False).activations == 2 * plain.activations
-    assert estimate(base, microBatchSize=8, gradientCheckpointing=False).activations == 2 * plain.activations
-    assert estimate(base, precision="FP32", gradientCheckpointing=False).activations == 2 * plain.activations
+    assert estimate(base, gradientCheckpointing="Always").activations == 4 * 100 * 8 * (2 * 2 + 34)
+    assert estimate(base, 200, gradientCheckpointing="Never").activations == 2 * plain.activations
+    assert estimate(base, microBatchSize=8, gradientCheckpointing="Never").activations == 2 * plain.activations
+    assert estimate(base, precision="FP32", gradientCheckpointing="Never").activations == 2 * plain.activations
+
+
+def test_auto_is_estimated_at_the_least_that_a_training_takes(base: BaseModel) -> None:
+    least = estimate(base, microBatchSize=1, gradientCheckpointing="Always", optimizer="adamw_torch_fused")
+
+    assert estimate(base, microBatchSize="Auto", gradientCheckpointing="Auto", optimizer="Auto") == least
+
+
+def test_only_the_layers_that_are_not_recomputed_keep_their_activations() -> None:
+    kept = [activation_bytes(8, 12, 100, 2, recompute) for recompute in (0, 4, 2, 1)]
+
+    one_layer, its_input = 100 * 8 * 34, 100 * 8 * 2
+    assert kept == [
+        12 * one_layer,
+        10 * one_layer + 3 * its_input,
+        7 * one_layer + 6 * its_input,
+        one_layer + 12 * its_input,
+    ]
 
 
 def test_packing_fills_sequences_to_the_maximum_length(base: BaseModel) -> None:
-    assert estimate(base, packing=True) == estimate(base, 512)
+    assert estimate(base, layout="Packed") == estimate(base, 512)
 
 
 def test_the_total_is_the_sum_and_logits_are_one_tile(base: BaseModel) -> None:

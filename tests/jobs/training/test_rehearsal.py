@@ -76,10 +76,10 @@ def test_experts_with_dropout_are_refused_by_the_field_of_the_dropout(tmp_path: 
 
 
 def test_a_model_without_gradient_checkpointing_is_refused_by_its_field(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"^spec\.training\.gradientCheckpointing: .*; set it to false$"):
-        rehearse(tmp_path, "gpt_neox_japanese", SIZES)
+    with pytest.raises(InvalidInput, match=r"^spec\.training\.gradientCheckpointing: .*; set it to Never$"):
+        rehearse(tmp_path, "gpt_neox_japanese", SIZES, training={"gradientCheckpointing": "Always"})
 
-    assert rehearse(tmp_path, "gpt_neox_japanese", SIZES, training={"gradientCheckpointing": False}) == ()
+    assert rehearse(tmp_path, "gpt_neox_japanese", SIZES, training={"gradientCheckpointing": "Auto"}) == ()
 
 
 def test_a_model_that_transformers_refuses_to_build_is_refused_in_its_words(tmp_path: Path) -> None:

@@ -63,10 +63,6 @@ def test_a_setting_without_effect_is_named_before_prepare_has_run(fields: dict[s
             ["spec.training.batchSize 32 is more than the 24 training examples: each step trains on all", "one step"],
         ),
         (
-            {"training__packing": True},
-            ["spec.training.batchSize 16 is more than the 2 packed sequences: each step trains on all of them"],
-        ),
-        (
             {"training__epochs": 100, "training__checkpoint": {"everySteps": 200}},
             ["spec.training.checkpoint.everySteps 200 is not less than the 200 steps"],
         ),

@@ -53,6 +53,7 @@ def test_every_node_has_one_type_or_is_known_to_have_none(fields: Mapping[str, M
 
     assert typeless == {
         "spec.lora.targetModules",
+        "spec.training.microBatchSize",
         "spec.evaluation.gates.maxEdgeBytes",
         "spec.evaluation.edge.cpu",
         "spec.evaluation.edge.memory",
@@ -136,8 +137,12 @@ def test_the_rules_of_the_models_are_in_the_schema(fields: Mapping[str, Mapping[
     assert rules.keys() == {"spec", "spec.baseModel", "spec.dataset", "spec.training"}
     assert rules["spec.training"] == [
         {
-            "rule": "self.batchSize % self.microBatchSize == 0",
-            "message": "batchSize must be a multiple of microBatchSize",
+            "rule": "type(self.microBatchSize) != int || self.microBatchSize <= self.batchSize",
+            "message": "microBatchSize must be at most batchSize",
+        },
+        {
+            "rule": "self.attention != 'Varlen' || self.layout != 'Padded'",
+            "message": "attention: Varlen requires layout: PaddingFree or Packed",
         },
         {
             "rule": "!has(self.evaluation) || !has(self.maxSteps) || self.evaluation.everySteps <= self.maxSteps",

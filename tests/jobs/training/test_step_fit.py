@@ -1,0 +1,123 @@
+"""How a training step is fitted into memory."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetune_contract.training import Layout, TrainingSpec
+from edgetune_jobs.training.memory_estimate import activation_bytes
+from edgetune_jobs.training.step_fit import StepFit
+
+GIB = 2**30
+HIDDEN, LAYERS = 4096, 32  # of a model with 8 billion parameters
+
+
+def memory_of_step(tokens: int, recompute: int) -> int:
+    return activation_bytes(HIDDEN, LAYERS, tokens, 2, recompute)
+
+
+def fit(
+    free: float, *, length: int = 2048, layout: str = "PaddingFree", reduced: int | None = None, **fields: Any
+) -> StepFit:
+    spec = TrainingSpec.model_validate({"layout": layout, **fields})
+    return StepFit(spec, Layout(layout), [length] * 100, LAYERS, memory_of_step, int(free * GIB), reduced)
+
+
+def chosen(found: StepFit) -> tuple[int, int]:
+    return found.choice.micro_batch_size, found.choice.recompute
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (75, (4, 0)),  # 8,192 tokens without recomputing anything
+        (35, (2, 0)),  # half of the tokens cost less than recomputing
+        (14, (1, 0)),
+        (9, (1, 4)),  # recomputing some layers costs less than recomputing all of them
+        (5, (4, 1)),  # if all are recomputed, more tokens cost less
+        (0.1, (1, 1)),  # does not fit, and is tried
+    ],
+)
+def test_auto_takes_the_fastest_step_that_fits(free: float, expected: tuple[int, int]) -> None:
+    assert chosen(fit(free)) == expected
+
+
+def test_a_forward_pass_of_more_than_8192_tokens_gains_nothing() -> None:
+    assert chosen(fit(1000, length=200)) == (16, 0)
+    assert chosen(fit(1000, length=200, batchSize=256)) == (64, 0)
+
+
+def test_a_number_is_kept_even_if_it_seems_not_to_fit() -> None:
+    assert chosen(fit(1, microBatchSize=8)) == (8, 1)
+    assert chosen(fit(1, microBatchSize=8, gradientCheckpointing="Never")) == (8, 0)
+
+
+@pytest.mark.parametrize(("mode", "recompute"), [("Always", 1), ("Never", 0)])
+def test_the_spec_can_fix_what_is_recomputed(mode: str, recompute: int) -> None:
+    assert chosen(fit(1000, gradientCheckpointing=mode))[1] == recompute
+    assert chosen(fit(1, gradientCheckpointing=mode))[1] == recompute
+
+
+def test_packed_sequences_are_as_long_as_the_spec_allows() -> None:
+    assert chosen(fit(75, layout="Packed", length=100, maxLength=2048)) == (4, 0)
+
+
+def test_a_model_without_gradient_checkpointing_is_fitted_by_its_micro_batch_alone() -> None:
+    spec = TrainingSpec()
+    found = StepFit(spec, Layout.PADDING_FREE, [2048], LAYERS, memory_of_step, 9 * GIB, can_recompute=False)
+
+    assert chosen(found) == (1, 0)
+
+
+def test_each_smaller_choice_takes_at_most_three_quarters_of_the_memory_down_to_the_least() -> None:
+    found = fit(75)
+    taken = [found.choice.bytes]
+    while found.shrink():
+        taken.append(found.choice.bytes)
+
+    assert all(after <= 0.75 * before for before, after in pairwise(taken))
+    assert chosen(found) == (1, 1)
+    assert found.smaller is None
+    assert "because the GPU ran out of memory with more" in found.facts()["microBatchSize"]
+
+
+def test_a_fixed_number_is_halved_without_memory() -> None:
+    found = fit(75, microBatchSize=12, batchSize=12, gradientCheckpointing="Never")
+
+    sizes = [found.choice.micro_batch_size]
+    while found.shrink():
+        sizes.append(found.choice.micro_batch_size)
+    assert sizes == [12, 6, 3, 1]
+
+
+@pytest.mark.parametrize(("reduced", "expected"), [(None, 8), (4, 4), (32, 8)], ids=["none", "smaller", "larger"])
+def test_an_attempt_begins_with_what_an_earlier_one_left(reduced: int | None, expected: int) -> None:
+    found = fit(75, microBatchSize=8, reduced=reduced)
+
+    assert found.choice.micro_batch_size == expected
+    assert ("ran out of memory" in found.facts()["microBatchSize"]) is (expected < 8)
+
+
+def test_a_resumed_training_goes_on_with_the_choice_of_its_checkpoint(tmp_path: Path) -> None:
+    first, second, fixed = fit(9), fit(75), fit(75, microBatchSize=8)
+    first.save_to(tmp_path)
+
+    for each in (second, fixed):
+        each.restore_from(tmp_path)
+
+    assert chosen(second) == chosen(first)
+    assert chosen(fixed)[0] == 8, "a choice that the spec does not allow any more is not taken"
+
+
+def test_facts_say_what_was_chosen_and_why() -> None:
+    assert fit(75).facts() == {
+        "microBatchSize": "4 x 4 accumulated, chosen for 75.0 GiB of free memory",
+        "gradientCheckpointing": "no layer is recomputed",
+    }
+    assert fit(9).facts()["gradientCheckpointing"] == "1 of 4 layers is recomputed"
+    assert fit(9, microBatchSize=4).facts() == {
+        "microBatchSize": "4 x 4 accumulated",
+        "gradientCheckpointing": "all layers are recomputed",
+    }
