@@ -11,6 +11,7 @@
 A message says what happened, where, and what to do.
 """
 
+import re
 import traceback
 from typing import ClassVar
 
@@ -25,8 +26,12 @@ HOW_TO_RETRY = "ask for a retry (annotation edgetune.dev/retry-requested, or run
 # For messages about weights that are too large after training.
 HOW_TO_TRAIN_SMALLER_WEIGHTS = "train with a lower spec.training.learningRate or spec.lora.alpha"
 
-# These are not torch.OutOfMemoryError: CUDA raises the first, its libraries the others when they allocate memory.
-_OUT_OF_GPU_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# These are not torch.OutOfMemoryError. CUDA, its driver, Triton and NCCL each have words of their own; CUDA's libraries
+# have statuses for when they allocate memory.
+_OUT_OF_GPU_MEMORY = re.compile(
+    r"\b(CUDA|HIP|NCCL|Triton)\b.*out of memory|\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class StageError(Exception):
@@ -84,7 +89,7 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
         kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] == "torch"
         for kind in type(error).mro()
     )
-    is_cudas = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_GPU_MEMORY)
+    is_cudas = isinstance(error, RuntimeError) and _OUT_OF_GPU_MEMORY.search(str(error)) is not None
     return is_torchs_own or is_cudas
 
 

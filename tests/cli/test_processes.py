@@ -48,10 +48,13 @@ def test_exit_0_completes_the_job_and_the_termination_message_arrives(tmp_path: 
     assert [(pod.exit_code, pod.message) for pod in job.pods] == [(0, "all done")]
 
 
-def test_a_process_of_this_machine_gets_no_image_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDGETUNE_IMAGE", raising=False)
+@pytest.mark.parametrize("name", ["EDGETUNE_IMAGE", "EDGETUNE_GPUS"])
+def test_a_process_of_this_machine_gets_no_image_name_and_no_number_of_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name, raising=False)
     log = "open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w')"
-    job = run(process_job(f"import os; {log}.write(os.environ.get('EDGETUNE_IMAGE', 'none'))", tmp_path))
+    job = run(process_job(f"import os; {log}.write(os.environ.get('{name}', 'none'))", tmp_path))
 
     assert job.pods[0].message == "none"
 

@@ -25,8 +25,8 @@ JOBS = "localhost/edgetune-jobs:test"
 BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
 # Change the tag of _BASE when its content changes.
 _DEBIAN_RELEASE = "bookworm"
-_DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-venv")
-_BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-1"
+_DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-dev", "python3-venv")
+_BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-2"
 DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 

@@ -13,7 +13,7 @@ from cluster.controlplane import AUDIT_POLICY
 from cluster.folders import REPOSITORY, RunFolder
 from cluster.images import DOCKERFILES
 from cluster.lifecycle import Report, write_programs
-from cluster.node import GPU_OFFER
+from cluster.node import ACCELERATOR_OFFER
 from cluster.object_store import Gateway
 from cluster.processes import stop_all
 from cluster.requirements import NotPossibleHere
@@ -108,7 +108,7 @@ class KindCluster:
         self.object_store.start()
         self._load_images()
         kubectl = (str(binaries.binary("kubectl")), f"--kubeconfig={self.run.kubeconfig}")
-        _run(*kubectl, "patch", "node", self._node, "--subresource=status", "--patch", GPU_OFFER)
+        _run(*kubectl, "patch", "node", self._node, "--subresource=status", "--patch", ACCELERATOR_OFFER)
         write_programs(self.run, self.prefix)
 
     def _load_images(self) -> None:

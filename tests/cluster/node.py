@@ -20,7 +20,9 @@ from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon, wait_for
 
 # Patch of a node's status that advertises GPUs, which the node does not have.
-GPU_OFFER = json.dumps({"status": {kind: {"nvidia.com/gpu": "2"} for kind in ("capacity", "allocatable")}})
+# Stands in for GPUs: a stage that requests GPUs must see them.
+ACCELERATOR = "example.com/accelerator"
+ACCELERATOR_OFFER = json.dumps({"status": {kind: {ACCELERATOR: "2"} for kind in ("capacity", "allocatable")}})
 _CONTAINERD_LIMIT_SECONDS = 30
 _READY_LIMIT_SECONDS = 120
 _TASKS_LIMIT_SECONDS = 30
@@ -72,7 +74,7 @@ class Node:
             ]
         )
         kubelet.wait_until(self.is_ready, _READY_LIMIT_SECONDS)
-        self.offer_gpus()
+        self.offer_accelerators()
 
     def start_kube_proxy(self) -> None:
         """Start kube-proxy, so that service addresses work."""
@@ -103,11 +105,12 @@ class Node:
         conditions = {condition["type"]: condition["status"] for condition in node["status"].get("conditions", [])}
         return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
-    def offer_gpus(self) -> None:
-        """Advertise GPUs that the node does not have. A restarted kubelet removes them."""
-        patched = self.plane.kubectl("patch", "node", self.plane.node_name, "--subresource=status", "-p", GPU_OFFER)
+    def offer_accelerators(self) -> None:
+        """Advertise accelerators that the node does not have. A restarted kubelet removes them."""
+        node = self.plane.node_name
+        patched = self.plane.kubectl("patch", "node", node, "--subresource=status", "-p", ACCELERATOR_OFFER)
         if patched is None:
-            raise RuntimeError("cannot patch the node's status to advertise GPUs")
+            raise RuntimeError("cannot patch the node's status to advertise accelerators")
 
     def stop(self) -> None:
         """Delete all Pods, so that they leave nothing behind, then stop the kubelet and kube-proxy."""

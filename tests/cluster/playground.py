@@ -19,6 +19,7 @@ import yaml
 from cluster import binaries, images, object_store
 from cluster.choice import AnyCluster, cluster_of
 from cluster.folders import REPOSITORY, RunFolder
+from cluster.node import ACCELERATOR
 
 CHART = REPOSITORY / "charts" / "edgetune"
 RELEASE = "edgetune"
@@ -35,10 +36,11 @@ _HELM_LIMIT = "120s"
 def profile(endpoint: str) -> dict[str, Any]:
     """A profile for this cluster: the S3 server at a URL, and resources that fit its node.
 
-    Training requests a GPU, which the node advertises but does not have: it runs on the CPU.
+    Training requests an accelerator in place of a GPU, which the node advertises but does not have: it runs on the
+    CPU.
     """
     small: dict[str, Any] = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "6Gi"}}
-    training = {kind: {**amounts, "nvidia.com/gpu": 1} for kind, amounts in small.items()}
+    training = {kind: {**amounts, ACCELERATOR: 1} for kind, amounts in small.items()}
     stages = ("prepare", "merge", "quantize", "evaluate", "publish")
     return {
         "store": {

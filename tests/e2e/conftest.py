@@ -26,6 +26,7 @@ from support.versitygw import S3Server
 # The tests share one cluster: tests that remove parts of it run after those that need them, and tests that read the
 # audit log run last.
 _ORDER = (
+    "test_images",
     "test_disruptions",
     "test_missing_secret",
     "test_finished_object",

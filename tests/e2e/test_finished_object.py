@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cluster import playground
+from cluster.node import ACCELERATOR
 from edgetune_contract import digest
 from edgetune_contract.request import FileEntry, Manifest
 from edgetune_contract.stages import Stage
@@ -20,7 +21,6 @@ from support.versitygw import S3Server
 from .conftest import Durations, InstalledOperator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("unsteady_run")]
-GPU = "nvidia.com/gpu"
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,12 @@ def test_every_pod_runs_under_pod_security_restricted(kube: Kube, finished: Live
         assert "violates PodSecurity" in _root_pod_refused(kube, name), "the API server enforces the label"
 
 
-def test_only_training_requests_the_gpus_of_the_node(kube: Kube, finished: LiveObject) -> None:
-    assert [node["status"]["allocatable"].get(GPU) for node in kube.list("v1", "Node")] == ["2"]
+def test_only_training_requests_the_accelerators_of_the_node(kube: Kube, finished: LiveObject) -> None:
+    assert [node["status"]["allocatable"].get(ACCELERATOR) for node in kube.list("v1", "Node")] == ["2"]
 
     requested = {
-        stage: finished.pods(stage)[0]["spec"]["containers"][0]["resources"]["limits"].get(GPU) for stage in Stage
+        stage: finished.pods(stage)[0]["spec"]["containers"][0]["resources"]["limits"].get(ACCELERATOR)
+        for stage in Stage
     }
     assert requested == {**dict.fromkeys(Stage), Stage.TRAIN: "1"}
 

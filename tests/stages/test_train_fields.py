@@ -178,7 +178,8 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
     forward = LlamaModel.forward
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        flags.append(self.layers[0].gradient_checkpointing)
+        if self.training:
+            flags.append(self.layers[0].gradient_checkpointing)
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", watched)

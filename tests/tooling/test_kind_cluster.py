@@ -76,7 +76,7 @@ def test_up_builds_creates_loads_and_offers_gpus(cluster: KindCluster, calls: Pa
     assert patch.startswith(
         f"kubectl --kubeconfig={folder}/kubeconfig patch node {name}-control-plane --subresource=status"
     )
-    assert '"nvidia.com/gpu": "2"' in patch
+    assert '"example.com/accelerator": "2"' in patch
     assert cluster.is_up()
     assert cluster.image_digest(OPERATOR) == "sha256:0123"
     assert cluster.object_store.endpoint == "http://127.0.0.1:7070"

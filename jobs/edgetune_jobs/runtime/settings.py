@@ -31,16 +31,22 @@ class Settings:
     image: str
     """EDGETUNE_IMAGE: reference of the container image, as in the Pod; empty outside a container."""
 
+    gpus: int = 0
+    """EDGETUNE_GPUS: number of GPUs that the container was given, all of which it must see; 0: it uses what it sees."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Settings with their defaults.
 
         Raises:
-            InvalidInput: EDGETUNE_METRICS_PORT is not a port.
+            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS not a number.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
         if not port.isdecimal() or int(port) > 65535:
             raise InvalidInput(f"EDGETUNE_METRICS_PORT: {port!r} is not a port; use 1 to 65535, or 0 for none")
+        gpus = environment.get("EDGETUNE_GPUS", "0")
+        if not gpus.isdecimal():
+            raise InvalidInput(f"EDGETUNE_GPUS: {gpus!r} is not a number of GPUs")
         credentials = environment.get("EDGETUNE_CREDENTIALS_DIR")
         return cls(
             request=environment.get("EDGETUNE_REQUEST", ""),
@@ -49,6 +55,7 @@ class Settings:
             credentials_folder=Path(credentials) if credentials else None,
             metrics_port=int(port),
             image=environment.get("EDGETUNE_IMAGE", ""),
+            gpus=int(gpus),
         )
 
 

@@ -19,6 +19,7 @@ from edgetune_contract.request import FileEntry, Manifest, Request, Resolved, Re
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientError
+from edgetune_jobs.models.gpus import require_gpus
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.artifact_uses import Use, Uses
 from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
@@ -76,6 +77,7 @@ class StageRun:
         self._load_code = load_code
         self._folder = folder
         self._image = settings.image
+        self._gpus = settings.gpus
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
         self._progress = LineProgress(request.stage, stream, self._metrics)
@@ -155,6 +157,8 @@ class StageRun:
             uses.mark(Use(stage, self._digests[stage]))
 
     def _execute(self, sources: Mapping[str, Source]) -> Result:
+        if self._gpus:  # before gigabytes of inputs are fetched
+            require_gpus(self._gpus)
         probe(self._store)
         upload = StageUpload(self._store, self._request.stage, self._digests[self._request.stage])
         try:

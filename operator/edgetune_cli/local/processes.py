@@ -164,8 +164,8 @@ class ProcessJob:
         for variable in container["env"]:
             name, value = variable["name"], variable["value"]
             # HOME stays the user's own, which has the credentials that a Secret has in a cluster.
-            # No image runs here, so none may be recorded in the manifest.
-            if name in ("HOME", "EDGETUNE_IMAGE") or value in secrets:
+            # No image runs here, so none may be recorded in the manifest; and this machine gives what GPUs it has.
+            if name in ("HOME", "EDGETUNE_IMAGE", "EDGETUNE_GPUS") or value in secrets:
                 continue
             environment[name] = str(work) if value == mounts["work"] else value
         return environment | {

@@ -46,6 +46,8 @@ _MISSING_REASONS = {"secret": Reason.SECRET_NOT_FOUND, "configmap": Reason.CONFI
 # The Job controller's message has a different Pod name at each retry.
 _POD_NAME = re.compile(r'^(\(combined from similar events\): )?(Error creating: )?(pods "[^"]*" is forbidden: )?')
 _UNHEALTHY = "Unhealthy"
+# The last lines of a log: native code, such as that of bitsandbytes, ends the process after an error of CUDA.
+_OUT_OF_GPU_MEMORY = re.compile(r"(?m)^(Error |.*\bCUDA\b.*)out of memory")
 _KILLED = 137
 _LONGEST_DETAIL = 300
 
@@ -347,4 +349,8 @@ def why_ended(pod: PodObservation) -> Diagnosis:
             Reason.KILLED,
             f"killed without notice: the node ran out of memory or the grace period expired{details}",
         )
+    if _OUT_OF_GPU_MEMORY.search(pod.message):
+        advice = "use a profile with a larger GPU or, for a training, lower spec.training.microBatchSize or maxLength"
+        reason = reason_for(ExitCode.OUT_OF_GPU_MEMORY)
+        return reason, f"a library ended the stage when the GPU ran out of memory; {advice}{details}"
     return reason_for(pod.exit_code), f"exit code {pod.exit_code}{details}"

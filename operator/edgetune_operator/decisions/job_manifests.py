@@ -177,7 +177,7 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
         "imagePullPolicy": profile.image.pull_policy,
         # Exec form: Python is the container's first process and receives SIGTERM.
         "command": ["python", "-m", "edgetune_jobs", *arguments],
-        "env": _environment(profile, request),
+        "env": _environment(profile, request, resources.gpus),
         "resources": resources.model_dump(exclude_defaults=True),
         "securityContext": dict(RESTRICTED_CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -185,7 +185,7 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
     }
 
 
-def _environment(profile: Profile, request: str) -> list[dict[str, str]]:
+def _environment(profile: Profile, request: str, gpus: int) -> list[dict[str, str]]:
     values = {
         # The kubelet expands $(NAME) and $$ in values, and a template can contain them.
         "EDGETUNE_REQUEST": request.replace("$", "\\u0024"),
@@ -198,6 +198,8 @@ def _environment(profile: Profile, request: str) -> list[dict[str, str]]:
         # Spinning OpenMP threads lose five times their work on shared or throttled cores.
         "OMP_WAIT_POLICY": "PASSIVE",
     }
+    if gpus:
+        values["EDGETUNE_GPUS"] = str(gpus)
     if profile.store.credentials_secret:
         values["EDGETUNE_CREDENTIALS_DIR"] = CREDENTIALS_DIR
     if profile.ca_bundle_config_map:

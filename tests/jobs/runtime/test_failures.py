@@ -48,8 +48,11 @@ class AcceleratorError(RuntimeError):
         AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
     ],
-    ids=["cuda", "cublas", "cudnn"],
+    ids=["cuda", "cublas", "cudnn", "triton", "driver", "nccl"],
 )
 def test_failed_allocations_of_cuda_and_its_libraries_are_out_of_gpu_memory_too(error: RuntimeError) -> None:
     assert failure_of(error).reason == "OutOfGpuMemory"
@@ -61,8 +64,9 @@ def test_failed_allocations_of_cuda_and_its_libraries_are_out_of_gpu_memory_too(
         AcceleratorError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         ValueError("CUDA error: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
     ],
-    ids=["another GPU error", "shapes", "not raised by torch"],
+    ids=["another GPU error", "shapes", "not raised by torch", "host memory"],
 )
 def test_other_errors_are_not_out_of_gpu_memory(error: Exception) -> None:
     assert failure_of(error).reason == "InternalError"

@@ -350,6 +350,13 @@ BY_ITSELF: dict[str, tuple[Ending, str, str]] = {
         'exec: "python": executable file not found in $PATH',
     ),
     "a bug": (lambda pod: pod.ended(1, "KeyError: 'x'"), "InternalError", "exit code 1: KeyError: 'x'"),
+    "ended by a library that is out of GPU memory": (
+        lambda pod: pod.ended(1, "loading the base model\nError out of memory at line 83 in file /src/csrc/compat.cuh"),
+        "OutOfGpuMemory",
+        "a library ended the stage when the GPU ran out of memory; use a profile with a larger GPU or, for a training, "
+        "lower spec.training.microBatchSize or maxLength: loading the base model\nError out of memory at line 83 in "
+        "file /src/csrc/compat.cuh",
+    ),
     "out of GPU memory": (
         lambda pod: pod.failed(Stage.TRAIN, "d" * 64, ExitCode.OUT_OF_GPU_MEMORY, "the micro-batch does not fit"),
         "OutOfGpuMemory",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Profile
+from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Profile, Resources
 from edgetune_operator.decisions.job_manifests import pod_failure_rules, render_job
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
@@ -104,6 +104,15 @@ def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
     assert pod_of(manifest)["automountServiceAccountToken"] is False
     assert container_of(manifest)["securityContext"]["readOnlyRootFilesystem"] is True
     assert [mount["name"] for mount in container_of(manifest)["volumeMounts"] if not mount.get("readOnly")] == ["work"]
+
+
+def test_a_container_is_told_how_many_gpus_it_must_see() -> None:
+    two = Resources(requests={GPU: 2}, limits={GPU: 2})
+    profile = DEFAULT.model_copy(update={"resources": {Stage.EVALUATE: two}})
+
+    told = {stage: environment_of(job(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
+
+    assert told == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
