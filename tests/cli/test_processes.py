@@ -54,9 +54,10 @@ def test_a_process_of_this_machine_gets_no_image_name_and_no_number_of_gpus(
 ) -> None:
     monkeypatch.delenv(name, raising=False)
     log = "open(os.environ['EDGETUNE_TERMINATION_LOG'], 'w')"
-    job = run(process_job(f"import os; {log}.write(os.environ.get('{name}', 'none'))", tmp_path))
+    job = process_job(f"import os; {log}.write(os.environ.get('{name}', 'none'))", tmp_path)
+    job.manifest["spec"]["template"]["spec"]["containers"][0]["env"].append({"name": name, "value": "1"})
 
-    assert job.pods[0].message == "none"
+    assert run(job).pods[0].message == "none"
 
 
 def test_only_the_last_4096_bytes_of_a_termination_message_arrive(tmp_path: Path) -> None:

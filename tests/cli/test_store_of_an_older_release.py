@@ -68,6 +68,11 @@ class OlderStore:
         lines = self.edgetune("plan", *options).splitlines()
         return [line for line in lines if line.split()[0] in set(Stage)]
 
+    def spec(self) -> dict[str, Any]:
+        """The object's spec, in today's words."""
+        spec: dict[str, Any] = yaml.safe_load((self.folder / "object.yaml").read_text(encoding="utf-8"))["spec"]
+        return spec
+
     def edit(self, **sections: Any) -> None:
         path = self.folder / "object.yaml"
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,8 +136,7 @@ def test_prepare_makes_the_same_bytes_again(older: OlderStore) -> None:
     manifest = older.manifests()[Stage.PREPARE]
     if manifest.versions["pyarrow"] != metadata.version("pyarrow"):
         pytest.skip("pyarrow writes its version into its files, and the installed one is not the older release's")
-    written = manifest.parameters
-    spec = {name: written[name] for name in ("lora", "training", "quantization", "evaluation")}
+    spec = {name: older.spec()[name] for name in ("lora", "training", "quantization", "evaluation")}
 
     _, folder = Workplace(older.folder).run(dataset={"evalSplitPercent": 20}, **spec)
 
@@ -145,7 +149,8 @@ def test_quantize_makes_the_same_bytes_again(older: OlderStore, tmp_path: Path) 
     manifests = older.manifests()
     manifest = manifests[Stage.QUANTIZE]
     uri = next(each.uri for each in manifests[Stage.MERGE].result.artifacts if each.name == MERGED)
-    parameters = Parameters.model_validate(manifest.parameters)
+    sections = {name: older.spec()[name] for name in ("lora", "training", "quantization", "evaluation")}
+    parameters = Parameters.model_validate({**manifest.parameters, **sections})
     context = stage_context(Stage.QUANTIZE, parameters, tmp_path / "quantize", {MERGED: path_of_uri(uri)})
     # GGUF files contain the model's name.
     context = replace(context, request=context.request.model_copy(update={"name": "pumps"}))

@@ -165,6 +165,9 @@ class StageStatus(Model):
     metrics: dict[Name, float] = {}
     """The stage's figures, such as steps, loss, tokensPerSecond, trainableParameters."""
 
+    facts: dict[Name, Text] = {}
+    """What the stage chose and why, such as device, precision, layout, microBatchSize."""
+
     warnings: tuple[Text, ...] = ()
     """Warnings of the stage."""
 

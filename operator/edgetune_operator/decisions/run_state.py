@@ -332,6 +332,7 @@ class RunState:
             reason=Reason.CACHED if result.cached else Reason.SUCCEEDED,
             message=interruptions(self.rows[stage]),
             metrics=result.metrics,
+            facts=result.facts,
             warnings=result.warnings,
             **ended,
         )

@@ -83,6 +83,16 @@ def test_metrics_and_warnings_of_a_stage_are_in_its_row(scenario: Scenario) -> N
     assert scenario.status.warnings[-len(row.warnings) :] == row.warnings != ()
 
 
+def test_what_a_training_chose_is_in_its_row(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    facts = {"layout": "PaddingFree", "microBatchSize": "4 x 4 accumulated, chosen for 75.0 GiB of free memory"}
+
+    scenario.finish(scenario.simulated_result(scenario.request).model_copy(update={"facts": facts}))
+    scenario.reconcile()
+
+    assert scenario.row(Stage.TRAIN).facts == facts
+
+
 def test_progress_is_shown_for_the_running_stage_only(scenario: Scenario) -> None:
     scenario.advance_to(Stage.TRAIN)
     scenario.cluster.progress = ProgressStatus(stage=Stage.TRAIN, step=120, total_steps=200, loss=0.41)
