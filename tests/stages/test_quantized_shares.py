@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
@@ -16,6 +18,15 @@ from support.data_rows import instruction_rows, jsonl, write_file
 from support.edge_models import make_kind
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
+
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
 
 
 def preparing(folder: Path, base: Path, **sections: object) -> StageContext:
@@ -57,5 +68,20 @@ def test_experts_that_stay_in_16_bits_are_said_with_the_share_of_the_rest(tmp_pa
     assert output.facts["quantizedShares"] == "BitsAndBytesInt8 9.2%"
     assert output.warnings[-1] == (
         "BitsAndBytesInt8 has only 9% of the weights in 8 bits: MixtralExperts stay in 16 or 32 bits, because "
-        "from_pretrained reads only nn.Linear in INT8"
+        "the libraries do not read or run them in INT8"
     )
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "minicpm3"])
+def test_int8_leaves_out_the_layer_that_bitsandbytes_does_not_run(tmp_path: Path, model_type: str) -> None:
+    base = make_kind(tmp_path / "base", model_type, **LATENT)
+    context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path / "quantize", {"merged": base})
+
+    output = quantize.run(context)
+
+    model = AutoModelForCausalLM.from_pretrained(context.output / output.artifacts[0])
+    assert model(input_ids=torch.arange(3, 12).unsqueeze(0)).logits.isfinite().all()
+    attention = model.model.layers[0].self_attn
+    assert type(attention.kv_b_proj) is torch.nn.Linear
+    assert attention.o_proj.weight.dtype is torch.int8
+    assert type(model.lm_head) is torch.nn.Linear

@@ -60,6 +60,7 @@ Of {types} types of causal language models, these work: {counts}.
 - **partly (share)**: weights in the blocks stay in 16 bits, of which the run warns, or less than {share:.0%} is
   quantized.
 - **refused**: the stage ends with exit code 10 and this message, in `prepare` if it can be known there.
+- **not reached**: an earlier column of the row says why.
 - **fails**: an error of a library that is not a refusal yet, which is a bug of Edgetune.
 """
 
@@ -96,8 +97,7 @@ def try_type(model_type: str) -> Row:
         row.setdefault(COLUMNS[0], cell_of(error, "not built small"))
     finally:
         shutil.rmtree(folder)
-    known = row.get(COLUMNS[0], "")
-    return {column: row.get(column, f"not reached: {known}"[:_LONGEST_CELL].strip()) for column in COLUMNS}
+    return {column: row.get(column, "not reached") for column in COLUMNS}
 
 
 def _fill(row: Row, folder: Path, base: Path) -> None:

@@ -151,7 +151,8 @@ def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:
         InvalidInput: a target module is not a linear layer of the base model.
     """
     layers = {layer.name: layer for layer in base.linear_layers}
-    targets = requested_modules(lora, layers, layers)
+    has_experts = any("experts" in name.split(".") for name in base.tensors)
+    targets = requested_modules(lora, layers, layers, base.config["model_type"] if has_experts else None)
     matches = {target: matching(target, layers) for target in targets}
     unknown = [target for target, names in matches.items() if not names]
     if unknown or not targets:

@@ -12,7 +12,7 @@ from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
-from edgetune_jobs.models.quantization.coverage import int8_coverage, int8_linears
+from edgetune_jobs.models.quantization.coverage import int8_coverage, int8_linears, int8_skipped
 from edgetune_jobs.models.saving import folder_bytes, save_model
 from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import read_tensors, used_files
@@ -122,7 +122,7 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
         if left:
             warnings += (
                 f"{EdgeFormat.BITSANDBYTES_INT8} has only {share:.0%} of the weights in 8 bits: {some(left)} stay in "
-                "16 or 32 bits, because from_pretrained reads only nn.Linear in INT8",
+                "16 or 32 bits, because the libraries do not read or run them in INT8",
             )
     return _Written(sizes, layers, shares, (streamed_model.library_warning(reason), *warnings))
 
@@ -188,7 +188,9 @@ def _quantize(model: "PreTrainedModel", outlier_threshold: float, device: "torch
     options: dict[str, Any] = {
         "config": model.config,
         "state_dict": model.state_dict(),
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=outlier_threshold),
+        "quantization_config": BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=outlier_threshold, llm_int8_skip_modules=int8_skipped(model)
+        ),
         "dtype": model.dtype,
         "device_map": {"": device},
     }

@@ -17,7 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedConfig,
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
@@ -79,6 +86,7 @@ class AdapterTrainer(SFTTrainer):
         on_shrink: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
+        _name_number_of_experts(options["model"].config)
         super().__init__(*args, **options)
         self._collate = self.data_collator
         self.data_collator = StepBatch
@@ -175,6 +183,16 @@ class AdapterTrainer(SFTTrainer):
         if self._checkpoints is not None:
             self._checkpoints.save(self.state.global_step, folder)
         shutil.rmtree(folder)
+
+
+def _name_number_of_experts(config: PreTrainedConfig) -> None:
+    """trl's load-balancing loss reads config.num_experts, which some types, such as granitemoe, name otherwise."""
+    if hasattr(config, "num_experts"):
+        return
+    names = ("num_local_experts", "n_routed_experts")
+    number = next((getattr(config, name) for name in names if hasattr(config, name)), None)
+    if number is not None:
+        config.num_experts = number
 
 
 class StepWatch(TrainerCallback):

@@ -9,8 +9,8 @@ from edgetune_contract.spec import LoraSpec
 from edgetune_contract.training import AUTO, Layout, Optimizer, Precision, TrainingSpec
 from edgetune_jobs.data.prepared_data import TRAIN
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name
-from edgetune_jobs.models.quantization.coverage import parameter_numbers
+from edgetune_jobs.models.adapters.target_modules import matching, read_as_experts, requested_modules, short_name
+from edgetune_jobs.models.quantization.coverage import is_linear_layer, parameter_numbers
 from edgetune_jobs.training.step_batch import IGNORED_LABEL
 from edgetune_jobs.wording import some
 
@@ -62,21 +62,31 @@ def find_targets(model: "PreTrainedModel", lora: LoraSpec) -> Targets:
         InvalidInput: a target matches no module, the output head, or a module that is not a linear layer; or the model
             has no linear layers.
     """
-    from torch import nn
-
     modules = dict(model.named_modules())
     head = model.get_output_embeddings()
-    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and module is not head}
+    linears = {name: module for name, module in modules.items() if is_linear_layer(module) and module is not head}
     if not linears:
         raise InvalidInput(
             f"spec.baseModel: {type(model).__name__} has no linear layers except its output head, so it cannot have an "
             "adapter; use another base model"
         )
-    requested = requested_modules(lora, linears, modules)
+    requested = requested_modules(lora, linears, modules, mixture_type(model))
     matches = {target: matching(target, modules) for target in requested}
     _check_matches(matches, linears, head_name=next((name for name, module in modules.items() if module is head), ""))
     layers = tuple(name for name in linears if any(name in names for names in matches.values()))
     return Targets(requested, layers, sum(linears[name].in_features + linears[name].out_features for name in layers))
+
+
+def mixture_type(model: "PreTrainedModel") -> str | None:
+    """The model_type of a model with experts; None for others."""
+    is_mixture = any("experts" in name.split(".") for name, _ in model.named_modules())
+    return str(model.config.model_type) if is_mixture else None
+
+
+def layers_left_out(model: "PreTrainedModel", targets: Targets) -> tuple[str, ...]:
+    """Short names of the linear layers that AllLinear leaves out, because peft takes them for experts."""
+    names = [name for name, module in model.named_modules() if is_linear_layer(module) and name not in targets.layers]
+    return tuple(sorted(read_as_experts(names, mixture_type(model))))
 
 
 def count_parameters(model: "torch.nn.Module") -> ParameterCount:

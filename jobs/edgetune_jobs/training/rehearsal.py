@@ -26,15 +26,11 @@ if TYPE_CHECKING:
 _TARGETS_FIELD = "spec.lora.targetModules"
 # The field that a message of peft, trl or transformers is about, by a word of the message.
 _FIELDS = (
-    ("lora_dropout", "spec.lora.dropout"),
     ("target", _TARGETS_FIELD),
     ("checkpointing", "spec.training.gradientCheckpointing"),
     ("padding", "spec.training.layout"),
 )
-_ADVICE = {
-    "spec.lora.dropout": "set it to 0, or leave the experts out of spec.lora.targetModules",
-    "spec.training.gradientCheckpointing": "set it to Never",
-}
+_ADVICE = {"spec.training.gradientCheckpointing": "set it to Never"}
 _PEFT_PREFIX = re.compile(r"^\[PEFT:[^\]]*\]\s*")
 _LONGEST_REASON = 300
 _MOST_NAMES = 24
@@ -52,14 +48,14 @@ def rehearse_training(
         scratch: folder for the trainer's files.
 
     Returns:
-        A warning if the libraries could not be asked.
+        Warnings: the libraries could not be asked, or AllLinear leaves out linear layers.
 
     Raises:
         InvalidInput: a library refuses; the message names the field of the spec and has the library's reason.
     """
     prepare_libraries()
     try:
-        _rehearse(base, tokenizer, parameters, scratch)
+        return _rehearse(base, tokenizer, parameters, scratch)
     except InvalidInput:
         raise
     except Exception as error:  # noqa: BLE001 - the meta device can fail in any way where a real one does not
@@ -67,13 +63,15 @@ def rehearse_training(
             f"{BASE_FIELD}: whether training accepts this model could not be checked before it starts: "
             f"{_reason(error)}",
         )
-    return ()
 
 
-def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, scratch: Path) -> None:
+def _rehearse(
+    base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, scratch: Path
+) -> tuple[str, ...]:
     with _refusing(BASE_FIELD):
         model = _build(base)
     targets = recipe.find_targets(model, parameters.lora)
+    left_out = recipe.layers_left_out(model, targets) if parameters.lora.target_modules == "AllLinear" else ()
     try:
         trainer = _make_trainer(model, tokenizer, parameters, targets, scratch)
         if parameters.training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
@@ -87,6 +85,12 @@ def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters:
             f"{f'; {advice}' if advice else ''}"
         ) from error
     recipe.check_trainable(trainer.model, targets, parameters.lora)
+    if not left_out:
+        return ()
+    return (
+        f"{_TARGETS_FIELD}: AllLinear leaves out the linear layers {some(left_out, _MOST_NAMES)}, because peft takes "
+        f"their names for those of the experts of {type(model).__name__}",
+    )
 
 
 def _build(base: BaseModel) -> "PreTrainedModel":

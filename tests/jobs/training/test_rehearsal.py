@@ -28,6 +28,15 @@ SIZES = {
 }
 FALCON_H1 = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
 DEEPSEEK = {"n_routed_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "num_key_value_heads": 4}
+MIXTURES = {
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": {**DEEPSEEK, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dots1": {**DEEPSEEK, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32},
+    "glm4_moe": {**DEEPSEEK, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+}
+"""Types with shared experts, whose layers have the names of experts of older versions of transformers."""
+
 ACCEPTED = ("bloom", "falcon", "gpt_neox", "gptj", "lfm2", "mixtral", "nemotron", "olmo2", "opt", "recurrent_gemma")
 """Other types than those that can be streamed, some of whose layers have peculiar names or classes."""
 
@@ -70,9 +79,28 @@ def test_target_modules_that_peft_refuses_are_named_with_those_that_it_accepts(
     assert rehearse(tmp_path, model_type, {**SIZES, **sizes}, lora={"targetModules": others[1:-1].split(", ")}) == ()
 
 
-def test_experts_with_dropout_are_refused_by_the_field_of_the_dropout(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"^spec\.lora\.dropout: .*lora_dropout.*; set it to 0"):
-        rehearse(tmp_path, "deepseek_v2", {**SIZES, **DEEPSEEK})
+@pytest.mark.parametrize(("model_type", "sizes"), MIXTURES.items())
+def test_layers_whose_names_peft_takes_for_experts_are_left_out_by_all_linear_and_refused_in_a_list(
+    tmp_path: Path, model_type: str, sizes: dict[str, int]
+) -> None:
+    (said,) = rehearse(tmp_path, model_type, {**SIZES, **sizes})
+
+    assert said.startswith(
+        "spec.lora.targetModules: AllLinear leaves out the linear layers down_proj, gate_proj, up_proj, because peft "
+    )
+    full_name = "model.layers.1.mlp.shared_experts.down_proj"
+    with pytest.raises(InvalidInput, match=rf"peft takes down_proj of a model of type '{model_type}' for .*some of: "):
+        rehearse(tmp_path, model_type, {**SIZES, **sizes}, lora={"targetModules": [full_name]})
+    with pytest.raises(InvalidInput) as refused:
+        rehearse(tmp_path, model_type, {**SIZES, **sizes}, lora={"targetModules": ["o_proj", "gate_proj"]})
+    others = str(refused.value).partition("some of: ")[2].split(", ")
+    assert rehearse(tmp_path, model_type, {**SIZES, **sizes}, lora={"targetModules": others}) == ()
+
+
+def test_a_router_that_is_a_linear_layer_and_returns_something_else_gets_no_adapter(tmp_path: Path) -> None:
+    assert rehearse(tmp_path, "phimoe", {**SIZES, "num_local_experts": 4}) == ()
+    with pytest.raises(InvalidInput, match=r"^spec\.lora\.targetModules: 'router' matches .*, which is not a linear"):
+        rehearse(tmp_path, "phimoe", {**SIZES, "num_local_experts": 4}, lora={"targetModules": ["router"]})
 
 
 def test_a_model_without_gradient_checkpointing_is_refused_by_its_field(tmp_path: Path) -> None:

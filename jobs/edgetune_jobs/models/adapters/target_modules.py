@@ -1,23 +1,72 @@
 """Resolves spec.lora.targetModules: a target matches the last parts of a layer's name, as in peft."""
 
 from collections.abc import Collection
+from types import SimpleNamespace
 
 from edgetune_contract.spec import TARGET_MODULE_PRESETS, LoraSpec
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.wording import some
+
+_MOST_NAMES = 24
 
 
-def requested_modules(lora: LoraSpec, linears: Collection[str], modules: Collection[str]) -> tuple[str, ...]:
-    """Target modules for peft: those of a preset, all linear layers, or the listed ones.
+def requested_modules(
+    lora: LoraSpec, linears: Collection[str], modules: Collection[str], mixture: str | None
+) -> tuple[str, ...]:
+    """Target modules for peft: those of a preset, all linear layers that peft can find by name, or the listed ones.
 
     Args:
         lora: spec.lora.
         linears: names of the base model's linear layers without the output head.
         modules: names of all modules of the base model, including the linear layers.
+        mixture: the model_type of a base model with experts; None for others.
+
+    Raises:
+        InvalidInput: peft reads a name as something else than the layers with this name.
     """
+    taken = read_as_experts(linears, mixture)
     if lora.target_modules == "AllLinear":
-        return _names_of_all(linears, modules)
-    if isinstance(lora.target_modules, str):
-        return TARGET_MODULE_PRESETS[lora.target_modules]
-    return lora.target_modules
+        return _names_of_all([name for name in linears if short_name(name) not in taken], modules)
+    presets = TARGET_MODULE_PRESETS
+    requested = presets[lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules
+    refused = sorted(taken & {short_name(each) for each in requested})
+    if refused:
+        others = sorted({short_name(name) for name in linears} - taken)
+        raise InvalidInput(
+            f"spec.lora.targetModules: peft takes {', '.join(refused)} of a model of type {mixture!r} for parts of its "
+            "experts, which Edgetune does not train; use AllLinear, which leaves them out, or some of: "
+            f"{some(others, _MOST_NAMES)}"
+        )
+    return requested
+
+
+def read_as_experts(linears: Collection[str], mixture: str | None) -> frozenset[str]:
+    """Short names of linear layers that peft takes for experts, in mixtures such as deepseek_v3.
+
+    peft still reads adapters that were trained when transformers held each expert as linear layers: it converts their
+    target modules to today's fused experts. Shared experts and dense layers have the same short names, and are linear
+    layers today, but peft no longer finds them, not even by their full names.
+
+    Args:
+        linears: names of linear layers.
+        mixture: the model_type of a base model with experts; None for others.
+    """
+    if mixture is None:
+        return frozenset()
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    model = SimpleNamespace(config=SimpleNamespace(model_type=mixture))
+    taken = set()
+    for name in {short_name(each) for each in linears}:
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # one of several projections that are fused today
+            taken.add(name)
+        if config.target_modules != {name}:
+            taken.add(name)
+    return frozenset(taken)
 
 
 def matching(target: str, names: Collection[str]) -> set[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _EXPERTS = "Experts"
 _EXPERT_DIMENSIONS = 3
 _PROBE = (8, 4, 3)
+# transformers calls this layer of latent attention (DeepSeek) with four dimensions; bitsandbytes' INT8 takes three.
+_FOUR_DIMENSIONAL = "kv_b_proj"
 _LARGE_SHARE = 0.05
 _MOST_KINDS = 4
 
@@ -118,15 +120,23 @@ def int8_linears(model: "PreTrainedModel") -> "Iterator[tuple[str, nn.Linear]]":
     """Names and modules of the linear layers that bitsandbytes INT8 quantizes: all except the output head and tied
     ones.
 
-    Subclasses and experts are left out: from_pretrained does not read them in INT8.
+    Subclasses and experts are left out: from_pretrained does not read them in INT8. So are layers that bitsandbytes
+    does not run in INT8.
     """
     from torch import nn
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    skipped = _skipped(model)
+    skipped = int8_skipped(model) or _skipped(model)
     for name, module in model.named_modules():
         if type(module) is nn.Linear and should_convert_module(name, skipped):
             yield name, module
+
+
+def int8_skipped(model: "PreTrainedModel") -> list[str] | None:
+    """llm_int8_skip_modules: patterns of all modules that are not converted; None for the library's default."""
+    if not any(name.endswith(f".{_FOUR_DIMENSIONAL}") for name, _ in model.named_modules()):
+        return None
+    return sorted({*_skipped(model), _FOUR_DIMENSIONAL})
 
 
 def expert_parameters(module: "nn.Module") -> tuple[str, ...]:
@@ -135,6 +145,13 @@ def expert_parameters(module: "nn.Module") -> tuple[str, ...]:
         return ()
     named = module.named_parameters(recurse=False)
     return tuple(name for name, parameter in named if parameter.dim() == _EXPERT_DIMENSIONS)
+
+
+def is_linear_layer(module: "nn.Module") -> bool:
+    """Whether a module computes as nn.Linear, with its weights quantized or not."""
+    from bitsandbytes.nn import Linear4bit
+
+    return isinstance(module, Linear4bit) or is_linear(type(module))
 
 
 def is_linear(kind: type) -> bool:
