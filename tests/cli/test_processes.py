@@ -163,6 +163,26 @@ def test_the_log_of_a_successful_attempt_has_messages_progress_and_what_is_not_j
     )
 
 
+def test_what_a_terminal_would_obey_is_escaped_in_the_log_and_a_message_is_one_line(tmp_path: Path) -> None:
+    say = json.dumps({"say": "reading \x1b[2Ja\u202eb.jsonl\n2026-01-01T00:00:00Z done"})
+    job = process_job(f"print('plain \\x1b]0;title\\x07'); print({say!r})", tmp_path)
+    run(job)
+
+    lines = [line.split(" ", 1)[1] for line in job.log.read_text(encoding="utf-8").splitlines()]
+    assert lines[1:3] == ["plain \\u001b]0;title\\u0007", r"reading \u001b[2Ja\u202eb.jsonl\n2026-01-01T00:00:00Z done"]
+
+
+def test_a_stage_imports_nothing_from_the_folder_in_which_the_command_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('a file of the user was run')")
+    monkeypatch.chdir(tmp_path)
+    job = process_job("import colorsys", tmp_path)
+    run(job)
+
+    assert [pod.exit_code for pod in observation(job).pods] == [0]
+
+
 def test_a_further_attempt_appends_to_the_log_and_reports_only_its_own_lines(tmp_path: Path) -> None:
     marker = tmp_path / "tried"
     script = (

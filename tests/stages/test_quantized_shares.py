@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.quantization.coverage import build_skeleton, nf4_coverage
+from edgetune_jobs.models.quantization.coverage import nf4_coverage
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.stage import StageContext
 from edgetune_jobs.stages import prepare, quantize
 from edgetune_jobs.store.sources import FolderSource, SourceKind

@@ -33,6 +33,11 @@ def escaped(text: str) -> str:
     return text if text.isprintable() else _OBEYED.sub(_escape, text)
 
 
+def escaped_line(text: str) -> str:
+    """The escaped text in one line."""
+    return escaped(text).replace("\n", "\\n")
+
+
 def _escape(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"  # which is an escape of JSON too
 

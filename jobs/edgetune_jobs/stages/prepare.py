@@ -22,7 +22,8 @@ from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
-from edgetune_jobs.models.quantization.coverage import Coverage, build_skeleton, check_method, nf4_coverage
+from edgetune_jobs.models.quantization.coverage import Coverage, check_method, nf4_coverage
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.models.trial.bounds import implementation_warnings
 from edgetune_jobs.models.trial.model import try_model
 from edgetune_jobs.models.trial.process import shared_trial
@@ -120,6 +121,9 @@ def run(context: StageContext) -> StageOutput:
 
 def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
     """Check again what depends on fields outside of the prepared data's digest: whether the base can be trained.
+
+    The trial of the model's files is not repeated: a base with the same bytes has passed it, because the digest of the
+    prepared data includes that of the base.
 
     Args:
         context: context with the source base.

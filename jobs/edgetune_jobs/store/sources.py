@@ -132,7 +132,7 @@ class FolderSource:
 
         Raises:
             InvalidInput: there is no such file or folder, or the folder has no files, or a file name is not UTF-8, or a
-                link in the folder leaves it or leads nowhere.
+                link in the folder is refused, see `_check_links`.
             AccessDenied: the folder cannot be read.
         """
         self._uri = uri
@@ -196,17 +196,25 @@ class FolderSource:
         """Check the links among the files of this source: a link could add any file of this user to the model.
 
         A link in the folder may lead to another file in it or, as in snapshots of the hub's cache, to a blob of such a
-        cache. The folder itself may be a link.
+        cache. The folder itself may be a link. A model's files are not in folders, so that links to folders do not
+        matter there.
 
         Raises:
-            InvalidInput: a link leaves the folder or leads nowhere.
+            InvalidInput: a link leaves the folder or leads nowhere, or a link in a data folder leads to a folder.
         """
         root = self._folder.resolve()
-        for link in sorted(path for path in self._folder.rglob("*") if path.is_symlink() and not path.is_dir()):
+        for link in sorted(path for path in self._folder.rglob("*") if path.is_symlink()):
             name = link.relative_to(self._folder).as_posix()
-            if is_hidden(name) or not self._kind.counts(name):
+            if is_hidden(name):
                 continue
             where = f"{self._field}.uri: {_readable(name)} in {self._uri} is a link"
+            if link.is_dir() and self._kind is SourceKind.DATA:
+                raise InvalidInput(
+                    f"{where} to a folder, whose files would not be read; "
+                    "replace the link with the folder, or remove it"
+                )
+            if link.is_dir() or not self._kind.counts(name):
+                continue
             target = Path(os.path.realpath(link))
             if not target.is_file():
                 raise InvalidInput(

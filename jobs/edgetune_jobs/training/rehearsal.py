@@ -6,8 +6,7 @@ anything else that fails may be due to the meta device, and is only said.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.training import GradientCheckpointing, Layout, Precision
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
-from edgetune_jobs.models.libraries import load_config, prepare_libraries
+from edgetune_jobs.models.libraries import prepare_libraries
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.training import recipe
 from edgetune_jobs.training.step_fit import StepFit
 from edgetune_jobs.wording import some
@@ -68,8 +68,7 @@ def rehearse_training(
 def _rehearse(
     base: BaseModel, tokenizer: "PreTrainedTokenizerBase", parameters: Parameters, scratch: Path
 ) -> tuple[str, ...]:
-    with _refusing(BASE_FIELD):
-        model = _build(base)
+    model = _build(base)
     targets = recipe.find_targets(model, parameters.lora)
     left_out = recipe.layers_left_out(model, targets) if parameters.lora.target_modules == "AllLinear" else ()
     try:
@@ -94,13 +93,9 @@ def _rehearse(
 
 
 def _build(base: BaseModel) -> "PreTrainedModel":
-    """The base model on the meta device: all modules and shapes, no weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(load_config(base.folder), dtype=torch.float32)
-    return model
+    return build_skeleton(base.folder, torch.float32)
 
 
 def _make_trainer(
@@ -149,15 +144,6 @@ def _other_targets(base: BaseModel, parameters: Parameters, requested: Sequence[
             continue
         accepted.append(target)
     return f"list the others: [{some(accepted, _MOST_NAMES)}]" if accepted else "use another base model"
-
-
-@contextmanager
-def _refusing(field: str) -> Iterator[None]:
-    """Convert a library's refusal into an error about a field of the spec."""
-    try:
-        yield
-    except (ValueError, ImportError) as error:
-        raise InvalidInput(f"{field}: transformers cannot build this model: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.request import MAX_RESULT_BYTES
+from edgetune_contract.values.text import escaped_line
 from edgetune_contract.values.times import timestamp
 
 _FALLBACK_LOG_BYTES = 2048
@@ -149,7 +150,8 @@ class ProcessJob:
 
     def _command(self) -> list[str]:
         command = list(self._container()["command"])
-        return [sys.executable if command[0] == "python" else command[0], *command[1:]]
+        # -P: a stage imports nothing from the folder in which the command is run.
+        return [sys.executable, "-P", *command[1:]] if command[0] == "python" else command
 
     def _container(self) -> Mapping[str, Any]:
         container: Mapping[str, Any] = self.manifest["spec"]["template"]["spec"]["containers"][0]
@@ -194,9 +196,12 @@ class ProcessJob:
         self._write_log(unwritten)
 
     def _write_log(self, *messages: str) -> None:
-        """Append messages to the log, each with the time; empty ones are left out."""
+        """Append messages to the log, each as one line with the time; empty ones are left out.
+
+        A log is read on terminals, so that what they would obey is escaped, as in what a stage logs itself.
+        """
         with self.log.open("a", encoding="utf-8") as log:
-            log.writelines(f"{now()} {message}\n" for message in messages if message)
+            log.writelines(f"{now()} {escaped_line(message)}\n" for message in messages if message)
 
     def _new_pod(self, attempt: int) -> dict[str, Any]:
         owner = {"kind": "Job", "name": self.name, "uid": self.manifest["metadata"]["uid"], "controller": True}

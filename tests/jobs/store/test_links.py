@@ -66,6 +66,24 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, target: str) -> No
         FolderSource(tmp_path.as_uri(), "spec.source", SourceKind.DATA)
 
 
+def test_a_link_to_a_folder_is_refused_in_a_data_folder_where_its_files_would_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "b.jsonl").write_text("{}\n")
+    source = linked(tmp_path / "source", "shards", tmp_path / "shards").parent
+    (source / "a.jsonl").write_text("{}\n")
+    (source / "config.json").write_text("{}")
+    linked(source, ".cache", tmp_path / "shards")
+
+    with pytest.raises(
+        InvalidInput, match=r"^spec\.source\.uri: shards in .* is a link to a folder, whose files would "
+    ):
+        FolderSource(source.as_uri(), "spec.source", SourceKind.DATA)
+
+    assert [each.path for each in FolderSource(source.as_uri(), "spec.source", SourceKind.MODEL).files] == [
+        "config.json"
+    ]
+
+
 def test_links_within_the_folder_and_into_the_hub_cache_are_followed(tmp_path: Path) -> None:
     blob = "0123456789" * 4
     repository = tmp_path / "hub" / "models--acme--lm"

@@ -6,7 +6,8 @@ import pytest
 
 from edgetune_contract.spec import LoraSpec, Parameters
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
-from edgetune_jobs.models.quantization.coverage import build_skeleton, nf4_coverage
+from edgetune_jobs.models.quantization.coverage import nf4_coverage
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from edgetune_jobs.training.memory_estimate import (
     TrainingMemory,

@@ -71,7 +71,7 @@ class ColumnarReader:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgetune_jobs.data.readers.columnar_process"],
+                [sys.executable, "-P", "-m", "edgetune_jobs.data.readers.columnar_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

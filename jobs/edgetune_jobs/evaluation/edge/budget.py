@@ -15,7 +15,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
 from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
-from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, why_not_runnable
+from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, missing_runtime, why_not_runnable
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.libraries import usable_cpus
 from edgetune_jobs.stage import StageContext
@@ -108,11 +108,10 @@ class _Measuring:
             ) from error
 
     def _further_model(self, edge_format: EdgeFormat) -> ModelSpeed | None:
-        problem = why_not_runnable(edge_format)
-        if problem is None:
-            return self._comparison(edge_format.artifact, self._format_request(edge_format))
-        self._warnings.append(f"{edge_format.artifact} was not measured: {problem}")
-        return None
+        """Speed of a format that no gate needs; None without its runtime, which check_loading says."""
+        if missing_runtime(edge_format) is not None:
+            return None
+        return self._comparison(edge_format.artifact, self._format_request(edge_format))
 
     def _comparison(self, name: str, request: MeasurementRequest) -> ModelSpeed | None:
         """A model that no gate needs: if it cannot be measured, the run continues with a warning."""

@@ -39,13 +39,17 @@ def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
         Interrupted: `context.stop` was set.
     """
     facts, warnings = [], []
+    is_measured = context.request.parameters.evaluation.edge is not None
     for edge_format in context.request.parameters.quantization.formats:
         name, problem = edge_format.artifact, missing_runtime(edge_format)
         runtime = RUNTIMES.get(edge_format)
-        if problem is None and runtime is not Runtime.TRANSFORMERS:
-            problem = _load(context, edge_format, tuple(prompt[:_MOST_PROMPT_TOKENS]))
         if problem is not None:
-            warnings.append(f"{name} was not loaded by its runtime: {problem}")
+            also = ", and its speed not measured" if is_measured else ""
+            warnings.append(f"{name} was not loaded by its runtime{also}: {problem}")
+        elif runtime is not Runtime.TRANSFORMERS:
+            problem = _load(context, edge_format, tuple(prompt[:_MOST_PROMPT_TOKENS]))
+            if problem is not None:
+                warnings.append(f"{name} was not loaded by its runtime: {problem}")
         facts.append(f"{name} by {runtime}" if problem is None else f"{name} not loaded by its runtime")
     return Loaded(", ".join(facts), tuple(warnings))
 

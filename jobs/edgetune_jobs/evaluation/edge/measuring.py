@@ -95,7 +95,7 @@ def _run(
         "OMP_NUM_THREADS": str(request.threads),
         "CUDA_VISIBLE_DEVICES": "",  # measure the CPU, also on a machine with a GPU
     }
-    command = [sys.executable, "-m", "edgetune_jobs.evaluation.edge.process", str(request_file), str(result_file)]
+    command = [sys.executable, "-P", "-m", "edgetune_jobs.evaluation.edge.process", str(request_file), str(result_file)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=_STANDARD_ERROR) as process:
         try:
             return _watch(process, stop, limit)

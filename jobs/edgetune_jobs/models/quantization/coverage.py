@@ -3,12 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import Method
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:
@@ -66,27 +64,6 @@ class Coverage:
     def share(self) -> float:
         """Share of the weights' bytes before quantization that is quantized, 0 to 1."""
         return self.quantized / self.total if self.total else 0.0
-
-
-def build_skeleton(folder: Path) -> "PreTrainedModel":
-    """The model of a folder's config.json without weights, on torch's meta device.
-
-    Raises:
-        InvalidInput: transformers cannot build it.
-    """
-    prepare_libraries()
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
-    except Exception as error:  # with values that do not fit each other, the libraries raise any kind of exception
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InvalidInput(
-            f"spec.baseModel: transformers cannot build a model from its config.json: {reason}; "
-            "save or copy the model again, or use one that this version of transformers supports"
-        ) from error
 
 
 def nf4_coverage(model: "PreTrainedModel") -> Coverage:

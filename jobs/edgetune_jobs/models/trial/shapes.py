@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.folder import CONFIG
-from edgetune_jobs.models.libraries import load_config
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.models.trial.worker import say_doing
 from edgetune_jobs.wording import count
 
@@ -36,7 +36,7 @@ def compare_shapes(folder: Path, tensors: Shapes) -> tuple[str, ...]:
         InvalidInput: they contradict each other.
     """
     say_doing(f"building the model of {CONFIG} without its weights")
-    model = _build(folder)
+    model = build_skeleton(folder)
     expected = _shapes_of(model)
     stored = _in_model(tensors, model)
     for name in sorted(stored.keys() & expected.keys()):
@@ -59,26 +59,6 @@ def compare_shapes(folder: Path, tensors: Shapes) -> tuple[str, ...]:
             f"its {CONFIG} does not describe, and are not used",
         )
     return ()
-
-
-def _build(folder: Path) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoModelForCausalLM, initialization
-
-    config = load_config(folder)
-    try:
-        # As from_pretrained does: a model of any size takes neither memory nor the time to initialize it.
-        with initialization.no_init_weights(), torch.device("meta"), initialization.meta_device_safe_creation_ops():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # a configuration is checked by the code that computes with it
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InvalidInput(
-            f"{BASE_FIELD}: transformers cannot build a model from its {CONFIG}: {reason}; save or copy the model "
-            "again, or use one that this version of transformers supports"
-        ) from error
-    return model
 
 
 def _shapes_of(model: "PreTrainedModel") -> dict[str, tuple[int, ...]]:

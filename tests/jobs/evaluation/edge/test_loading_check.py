@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.edge import runtimes
+from edgetune_jobs.evaluation.edge import budget, runtimes
 from edgetune_jobs.evaluation.edge.loading_check import check_loading
 from edgetune_jobs.stage import StageContext
 from support.edge_models import make_model, write_gguf
@@ -44,6 +45,22 @@ def test_what_no_runtime_here_loads_is_said(tmp_path: Path) -> None:
         "edge-gguf-q8_0 was not loaded by its runtime",
         "edge-ct-w8a8 was not loaded by its runtime",
     ]
+
+
+def test_a_missing_runtime_is_said_once_with_all_that_it_prevents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure", lambda *_: ModelSpeed(runtime="transformers", peak_memory_bytes=1))
+    parameters = tiny_parameters(quantization={"formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}, evaluation={"edge": {}})
+    inputs = dict.fromkeys(("base", "edge-bnb-int8", "edge-gguf-q8_0"), tmp_path)
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path / "stage", inputs)
+
+    warnings = (*check_loading(context, (3, 4)).warnings, *budget.measure_models(context, (3, 4)).warnings)
+
+    (warning,) = [each for each in warnings if "edge-gguf-q8_0" in each]
+    assert warning.startswith(
+        "edge-gguf-q8_0 was not loaded by its runtime, and its speed not measured: llama.cpp is not installed"
+    )
 
 
 @pytest.mark.usefixtures("installed")

@@ -11,6 +11,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization import coverage
 from edgetune_jobs.models.quantization.coverage import Coverage
+from edgetune_jobs.models.skeleton import build_skeleton
 from support.edge_models import make_kind
 
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_qlora_holds_subclasses_and_experts_in_nf4(base: Path) -> None:
-    expected = coverage.nf4_coverage(coverage.build_skeleton(base))
+    expected = coverage.nf4_coverage(build_skeleton(base))
 
     held = coverage.held_in_nf4(loading.load_quantized_base(base, torch.bfloat16, CPU))
 
@@ -61,7 +62,7 @@ def test_gradients_pass_through_packed_weights(base: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "share"), [("falcon", 0.0), ("mixtral", 0.1)])
 def test_bitsandbytes_int8_leaves_what_from_pretrained_cannot_read(tmp_path: Path, kind: str, share: float) -> None:
-    found = coverage.int8_coverage(coverage.build_skeleton(make_kind(tmp_path, kind, **KINDS[kind])))
+    found = coverage.int8_coverage(build_skeleton(make_kind(tmp_path, kind, **KINDS[kind])))
 
     assert found.share == pytest.approx(share, abs=0.05)
     assert len(found.left) == 1
