@@ -38,6 +38,7 @@ _TRANSPOSED_TYPES = ("gpt2", "openai-gpt")
 # Vocabularies of the libraries sentencepiece and tiktoken, which no image has: tokenizer.json is made from them.
 _UNCONVERTED = ("tokenizer.model", "spiece.model")
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_ROUTERS = ("gate", "router")
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,19 @@ class BaseModel:
         """Linear layers of the blocks, which can have an adapter, ordered by name.
 
         Their weights have two dimensions and a block number in the name; embeddings and the output head have no block
-        number. Experts are excluded, because transformers fuses them into tensors that cannot have an adapter.
+        number. Experts and their routers are excluded: in transformers, they are no linear layers.
         """
+        routers = _ROUTERS if self.has_experts else ()
         return tuple(
             LinearLayer(name.removesuffix(".weight"), tensor.numbers, sum(tensor.shape))
             for name, tensor in sorted(self.tensors.items())
-            if _is_linear(name, tensor)
+            if _is_linear(name, tensor) and name.split(".")[-2] not in routers
         )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return any("experts" in name.split(".") for name in self.tensors)
 
     @property
     def max_positions(self) -> int | None:
@@ -151,8 +158,7 @@ def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:
         InvalidInput: a target module is not a linear layer of the base model.
     """
     layers = {layer.name: layer for layer in base.linear_layers}
-    has_experts = any("experts" in name.split(".") for name in base.tensors)
-    targets = requested_modules(lora, layers, layers, base.config["model_type"] if has_experts else None)
+    targets = requested_modules(lora, layers, layers, base.config["model_type"] if base.has_experts else None)
     matches = {target: matching(target, layers) for target in targets}
     unknown = [target for target, names in matches.items() if not names]
     if unknown or not targets:

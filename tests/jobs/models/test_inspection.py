@@ -10,8 +10,11 @@ import pytest
 from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.training.recipe import find_targets
 from support.base_folder import CONFIG, header_of, llama_shapes, make_base, safetensors_bytes, write_safetensors
+from support.edge_models import make_kind
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -298,3 +301,22 @@ def test_the_linear_layers_found_are_those_that_peft_adapts(tmp_path: Path) -> N
         module.in_features + module.out_features for module in linears.values()
     )
     assert base.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}),
+        ("glm4_moe", {"n_routed_experts": 4, "moe_intermediate_size": 32, "first_k_dense_replace": 1, "head_dim": 16}),
+    ],
+)
+def test_the_layers_of_a_mixture_that_get_an_adapter_are_known_from_its_files(
+    tmp_path: Path, model_type: str, fields: dict[str, int]
+) -> None:
+    folder = make_kind(tmp_path / "base", model_type, **fields)
+    lora = LoraSpec.model_validate({"targetModules": "AllLinear"})
+
+    found = {layer.name for layer in targeted_layers(inspect(folder), lora)}
+
+    assert found == set(find_targets(build_skeleton(folder), lora).layers)
