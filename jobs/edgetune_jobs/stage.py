@@ -126,6 +126,9 @@ class StageContext:
     models: Mapping[str, ModelFolder] = field(default_factory=dict)
     """merge and quantize only: base or merged, if the stage reads it in place; then it is not among the inputs."""
 
+    base_copy_uri: str | None = None
+    """train only: URI of the base, if it is a copy in the store."""
+
     publisher: Publisher | None = None
     """publish only."""
 

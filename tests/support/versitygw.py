@@ -118,3 +118,12 @@ def _create_bucket_and_reader(server: S3Server) -> None:
     ]
     policy = {"Version": "2012-10-17", "Statement": statements}
     client.put_bucket_policy(Bucket=server.bucket, Policy=json.dumps(policy))
+
+
+def credentials_folder(folder: Path, credentials: Credentials) -> Path:
+    """Write credentials into a new folder, as Kubernetes mounts a Secret; the folder."""
+    secret = folder / f"secret-{credentials.access_key_id}"
+    secret.mkdir()
+    (secret / "AWS_ACCESS_KEY_ID").write_text(credentials.access_key_id)
+    (secret / "AWS_SECRET_ACCESS_KEY").write_text(credentials.secret_access_key)
+    return secret

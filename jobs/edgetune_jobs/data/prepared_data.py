@@ -90,6 +90,12 @@ def write_report(folder: Path, report: Mapping[str, object]) -> None:
     (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def is_text_part(folder: Path) -> bool:
+    """Whether the base is the text part of a multimodal model, according to report.json."""
+    path = folder / REPORT
+    return path.is_file() and "textPartOf" in json.loads(path.read_text(encoding="utf-8"))["base"]
+
+
 def _train_row(example: TokenizedExample) -> dict[str, object]:
     return {"input_ids": example.input_ids, "completion_mask": example.completion_mask}
 

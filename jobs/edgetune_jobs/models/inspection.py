@@ -140,7 +140,7 @@ def inspect_base(source: Source) -> BaseModel:
     _check_tokenizer(model)
     tensors = {each.name: Tensor(each.dtype, each.shape, each.begin, each.end) for each in read_tensors(model)}
     _check_weights(tensors)
-    check_bounds(config, tensors)
+    check_bounds(config, len(tensors))
     index = [WEIGHTS_INDEX] if shards != [WEIGHTS] else []
     return BaseModel(
         folder=folder,
@@ -197,12 +197,6 @@ def _check_config(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise InvalidInput(f"spec.baseModel: {CONFIG} has no architectures; save the model with save_pretrained")
-    if any(isinstance(config.get(part), Mapping) for part in ("vision_config", "audio_config")):
-        raise InvalidInput(
-            f"spec.baseModel: {CONFIG} has the multimodal architecture {architectures[0][:128]!r}, but Edgetune trains "
-            "text models; save its text part as a model of its own (docs/base-models.md has the lines for it), and use "
-            "that"
-        )
     if not architectures[0].endswith(_CAUSAL_LM):
         raise InvalidInput(
             f"spec.baseModel: {CONFIG} has the unsupported architecture {architectures[0][:128]!r}; use a causal "
@@ -228,9 +222,9 @@ def _check_tokenizer(model: ModelFolder) -> None:
     unconverted = next((name for name in _UNCONVERTED if name in model.sizes), None)
     if not any(name in model.sizes for name in VOCABULARIES if name not in _UNCONVERTED) and unconverted:
         raise InvalidInput(
-            f"{model.label} has {unconverted} but no tokenizer.json, which Edgetune reads: make it once, where the "
-            "packages transformers, sentencepiece, protobuf and tiktoken are installed, with "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            f"{model.label} has {unconverted} but no tokenizer.json, which Edgetune reads: take it from another "
+            "repository of the same model, or make it once and check its tokens (docs/base-models.md has the lines for "
+            "it: some conversions have other tokens, with which the model answers badly)"
         )
     if TOKENIZER_CONFIG in model.sizes and read_json(model, TOKENIZER_CONFIG).get(CODE_FIELD):
         raise _refused_code(TOKENIZER_CONFIG)

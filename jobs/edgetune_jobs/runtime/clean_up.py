@@ -15,7 +15,7 @@ other's stages: each sets all its marks to leaving before it checks those of oth
 
 Only files that were listed before the second check are deleted: an attempt that starts later writes files of its own.
 
-Scores of the base model alone (`scores/`) and copies of models from the hub (`sources/`) belong to no object and are
+Scores of the base model alone (`scores/`) and copies of base models (`sources/`) belong to no object and are
 kept.
 """
 

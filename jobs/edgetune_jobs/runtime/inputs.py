@@ -1,22 +1,23 @@
 """Inputs of a stage: outputs of earlier stages as local folders, or models that are read in place."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from edgetune_contract import digest
 from edgetune_contract.pipeline import BASE, BASE_SCORES, MERGED, inputs_of, maker_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
-from edgetune_contract.spec import BaseModelSpec
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput
 from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder, artifact_label, base_label
 from edgetune_jobs.models.weights import used_files
-from edgetune_jobs.runtime.hub_mirror import fetch_mirror, find_mirror
+from edgetune_jobs.runtime.base_copies import fetch_mirror, find_mirror, mirror_uri
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
 from edgetune_jobs.store.access import StorageAccess
 from edgetune_jobs.store.manifests import find_artifact, read_manifest
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import DamagedObject, Store, how_to_recreate, uri_of
+from edgetune_jobs.tensors.text_model import is_multimodal
 
 
 def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
@@ -30,24 +31,40 @@ class InputGatherer:
     """Fetches the inputs of one stage. Inputs in local folders are used in place and never changed."""
 
     def __init__(
-        self, request: Request, resolved: Resolved, access: StorageAccess, store: Store, progress: Progress
+        self,
+        request: Request,
+        resolved: Resolved,
+        access: StorageAccess,
+        store: Store,
+        progress: Progress,
+        folder: Path,
     ) -> None:
+        """
+        Args:
+            request: of the stage.
+            resolved: digests of base and data.
+            access: opens the base model.
+            store: the store.
+            progress: is told what is fetched.
+            folder: for copies of the inputs.
+        """
         self._request = request
         self._resolved = resolved
         self._access = access
         self._store = store
         self._progress = progress
+        self._folder = folder
         self._names = inputs_of(request.stage, request.parameters)
         self._digests = digests_of_run(request, resolved)
 
-    def gather(self, folder: Path) -> dict[str, Path]:
-        """Folders by input name, without those of `models`; copies go below `folder`.
+    def gather(self) -> dict[str, Path]:
+        """Folders by input name, without those of `models`.
 
         Raises:
             InvalidInput: an input is missing, or the base model has changed since prepare.
             DamagedObject: an input differs from its manifest.
         """
-        inputs = {}
+        inputs, folder = {}, self._folder
         for name in self._names:
             if self._is_read_in_place(name):
                 continue
@@ -57,27 +74,32 @@ class InputGatherer:
             inputs |= self._base_scores(folder / BASE_SCORES)
         return inputs
 
-    def models(self, folder: Path) -> dict[str, ModelFolder]:
-        """Models that the stage reads in place, in S3; their small files are copied below `folder`.
+    def models(self) -> dict[str, ModelFolder]:
+        """Models that the stage reads in place, in S3; only their small files are copied.
 
         Raises:
             InvalidInput: an input is missing, or the base model has changed since prepare.
         """
-        return {name: self._model_in_place(name, folder / name) for name in self._names if self._is_read_in_place(name)}
+        names = [name for name in self._names if self._is_read_in_place(name)]
+        return {name: self._model_in_place(name, self._folder / name) for name in names}
+
+    def base_copy_uri(self) -> str | None:
+        """URI of the copy of the base that the stage reads, if it is a copy in the store."""
+        return mirror_uri(self._store, self._resolved.base) if self._is_base_copied else None
 
     def _is_read_in_place(self, name: str) -> bool:
         """Whether an input is a model in S3 that is streamed, because this machine may lack the disk space for it."""
         if self._request.stage not in (Stage.MERGE, Stage.QUANTIZE) or name not in (BASE, MERGED):
             return False
         base = self._request.parameters.base_model
-        is_in_store = name != BASE or base.is_on_hub
+        is_in_store = name != BASE or self._is_base_copied
         uri = self._store.uri if is_in_store else base.uri
         return uri.startswith("s3://")
 
     def _model_in_place(self, name: str, target: Path) -> ModelFolder:
         base = self._request.parameters.base_model
-        if name == BASE and not base.is_on_hub:
-            return SourceModelFolder(self._unchanged_base(base, target), base_label(base.uri))
+        if name == BASE and not self._is_base_copied:
+            return SourceModelFolder(self._unchanged_base, base_label(base.uri))
         if name == BASE:
             key, files = find_mirror(self._store, self._resolved.base, base.uri)
             label = base_label(base.uri)
@@ -124,13 +146,20 @@ class InputGatherer:
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model
-        if base.is_on_hub:
+        if self._is_base_copied:
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
-        source = self._unchanged_base(base, target)
+        source = self._unchanged_base
         return source.fetch(used_files(SourceModelFolder(source, base_label(base.uri))))
 
-    def _unchanged_base(self, base: BaseModelSpec, target: Path) -> Source:
-        source = self._access.open_base(base, target)
+    @cached_property
+    def _is_base_copied(self) -> bool:
+        """Whether prepare has copied the base to the store: a model of the hub, or a text part."""
+        return self._request.parameters.base_model.is_on_hub or is_multimodal(self._unchanged_base)
+
+    @cached_property
+    def _unchanged_base(self) -> Source:
+        base = self._request.parameters.base_model
+        source = self._access.open_base(base, self._folder / "base-source")
         if source.digest != self._resolved.base:
             raise InvalidInput(
                 f"{BASE_FIELD}.uri: {base.uri} has changed since prepare: its digest was {self._resolved.base} and is "

@@ -20,9 +20,10 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.values.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientError
 from edgetune_jobs.models.gpus import require_gpus
+from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
 from edgetune_jobs.runtime.artifact_uses import Use, Uses
-from edgetune_jobs.runtime.hub_mirror import mirror_model, mirror_uri
+from edgetune_jobs.runtime.base_copies import mirror_model, mirror_uri
 from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run
 from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
@@ -33,6 +34,7 @@ from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import PreconditionFailed
+from edgetune_jobs.tensors.text_model import is_multimodal, text_model
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
 StageBody = Callable[[StageContext], StageOutput]
@@ -216,7 +218,7 @@ class StageRun:
         recheck = self._load_code(self._request.stage).recheck
         if recheck is None:
             return done
-        if self._is_base_of_hub:
+        if self._is_base_copied(sources):
             mirror = mirror_uri(self._store, self._resolved.base)
             sources = {**sources, BASE: self._access.open_model(mirror, self._folder / "mirror")}
         result = done.result
@@ -227,12 +229,12 @@ class StageRun:
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
         for name in ("output", "scratch"):
             (self._folder / name).mkdir()
-        request, folder = self._request, self._folder / "inputs"
+        request = self._request
         gatherer = self._gatherer() if inputs_of(request.stage, request.parameters) else None
         return StageContext(
             request=request,
-            inputs=gatherer.gather(folder) if gatherer else {},
-            models=gatherer.models(folder) if gatherer else {},
+            inputs=gatherer.gather() if gatherer else {},
+            models=gatherer.models() if gatherer else {},
             output=self._folder / "output",
             streams=streams,
             scratch=self._folder / "scratch",
@@ -240,11 +242,14 @@ class StageRun:
             stop=self._signals.event,
             checkpoints=self._checkpoints() if request.stage is Stage.TRAIN else None,
             sources=sources,
+            base_copy_uri=gatherer.base_copy_uri() if gatherer and request.stage is Stage.TRAIN else None,
             publisher=self._publisher() if request.stage is Stage.PUBLISH else None,
         )
 
     def _gatherer(self) -> InputGatherer:
-        return InputGatherer(self._request, self._resolved, self._access, self._store, self._progress)
+        return InputGatherer(
+            self._request, self._resolved, self._access, self._store, self._progress, self._folder / "inputs"
+        )
 
     def _publisher(self) -> StorePublisher:
         return StorePublisher(self._store, self._request.name, lambda stage: self._gatherer().read_stage(stage))
@@ -267,14 +272,18 @@ class StageRun:
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
 
-    @property
-    def _is_base_of_hub(self) -> bool:
-        return self._request.parameters.base_model.is_on_hub
+    def _is_base_copied(self, sources: Mapping[str, Source]) -> bool:
+        """Whether later stages read a copy of the base in the store."""
+        return self._request.parameters.base_model.is_on_hub or is_multimodal(sources[BASE])
 
     def _mirror_base(self, sources: Mapping[str, Source]) -> None:
-        """Copy a base model of the hub, also if prepare is already done: the copy may have been deleted since."""
-        if self._request.stage is Stage.PREPARE and self._is_base_of_hub:
-            mirror_model(self._store, sources[BASE], self._progress)
+        """Copy a base model of the hub, or the text part of a multimodal one, also if prepare is already done: the copy
+        may have been deleted since."""
+        if self._request.stage is Stage.PREPARE and self._is_base_copied(sources):
+            mirror_model(self._store, sources[BASE], self._progress, self._text_model)
+
+    def _text_model(self, source: Source) -> Source:
+        return text_model(source, shared_trial(), self._folder / "text-model")
 
     def _manifest(self, result: Result, files: Sequence[FileEntry]) -> Manifest:
         return Manifest(

@@ -31,6 +31,7 @@ from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
+from edgetune_jobs.tensors.text_model import TextModel, text_model
 from edgetune_jobs.training.memory_estimate import estimate_training
 from edgetune_jobs.training.preparation_report import Preparation, training_figures, truncation_warning
 from edgetune_jobs.training.rehearsal import rehearse_training
@@ -68,12 +69,18 @@ def run(context: StageContext) -> StageOutput:
     context.progress.say("inspecting the base model")
     trial = shared_trial()
     trial.start()
-    base = inspect_base(context.sources[BASE])
+    source = text_model(context.sources[BASE], trial, context.scratch / "text-model")
+    base = inspect_base(source)
     targets = targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
     row_errors = RowErrors()
     train_set, eval_set = _read(context, row_errors)
-    about_base = (*implementation_warnings(base.config), *try_model(trial, base.folder, base.tensors))
+    text_part = source if isinstance(source, TextModel) else None
+    about_base = (
+        *([] if text_part is None else [text_part.warning]),
+        *implementation_warnings(base.config),
+        *try_model(trial, base.folder, base.tensors),
+    )
     tokenizer = _load_tokenizer(base)
     coverage = _check_quantization(base, lambda: tokenizer, parameters)
     unchecked = _rehearse(base, tokenizer, context)
@@ -93,6 +100,7 @@ def run(context: StageContext) -> StageOutput:
     preparation = Preparation(
         parameters=parameters,
         base=base,
+        text_part_of=None if text_part is None else text_part.architecture,
         targets=targets,
         train=train,
         evaluation=evaluation,
@@ -114,7 +122,7 @@ def run(context: StageContext) -> StageOutput:
     return StageOutput(
         artifacts=(PREPARED,),
         metrics=preparation.metrics(),
-        facts={"architecture": base.architecture},
+        facts=preparation.facts(),
         warnings=preparation.warnings,
     )
 

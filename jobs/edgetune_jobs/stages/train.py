@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
-from edgetune_contract.spec import Method, Parameters
+from edgetune_contract.spec import BaseModelSpec, Method, Parameters
 from edgetune_contract.training import Attention, GradientCheckpointing, Precision
 from edgetune_jobs.data import prompt_format as prompt_formats
-from edgetune_jobs.data.prepared_data import read_eval_tokens
+from edgetune_jobs.data.prepared_data import is_text_part, read_eval_tokens
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.errors import (
     BASE_FIELD,
@@ -163,7 +163,7 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
         processing_class=tokenizer,
         peft_config=recipe.lora_config(parameters.lora, targets),
         callbacks=[watch],
-        base=parameters.base_model,
+        base=_adapted_base(context),
         checkpoints=context.checkpoints,
         parts=parts,
         layout=arrangement.layout,
@@ -337,10 +337,22 @@ def _put_back_best(training: _Training) -> BestStep | None:
 def _write_adapter(context: StageContext, training: _Training, record: TrainingRecord) -> None:
     """Write the artifact: a folder that peft loads, with the tokenizer beside the weights, and how it was trained."""
     folder, base = context.output / ADAPTER, context.inputs[BASE]
-    save_adapter(training.trainer.model, folder, record.base)
+    save_adapter(training.trainer.model, folder, _adapted_base(context))
     copy_companions(LocalModelFolder(base, BASE_FIELD), folder, _prompt_format(context))
     write_json(folder / RECORD, record.model_dump(mode="json"))
     training.log.save_to(folder)
+
+
+def _adapted_base(context: StageContext) -> BaseModelSpec:
+    """The model that the adapter fits, by the name that its config gets.
+
+    The layers of a multimodal model have other names than those of its text part, and peft would leave an adapter for
+    them out without an error: so the adapter names the copy of the text part.
+    """
+    base = context.request.parameters.base_model
+    if context.base_copy_uri is None or not is_text_part(context.inputs[PREPARED]):
+        return base
+    return base.model_copy(update={"uri": context.base_copy_uri, "revision": ""})
 
 
 def _described_choice(training: _Training, best: BestStep) -> str:

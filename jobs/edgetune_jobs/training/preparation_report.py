@@ -15,6 +15,9 @@ class Preparation:
 
     parameters: Parameters
     base: BaseModel
+    text_part_of: str | None
+    """Architecture of the multimodal model whose text part `base` is; None for a text model."""
+
     targets: Sequence[LinearLayer]
     train: TokenCount
     evaluation: TokenCount
@@ -47,13 +50,18 @@ class Preparation:
             "tokensMax": lengths.longest,
         }
 
+    def facts(self) -> dict[str, str]:
+        """The base's architecture, and that of the multimodal model that it is a part of."""
+        whole = {} if self.text_part_of is None else {"textPartOf": self.text_part_of}
+        return {"architecture": self.base.architecture, **whole}
+
     def report(self) -> dict[str, object]:
         """The content of report.json."""
         dataset, training = self.parameters.dataset, self.parameters.training
         split = {"percent": dataset.eval_split_percent, "seed": training.seed} if self.is_split_off else None
         return {
             "base": {
-                "architecture": self.base.architecture,
+                **self.facts(),
                 "parameters": self.base.parameters,
                 "bytes": self.base.bytes,
             },

@@ -12,12 +12,11 @@ from edgetune_contract.digest import manifest_key
 from edgetune_contract.request import Manifest, Result
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.store.s3.client import Credentials
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import read_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import RunningStage, StageRuns
-from support.versitygw import S3Server
+from support.versitygw import S3Server, credentials_folder
 
 # More than one part of an upload.
 LARGE = str(66 * 2**20)
@@ -43,14 +42,6 @@ def runs(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Pa
         parameters=Parameters.model_validate(parameters),
         credentials_folder=credentials_folder(tmp_path, s3_server.admin),
     )
-
-
-def credentials_folder(folder: Path, credentials: Credentials) -> Path:
-    secret = folder / f"secret-{credentials.access_key_id}"
-    secret.mkdir()
-    (secret / "AWS_ACCESS_KEY_ID").write_text(credentials.access_key_id)
-    (secret / "AWS_SECRET_ACCESS_KEY").write_text(credentials.secret_access_key)
-    return secret
 
 
 def open_store(server: S3Server, runs: StageRuns) -> S3Store:

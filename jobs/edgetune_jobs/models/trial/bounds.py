@@ -5,7 +5,6 @@ from typing import Any
 
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.folder import CONFIG, IMPLEMENTATION_FIELDS
-from edgetune_jobs.models.safetensors_header import Tensor
 from edgetune_jobs.wording import some
 
 _TEXT_PARTS = ("", "text_config.")
@@ -27,14 +26,18 @@ _FEWEST_LAYERS_ALLOWED = 1_000
 _QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 
 
-def check_bounds(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def check_bounds(config: Mapping[str, Any], tensors: int) -> None:
     """Check the numbers of a config.json, so that a model without weights can be built from it.
+
+    Args:
+        config: its content.
+        tensors: number of the weights' tensors.
 
     Raises:
         InvalidInput: a size is not positive or larger than any model's, or there are more blocks than tensors, or a
             part of the model is already quantized.
     """
-    most_layers = max(len(tensors), _FEWEST_LAYERS_ALLOWED)
+    most_layers = max(tensors, _FEWEST_LAYERS_ALLOWED)
     for path, value in _fields(config, ""):
         prefix, _, name = path.rpartition(".")
         if name in _QUANTIZATION_FIELDS and value is not None:
@@ -47,7 +50,7 @@ def check_bounds(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
         least = 1 if f"{prefix}." in _TEXT_PARTS or not prefix else 0
         most = most_layers if name in _LAYERS else _LARGEST_SIZE
         if not least <= value <= most:
-            basis = f" (the weights have {len(tensors):,} tensors)" if name in _LAYERS and value > most else ""
+            basis = f" (the weights have {tensors:,} tensors)" if name in _LAYERS and value > most else ""
             raise InvalidInput(
                 f"{BASE_FIELD}: {path} in {CONFIG} is {value:,}, but must be from {least:,} to {most:,}{basis}; "
                 "copy the file again from where the weights are from"

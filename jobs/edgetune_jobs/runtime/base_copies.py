@@ -1,9 +1,10 @@
-"""Copies of Hugging Face hub models in the store, so that only prepare needs the hub.
+"""Copies of base models in the store: of the hub, so that only prepare needs it, and text parts of multimodal models.
 
 sources/<digest>/<attempt>/…files…      sources/<digest>/manifest.json, written last
 """
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST
@@ -12,6 +13,7 @@ from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput, Transie
 from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import Progress
+from edgetune_jobs.store.files import Fingerprint
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import (
     DamagedObject,
@@ -24,10 +26,19 @@ from edgetune_jobs.store.store import (
     uri_of,
     write_model_once,
 )
+from edgetune_jobs.tensors.text_model import TextModel
 
 
-def mirror_model(store: Store, source: Source, progress: Progress) -> None:
+def mirror_model(
+    store: Store, source: Source, progress: Progress, convert: Callable[[Source], Source] | None = None
+) -> None:
     """Copy the files of a model that stages use to the store, unless they are already there.
+
+    Args:
+        store: the store.
+        source: the model.
+        progress: receives the number of files.
+        convert: called if there is no copy, returns the model that is copied under the digest of `source`.
 
     Raises:
         InvalidInput: the model has no weights.
@@ -35,18 +46,29 @@ def mirror_model(store: Store, source: Source, progress: Progress) -> None:
     folder = _folder(source.digest)
     if read_model(store, f"{folder}/{MANIFEST}", FileList) is not None:
         return
+    source = source if convert is None else convert(source)
     paths = used_files(SourceModelFolder(source, base_label(source.uri)))
     attempt = secrets.token_hex(8)
     entries = []
     for number, path in enumerate(paths, start=1):
         progress.update(number - 1, len(paths), "files")
         progress.say(f"copying {path} of {source.uri} to the store")
-        sent = store.upload_file(source.fetch([path]) / path, f"{folder}/{attempt}/{path}")
+        sent = _send(store, source, path, f"{folder}/{attempt}/{path}")
         entries.append(sent.entry(f"{attempt}/{path}"))
     progress.update(len(paths), len(paths), "files")
     manifest = FileList(files=tuple(entries))
     committed = write_model_once(store, f"{folder}/{MANIFEST}", manifest)
     clean_up_attempts(store, folder, attempt, won=committed == manifest)
+
+
+def _send(store: Store, source: Source, path: str, key: str) -> Fingerprint:
+    """Copy one file; the fingerprint of the sent bytes."""
+    if not isinstance(source, TextModel):
+        return store.upload_file(source.fetch([path]) / path, key)
+    size = next(file.bytes for file in source.files if file.path == path)
+    with store.create_file(key, size) as written:
+        source.write_to(path, written)
+    return written.fingerprint
 
 
 def find_mirror(store: Store, base_digest: str, uri: str) -> tuple[str, tuple[FileEntry, ...]]:

@@ -1,4 +1,4 @@
-"""Copies of hub models in the store: complete or absent, despite concurrent copies, kills and network errors."""
+"""Copies of base models in the store: complete or absent, despite concurrent copies, kills and network errors."""
 
 import io
 import json
@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.hub_mirror import fetch_mirror, mirror_model
+from edgetune_jobs.models.trial.process import shared_trial
+from edgetune_jobs.runtime.base_copies import fetch_mirror, mirror_model
 from edgetune_jobs.runtime.progress import LineProgress
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from edgetune_jobs.store.store import Store
+from edgetune_jobs.tensors.text_model import text_model
 from support.fault_proxy import Fault, FaultProxy
+from support.multimodal import make_multimodal, read_config
 from support.versitygw import S3Server
 
 URI = "hf://acme/tiny"
@@ -88,3 +91,18 @@ def test_unused_weights_are_not_copied(tmp_path: Path) -> None:
     mirror_model(store, source, PROGRESS)
 
     assert mirrored(store, source, tmp_path / "fetched") == sorted(used)
+
+
+def test_a_text_part_is_copied_as_a_plain_model_under_the_digest_of_the_whole_model(
+    store: Store, tmp_path: Path
+) -> None:
+    whole = make_multimodal(tmp_path / "whole", "llava")
+    source = FolderSource(whole.as_uri(), "spec.baseModel", SourceKind.MODEL)
+
+    mirror_model(store, source, PROGRESS, lambda each: text_model(each, shared_trial(), tmp_path / "text"))
+
+    copied = fetch_mirror(store, source.digest, URI, tmp_path / "fetched")
+    assert read_config(copied)["architectures"] == ["LlamaForCausalLM"]
+    expected = text_model(source, shared_trial(), tmp_path / "expected").fetch(["model.safetensors"])
+    assert (copied / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert (copied / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
