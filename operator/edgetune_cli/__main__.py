@@ -88,7 +88,8 @@ def plan(
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
     for line in found.stages:
-        say(f"{line.stage.value:9} {line.action.value:6} {line.why}")
+        requests = f" (requests {line.requests})" if line.requests else ""
+        say(f"{line.stage.value:9} {line.action.value:6} {line.why}{requests}")
     for warning in found.warnings:
         say(f"Warning: {warning}")
     if found.outcome is not Outcome.PUBLISHED:

@@ -280,7 +280,7 @@ async def _act(
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
         elif isinstance(spec, LoraFineTuneSpec) and profile is not None:
-            job = render_job(owner, spec, profile, action.request, action.retry, action.failed_before)
+            job = render_job(owner, spec, profile, action.request, action.retry, action.resources, action.failed_before)
             await cluster.create_job(job)
         else:
             raise TypeError("a Job was planned without a spec and a profile")

@@ -7,10 +7,10 @@ import pytest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.job_manifests import render_clean_up
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
-from support.golden import FULL, PROFILES, clean_up_request, request_for, spec_of
+from support.golden import FULL, PROFILES, clean_up_request, job_of
 
 DRY_RUN = "dryRun=All&fieldValidation=Strict"
 
@@ -34,11 +34,9 @@ def restricted_namespace(apiserver: ApiServer) -> str:
 
 def rendered(stage: str, profile: Profile) -> dict[str, Any]:
     """Job of a stage of the smallest object, or of its clean-up."""
-    builder = lora_fine_tune()
     if stage == names.CLEAN_UP:
-        return render_clean_up(builder.build()["metadata"], profile, clean_up_request(profile))
-    stage = Stage(stage)
-    return render_job(builder.build()["metadata"], spec_of(builder), profile, request_for(stage, profile), retry="")
+        return render_clean_up(lora_fine_tune().build()["metadata"], profile, clean_up_request(profile))
+    return job_of(Stage(stage), profile)
 
 
 @pytest.mark.parametrize("stage", [*Stage, names.CLEAN_UP])

@@ -313,8 +313,8 @@ def test_a_retryable_failure_is_final_when_the_retries_are_used_up(
                 "message": 'Usage of EmptyDir volume "work" exceeds the limit "64Gi". ',
             },
             "EphemeralStorageExceeded",
-            'prepare: Usage of EmptyDir volume "work" exceeds the limit "64Gi"; raise workVolumeSize or the stage\'s '
-            "limits.ephemeral-storage in the profile, then retry",
+            'prepare: Usage of EmptyDir volume "work" exceeds the limit "64Gi"; raise workVolumeSize, sizing.storage '
+            "or the stage's ephemeral-storage in the profile, then retry",
         ),
     ],
 )

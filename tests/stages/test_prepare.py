@@ -11,6 +11,7 @@ from edgetune_contract.request import Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted, InvalidInput
 from edgetune_jobs.stages import prepare
+from edgetune_operator.decisions.stage_needs import ModelShape
 from support.base_folder import llama_shapes, write_safetensors
 from support.data_rows import instruction_rows
 from support.tiny_tokenizer import make_tokenizer
@@ -73,6 +74,11 @@ def test_figures_warnings_and_digests_are_reported(workplace: Workplace) -> None
     assert (metrics["trainExamples"], metrics["evalExamples"], metrics["truncatedShare"]) == (270, 30, 0)
     assert metrics["expectedTrainableParameters"] == 4 * 2 * (16 + 12)
     assert metrics["baseParameters"] == 400 * 8 + 8 + 2 * (8 + 64 + 32 + 32 + 64 + 3 * 128)
+    assert (metrics["largestTensorBytes"], metrics["largestLinearBytes"]) == (400 * 8 * 2, 16 * 8 * 2)
+    assert (metrics["cacheBytesPerToken"], metrics["vocabulary"]) == (2 * 2 * 4 * 2, 400)
+    # Its rows are shorter than the blocks of NF4.
+    assert metrics["streamed"] is False
+    assert ModelShape.of(metrics) is not None
     assert metrics["tokensP50"] <= metrics["tokensP90"] <= metrics["tokensP99"] <= metrics["tokensMax"] < 256
     assert metrics["estimatedTrainingBytes"] > metrics["baseParameters"]
     assert list(output.warnings) == ["270 training examples: style adaptation usually needs 500 to 1,000"]
@@ -321,8 +327,14 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
         workplace.context(lora={"rank": 8, "targetModules": "AllLinear"}, training={"maxLength": 64}), prepared.metrics
     )
 
-    assert set(figures) == {"expectedTrainableParameters", "estimatedTrainingBytes"}
+    assert {"expectedTrainableParameters", "estimatedTrainingBytes", "largestTensorBytes"} < set(figures)
     assert {**prepared.metrics, **figures} == fresh.metrics
+
+
+def test_whether_a_model_can_be_streamed_depends_on_what_is_merged(workplace: Workplace) -> None:
+    prepared, _ = workplace.run(merge={"base": "Original"})
+
+    assert prepared.metrics["streamed"] is True
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
-"""Golden manifests of Jobs, for each stage and for a clean-up, for readers and for a test.
+"""Golden manifests of Jobs, for each stage and for a clean-up, and the resources of Jobs by the size of the model.
 
 `PYTHONPATH=tests python -m support.golden` writes them; --check compares them.
 """
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import ChecksumMode, Request, Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.objects import LoraFineTuneSpec, StageState, StageStatus
 from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.stage_resources import known_needs, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
+from support.model_shapes import MODELS
 
 FOLDER = "tests/golden"
 RESOLVED = Resolved(base="a" * 64, train="b" * 64)
@@ -79,21 +82,46 @@ def spec_of(builder: ObjectBuilder) -> LoraFineTuneSpec:
     return parse_spec(builder.build()["spec"])
 
 
+def job_of(
+    stage: Stage,
+    profile: Profile = DEFAULT,
+    builder: ObjectBuilder | None = None,
+    *,
+    model: str = "Llama-3.1-8B",
+    retry: str = "",
+) -> dict[str, Any]:
+    """Job of a stage of the smallest object, or of another, after prepare has measured a model."""
+    builder = builder or lora_fine_tune()
+    spec = spec_of(builder)
+    prepare = StageStatus(name=Stage.PREPARE, state=StageState.SUCCEEDED, metrics=dict(MODELS[model]))
+    resources = stage_resources(profile, stage, known_needs(profile, prepare, spec.parameters).get(stage))
+    request = request_for(stage, profile, builder)
+    return render_job(builder.build()["metadata"], spec, profile, request, retry, resources)
+
+
 def golden_files() -> dict[str, str]:
     """Text by path relative to the repository's root."""
-    builder = lora_fine_tune()
-    owner = builder.build()["metadata"]
     stages = {
-        f"{FOLDER}/{name}-{stage}.yaml": to_yaml(
-            render_job(owner, spec_of(builder), profile, request_for(stage, profile), retry="token-1")
-        )
+        f"{FOLDER}/{name}-{stage}.yaml": to_yaml(job_of(stage, profile, retry="token-1"))
         for name, profile in PROFILES.items()
         for stage in Stage
     }
-    return stages | {
-        f"{FOLDER}/{name}-clean-up.yaml": to_yaml(render_clean_up(owner, profile, clean_up_request(profile)))
-        for name, profile in PROFILES.items()
-    }
+    owner = lora_fine_tune().build()["metadata"]
+    sizes = {model: {stage.value: _resources(job_of(stage, model=model)) for stage in Stage} for model in MODELS}
+    return (
+        stages
+        | {f"{FOLDER}/resources.yaml": to_yaml(sizes)}
+        | {
+            f"{FOLDER}/{name}-clean-up.yaml": to_yaml(render_clean_up(owner, profile, clean_up_request(profile)))
+            for name, profile in PROFILES.items()
+        }
+    )
+
+
+def _resources(job: Mapping[str, Any]) -> dict[str, Any]:
+    pod = job["spec"]["template"]["spec"]
+    (container,), work = pod["containers"], pod["volumes"][0]
+    return {**container["resources"], "workVolume": work["emptyDir"]["sizeLimit"]}
 
 
 def clean_up_request(profile: Profile) -> CleanUpRequest:

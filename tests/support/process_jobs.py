@@ -11,6 +11,7 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.job_manifests import render_job
+from edgetune_operator.decisions.stage_resources import stage_resources
 
 OWNER = {"name": "sensor-faults", "namespace": "team-a", "uid": "8b2c3f5e-0000-4000-8000-000000000001"}
 
@@ -38,7 +39,7 @@ def job_running(script: str, folder: Path, **spec_changes: Any) -> dict[str, Any
         store=profile.store.for_namespace("team-a"),
         parameters=spec.parameters,
     )
-    job = render_job(OWNER, spec, profile, request, retry="")
+    job = render_job(OWNER, spec, profile, request, "", stage_resources(profile, Stage.PREPARE))
     job["metadata"]["uid"] = "8b2c3f5e-0000-4000-8000-000000000002"
     job["spec"]["template"]["spec"]["containers"][0]["command"] = ["python", "-c", script]
     return job

@@ -77,7 +77,7 @@ def test_every_field_of_a_profile_is_described_with_its_default() -> None:
     ]
 
     assert [path for path in paths if path not in rows] == []
-    for name in ("work_volume_size", "termination_grace_period_seconds", "ttl_seconds_after_finished"):
+    for name in ("termination_grace_period_seconds", "ttl_seconds_after_finished"):
         field = Profile.model_fields[name]
         assert f"`{field.default}`" in rows[str(field.alias)]
 
@@ -87,8 +87,20 @@ def test_the_default_resources_are_those_of_the_code() -> None:
     for stage, resources in DEFAULT_RESOURCES.items():
         _, _, requests, limits, _ = rows[stage].split("|")
         assert all(str(quantity) in requests for quantity in resources.requests.values()), stage
-        assert str(resources.limits["memory"]) in limits, stage
+        assert str(resources.limits.get("memory", "memory by the model")) in limits, stage
+        assert ("memory by the model" in requests) is ("memory" not in resources.requests), stage
         assert ("nvidia.com/gpu" in requests) is ("nvidia.com/gpu" in resources.requests), stage
+
+
+def test_the_requests_by_the_size_of_the_model_are_those_of_the_golden_jobs() -> None:
+    golden = yaml.safe_load((REPOSITORY / "tests" / "golden" / "resources.yaml").read_text(encoding="utf-8"))
+    rows = [row for row in OPERATIONS.splitlines() if row.startswith(("| SmolLM2", "| Llama"))]
+
+    for row, stages in zip(rows, golden.values(), strict=True):
+        asked = [stages[stage]["requests"] for stage in ("train", "merge", "evaluate")]
+        cells = [f"{each['memory']}, disk {each['ephemeral-storage']}" for each in asked]
+        assert row.split("|")[2:-1] == [f" {cell} " for cell in cells], row
+        assert stages["quantize"] == stages["merge"]
 
 
 def test_the_example_is_a_legal_object() -> None:

@@ -117,6 +117,25 @@ class BaseModel:
         """Rows of the embedding; token ids are smaller than this."""
         return _first_int(self.config, "vocab_size")
 
+    @property
+    def largest_tensor_bytes(self) -> int:
+        """Size of the largest tensor as stored, usually the embedding."""
+        return max((tensor.end - tensor.begin for tensor in self.tensors.values()), default=0)
+
+    @property
+    def largest_linear_bytes(self) -> int:
+        """Size of the largest weight of a linear layer as stored: merging holds a few of them."""
+        names = {f"{layer.name}.weight" for layer in self.linear_layers}
+        return max((tensor.end - tensor.begin for name, tensor in self.tensors.items() if name in names), default=0)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """KV cache of one token in 16 bits: a key and a value for each layer and key head."""
+        heads = _first_int(self.config, "num_attention_heads", "n_head") or 1
+        key_heads = _first_int(self.config, "num_key_value_heads") or heads
+        head = _first_int(self.config, "head_dim") or self.hidden_size // heads
+        return 2 * self.layers * key_heads * head * 2
+
     def _is_tied(self, name: str) -> bool:
         return bool(self.config.get("tie_word_embeddings")) and name == f"{OUTPUT_HEAD}.weight"
 

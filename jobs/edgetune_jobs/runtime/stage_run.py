@@ -29,6 +29,7 @@ from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
+from edgetune_jobs.runtime.usage import used
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest
@@ -184,6 +185,7 @@ class StageRun:
         context = self._context(sources, upload)
         output = self._run_body(context)
         self._check_artifacts(output)
+        usage = used(self._folder)
         self._mirror_base(sources)
         self._progress.say("storing the result")
         self._store_base_scores(context.output)
@@ -193,7 +195,7 @@ class StageRun:
             digest=self._digests[self._request.stage],
             seconds=round(time.monotonic() - self._started, 3),
             artifacts=artifacts,
-            metrics=dict(output.metrics),
+            metrics={**output.metrics, **usage},
             facts=dict(output.facts),
             warnings=tuple(output.warnings),
             resolved=self._resolved if self._request.stage is Stage.PREPARE else None,

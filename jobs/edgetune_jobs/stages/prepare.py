@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import BASE, PREPARED
-from edgetune_contract.spec import Parameters, RowFormat
+from edgetune_contract.spec import MergeBase, Method, Parameters, RowFormat
 from edgetune_jobs.data import quality
 from edgetune_jobs.data.chat.shared import differing_context, with_shared_context
 from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, DataSet, read_data_set
@@ -20,6 +20,7 @@ from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
 from edgetune_jobs.models import loading
+from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.models.quantization.coverage import Coverage, check_method, nf4_coverage
@@ -31,9 +32,10 @@ from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
+from edgetune_jobs.tensors.streamed_model import can_stream
 from edgetune_jobs.tensors.text_model import TextModel, text_model
 from edgetune_jobs.training.memory_estimate import estimate_training
-from edgetune_jobs.training.preparation_report import Preparation, training_figures, truncation_warning
+from edgetune_jobs.training.preparation_report import Preparation, base_figures, training_figures, truncation_warning
 from edgetune_jobs.training.rehearsal import rehearse_training
 from edgetune_jobs.wording import count
 
@@ -105,6 +107,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         is_split_off=eval_set is None,
+        is_streamed=_is_streamed(context),
         memory=estimate_training(base, coverage, targets, parameters, train.longest_kept),
         warnings=(
             *about_base,
@@ -154,7 +157,9 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
-    return training_figures(targets, parameters, estimate_training(base, coverage, targets, parameters, longest))
+    memory = estimate_training(base, coverage, targets, parameters, longest)
+    # The manifest may be from a release that reported fewer figures.
+    return {**base_figures(base, is_streamed=_is_streamed(context)), **training_figures(targets, parameters, memory)}
 
 
 def _check_quantization(
@@ -186,6 +191,12 @@ def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", context: St
 
 def _is_known(base: BaseModel) -> bool:
     return base.config.get("model_type") in KNOWN_TYPES
+
+
+def _is_streamed(context: StageContext) -> bool:
+    source, parameters = context.sources[BASE], context.request.parameters
+    through_nf4 = parameters.method is Method.QLORA and parameters.merge.base is MergeBase.AS_TRAINED
+    return can_stream(SourceModelFolder(source, base_label(source.uri)), through_nf4=through_nf4)
 
 
 def _load_tokenizer(base: BaseModel) -> "PreTrainedTokenizerBase":

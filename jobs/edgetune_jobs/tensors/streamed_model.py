@@ -130,6 +130,22 @@ def stored_model(model: ModelFolder) -> StreamedModel:
     return StreamedModel(ModelWeights(model, tensors, dtype), layout)
 
 
+def can_stream(model: ModelFolder, *, through_nf4: bool) -> bool:
+    """Whether merge and quantize can read a base model tensor by tensor, by the headers of its files.
+
+    Args:
+        model: the base model.
+        through_nf4: whether it is merged as QLoRA holds it.
+    """
+    try:
+        _, layout = _read(model)
+        if through_nf4:
+            _nf4_weights(layout)
+    except CannotStream:
+        return False
+    return True
+
+
 def stream(
     model: StreamedModel, encoders: Sequence[weight_stream.Encoder], progress: Progress, stop: threading.Event
 ) -> tuple[str, ...]:

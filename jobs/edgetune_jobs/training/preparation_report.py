@@ -24,6 +24,9 @@ class Preparation:
     is_split_off: bool
     """Whether evaluation rows are split off from the training rows."""
 
+    is_streamed: bool
+    """Whether merge and quantize read the base tensor by tensor."""
+
     memory: TrainingMemory
     warnings: Sequence[str]
 
@@ -37,8 +40,7 @@ class Preparation:
         lengths = self.train.lengths
         percentiles = lengths.percentiles(50, 90, 99)
         return {
-            "baseBytes": self.base.bytes,
-            "baseParameters": self.base.parameters,
+            **base_figures(self.base, is_streamed=self.is_streamed),
             **training_figures(self.targets, self.parameters, self.memory),
             "trainExamples": self.train.examples,
             "evalExamples": self.evaluation.examples,
@@ -77,6 +79,19 @@ class Preparation:
             "estimatedTrainingBytes": {**asdict(self.memory), "total": self.memory.total},
             "warnings": list(self.warnings),
         }
+
+
+def base_figures(base: BaseModel, *, is_streamed: bool) -> dict[str, float]:
+    """The figures from which the operator derives the memory and disk space of later stages."""
+    return {
+        "baseBytes": base.bytes,
+        "baseParameters": base.parameters,
+        "largestTensorBytes": base.largest_tensor_bytes,
+        "largestLinearBytes": base.largest_linear_bytes,
+        "cacheBytesPerToken": base.cache_bytes_per_token,
+        "vocabulary": base.vocabulary or 0,
+        "streamed": is_streamed,
+    }
 
 
 def training_figures(

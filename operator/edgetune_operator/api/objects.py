@@ -106,6 +106,16 @@ class CountedAttempts(Model):
     """Names of their Pods; usually one, since attempts run one after another."""
 
 
+class RequestedResources(Model):
+    """What a stage's Job requests of its node."""
+
+    memory_bytes: Count | None = None
+    """Memory."""
+
+    storage_bytes: Count | None = None
+    """Ephemeral storage: the work volume and the logs."""
+
+
 class StageStatus(Model):
     """One stage of the current run."""
 
@@ -143,6 +153,12 @@ class StageStatus(Model):
 
     counted: CountedAttempts | None = None
     """The newest counted attempts; they make each attempt count once."""
+
+    memory_doublings: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How often the stage's memory was doubled, because an attempt was killed at its limit."""
+
+    requested: RequestedResources | None = None
+    """What the stage's Job requests. The metrics usedMemoryBytes and usedStorageBytes have what it used."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""

@@ -13,6 +13,7 @@ from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import STORE_URI, S3Service, StoreLocation
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.quantities import ByteQuantity, parse_bytes
 from edgetune_operator.api import names
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
 
@@ -88,9 +89,44 @@ class ProfileStore(S3Service):
         return StoreLocation(uri=f"{self.uri.rstrip('/')}/{namespace}", **service)
 
 
+class Bounds(Model):
+    """Smallest and largest quantity that a stage may request or use."""
+
+    min: ByteQuantity | None = None
+    """Default: none."""
+
+    max: ByteQuantity | None = None
+    """Default: none."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min is not None and self.max is not None and parse_bytes(self.min) > parse_bytes(self.max):
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+    def clamp(self, count: int) -> int:
+        """The number of bytes within the bounds."""
+        most = count if self.max is None else min(count, parse_bytes(self.max))
+        return most if self.min is None else max(most, parse_bytes(self.min))
+
+
+class Sizing(Model):
+    """Bounds of what stages get by the size of the model, where `resources` does not fix it. Equal bounds fix it."""
+
+    memory: Bounds = Bounds()
+    """Bounds of the memory that a stage requests, and of its limit."""
+
+    storage: Bounds = Bounds()
+    """Bounds of the ephemeral storage that a stage requests, and of the size limit of its work volume."""
+
+    request_storage: bool = True
+    """Whether stages request ephemeral storage. false for a queue or a quota that does not know this resource."""
+
+
+# prepare and publish hold no weights. The memory of the others follows the size of the model.
 _LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
-_WEIGHTS = Resources(requests={"cpu": "2", "memory": "8Gi"}, limits={"memory": "32Gi"})
-_TRAINING = Resources(requests={"cpu": "4", "memory": "16Gi"}, limits={"memory": "32Gi"})
+_WEIGHTS = Resources(requests={"cpu": "2"})
+_TRAINING = Resources(requests={"cpu": "4"})
 _WITHOUT_GPU: Mapping[Stage, Resources] = {
     Stage.PREPARE: _LIGHT,
     Stage.TRAIN: _TRAINING,
@@ -118,10 +154,14 @@ class Profile(Model):
     store: ProfileStore
     image: Image = Image()
     resources: dict[Stage, Resources] = {}
-    """Resources by stage; a stage that is not listed keeps its default."""
+    """Resources by stage; a stage that is not listed keeps its default. Memory and ephemeral storage that are not in
+    them follow the size of the model."""
 
-    work_volume_size: str = "64Gi"
-    """Size limit of the emptyDir that holds a stage's work and cache folders."""
+    sizing: Sizing = Sizing()
+    """Bounds of memory and storage that follow the size of the model."""
+
+    work_volume_size: ByteQuantity | None = None
+    """Size limit of the emptyDir that holds a stage's work and cache folders. Default: what the stage needs."""
 
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()

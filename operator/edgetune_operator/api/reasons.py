@@ -35,6 +35,7 @@ class Reason(StrEnum):
     REPLACED = "Replaced"
     ATTEMPT_FAILED = "AttemptFailed"
     POD_OUTLIVED = "PodOutlivedStage"
+    MORE_MEMORY = "MoreMemory"
     RESUMED = "Resumed"
 
     # Somebody has to act; the stage then continues by itself.

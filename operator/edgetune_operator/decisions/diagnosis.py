@@ -19,6 +19,7 @@ from edgetune_contract.stages import ExitCode, reason_for
 from edgetune_contract.values.times import is_recent, timestamp
 from edgetune_operator.api.objects import StageStatus
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.units import format_bytes
 from edgetune_operator.decisions.observe import (
     POD_END_DELAY,
     POD_STATUS_DELAY,
@@ -327,10 +328,19 @@ def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> D
     return (reason, message + _counted(job, earlier)) if job.attempts > (job.backoff_limit or 0) else None
 
 
+def why_more_memory(limit: int | None) -> Diagnosis:
+    """Why another Job repeats an attempt that was killed at a memory limit, in bytes."""
+    at = f" of {format_bytes(limit)}" if limit is not None else ""
+    return Reason.MORE_MEMORY, (
+        f"an attempt was killed at its memory limit{at}: this model needs more than estimated; the next attempt gets "
+        "twice the memory, within the profile's bounds"
+    )
+
+
 def why_ended(pod: PodObservation) -> Diagnosis:
     """Why an attempt failed: as the stage reports it or, if it reports nothing, as the kubelet does."""
     if pod.exceeded_storage:
-        advice = "raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"
+        advice = "raise workVolumeSize, sizing.storage or the stage's ephemeral-storage in the profile, then retry"
         return Reason.STORAGE_EXCEEDED, f"{pod.pod_message.rstrip('.')}; {advice}"
     result = pod.result
     if result is not None and result.failure is not None:

@@ -10,7 +10,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.api.profiles import CA_VARIABLES, Profile, Resources
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.decisions.run_state import settings_digest
+from edgetune_operator.decisions.stage_resources import StageResources, settings_digest, stage_resources
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
@@ -39,6 +39,7 @@ def render_job(
     profile: Profile,
     request: Request,
     retry: str,
+    resources: StageResources,
     failed_before: int = 0,
 ) -> dict[str, Any]:
     """Job manifest of one stage.
@@ -49,9 +50,10 @@ def render_job(
         profile: the platform team's images, resources, node selection, credentials and queue.
         request: the stage's request.
         retry: the current retry token.
+        resources: of the stage's container and its work volume.
         failed_before: failed attempts of the Jobs that this one replaces.
     """
-    container = _container(profile, profile.resources_for(request.stage), request.encode())
+    container = _container(profile, resources.container, request.encode())
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     metadata = {
@@ -61,13 +63,13 @@ def render_job(
         "annotations": {
             names.DIGEST_ANNOTATION: request.digest,
             names.RETRY_ANNOTATION: retry,
-            names.SETTINGS_ANNOTATION: settings_digest(spec, profile, request.stage),
+            names.SETTINGS_ANNOTATION: settings_digest(spec, profile, resources),
         },
         "ownerReferences": [_owner_reference(owner)],
     }
     retries = max(spec.retry_limit - failed_before, 0)
     limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
-    return _job(metadata, limits, profile, container)
+    return _job(metadata, limits, profile, container, resources.volume)
 
 
 def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
@@ -78,14 +80,15 @@ def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUp
         profile: as for the stages.
         request: the clean-up's request.
     """
-    container = _container(profile, profile.resources_for(Stage.PUBLISH), request.encode(), names.CLEAN_UP)
+    resources = stage_resources(profile, Stage.PUBLISH)
+    container = _container(profile, resources.container, request.encode(), names.CLEAN_UP)
     metadata = {
         "name": names.clean_up_job_name(request.name, owner["uid"]),
         "namespace": request.namespace,
         "labels": _labels(owner, names.CLEAN_UP),
     }
     limits = {"backoffLimit": CLEAN_UP_RETRIES, "activeDeadlineSeconds": CLEAN_UP_SECONDS}
-    return _job(metadata, limits, profile, container)
+    return _job(metadata, limits, profile, container, resources.volume)
 
 
 def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
@@ -98,7 +101,11 @@ def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
 
 
 def _job(
-    metadata: Mapping[str, Any], limits: Mapping[str, int], profile: Profile, container: Mapping[str, Any]
+    metadata: Mapping[str, Any],
+    limits: Mapping[str, int],
+    profile: Profile,
+    container: Mapping[str, Any],
+    volume_size: str,
 ) -> dict[str, Any]:
     labels: Mapping[str, str] = metadata["labels"]
     queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
@@ -112,7 +119,10 @@ def _job(
             # Two Pods of a Job never run at the same time: the first writes its checkpoint before the second reads it.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": pod_failure_rules()},
-            "template": {"metadata": _pod_metadata(profile, labels), "spec": _pod_spec(profile, container)},
+            "template": {
+                "metadata": _pod_metadata(profile, labels),
+                "spec": _pod_spec(profile, container, volume_size),
+            },
         },
     }
 
@@ -144,7 +154,7 @@ def _owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
+def _pod_spec(profile: Profile, container: Mapping[str, Any], volume_size: str) -> dict[str, Any]:
     optional: dict[str, Any] = {
         "nodeSelector": profile.node_selector,
         "tolerations": list(profile.tolerations),
@@ -161,7 +171,7 @@ def _pod_spec(profile: Profile, container: Mapping[str, Any]) -> dict[str, Any]:
         "terminationGracePeriodSeconds": profile.termination_grace_period_seconds,
         "securityContext": dict(RESTRICTED_POD_OF_ANY_USER if profile.openshift else RESTRICTED_POD),
         "containers": [container],
-        "volumes": _volumes(profile),
+        "volumes": _volumes(profile, volume_size),
     } | {key: value for key, value in optional.items() if value}
 
 
@@ -208,8 +218,8 @@ def _environment(profile: Profile, request: str, gpus: int) -> list[dict[str, st
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _volumes(profile: Profile) -> list[dict[str, Any]]:
-    volumes: list[dict[str, Any]] = [{"name": "work", "emptyDir": {"sizeLimit": profile.work_volume_size}}]
+def _volumes(profile: Profile, work_size: str) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [{"name": "work", "emptyDir": {"sizeLimit": work_size}}]
     if profile.store.credentials_secret:
         secret = {"secretName": profile.store.credentials_secret, "defaultMode": 0o440}
         volumes.append({"name": "s3-credentials", "secret": secret})

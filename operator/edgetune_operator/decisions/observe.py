@@ -113,6 +113,11 @@ class PodObservation:
         return self.pod_reason == "Evicted" and not self.disrupted
 
     @property
+    def exceeded_memory(self) -> bool:
+        """Whether the kernel killed the container at its memory limit."""
+        return self.exit_code is not None and self.reason == "OOMKilled" and not self.interrupted
+
+    @property
     def result(self) -> Result | None:
         """Result in the termination message; None if there is no valid one."""
         try:
@@ -157,7 +162,7 @@ class JobObservation:
     """The Job's own deadline, in seconds."""
 
     resources: Mapping[str, str | int]
-    """Resources of each attempt, by name: those of the profile may have changed since."""
+    """What each attempt requests, by resource: the profile may have changed since."""
 
     state: JobState
     deleting: bool
@@ -339,7 +344,8 @@ def containers_of(job: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _resources(job: Mapping[str, Any]) -> Mapping[str, str | int]:
     found = next((each.get("resources") or {} for each in containers_of(job) if each["name"] == names.CONTAINER), {})
-    return {**(found.get("requests") or {}), **(found.get("limits") or {})}
+    # Without a request, the limit is requested.
+    return {**(found.get("limits") or {}), **(found.get("requests") or {})}
 
 
 def job_state(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from edgetune_contract.digest import pin_digest, prepare_digest, sha256_of, stage_digests
+from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import ExitCode, Stage
@@ -36,6 +36,7 @@ from edgetune_operator.decisions.diagnosis import (
     why_ended,
     why_failed,
     why_given_up,
+    why_more_memory,
     why_not_retried,
     why_overdue,
     why_unreadable,
@@ -43,8 +44,15 @@ from edgetune_operator.decisions.diagnosis import (
 )
 from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
 from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs
+from edgetune_operator.decisions.stage_needs import Need
+from edgetune_operator.decisions.stage_resources import (
+    StageResources,
+    known_needs,
+    requested,
+    settings_digest,
+    stage_resources,
+)
 
-_SETTINGS_CHARACTERS = 16
 _RETRY_DEFERRED = "the requested retry starts when this stage has ended"
 _STORE_CHANGE_DEFERRED = (
     "the profile's store has changed: when this stage has ended, every stage is looked up there or run again"
@@ -53,24 +61,13 @@ _REPLACED = "the profile or a limit of the spec changed while no attempt was run
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
-def settings_digest(spec: LoraFineTuneSpec, profile: Profile, stage: Stage) -> str:
-    """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
-    settings = {
-        "profile": profile.model_dump(mode="json", exclude={"resources"}),
-        "resources": profile.resources_for(stage).model_dump(mode="json"),
-        "retryLimit": spec.retry_limit,
-        "activeDeadlineSeconds": spec.active_deadline_seconds,
-    }
-    return sha256_of(settings)[:_SETTINGS_CHARACTERS]
-
-
 class RunState:
     """The rows of the current run while one pass updates them."""
 
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
         self.spec = spec
-        self._profile = profile
+        self.profile = profile
         self._snapshot = snapshot
         self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
         self.rows |= {row.name: row for row in previous.stages}
@@ -117,7 +114,17 @@ class RunState:
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
 
     def _settings_of(self, stage: Stage) -> str:
-        return settings_digest(self.spec, self._profile, stage)
+        return settings_digest(self.spec, self.profile, self.resources(stage))
+
+    @property
+    def needs(self) -> Mapping[Stage, Need]:
+        """What the stages need that hold the model, once prepare has measured it."""
+        return known_needs(self.profile, self.rows[Stage.PREPARE], self.spec.parameters)
+
+    def resources(self, stage: Stage, more: int = 0) -> StageResources:
+        """Resources of the stage's next Job, with the memory doubled `more` times."""
+        doublings = self.rows[stage].memory_doublings + more
+        return stage_resources(self.profile, stage, self.needs.get(stage), doublings)
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -233,6 +240,9 @@ class RunState:
             self._fail(stage, why, ended)
         elif overdue(job, now) is not None and job.outlived is not None:
             self._record_outlived(stage, job, job.outlived, ended)
+        elif (killed := self._killed_for_more_memory(stage, job)) is not None:
+            why = why_more_memory(self.resources(stage).memory_limit)
+            self._retry_by_another_job(stage, job, killed, why)
         else:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
@@ -247,20 +257,34 @@ class RunState:
         self, stage: Stage, job: JobObservation, pod: PodObservation, ended: Mapping[str, Any]
     ) -> None:
         """An attempt without success has ended and its Pod lives on: the Job controller would wait for the Pod."""
-        row = self.rows[stage]
         if pod.exit_code == ExitCode.DONE:
             self._record_lost_result(stage, job, ended)
-        elif (why := why_not_retried(pod, job, row.failed_before)) is not None:
+            self._outlived.add(job.name)
+        elif (why := why_not_retried(pod, job, self.rows[stage].failed_before)) is not None:
             self._fail(stage, why, ended)
-            return
         else:
             reason, message = why_ended(pod)
             message = (
                 f"an attempt failed and is retried by another Job, because {why_overdue(pod)}: {reason}: {message}"
             )
-            failed = row.failed_before + job.attempts - pod.interrupted
-            changes = {"reason": Reason.POD_OUTLIVED, "message": message, "failed_before": failed, "attempts": failed}
-            self._update(stage, state=StageState.PENDING, started_at=None, **changes)
+            self._retry_by_another_job(stage, job, pod, (Reason.POD_OUTLIVED, message))
+
+    def _killed_for_more_memory(self, stage: Stage, job: JobObservation) -> PodObservation | None:
+        """The last attempt, if it was killed at its memory limit and the next one can have more; otherwise None."""
+        newest = job.pods[-1] if job.pods else None
+        if newest is None or not newest.exceeded_memory or job.runs or job.outlived is not None:
+            return None
+        is_last = why_not_retried(newest, job, self.rows[stage].failed_before) is not None
+        is_more = self.resources(stage, more=1).container != self.resources(stage).container
+        return newest if is_more and not is_last else None
+
+    def _retry_by_another_job(self, stage: Stage, job: JobObservation, pod: PodObservation, why: Diagnosis) -> None:
+        """The stage's next Job has the retries that are left, and twice the memory if that was missing."""
+        row = self.rows[stage]
+        failed = row.failed_before + job.attempts - pod.interrupted
+        changes = {"reason": why[0], "message": why[1], "failed_before": failed, "attempts": failed}
+        doublings = row.memory_doublings + pod.exceeded_memory
+        self._update(stage, state=StageState.PENDING, started_at=None, memory_doublings=doublings, **changes)
         self._outlived.add(job.name)
 
     def note_overdue_jobs(self, now: datetime) -> Mapping[str, str]:
@@ -291,7 +315,8 @@ class RunState:
         started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
         attempts += self.rows[stage].failed_before
-        self._update(stage, job=job.name, attempts=attempts, started_at=started_at)
+        asked = requested(job.resources)
+        self._update(stage, job=job.name, attempts=attempts, started_at=started_at, requested=asked)
         self.rows[stage] = count_attempts(self.rows[stage], job)
         seen = self._snapshot.progress
         if seen is not None and seen.stage is stage:
@@ -376,6 +401,7 @@ class RunState:
         started = {"state": StageState.RUNNING, "attempts": attempts, "started_at": timestamp(now)}
         if self.rows[stage].reason != Reason.RESULT_LOST:
             started |= {"reason": Reason.JOB_RUNNING, "message": ""}
+        started["requested"] = requested(self.resources(stage).asked)
         self._update(stage, job=self.job_name(stage), **started)
 
     def progress(self, stage: Stage) -> ProgressStatus | None:
@@ -394,7 +420,7 @@ class RunState:
             name=self._snapshot.name,
             stage=stage,
             digest=self.rows[stage].digest,
-            store=self._profile.store.for_namespace(self._snapshot.namespace),
+            store=self.profile.store.for_namespace(self._snapshot.namespace),
             parameters=self.spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )

@@ -41,12 +41,16 @@ from edgetune_operator.decisions.diagnosis import look_at_overdue, silent_wait, 
 from edgetune_operator.decisions.observe import JobState, Snapshot
 from edgetune_operator.decisions.run_state import RunState
 from edgetune_operator.decisions.score_warnings import score_warnings
+from edgetune_operator.decisions.stage_resources import StageResources, resource_warnings
 
 # The watches do not show when a quota or a policy changes.
 _LOOK_AT_STALLED = timedelta(seconds=60)
 _LOOK_AT_ENDED_JOB = timedelta(seconds=5)
 # The Job of an earlier object with the same name is not in the cache.
 _LOOK_AT_PENDING = timedelta(seconds=2)
+
+
+_REASONS_OF_ANOTHER_JOB = (Reason.REPLACED, Reason.POD_OUTLIVED, Reason.MORE_MEMORY)
 
 
 class Outcome(StrEnum):
@@ -74,6 +78,7 @@ class CreateJob:
 
     request: Request
     retry: str
+    resources: StageResources
     failed_before: int = 0
     """Failed attempts of the Jobs that this one replaces; they count towards the retry limit."""
 
@@ -157,7 +162,7 @@ def plan(spec: LoraFineTuneSpec | InvalidSpec, profile: Profile | None, snapshot
     actions: tuple[Action, ...] = _deletions(run, now, keep=run.job_name(stage))
     jobs = run.jobs
     if stage not in jobs.current and not jobs.terminating and not actions and not run.deferred_request:
-        actions = (CreateJob(run.request(stage), snapshot.retry_requested, row.failed_before),)
+        actions = (CreateJob(run.request(stage), snapshot.retry_requested, run.resources(stage), row.failed_before),)
         run.start(stage, now)
     reason, message = _running_reason(run, run.rows[stage])
     stuck = stuck_pod(snapshot)
@@ -253,6 +258,7 @@ def _view(
         handled_retry=previous_retry if run.deferred_request else snapshot.new_retry or previous_retry,
         warnings=(
             *score_warnings(run.spec, scores),
+            *resource_warnings(run.profile, run.needs),
             *spec_warnings(run.spec, run.rows[Stage.PREPARE].metrics if Stage.PREPARE in done else {}),
         ),
     )
@@ -278,7 +284,7 @@ def _named(publication: PublicationStatus) -> str:
 
 
 def _running_reason(run: RunState, row: StageStatus) -> tuple[str, str]:
-    if row.state is StageState.PENDING and row.reason in (Reason.REPLACED, Reason.POD_OUTLIVED):
+    if row.state is StageState.PENDING and row.reason in _REASONS_OF_ANOTHER_JOB:
         return row.reason, f"{row.name}: {row.message}"
     if row.state is StageState.PENDING:
         return Reason.PENDING, f"{row.name}: waiting until an older Job of this object is gone"

@@ -39,6 +39,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.QUEUED: "The stage's Job waits until a queue admits it.",
     Reason.ATTEMPT_FAILED: "An attempt failed and the stage is retried; the message says why.",
     Reason.POD_OUTLIVED: "An attempt failed and another container of its Pod ran on: another Job retries it.",
+    Reason.MORE_MEMORY: "An attempt was killed at its memory limit: another Job retries it with twice the memory.",
     Reason.SECRET_NOT_FOUND: "The profile's Secret is missing in the namespace. The stage starts once it exists.",
     Reason.CONFIG_MAP_NOT_FOUND: "A ConfigMap that the stage's Pod mounts is missing. The stage starts once it exists.",
     Reason.QUOTA_EXCEEDED: "A quota refuses the stage's Pod; the message has the figures. The Job retries.",

@@ -46,7 +46,15 @@ def test_prepare_that_is_already_done_updates_metrics_of_fields_outside_its_dige
 
     assert again.exit_code == 0, again.stderr
     assert again.result.cached
-    assert again.result.metrics == {"rows": 3, "weights": 24}
+    assert again.result.metrics.items() >= {"rows": 3, "weights": 24}.items()
+
+
+def test_the_result_has_the_memory_and_the_disk_space_that_the_stage_used(runs: StageRuns) -> None:
+    assert runs.run(Stage.PREPARE).exit_code == 0
+    train = runs.run(Stage.TRAIN, EDGETUNE_TEST_ARTIFACT_BYTES="3000000")
+
+    assert 10_000_000 < train.result.metrics["usedMemoryBytes"] < 2**30
+    assert 3_000_000 < train.result.metrics["usedStorageBytes"] < 3_100_000
 
 
 def test_changed_data_at_the_same_uri_is_prepared_again(runs: StageRuns) -> None:

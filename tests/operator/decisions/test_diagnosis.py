@@ -390,7 +390,8 @@ def test_a_stage_that_fills_its_disk_is_not_retried(training: Scenario, exit_cod
     done = training.reconcile()
 
     message = (
-        f"{FULL.rstrip('.')}; raise workVolumeSize or the stage's limits.ephemeral-storage in the profile, then retry"
+        f"{FULL.rstrip('.')}; raise workVolumeSize, sizing.storage or the stage's ephemeral-storage in the profile, "
+        "then retry"
     )
     assert training.condition("Stalled") == ("True", "EphemeralStorageExceeded", f"train: {message}")
     assert training.row(Stage.TRAIN).preemptions == 0

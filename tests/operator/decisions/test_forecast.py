@@ -16,6 +16,7 @@ from edgetune_operator.decisions.forecast.passes import Forecast, forecast
 from edgetune_operator.decisions.observe import observe
 from edgetune_operator.decisions.state_machine import Outcome
 from support.builders import lora_fine_tune
+from support.model_shapes import MODELS
 from support.scenario import PROFILE, Scenario, request_of
 
 WALKS = 240
@@ -337,3 +338,22 @@ def test_after_a_change_of_store_no_stage_is_assumed_done() -> None:
 
     assert actions(found) == ["check", "run", "run", "run", "run", "run"]
     assert found[Stage.TRAIN] == "run the profile's store changed"
+
+
+def test_the_forecast_has_what_jobs_request_as_soon_as_the_model_is_known() -> None:
+    scenario = Scenario(lora_fine_tune())
+    first = forecast_of(scenario)
+    scenario.reconcile()
+    prepared = scenario.simulated_result(scenario.request)
+    scenario.finish(prepared.model_copy(update={"metrics": dict(MODELS["Llama-3.1-8B"])}))
+    scenario.reconcile()
+
+    again = forecast_of(scenario)
+
+    assert {line.requests for line in first.stages} == {""}
+    assert {line.stage: line.requests for line in again.stages if line.requests} == {
+        Stage.MERGE: "2Gi memory, 2Gi disk",
+        Stage.QUANTIZE: "2Gi memory, 2Gi disk",
+        Stage.EVALUATE: "21Gi memory, 46Gi disk",
+        Stage.PUBLISH: "1Gi memory",
+    }

@@ -12,21 +12,14 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Profile, Resources
-from edgetune_operator.decisions.job_manifests import pod_failure_rules, render_job
+from edgetune_operator.decisions.job_manifests import pod_failure_rules
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
-from support.builders import UID, ObjectBuilder, lora_fine_tune
-from support.golden import DEFAULT, FULL, PROFILES, golden_files, request_for, spec_of
+from support.builders import UID, lora_fine_tune
+from support.golden import DEFAULT, FULL, PROFILES, golden_files, job_of, request_for
 from support.scenario import request_of
 
 GPU = "nvidia.com/gpu"
-
-
-def job(stage: Stage, profile: Profile = DEFAULT, builder: ObjectBuilder | None = None) -> dict[str, Any]:
-    """Manifest of a stage of the smallest object, or of another."""
-    builder = builder or lora_fine_tune()
-    request = request_for(stage, profile, builder)
-    return render_job(builder.build()["metadata"], spec_of(builder), profile, request, retry="")
 
 
 def pod_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,12 +87,12 @@ def test_the_golden_manifests_are_up_to_date() -> None:
 @pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_pods_satisfy_pod_security_restricted(stage: Stage, profile: Profile) -> None:
-    assert violations(pod_of(job(stage, profile))) == []
+    assert violations(pod_of(job_of(stage, profile))) == []
 
 
 @pytest.mark.parametrize("stage", Stage)
 def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
-    manifest = job(stage, FULL)
+    manifest = job_of(stage, FULL)
 
     assert pod_of(manifest)["automountServiceAccountToken"] is False
     assert container_of(manifest)["securityContext"]["readOnlyRootFilesystem"] is True
@@ -110,14 +103,14 @@ def test_a_container_is_told_how_many_gpus_it_must_see() -> None:
     two = Resources(requests={GPU: 2}, limits={GPU: 2})
     profile = DEFAULT.model_copy(update={"resources": {Stage.EVALUATE: two}})
 
-    told = {stage: environment_of(job(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
+    told = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
 
     assert told == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 def test_only_train_requests_a_gpu_and_serves_metrics(profile: Profile) -> None:
-    containers = {stage: container_of(job(stage, profile)) for stage in Stage}
+    containers = {stage: container_of(job_of(stage, profile)) for stage in Stage}
 
     assert [stage for stage, each in containers.items() if GPU in each["resources"].get("limits", {})] == [Stage.TRAIN]
     assert [stage for stage, each in containers.items() if "ports" in each] == [Stage.TRAIN]
@@ -143,7 +136,7 @@ def test_the_failure_policy_follows_the_contract_for_each_exit_code() -> None:
         1: "Count",
         137: "Count",
     }
-    assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container_of(job(Stage.TRAIN))["name"]}
+    assert {rule["onExitCodes"]["containerName"] for rule in rules} == {container_of(job_of(Stage.TRAIN))["name"]}
     # Kubernetes refuses a rule that names 0.
     assert not any(0 in rule["onExitCodes"]["values"] for rule in rules)
 
@@ -151,7 +144,7 @@ def test_the_failure_policy_follows_the_contract_for_each_exit_code() -> None:
 def test_the_users_limits_are_the_jobs() -> None:
     builder = lora_fine_tune().with_spec("retryLimit", 7).with_spec("activeDeadlineSeconds", 600)
 
-    spec = job(Stage.TRAIN, builder=builder)["spec"]
+    spec = job_of(Stage.TRAIN, builder=builder)["spec"]
 
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (7, 600)
     assert spec["podReplacementPolicy"] == "Failed"
@@ -159,7 +152,7 @@ def test_the_users_limits_are_the_jobs() -> None:
 
 
 def test_the_job_is_owned_by_its_object() -> None:
-    (owner,) = job(Stage.TRAIN)["metadata"]["ownerReferences"]
+    (owner,) = job_of(Stage.TRAIN)["metadata"]["ownerReferences"]
 
     assert owner == {
         "apiVersion": "edgetune.dev/v1alpha1",
@@ -176,7 +169,7 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
         labels={"app.kubernetes.io/instance": "argo", "team": "a"}, annotations={"argocd/tracking": "x"}
     )
 
-    manifest = job(Stage.TRAIN, FULL, builder)
+    manifest = job_of(Stage.TRAIN, FULL, builder)
 
     own = {names.STAGE_LABEL, names.OWNER_LABEL, names.UID_LABEL, names.MANAGED_BY_LABEL}
     assert manifest["metadata"]["labels"].keys() == own | {"kueue.x-k8s.io/queue-name"}
@@ -191,7 +184,7 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
 
 
 def test_optional_settings_of_a_profile_are_omitted_if_unset() -> None:
-    pod = pod_of(job(Stage.TRAIN))
+    pod = pod_of(job_of(Stage.TRAIN))
 
     optional = {"nodeSelector", "tolerations", "affinity", "runtimeClassName", "priorityClassName", "imagePullSecrets"}
     assert not optional & pod.keys()
@@ -199,7 +192,7 @@ def test_optional_settings_of_a_profile_are_omitted_if_unset() -> None:
 
 
 def test_a_profile_adds_labels_annotations_and_variables_to_pods_and_nothing_to_jobs() -> None:
-    manifest = job(Stage.MERGE, FULL)
+    manifest = job_of(Stage.MERGE, FULL)
 
     metadata, environment = manifest["spec"]["template"]["metadata"], environment_of(manifest)
     assert metadata["labels"]["azure.workload.identity/use"] == "true"
@@ -209,7 +202,7 @@ def test_a_profile_adds_labels_annotations_and_variables_to_pods_and_nothing_to_
 
 
 def test_a_ca_bundle_is_mounted_and_set_for_every_client() -> None:
-    manifest = job(Stage.PREPARE, FULL)
+    manifest = job_of(Stage.PREPARE, FULL)
 
     (mount,) = (each for each in container_of(manifest)["volumeMounts"] if each["name"] == "ca-bundle")
     (volume,) = (each for each in pod_of(manifest)["volumes"] if each["name"] == "ca-bundle")
@@ -219,22 +212,22 @@ def test_a_ca_bundle_is_mounted_and_set_for_every_client() -> None:
 
 
 def test_the_variables_that_a_job_sets_are_reserved() -> None:
-    own = environment_of(job(Stage.TRAIN, FULL)).keys() - FULL.env.keys() - set(CA_VARIABLES)
+    own = environment_of(job_of(Stage.TRAIN, FULL)).keys() - FULL.env.keys() - set(CA_VARIABLES)
 
     assert {name for name in own if not name.startswith("EDGETUNE_")} == set(JOB_VARIABLES)
     assert set(JOB_VARIABLES) < set(OWN_VARIABLES)
 
 
 def test_on_openshift_the_cluster_sets_user_and_groups_of_pods() -> None:
-    restricted = pod_of(job(Stage.TRAIN, DEFAULT))["securityContext"]
-    openshift = pod_of(job(Stage.TRAIN, FULL))["securityContext"]
+    restricted = pod_of(job_of(Stage.TRAIN, DEFAULT))["securityContext"]
+    openshift = pod_of(job_of(Stage.TRAIN, FULL))["securityContext"]
 
     assert openshift == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     assert restricted == openshift | {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
 
 
 def test_credentials_are_files_and_not_variables() -> None:
-    manifest = job(Stage.TRAIN, FULL)
+    manifest = job_of(Stage.TRAIN, FULL)
 
     environment = environment_of(manifest)
     assert environment["EDGETUNE_CREDENTIALS_DIR"] == "/var/run/secrets/edgetune/s3"
@@ -244,7 +237,7 @@ def test_credentials_are_files_and_not_variables() -> None:
 
 @pytest.mark.parametrize("stage", Stage)
 def test_the_request_reads_back_from_the_environment(stage: Stage) -> None:
-    assert request_of(job(stage, FULL)) == request_for(stage, FULL)
+    assert request_of(job_of(stage, FULL)) == request_for(stage, FULL)
 
 
 @given(text=st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]) | st.sampled_from('$()\\"\n'), max_size=60))
@@ -252,4 +245,4 @@ def test_any_template_reaches_the_stage_as_it_was_written(text: str) -> None:
     builder = lora_fine_tune().with_spec("dataset.template", f"$(HOME) $$ {text} {{instruction}}")
     request = request_for(Stage.TRAIN, DEFAULT, builder)
 
-    assert Request.decode(environment_of(job(Stage.TRAIN, builder=builder))["EDGETUNE_REQUEST"]) == request
+    assert Request.decode(environment_of(job_of(Stage.TRAIN, builder=builder))["EDGETUNE_REQUEST"]) == request

@@ -42,6 +42,8 @@ class StageForecast:
     stage: Stage
     action: ForecastAction
     why: str
+    requests: str = ""
+    """What its Job would request of a node; empty if that is not known yet, or there would be no Job."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 No rule of `plan` is repeated here. A stage's result comes from the status of earlier runs or from the store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
@@ -19,6 +19,7 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.decisions.forecast.explanation import Explanation, StageForecast
 from edgetune_operator.decisions.forecast.inputs import Inputs
 from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
+from edgetune_operator.decisions.stage_needs import METRICS
 from edgetune_operator.decisions.state_machine import CreateJob, DeleteJob, Outcome, Plan, plan
 from edgetune_operator.decisions.status import project
 
@@ -106,11 +107,12 @@ def forecast(
     """
     present = profile.store.for_namespace(snapshot.namespace).display_uri if profile else snapshot.previous.store
     inputs = Inputs.expected(spec.parameters, before.parameters if before else None, snapshot.previous)
-    stages = _Stages(snapshot.name, inputs, store or RecordedStore(snapshot.previous, present), now)
-    created: list[Request] = []
+    known = store or RecordedStore(snapshot.previous, present)
+    stages = _Stages(snapshot.name, inputs, known, _model_figures(inputs, snapshot.previous), now)
+    created: list[CreateJob] = []
     current, decided = snapshot, plan(spec, profile, snapshot, now)
     for _ in range(_MOST_PASSES):
-        created += (action.request for action in decided.actions if isinstance(action, CreateJob))
+        created += (action for action in decided.actions if isinstance(action, CreateJob))
         following = _next_snapshot(current, decided, stages)
         if following is None:
             break
@@ -121,13 +123,24 @@ def forecast(
         name=snapshot.name,
         previous=snapshot.previous,
         inputs=inputs,
-        created={request.stage for request in created},
+        created={action.request.stage for action in created},
         last=decided.view,
         is_store_asked=store is not None,
     )
+    requests = {action.request.stage: action.resources.describe() for action in created} if stages.figures else {}
     return Forecast(
-        explanation.stages(), tuple(created), decided.view.outcome, decided.view.message, decided.view.warnings
+        tuple(replace(each, requests=requests.get(each.stage, "")) for each in explanation.stages()),
+        tuple(action.request for action in created),
+        decided.view.outcome,
+        decided.view.message,
+        decided.view.warnings,
     )
+
+
+def _model_figures(inputs: Inputs, previous: LoraFineTuneStatus) -> Mapping[str, float]:
+    """Metrics of prepare that resources depend on, from the last run; empty if the base may be another one."""
+    metrics = next((row.metrics for row in previous.stages if row.name is Stage.PREPARE), {})
+    return {} if inputs.base is None else {name: metrics[name] for name in METRICS if name in metrics}
 
 
 def _next_snapshot(snapshot: Snapshot, decided: Plan, stages: "_Stages") -> Snapshot | None:
@@ -152,6 +165,9 @@ class _Stages:
     name: str
     inputs: Inputs
     store: StoreView
+    figures: Mapping[str, float]
+    """Metrics of prepare that resources depend on; empty if unknown."""
+
     now: datetime
     new_results: dict[tuple[Stage, str], Result] = field(default_factory=dict)
     """Results of stages that have run in this forecast."""
@@ -231,6 +247,7 @@ class _Stages:
             stage=Stage.PREPARE,
             digest=prepared_digest(parameters, resolved),
             resolved=resolved,
+            metrics=dict(self.figures),
             done=tuple(result for result in done if result is not None),
         )
 

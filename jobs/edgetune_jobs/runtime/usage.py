@@ -1,0 +1,23 @@
+"""What a stage used of its node, for comparison with what its Job requested."""
+
+import resource
+import sys
+from pathlib import Path
+
+from edgetune_jobs.models.loading import peak_resident_bytes
+from edgetune_jobs.store.files import list_files
+
+_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def used(folder: Path) -> dict[str, float]:
+    """Metrics of this process so far.
+
+    usedMemoryBytes is the peak resident set of this process, or of the largest one that it started and that has ended.
+    Pages of mapped files count, which the system can reclaim. usedStorageBytes is the size of all files below `folder`.
+    """
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
+    return {
+        "usedMemoryBytes": max(peak_resident_bytes(), started),
+        "usedStorageBytes": sum((folder / name).stat().st_size for name in list_files(folder)),
+    }

@@ -1,0 +1,169 @@
+"""The resources of a stage's Job: what the profile fixes, and otherwise what the stage needs, within its bounds."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from edgetune_contract.digest import sha256_of
+from edgetune_contract.pipeline import stages_of
+from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
+from edgetune_contract.values.quantities import parse_bytes
+from edgetune_operator.api.objects import LoraFineTuneSpec, RequestedResources, StageState, StageStatus
+from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources
+from edgetune_operator.decisions.stage_needs import ModelShape, Need, need_of
+
+MEMORY, STORAGE = "memory", "ephemeral-storage"
+_GIB = 2**30
+# Estimates are upper bounds, except for a CPU without BF16, which computes in 32 bits.
+_LIMIT_FACTOR = 2
+# Before prepare has measured the model, and for a model that an older release prepared.
+_UNKNOWN_MEMORY = 16 * _GIB
+_UNKNOWN_STORAGE = 32 * _GIB
+_SETTINGS_CHARACTERS = 16
+_LARGEST = 2**50
+"""A stage's figures come from its Pod: a request is never larger than 1 Pi."""
+
+
+@dataclass(frozen=True)
+class StageResources:
+    """Resources of a stage's container, and the size limit of its work volume."""
+
+    container: Resources
+    volume: str
+
+    @property
+    def memory_limit(self) -> int | None:
+        """In bytes; None without a limit, or with one that is not in bytes."""
+        return _bytes(self.container.limits.get(MEMORY))
+
+    def describe(self) -> str:
+        """What is requested, such as "21Gi memory, 46Gi disk, 1 GPU"."""
+        gpus = self.container.gpus
+        named = {"memory": self.asked.get(MEMORY), "disk": self.asked.get(STORAGE)}
+        parts = [f"{quantity} {what}" for what, quantity in named.items() if quantity is not None]
+        return ", ".join([*parts, *([f"{gpus} GPU{'s' if gpus > 1 else ''}"] if gpus else [])])
+
+    @property
+    def asked(self) -> Mapping[str, str | int]:
+        """What each attempt requests, by resource: without a request, the limit."""
+        return {**self.container.limits, **self.container.requests}
+
+
+def stage_resources(
+    profile: Profile, stage: Stage, need: Need | None = None, memory_doublings: int = 0
+) -> StageResources:
+    """Resources of a stage.
+
+    Args:
+        profile: what its `resources` fix is not changed.
+        stage: the stage.
+        need: what the stage needs; None if that does not depend on the model, or is not known yet.
+        memory_doublings: how often the needed memory is doubled, because it did not suffice.
+    """
+    own = profile.resources_for(stage)
+    memory, storage = _memory(profile, own, need, memory_doublings), _storage(profile, own, need)
+    requests, limits = {**own.requests, **memory.requests, **storage}, {**own.limits, **memory.limits}
+    return StageResources(Resources(requests=requests, limits=limits), _volume(profile, need))
+
+
+def known_needs(profile: Profile, prepare: StageStatus, parameters: Parameters) -> Mapping[Stage, Need]:
+    """What the stages of a run need, of those that hold the model; none before prepare has measured it.
+
+    Args:
+        profile: decides which stages have a GPU.
+        prepare: row of prepare.
+        parameters: of the run.
+    """
+    shape = ModelShape.of(prepare.metrics)
+    if shape is None or prepare.state is not StageState.SUCCEEDED:
+        return {}
+    needs = {
+        stage: need_of(stage, shape, parameters, has_gpu=profile.resources_for(stage).gpus > 0)
+        for stage in stages_of(parameters)
+    }
+    return {stage: need for stage, need in needs.items() if need is not None}
+
+
+def settings_digest(spec: LoraFineTuneSpec, profile: Profile, resources: StageResources) -> str:
+    """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
+    settings = {
+        "profile": profile.model_dump(mode="json", exclude={"resources", "sizing", "work_volume_size"}),
+        "resources": resources.container.model_dump(mode="json"),
+        "workVolumeSize": resources.volume,
+        "retryLimit": spec.retry_limit,
+        "activeDeadlineSeconds": spec.active_deadline_seconds,
+    }
+    return sha256_of(settings)[:_SETTINGS_CHARACTERS]
+
+
+def requested(asked: Mapping[str, str | int]) -> RequestedResources | None:
+    """What a Job requests, for the status; None if it requests neither memory nor storage."""
+    memory, storage = _bytes(asked.get(MEMORY)), _bytes(asked.get(STORAGE))
+    return (
+        None if memory is None and storage is None else RequestedResources(memory_bytes=memory, storage_bytes=storage)
+    )
+
+
+def resource_warnings(profile: Profile, needs: Mapping[Stage, Need]) -> tuple[str, ...]:
+    """Warnings about stages that need more than the profile lets them use, known before the first of them runs."""
+    return tuple(warning for stage, need in needs.items() for warning in _shortages(profile, stage, need))
+
+
+def _shortages(profile: Profile, stage: Stage, need: Need) -> Iterator[str]:
+    given = stage_resources(profile, stage, need)
+    limits = {
+        "memory": (need.memory, given.memory_limit, f"resources.{stage} or sizing.memory.max"),
+        "disk space": (need.storage, _bytes(given.volume), "workVolumeSize or sizing.storage.max"),
+    }
+    for what, (needed, limit, field) in limits.items():
+        if limit is not None and limit < needed:
+            yield (
+                f"{stage} needs about {_quantity(_whole(needed))} of {what} and gets at most {_quantity(limit)}: raise "
+                f"{field} in the profile, or use a smaller base model"
+            )
+
+
+def _memory(profile: Profile, own: Resources, need: Need | None, doublings: int) -> Resources:
+    """Request and limit of the memory; empty if the profile fixes one of them."""
+    if MEMORY in own.requests or MEMORY in own.limits:
+        return Resources()
+    needed = min((_UNKNOWN_MEMORY if need is None else need.memory) << doublings, _LARGEST)
+    bounds = profile.sizing.memory
+    request, limit = _within(bounds, needed), _within(bounds, _LIMIT_FACTOR * needed)
+    return Resources(requests={MEMORY: _quantity(request)}, limits={MEMORY: _quantity(limit)})
+
+
+def _storage(profile: Profile, own: Resources, need: Need | None) -> Quantities:
+    """Request of ephemeral storage; empty if the profile fixes it or its queue does not know it."""
+    if STORAGE in own.requests or STORAGE in own.limits or need is None or not profile.sizing.request_storage:
+        return {}
+    needed = _within(profile.sizing.storage, min(need.storage, _LARGEST))
+    most = needed if profile.work_volume_size is None else parse_bytes(profile.work_volume_size)
+    return {STORAGE: _quantity(min(needed, most))}
+
+
+def _volume(profile: Profile, need: Need | None) -> str:
+    if profile.work_volume_size is not None:
+        return profile.work_volume_size
+    needed = min(_UNKNOWN_STORAGE if need is None else need.storage, _LARGEST)
+    return _quantity(_within(profile.sizing.storage, _LIMIT_FACTOR * needed))
+
+
+def _within(bounds: Bounds, count: int) -> int:
+    """The number of bytes rounded up to whole Gi, within the bounds, which need not be whole."""
+    return bounds.clamp(_whole(count))
+
+
+def _whole(count: int) -> int:
+    return -(-count // _GIB) * _GIB
+
+
+def _quantity(count: int) -> str:
+    return str(count) if count % _GIB else f"{count // _GIB}Gi"
+
+
+def _bytes(quantity: str | int | None) -> int | None:
+    try:
+        return None if quantity is None else parse_bytes(str(quantity))
+    except ValueError:  # such as 1.5Gi, which Kubernetes accepts too
+        return None
