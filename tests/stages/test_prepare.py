@@ -331,12 +331,6 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
     assert {**prepared.metrics, **figures} == fresh.metrics
 
 
-def test_whether_a_model_can_be_streamed_depends_on_what_is_merged(workplace: Workplace) -> None:
-    prepared, _ = workplace.run(merge={"base": "Original"})
-
-    assert prepared.metrics["streamed"] is True
-
-
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [

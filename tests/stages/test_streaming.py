@@ -20,6 +20,7 @@ from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.tensors.families import find_layout
+from edgetune_jobs.tensors.streamed_model import can_stream
 from support.families import FAMILIES, add_unused_tensors, make_adapter, make_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
@@ -351,3 +352,16 @@ def test_the_layout_of_a_family_equals_that_of_transformers(tmp_path: Path, fami
     linears = {f"{name}.weight" for name, _ in int8_linears(model)}
     assert layout.linears == linears
     assert layout.tensors.keys() == tensors_of(folder).keys()
+
+
+@pytest.mark.parametrize(("hidden_size", "through_nf4"), [(64, True), (32, False)])
+def test_prepare_knows_whether_a_model_will_be_streamed(tmp_path: Path, hidden_size: int, through_nf4: bool) -> None:
+    folder = make_model(tmp_path / "base", "llama", tied=True, dtype="bfloat16", hidden_size=hidden_size)
+
+    assert can_stream(LocalModelFolder(folder, "base"), through_nf4=through_nf4)
+
+
+def test_rows_that_are_shorter_than_a_block_of_nf4_are_not_streamed(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "base", "llama", tied=True, dtype="bfloat16", hidden_size=32)
+
+    assert not can_stream(LocalModelFolder(folder, "base"), through_nf4=True)
