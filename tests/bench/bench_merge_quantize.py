@@ -33,12 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.report import print_table
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
+from edgetune_operator.decisions.stage_needs import ModelShape, need_of
 from support.large_model import make_large_adapter, make_large_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 
 _CHUNK_BYTES = 8 * 2**20
 _LARGEST_TENSOR_BYTES = 32_000 * 2048 * 2
+_LARGEST_LINEAR_BYTES = 5632 * 2048 * 2
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,29 @@ def _measure(folder: Path, runs: int, ways: list[str]) -> None:
         rows,
         [
             f"The memory bound is {bound / 1e6:,.0f} MB. Python, torch and numpy take about 300 MB of it.",
+            f"Jobs of merge and quantize request {_requested(size) / 1e6:,.0f} MB of memory for this model.",
             "The libraries map their input, which does not count as moved. `merge as trained` rounds to NF4.",
         ],
     )
+
+
+def _requested(size: int) -> int:
+    """Memory in bytes that a Job requests for the streamed model."""
+    shape = ModelShape(
+        bytes=size,
+        parameters=size // 2,
+        largest_tensor=_LARGEST_TENSOR_BYTES,
+        largest_linear=_LARGEST_LINEAR_BYTES,
+        cache_per_token=0,
+        vocabulary=32_000,
+        streamed=1,
+        adapter_parameters=0,
+        training_bytes=0,
+        train_tokens=0,
+        longest=0,
+    )
+    need = need_of(Stage.MERGE, shape, tiny_parameters(), has_gpu=False)
+    return need.memory if need is not None else 0
 
 
 def _row(work: Work, way: str, figures: list[Figures], floor: float, floor_moved: int) -> list[str]:

@@ -12,7 +12,7 @@ from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import ChecksumMode, Request, Resolved
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import LoraFineTuneSpec, StageState, StageStatus
-from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Resources
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
 from edgetune_operator.decisions.stage_resources import known_needs, stage_resources
@@ -42,6 +42,7 @@ FULL = Profile(
         )
     },
     work_volume_size="200Gi",
+    cache=Cache(persistent_volume_claim="model-cache", size="500Gi"),
     node_selector={"gpu.example.internal/model": "a100"},
     tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
     affinity={"nodeAffinity": {}},

@@ -194,6 +194,10 @@ def test_an_invalid_value_is_refused_with_its_path(values: Values, complaint: st
             {"resources": {"train": {"requests": {"nvidia.com/mig-1g.5gb": -1}}}},
             "/resources/train/requests/nvidia.com~1mig-1g.5gb': minimum: got -1, want 0",
         ),
+        ({"sizing": {"memory": {"max": "1.5Gi"}}}, "/sizing/memory/max"),
+        ({"workVolumeSize": "much"}, "/workVolumeSize"),
+        ({"cache": {"size": "1Ti"}}, "/cache"),
+        ({"cache": {"size": "1Ti", "hostPath": "/a", "persistentVolumeClaim": "b"}}, "/cache"),
     ],
 )
 def test_helm_refuses_profiles_with_which_the_operator_would_not_start(
@@ -217,6 +221,8 @@ def test_values_similar_to_refused_ones_reach_the_operator(tmp_path: Path) -> No
         "podLabels": {"team": "x", "edgetune.development/uid": "x"},
         "resources": {"train": {"limits": {"cpu": "1.5", "nvidia.com/gpu": "2", "nvidia.com/gpumem": "1.5Gi"}}},
         "caBundleConfigMap": None,
+        "sizing": {"memory": {"min": "1Gi", "max": "64Gi"}, "storage": {"max": 10**12}, "requestStorage": False},
+        "cache": {"hostPath": "/var/cache/edgetune", "size": "1Ti"},
     }
 
     assert mounted_profiles({"profiles": {"default": profile}}, tmp_path)["default"].env == profile["env"]

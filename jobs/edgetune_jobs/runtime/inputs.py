@@ -14,7 +14,9 @@ from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.base_copies import fetch_mirror, find_mirror, mirror_uri
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
 from edgetune_jobs.store.access import StorageAccess
+from edgetune_jobs.store.cached_source import CachedSource, RemoteSource, StoredSource
 from edgetune_jobs.store.manifests import find_artifact, read_manifest
+from edgetune_jobs.store.model_cache import ModelCache
 from edgetune_jobs.store.sources import Source
 from edgetune_jobs.store.store import DamagedObject, Store, how_to_recreate, uri_of
 from edgetune_jobs.tensors.text_model import is_multimodal
@@ -38,6 +40,7 @@ class InputGatherer:
         store: Store,
         progress: Progress,
         folder: Path,
+        cache: ModelCache | None = None,
     ) -> None:
         """
         Args:
@@ -47,6 +50,7 @@ class InputGatherer:
             store: the store.
             progress: is told what is fetched.
             folder: for copies of the inputs.
+            cache: of base models on this node.
         """
         self._request = request
         self._resolved = resolved
@@ -54,6 +58,7 @@ class InputGatherer:
         self._store = store
         self._progress = progress
         self._folder = folder
+        self._cache = cache
         self._names = inputs_of(request.stage, request.parameters)
         self._digests = digests_of_run(request, resolved)
 
@@ -99,7 +104,14 @@ class InputGatherer:
     def _model_in_place(self, name: str, target: Path) -> ModelFolder:
         base = self._request.parameters.base_model
         if name == BASE and not self._is_base_copied:
-            return SourceModelFolder(self._unchanged_base, base_label(base.uri))
+            return SourceModelFolder(self._opened(self._unchanged_base), base_label(base.uri))
+        if name == BASE and self._cache is not None:
+            cached = self._opened(self._mirror(target))
+
+            def fetch_cached(entries: Sequence[FileEntry]) -> Path:
+                return cached.fetch([entry.path for entry in entries])
+
+            return StoredModelFolder(cached, base_label(base.uri), cached.files, fetch_cached)
         if name == BASE:
             key, files = find_mirror(self._store, self._resolved.base, base.uri)
             label = base_label(base.uri)
@@ -146,9 +158,9 @@ class InputGatherer:
 
     def _base(self, target: Path) -> Path:
         base = self._request.parameters.base_model
-        if self._is_base_copied:
+        if self._is_base_copied and (self._cache is None or not self._store.uri.startswith("s3://")):
             return fetch_mirror(self._store, self._resolved.base, base.uri, target)
-        source = self._unchanged_base
+        source = self._mirror(target) if self._is_base_copied else self._unchanged_base
         return source.fetch(used_files(SourceModelFolder(source, base_label(base.uri))))
 
     @cached_property
@@ -156,17 +168,35 @@ class InputGatherer:
         """Whether prepare has copied the base to the store: a model of the hub, or a text part."""
         return self._request.parameters.base_model.is_on_hub or is_multimodal(self._unchanged_base)
 
+    def _opened(self, source: Source) -> Source:
+        """The source, with all files that a stage may read open in the cache, if there is one."""
+        if isinstance(source, CachedSource):
+            self._progress.say("reading base through the cache")
+            source.open(used_files(SourceModelFolder(source, source.uri)))
+        return source
+
+    def _mirror(self, target: Path) -> Source:
+        """The store's copy of the base, through the cache."""
+        key, files = find_mirror(self._store, self._resolved.base, self._request.parameters.base_model.uri)
+        ranges = self._access.open_model(uri_of(self._store, key), target)
+        return self._cached(StoredSource(ranges, self._store, key, files, target), target)
+
+    def _cached(self, source: Source, target: Path) -> Source:
+        if self._cache is None or not isinstance(source, RemoteSource):
+            return source
+        return CachedSource(source, self._cache, self._request.store.endpoint, target)
+
     @cached_property
     def _unchanged_base(self) -> Source:
-        base = self._request.parameters.base_model
-        source = self._access.open_base(base, self._folder / "base-source")
+        base, target = self._request.parameters.base_model, self._folder / "base-source"
+        source = self._access.open_base(base, target)
         if source.digest != self._resolved.base:
             raise InvalidInput(
                 f"{BASE_FIELD}.uri: {base.uri} has changed since prepare: its digest was {self._resolved.base} and is "
                 f"now {source.digest}; restore it and pin it with {BASE_FIELD}.revision, or ask for a retry to train "
                 "on the new one"
             )
-        return source
+        return self._cached(source, target)
 
     def _base_scores(self, target: Path) -> dict[str, Path]:
         key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))

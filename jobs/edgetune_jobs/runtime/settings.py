@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.store.model_cache import ModelCache
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Settings:
 
     metrics_port: int
     """EDGETUNE_METRICS_PORT: Prometheus port while training; 0 for none."""
+
+    cache: ModelCache | None
+    """EDGETUNE_MODEL_CACHE_DIR and EDGETUNE_MODEL_CACHE_BYTES: folder and size of the cache of base models."""
 
     image: str
     """EDGETUNE_IMAGE: reference of the container image, as in the Pod; empty outside a container."""
@@ -54,9 +58,15 @@ class Settings:
             termination_log=termination_log(environment),
             credentials_folder=Path(credentials) if credentials else None,
             metrics_port=int(port),
+            cache=_cache(environment),
             image=environment.get("EDGETUNE_IMAGE", ""),
             gpus=int(gpus),
         )
+
+
+def _cache(environment: Mapping[str, str]) -> ModelCache | None:
+    folder, size = environment.get("EDGETUNE_MODEL_CACHE_DIR"), environment.get("EDGETUNE_MODEL_CACHE_BYTES", "")
+    return ModelCache(Path(folder), int(size)) if folder and size.isdecimal() else None
 
 
 def termination_log(environment: Mapping[str, str]) -> Path:

@@ -29,7 +29,7 @@ from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
-from edgetune_jobs.runtime.usage import used
+from edgetune_jobs.runtime.usage import moved, used
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest
@@ -81,6 +81,7 @@ class StageRun:
         self._folder = folder
         self._image = settings.image
         self._gpus = settings.gpus
+        self._cache = settings.cache
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
         self._progress = LineProgress(request.stage, stream, self._metrics)
@@ -195,9 +196,9 @@ class StageRun:
             digest=self._digests[self._request.stage],
             seconds=round(time.monotonic() - self._started, 3),
             artifacts=artifacts,
-            metrics={**output.metrics, **usage},
+            metrics={**output.metrics, **usage, **moved(self._access.traffic, self._cache)},
             facts=dict(output.facts),
-            warnings=tuple(output.warnings),
+            warnings=(*output.warnings, *(self._cache.warnings if self._cache else ())),
             resolved=self._resolved if self._request.stage is Stage.PREPARE else None,
             scores=output.scores,
             edge=output.edge,
@@ -249,8 +250,9 @@ class StageRun:
         )
 
     def _gatherer(self) -> InputGatherer:
+        folder = self._folder / "inputs"
         return InputGatherer(
-            self._request, self._resolved, self._access, self._store, self._progress, self._folder / "inputs"
+            self._request, self._resolved, self._access, self._store, self._progress, folder, self._cache
         )
 
     def _publisher(self) -> StorePublisher:

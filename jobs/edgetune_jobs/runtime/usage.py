@@ -1,4 +1,4 @@
-"""What a stage used of its node, for comparison with what its Job requested."""
+"""What a stage used of its node and its network: for comparison with what its Job requested, and with a cache."""
 
 import resource
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from edgetune_jobs.models.loading import peak_resident_bytes
 from edgetune_jobs.store.files import list_files
+from edgetune_jobs.store.model_cache import ModelCache
+from edgetune_jobs.store.s3.traffic import Traffic
 
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
@@ -21,3 +23,11 @@ def used(folder: Path) -> dict[str, float]:
         "usedMemoryBytes": max(peak_resident_bytes(), started),
         "usedStorageBytes": sum((folder / name).stat().st_size for name in list_files(folder)),
     }
+
+
+def moved(traffic: Traffic, cache: ModelCache | None) -> dict[str, float]:
+    """Metrics of the bytes that this process has moved so far: to and from S3, and from the cache."""
+    if not traffic.received and not traffic.sent:
+        return {}  # the store is a folder
+    cached = {"cachedBytes": cache.bytes_read} if cache is not None else {}
+    return {"downloadedBytes": traffic.received, "uploadedBytes": traffic.sent, **cached}

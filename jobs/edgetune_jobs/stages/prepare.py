@@ -30,6 +30,7 @@ from edgetune_jobs.models.trial.model import try_model
 from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.store.sources import Source
 from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.tensors.streamed_model import can_stream
@@ -107,7 +108,7 @@ def run(context: StageContext) -> StageOutput:
         train=train,
         evaluation=evaluation,
         is_split_off=eval_set is None,
-        is_streamed=_is_streamed(context),
+        is_streamed=_is_streamed(source, parameters),
         memory=estimate_training(base, coverage, targets, parameters, train.longest_kept),
         warnings=(
             *about_base,
@@ -158,8 +159,9 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
     memory = estimate_training(base, coverage, targets, parameters, longest)
+    is_streamed = _is_streamed(context.sources[BASE], parameters)
     # The manifest may be from a release that reported fewer figures.
-    return {**base_figures(base, is_streamed=_is_streamed(context)), **training_figures(targets, parameters, memory)}
+    return {**base_figures(base, is_streamed=is_streamed), **training_figures(targets, parameters, memory)}
 
 
 def _check_quantization(
@@ -193,8 +195,7 @@ def _is_known(base: BaseModel) -> bool:
     return base.config.get("model_type") in KNOWN_TYPES
 
 
-def _is_streamed(context: StageContext) -> bool:
-    source, parameters = context.sources[BASE], context.request.parameters
+def _is_streamed(source: Source, parameters: Parameters) -> bool:
     through_nf4 = parameters.method is Method.QLORA and parameters.merge.base is MergeBase.AS_TRAINED
     return can_stream(SourceModelFolder(source, base_label(source.uri)), through_nf4=through_nf4)
 

@@ -1,6 +1,6 @@
 """Access to storage: from URIs and credentials to stores and sources."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from edgetune_contract.pipeline import BASE
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
 from edgetune_jobs.errors import BASE_FIELD
+from edgetune_jobs.store.s3.traffic import Traffic
 from edgetune_jobs.store.sources import FolderSource, Source, SourceKind, check_pin
 from edgetune_jobs.store.store import Store
 
@@ -19,6 +20,8 @@ class StorageAccess:
 
     location: StoreLocation
     credentials_folder: Path | None
+    traffic: Traffic = field(default_factory=Traffic)
+    """Bytes that the S3 client has moved so far."""
 
     @cached_property
     def s3_client(self) -> Any:
@@ -29,7 +32,9 @@ class StorageAccess:
         """
         from edgetune_jobs.store.s3.client import create_client, find_credentials
 
-        return create_client(self.location, find_credentials(self.credentials_folder))
+        client = create_client(self.location, find_credentials(self.credentials_folder))
+        self.traffic.count(client)
+        return client
 
     def open_store(self) -> Store:
         """The request's store."""

@@ -123,6 +123,26 @@ class Sizing(Model):
     """Whether stages request ephemeral storage. false for a queue or a quota that does not know this resource."""
 
 
+class Cache(Model):
+    """A volume on which stages keep the files of base models, so that each is read from the store once."""
+
+    host_path: Annotated[str, Field(pattern=r"^/.+")] | None = None
+    """Folder on each node, which the stages' user can write to. The Pod Security Standards baseline and restricted
+    refuse it."""
+
+    persistent_volume_claim: Annotated[str, Field(min_length=1)] | None = None
+    """Claim in the object's namespace. With stages on several nodes, its access mode must be ReadWriteMany."""
+
+    size: ByteQuantity
+    """Files that were not used for the longest time are removed to stay below this size, in each namespace."""
+
+    @model_validator(mode="after")
+    def _check_one_volume(self) -> Self:
+        if (self.host_path is None) == (self.persistent_volume_claim is None):
+            raise ValueError("cache needs either hostPath or persistentVolumeClaim")
+        return self
+
+
 # prepare and publish hold no weights. The memory of the others follows the size of the model.
 _LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
 _WEIGHTS = Resources(requests={"cpu": "2"})
@@ -162,6 +182,9 @@ class Profile(Model):
 
     work_volume_size: ByteQuantity | None = None
     """Size limit of the emptyDir that holds a stage's work and cache folders. Default: what the stage needs."""
+
+    cache: Cache | None = None
+    """Cache of base models; without one, each stage that needs the base reads it from the store."""
 
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()

@@ -1,20 +1,23 @@
 """Render: the complete Kubernetes Job of a stage or of a clean-up, as a function of object, profile and request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgetune_contract.clean_up import CleanUpRequest
+from edgetune_contract.pipeline import BASE, inputs_of
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
+from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
-from edgetune_operator.api.profiles import CA_VARIABLES, Profile, Resources
+from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, Resources
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
 from edgetune_operator.decisions.stage_resources import StageResources, settings_digest, stage_resources
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
 CA_BUNDLE_DIR = "/etc/edgetune/ca"
+MODEL_CACHE_DIR = "/var/cache/edgetune/models"
 METRICS_PORT = 8080
 _CA_KEY = "ca.crt"
 _USER = 65532
@@ -54,6 +57,9 @@ def render_job(
         failed_before: failed attempts of the Jobs that this one replaces.
     """
     container = _container(profile, resources.container, request.encode())
+    volumes = _volumes(profile, resources.volume)
+    if profile.cache is not None and BASE in inputs_of(request.stage, request.parameters):
+        _mount_cache(profile.cache, request.namespace, container, volumes)
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     metadata = {
@@ -69,7 +75,7 @@ def render_job(
     }
     retries = max(spec.retry_limit - failed_before, 0)
     limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
-    return _job(metadata, limits, profile, container, resources.volume)
+    return _job(metadata, limits, profile, container, volumes)
 
 
 def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUp
         "labels": _labels(owner, names.CLEAN_UP),
     }
     limits = {"backoffLimit": CLEAN_UP_RETRIES, "activeDeadlineSeconds": CLEAN_UP_SECONDS}
-    return _job(metadata, limits, profile, container, resources.volume)
+    return _job(metadata, limits, profile, container, _volumes(profile, resources.volume))
 
 
 def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
@@ -105,7 +111,7 @@ def _job(
     limits: Mapping[str, int],
     profile: Profile,
     container: Mapping[str, Any],
-    volume_size: str,
+    volumes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     labels: Mapping[str, str] = metadata["labels"]
     queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
@@ -121,7 +127,7 @@ def _job(
             "podFailurePolicy": {"rules": pod_failure_rules()},
             "template": {
                 "metadata": _pod_metadata(profile, labels),
-                "spec": _pod_spec(profile, container, volume_size),
+                "spec": _pod_spec(profile, container, volumes),
             },
         },
     }
@@ -154,7 +160,7 @@ def _owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pod_spec(profile: Profile, container: Mapping[str, Any], volume_size: str) -> dict[str, Any]:
+def _pod_spec(profile: Profile, container: Mapping[str, Any], volumes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     optional: dict[str, Any] = {
         "nodeSelector": profile.node_selector,
         "tolerations": list(profile.tolerations),
@@ -171,7 +177,7 @@ def _pod_spec(profile: Profile, container: Mapping[str, Any], volume_size: str) 
         "terminationGracePeriodSeconds": profile.termination_grace_period_seconds,
         "securityContext": dict(RESTRICTED_POD_OF_ANY_USER if profile.openshift else RESTRICTED_POD),
         "containers": [container],
-        "volumes": _volumes(profile, volume_size),
+        "volumes": list(volumes),
     } | {key: value for key, value in optional.items() if value}
 
 
@@ -193,6 +199,20 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _mount_cache(cache: Cache, namespace: str, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
+    """Mount the cache, of which each namespace has a folder of its own: nothing is shared between namespaces."""
+    mount = {"name": "model-cache", "mountPath": MODEL_CACHE_DIR, "subPath": namespace}
+    container["volumeMounts"].append(mount)
+    container["env"] += [
+        {"name": "EDGETUNE_MODEL_CACHE_DIR", "value": MODEL_CACHE_DIR},
+        {"name": "EDGETUNE_MODEL_CACHE_BYTES", "value": str(parse_bytes(cache.size))},
+    ]
+    volume: dict[str, Any] = {"hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
+    if cache.persistent_volume_claim is not None:
+        volume = {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim}}
+    volumes.append({"name": "model-cache", **volume})
 
 
 def _environment(profile: Profile, request: str, gpus: int) -> list[dict[str, str]]:

@@ -51,6 +51,7 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
     definitions["ProfileStore"]["properties"]["uri"]["pattern"] = "^s3://.+$"
     for field in ("requests", "limits"):
         definitions["Resources"]["properties"][field]["patternProperties"] = {f"^({GPU_PATTERN})$": _GPU_COUNT}
+    definitions["Cache"]["oneOf"] = [{"required": [name]} for name in ("hostPath", "persistentVolumeClaim")]
     profile = definitions["Profile"]
     env, labels = profile["properties"]["env"], profile["properties"]["podLabels"]
     own_variables = f"^({'|'.join(OWN_VARIABLES)}|{OWN_VARIABLE_PREFIX}.*)$"

@@ -88,6 +88,13 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                     ": env: EDGETUNE_REQUEST is reserved: the operator sets it; remove it",
                 ),
                 ("env: {HF_HUB_OFFLINE: '0'}", ": env: HF_HUB_OFFLINE is reserved: the operator sets it; remove it"),
+                ("sizing: {memory: {min: 8Gi, max: 4Gi}}", ".sizing.memory: min 8Gi is more than max 4Gi"),
+                ("sizing: {memory: {max: much}}", ".sizing.memory.max: String should match pattern"),
+                ("cache: {size: 1Ti}", ".cache: cache needs either hostPath or persistentVolumeClaim"),
+                (
+                    "cache: {size: 1Ti, hostPath: /a, persistentVolumeClaim: b}",
+                    ".cache: cache needs either hostPath or persistentVolumeClaim",
+                ),
                 ("env: {A-B: x}", ": env: 'A-B' is not a valid name for an environment variable"),
                 (
                     "caBundleConfigMap: ca, env: {SSL_CERT_FILE: /x}",

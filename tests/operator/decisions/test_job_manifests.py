@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Profile, Resources
+from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Cache, Profile, Resources
 from edgetune_operator.decisions.job_manifests import pod_failure_rules
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
@@ -20,6 +20,7 @@ from support.golden import DEFAULT, FULL, PROFILES, golden_files, job_of, reques
 from support.scenario import request_of
 
 GPU = "nvidia.com/gpu"
+READERS_OF_THE_BASE = (Stage.TRAIN, Stage.MERGE, Stage.EVALUATE)
 
 
 def pod_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
 
     assert pod_of(manifest)["automountServiceAccountToken"] is False
     assert container_of(manifest)["securityContext"]["readOnlyRootFilesystem"] is True
-    assert [mount["name"] for mount in container_of(manifest)["volumeMounts"] if not mount.get("readOnly")] == ["work"]
+    writable = [mount["name"] for mount in container_of(manifest)["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == ["work", *(["model-cache"] if stage in READERS_OF_THE_BASE else [])]
 
 
 def test_a_container_is_told_how_many_gpus_it_must_see() -> None:
@@ -199,6 +201,29 @@ def test_a_profile_adds_labels_annotations_and_variables_to_pods_and_nothing_to_
     assert metadata["annotations"] == {"sidecar.istio.io/inject": "false"}
     assert "azure.workload.identity/use" not in manifest["metadata"]["labels"]
     assert environment["HTTPS_PROXY"] == "http://proxy.example.internal:3128"
+
+
+def test_each_namespace_has_a_folder_of_its_own_in_the_cache_of_base_models() -> None:
+    manifest = job_of(Stage.MERGE, FULL)
+
+    (mount,) = (each for each in container_of(manifest)["volumeMounts"] if each["name"] == "model-cache")
+    environment = environment_of(manifest)
+    assert (mount["mountPath"], mount["subPath"]) == (environment["EDGETUNE_MODEL_CACHE_DIR"], "team-a")
+    assert environment["EDGETUNE_MODEL_CACHE_BYTES"] == str(500 * 2**30)
+    assert pod_of(manifest)["volumes"][-1] == {
+        "name": "model-cache",
+        "persistentVolumeClaim": {"claimName": "model-cache"},
+    }
+
+
+def test_a_stage_that_merges_on_the_fly_reads_the_base_too() -> None:
+    builder = lora_fine_tune().with_spec("merge.keep", False)
+    cache = Cache(host_path="/var/cache/edgetune", size="1Ti")
+
+    pod = pod_of(job_of(Stage.QUANTIZE, DEFAULT.model_copy(update={"cache": cache}), builder))
+
+    volume = {"path": "/var/cache/edgetune", "type": "DirectoryOrCreate"}
+    assert pod["volumes"][-1] == {"name": "model-cache", "hostPath": volume}
 
 
 def test_a_ca_bundle_is_mounted_and_set_for_every_client() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.store.files import checked_relative, file_list_digest, require_free_space
+from edgetune_jobs.store.files import Fingerprint, checked_relative, file_list_digest, require_free_space
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.s3.bucket import RemoteObject, S3Bucket
 from edgetune_jobs.store.s3.client import split_uri
@@ -82,12 +82,16 @@ class S3Source:
         def download(path: str, cancelled: threading.Event) -> None:
             target = self._target / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            found = self._objects[path]
-            self._bucket.download_file(found.key, target, etag=found.etag, cancelled=cancelled)
+            self.download(path, target, cancelled)
 
         for_each(missing, download)
         self._fetched.update(missing)
         return self._target
+
+    def download(self, path: str, target: Path, cancelled: threading.Event) -> Fingerprint:
+        """Download one file, unchanged since it was listed, to `target`; its fingerprint."""
+        found = self._objects[path]
+        return self._bucket.download_file(found.key, target, etag=found.etag, cancelled=cancelled)
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> int:
         check_paths(self, self._kind, self._field, self._objects, [path])
