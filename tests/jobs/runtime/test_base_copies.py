@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_contract.request import Request, Resolved
+from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.runtime.base_copies import fetch_mirror, mirror_model
+from edgetune_jobs.runtime.inputs import InputGatherer
 from edgetune_jobs.runtime.progress import LineProgress
+from edgetune_jobs.store.access import StorageAccess
 from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.model_cache import ModelCache
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from edgetune_jobs.store.store import Store
@@ -106,3 +111,44 @@ def test_a_text_part_is_copied_as_a_plain_model_under_the_digest_of_the_whole_mo
     expected = text_model(source, shared_trial(), tmp_path / "expected").fetch(["model.safetensors"])
     assert (copied / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
     assert (copied / "tokenizer.json").read_bytes() == (whole / "tokenizer.json").read_bytes()
+
+
+def test_a_copy_is_read_through_the_cache_of_base_models(
+    s3_server: S3Server, s3_prefix: str, source: FolderSource, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    cache = ModelCache(tmp_path / "cache", 10**6)
+    location = s3_server.location(s3_prefix)
+    store = S3Store(location.uri, s3_server.client())
+    mirror_model(store, source, PROGRESS)
+    parameters = Parameters.model_validate(
+        {"baseModel": {"uri": URI, "revision": "a" * 40}, "dataset": {"train": {"uri": "s3://bucket/train.jsonl"}}}
+    )
+    request = Request(
+        namespace="team-a", name="x", stage=Stage.MERGE, digest="d" * 64, store=location, parameters=parameters
+    )
+    resolved = Resolved(base=source.digest, train="b" * 64)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "AWS_ACCESS_KEY_ID").write_text(s3_server.admin.access_key_id)
+    (secret / "AWS_SECRET_ACCESS_KEY").write_text(s3_server.admin.secret_access_key)
+    access = StorageAccess(location, secret)
+
+    def read(name: str) -> tuple[bytes, bytes]:
+        """The weights by range, and a companion file."""
+        gatherer = InputGatherer(request, resolved, access, store, PROGRESS, cache)
+        model = gatherer.models(tmp_path / name)["base"]
+        buffer = bytearray(100)
+        arrived = model.read_into("model.safetensors", 0, memoryview(buffer))
+        model.check()
+        return bytes(buffer[:arrived]), (model.fetch(["config.json"]) / "config.json").read_bytes()
+
+    first, before = read("first"), access.traffic.received
+    again = read("again")
+
+    assert first == again == (b"model.safetensors", b"config.json")
+    assert cache.warnings == ()
+    # The manifest of the copy is read again, and nothing else.
+    manifest = store.read(f"sources/{source.digest}/manifest.json")
+    assert manifest is not None
+    assert access.traffic.received - before == len(manifest.data)
