@@ -328,6 +328,27 @@ def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> D
     return (reason, message + _counted(job, earlier)) if job.attempts > (job.backoff_limit or 0) else None
 
 
+def why_outlived(pod: PodObservation) -> Diagnosis:
+    """Why another Job repeats a failed attempt whose Pod lives on."""
+    reason, message = why_ended(pod)
+    return Reason.POD_OUTLIVED, (
+        f"an attempt failed and is retried by another Job, because {why_overdue(pod)}: {reason}: {message}"
+    )
+
+
+def killed_at_memory_limit(job: JobObservation, earlier: int) -> PodObservation | None:
+    """The last attempt of a live Job, if it was killed at its memory limit and the next one has not started.
+
+    Args:
+        job: the Job.
+        earlier: failed attempts of the Jobs that it replaced.
+    """
+    newest = job.pods[-1] if job.pods else None
+    if newest is None or not newest.exceeded_memory or job.runs or job.outlived is not None:
+        return None
+    return newest if why_not_retried(newest, job, earlier) is None else None
+
+
 def why_more_memory(limit: int | None) -> Diagnosis:
     """Why another Job repeats an attempt that was killed at a memory limit, in bytes."""
     at = f" of {format_bytes(limit)}" if limit is not None else ""

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
-from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between, timestamp
@@ -32,18 +31,20 @@ from edgetune_operator.decisions.diagnosis import (
     Diagnosis,
     awaits_pod_status,
     interruptions,
+    killed_at_memory_limit,
     overdue,
-    why_ended,
     why_failed,
     why_given_up,
     why_more_memory,
     why_not_retried,
+    why_outlived,
     why_overdue,
     why_unreadable,
     why_waiting,
 )
 from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
-from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs
+from edgetune_operator.decisions.results import is_whole
+from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs, would_be_stopped
 from edgetune_operator.decisions.stage_needs import Need
 from edgetune_operator.decisions.stage_resources import (
     StageResources,
@@ -113,9 +114,6 @@ class RunState:
         job_names = {stage: self.job_name(stage) for stage in Stage}
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
 
-    def _settings_of(self, stage: Stage) -> str:
-        return settings_digest(self.spec, self.profile, self.resources(stage))
-
     @property
     def needs(self) -> Mapping[Stage, Need]:
         """What the stages need that hold the model, once prepare has measured it."""
@@ -125,6 +123,12 @@ class RunState:
         """Resources of the stage's next Job, with the memory doubled `more` times."""
         doublings = self.rows[stage].memory_doublings + more
         return stage_resources(self.profile, stage, self.needs.get(stage), doublings)
+
+    def _gets_more(self, stage: Stage) -> bool:
+        return self.resources(stage, more=1).container != self.resources(stage).container
+
+    def _settings_of(self, stage: Stage) -> str:
+        return settings_digest(self.spec, self.profile, self.resources(stage))
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -172,7 +176,7 @@ class RunState:
         has_moved = self.store != self._present_store and (bool(token) or self._has_work_left())
         if not token and not has_moved:
             return
-        if self.awaits_pod_status or any(self._would_be_stopped(job) for job in self._snapshot.jobs):
+        if self.awaits_pod_status or any(would_be_stopped(job, token) for job in self._snapshot.jobs):
             self.deferred_request = _RETRY_DEFERRED if token else _STORE_CHANGE_DEFERRED
             return
         for stage, row in self.rows.items():
@@ -188,11 +192,6 @@ class RunState:
         """Whether an unfinished stage remains: the present store does not have the outputs that it reads."""
         stage = self.next_stage()
         return stage is not None and self.rows[stage].state is not StageState.FAILED
-
-    def _would_be_stopped(self, job: JobObservation) -> bool:
-        """Whether a Job is running that would be stopped if prepare ran now."""
-        is_new = bool(self._snapshot.new_retry) and job.retry == self._snapshot.new_retry
-        return job.state is JobState.LIVE and not job.deleting and job.runs and not is_new
 
     # Results of Jobs.
 
@@ -225,7 +224,7 @@ class RunState:
             "seconds": seconds_between(started_at, finished_at),
         }
         result = job.result
-        if result is not None and self._is_whole(stage, result):
+        if result is not None and is_whole(result, self.rows[stage], self.artifacts):
             done = next(pod for pod in reversed(job.pods) if pod.result == result)
             self._note_resumption(job, done.name, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
@@ -240,9 +239,8 @@ class RunState:
             self._fail(stage, why, ended)
         elif overdue(job, now) is not None and job.outlived is not None:
             self._record_outlived(stage, job, job.outlived, ended)
-        elif (killed := self._killed_for_more_memory(stage, job)) is not None:
-            why = why_more_memory(self.resources(stage).memory_limit)
-            self._retry_by_another_job(stage, job, killed, why)
+        elif (killed := killed_at_memory_limit(job, self.rows[stage].failed_before)) and self._gets_more(stage):
+            self._retry_by_another_job(stage, job, killed, why_more_memory(self.resources(stage).memory_limit))
         else:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
@@ -263,28 +261,15 @@ class RunState:
         elif (why := why_not_retried(pod, job, self.rows[stage].failed_before)) is not None:
             self._fail(stage, why, ended)
         else:
-            reason, message = why_ended(pod)
-            message = (
-                f"an attempt failed and is retried by another Job, because {why_overdue(pod)}: {reason}: {message}"
-            )
-            self._retry_by_another_job(stage, job, pod, (Reason.POD_OUTLIVED, message))
-
-    def _killed_for_more_memory(self, stage: Stage, job: JobObservation) -> PodObservation | None:
-        """The last attempt, if it was killed at its memory limit and the next one can have more; otherwise None."""
-        newest = job.pods[-1] if job.pods else None
-        if newest is None or not newest.exceeded_memory or job.runs or job.outlived is not None:
-            return None
-        is_last = why_not_retried(newest, job, self.rows[stage].failed_before) is not None
-        is_more = self.resources(stage, more=1).container != self.resources(stage).container
-        return newest if is_more and not is_last else None
+            self._retry_by_another_job(stage, job, pod, why_outlived(pod))
 
     def _retry_by_another_job(self, stage: Stage, job: JobObservation, pod: PodObservation, why: Diagnosis) -> None:
         """The stage's next Job has the retries that are left, and twice the memory if that was missing."""
         row = self.rows[stage]
         failed = row.failed_before + job.attempts - pod.interrupted
         changes = {"reason": why[0], "message": why[1], "failed_before": failed, "attempts": failed}
-        doublings = row.memory_doublings + pod.exceeded_memory
-        self._update(stage, state=StageState.PENDING, started_at=None, memory_doublings=doublings, **changes)
+        changes |= {"state": StageState.PENDING, "started_at": None}
+        self._update(stage, memory_doublings=row.memory_doublings + pod.exceeded_memory, **changes)
         self._outlived.add(job.name)
 
     def note_overdue_jobs(self, now: datetime) -> Mapping[str, str]:
@@ -327,17 +312,6 @@ class RunState:
         if job.stage is Stage.TRAIN and step is not None and before is not None:
             self.rows[job.stage] = count_resumption(self.rows[job.stage], job, pod, int(step), before)
 
-    def _is_whole(self, stage: Stage, result: Result) -> bool:
-        """Whether a result is the stage's own and has what later stages and the status need."""
-        reported = PIPELINE[stage].reports
-        # prepare's manifest has a digest of the content, its row a digest of the URIs in the spec.
-        same = stage is Stage.PREPARE or result.digest == self.rows[stage].digest
-        if any(
-            kept.name == made.name for made in result.artifacts for kept in self.artifacts if kept.stage is not stage
-        ):
-            return False
-        return same and result.stage is stage and (reported is None or getattr(result, reported) is not None)
-
     def _record_lost_result(self, stage: Stage, job: JobObservation, ended: Mapping[str, object]) -> None:
         """The stage finished but its result was lost. It is run again once, which finds the manifest; then it fails."""
         why = why_unreadable(job)
@@ -369,7 +343,7 @@ class RunState:
 
     def _take_from_store(self, results: Sequence[Result]) -> None:
         """Update the stages after prepare from the manifests in the store: they are facts, the status is a view."""
-        done = {result.stage: result for result in results if self._is_whole(result.stage, result)}
+        done = {result.stage: result for result in results if is_whole(result, self.rows[result.stage], self.artifacts)}
         for stage, row in list(self.rows.items()):
             if stage in done and row.state not in _DONE:
                 self._succeed(stage, done[stage].model_copy(update={"cached": True}), seconds=done[stage].seconds)

@@ -3,8 +3,8 @@
 terminating   is being deleted
 current       has its stage's digest: its end is the end of the stage
 replaced      has its stage's digest, but no attempt runs and the profile or a limit of the spec has changed since
-spent         has its stage's digest, but was created before the stage was reset, or its Pod outlives a failed attempt:
-              its end no longer counts
+spent         has its stage's digest, but was created before the stage was reset, its Pod outlives a failed attempt, or
+              an attempt needs more memory than it has: its end no longer counts
 stale         has a digest that no stage of the run has
 """
 
@@ -26,7 +26,7 @@ class Resets:
     """Whether prepare must check its inputs again, even if its Job is live."""
 
     outlived: Collection[str] = ()
-    """Names of live Jobs whose Pod outlives an attempt that failed."""
+    """Names of live Jobs whose Pod outlives an attempt that failed, or whose next attempt needs more memory."""
 
     retry: str = ""
     """The unhandled retry token; a Job with it was created for this reset and counts. Empty if there is none."""
@@ -83,3 +83,9 @@ def _is_spent(job: JobObservation, resets: Resets) -> bool:
     if job.state is JobState.LIVE:
         return job.stage is Stage.PREPARE and resets.prepares_again
     return job.stage in resets.stages
+
+
+def would_be_stopped(job: JobObservation, new_retry: str) -> bool:
+    """Whether a Job is running that would be stopped if prepare ran now; `new_retry`: the unhandled retry token."""
+    is_new = bool(new_retry) and job.retry == new_retry
+    return job.state is JobState.LIVE and not job.deleting and job.runs and not is_new
