@@ -29,7 +29,7 @@ from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
-from edgetune_jobs.runtime.usage import moved, used
+from edgetune_jobs.runtime.usage import moved, used, without_usage
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.manifests import read_manifest
@@ -316,7 +316,8 @@ class StageRun:
         result = manifest.result.model_copy(update={"cached": cached})
         match result.stage:
             case Stage.PREPARE:
-                return result.model_copy(update={"resolved": self._resolved, "done": self._done_results()})
+                brief = without_usage(result)
+                return brief.model_copy(update={"resolved": self._resolved, "done": self._done_results()})
             case Stage.TRAIN:
                 self._checkpoints().delete_all()
             case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
@@ -332,5 +333,5 @@ class StageRun:
                 continue
             manifest = read_done_stage(self._store, self._request.name, stage, stage_digest)
             if manifest is not None:
-                done.append(manifest.result.model_copy(update={"cached": True}))
+                done.append(without_usage(manifest.result).model_copy(update={"cached": True}))
         return tuple(done)

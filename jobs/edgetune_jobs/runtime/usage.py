@@ -4,11 +4,13 @@ import resource
 import sys
 from pathlib import Path
 
+from edgetune_contract.request import Result
 from edgetune_jobs.models.loading import peak_resident_bytes
 from edgetune_jobs.store.files import list_files
 from edgetune_jobs.store.model_cache import ModelCache
 from edgetune_jobs.store.s3.traffic import Traffic
 
+_METRICS = ("usedMemoryBytes", "usedStorageBytes", "downloadedBytes", "uploadedBytes", "cachedBytes")
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
 
@@ -31,3 +33,9 @@ def moved(traffic: Traffic, cache: ModelCache | None) -> dict[str, float]:
         return {}  # the store is a folder
     cached = {"cachedBytes": cache.bytes_read} if cache is not None else {}
     return {"downloadedBytes": traffic.received, "uploadedBytes": traffic.sent, **cached}
+
+
+def without_usage(result: Result) -> Result:
+    """The result without what its stage used, for the message of prepare, which has little room for all stages."""
+    kept = {name: value for name, value in result.metrics.items() if name not in _METRICS}
+    return result.model_copy(update={"metrics": kept})

@@ -46,7 +46,7 @@ def test_prepare_that_is_already_done_updates_metrics_of_fields_outside_its_dige
 
     assert again.exit_code == 0, again.stderr
     assert again.result.cached
-    assert again.result.metrics.items() >= {"rows": 3, "weights": 24}.items()
+    assert again.result.metrics == {"rows": 3, "weights": 24}
 
 
 def test_the_result_has_the_memory_and_the_disk_space_that_the_stage_used(runs: StageRuns) -> None:
@@ -55,6 +55,14 @@ def test_the_result_has_the_memory_and_the_disk_space_that_the_stage_used(runs: 
 
     assert 10_000_000 < train.result.metrics["usedMemoryBytes"] < 2**30
     assert 3_000_000 < train.result.metrics["usedStorageBytes"] < 3_100_000
+
+
+def test_the_message_of_prepare_has_no_room_for_what_stages_used(runs: StageRuns) -> None:
+    runs.run_up_to(Stage.TRAIN)
+
+    prepare = runs.run(Stage.PREPARE).result
+
+    assert [result.metrics for result in (prepare, *prepare.done)] == [{"rows": 3, "weights": 48}, {"rows": 3}]
 
 
 def test_changed_data_at_the_same_uri_is_prepared_again(runs: StageRuns) -> None:
