@@ -136,8 +136,8 @@ def test_a_copy_is_read_through_the_cache_of_base_models(
 
     def read(name: str) -> tuple[bytes, bytes]:
         """The weights by range, and a companion file."""
-        gatherer = InputGatherer(request, resolved, access, store, PROGRESS, cache)
-        model = gatherer.models(tmp_path / name)["base"]
+        gatherer = InputGatherer(request, resolved, access, store, PROGRESS, tmp_path / name, cache)
+        model = gatherer.models()["base"]
         buffer = bytearray(100)
         arrived = model.read_into("model.safetensors", 0, memoryview(buffer))
         model.check()
