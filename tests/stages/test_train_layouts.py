@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support import tiny_data
 from support.edge_models import make_kind
@@ -156,6 +157,24 @@ def test_a_model_without_gradient_checkpointing_is_trained_without_it(
     result = run(training={"gradientCheckpointing": "Auto"})
 
     assert result.output.facts["gradientCheckpointing"] == "no layer is recomputed"
+
+
+def test_under_autocast_adapters_do_not_copy_their_inputs_to_float32_but_for_validations(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft.tuners.lora import Linear
+
+    cast, seen = Linear._cast_input_dtype, set()
+
+    def watched(self: Any, x: Any, dtype: Any) -> Any:
+        result = cast(self, x, dtype)
+        seen.add((self.training, x.dtype, result.dtype))
+        return result
+
+    monkeypatch.setattr(Linear, "_cast_input_dtype", watched)
+    run(method="LoRA", training={"maxSteps": 1, "precision": "BF16", "evaluation": {"everySteps": 1}})
+
+    assert seen == {(True, torch.bfloat16, torch.bfloat16), (False, torch.bfloat16, torch.float32)}
 
 
 @pytest.mark.parametrize("method", ["LoRA", "QLoRA"])

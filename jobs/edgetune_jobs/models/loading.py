@@ -68,6 +68,13 @@ def resolve_precision(requested: Precision, device: "torch.device") -> Precision
     return requested
 
 
+def describe_precision(requested: Precision, resolved: Precision) -> str:
+    """The precision in use, and why it is FP16 although nobody asked for it: loss scaling skips steps."""
+    if requested is Precision.AUTO and resolved is Precision.FP16:
+        return f"{resolved}: this GPU does not support BF16"
+    return resolved.value
+
+
 def dtype_of(precision: Precision) -> "torch.dtype":
     """torch's dtype of a resolved precision (not Auto)."""
     import torch

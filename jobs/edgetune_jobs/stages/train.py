@@ -374,15 +374,13 @@ def _prompt_format(context: StageContext) -> PromptFormat:
 def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
     """What was chosen, and why."""
     spec, arrangement, on_gpu = setup.parameters.training, training.arrangement, setup.device.type == "cuda"
-    precision, optimizer = setup.precision.value, recipe.resolve_optimizer(spec.optimizer)
-    if on_gpu and spec.precision is Precision.AUTO and setup.precision is Precision.FP16:
-        precision += ": this GPU does not support BF16"
+    optimizer = recipe.resolve_optimizer(spec.optimizer)
     if optimizer.startswith("paged_") and not on_gpu:
         optimizer += " (on a CPU there is nothing to page)"
     is_kernel = arrangement.attention is Attention.VARLEN or arrangement.in_inference == "sdpa"
     return {
         "device": loading.describe_device(setup.device),
-        "precision": precision,
+        "precision": loading.describe_precision(spec.precision, setup.precision),
         "optimizer": optimizer,
         "layout": arrangement.layout.value,
         "attention": arrangement.attention.value if is_kernel else arrangement.in_inference,

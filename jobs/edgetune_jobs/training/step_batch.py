@@ -26,7 +26,8 @@ class StepBatch:
     @property
     def learned_tokens(self) -> int:
         """Number of tokens whose prediction is learned; the first token of an example has no prediction."""
-        return sum(label != IGNORED_LABEL for example in self.examples for label in example["labels"][1:])
+        predicted = (example["labels"][1:] for example in self.examples)
+        return sum(len(labels) - labels.count(IGNORED_LABEL) for labels in predicted)
 
     def split(self, layout: Layout, micro_batch_size: int, max_length: int) -> Iterator[list[Example]]:
         """The examples of each forward pass.

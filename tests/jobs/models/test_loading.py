@@ -121,6 +121,19 @@ def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) ->
         loading.resolve_precision(Precision.BF16, gpu)
 
 
+def test_a_gpu_without_bf16_is_said() -> None:
+    described = [
+        loading.describe_precision(requested, resolved)
+        for requested, resolved in (
+            (Precision.AUTO, Precision.FP16),
+            (Precision.FP16, Precision.FP16),
+            (Precision.AUTO, Precision.BF16),
+        )
+    ]
+
+    assert described == ["FP16: this GPU does not support BF16", "FP16", "BF16"]
+
+
 def test_several_gpus_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
