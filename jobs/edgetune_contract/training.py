@@ -115,13 +115,13 @@ class TrainingSpec(Model):
     layout: Layout = Layout.PADDING_FREE
     """Arrangement of the examples of one forward pass: PaddingFree (joined, without padding), Padded (each on a row of
     its own, padded to the longest) or Packed (joined up to maxLength tokens, however many examples that are). Examples
-    never attend to each other, and the losses are equal. A model that mixes joined examples is trained Padded, with a
-    warning."""
+    never attend to each other, and the losses are equal. A model that mixes joined examples, or does not support
+    attention: Varlen, is trained Padded, with a warning."""
 
     attention: Attention = Attention.AUTO
     """Attention during training: Sdpa, or Varlen, which computes joined examples one by one, on a GPU of compute
-    capability 8.0 or newer in one FlashAttention kernel. Auto: Varlen if examples are joined and the model supports it,
-    otherwise Sdpa."""
+    capability 8.0 or newer in one FlashAttention kernel. Auto: Varlen if the model supports it, otherwise Sdpa of
+    padded rows."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.0002
     """Peak learning rate."""

@@ -1,5 +1,6 @@
 """Training that fails: a loss or gradient that is not finite, out of GPU memory, unusable inputs."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ def _out_of_memory_at(monkeypatch: pytest.MonkeyPatch, too_many: int, error: Run
     monkeypatch.setattr(SFTTrainer, "training_step", limited)
 
 
+def _trained_tokens(checkpoints: FolderCheckpoints) -> float:
+    state = json.loads((checkpoints.root / "step-3" / "trainer_state.json").read_text(encoding="utf-8"))
+    return float(state["log_history"][-1]["num_tokens"])
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "cuBLAS"])
 def test_a_step_that_runs_out_of_memory_is_computed_again_in_the_same_process(
     tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
@@ -101,6 +107,7 @@ def test_a_step_that_runs_out_of_memory_is_computed_again_in_the_same_process(
     ]
     assert checkpoints.micro_batch_size == 3, "a later attempt begins with what fits"
     assert result.figures("loss") == expected.figures("loss")
+    assert _trained_tokens(checkpoints) == _trained_tokens(expected.checkpoints), "no token counts twice"
     assert all(torch.equal(weight, expected.weights()[name]) for name, weight in result.weights().items())
 
 

@@ -133,6 +133,9 @@ def arrange(training: TrainingSpec, model: PreTrainedModel) -> Arrangement:
             return Arrangement(training.layout, Attention.VARLEN, own)
         model.set_attn_implementation(own)
     problem = mixes_examples(model)
+    if problem is None and training.attention is Attention.AUTO:
+        # The mask of a row, and for some models its scores, grow with the square of all its tokens.
+        problem = "does not support Varlen, without which joined examples cost more than padding"
     if problem is not None:
         warning = f"spec.training.layout: {name} {problem}, so that its examples were padded instead"
         return Arrangement(Layout.PADDED, Attention.SDPA, own, warning)
