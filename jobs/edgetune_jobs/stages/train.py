@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import BaseModelSpec, Method, Parameters
-from edgetune_contract.training import Attention, GradientCheckpointing, Precision
+from edgetune_contract.training import GradientCheckpointing, Precision
 from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prepared_data import is_text_part, read_eval_tokens
 from edgetune_jobs.data.prompt_format import PromptFormat
@@ -97,8 +97,8 @@ def run(context: StageContext) -> StageOutput:
         InvalidInput: the base, the target modules or the precision do not fit each other, or the smallest forward pass
             does not fit into GPU memory.
         TrainingDiverged: loss or gradient is not finite.
-        OutOfGpuMemory: the GPU ran out of memory where this process cannot go on in smaller forward passes; the next
-            attempt begins with them, or resumes.
+        OutOfGpuMemory: memory ran out outside of the forward passes, or for an example that fitted before; the next
+            attempt begins with smaller passes, or resumes.
         Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
     """
     setup, training = _set_up(context), None
@@ -148,8 +148,7 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
     log = StepLog(context.scratch / METRICS)
     validation = _validation(context, setup, tokenizer.pad_token_id, arrangement, fit)
     parts: list[CheckpointPart] = [fit, log] if validation is None else [fit, log, validation]
-    scaled_gradients = setup.precision is Precision.FP16
-    watch = StepWatch(context.progress, context.stop, log, validation, scaled_gradients)
+    watch = StepWatch(context.progress, context.stop, log, validation, setup.precision is Precision.FP16)
     trainer = AdapterTrainer(
         model=model,
         args=recipe.sft_config(
@@ -181,7 +180,7 @@ def _note_shrinking(context: StageContext, fit: StepFit) -> None:
     """Say that the step is computed again in smaller forward passes, and let later attempts begin with them."""
     size = fit.choice.micro_batch_size
     context.progress.say(f"out of GPU memory: the step is computed again with a micro-batch of {size}")
-    if context.checkpoints is not None:
+    if context.checkpoints:
         context.checkpoints.write_micro_batch_size(size)
 
 
@@ -373,17 +372,15 @@ def _prompt_format(context: StageContext) -> PromptFormat:
 
 def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
     """What was chosen, and why."""
-    spec, arrangement, on_gpu = setup.parameters.training, training.arrangement, setup.device.type == "cuda"
+    spec = setup.parameters.training
     optimizer = recipe.resolve_optimizer(spec.optimizer)
-    if optimizer.startswith("paged_") and not on_gpu:
+    if optimizer.startswith("paged_") and setup.device.type == "cpu":
         optimizer += " (on a CPU there is nothing to page)"
-    is_kernel = arrangement.attention is Attention.VARLEN or arrangement.in_inference == "sdpa"
     return {
         "device": loading.describe_device(setup.device),
         "precision": loading.describe_precision(spec.precision, setup.precision),
         "optimizer": optimizer,
-        "layout": arrangement.layout.value,
-        "attention": arrangement.attention.value if is_kernel else arrangement.in_inference,
+        **training.arrangement.facts(),
         **training.fit.facts(),
     }
 
@@ -392,28 +389,24 @@ def _out_of_memory(setup: _Setup, training: _Training | None, checkpoints: Check
     """The error after running out of GPU memory; writes the next attempt's micro-batch size if a smaller one exists."""
     spec = setup.parameters.training
     if training is None:
-        return InvalidInput(
-            "the GPU ran out of memory while the base model was loaded: use method: QLoRA, a smaller base model, or a "
-            "profile with a larger GPU"
-        )
+        advice = "use method: QLoRA, a smaller base model, or a profile with a larger GPU"
+        return InvalidInput(f"the GPU ran out of memory while the base model was loaded: {advice}")
     fit = training.fit
-    size, smaller = fit.choice.micro_batch_size, fit.smaller
-    where = (
-        f"the GPU ran out of memory with a micro-batch of {count(size, 'example')} of up to {spec.max_length} tokens"
-    )
+    smaller, examples = fit.smaller, count(fit.choice.micro_batch_size, "example")
+    where = f"the GPU ran out of memory with a micro-batch of {examples} of up to {spec.max_length} tokens"
     if training.watch.has_stepped and smaller is None:
         return OutOfGpuMemory(
             f"{where}, although earlier steps fitted: the next attempt resumes from the newest checkpoint; if it "
             "happens again, lower spec.training.maxLength, or use a GPU that is not shared"
         )
     if smaller is None or checkpoints is None:
-        advice = ["lower spec.training.maxLength or spec.lora.rank"]
+        ways = ["lower spec.training.maxLength or spec.lora.rank"]
         if spec.gradient_checkpointing is GradientCheckpointing.NEVER:
-            advice.append("set spec.training.gradientCheckpointing: Auto")
+            ways.append("set spec.training.gradientCheckpointing: Auto")
         if setup.parameters.method is Method.LORA:
-            advice.append("use method: QLoRA")
+            ways.append("use method: QLoRA")
         return InvalidInput(
-            f"{where}, and there is no smaller one: {', '.join(advice)}, or use a profile with a larger GPU"
+            f"{where}, and there is no smaller one: {', '.join(ways)}, or use a profile with a larger GPU"
         )
     checkpoints.write_micro_batch_size(smaller.micro_batch_size)
     return OutOfGpuMemory(f"{where}: the next attempt uses a micro-batch of {smaller.micro_batch_size}")

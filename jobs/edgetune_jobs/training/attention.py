@@ -51,6 +51,14 @@ class Arrangement:
     warning: str = ""
     """What the spec asks for and the model does not support."""
 
+    def facts(self) -> dict[str, str]:
+        """For the result; a model without Sdpa has the name of its own attention."""
+        is_named = self.attention is Attention.VARLEN or self.in_inference == "sdpa"
+        return {
+            "layout": self.layout.value,
+            "attention": self.attention.value if is_named else self.in_inference,
+        }
+
 
 def varlen_attention(
     module: torch.nn.Module,

@@ -100,7 +100,7 @@ def test_an_attempt_begins_with_what_an_earlier_one_left(reduced: int | None, ex
     assert ("ran out of memory" in found.facts()["microBatchSize"]) is (expected < 8)
 
 
-def test_a_resumed_training_goes_on_with_the_choice_of_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_training_continues_with_the_choice_of_its_checkpoint(tmp_path: Path) -> None:
     first, second, fixed = fit(9), fit(75), fit(75, microBatchSize=8)
     first.save_to(tmp_path)
 

@@ -101,13 +101,13 @@ def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
     assert writable == ["work", *(["model-cache"] if stage in READERS_OF_THE_BASE else [])]
 
 
-def test_a_container_is_told_how_many_gpus_it_must_see() -> None:
+def test_a_container_knows_how_many_gpus_it_must_see() -> None:
     two = Resources(requests={GPU: 2}, limits={GPU: 2})
     profile = DEFAULT.model_copy(update={"resources": {Stage.EVALUATE: two}})
 
-    told = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
+    known = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
 
-    assert told == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
+    assert known == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
