@@ -60,7 +60,7 @@ def test_setting_one_field_keeps_the_defaults_of_the_others(apiserver: ApiServer
     training = apiserver.request("POST", DRY_RUN, submitted(document)).body["spec"]["training"]
 
     assert training["checkpoint"] == {"everySteps": 100, "keep": 5}
-    assert training["optimizer"] == "paged_adamw_8bit"
+    assert training["optimizer"] == "Auto"
 
 
 def test_kstatus_does_not_read_a_new_object_as_current(apiserver: ApiServer) -> None:
