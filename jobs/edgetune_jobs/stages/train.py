@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
 from edgetune_contract.spec import BaseModelSpec, Method, Parameters
-from edgetune_contract.training import GradientCheckpointing, Precision
+from edgetune_contract.training import Precision
 from edgetune_jobs.data import prompt_format as prompt_formats
 from edgetune_jobs.data.prepared_data import is_text_part, read_eval_tokens
 from edgetune_jobs.data.prompt_format import PromptFormat
@@ -15,8 +15,6 @@ from edgetune_jobs.errors import (
     BASE_FIELD,
     Interrupted,
     InvalidInput,
-    OutOfGpuMemory,
-    StageError,
     TrainingDiverged,
     is_from_library,
     is_out_of_gpu_memory,
@@ -28,12 +26,12 @@ from edgetune_jobs.models.adapters.adapter_files import RECORD, TrainingRecord, 
 from edgetune_jobs.models.folder import LocalModelFolder, write_json
 from edgetune_jobs.models.quantization.coverage import Coverage, check_method, held_in_nf4
 from edgetune_jobs.models.saving import copy_companions
-from edgetune_jobs.stage import Checkpoints, StageContext, StageOutput
+from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.training import recipe
+from edgetune_jobs.training.out_of_memory import out_of_memory
 from edgetune_jobs.training.step_fit import StepFit, fit_step
 from edgetune_jobs.training.step_log import METRICS, StepLog
 from edgetune_jobs.training.validation import BestStep, Validation
-from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +106,8 @@ def run(context: StageContext) -> StageOutput:
     except RuntimeError as error:
         if not is_out_of_gpu_memory(error):
             raise
-        raise _out_of_memory(setup, training, context.checkpoints) from error
+        fit, fitted = (training.fit, training.watch.has_stepped) if training else (None, False)
+        raise out_of_memory(setup.parameters, fit, context.checkpoints, fitted=fitted) from error
     except _LIBRARY_ERRORS as error:
         if (training is not None and training.watch.has_stepped) or not is_from_library(error):
             raise
@@ -383,30 +382,3 @@ def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
         **training.arrangement.facts(),
         **training.fit.facts(),
     }
-
-
-def _out_of_memory(setup: _Setup, training: _Training | None, checkpoints: Checkpoints | None) -> StageError:
-    """The error after running out of GPU memory; writes the next attempt's micro-batch size if a smaller one exists."""
-    spec = setup.parameters.training
-    if training is None:
-        advice = "use method: QLoRA, a smaller base model, or a profile with a larger GPU"
-        return InvalidInput(f"the GPU ran out of memory while the base model was loaded: {advice}")
-    fit = training.fit
-    smaller, examples = fit.smaller, count(fit.choice.micro_batch_size, "example")
-    where = f"the GPU ran out of memory with a micro-batch of {examples} of up to {spec.max_length} tokens"
-    if training.watch.has_stepped and smaller is None:
-        return OutOfGpuMemory(
-            f"{where}, although earlier steps fitted: the next attempt resumes from the newest checkpoint; if it "
-            "happens again, lower spec.training.maxLength, or use a GPU that is not shared"
-        )
-    if smaller is None or checkpoints is None:
-        ways = ["lower spec.training.maxLength or spec.lora.rank"]
-        if spec.gradient_checkpointing is GradientCheckpointing.NEVER:
-            ways.append("set spec.training.gradientCheckpointing: Auto")
-        if setup.parameters.method is Method.LORA:
-            ways.append("use method: QLoRA")
-        return InvalidInput(
-            f"{where}, and there is no smaller one: {', '.join(ways)}, or use a profile with a larger GPU"
-        )
-    checkpoints.write_micro_batch_size(smaller.micro_batch_size)
-    return OutOfGpuMemory(f"{where}: the next attempt uses a micro-batch of {smaller.micro_batch_size}")
