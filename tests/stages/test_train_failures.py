@@ -248,12 +248,8 @@ def test_prepared_data_without_rows_is_refused(tmp_path: Path, random_base: Path
         stage.run(new_run(tmp_path / "run", tiny_parameters(), random_base, empty).context)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("mamba", "out_proj"), ("granitemoe", "num_experts")])
-def test_a_model_that_the_libraries_do_not_train_is_refused_with_their_reason(
-    tmp_path: Path, few_rows: Path, kind: str, reason: str
-) -> None:
-    fields = {"mamba": {"state_size": 16}, "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2}}
-    base = make_kind(tmp_path / "base", kind, vocab_size=2048, **fields[kind])
+def test_a_model_that_the_libraries_do_not_train_is_refused_with_their_reason(tmp_path: Path, few_rows: Path) -> None:
+    base = make_kind(tmp_path / "base", "mamba", vocab_size=2048, state_size=16)
 
-    with pytest.raises(InvalidInput, match=rf"the libraries cannot train this model.*{reason}.*use another base model"):
+    with pytest.raises(InvalidInput, match=r"the libraries cannot train this model.*out_proj.*use another base model"):
         train(tmp_path / "run", tiny_parameters(), base, few_rows)
