@@ -35,7 +35,8 @@ from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.tensors.streamed_model import can_stream
 from edgetune_jobs.tensors.text_model import TextModel, text_model
-from edgetune_jobs.training.memory_estimate import estimate_training
+from edgetune_jobs.training.activations import measure_activations
+from edgetune_jobs.training.memory_estimate import TrainingMemory, estimate_training, number_bytes_of
 from edgetune_jobs.training.preparation_report import Preparation, base_figures, training_figures, truncation_warning
 from edgetune_jobs.training.rehearsal import rehearse_training
 from edgetune_jobs.wording import count
@@ -109,7 +110,7 @@ def run(context: StageContext) -> StageOutput:
         evaluation=evaluation,
         is_split_off=eval_set is None,
         is_streamed=_is_streamed(source, parameters),
-        memory=estimate_training(base, coverage, targets, parameters, train.longest_kept),
+        memory=_estimate(base, coverage, parameters, train.longest_kept),
         warnings=(
             *about_base,
             *rows.warnings,
@@ -158,10 +159,16 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
     coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
-    memory = estimate_training(base, coverage, targets, parameters, longest)
     is_streamed = _is_streamed(context.sources[BASE], parameters)
+    memory = _estimate(base, coverage, parameters, longest)
     # The manifest may be from a release that reported fewer figures.
     return {**base_figures(base, is_streamed=is_streamed), **training_figures(targets, parameters, memory)}
+
+
+def _estimate(base: BaseModel, coverage: Coverage, parameters: Parameters, longest: int) -> TrainingMemory:
+    activations = measure_activations(base.folder, parameters.lora, number_bytes_of(parameters.training))
+    targets = targeted_layers(base, parameters.lora)
+    return estimate_training(base, coverage, targets, parameters, longest, activations)
 
 
 def _check_quantization(

@@ -28,6 +28,7 @@ from edgetune_jobs.models.quantization.coverage import Coverage, check_method, h
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.training import recipe
+from edgetune_jobs.training.activations import measure_activations
 from edgetune_jobs.training.out_of_memory import out_of_memory
 from edgetune_jobs.training.step_fit import StepFit, fit_step
 from edgetune_jobs.training.step_log import METRICS, StepLog
@@ -143,7 +144,10 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
     targets = recipe.find_targets(model, parameters.lora)
     arrangement = attention.arrange(parameters.training, model)
     lengths, loaded_bytes = recipe.lengths_of(rows), loading.used_memory_bytes(setup.device)
-    fit = fit_step(parameters, arrangement.layout, model, held, targets, lengths, dtype.itemsize, setup.reduced)
+    activations = measure_activations(context.inputs[BASE], parameters.lora, dtype.itemsize)
+    fit = fit_step(
+        parameters, arrangement.layout, model, held, targets, lengths, dtype.itemsize, activations, setup.reduced
+    )
     log = StepLog(context.scratch / METRICS)
     validation = _validation(context, setup, tokenizer.pad_token_id, arrangement, fit)
     parts: list[CheckpointPart] = [fit, log] if validation is None else [fit, log, validation]

@@ -7,10 +7,8 @@
                 the backward pass needs: if all layers are recomputed those of one block, otherwise all
     adapter     rank · (inputs + outputs) parameters per layer, weights and gradients in 32 bits
     optimizer   Adam: two values per parameter in 32 or 8 bits; Adafactor: a row and a column of each matrix
-    activations 34 bytes per layer, token and hidden unit in 16 bits, without attention scores, which fused attention
-                does not store (Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1);
-                of a layer that is recomputed (gradient checkpointing) only its input, and all activations of one
-                such layer at a time
+    activations what autograd saves, measured by `activations.py`; of a layer that is recomputed (gradient
+                checkpointing) only its input, and all activations of one such layer at a time
     logits      one float32 tile [positions, vocabulary]: trl's fused output head never stores all logits
 
 The number of tokens is that of one micro-batch in which all examples are as long as the longest. Where the spec says
@@ -20,16 +18,15 @@ included; they take another 0.5 to 1 GiB on a GPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from edgetune_contract.spec import Method, Parameters
-from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, Optimizer, Precision
+from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, Optimizer, Precision, TrainingSpec
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
 from edgetune_jobs.models.quantization.coverage import Coverage
+from edgetune_jobs.training.activations import Activations
 
 _NF4_BYTES = (4 + 0.127) / 8
 _FLOAT32_BYTES = 4
-_ACTIVATION_BYTES_IN_16_BITS = 34
 _OPTIMIZER_BYTES: dict[Optimizer, float] = {
     "Auto": 8,
     "paged_adamw_8bit": 2,
@@ -61,7 +58,12 @@ class TrainingMemory:
 
 
 def estimate_training(
-    base: BaseModel, coverage: Coverage, targets: Sequence[LinearLayer], parameters: Parameters, longest: int
+    base: BaseModel,
+    coverage: Coverage,
+    targets: Sequence[LinearLayer],
+    parameters: Parameters,
+    longest: int,
+    activations: Activations,
 ) -> TrainingMemory:
     """Estimated memory of a training.
 
@@ -71,9 +73,10 @@ def estimate_training(
         targets: the layers that get an adapter.
         parameters: of the run.
         longest: tokens of the longest training example, after truncation.
+        activations: measured for `number_bytes_of` the training.
     """
     training = parameters.training
-    number_bytes = _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
+    number_bytes = number_bytes_of(training)
     is_quantized = parameters.method is Method.QLORA
     packed = coverage.quantized if is_quantized else 0
     recompute = 0 if training.gradient_checkpointing is GradientCheckpointing.NEVER else 1
@@ -85,9 +88,14 @@ def estimate_training(
         dequantized=dequantized_bytes(coverage, number_bytes, recompute) if is_quantized else 0,
         adapter=2 * trainable * _FLOAT32_BYTES,
         optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
-        activations=activation_bytes(base.hidden_size, base.layers, tokens, number_bytes, recompute),
+        activations=activations.bytes_for(tokens, recompute),
         logits=logits_bytes(base.vocabulary or 0, tokens),
     )
+
+
+def number_bytes_of(training: TrainingSpec) -> int:
+    """Bytes of a number in the dtype of computation; Auto is 16 bits, as on a GPU."""
+    return _FLOAT32_BYTES if training.precision is Precision.FP32 else 2
 
 
 def trainable_parameters(targets: Sequence[LinearLayer], rank: int) -> int:
@@ -100,22 +108,6 @@ def _optimizer_bytes(optimizer: Optimizer, targets: Sequence[LinearLayer], rank:
         rows_and_columns = sum(layer.features + 2 * rank for layer in targets)
         return rows_and_columns * _FLOAT32_BYTES
     return round(trainable_parameters(targets, rank) * _OPTIMIZER_BYTES[optimizer])
-
-
-def activation_bytes(hidden: int, layers: int, tokens: int, number_bytes: int, recompute: int) -> int:
-    """Bytes of the activations that the backward pass of `tokens` tokens needs.
-
-    Args:
-        hidden: width of the residual stream.
-        layers: number of blocks.
-        tokens: of one forward pass.
-        number_bytes: bytes of a number in the dtype of computation.
-        recompute: every how many layers one is recomputed; 0 for none.
-    """
-    recomputed = ceil(layers / recompute) if recompute else 0
-    one_layer = tokens * hidden * _ACTIVATION_BYTES_IN_16_BITS * number_bytes // 2
-    whole_layers = layers - recomputed + bool(recomputed)
-    return whole_layers * one_layer + recomputed * tokens * hidden * number_bytes
 
 
 def dequantized_bytes(coverage: Coverage, number_bytes: int, recompute: int) -> int:

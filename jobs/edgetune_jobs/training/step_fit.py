@@ -21,6 +21,7 @@ from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, Trai
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization.coverage import Coverage
 from edgetune_jobs.training import memory_estimate
+from edgetune_jobs.training.activations import Activations
 from edgetune_jobs.training.recipe import Targets
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def fit_step(
     targets: Targets,
     lengths: Sequence[int],
     number_bytes: int,
+    activations: Activations,
     reduced: int | None,
 ) -> StepFit:
     """Fit a step into the memory that is free now.
@@ -174,22 +176,22 @@ def fit_step(
         targets: the layers that get an adapter.
         lengths: tokens of each training example.
         number_bytes: bytes of a number in the dtype of computation.
+        activations: measured for it.
         reduced: the micro-batch size that an earlier attempt left when it ran out of memory.
     """
     training, config = parameters.training, model.config.get_text_config()
-    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     adapter = memory_estimate.adapter_bytes(parameters.lora.rank * targets.features, training.optimizer)
 
     def memory_of_step(tokens: int, recompute: int) -> int:
-        activations = memory_estimate.activation_bytes(hidden, layers, tokens, number_bytes, recompute)
         dequantized = memory_estimate.dequantized_bytes(held, number_bytes, recompute) if held else 0
-        return adapter + activations + dequantized + memory_estimate.logits_bytes(config.vocab_size, tokens)
+        kept = activations.bytes_for(tokens, recompute)
+        return adapter + kept + dequantized + memory_estimate.logits_bytes(config.vocab_size, tokens)
 
     return StepFit(
         training,
         layout,
         lengths,
-        layers,
+        len(activations.layers),
         memory_of_step,
         loading.free_memory_bytes(model.device),
         reduced,

@@ -9,9 +9,9 @@ from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_la
 from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.training.activations import Activations
 from edgetune_jobs.training.memory_estimate import (
     TrainingMemory,
-    activation_bytes,
     estimate_training,
     trainable_parameters,
 )
@@ -20,6 +20,7 @@ from support.base_folder import make_base
 LINEAR = 2 * (64 + 32 + 32 + 64 + 3 * 128)
 OTHER = 400 * 8 + 8 + 2 * 8
 FEATURES = 2 * (16 + 12 + 12 + 16 + 3 * 24)
+ACTIVATIONS = Activations(layers=(300.0, 400.0), layer_input=16.0, outside=32.0)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def estimate(base: BaseModel, longest: int = 100, *, method: str = "QLoRA", **tr
         }
     )
     coverage = nf4_coverage(build_skeleton(base.folder))
-    return estimate_training(base, coverage, targeted_layers(base, parameters.lora), parameters, longest)
+    targets = targeted_layers(base, parameters.lora)
+    return estimate_training(base, coverage, targets, parameters, longest, ACTIVATIONS)
 
 
 def test_the_base_takes_4_bits_per_linear_weight_and_16_bits_per_other_weight(base: BaseModel) -> None:
@@ -63,29 +65,16 @@ def test_adapter_gradients_and_optimizer_depend_on_the_trainable_parameters(base
 
 def test_activations_depend_on_the_tokens_of_a_micro_batch(base: BaseModel) -> None:
     plain = estimate(base, gradientCheckpointing="Never")
-    assert plain.activations == 2 * 4 * 100 * 8 * 34
-    assert estimate(base, gradientCheckpointing="Always").activations == 4 * 100 * 8 * (2 * 2 + 34)
+    assert plain.activations == 4 * 100 * (300 + 400 + 32)
+    assert estimate(base, gradientCheckpointing="Always").activations == 4 * 100 * (2 * 16 + 400 + 32)
     assert estimate(base, 200, gradientCheckpointing="Never").activations == 2 * plain.activations
     assert estimate(base, microBatchSize=8, gradientCheckpointing="Never").activations == 2 * plain.activations
-    assert estimate(base, precision="FP32", gradientCheckpointing="Never").activations == 2 * plain.activations
 
 
 def test_auto_is_estimated_at_the_least_that_a_training_takes(base: BaseModel) -> None:
     least = estimate(base, microBatchSize=1, gradientCheckpointing="Always", optimizer="adamw_torch_fused")
 
     assert estimate(base, microBatchSize="Auto", gradientCheckpointing="Auto", optimizer="Auto") == least
-
-
-def test_only_the_layers_that_are_not_recomputed_keep_their_activations() -> None:
-    kept = [activation_bytes(8, 12, 100, 2, recompute) for recompute in (0, 4, 2, 1)]
-
-    one_layer, its_input = 100 * 8 * 34, 100 * 8 * 2
-    assert kept == [
-        12 * one_layer,
-        10 * one_layer + 3 * its_input,
-        7 * one_layer + 6 * its_input,
-        one_layer + 12 * its_input,
-    ]
 
 
 def test_packing_fills_sequences_to_the_maximum_length(base: BaseModel) -> None:

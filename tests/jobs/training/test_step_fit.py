@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from edgetune_contract.training import Layout, TrainingSpec
-from edgetune_jobs.training.memory_estimate import activation_bytes
+from edgetune_jobs.training.activations import Activations
 from edgetune_jobs.training.step_fit import StepFit
 
 GIB = 2**30
 HIDDEN, LAYERS = 4096, 32  # of a model with 8 billion parameters
+ACTIVATIONS = Activations(layers=(34.0 * HIDDEN,) * LAYERS, layer_input=2.0 * HIDDEN, outside=0.0)
 
 
 def memory_of_step(tokens: int, recompute: int) -> int:
-    return activation_bytes(HIDDEN, LAYERS, tokens, 2, recompute)
+    return ACTIVATIONS.bytes_for(tokens, recompute)
 
 
 def fit(
