@@ -1,5 +1,6 @@
 """Evaluation during training: the best step's adapter, early stopping, and resuming at any point of it."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,11 +57,12 @@ def measured_as(monkeypatch: pytest.MonkeyPatch) -> Callable[[Losses], None]:
     def replace(losses: Losses) -> None:
         rest = iter(losses.values())
 
-        def measured(*args: Any, **options: Any) -> float:
-            assert inference.mean_loss(*args, **options) is not None
-            return next(rest)
+        def measured(*args: Any, **options: Any) -> inference.TeacherForced:
+            passed = inference.teacher_forced(*args, **options)
+            assert passed.loss is not None
+            return dataclasses.replace(passed, loss=next(rest))
 
-        monkeypatch.setattr("edgetune_jobs.stages.train.mean_loss", measured)
+        monkeypatch.setattr("edgetune_jobs.stages.train.teacher_forced", measured)
 
     return replace
 
@@ -80,7 +82,7 @@ def test_the_validation_loss_is_that_of_the_evaluation_rows_and_changes_no_step(
     assert list(losses) == [4, STEPS], "every fourth step, and the last one"
     tuned = load_tuned(random_base, result.adapter, parameters.merge.base, choose_device())
     pad = load_tokenizer(random_base).pad_token_id
-    expected = inference.mean_loss(tuned, *read_eval_tokens(few_rows, 500), pad_token_id=pad, batch_size=4)
+    expected = inference.teacher_forced(tuned, *read_eval_tokens(few_rows, 500), pad_token_id=pad, batch_size=4).loss
     assert result.output.metrics["validationLoss"] == pytest.approx(expected, rel=1e-5)
     assert result.output.metrics["validationLoss"] == min(losses.values())
     assert result.figures("loss") == without.figures("loss"), "an evaluation draws no random number"

@@ -1,16 +1,17 @@
-"""Greedy answers and losses of a causal language model, in batches."""
+"""Forward passes of a causal language model over prompts with completions, in batches."""
 
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import is_out_of_gpu_memory
 from edgetune_jobs.models.loading import free_memory
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 TokenIds = Sequence[int]
 
@@ -22,47 +23,19 @@ _MOST_LOGITS = 2**28
 _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions?|positions?_embed(ding)?s?)(\.|$)")
 
 
-def greedy_answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[TokenIds],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    on_rows: Callable[[int], None] = lambda _: None,
-) -> list[str]:
-    """Greedy answer to each prompt, up to EOS, `max_new_tokens` or the model's last position, in the order of the
-    prompts.
+@dataclass(frozen=True)
+class TeacherForced:
+    """Results of one pass over prompts with given completions."""
 
-    Prompts of similar length share a batch, padded on the left; `on_rows` gets the size of each finished batch.
-    """
-    import torch
+    loss: float | None
+    """Mean cross-entropy over all completion tokens in nats, in float32; None if there is no token to predict."""
 
-    settings = greedy_settings(model, tokenizer, max_new_tokens)
-    limit = position_limit(model)
-    answers = [""] * len(prompts)
-
-    def answer(rows: Sequence[int]) -> None:
-        # Rows near the last position end at different lengths, and a batch continues until its last row ends.
-        by_room: dict[int, list[int]] = {}
-        for row in rows:
-            by_room.setdefault(room_for_answer(len(prompts[row]), max_new_tokens, limit), []).append(row)
-        for room, group in by_room.items():
-            ids, mask = _pad_left([prompts[row] for row in group], tokenizer.pad_token_id, model.device)
-            with torch.inference_mode():
-                output = model.generate(
-                    input_ids=ids, attention_mask=mask, generation_config=settings, max_new_tokens=room
-                )
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            for row, text in zip(group, texts, strict=True):
-                answers[row] = text
-
-    for count in in_batches(answer, [len(prompt) + max_new_tokens for prompt in prompts], batch_size):
-        on_rows(count)
-    return answers
+    greedy: list[list[int]]
+    """For each row the first token ids of the model's greedy answer: those in which it agrees with the completion, and
+    the first one that differs. Empty without a prompt."""
 
 
-def mean_loss(
+def teacher_forced(
     model: "PreTrainedModel",
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
@@ -71,28 +44,37 @@ def mean_loss(
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
     most_logits: int = _MOST_LOGITS,
-) -> float | None:
-    """Mean cross-entropy over all completion tokens in nats, in float32; None if there is no token to predict.
+) -> TeacherForced:
+    """Loss of completions, and how far the model would answer with them, from one forward pass over each row.
 
     The first token of a completion without a prompt has no context and is left out. At most `most_logits` logits are
     in memory at once.
     """
     total, tokens = 0.0, 0
+    greedy: list[list[int]] = [[] for _ in prompts]
 
     def add(rows: Sequence[int]) -> None:
         nonlocal total, tokens
-        ids, mask = _pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
+        ids, mask = pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
         # Completions are right-aligned: only their columns need logits.
         learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
-        losses = _last_losses(model, ids, mask, max(learned), most_logits)
-        for row_losses, count in zip(losses, learned, strict=True):
+        losses, choices = _last_predictions(model, ids, mask, max(learned), most_logits)
+        for row, row_losses, row_choices, count in zip(rows, losses, choices.tolist(), learned, strict=True):
             total += row_losses[len(row_losses) - count :].double().sum().item()
             tokens += count
+            if prompts[row]:
+                greedy[row] = _agreement(completions[row], row_choices[len(row_choices) - count :])
 
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
         on_rows(count)
-    return total / tokens if tokens else None
+    return TeacherForced(total / tokens if tokens else None, greedy)
+
+
+def _agreement(completion: TokenIds, choices: TokenIds) -> list[int]:
+    """The choices up to the first one that differs from the completion, which is included."""
+    equal = next((at for at, pair in enumerate(zip(completion, choices, strict=True)) if pair[0] != pair[1]), None)
+    return list(choices if equal is None else choices[: equal + 1])
 
 
 def position_limit(model: "PreTrainedModel") -> int | None:
@@ -121,28 +103,6 @@ def position_limit(model: "PreTrainedModel") -> int | None:
 def room_for_answer(prompt_tokens: int, max_new_tokens: int, limit: int | None) -> int:
     """Maximum number of tokens of an answer: fewer than `max_new_tokens` if the positions end before, at least 1."""
     return max_new_tokens if limit is None else max(1, min(max_new_tokens, limit - prompt_tokens))
-
-
-def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> Any:
-    """Generation settings for plain greedy decoding, with all end tokens of model and tokenizer.
-
-    They replace the model's own settings, such as temperature or repetition penalty, so that all models are scored
-    by the same rule.
-    """
-    from transformers import GenerationConfig
-
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ends = configured if isinstance(configured, list) else [configured]
-    eos = sorted({token for token in [tokenizer.eos_token_id, *ends] if token is not None})
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
-    )
 
 
 def in_batches(
@@ -179,10 +139,11 @@ def _fits(work: Callable[[Sequence[int]], None], rows: Sequence[int]) -> bool:
     return False
 
 
-def _last_losses(
+def _last_predictions(
     model: "PreTrainedModel", ids: "torch.Tensor", mask: "torch.Tensor", count: int, most_logits: int
-) -> "torch.Tensor":
-    """Cross-entropy of the last `count` tokens of each row, float32 [rows, count], with bounded memory for logits.
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Cross-entropy of the last `count` tokens of each row, float32, and the tokens with the largest logits in their
+    places, int64; both [rows, count], with bounded memory for logits.
 
     If not all logits may be in memory at once, the model runs once for each part of them.
     """
@@ -190,7 +151,8 @@ def _last_losses(
     from torch.nn.functional import cross_entropy
 
     rows, length = ids.shape
-    parts = [torch.empty(rows, 0, device=ids.device)]
+    losses = [torch.empty(rows, 0, device=ids.device)]
+    choices = [torch.empty(rows, 0, device=ids.device, dtype=torch.int64)]
     step = max(1, most_logits // (_vocabulary(model) * rows))
     with torch.inference_mode():
         for begin in range(length - 1 - count, length - 1, step):
@@ -201,10 +163,11 @@ def _last_losses(
                 logits_to_keep=columns,
                 use_cache=False,
                 **_positions(model, mask),
-            ).logits
-            losses = cross_entropy(logits.float().flatten(0, 1), ids[:, columns + 1].flatten(), reduction="none")
-            parts.append(losses.view(rows, -1))
-    return torch.cat(parts, dim=1)
+            ).logits.float()
+            each = cross_entropy(logits.flatten(0, 1), ids[:, columns + 1].flatten(), reduction="none")
+            losses.append(each.view(rows, -1))
+            choices.append(logits.argmax(dim=-1))
+    return torch.cat(losses, dim=1), torch.cat(choices, dim=1)
 
 
 def _vocabulary(model: "PreTrainedModel") -> int:
@@ -219,10 +182,10 @@ def _positions(model: "PreTrainedModel", mask: "torch.Tensor") -> "dict[str, tor
     return {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
 
 
-def _pad_left(
+def pad_left(
     rows: Sequence[TokenIds], pad_token_id: int, device: "torch.device"
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Token ids and attention mask, int64 [rows, longest row]."""
+    """Token ids of rows, padded on the left, and their attention mask; both int64 [rows, longest row]."""
     import torch
 
     longest = max(len(row) for row in rows)

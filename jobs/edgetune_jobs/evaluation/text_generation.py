@@ -9,7 +9,7 @@ from typing import Any
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.tokenization import prompt_ids
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation import inference
+from edgetune_jobs.evaluation import decoding, inference
 from edgetune_jobs.models import loading
 
 
@@ -47,7 +47,7 @@ def stream_answer(
     options: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "generation_config": inference.greedy_settings(loaded, tokenizer, room),
+        "generation_config": decoding.greedy_settings(loaded, tokenizer, room),
         "streamer": streamer,
     }
     failure: list[BaseException] = []

@@ -19,7 +19,7 @@ from edgetune_contract.spec import MergeBase, RowFormat
 from edgetune_contract.training import Precision
 from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
-from edgetune_jobs.evaluation import inference, scoring
+from edgetune_jobs.evaluation import decoding, inference, scoring
 from edgetune_jobs.evaluation.edge import budget
 from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading
 from edgetune_jobs.models import loading
@@ -62,6 +62,8 @@ class _Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
     rows_done: int = 0
     position_limit: int | None = None
+    drafts: list[list[int]] | None = None
+    """Answers of the last model that training made, as token ids: the next one probably gives most of them too."""
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
         """Load a model, score it on all rows, and free its memory."""
@@ -72,17 +74,7 @@ class _Evaluation:
         model = load()
         rows, answers = self.rows, None
         self.position_limit = inference.position_limit(model)
-        if not rows.is_text:
-            answers = inference.greedy_answers(
-                model,
-                tokenizer,
-                rows.prompt_ids,
-                max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
-                batch_size=_BATCH_SIZE,
-                on_rows=self._advance,
-            )
-            self.answers[name] = answers[:_KEPT_ANSWERS]
-        loss = inference.mean_loss(
+        passed = inference.teacher_forced(
             model,
             rows.prompt_ids,
             rows.completion_ids,
@@ -90,9 +82,24 @@ class _Evaluation:
             batch_size=_BATCH_SIZE,
             on_rows=self._advance,
         )
-        _check_finite(name, loss)
+        _check_finite(name, passed.loss)
+        if not rows.is_text:
+            tokens = decoding.greedy_answers(
+                model,
+                tokenizer,
+                rows.prompt_ids,
+                max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
+                batch_size=_BATCH_SIZE,
+                begun=passed.greedy,
+                drafts=self.drafts,
+                on_rows=self._advance,
+            )
+            answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            self.answers[name] = answers[:_KEPT_ANSWERS]
+            if name != BASE:  # merged and edge models are made from the tuned one
+                self.drafts = tokens
         self.scores[name] = scoring.score_model(
-            answers, rows.references, loss, self.context.request.parameters.evaluation.match
+            answers, rows.references, passed.loss, self.context.request.parameters.evaluation.match
         )
         self.seconds[name] = monotonic() - began
         del model

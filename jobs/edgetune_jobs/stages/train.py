@@ -19,7 +19,7 @@ from edgetune_jobs.errors import (
     is_from_library,
     is_out_of_gpu_memory,
 )
-from edgetune_jobs.evaluation.inference import mean_loss
+from edgetune_jobs.evaluation.inference import teacher_forced
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import adapter_layers
 from edgetune_jobs.models.adapters.adapter_files import RECORD, TrainingRecord, save_adapter
@@ -222,14 +222,14 @@ def _validation(
 
         try:
             with as_in_inference(model, arrangement.in_inference):
-                loss = mean_loss(
+                loss = teacher_forced(
                     model,
                     prompts,
                     completions,
                     pad_token_id=pad_token_id,
                     batch_size=fit.choice.micro_batch_size,
                     on_rows=check_stop,
-                )
+                ).loss
         except _StopRequested:
             return None
         if loss is None:

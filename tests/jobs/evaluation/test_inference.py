@@ -1,4 +1,4 @@
-"""Batched answers and losses equal those of single rows."""
+"""Losses of batches equal those of single rows."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgetune_jobs.evaluation import inference
 from edgetune_jobs.models import loading
 from support.families import FAMILIES, make_model
+from support.position_tables import model_of_type
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301]]
 COMPLETIONS = [[10, 1], [11, 12, 13, 1], [14], [15, 16, 1]]
@@ -26,6 +26,10 @@ def tokenizer(random_base: Path) -> Any:
     return loading.load_tokenizer(random_base)
 
 
+def mean_loss(*args: Any, **options: Any) -> float | None:
+    return inference.teacher_forced(*args, **options).loss
+
+
 def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
     with torch.no_grad():
         log_probabilities = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
@@ -37,7 +41,7 @@ def _loss_sum(model: Any, prompt: list[int], completion: list[int]) -> float:
 def test_the_mean_loss_is_over_completion_tokens_for_any_batch_size(model: Any, batch_size: int) -> None:
     expected = sum(map(_loss_sum, [model] * 4, PROMPTS, COMPLETIONS)) / sum(map(len, COMPLETIONS))
 
-    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=batch_size)
+    loss = mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=batch_size)
 
     assert loss == pytest.approx(expected, rel=1e-5)
 
@@ -47,50 +51,20 @@ def test_texts_without_prompt_leave_out_their_first_token(model: Any) -> None:
         len(c) - 1 for c in COMPLETIONS
     )
 
-    loss = inference.mean_loss(model, [[]] * 4, COMPLETIONS, pad_token_id=2, batch_size=4)
+    loss = mean_loss(model, [[]] * 4, COMPLETIONS, pad_token_id=2, batch_size=4)
 
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_a_token_to_predict_there_is_no_loss(model: Any) -> None:
-    assert inference.mean_loss(model, [[]], [[4]], pad_token_id=2, batch_size=1) is None
-
-
-SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 400}
-WITH_POSITION_TABLES: dict[str, dict[str, Any]] = {
-    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32},
-    "gpt_neo": {"num_heads": 2, "attention_types": [[["global"], 1]]},
-    "gpt_bigcode": {},
-    "gptj": {"rotary_dim": 8},
-    "codegen": {"rotary_dim": 8, "num_attention_heads": 4},
-    "biogpt": {"intermediate_size": 32},
-}
-
-
-def made(model_type: str, **sizes: Any) -> Any:
-    config = AutoConfig.for_model(model_type, **{**SIZES, "max_position_embeddings": 24, **sizes})
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-@pytest.mark.parametrize("model_type", WITH_POSITION_TABLES)
-def test_answers_end_at_the_last_position_of_the_model(model_type: str, tokenizer: Any) -> None:
-    model = made(model_type, **WITH_POSITION_TABLES[model_type])
-    prompts = [[7] * length for length in (23, 22, 14, 4, 3)]
-
-    assert inference.position_limit(model) == 24
-    answers = inference.greedy_answers(model, tokenizer, prompts, max_new_tokens=8, batch_size=5)
-
-    assert answers == [
-        inference.greedy_answers(model, tokenizer, [prompt], max_new_tokens=min(8, 24 - len(prompt)), batch_size=1)[0]
-        for prompt in prompts
-    ]
+    assert mean_loss(model, [[]], [[4]], pad_token_id=2, batch_size=1) is None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "bloom", "falcon", "gpt_neox", "mamba", "xglm"])
 def test_computed_positions_are_no_limit(model_type: str) -> None:
     sizes = {"intermediate_size": 32, "d_model": 32, "attention_heads": 2, "num_layers": 1, "ffn_dim": 32}
 
-    assert inference.position_limit(made(model_type, **sizes)) is None
+    assert inference.position_limit(model_of_type(model_type, **sizes)) is None
 
 
 def test_an_answer_has_room_up_to_the_last_position() -> None:
@@ -98,38 +72,6 @@ def test_an_answer_has_room_up_to_the_last_position() -> None:
 
     assert rooms == [8, 8, 7, 1, 1]
     assert inference.room_for_answer(1000, 8, None) == 8
-
-
-def test_answers_are_in_row_order_and_equal_for_any_batch_size(model: Any, tokenizer: Any) -> None:
-    sizes: list[int] = []
-
-    def answer(batch_size: int) -> list[str]:
-        return inference.greedy_answers(
-            model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size, on_rows=sizes.append
-        )
-
-    alone = [
-        inference.greedy_answers(model, tokenizer, [prompt], max_new_tokens=6, batch_size=1)[0] for prompt in PROMPTS
-    ]
-    assert answer(3) == alone
-    assert sizes == [3, 1]
-    assert len(set(alone)) > 1, "rows have different answers"
-
-
-def test_answers_are_greedy_regardless_of_the_models_own_settings(model: Any, tokenizer: Any) -> None:
-    plain = inference.greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4)
-    model.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0)
-
-    assert inference.greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=4) == plain
-
-
-def test_an_answer_ends_at_any_end_token_of_model_or_tokenizer(model: Any, tokenizer: Any) -> None:
-    free = tokenizer(inference.greedy_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=3, batch_size=1)[0])
-    model.generation_config.eos_token_id = [free["input_ids"][0]]
-
-    assert inference.greedy_settings(model, tokenizer, 3).eos_token_id == sorted({1, free["input_ids"][0]})
-    ended = inference.greedy_answers(model, tokenizer, PROMPTS[:1], max_new_tokens=3, batch_size=1)[0]
-    assert len(tokenizer(ended)["input_ids"]) <= 1
 
 
 def test_padding_does_not_shift_the_positions_of_models_with_absolute_positions(tokenizer: Any) -> None:
@@ -140,9 +82,7 @@ def test_padding_does_not_shift_the_positions_of_models_with_absolute_positions(
     model = GPT2LMHeadModel(config).eval()
     alone = sum(map(_loss_sum, [model] * 4, PROMPTS, COMPLETIONS)) / sum(map(len, COMPLETIONS))
 
-    assert inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=4) == pytest.approx(
-        alone, rel=1e-5
-    )
+    assert mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=4) == pytest.approx(alone, rel=1e-5)
 
 
 def batches(lengths: list[int], most_rows: int, *most_tokens: int) -> list[list[int]]:
@@ -189,12 +129,12 @@ def test_logits_of_a_long_row_are_computed_in_parts(family: str, tmp_path: Path)
     folder = make_model(tmp_path / "model", family, tied=True, dtype="float32")
     model: Any = loading.load_base(folder, torch.float32, torch.device("cpu"))
     prompts, completions = [[5, 9, 30], []], [list(range(40, 60)), list(range(90, 107))]
-    whole = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
+    whole = mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2)
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
     bound = 6 * model.config.vocab_size
 
-    parts = inference.mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2, most_logits=bound)
+    parts = mean_loss(model, prompts, completions, pad_token_id=2, batch_size=2, most_logits=bound)
 
     assert parts == pytest.approx(whole, rel=1e-5)
     assert len(seen) == 4 + 3, "20 and 16 tokens, 6 at a time"
@@ -202,11 +142,11 @@ def test_logits_of_a_long_row_are_computed_in_parts(family: str, tmp_path: Path)
 
 
 def test_logits_of_a_batch_are_bounded(model: Any) -> None:
-    alone = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=1)
+    alone = mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=1)
     sizes: list[int] = []
     options: dict[str, Any] = {"on_rows": sizes.append, "most_logits": 10 * model.config.vocab_size}
 
-    loss = inference.mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, **options)
+    loss = mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, **options)
 
     assert sizes == [1, 2, 1], "rows of 9, 5, 5 and 5 tokens in batches of up to 10"
     assert loss == pytest.approx(alone, rel=1e-5)
