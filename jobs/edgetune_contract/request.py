@@ -136,6 +136,9 @@ class ModelScores(Model):
     loss: float | None = None
     """Mean cross-entropy per completion token over all rows, in nats."""
 
+    runtime: Name | None = None
+    """What ran the model to score it, with its version; absent in the status of older releases."""
+
     @property
     def score(self) -> float | None:
         """The score of the model, 0 to 1: keyword recall if there is one, otherwise exact match. None for Text."""

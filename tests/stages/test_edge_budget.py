@@ -164,7 +164,7 @@ def test_a_stop_ends_a_measurement(model: Path, tmp_path: Path) -> None:
     threading.Thread(target=stop_when_measuring).start()
     request = MeasurementRequest(Runtime.TRANSFORMERS, model, AS_STORED, (1, 2), 10**6, 1, os.getpid())
 
-    with pytest.raises(Interrupted, match="stopped by SIGTERM while measuring"):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM in the evaluation"):
         measuring.measure(request, tmp_path, stop, None)
 
     assert measuring_children(os.getpid()) == []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgetune_jobs.evaluation.drafts import continues, cut, is_finished
 from edgetune_jobs.evaluation.inference import (
     TokenIds,
     in_batches,
@@ -13,7 +14,7 @@ from edgetune_jobs.evaluation.inference import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # After so many steps, and each time after twice as many, finished rows leave their batches. The others start again with
 # one forward pass over prompt and answer so far, which costs as much as some steps.
@@ -85,14 +86,13 @@ class _Decoding:
     def take(self, row: int, tokens: TokenIds) -> None:
         """Take the first tokens of a row's answer if they are more than are known."""
         row = self._first[row]
-        tokens = tokens[: self._rooms[row]]
-        end = next((at for at, token in enumerate(tokens, 1) if token in self._ends), len(tokens))
-        if end > len(self._answers[row]):
-            self._answers[row] = list(tokens[:end])
+        answer = cut(tokens, self._ends, self._rooms[row])
+        if len(answer) > len(self._answers[row]):
+            self._answers[row] = answer
 
     def check(self, drafts: Sequence[TokenIds]) -> None:
         """Take the tokens of drafts up to the first one that the model does not choose, and its choice there."""
-        rows = [row for row in self._unfinished() if self._continues(row, drafts[row])]
+        rows = [row for row in self._unfinished() if continues(self._answers[row], drafts[row])]
         passed = teacher_forced(
             self._model,
             [self._prompts[row] for row in rows],
@@ -117,12 +117,7 @@ class _Decoding:
         return [row for row, first in enumerate(self._first) if row == first and not self._is_finished(row)]
 
     def _is_finished(self, row: int) -> bool:
-        answer = self._answers[row]
-        return len(answer) >= self._rooms[row] or (bool(answer) and answer[-1] in self._ends)
-
-    def _continues(self, row: int, draft: TokenIds) -> bool:
-        known = self._answers[row]
-        return len(draft) > len(known) and list(draft[: len(known)]) == known
+        return is_finished(self._answers[row], self._ends, self._rooms[row])
 
     def _decode(self, rows: Sequence[int], steps: int) -> None:
         """Add up to `steps` tokens to the answers of rows."""
@@ -170,15 +165,20 @@ def greedy_settings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBas
     """
     from transformers import GenerationConfig
 
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ends = configured if isinstance(configured, list) else [configured]
-    eos = sorted({token for token in [tokenizer.eos_token_id, *ends] if token is not None})
-    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
-        eos_token_id=eos,
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
+
+
+def end_tokens(settings: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids of the tokens that end an answer, by a model's generation settings and its tokenizer."""
+    configured = settings.eos_token_id if settings else None
+    ends = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [tokenizer.eos_token_id, *ends] if token is not None})

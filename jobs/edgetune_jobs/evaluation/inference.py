@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import is_out_of_gpu_memory
+from edgetune_jobs.evaluation.drafts import agreement
 from edgetune_jobs.models.loading import free_memory
 
 if TYPE_CHECKING:
@@ -63,18 +64,12 @@ def teacher_forced(
             total += row_losses[len(row_losses) - count :].double().sum().item()
             tokens += count
             if prompts[row]:
-                greedy[row] = _agreement(completions[row], row_choices[len(row_choices) - count :])
+                greedy[row] = agreement(completions[row], row_choices[len(row_choices) - count :])
 
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
         on_rows(count)
     return TeacherForced(total / tokens if tokens else None, greedy)
-
-
-def _agreement(completion: TokenIds, choices: TokenIds) -> list[int]:
-    """The choices up to the first one that differs from the completion, which is included."""
-    equal = next((at for at, pair in enumerate(zip(completion, choices, strict=True)) if pair[0] != pair[1]), None)
-    return list(choices if equal is None else choices[: equal + 1])
 
 
 def position_limit(model: "PreTrainedModel") -> int | None:

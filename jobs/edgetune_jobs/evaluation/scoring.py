@@ -43,14 +43,16 @@ def score_model(
     references: Sequence[ReferenceAnswer],
     loss: float | None,
     match: Match = Match.WORD,
+    runtime: str | None = None,
 ) -> ModelScores:
     """Scores of one model. `answers` is None for texts without prompts, which have only a loss."""
     if answers is None:
-        return ModelScores(loss=loss)
+        return ModelScores(loss=loss, runtime=runtime)
     return ModelScores(
         keyword_recall=keyword_recall(answers, references, match),
         exact_match=exact_match(answers, references),
         loss=loss,
+        runtime=runtime,
     )
 
 

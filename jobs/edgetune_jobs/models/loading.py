@@ -20,7 +20,7 @@ from edgetune_jobs.wording import count, first_line
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _PROCESS_STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
@@ -117,6 +117,16 @@ def load_tokenizer(folder: Path, label: str = BASE_FIELD) -> "PreTrainedTokenize
         spare = (token for token in _PAD_TOKENS if vocabulary.get(token, rows) < rows and token != tokenizer.eos_token)
         tokenizer.pad_token = next(spare, tokenizer.eos_token)
     return tokenizer
+
+
+def load_generation_settings(folder: Path) -> "GenerationConfig":
+    """Generation settings of a model folder; those of its config.json if it has no generation_config.json."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return GenerationConfig.from_model_config(load_config(folder))
 
 
 def load_base(folder: Path, dtype: "torch.dtype", device: "torch.device") -> "PreTrainedModel":

@@ -6,6 +6,7 @@ With an edge budget, also measure base and edge models on the CPU, each in a pro
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,10 @@ from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
 from edgetune_jobs.evaluation import decoding, inference, scoring
 from edgetune_jobs.evaluation.edge import budget
-from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading
+from edgetune_jobs.evaluation.edge.child_process import CannotRun, OutOfMemory
+from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading, not_runnable
+from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
+from edgetune_jobs.evaluation.edge.scoring_process import Row
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
@@ -29,7 +33,7 @@ from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_SIZE = 32
 _KEPT_ANSWERS = 16
@@ -66,13 +70,11 @@ class _Evaluation:
     """Answers of the last model that training made, as token ids: the next one probably gives most of them too."""
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
-        """Load a model, score it on all rows, and free its memory."""
+        """Load a model in transformers, score it on all rows, and free its memory."""
+        tokenizer = self._begin(name, tokenizer_folder)
         began = monotonic()
-        self.context.progress.say(f"scoring the {name} model")
-        label = BASE_FIELD if name in (BASE, TUNED) else f"the {name} model"
-        tokenizer = loading.load_tokenizer(tokenizer_folder, label)
         model = load()
-        rows, answers = self.rows, None
+        rows, tokens = self.rows, None
         self.position_limit = inference.position_limit(model)
         passed = inference.teacher_forced(
             model,
@@ -94,16 +96,65 @@ class _Evaluation:
                 drafts=self.drafts,
                 on_rows=self._advance,
             )
-            answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            self.answers[name] = answers[:_KEPT_ANSWERS]
-            if name != BASE:  # merged and edge models are made from the tuned one
-                self.drafts = tokens
-        self.scores[name] = scoring.score_model(
-            answers, rows.references, passed.loss, self.context.request.parameters.evaluation.match
-        )
+        self._record(name, tokenizer, tokens, passed.loss, f"transformers {version('transformers')}")
         self.seconds[name] = monotonic() - began
         del model
         loading.free_memory()
+
+    def score_in_llama_cpp(self, name: str, artifact: str) -> None:
+        """Score a GGUF model on all rows in a process of llama.cpp.
+
+        Raises:
+            InvalidInput: llama.cpp does not run it, or has too little memory here.
+        """
+        folder, rows = self.context.inputs[artifact], self.rows
+        tokenizer = self._begin(name, folder)
+        began = monotonic()
+        drafts = self.drafts or [[]] * len(rows)
+        columns = zip(rows.prompt_ids, rows.completion_ids, drafts, strict=True)
+        passes = self._passes
+        try:
+            scored = score_in_llama_cpp(
+                folder,
+                [Row(tuple(prompt), tuple(completion), tuple(draft)) for prompt, completion, draft in columns],
+                ends=decoding.end_tokens(loading.load_generation_settings(folder), tokenizer),
+                max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
+                scratch=self.context.scratch,
+                stop=self.context.stop,
+                on_rows=lambda count: self._advance(passes * count),
+            )
+        except CannotRun as error:
+            raise not_runnable(self.context, artifact, error) from error
+        except OutOfMemory as error:
+            raise InvalidInput(
+                f"the machine has too little memory to score {artifact} in llama.cpp: {error}; give the stage "
+                "evaluate more memory in the profile"
+            ) from error
+        _check_finite(name, scored.loss)
+        self._record(name, tokenizer, None if rows.is_text else scored.answers, scored.loss, scored.runtime)
+        self.seconds[name] = monotonic() - began
+
+    def _begin(self, name: str, tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
+        self.context.progress.say(f"scoring the {name} model")
+        return loading.load_tokenizer(tokenizer_folder, BASE_FIELD if name in (BASE, TUNED) else f"the {name} model")
+
+    def _record(
+        self,
+        name: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        tokens: list[list[int]] | None,
+        loss: float | None,
+        runtime: str,
+    ) -> None:
+        """Score answers, given as token ids; None for texts."""
+        answers = None
+        if tokens is not None:
+            answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            self.answers[name] = answers[:_KEPT_ANSWERS]
+            if name != BASE:  # all further models are made from this one
+                self.drafts = tokens
+        match = self.context.request.parameters.evaluation.match
+        self.scores[name] = scoring.score_model(answers, self.rows.references, loss, match, runtime)
 
     def shortened_answers(self) -> tuple[str, ...]:
         """A warning if the models' positions end before some answers may have max_new_tokens."""
@@ -118,10 +169,14 @@ class _Evaluation:
             f"{longest:,} (the shortest after {min(short):,}); use shorter prompts, or another base model",
         )
 
+    @property
+    def _passes(self) -> int:
+        """How often each row counts for the progress: once for its loss, once for its answer."""
+        return 1 if self.rows.is_text else 2
+
     def _advance(self, rows: int) -> None:
         self.rows_done += rows
-        passes = self.models_to_score * (1 if self.rows.is_text else 2)
-        self.context.progress.update(self.rows_done, passes * len(self.rows), "rows")
+        self.context.progress.update(self.rows_done, self.models_to_score * self._passes * len(self.rows), "rows")
         if self.context.stop.is_set():
             raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
 
@@ -129,10 +184,10 @@ class _Evaluation:
 def run(context: StageContext) -> StageOutput:
     """Score base, adapter, merged (if kept) and edge models on the rows of input prepared; artifact `evaluation`.
 
-    The edge model in the first format of the spec has the name edge; further ones have their artifacts' names. GGUF is
-    scored with transformers, which dequantizes its blocks; answers of llama.cpp, which also rounds activations to
-    8 bits, may differ in single tokens. The base's scores come from the input base-scores if there is one; otherwise
-    they are computed and written to output/base-scores.
+    The edge model in the spec's first format has the name edge; further ones have their artifacts' names. On a CPU,
+    GGUF is scored in llama.cpp if it is installed, otherwise in transformers, which dequantizes its blocks. llama.cpp
+    rounds activations to 8 bits too, so answers of the two may differ in single tokens. The base's scores come from
+    the input base-scores if there is one; otherwise they are computed and written to output/base-scores.
 
     Raises:
         InvalidInput: a model does not load, also in the runtime it is for, there are no rows, the base's loss is not
@@ -145,7 +200,7 @@ def run(context: StageContext) -> StageOutput:
     rows = _read_rows(context)
     known = _read_base_scores(context)
     kept = context.inputs.get(MERGED)
-    edges = _edge_models(context)
+    edges = _edge_artifacts(context)
     evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
     loaded = check_loading(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
     base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
@@ -156,9 +211,13 @@ def run(context: StageContext) -> StageOutput:
     else:
         evaluation.scores[BASE] = known
     evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
-    for name, folder in ((MERGED, kept), *edges.items()):
-        if folder is not None:
-            evaluation.score(name, folder, _loader(folder, device))
+    if kept is not None:
+        evaluation.score(MERGED, kept, _loader(kept, device))
+    for name, artifact in edges.items():
+        if device.type == "cpu" and artifact in loaded.in_llama_cpp:
+            evaluation.score_in_llama_cpp(name, artifact)
+        else:
+            evaluation.score(name, context.inputs[artifact], _loader(context.inputs[artifact], device))
     _write_answers(context.output / EVALUATION, evaluation)
     # How many positions the models have is known since they were scored.
     prompt = budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
@@ -189,10 +248,10 @@ def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTraine
     return tuned.to(tuned.dtype)
 
 
-def _edge_models(context: StageContext) -> dict[str, Path]:
-    """Folders of the edge models by the names of their scores."""
+def _edge_artifacts(context: StageContext) -> dict[str, str]:
+    """Artifacts of the edge models by the names of their scores."""
     first, *further = (edge_format.artifact for edge_format in context.request.parameters.quantization.formats)
-    return {EDGE: context.inputs[first], **{name: context.inputs[name] for name in further}}
+    return {EDGE: first, **{artifact: artifact for artifact in further}}
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":

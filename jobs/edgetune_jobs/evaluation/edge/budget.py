@@ -12,8 +12,9 @@ from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.training import Precision
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.evaluation.edge.child_process import OutOfMemory
 from edgetune_jobs.evaluation.edge.machine import Cores, cpu_model
-from edgetune_jobs.evaluation.edge.measuring import OutOfMemory, measure
+from edgetune_jobs.evaluation.edge.measuring import measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, missing_runtime, why_not_runnable
 from edgetune_jobs.models import loading

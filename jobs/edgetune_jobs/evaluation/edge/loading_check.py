@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.evaluation.edge.measuring import CannotRun, CannotStart, OutOfMemory, measure
+from edgetune_jobs.evaluation.edge.child_process import CannotRun, CannotStart, OutOfMemory
+from edgetune_jobs.evaluation.edge.measuring import measure
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, RUNTIMES, Runtime, missing_runtime
 from edgetune_jobs.models.libraries import usable_cpus
@@ -24,6 +25,8 @@ class Loaded:
     """For each artifact the runtime with its version, or "not loaded by its runtime"."""
 
     warnings: tuple[str, ...]
+    in_llama_cpp: frozenset[str] = frozenset()
+    """Artifacts that llama.cpp has loaded and asked here."""
 
 
 def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
@@ -38,7 +41,7 @@ def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
         TransientError: the runtime's process was killed from outside.
         Interrupted: `context.stop` was set.
     """
-    facts, warnings = [], []
+    facts, warnings, in_llama_cpp = [], [], set()
     is_measured = context.request.parameters.evaluation.edge is not None
     for edge_format in context.request.parameters.quantization.formats:
         name, problem = edge_format.artifact, missing_runtime(edge_format)
@@ -51,7 +54,9 @@ def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
             if problem is not None:
                 warnings.append(f"{name} was not loaded by its runtime: {problem}")
         facts.append(f"{name} by {runtime}" if problem is None else f"{name} not loaded by its runtime")
-    return Loaded(", ".join(facts), tuple(warnings))
+        if problem is None and runtime is Runtime.LLAMA_CPP:
+            in_llama_cpp.add(name)
+    return Loaded(", ".join(facts), tuple(warnings), frozenset(in_llama_cpp))
 
 
 def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...]) -> str | None:
@@ -68,9 +73,15 @@ def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...
     except CannotStart as error:
         return f"{runtime} does not start here: {error}"
     except CannotRun as error:
-        index = context.request.parameters.quantization.formats.index(edge_format)
-        raise InvalidInput(
-            f"spec.quantization.formats[{index}]: {runtime} does not run {name}, so it is not published: "
-            f"{' '.join(str(error).split())}; remove {edge_format}, or use another base model"
-        ) from error
+        raise not_runnable(context, name, error) from error
     return None
+
+
+def not_runnable(context: StageContext, artifact: str, error: CannotRun) -> InvalidInput:
+    """The error of an edge model that its runtime does not load or run."""
+    formats = context.request.parameters.quantization.formats
+    index, edge_format = next((at, each) for at, each in enumerate(formats) if each.artifact == artifact)
+    return InvalidInput(
+        f"spec.quantization.formats[{index}]: {RUNTIMES[edge_format]} does not run {artifact}, so it is not published: "
+        f"{' '.join(str(error).split())}; remove {edge_format}, or use another base model"
+    )

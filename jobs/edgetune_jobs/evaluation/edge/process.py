@@ -110,8 +110,8 @@ def main() -> None:
     """Run the measurement in the request file."""
     request_file, result_file = map(Path, sys.argv[1:])
     request = REQUEST.validate_json(request_file.read_bytes())
-    _end_with(request.parent)
-    _keep_to_cores(request.threads)
+    end_with(request.parent)
+    keep_to_cores(request.threads)
     runner = _open_runner(request)
     baseline = loading.peak_resident_bytes()
     _write(result_file, MeasurementResult(runner.name, baseline, baseline))
@@ -134,7 +134,7 @@ def _open_runner(request: MeasurementRequest) -> Runner:
     return TransformersRunner(request.dtype)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when its parent ends, because nobody would wait for the result."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -142,7 +142,7 @@ def _end_with(parent: int) -> None:
         sys.exit("the parent process has ended")
 
 
-def _keep_to_cores(count: int) -> None:
+def keep_to_cores(count: int) -> None:
     """Run on this number of cores only. Call it before any thread starts."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # not permitted: the number of threads is a limit too

@@ -5,9 +5,12 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgetune_contract.spec import EdgeFormat
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AS_STORED = "auto"
 _HOW_TO_INSTALL = (
@@ -115,14 +118,20 @@ class TransformersRunner:
 class LlamaCppRunner:
     """A GGUF file in llama.cpp."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, all_logits: bool = False) -> None:
+        """Import the library.
+
+        Args:
+            threads: number of threads.
+            all_logits: whether `feed` is used.
+        """
         import llama_cpp
 
         self._errors: list[str] = []
         self._log = llama_cpp.llama_log_callback(self._keep_error)  # llama.cpp keeps no reference
         llama_cpp.llama_log_set(self._log, None)
         self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
-        self._threads = threads
+        self._threads, self._all_logits = threads, all_logits
 
     def load(self, folder: Path, longest: int) -> None:
         from llama_cpp import Llama
@@ -132,7 +141,12 @@ class LlamaCppRunner:
         file = gguf_loading.find_file(folder)
         try:
             self._model = Llama(
-                str(file), n_ctx=longest, n_threads=self._threads, n_threads_batch=self._threads, verbose=False
+                str(file),
+                n_ctx=longest,
+                n_threads=self._threads,
+                n_threads_batch=self._threads,
+                logits_all=self._all_logits,
+                verbose=False,
             )
         except Exception as error:  # the library raises ValueError without the reason, which llama.cpp only logs
             raise CannotLoad("".join(self._errors).strip() or str(error)) from error
@@ -144,3 +158,13 @@ class LlamaCppRunner:
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
         self._model.reset()  # else it would reuse the cache of the common prefix with the previous prompt
         yield from self._model.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
+
+    def feed(self, kept: int, tokens: Sequence[int]) -> "np.ndarray":
+        """Logits after each of `tokens`, which follow the first `kept` of all tokens fed so far.
+
+        float32 [tokens, vocabulary]; the next call overwrites them.
+        """
+        self._model.n_tokens = kept
+        self._model.eval(list(tokens))
+        logits: np.ndarray = self._model.scores[kept : kept + len(tokens)]
+        return logits

@@ -13,6 +13,7 @@ from edgetune_contract.values.quantities import parse_cpu
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge import machine, measuring
 from edgetune_jobs.evaluation.edge.budget import check_measurable, median_prompt
+from edgetune_jobs.evaluation.edge.child_process import OutOfMemory
 from edgetune_jobs.evaluation.edge.machine import Cores
 from edgetune_jobs.evaluation.edge.process import MeasurementRequest, Timing, time_tokens
 from edgetune_jobs.evaluation.edge.runtimes import AS_STORED, Runtime, why_not_runnable
@@ -122,7 +123,7 @@ def test_a_machine_with_too_little_memory_is_distinguished_from_a_model_beyond_i
     tmp_path: Path,
 ) -> None:
     message = r"^its process was stopped at [\d,]+ bytes of memory: only 31,457,280 bytes were free$"
-    with pytest.raises(measuring.OutOfMemory, match=message):
+    with pytest.raises(OutOfMemory, match=message):
         measuring.measure(request_for(tmp_path), tmp_path, threading.Event(), 2**40, free_bytes=lambda: 30 * 2**20)
 
 
