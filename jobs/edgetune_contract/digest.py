@@ -21,7 +21,7 @@ import json
 from math import ceil
 from typing import Any
 
-from edgetune_contract.evaluation import EdgeBudget, Match
+from edgetune_contract.evaluation import EdgeBudget, Match, ScoredModel
 from edgetune_contract.pipeline import stages_of
 from edgetune_contract.request import Resolved
 from edgetune_contract.spec import Parameters
@@ -105,7 +105,8 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
             }
         case Stage.EVALUATE:
             limits = _edge_limits(parameters.evaluation.edge)
-            return {"quantize": before, "edge": limits, **_evaluation_inputs(parameters, resolved)}
+            models = _scored_models(parameters)
+            return {"quantize": before, "edge": limits, **models, **_evaluation_inputs(parameters, resolved)}
         case Stage.PUBLISH:
             return {
                 "evaluate": before,
@@ -245,6 +246,12 @@ def _edge_limits(budget: EdgeBudget | None) -> dict[str, Any] | None:
 
 def _edge_gates(budget: EdgeBudget | None) -> dict[str, Any]:
     return _dump(budget.model_copy(update={"cpu": None, "memory": None})) if budget else {}
+
+
+def _scored_models(parameters: Parameters) -> dict[str, Any]:
+    """The models to score, whatever their order; empty at the default, so that digests of 0.1.0 still hold."""
+    models = sorted(parameters.evaluation.models)
+    return {} if models == sorted(ScoredModel) else {"models": models}
 
 
 def _evaluation_inputs(parameters: Parameters, resolved: Resolved) -> dict[str, Any]:

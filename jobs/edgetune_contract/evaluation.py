@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from edgetune_contract.schema import Model
+from edgetune_contract.schema import Model, Rule, listed_once
 from edgetune_contract.values.quantities import ByteQuantity, CpuQuantity
 
 
@@ -17,6 +17,25 @@ class Match(StrEnum):
 
     SUBSTRING = "Substring"
     """Anywhere, also inside a longer word."""
+
+
+class ScoredModel(StrEnum):
+    """A model that evaluate can score."""
+
+    BASE = "Base"
+    TUNED = "Tuned"
+    MERGED = "Merged"
+    EDGE = "Edge"
+
+
+def _needs(model: ScoredModel, gate: str) -> Rule:
+    """A rule: a gate that compares a model's score needs this score."""
+    attribute = "".join(f"_{each.lower()}" if each.isupper() else each for each in gate)
+    return Rule(
+        cel=f"!has(self.gates) || !has(self.gates.{gate}) || !has(self.models) || '{model}' in self.models",
+        holds=lambda self: getattr(self.gates, attribute) is None or model in self.models,
+        message=f"gates.{gate} compares the {model.lower()} model: add {model} to models",
+    )
 
 
 class EdgeBudget(Model):
@@ -77,8 +96,28 @@ class EvaluationSpec(Model):
     no word boundaries. Substring: also inside a longer word. Both ignore case, differences of white space, and whether
     accents are composed (Unicode NFC or NFD)."""
 
+    models: Annotated[
+        tuple[ScoredModel, ...],
+        Field(min_length=1, max_length=len(ScoredModel), json_schema_extra={"x-kubernetes-list-type": "set"}),
+        listed_once("model"),
+    ] = tuple(ScoredModel)
+    """Models to score, of Base, Tuned, Merged and Edge; Edge, in all formats, is always among them because it is
+    published. Each model that is left out saves time. Merged is Tuned within rounding: leave it out to score the two as
+    one."""
+
     gates: Gates = Gates()
     """Conditions for publishing a model."""
+
+    rules = (
+        Rule(
+            cel="!has(self.models) || 'Edge' in self.models",
+            holds=lambda self: ScoredModel.EDGE in self.models,
+            message="models must contain Edge: this model is published",
+        ),
+        _needs(ScoredModel.BASE, "minImprovement"),
+        _needs(ScoredModel.TUNED, "minImprovement"),
+        _needs(ScoredModel.TUNED, "maxDrop"),
+    )
 
     edge: EdgeBudget | None = None
     """Measure base and edge models within the edge device's budget; {} measures without limits. If absent, nothing is

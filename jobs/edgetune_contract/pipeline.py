@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgetune_contract.evaluation import ScoredModel
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 
@@ -85,6 +86,8 @@ def inputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
     present = stages_of(parameters)
     names: list[str] = []
     for name in PIPELINE[stage].reads:
+        if stage is Stage.EVALUATE and name == MERGED and ScoredModel.MERGED not in parameters.evaluation.models:
+            continue
         maker = _MAKERS.get(name)
         names += (name,) if maker is None or maker in present else PIPELINE[maker].reads
     return tuple(dict.fromkeys(each for name in names for each in _artifacts(name, parameters)))

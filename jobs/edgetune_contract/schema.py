@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -20,6 +20,18 @@ Difference = Annotated[float, Field(ge=-1, le=1)]
 
 Name = Annotated[str, Field(max_length=64)]
 Uri = Annotated[str, Field(max_length=2048)]
+
+
+def listed_once(kind: str) -> AfterValidator:
+    """Validator of a list that refuses duplicates; `kind` is the word for an item in its message."""
+
+    def check(items: tuple[Any, ...]) -> tuple[Any, ...]:
+        duplicate = next((item for item in items if items.count(item) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"duplicate {kind} {duplicate}: list each {kind} once")
+        return items
+
+    return AfterValidator(check)
 
 
 @dataclass(frozen=True)

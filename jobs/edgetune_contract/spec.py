@@ -8,10 +8,10 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from edgetune_contract.evaluation import EvaluationSpec
-from edgetune_contract.schema import Model, Rule
+from edgetune_contract.schema import Model, Rule, listed_once
 from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.text import NAME_PATTERN, TEXT_PATTERN, UNSAFE
 
@@ -246,20 +246,13 @@ _EDGE_ARTIFACTS = {
 }
 
 
-def _refuse_duplicates(formats: tuple[EdgeFormat, ...]) -> tuple[EdgeFormat, ...]:
-    duplicate = next((edge_format for edge_format in formats if formats.count(edge_format) > 1), None)
-    if duplicate is not None:
-        raise ValueError(f"duplicate format {duplicate}: list each format once")
-    return formats
-
-
 class QuantizationSpec(Model):
     """Formats of the edge model."""
 
     formats: Annotated[
         tuple[EdgeFormat, ...],
         Field(min_length=1, max_length=len(EdgeFormat), json_schema_extra={"x-kubernetes-list-type": "set"}),
-        AfterValidator(_refuse_duplicates),
+        listed_once("format"),
     ] = (EdgeFormat.BITSANDBYTES_INT8,)
     """Formats to write. BitsAndBytesInt8 is LLM.int8, which from_pretrained reads. GGUF-Q8_0 is one file for llama.cpp
     (Llama, Mistral, Qwen2, Qwen3). CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The status shows

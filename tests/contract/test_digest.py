@@ -90,6 +90,7 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "evaluation.maxExamples": (100, SCORES),
     "evaluation.maxNewTokens": (64, SCORES),
     "evaluation.match": ("Substring", SCORES),
+    "evaluation.models": (["Edge", "Tuned"], EVALUATE),
     "evaluation.gates.minScore": (0.8, PUBLISH),
     "evaluation.gates.minImprovement": (0.1, PUBLISH),
     "evaluation.gates.maxDrop": (0.02, PUBLISH),

@@ -23,13 +23,14 @@ RESOLVED = Resolved(base="a" * 64, train="b" * 64)
 BNB, GGUF = EdgeFormat.BITSANDBYTES_INT8.artifact, EdgeFormat.GGUF_Q8_0.artifact
 
 
-def parameters(*, keep: bool = True) -> Parameters:
+def parameters(*, keep: bool = True, **sections: object) -> Parameters:
     return Parameters.model_validate(
         {
             "baseModel": {"uri": "s3://models/base"},
             "dataset": {"train": {"uri": "s3://datasets/train.jsonl"}},
             "merge": {"keep": keep},
             "quantization": {"formats": ["GGUF-Q8_0", "BitsAndBytesInt8"]},
+            **sections,
         }
     )
 
@@ -59,6 +60,12 @@ def test_without_a_merged_model_its_readers_read_the_inputs_of_merge(
 ) -> None:
     assert inputs_of(stage, KEPT) == kept
     assert inputs_of(stage, NOT_KEPT) == not_kept
+
+
+def test_a_merged_model_that_is_not_scored_is_not_read() -> None:
+    scored = parameters(evaluation={"models": ["Base", "Tuned", "Edge"]})
+
+    assert set(inputs_of(Stage.EVALUATE, KEPT)) - set(inputs_of(Stage.EVALUATE, scored)) == {MERGED}
 
 
 @pytest.mark.parametrize("run", [KEPT, NOT_KEPT])

@@ -1,4 +1,4 @@
-"""Models that cannot be scored: a loss that is not finite."""
+"""Which models are scored, and models that cannot be scored: a loss that is not finite."""
 
 import shutil
 from pathlib import Path
@@ -48,3 +48,16 @@ def test_a_tuned_model_whose_loss_is_not_finite_has_diverged(inputs: dict[str, P
 
     with pytest.raises(TrainingDiverged, match=r"^the loss of the tuned model .* is nan: .* lower spec"):
         evaluate.run(context)
+
+
+def test_only_the_models_of_the_spec_are_scored(random_base: Path, inputs: dict[str, Path], tmp_path: Path) -> None:
+    parameters = tiny_parameters(evaluation={"maxNewTokens": 1, "models": ["Edge", "Tuned"]})
+    models = {"base": random_base, "merged": inputs["base"], "edge-bnb-int8": random_base}
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path / "evaluate", inputs | models)
+
+    scores = evaluate.run(context).scores
+
+    assert scores is not None
+    assert set(scores.details) == {"tuned", "edge"}
+    assert (scores.base, scores.merged) == (None, None)
+    assert not (context.output / "base-scores").exists()

@@ -74,6 +74,11 @@ VALID = (
     ),
     Verdict("the largest seed", {"training.seed": 4_294_967_295}),
     Verdict("merge left out", {"merge.keep": False}),
+    Verdict("models that no gate compares left out", {"evaluation.models": ["Edge"]}),
+    Verdict(
+        "models that gates compare",
+        {"evaluation.models": ["Edge", "Tuned"], "evaluation.gates": {"maxDrop": 0.1, "minScore": 0.5}},
+    ),
     Verdict("every edge format", {"quantization.formats": ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]}),
     Verdict("no outliers", {"quantization.outlierThreshold": 0}),
     Verdict(
@@ -254,6 +259,31 @@ INVALID = (
     Verdict("an unknown precision", {"training.precision": "bf16"}, "spec.training.precision: input should be 'Auto'"),
     Verdict(
         "an unknown merge base", {"merge.base": "NF4"}, "spec.merge.base: input should be 'AsTrained' or 'Original'"
+    ),
+    Verdict(
+        "an unknown model to score",
+        {"evaluation.models": ["Edge", "Student"]},
+        "spec.evaluation.models[1]: input should be",
+    ),
+    Verdict(
+        "a model to score twice",
+        {"evaluation.models": ["Edge", "Edge"]},
+        "spec.evaluation.models: duplicate model Edge: list each model once",
+    ),
+    Verdict(
+        "an edge model that is published without a score",
+        {"evaluation.models": ["Base"]},
+        "spec.evaluation: models must contain Edge: this model is published",
+    ),
+    Verdict(
+        "a drop from a model that is not scored",
+        {"evaluation.models": ["Edge", "Base"], "evaluation.gates": {"maxDrop": 0.1}},
+        "spec.evaluation: gates.maxDrop compares the tuned model: add Tuned to models",
+    ),
+    Verdict(
+        "an improvement on a model that is not scored",
+        {"evaluation.models": ["Edge", "Tuned"], "evaluation.gates": {"minImprovement": 0.1}},
+        "spec.evaluation: gates.minImprovement compares the base model: add Base to models",
     ),
     Verdict(
         "an unknown edge format", {"quantization.formats": ["Gguf"]}, "spec.quantization.formats[0]: input should be"

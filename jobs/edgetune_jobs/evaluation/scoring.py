@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgetune_contract.evaluation import Match
-from edgetune_contract.pipeline import BASE, EDGE, MERGED, TUNED
+from edgetune_contract.pipeline import SCORED_MODELS
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_jobs.data.keywords import comparable, contains
 
@@ -60,17 +60,12 @@ def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
     """Scores of all models on the same rows.
 
     Args:
-        details: scores by model: base, tuned, edge, merged if it was kept, and further edge models by artifact name.
+        details: scores by model: base, tuned, merged and edge as far as they were scored, and further edge models by
+            artifact name.
         examples: number of rows.
     """
-    return Scores(
-        base=details[BASE].score,
-        tuned=details[TUNED].score,
-        merged=details[MERGED].score if MERGED in details else None,
-        edge=details[EDGE].score,
-        examples=examples,
-        details=dict(details),
-    )
+    scores = {name: details[name].score for name in SCORED_MODELS if name in details}
+    return Scores(**scores, examples=examples, details=dict(details))
 
 
 def _composed(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from edgetune_contract.evaluation import ScoredModel
 from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUATION, MERGED, PREPARED, TUNED
 from edgetune_contract.request import ModelScores
 from edgetune_contract.spec import MergeBase, RowFormat
@@ -198,19 +199,23 @@ def run(context: StageContext) -> StageOutput:
     budget.check_measurable(context.request.parameters)
     device = loading.choose_device()
     rows = _read_rows(context)
-    known = _read_base_scores(context)
-    kept = context.inputs.get(MERGED)
+    models = context.request.parameters.evaluation.models
+    known = _read_base_scores(context) if ScoredModel.BASE in models else None
+    kept = context.inputs.get(MERGED) if ScoredModel.MERGED in models else None
     edges = _edge_artifacts(context)
-    evaluation = _Evaluation(context, rows, models_to_score=1 + len(edges) + (known is None) + (kept is not None))
+    needs_base = ScoredModel.BASE in models and known is None
+    count_of_models = needs_base + (ScoredModel.TUNED in models) + (kept is not None) + len(edges)
+    evaluation = _Evaluation(context, rows, models_to_score=count_of_models)
     loaded = check_loading(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
     base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
-    if known is None:
+    if known is not None:
+        evaluation.scores[BASE] = known
+    if needs_base:
         dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
         evaluation.score(BASE, base, lambda: loading.load_base(base, dtype, device))
         _write_base_scores(context.output / BASE_SCORES, evaluation.scores[BASE])
-    else:
-        evaluation.scores[BASE] = known
-    evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
+    if ScoredModel.TUNED in models:
+        evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
     if kept is not None:
         evaluation.score(MERGED, kept, _loader(kept, device))
     for name, artifact in edges.items():

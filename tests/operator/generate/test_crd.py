@@ -134,7 +134,7 @@ def test_the_rules_of_the_models_are_in_the_schema(fields: Mapping[str, Mapping[
         path: node["x-kubernetes-validations"] for path, node in fields.items() if "x-kubernetes-validations" in node
     }
 
-    assert rules.keys() == {"spec", "spec.baseModel", "spec.dataset", "spec.training"}
+    assert rules.keys() == {"spec", "spec.baseModel", "spec.dataset", "spec.evaluation", "spec.training"}
     assert rules["spec.training"] == [
         {
             "rule": "type(self.microBatchSize) != int || self.microBatchSize <= self.batchSize",
