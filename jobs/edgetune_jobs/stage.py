@@ -117,6 +117,9 @@ class StageContext:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set when SIGTERM has arrived."""
 
+    deadline: float | None = None
+    """When the stage is ended at the latest, by time.monotonic(); None if it is not known."""
+
     checkpoints: Checkpoints | None = None
     """train only."""
 

@@ -1,6 +1,7 @@
 """Which models are scored, and models that cannot be scored: a loss that is not finite."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from edgetune_contract.request import ModelScores
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput, TrainingDiverged
 from edgetune_jobs.stages import evaluate
-from support.stage_context import stage_context
+from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters, train
 
 PARAMETERS = tiny_parameters(training={"maxSteps": 1, "warmupRatio": 0}, evaluation={"maxNewTokens": 1})
@@ -61,3 +62,40 @@ def test_only_the_models_of_the_spec_are_scored(random_base: Path, inputs: dict[
     assert set(scores.details) == {"tuned", "edge"}
     assert (scores.base, scores.merged) == (None, None)
     assert not (context.output / "base-scores").exists()
+
+
+def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batches(
+    random_base: Path,
+    many_rows: Path,
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluate, "_BATCH_SIZE", 8)
+    parameters = tiny_parameters(evaluation={"maxNewTokens": 8})
+    models = {"base": random_base, "prepared": many_rows, "edge-bnb-int8": random_base}
+    progress = RecordedProgress()
+    context = stage_context(
+        Stage.EVALUATE, parameters, tmp_path / "evaluate", inputs | models, progress=progress, deadline=0.0
+    )
+
+    with pytest.raises(InvalidInput) as raised:
+        evaluate.run(context)
+
+    assert str(raised.value).startswith("scoring the base model takes about ")
+    assert "spec.activeDeadlineSeconds ends the stage in 0 s; raise it, lower spec.evaluation.maxExamples (" in str(
+        raised.value
+    )
+    assert [update["done"] for update in progress.updates] == [8, 16]
+
+
+def test_scoring_with_time_left_ends(
+    random_base: Path, many_rows: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    parameters = tiny_parameters(evaluation={"maxNewTokens": 2, "models": ["Edge"]})
+    models = {"base": random_base, "prepared": many_rows, "edge-bnb-int8": random_base}
+    context = stage_context(
+        Stage.EVALUATE, parameters, tmp_path / "evaluate", inputs | models, deadline=time.monotonic() + 3600
+    )
+
+    assert evaluate.run(context).scores is not None

@@ -100,6 +100,7 @@ def stage_context(
     progress: RecordedProgress | None = None,
     checkpoints: Checkpoints | None = None,
     stop: threading.Event | None = None,
+    deadline: float | None = None,
 ) -> StageContext:
     """A context whose output and scratch folders are new folders in `folder`."""
     output, scratch = folder / "output", folder / "scratch"
@@ -118,6 +119,7 @@ def stage_context(
         inputs=inputs,
         output=output,
         streams=FolderStreams(output),
+        deadline=deadline,
         scratch=scratch,
         progress=progress or RecordedProgress(),
         stop=stop or threading.Event(),

@@ -1,6 +1,6 @@
 """Greedy answers of a causal language model, decoded token by token only where no draft has the tokens already."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgetune_jobs.evaluation.drafts import continues, cut, is_finished
@@ -12,6 +12,7 @@ from edgetune_jobs.evaluation.inference import (
     room_for_answer,
     teacher_forced,
 )
+from edgetune_jobs.evaluation.pace import OnBatch, expected_tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ def greedy_answers(
     batch_size: int,
     begun: Sequence[TokenIds] | None = None,
     drafts: Sequence[TokenIds] | None = None,
-    on_rows: Callable[[int], None] = lambda _: None,
+    on_batch: OnBatch = lambda *_: None,
 ) -> list[list[int]]:
     """Token ids of the greedy answer to each prompt: up to and with an end token, `max_new_tokens` or the model's last
     position, in the order of the prompts.
@@ -47,9 +48,9 @@ def greedy_answers(
         begun: first tokens of each answer, as `TeacherForced.greedy` has them.
         drafts: answers that the model probably gives too, such as those of the model that it was made from. One
             forward pass checks all tokens of a draft.
-        on_rows: gets the number of answers that have been finished since the last call, at least once per batch.
+        on_batch: called after each batch.
     """
-    decoding = _Decoding(model, tokenizer, prompts, max_new_tokens, batch_size, on_rows)
+    decoding = _Decoding(model, tokenizer, prompts, max_new_tokens, batch_size, on_batch)
     if begun is not None:
         for row, tokens in enumerate(begun):
             decoding.take(row, tokens)
@@ -68,9 +69,9 @@ class _Decoding:
         prompts: Sequence[TokenIds],
         max_new_tokens: int,
         batch_size: int,
-        on_rows: Callable[[int], None],
+        on_batch: OnBatch,
     ) -> None:
-        self._model, self._prompts, self._batch_size, self._on_rows = model, prompts, batch_size, on_rows
+        self._model, self._prompts, self._batch_size, self._on_batch = model, prompts, batch_size, on_batch
         self._pad = tokenizer.pad_token_id
         self._settings = greedy_settings(model, tokenizer, max_new_tokens)
         self._ends = frozenset(self._settings.eos_token_id)
@@ -81,7 +82,7 @@ class _Decoding:
         self._first = [firsts.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
         """For each row the first one with the same prompt, which has the answer of both."""
 
-        self._reported = 0
+        self._reported = self._decoded = self._ended = 0
 
     def take(self, row: int, tokens: TokenIds) -> None:
         """Take the first tokens of a row's answer if they are more than are known."""
@@ -99,7 +100,7 @@ class _Decoding:
             [drafts[row] for row in rows],
             pad_token_id=self._pad,
             batch_size=self._batch_size,
-            on_rows=lambda _: self._on_rows(0),
+            on_batch=lambda *_: self._on_batch(0, 0.0),
         )
         for row, tokens in zip(rows, passed.greedy, strict=True):
             self.take(row, tokens)
@@ -149,11 +150,18 @@ class _Decoding:
                 input_ids=ids, attention_mask=mask, generation_config=self._settings, max_new_tokens=steps
             )
         for row, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            before = len(self._answers[row])
             self.take(row, self._answers[row] + tokens)
+            self._decoded += len(self._answers[row]) - before
+            self._ended += self._answers[row][-1] in self._ends
 
     def _report(self) -> None:
         finished = sum(self._is_finished(first) for first in self._first)
-        self._on_rows(finished - self._reported)
+        left = sum(
+            expected_tokens(self._rooms[row] - len(self._answers[row]), self._ended, self._decoded)
+            for row in self._unfinished()
+        )
+        self._on_batch(finished - self._reported, self._decoded / (self._decoded + left) if self._decoded else 0.0)
         self._reported = finished
 
 

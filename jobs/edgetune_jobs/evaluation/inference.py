@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_jobs.errors import is_out_of_gpu_memory
 from edgetune_jobs.evaluation.drafts import agreement
+from edgetune_jobs.evaluation.pace import OnBatch
 from edgetune_jobs.models.loading import free_memory
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def teacher_forced(
     *,
     pad_token_id: int,
     batch_size: int,
-    on_rows: Callable[[int], None] = lambda _: None,
+    on_batch: OnBatch = lambda *_: None,
     most_logits: int = _MOST_LOGITS,
 ) -> TeacherForced:
     """Loss of completions, and how far the model would answer with them, from one forward pass over each row.
@@ -51,11 +52,11 @@ def teacher_forced(
     The first token of a completion without a prompt has no context and is left out. At most `most_logits` logits are
     in memory at once.
     """
-    total, tokens = 0.0, 0
+    total, tokens, read = 0.0, 0, 0
     greedy: list[list[int]] = [[] for _ in prompts]
 
     def add(rows: Sequence[int]) -> None:
-        nonlocal total, tokens
+        nonlocal total, tokens, read
         ids, mask = pad_left([[*prompts[row], *completions[row]] for row in rows], pad_token_id, model.device)
         # Completions are right-aligned: only their columns need logits.
         learned = [len(completions[row]) if prompts[row] else len(completions[row]) - 1 for row in rows]
@@ -65,10 +66,11 @@ def teacher_forced(
             tokens += count
             if prompts[row]:
                 greedy[row] = agreement(completions[row], row_choices[len(row_choices) - count :])
+        read += sum(lengths[row] for row in rows)
 
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
-        on_rows(count)
+        on_batch(count, read / sum(lengths))
     return TeacherForced(total / tokens if tokens else None, greedy)
 
 

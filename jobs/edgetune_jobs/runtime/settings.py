@@ -31,6 +31,8 @@ class Settings:
 
     cache: ModelCache | None
     """EDGETUNE_MODEL_CACHE_DIR and EDGETUNE_MODEL_CACHE_BYTES: folder and size of the cache of base models."""
+    deadline_seconds: int | None
+    """EDGETUNE_DEADLINE_SECONDS: seconds after which the Job ends its stage, counted from its first attempt."""
 
     image: str
     """EDGETUNE_IMAGE: reference of the container image, as in the Pod; empty outside a container."""
@@ -43,7 +45,8 @@ class Settings:
         """Settings with their defaults.
 
         Raises:
-            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS not a number.
+            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS or EDGETUNE_DEADLINE_SECONDS not a
+                number.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
         if not port.isdecimal() or int(port) > 65535:
@@ -51,6 +54,9 @@ class Settings:
         gpus = environment.get("EDGETUNE_GPUS", "0")
         if not gpus.isdecimal():
             raise InvalidInput(f"EDGETUNE_GPUS: {gpus!r} is not a number of GPUs")
+        deadline = environment.get("EDGETUNE_DEADLINE_SECONDS")
+        if deadline and not deadline.isdecimal():
+            raise InvalidInput(f"EDGETUNE_DEADLINE_SECONDS: {deadline!r} is not a number of seconds; use digits only")
         credentials = environment.get("EDGETUNE_CREDENTIALS_DIR")
         return cls(
             request=environment.get("EDGETUNE_REQUEST", ""),
@@ -59,6 +65,7 @@ class Settings:
             credentials_folder=Path(credentials) if credentials else None,
             metrics_port=int(port),
             cache=_cache(environment),
+            deadline_seconds=int(deadline) if deadline else None,
             image=environment.get("EDGETUNE_IMAGE", ""),
             gpus=int(gpus),
         )

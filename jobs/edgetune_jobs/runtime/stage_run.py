@@ -82,6 +82,7 @@ class StageRun:
         self._image = settings.image
         self._gpus = settings.gpus
         self._cache = settings.cache
+        self._deadline = None if settings.deadline_seconds is None else self._started + settings.deadline_seconds
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
         self._progress = LineProgress(request.stage, stream, self._metrics)
@@ -243,6 +244,7 @@ class StageRun:
             scratch=self._folder / "scratch",
             progress=self._progress,
             stop=self._signals.event,
+            deadline=self._deadline,
             checkpoints=self._checkpoints() if request.stage is Stage.TRAIN else None,
             sources=sources,
             base_copy_uri=gatherer.base_copy_uri() if gatherer and request.stage is Stage.TRAIN else None,

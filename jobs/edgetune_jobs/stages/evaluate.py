@@ -27,6 +27,7 @@ from edgetune_jobs.evaluation.edge.child_process import CannotRun, OutOfMemory
 from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading, not_runnable
 from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
 from edgetune_jobs.evaluation.edge.scoring_process import Row
+from edgetune_jobs.evaluation.pace import OnBatch, Pace, is_hopeless
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
@@ -67,6 +68,9 @@ class _Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
     rows_done: int = 0
     position_limit: int | None = None
+    is_late: bool = False
+    """Whether it was said that a pass ends after the deadline."""
+
     drafts: list[list[int]] | None = None
     """Answers of the last model that training made, as token ids: the next one probably gives most of them too."""
 
@@ -83,7 +87,7 @@ class _Evaluation:
             rows.completion_ids,
             pad_token_id=tokenizer.pad_token_id,
             batch_size=_BATCH_SIZE,
-            on_rows=self._advance,
+            on_batch=self._pass_of(name),
         )
         _check_finite(name, passed.loss)
         if not rows.is_text:
@@ -95,7 +99,7 @@ class _Evaluation:
                 batch_size=_BATCH_SIZE,
                 begun=passed.greedy,
                 drafts=self.drafts,
-                on_rows=self._advance,
+                on_batch=self._pass_of(name),
             )
         self._record(name, tokenizer, tokens, passed.loss, f"transformers {version('transformers')}")
         self.seconds[name] = monotonic() - began
@@ -113,7 +117,6 @@ class _Evaluation:
         began = monotonic()
         drafts = self.drafts or [[]] * len(rows)
         columns = zip(rows.prompt_ids, rows.completion_ids, drafts, strict=True)
-        passes = self._passes
         try:
             scored = score_in_llama_cpp(
                 folder,
@@ -122,7 +125,7 @@ class _Evaluation:
                 max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
                 scratch=self.context.scratch,
                 stop=self.context.stop,
-                on_rows=lambda count: self._advance(passes * count),
+                on_batch=self._pass_of(name, passes=self._passes),
             )
         except CannotRun as error:
             raise not_runnable(self.context, artifact, error) from error
@@ -175,11 +178,40 @@ class _Evaluation:
         """How often each row counts for the progress: once for its loss, once for its answer."""
         return 1 if self.rows.is_text else 2
 
-    def _advance(self, rows: int) -> None:
-        self.rows_done += rows
-        self.context.progress.update(self.rows_done, self.models_to_score * self._passes * len(self.rows), "rows")
-        if self.context.stop.is_set():
-            raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
+    def _pass_of(self, name: str, passes: int = 1) -> OnBatch:
+        """What to do after each batch of a pass, in which each row counts for so many passes."""
+        pace = Pace(self.context.deadline)
+
+        def advance(rows: int, share: float) -> None:
+            self.rows_done += passes * rows
+            self.context.progress.update(self.rows_done, self.models_to_score * self._passes * len(self.rows), "rows")
+            if self.context.stop.is_set():
+                raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
+            late = pace.seconds_too_many(share)
+            if late is not None:
+                self._say_late(name, *late)
+
+        return advance
+
+    def _say_late(self, name: str, needed: float, left: float) -> None:
+        """Say that a pass ends after the deadline by its own pace.
+
+        Raises:
+            InvalidInput: it would even if it got twice as fast: the rest of the time is not wasted.
+        """
+        evaluation = self.context.request.parameters.evaluation
+        message = (
+            f"scoring the {name} model takes about {needed:,.0f} s more at the pace of its first rows, but "
+            f"spec.activeDeadlineSeconds ends the stage in {left:,.0f} s"
+        )
+        if is_hopeless(needed, left):
+            raise InvalidInput(
+                f"{message}; raise it, lower spec.evaluation.maxExamples ({len(self.rows):,} rows are scored) or "
+                f"maxNewTokens ({evaluation.max_new_tokens:,}), or let the profile evaluate on a GPU"
+            )
+        if not self.is_late:
+            self.is_late = True
+            self.context.progress.say(message)
 
 
 def run(context: StageContext) -> StageOutput:
@@ -192,7 +224,7 @@ def run(context: StageContext) -> StageOutput:
 
     Raises:
         InvalidInput: a model does not load, also in the runtime it is for, there are no rows, the base's loss is not
-            finite, or the edge budget cannot be measured here.
+            finite, the edge budget cannot be measured here, or scoring would end long after the stage's deadline.
         TrainingDiverged: the loss of another model is not finite.
         Interrupted: `context.stop` was set.
     """

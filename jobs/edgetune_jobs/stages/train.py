@@ -213,7 +213,7 @@ def _validation(
         return None
     prompts, completions = read_eval_tokens(context.inputs[PREPARED], setup.parameters.evaluation.max_examples)
 
-    def check_stop(_: int) -> None:
+    def check_stop(*_: object) -> None:
         if context.stop.is_set():
             raise _StopRequested
 
@@ -228,7 +228,7 @@ def _validation(
                     completions,
                     pad_token_id=pad_token_id,
                     batch_size=fit.choice.micro_batch_size,
-                    on_rows=check_stop,
+                    on_batch=check_stop,
                 ).loss
         except _StopRequested:
             return None

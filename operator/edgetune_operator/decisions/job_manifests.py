@@ -60,6 +60,7 @@ def render_job(
     volumes = _volumes(profile, resources.volume)
     if profile.cache is not None and BASE in inputs_of(request.stage, request.parameters):
         _mount_cache(profile.cache, request.namespace, container, volumes)
+    container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(spec.active_deadline_seconds)})
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     metadata = {

@@ -60,7 +60,7 @@ def test_answers_are_those_of_single_rows_for_any_batch_size(
     expected = [one_by_one(model, prompt, ends, 12) for prompt in PROMPTS]
     finished: list[int] = []
 
-    given = answers(model, tokenizer, PROMPTS, batch_size=batch_size, on_rows=finished.append)
+    given = answers(model, tokenizer, PROMPTS, batch_size=batch_size, on_batch=lambda rows, _: finished.append(rows))
 
     assert given == expected
     assert sum(finished) == len(PROMPTS)

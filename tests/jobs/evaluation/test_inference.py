@@ -144,9 +144,20 @@ def test_logits_of_a_long_row_are_computed_in_parts(family: str, tmp_path: Path)
 def test_logits_of_a_batch_are_bounded(model: Any) -> None:
     alone = mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=1)
     sizes: list[int] = []
-    options: dict[str, Any] = {"on_rows": sizes.append, "most_logits": 10 * model.config.vocab_size}
+    options: dict[str, Any] = {
+        "on_batch": lambda rows, _: sizes.append(rows),
+        "most_logits": 10 * model.config.vocab_size,
+    }
 
-    loss = mean_loss(model, PROMPTS, COMPLETIONS, pad_token_id=2, batch_size=8, **options)
+    loss = mean_loss(
+        model,
+        PROMPTS,
+        COMPLETIONS,
+        pad_token_id=2,
+        batch_size=8,
+        on_batch=lambda rows, _: sizes.append(rows),
+        **options,
+    )
 
     assert sizes == [1, 2, 1], "rows of 9, 5, 5 and 5 tokens in batches of up to 10"
     assert loss == pytest.approx(alone, rel=1e-5)

@@ -2,12 +2,13 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_jobs.evaluation.edge.child_process import Child
 from edgetune_jobs.evaluation.edge.scoring_process import LINE, REQUEST, Row, RowScore, ScoringRequest
+from edgetune_jobs.evaluation.pace import OnBatch
 from edgetune_jobs.models.libraries import usable_cpus
 
 _MODULE = "edgetune_jobs.evaluation.edge.scoring_process"
@@ -35,7 +36,7 @@ def score_in_llama_cpp(
     max_new_tokens: int,
     scratch: Path,
     stop: threading.Event,
-    on_rows: Callable[[int], None],
+    on_batch: OnBatch,
 ) -> RuntimeScores:
     """Score rows in a process of llama.cpp.
 
@@ -46,7 +47,7 @@ def score_in_llama_cpp(
         max_new_tokens: maximum length of an answer in tokens.
         scratch: folder for temporary files.
         stop: interrupts it when set.
-        on_rows: gets the number of rows that have been scored since the last call.
+        on_batch: called when rows have been scored.
 
     Raises:
         OutOfMemory, CannotStart, CannotRun, TransientError, Interrupted: as `Child.run` and `Child.check_exit`.
@@ -54,7 +55,7 @@ def score_in_llama_cpp(
     threads = usable_cpus()
     child = Child(_MODULE, folder.name, threads, scratch)
     request = ScoringRequest(folder, tuple(rows), tuple(ends), max_new_tokens, threads, os.getpid())
-    lines = _Lines(child.result_file, on_rows)
+    lines = _Lines(child.result_file, len(rows), on_batch)
     ending = child.run(REQUEST.dump_json(request), stop, on_poll=lines.read)
     child.check_exit(ending, bool(lines.runtime), lines.problem)
     tokens = sum(score.tokens for score in lines.scores)
@@ -65,10 +66,10 @@ def score_in_llama_cpp(
 class _Lines:
     """The lines that the process has written so far."""
 
-    def __init__(self, file: Path, on_rows: Callable[[int], None]) -> None:
+    def __init__(self, file: Path, rows: int, on_batch: OnBatch) -> None:
         self.runtime, self.problem = "", ""
         self.scores: list[RowScore] = []
-        self._file, self._on_rows, self._read_bytes = file, on_rows, 0
+        self._file, self._rows, self._on_batch, self._read_bytes = file, rows, on_batch, 0
 
     def read(self) -> None:
         """Read complete lines that have been added."""
@@ -84,4 +85,5 @@ class _Lines:
             line = LINE.validate_json(text)
             self.runtime, self.problem = line.runtime or self.runtime, line.problem or self.problem
             self.scores += [] if line.row is None else [line.row]
-        self._on_rows(len(self.scores) - before)
+        if len(self.scores) > before:
+            self._on_batch(len(self.scores) - before, len(self.scores) / self._rows)

@@ -1,0 +1,61 @@
+"""The pace of a pass over the evaluation rows: whether it ends before the stage's deadline."""
+
+import time
+from collections.abc import Callable
+
+OnBatch = Callable[[int, float], None]
+"""(rows, share) -> None: called after each batch of a pass with the rows that it finished, and the expected share of
+the pass that is done; 0 if that is unknown."""
+
+# The first batch has the longest rows and warms up the libraries.
+_BATCHES_TO_WAIT = 2
+# The share is an estimate: answers of the rows to come may be shorter.
+_CERTAINLY_TOO_SLOW = 2
+
+
+def expected_tokens(most: int, ended: int, decoded: int) -> float:
+    """Expected length of the rest of an answer of at most `most` tokens.
+
+    Each token ends an answer with the same probability, which is estimated from the tokens decoded so far (maximum
+    likelihood of a geometric distribution with censored observations).
+
+    Args:
+        most: the answer ends after this number of tokens in any case.
+        ended: answers that an end token has ended so far.
+        decoded: tokens decoded so far.
+    """
+    rate = ended / decoded if decoded else 0.0
+    return float(most) if rate == 0 else (1 - (1 - min(rate, 1.0)) ** most) / rate
+
+
+class Pace:
+    """The pace of one pass, from its start."""
+
+    def __init__(self, deadline: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the pass.
+
+        Args:
+            deadline: time by the clock at which the stage is ended; None if it is not.
+            clock: returns seconds.
+        """
+        self._deadline, self._clock, self._began, self._batches = deadline, clock, clock(), 0
+
+    def seconds_too_many(self, share: float) -> tuple[float, float] | None:
+        """Expected seconds that the pass still takes, and seconds to the deadline; None if the pass ends before it, or
+        if that is unknown. Call it after each batch.
+
+        Args:
+            share: share of the pass that is done, 0 to 1; 0 if it is unknown.
+        """
+        self._batches += share > 0
+        now = self._clock()
+        if self._deadline is None or self._batches < _BATCHES_TO_WAIT or not 0 < share < 1:
+            return None
+        needed = (now - self._began) * (1 - share) / share
+        left = max(self._deadline - now, 0.0)
+        return (needed, left) if needed > left else None
+
+
+def is_hopeless(needed: float, left: float) -> bool:
+    """Whether a pass ends after its deadline even if its rest is much faster than expected."""
+    return needed > _CERTAINLY_TOO_SLOW * left

@@ -1,0 +1,68 @@
+"""Whether a pass ends before the deadline, by its pace so far."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from edgetune_jobs.evaluation.pace import Pace, expected_tokens, is_hopeless
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def judge(deadline: float | None, *batches: tuple[float, float]) -> list[tuple[float, float] | None]:
+    """Verdicts after batches that end at these seconds, with the share of the pass that is done."""
+    clock = Clock()
+    pace = Pace(None if deadline is None else clock() + deadline, clock)
+    verdicts = []
+    for seconds, share in batches:
+        clock.now = 100.0 + seconds
+        verdicts.append(pace.seconds_too_many(share))
+    return verdicts
+
+
+def test_a_pass_that_ends_before_its_deadline_is_on_time() -> None:
+    assert judge(100, (20, 0.25), (40, 0.5), (80, 1.0)) == [None, None, None]
+
+
+def test_a_pass_that_ends_after_its_deadline_is_late_from_its_second_batch_on() -> None:
+    first, second = judge(100, (20, 0.1), (40, 0.2))
+
+    assert first is None
+    assert second == pytest.approx((160, 60))
+
+
+def test_without_a_deadline_or_a_known_share_nothing_is_late() -> None:
+    assert judge(None, (20, 0.1), (40, 0.2)) == [None, None]
+    assert judge(1, (20, 0.0), (40, 0.0), (60, 0.1)) == [None, None, None]
+
+
+def test_a_pass_that_is_done_is_not_late() -> None:
+    assert judge(1, (20, 0.5), (40, 1.0)) == [None, None]
+
+
+def test_only_a_pass_that_would_be_late_at_twice_its_pace_is_hopeless() -> None:
+    assert not is_hopeless(needed=20, left=10)
+    assert is_hopeless(needed=20.1, left=10)
+    assert is_hopeless(needed=1, left=0)
+
+
+def test_the_expected_length_of_answers_is_that_of_answers_which_end_at_the_same_rate() -> None:
+    draw = random.Random(0)
+    lengths = [next((at for at in range(1, 64) if draw.random() < 0.05), 64) for _ in range(4000)]
+
+    expected = expected_tokens(64, ended=sum(length < 64 for length in lengths), decoded=sum(lengths))
+
+    assert expected == pytest.approx(sum(lengths) / len(lengths), rel=0.03)
+
+
+def test_answers_of_which_none_has_ended_are_expected_to_have_the_maximum_length() -> None:
+    assert expected_tokens(64, ended=0, decoded=0) == 64
+    assert expected_tokens(64, ended=0, decoded=500) == 64
+    assert expected_tokens(64, ended=3, decoded=3) == 1
