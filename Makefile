@@ -94,12 +94,13 @@ generate: .venv/uv ## Generate constraints.txt from pyproject.toml, and CRD, fie
 upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds of pyproject.toml: all, or PACKAGES="trl peft"
 	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))
 
-bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, bytes moved, edge models, and the operator with 1,000 objects (docs/benchmarks.md)
+bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, bytes moved, edge models, evaluation, and the operator (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py
 	@$(BIN)/python tests/bench/bench_merge_quantize.py
 	@$(BIN)/python tests/bench/bench_bytes_moved.py
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python tests/bench/bench_edge_models.py
+	@$(BIN)/python tests/bench/bench_evaluation.py
 	@$(BIN)/python tests/bench/bench_operator.py
 	@$(BIN)/python tests/bench/bench_operator_scale.py
 
