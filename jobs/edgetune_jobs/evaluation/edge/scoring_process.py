@@ -94,7 +94,7 @@ def score_row(feed: Feed, row: Row, ends: Sequence[int], max_new_tokens: int) ->
 
     ids, first = [*row.prompt, *row.completion], max(len(row.prompt), 1)
     logits = feed(0, ids[:-1])[first - 1 :].astype(np.float64)
-    expected = np.asarray(ids[first:])
+    expected = np.asarray(ids[first:], np.int64)
     largest = logits.max(axis=1)
     totals = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
     loss = float((totals - logits[np.arange(len(expected)), expected]).sum())
