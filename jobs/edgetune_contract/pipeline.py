@@ -52,6 +52,9 @@ class StageDefinition:
     wants_gpu: bool = False
     """Whether the stage requests a GPU by default."""
 
+    wants_gpu_if_large: bool = False
+    """Whether the stage requests a GPU by default for a base above the profile's evaluateOnGpuAbove."""
+
     is_optional: bool = False
     """Whether the stage runs only if spec.merge.keep is true."""
 
@@ -71,6 +74,7 @@ PIPELINE: Mapping[Stage, StageDefinition] = {
         reads=(BASE, PREPARED, ADAPTER, MERGED, EDGE),
         makes=(EVALUATION,),
         reports="scores",
+        wants_gpu_if_large=True,
     ),
     Stage.PUBLISH: StageDefinition(condition="Published", phase="Publishing", reports="publication"),
 }

@@ -15,7 +15,7 @@ from edgetune_operator.api.objects import LoraFineTuneSpec, StageState, StageSta
 from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Resources
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
-from edgetune_operator.decisions.stage_resources import known_needs, stage_resources
+from edgetune_operator.decisions.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 from support.model_shapes import MODELS
@@ -95,7 +95,8 @@ def job_of(
     builder = builder or lora_fine_tune()
     spec = spec_of(builder)
     prepare = StageStatus(name=Stage.PREPARE, state=StageState.SUCCEEDED, metrics=dict(MODELS[model]))
-    resources = stage_resources(profile, stage, known_needs(profile, prepare, spec.parameters).get(stage))
+    fitted = profile_for_run(profile, prepare)
+    resources = stage_resources(fitted, stage, known_needs(fitted, prepare, spec.parameters).get(stage))
     request = request_for(stage, profile, builder)
     return render_job(builder.build()["metadata"], spec, profile, request, retry, resources)
 

@@ -157,8 +157,8 @@ _WITHOUT_GPU: Mapping[Stage, Resources] = {
 }
 
 
-def _with_gpu(resources: Resources) -> Resources:
-    gpu: Quantities = {"nvidia.com/gpu": 1}
+def _with_gpu(resources: Resources, kind: str = "nvidia.com/gpu") -> Resources:
+    gpu: Quantities = {kind: 1}
     return Resources(requests=resources.requests | gpu, limits=resources.limits | gpu)
 
 
@@ -176,6 +176,10 @@ class Profile(Model):
     resources: dict[Stage, Resources] = {}
     """Resources by stage; a stage that is not listed keeps its default. Memory and ephemeral storage that are not in
     them follow the size of the model."""
+
+    evaluate_on_gpu_above: ByteQuantity = "2Gi"
+    """Size of the base model above which evaluate requests a GPU of the kind that train has. `resources.evaluate`
+    decides for itself, and without a GPU for train there is none for evaluate."""
 
     sizing: Sizing = Sizing()
     """Bounds of memory and storage that follow the size of the model."""
@@ -233,6 +237,20 @@ class Profile(Model):
             if label.startswith(OWN_LABEL_PREFIX) or label == names.MANAGED_BY_LABEL:
                 raise ValueError(f"podLabels: {label} is reserved: the operator sets it; remove it")
         return self
+
+    def for_base(self, size: float | None) -> Self:
+        """The profile with a GPU for the stages that want one for a large base.
+
+        Args:
+            size: of the base in bytes; None if it is not known yet.
+        """
+        train = self.resources_for(Stage.TRAIN)
+        kind = next((name for name in train.requests | train.limits if _GPU.fullmatch(name)), None)
+        if kind is None or size is None or size <= parse_bytes(self.evaluate_on_gpu_above):
+            return self
+        large = {stage for stage, definition in PIPELINE.items() if definition.wants_gpu_if_large}
+        added = {stage: _with_gpu(DEFAULT_RESOURCES[stage], kind) for stage in large - self.resources.keys()}
+        return self.model_copy(update={"resources": {**self.resources, **added}})
 
     def resources_for(self, stage: Stage) -> Resources:
         """Resources of a stage's container."""

@@ -49,6 +49,7 @@ from edgetune_operator.decisions.stage_needs import Need
 from edgetune_operator.decisions.stage_resources import (
     StageResources,
     known_needs,
+    profile_for_run,
     requested,
     settings_digest,
     stage_resources,
@@ -68,7 +69,7 @@ class RunState:
     def __init__(self, spec: LoraFineTuneSpec, profile: Profile, snapshot: Snapshot) -> None:
         previous = snapshot.previous
         self.spec = spec
-        self.profile = profile
+        self._profile = profile
         self._snapshot = snapshot
         self.rows: dict[Stage, StageStatus] = {stage: StageStatus(name=stage) for stage in Stage}
         self.rows |= {row.name: row for row in previous.stages}
@@ -113,6 +114,11 @@ class RunState:
         resets = Resets(self._reset, self._prepares_again, self._outlived, self._snapshot.new_retry)
         job_names = {stage: self.job_name(stage) for stage in Stage}
         return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
+
+    @property
+    def profile(self) -> Profile:
+        """The profile for the base of this run, once prepare has measured it."""
+        return profile_for_run(self._profile, self.rows[Stage.PREPARE])
 
     @property
     def needs(self) -> Mapping[Stage, Need]:
@@ -394,7 +400,7 @@ class RunState:
             name=self._snapshot.name,
             stage=stage,
             digest=self.rows[stage].digest,
-            store=self.profile.store.for_namespace(self._snapshot.namespace),
+            store=self._profile.store.for_namespace(self._snapshot.namespace),
             parameters=self.spec.parameters,
             resolved=None if stage is Stage.PREPARE else self.resolved,
         )

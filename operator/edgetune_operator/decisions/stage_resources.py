@@ -66,6 +66,11 @@ def stage_resources(
     return StageResources(Resources(requests=requests, limits=limits), _volume(profile, need))
 
 
+def profile_for_run(profile: Profile, prepare: StageStatus) -> Profile:
+    """The profile for a run's base, whose size the row of prepare has once it is done: it decides who gets a GPU."""
+    return profile.for_base(prepare.metrics.get("baseBytes") if prepare.state is StageState.SUCCEEDED else None)
+
+
 def known_needs(profile: Profile, prepare: StageStatus, parameters: Parameters) -> Mapping[Stage, Need]:
     """What the stages of a run need, of those that hold the model; none before prepare has measured it.
 
@@ -87,7 +92,9 @@ def known_needs(profile: Profile, prepare: StageStatus, parameters: Parameters) 
 def settings_digest(spec: LoraFineTuneSpec, profile: Profile, resources: StageResources) -> str:
     """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
     settings = {
-        "profile": profile.model_dump(mode="json", exclude={"resources", "sizing", "work_volume_size"}),
+        "profile": profile.model_dump(
+            mode="json", exclude={"resources", "sizing", "evaluate_on_gpu_above", "work_volume_size"}
+        ),
         "resources": resources.container.model_dump(mode="json"),
         "workVolumeSize": resources.volume,
         "retryLimit": spec.retry_limit,

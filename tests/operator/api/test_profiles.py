@@ -44,6 +44,37 @@ profiles:
     assert profile.resources_for(Stage.MERGE) == DEFAULT_RESOURCES[Stage.MERGE]
 
 
+SMALL, LARGE = 2 * 2**30, 2 * 2**30 + 1
+STORE = ProfileStore(uri="s3://artifacts/edgetune")
+
+
+@pytest.mark.parametrize(("size", "gpus"), [(None, 0), (SMALL, 0), (LARGE, 1)])
+def test_evaluate_has_a_gpu_for_a_base_above_the_profiles_size(size: int | None, gpus: int) -> None:
+    profile = Profile(store=STORE).for_base(size)
+
+    assert profile.resources_for(Stage.EVALUATE).gpus == gpus
+    assert profile.resources_for(Stage.MERGE) == DEFAULT_RESOURCES[Stage.MERGE]
+
+
+def test_a_profile_with_a_larger_size_evaluates_on_a_cpu() -> None:
+    profile = Profile(store=STORE, evaluate_on_gpu_above="16Gi")
+
+    assert profile.for_base(LARGE) == profile
+
+
+def test_resources_of_evaluate_in_the_profile_decide_for_themselves() -> None:
+    own = {Stage.EVALUATE: Resources(requests={"cpu": 8})}
+
+    assert Profile(store=STORE, resources=own).for_base(LARGE).resources == own
+
+
+@pytest.mark.parametrize(("train", "expected"), [({"amd.com/gpu": 4}, {"amd.com/gpu": 1}), ({"cpu": 8}, {})])
+def test_evaluate_has_one_gpu_of_the_kind_of_train(train: dict[str, int], expected: dict[str, int]) -> None:
+    profile = Profile(store=STORE, resources={Stage.TRAIN: Resources(limits=dict(train))})
+
+    assert profile.for_base(LARGE).resources_for(Stage.EVALUATE).limits == expected
+
+
 @pytest.mark.parametrize(
     ("resources", "gpus"),
     [

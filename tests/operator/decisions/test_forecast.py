@@ -354,6 +354,6 @@ def test_the_forecast_has_what_jobs_request_as_soon_as_the_model_is_known() -> N
     assert {line.stage: line.requests for line in again.stages if line.requests} == {
         Stage.MERGE: "2Gi memory, 2Gi disk",
         Stage.QUANTIZE: "2Gi memory, 2Gi disk",
-        Stage.EVALUATE: "21Gi memory, 46Gi disk",
+        Stage.EVALUATE: "8Gi memory, 46Gi disk, 1 GPU",
         Stage.PUBLISH: "1Gi memory",
     }

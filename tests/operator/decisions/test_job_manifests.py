@@ -111,10 +111,17 @@ def test_a_container_knows_how_many_gpus_it_must_see() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
-def test_only_train_requests_a_gpu_and_serves_metrics(profile: Profile) -> None:
-    containers = {stage: container_of(job_of(stage, profile)) for stage in Stage}
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [("SmolLM2-135M", [Stage.TRAIN]), ("Llama-3.1-8B", [Stage.TRAIN, Stage.EVALUATE])],
+)
+def test_train_requests_a_gpu_and_evaluate_does_for_a_large_base(
+    profile: Profile, model: str, stages: list[Stage]
+) -> None:
+    containers = {stage: container_of(job_of(stage, profile, model=model)) for stage in Stage}
 
-    assert [stage for stage, each in containers.items() if GPU in each["resources"].get("limits", {})] == [Stage.TRAIN]
+    assert [stage for stage, each in containers.items() if GPU in each["resources"].get("limits", {})] == stages
+    assert containers[Stage.EVALUATE]["resources"].get("limits", {}).get(GPU, 0) == len(stages) - 1
     assert [stage for stage, each in containers.items() if "ports" in each] == [Stage.TRAIN]
 
 

@@ -116,7 +116,7 @@ def test_a_stage_whose_profile_names_only_processors_gets_memory_by_size() -> No
     ],
 )
 def test_memory_is_within_the_profiles_bounds(bounds: dict[str, str], memory: tuple[str, str]) -> None:
-    resources, _ = given(Stage.EVALUATE, with_profile(sizing=Sizing(memory=Bounds(**bounds))))
+    resources, _ = given(Stage.EVALUATE, with_profile(sizing=Sizing(memory=Bounds(**bounds)), evaluateOnGpuAbove="1Ti"))
 
     assert (resources["requests"]["memory"], resources["limits"]["memory"]) == memory
 
@@ -132,7 +132,8 @@ def test_storage_is_within_the_profiles_bounds_and_its_volume() -> None:
 
 
 def test_a_shortage_is_a_warning_as_soon_as_prepare_knows_it() -> None:
-    scenario = Scenario(lora_fine_tune(), with_profile(sizing={"memory": {"max": "8Gi"}, "storage": {"max": "40Gi"}}))
+    bounds = {"memory": {"max": "8Gi"}, "storage": {"max": "40Gi"}}
+    scenario = Scenario(lora_fine_tune(), with_profile(sizing=bounds, evaluateOnGpuAbove="1Ti"))
 
     prepared(scenario)
 
