@@ -171,6 +171,7 @@ def test_the_gradient_norm_is_clipped(run: Runner) -> None:
 def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
     from transformers import LlamaModel
 
     plain = run()
@@ -178,7 +179,8 @@ def test_gradient_checkpointing_recomputes_activations_and_changes_no_result(
     forward = LlamaModel.forward
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.training:
+        # The memory of a step is measured on fake tensors, in a forward pass of its own.
+        if self.training and not isinstance(kwargs.get("input_ids"), FakeTensor):
             flags.append(self.layers[0].gradient_checkpointing)
         return forward(self, *args, **kwargs)
 

@@ -48,7 +48,7 @@ class InputGatherer:
             resolved: digests of base and data.
             access: opens the base model.
             store: the store.
-            progress: is told what is fetched.
+            progress: reports what is fetched.
             folder: for copies of the inputs.
             cache: of base models on this node.
         """

@@ -79,6 +79,7 @@ class CachedSource:
         self._source = source
         self._cache = cache
         self._target = target
+        self._fetched: set[str] = set()
         self._descriptors: dict[str, int] = {}
         weakref.finalize(self, _close_all, self._descriptors)
         self._id = sha256_of([endpoint or "", source.uri])
@@ -96,14 +97,17 @@ class CachedSource:
     def fetch(self, paths: Sequence[str]) -> Path:
         """The target folder with these files, as they were listed."""
         self._target.mkdir(parents=True, exist_ok=True)
-        require_free_space(self._target, self._bytes(paths))
-        missing = self._not_copied(paths)
+        # A file that the source has fetched before is not fetched by it again.
+        wanted = [path for path in paths if path not in self._fetched]
+        require_free_space(self._target, self._bytes(wanted))
+        missing = self._not_copied(wanted)
         if missing:
             with self._cache.lock(self._id):
                 missing = self._not_copied(missing)  # another stage may have added them
                 if missing:
                     self._source.fetch(missing)
                     self._add_copies(missing)
+        self._fetched.update(wanted)
         return self._target
 
     def open(self, paths: Sequence[str]) -> None:

@@ -155,7 +155,6 @@ def test_logits_of_a_batch_are_bounded(model: Any) -> None:
         COMPLETIONS,
         pad_token_id=2,
         batch_size=8,
-        on_batch=lambda rows, _: sizes.append(rows),
         **options,
     )
 
