@@ -135,9 +135,10 @@ def arrange(training: TrainingSpec, model: PreTrainedModel) -> Arrangement:
     if training.layout is Layout.PADDED:
         return Arrangement(Layout.PADDED, Attention.SDPA, own)
     if training.attention is not Attention.SDPA and _can_set(model):
-        AttentionInterface.register(VARLEN, varlen_attention)
-        model.set_attn_implementation(VARLEN)
-        if mixes_examples(model) is None:
+        with _windows_seen() as windows:
+            model.set_attn_implementation(VARLEN)
+            problem = mixes_examples(model)
+        if problem is None and (windows or not _limits_attention(model)):
             return Arrangement(training.layout, Attention.VARLEN, own)
         model.set_attn_implementation(own)
     problem = mixes_examples(model)
@@ -251,6 +252,32 @@ def _can_set(model: PreTrainedModel) -> bool:
     drops = getattr(config, "attention_dropout", 0) or getattr(config, "attn_pdrop", 0)
     can_set = model._can_set_attn_implementation() and getattr(model, "_supports_attention_backend", False)
     return bool(can_set and not drops)
+
+
+@contextmanager
+def _windows_seen() -> Iterator[set[int]]:
+    """Register varlen_attention; the sliding windows that layers ask it for within the block."""
+    windows: set[int] = set()
+
+    def watched(*tensors: Any, **options: Any) -> tuple[torch.Tensor, None]:
+        window = options.get("sliding_window")
+        windows.update(() if window is None else (window,))
+        return varlen_attention(*tensors, **options)
+
+    AttentionInterface.register(VARLEN, watched)
+    try:
+        yield windows
+    finally:
+        AttentionInterface.register(VARLEN, varlen_attention)
+
+
+def _limits_attention(model: PreTrainedModel) -> bool:
+    """Whether tokens attend only to a window or chunk before them. Some models (PhiMoE, Llama 4) say so in their masks
+    alone, which Varlen does not get."""
+    config = model.config.get_text_config()
+    if set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
+        return False
+    return any(getattr(config, field, None) is not None for field in ("sliding_window", "attention_chunk_size"))
 
 
 def _has_experts(model: PreTrainedModel) -> bool:

@@ -116,6 +116,7 @@ def test_what_varlen_attention_would_compute_wrongly_is_refused(options: dict[st
 
 
 MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LLAMA4 = {**MIXTRAL, "intermediate_size_mlp": 64, "head_dim": 16, "attention_chunk_size": 8, "pad_token_id": 0}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,12 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
         ("gpt2", {"n_layer": 2, "n_head": 2}, Layout.PADDED, Attention.SDPA),  # it drops attention scores
         ("gemma2", {"head_dim": 16}, Layout.PADDED, Attention.SDPA),  # it caps scores
         ("mixtral", MIXTRAL, Layout.PADDING_FREE, Attention.VARLEN),
+        ("phimoe", MIXTRAL, Layout.PADDING_FREE, Attention.VARLEN),
+        # Their windows and chunks are in masks alone, which Varlen does not get.
+        ("phimoe", {**MIXTRAL, "sliding_window": 8}, Layout.PADDED, Attention.SDPA),
+        ("llama4_text", LLAMA4, Layout.PADDED, Attention.SDPA),
+        ("mistral", {"sliding_window": 8}, Layout.PADDING_FREE, Attention.VARLEN),
+        ("qwen3", {"sliding_window": 8, "use_sliding_window": False}, Layout.PADDING_FREE, Attention.VARLEN),
         ("falcon", {}, Layout.PADDED, Attention.SDPA),  # mixes joined examples
         ("bloom", {"n_layer": 2, "n_head": 2}, Layout.PADDED, Attention.SDPA),
         ("mamba", {"state_size": 16}, Layout.PADDED, Attention.SDPA),
