@@ -2,14 +2,16 @@
 
 The model with its adapter runs forward on fake tensors (torch._subclasses.fake_tensor), which have shapes and no
 numbers, and hooks see each tensor that the backward pass would need. So dropout, targets, norms and widths of any
-architecture count as they are. Formulas that count an architecture's operations (34 bytes for each layer, token and
-hidden unit in 16 bits, Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1) leave out the adapter,
-and are too low by a factor of 1.1 to 2.7.
+architecture count as they are. Only the first blocks run, until each kind of block has run twice, so that the time is
+that of a few blocks. Formulas that count an architecture's operations (34 bytes for each layer, token and hidden unit
+in 16 bits, Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1) leave out the adapter, and are too
+low by a factor of 1.1 to 2.7.
 
 Attention counts as a fused kernel saves it. Scores that a model caps (Gemma 2) have no such kernel, and do not count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 _MOST_BYTES_IN_16_BITS = 95
 # So many that what does not depend on them, such as copies of the adapter in 16 bits, is less than 1 %.
 _PROBE_TOKENS = 4096
+# A model that computes token by token (RecurrentGemma) saves tensors for each, and would take minutes.
+_MOST_TENSORS = 5_000
 _ATTENTION = "edgetune_fused"
 
 
@@ -45,7 +49,7 @@ class Activations:
     """Before and after the blocks, for each token; without the output head, which trl computes in tiles."""
 
     is_measured: bool = True
-    """False: an upper bound, because the model's operations depend on numbers."""
+    """False: an upper bound, because the model's operations depend on numbers, or are too many."""
 
     def bytes_for(self, tokens: int, recompute: int) -> int:
         """Bytes at the peak: all activations that are kept, and those of the largest block that is recomputed.
@@ -79,6 +83,10 @@ def measure_activations(folder: Path, lora: LoraSpec, number_bytes: int) -> Acti
     return Activations(per_layer, hidden * number_bytes, saved.outside / _PROBE_TOKENS)
 
 
+class TooManyTensors(Exception):
+    """A forward pass saves more tensors than are measured."""
+
+
 @dataclass
 class SavedBytes:
     """Bytes of the storages that autograd has saved: each counts once, where it was saved first."""
@@ -107,6 +115,8 @@ class SavedBytes:
         def pack(tensor: "torch.Tensor") -> "torch.Tensor":
             storage = tensor.untyped_storage()
             if storage._cdata not in self._seen:
+                if len(self._seen) - len(present) > _MOST_TENSORS:
+                    raise TooManyTensors
                 self._seen[storage._cdata] = storage
                 if self._layer is None:
                     self.outside += storage.nbytes()
@@ -149,9 +159,11 @@ def _saved(folder: Path, lora: LoraSpec, number_bytes: int) -> SavedBytes:
     AttentionInterface.register(_ATTENTION, _fused_attention)
     base = build_skeleton(folder, dtype)
     base.set_attn_implementation(_ATTENTION)
-    model = get_peft_model(base, lora_config(lora, find_targets(base, lora)))
+    model = get_peft_model(base, lora_config(lora, find_targets(base, lora)), low_cpu_mem_usage=True)
     set_input_casts(model, enabled=number_bytes != 2)
     layers = blocks_of(base)
+    kinds = [_kind_of(layer) for layer in layers]
+    del layers[_enough(kinds) :]
     autocast = torch.autocast("cpu", dtype=dtype) if number_bytes == 2 else nullcontext()
     with FakeTensorMode():
         _make_fake(model)
@@ -162,16 +174,39 @@ def _saved(folder: Path, lora: LoraSpec, number_bytes: int) -> SavedBytes:
         present = [*model.parameters(), *model.buffers(), row, positions]
         with saved.counting(layers, present), autocast:
             base.base_model(input_ids=row, position_ids=positions, use_cache=False)
-    return saved
+    of_kind = dict(zip(kinds, saved.layers, strict=False))
+    return SavedBytes([*saved.layers, *(of_kind[kind] for kind in kinds[len(layers) :])], saved.outside)
 
 
-def blocks_of(model: "torch.nn.Module") -> "Sequence[torch.nn.Module]":
+def blocks_of(model: "torch.nn.Module") -> "torch.nn.ModuleList":
     """The model's blocks: its longest list of modules that is in no other one."""
     from torch import nn
 
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     inner = {id(each) for outer in lists for each in outer.modules() if each is not outer}
     return max((each for each in lists if id(each) not in inner), key=len)
+
+
+def _kind_of(block: "torch.nn.Module") -> Hashable:
+    """Equal for blocks that save equally much: their modules and the shapes of their parameters are equal."""
+    return tuple(
+        (name, type(module), tuple(parameter.shape for parameter in module.parameters(recurse=False)))
+        for name, module in block.named_modules()
+    )
+
+
+def _enough(kinds: Sequence[Hashable]) -> int:
+    """The number of first blocks that have each kind twice, or as often as there is one.
+
+    The first block alone also counts what all blocks share, such as rotary positions.
+    """
+    seen: Counter[Hashable] = Counter()
+    enough = 0
+    for index, kind in enumerate(kinds):
+        seen[kind] += 1
+        if seen[kind] <= 2:
+            enough = index + 1
+    return enough
 
 
 def _make_fake(model: "torch.nn.Module") -> None:

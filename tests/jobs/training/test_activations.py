@@ -13,6 +13,7 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3MoeConfig,
+    RecurrentGemmaConfig,
 )
 
 from edgetune_contract.spec import LoraSpec
@@ -123,6 +124,43 @@ def test_every_nth_layer_is_recomputed() -> None:
         100 * (6 * 340 + 6 * 20 + 340 + 5),
         100 * (12 * 20 + 340 + 5),
     ]
+
+
+def test_the_time_does_not_grow_with_the_number_of_blocks(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeDecoderLayer
+
+    forward, calls = Qwen3MoeDecoderLayer.forward, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return forward(*args, **options)
+
+    monkeypatch.setattr(Qwen3MoeDecoderLayer, "forward", counted)
+    config = Qwen3MoeConfig.from_pretrained(bases["qwen3_moe"])
+    config.num_hidden_layers, config.mlp_only_layers = 60, [1, 5]
+    config.save_pretrained(tmp_path)
+    lora = LoraSpec.model_validate({"rank": 2, "targetModules": "AllLinear"})
+
+    found = measure_activations(tmp_path, lora, 2)
+
+    assert calls == 6, "two blocks of each of two kinds, in their order"
+    assert found.is_measured
+    mixture, dense = found.layers[2], found.layers[1]
+    assert mixture != dense
+    assert list(found.layers[2:]) == [dense if index == 5 else mixture for index in range(2, 60)]
+
+
+def test_a_model_that_saves_tensors_token_by_token_is_not_measured(tmp_path: Path) -> None:
+    config = RecurrentGemmaConfig(**SIZES | {"num_hidden_layers": 3}, lru_width=128, attention_window_size=64)
+    config.save_pretrained(tmp_path)
+
+    found = measure_activations(tmp_path, LoraSpec.model_validate({"targetModules": "AllLinear"}), 2)
+
+    assert not found.is_measured
+    assert len(found.layers) == 3
 
 
 def test_a_model_that_cannot_be_measured_gets_an_upper_bound(
