@@ -85,6 +85,7 @@ class StepFit:
             can_recompute: whether the model supports gradient checkpointing.
         """
         self._training = training
+        self._layout = layout
         self._free = free_bytes
         largest = training.batch_size if training.micro_batch_size == AUTO else training.micro_batch_size
         sizes = _halvings(min(largest, reduced or largest))
@@ -113,11 +114,18 @@ class StepFit:
     @property
     def smaller(self) -> Choice | None:
         """The fastest choice that takes at most three quarters of this one's memory, otherwise the one that takes the
-        least; None if this is the one."""
-        much_smaller = [each for each in self._choices if each.bytes <= 0.75 * self.choice.bytes]
+        least; None if this is the one.
+
+        It has no more examples, which is all that the next attempt is told, and recomputes layers if this one does.
+        """
+        size, recompute = self.choice.micro_batch_size, self.choice.recompute
+        choices = [
+            each for each in self._choices if each.micro_batch_size <= size and (each.recompute or not recompute)
+        ]
+        much_smaller = [each for each in choices if each.bytes <= 0.75 * self.choice.bytes]
         if much_smaller:
             return min(much_smaller, key=lambda each: (each.cost, each.micro_batch_size))
-        least = min(self._choices, key=lambda each: each.bytes)
+        least = min(choices, key=lambda each: each.bytes)
         return least if least.bytes < self.choice.bytes else None
 
     def shrink(self) -> bool:
@@ -145,14 +153,17 @@ class StepFit:
     def facts(self) -> dict[str, str]:
         """The choice and its reason, for the result."""
         batch, size = self._training.batch_size, self.choice.micro_batch_size
-        micro_batch, recomputed = f"{size} x {ceil(batch / size)} accumulated", _described(self.choice.recompute)
+        if self._layout is Layout.PACKED:
+            micro_batch = f"up to {size * self._training.max_length:,} tokens"
+        else:
+            micro_batch = f"{size} x {ceil(batch / size)} accumulated"
         asked = self._training.micro_batch_size
         if self.has_shrunk:
             instead = "" if asked == AUTO else f" instead of {asked}"
             micro_batch += f",{instead} because the GPU ran out of memory with more"
         elif asked == AUTO:
             micro_batch += f", chosen for {self._free / 2**30:.1f} GiB of free memory"
-        return {"microBatchSize": micro_batch, "gradientCheckpointing": recomputed}
+        return {"microBatchSize": micro_batch, "gradientCheckpointing": _described(self.choice.recompute)}
 
 
 def fit_step(

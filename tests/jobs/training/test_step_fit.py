@@ -84,6 +84,23 @@ def test_each_smaller_choice_takes_at_most_three_quarters_of_the_memory_down_to_
     assert "because the GPU ran out of memory with more" in found.facts()["microBatchSize"]
 
 
+@pytest.mark.parametrize(
+    ("free", "layers", "fields"), [(75, LAYERS, {}), (14, LAYERS, {}), (1.5, 2, {"microBatchSize": 4})]
+)
+def test_a_smaller_choice_has_no_more_examples_and_does_not_stop_to_recompute(
+    free: float, layers: int, fields: dict[str, Any]
+) -> None:
+    activations = Activations((34.0 * HIDDEN,) * layers, 2.0 * HIDDEN, 0.0)
+    found = StepFit(TrainingSpec(**fields), Layout.PADDING_FREE, [2048], layers, activations.bytes_for, int(free * GIB))
+    taken = [chosen(found)]
+    while found.shrink():
+        taken.append(chosen(found))
+
+    assert len(taken) > 1
+    assert all(size <= size_before for (size_before, _), (size, _) in pairwise(taken))
+    assert all(recompute or not recomputed for (_, recomputed), (_, recompute) in pairwise(taken))
+
+
 def test_a_fixed_number_is_halved_without_memory() -> None:
     found = fit(75, microBatchSize=12, batchSize=12, gradientCheckpointing="Never")
 
@@ -122,3 +139,5 @@ def test_facts_say_what_was_chosen_and_why() -> None:
         "microBatchSize": "4 x 4 accumulated",
         "gradientCheckpointing": "all layers are recomputed",
     }
+    packed = fit(75, layout="Packed", length=100, maxLength=2048).facts()
+    assert packed["microBatchSize"] == "up to 8,192 tokens, chosen for 75.0 GiB of free memory"
