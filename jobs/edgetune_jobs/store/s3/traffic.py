@@ -20,8 +20,11 @@ class Traffic:
         client.meta.events.register("after-call.s3.GetObject", self._on_object)
 
     def _on_request(self, request: Any, **_: object) -> None:
+        headers = request.headers
+        # Over TLS, a body is sent in chunks, with its checksum after it: only its own length is known before.
+        size = headers.get("Content-Length", headers.get("X-Amz-Decoded-Content-Length", 0))
         with self._guard:
-            self.sent += int(request.headers.get("Content-Length", 0))
+            self.sent += int(size)
 
     def _on_object(self, parsed: Mapping[str, Any], **_: object) -> None:
         # The body of a failed request has no such field.
