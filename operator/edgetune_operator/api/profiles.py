@@ -59,6 +59,12 @@ class Resources(Model):
         """Number of GPUs, or of slices of one, of any vendor."""
         return count_gpus(self.requests | self.limits)
 
+    @property
+    def gpu_kind(self) -> str | None:
+        """Name of the resource that its GPUs are; None without a GPU."""
+        quantities = self.requests | self.limits
+        return next((name for name, count in quantities.items() if count_gpus({name: count})), None)
+
 
 def count_gpus(quantities: Mapping[str, str | int]) -> int:
     """Number of GPUs, or of slices of one, among the resources that a container requests."""
@@ -162,7 +168,7 @@ def _with_gpu(resources: Resources, kind: str = "nvidia.com/gpu") -> Resources:
     return Resources(requests=resources.requests | gpu, limits=resources.limits | gpu)
 
 
-# Only stages that need a GPU request one: it is released as soon as training ends.
+# Only stages that always need a GPU; `Profile.for_base` adds those that need one for a large base.
 DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
     stage: _with_gpu(resources) if PIPELINE[stage].wants_gpu else resources for stage, resources in _WITHOUT_GPU.items()
 }
@@ -244,8 +250,7 @@ class Profile(Model):
         Args:
             size: of the base in bytes; None if it is not known yet.
         """
-        train = self.resources_for(Stage.TRAIN)
-        kind = next((name for name in train.requests | train.limits if _GPU.fullmatch(name)), None)
+        kind = self.resources_for(Stage.TRAIN).gpu_kind
         if kind is None or size is None or size <= parse_bytes(self.evaluate_on_gpu_above):
             return self
         large = {stage for stage, definition in PIPELINE.items() if definition.wants_gpu_if_large}

@@ -8,7 +8,8 @@
                 by the libraries (4,151 MB with the same model)
     evaluate    the largest of the models, one at a time, in 16 bits; GGUF on a CPU in 32 bits, twice while transformers
                 unpacks it; the KV cache and the logits of one batch (edgetune_jobs.evaluation.inference bounds both).
-                On a GPU, the same as train
+                With a GPU, the same as train, and what is on the CPU nevertheless: GGUF once in 32 bits while
+                transformers unpacks it, and models whose speed is measured, in 16 bits
     disk        the stage's input and output files; a model that is streamed is not on the disk
 
 Every figure is an upper estimate. A CPU without BF16 computes in 32 bits, which the limits of a Job cover: they are
@@ -147,17 +148,21 @@ def _weights_storage(stage: Stage, shape: ModelShape, parameters: Parameters) ->
 
 
 def _evaluate_memory(shape: ModelShape, parameters: Parameters, *, has_gpu: bool) -> int:
+    has_gguf, is_measured = (
+        EdgeFormat.GGUF_Q8_0 in parameters.quantization.formats,
+        parameters.evaluation.edge is not None,
+    )
+    # Speed is measured in a process of its own.
+    measuring = is_measured * _LIBRARIES
     if has_gpu:
-        return _gpu_host_memory(shape)
-    has_gguf = EdgeFormat.GGUF_Q8_0 in parameters.quantization.formats
+        on_cpu = 4 if has_gguf else 2 * is_measured
+        return _gpu_host_memory(shape) + measuring + on_cpu * shape.parameters
     weights = shape.parameters * (8 if has_gguf else 2) + 2 * shape.largest_tensor
     longest = min(shape.longest, parameters.training.max_length)
     tokens = min(_MOST_TOKENS, _ROWS * (longest + parameters.evaluation.max_new_tokens))
     logits = min(_MOST_LOGITS, _ROWS * longest * shape.vocabulary)
     batch = max(tokens * shape.cache_per_token, logits * _LOGIT_BYTES)  # answers and losses are computed in turn
-    # Speed is measured in a process of its own.
-    processes = 2 if parameters.evaluation.edge is not None else 1
-    return processes * _LIBRARIES + weights + batch + _ADAPTER_BYTES * shape.adapter_parameters
+    return _LIBRARIES + measuring + weights + batch + _ADAPTER_BYTES * shape.adapter_parameters
 
 
 def _evaluate_storage(shape: ModelShape, parameters: Parameters) -> int:

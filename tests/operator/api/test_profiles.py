@@ -68,7 +68,10 @@ def test_resources_of_evaluate_in_the_profile_decide_for_themselves() -> None:
     assert Profile(store=STORE, resources=own).for_base(LARGE).resources == own
 
 
-@pytest.mark.parametrize(("train", "expected"), [({"amd.com/gpu": 4}, {"amd.com/gpu": 1}), ({"cpu": 8}, {})])
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [({"amd.com/gpu": 4}, {"amd.com/gpu": 1}), ({"cpu": 8}, {}), ({"nvidia.com/gpu": 0}, {})],
+)
 def test_evaluate_has_one_gpu_of_the_kind_of_train(train: dict[str, int], expected: dict[str, int]) -> None:
     profile = Profile(store=STORE, resources={Stage.TRAIN: Resources(limits=dict(train))})
 

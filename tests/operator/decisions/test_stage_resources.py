@@ -31,11 +31,13 @@ def given(stage: Stage, profile: Profile = DEFAULT, model: str = LARGE) -> tuple
     return pod["containers"][0]["resources"], pod["volumes"][0]["emptyDir"]["sizeLimit"]
 
 
-def need(stage: Stage, model: str = LARGE, builder: ObjectBuilder | None = None, **metrics: float) -> tuple[int, int]:
-    """Memory and storage that a stage without a GPU needs, in whole GiB, rounded up."""
+def need(
+    stage: Stage, model: str = LARGE, builder: ObjectBuilder | None = None, *, has_gpu: bool = False, **metrics: float
+) -> tuple[int, int]:
+    """Memory and storage that a stage needs, in whole GiB, rounded up."""
     shape = ModelShape.of({**MODELS[model], **metrics})
     assert shape is not None
-    found = need_of(stage, shape, spec_of(builder or lora_fine_tune()).parameters, has_gpu=False)
+    found = need_of(stage, shape, spec_of(builder or lora_fine_tune()).parameters, has_gpu=has_gpu)
     assert found is not None
     return -(-found.memory // GIB), -(-found.storage // GIB)
 
@@ -83,6 +85,24 @@ def test_evaluate_holds_one_model_and_has_all_on_its_disk() -> None:
     assert need(Stage.EVALUATE) == (21, 46)
     assert need(Stage.EVALUATE, builder=with_gguf) == (66, 61)
     assert need(Stage.EVALUATE, builder=lora_fine_tune().with_spec("merge.keep", False))[1] == 31
+
+
+@pytest.mark.parametrize(
+    ("fields", "memory"),
+    [
+        ({}, 8),
+        ({"evaluation.edge": {}}, 24),
+        ({"quantization.formats": ["BitsAndBytesInt8", "GGUF-Q8_0"]}, 38),
+    ],
+    ids=["scored", "measured", "gguf"],
+)
+def test_with_a_gpu_evaluate_holds_what_is_measured_or_unpacked_on_the_cpu(fields: dict[str, Any], memory: int) -> None:
+    """The weights of Llama-3.1-8B are 15 GiB in 16 bits and 30 GiB in 32 bits."""
+    builder = lora_fine_tune()
+    for path, value in fields.items():
+        builder = builder.with_spec(path, value)
+
+    assert need(Stage.EVALUATE, builder=builder, has_gpu=True)[0] == memory
 
 
 def test_a_training_without_a_gpu_needs_the_memory_that_prepare_estimated() -> None:
