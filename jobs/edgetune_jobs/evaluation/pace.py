@@ -7,8 +7,6 @@ OnBatch = Callable[[int, float], None]
 """(rows, share) -> None: called after each batch of a pass with the rows that it finished, and the expected share of
 the pass that is done; 0 if that is unknown."""
 
-# The first batch has the longest rows and warms up the libraries.
-_BATCHES_TO_WAIT = 2
 # The share is an estimate: answers of the rows to come may be shorter.
 _CERTAINLY_TOO_SLOW = 2
 
@@ -29,16 +27,17 @@ def expected_tokens(most: int, ended: int, decoded: int) -> float:
 
 
 class Pace:
-    """The pace of one pass, from its start."""
+    """The pace of one pass after its first batch, during which llama.cpp loads the model and libraries warm up."""
 
     def __init__(self, deadline: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start the pass.
-
+        """
         Args:
             deadline: time by the clock at which the stage is ended; None if it is not.
             clock: returns seconds.
         """
-        self._deadline, self._clock, self._began, self._batches = deadline, clock, clock(), 0
+        self._deadline, self._clock = deadline, clock
+        self._first: tuple[float, float] | None = None
+        """End of the first batch by the clock, and the share that was done then."""
 
     def seconds_too_many(self, share: float) -> tuple[float, float] | None:
         """Expected seconds that the pass still takes, and seconds to the deadline; None if the pass ends before it, or
@@ -47,11 +46,14 @@ class Pace:
         Args:
             share: share of the pass that is done, 0 to 1; 0 if it is unknown.
         """
-        self._batches += share > 0
         now = self._clock()
-        if self._deadline is None or self._batches < _BATCHES_TO_WAIT or not 0 < share < 1:
+        if self._first is None:
+            self._first = (now, share) if share > 0 else None
             return None
-        needed = (now - self._began) * (1 - share) / share
+        began, before = self._first
+        if self._deadline is None or not before < share < 1:
+            return None
+        needed = (now - began) * (1 - share) / (share - before)
         left = max(self._deadline - now, 0.0)
         return (needed, left) if needed > left else None
 

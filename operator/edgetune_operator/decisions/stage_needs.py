@@ -148,10 +148,8 @@ def _weights_storage(stage: Stage, shape: ModelShape, parameters: Parameters) ->
 
 
 def _evaluate_memory(shape: ModelShape, parameters: Parameters, *, has_gpu: bool) -> int:
-    has_gguf, is_measured = (
-        EdgeFormat.GGUF_Q8_0 in parameters.quantization.formats,
-        parameters.evaluation.edge is not None,
-    )
+    has_gguf = EdgeFormat.GGUF_Q8_0 in parameters.quantization.formats
+    is_measured = parameters.evaluation.edge is not None
     # Speed is measured in a process of its own.
     measuring = is_measured * _LIBRARIES
     if has_gpu:

@@ -38,6 +38,14 @@ def test_a_pass_that_ends_after_its_deadline_is_late_from_its_second_batch_on() 
     assert second == pytest.approx((160, 60))
 
 
+def test_the_first_batch_which_loads_the_model_says_nothing_about_the_pace() -> None:
+    assert judge(1000, (600, 0.1), (610, 0.2), (620, 0.3)) == [None, None, None]
+
+
+def test_a_share_that_is_estimated_lower_than_before_says_nothing_about_the_pace() -> None:
+    assert judge(100, (20, 0.3), (40, 0.2)) == [None, None]
+
+
 def test_without_a_deadline_or_a_known_share_nothing_is_late() -> None:
     assert judge(None, (20, 0.1), (40, 0.2)) == [None, None]
     assert judge(1, (20, 0.0), (40, 0.0), (60, 0.1)) == [None, None, None]

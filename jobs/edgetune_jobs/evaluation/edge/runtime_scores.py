@@ -11,6 +11,8 @@ from edgetune_jobs.evaluation.edge.scoring_process import LINE, REQUEST, Row, Ro
 from edgetune_jobs.evaluation.pace import OnBatch
 from edgetune_jobs.models.libraries import usable_cpus
 
+# Rows are scored one by one, and one alone says little about the pace of the others.
+_ROWS_THAT_SHOW_THE_PACE = 32
 _MODULE = "edgetune_jobs.evaluation.edge.scoring_process"
 
 
@@ -47,7 +49,7 @@ def score_in_llama_cpp(
         max_new_tokens: maximum length of an answer in tokens.
         scratch: folder for temporary files.
         stop: interrupts it when set.
-        on_batch: called when rows have been scored.
+        on_batch: called when rows have been scored; with a share after each 32 rows and at the end.
 
     Raises:
         OutOfMemory, CannotStart, CannotRun, TransientError, Interrupted: as `Child.run` and `Child.check_exit`.
@@ -55,7 +57,7 @@ def score_in_llama_cpp(
     threads = usable_cpus()
     child = Child(_MODULE, folder.name, threads, scratch)
     request = ScoringRequest(folder, tuple(rows), tuple(ends), max_new_tokens, threads, os.getpid())
-    lines = _Lines(child.result_file, len(rows), on_batch)
+    lines = ScoreLines(child.result_file, len(rows), on_batch)
     ending = child.run(REQUEST.dump_json(request), stop, on_poll=lines.read)
     child.check_exit(ending, bool(lines.runtime), lines.problem)
     tokens = sum(score.tokens for score in lines.scores)
@@ -63,10 +65,11 @@ def score_in_llama_cpp(
     return RuntimeScores(lines.runtime, loss, [score.answer for score in lines.scores])
 
 
-class _Lines:
+class ScoreLines:
     """The lines that the process has written so far."""
 
     def __init__(self, file: Path, rows: int, on_batch: OnBatch) -> None:
+        """Read nothing yet; the arguments are those of `score_in_llama_cpp`, and the file that the process writes."""
         self.runtime, self.problem = "", ""
         self.scores: list[RowScore] = []
         self._file, self._rows, self._on_batch, self._read_bytes = file, rows, on_batch, 0
@@ -85,5 +88,7 @@ class _Lines:
             line = LINE.validate_json(text)
             self.runtime, self.problem = line.runtime or self.runtime, line.problem or self.problem
             self.scores += [] if line.row is None else [line.row]
-        if len(self.scores) > before:
-            self._on_batch(len(self.scores) - before, len(self.scores) / self._rows)
+        scored = len(self.scores)
+        shows_pace = scored == self._rows or scored // _ROWS_THAT_SHOW_THE_PACE > before // _ROWS_THAT_SHOW_THE_PACE
+        if scored > before:
+            self._on_batch(scored - before, scored / self._rows if shows_pace else 0.0)

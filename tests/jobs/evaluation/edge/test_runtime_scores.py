@@ -12,8 +12,8 @@ import torch
 
 from edgetune_jobs.evaluation import decoding, inference
 from edgetune_jobs.evaluation.edge.child_process import CannotRun
-from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
-from edgetune_jobs.evaluation.edge.scoring_process import Feed, Row, score_row
+from edgetune_jobs.evaluation.edge.runtime_scores import ScoreLines, score_in_llama_cpp
+from edgetune_jobs.evaluation.edge.scoring_process import LINE, Feed, Line, Row, RowScore, score_row
 from edgetune_jobs.models import loading
 from support.edge_models import make_model, write_gguf
 from support.llama_cpp import packages_of_llama_cpp
@@ -90,6 +90,18 @@ def test_a_text_has_a_loss_over_all_but_its_first_token_and_no_answer(model: Any
     assert (score.tokens, score.answer) == (2, [])
     assert score.loss / 2 == pytest.approx(expected, rel=1e-5)
     assert score_row(feed_of(model), Row((), (11,)), [], MOST).tokens == 0
+
+
+def test_single_rows_which_may_be_long_or_short_do_not_show_the_pace(tmp_path: Path) -> None:
+    done: list[tuple[int, float]] = []
+    lines = ScoreLines(tmp_path / "lines", 80, lambda rows, share: done.append((rows, share)))
+
+    for count in (1, 30, 2, 40, 7):
+        with (tmp_path / "lines").open("ab") as file:
+            file.writelines(LINE.dump_json(Line(row=RowScore(1.0, 1))) + b"\n" for _ in range(count))
+        lines.read()
+
+    assert done == [(1, 0.0), (30, 0.0), (2, 33 / 80), (40, 73 / 80), (7, 1.0)]
 
 
 def test_llama_cpp_scores_a_gguf_file(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
