@@ -83,8 +83,9 @@ def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batche
         evaluate.run(context)
 
     assert str(raised.value).startswith("scoring the base model takes about ")
-    assert "spec.activeDeadlineSeconds ends the stage in 0 s; raise it, lower spec.evaluation.maxExamples (" in str(
-        raised.value
+    assert (
+        "spec.activeDeadlineSeconds ends the stage in at most 0 s; raise it, lower spec.evaluation.maxExamples ("
+        in str(raised.value)
     )
     assert [update["done"] for update in progress.updates] == [8, 16]
 

@@ -31,8 +31,10 @@ class Settings:
 
     cache: ModelCache | None
     """EDGETUNE_MODEL_CACHE_DIR and EDGETUNE_MODEL_CACHE_BYTES: folder and size of the cache of base models."""
+
     deadline_seconds: int | None
-    """EDGETUNE_DEADLINE_SECONDS: seconds after which the Job ends its stage, counted from its first attempt."""
+    """EDGETUNE_DEADLINE_SECONDS: seconds after which the Job ends its stage. The Job counts from its own start, which
+    its Pods do not know: an attempt has at most this time."""
 
     image: str
     """EDGETUNE_IMAGE: reference of the container image, as in the Pod; empty outside a container."""
@@ -45,8 +47,8 @@ class Settings:
         """Settings with their defaults.
 
         Raises:
-            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS or EDGETUNE_DEADLINE_SECONDS not a
-                number.
+            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_DEADLINE_SECONDS or
+                EDGETUNE_MODEL_CACHE_BYTES not a number.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
         if not port.isdecimal() or int(port) > 65535:
@@ -73,7 +75,11 @@ class Settings:
 
 def _cache(environment: Mapping[str, str]) -> ModelCache | None:
     folder, size = environment.get("EDGETUNE_MODEL_CACHE_DIR"), environment.get("EDGETUNE_MODEL_CACHE_BYTES", "")
-    return ModelCache(Path(folder), int(size)) if folder and size.isdecimal() else None
+    if not folder:
+        return None
+    if not size.isdecimal():
+        raise InvalidInput(f"EDGETUNE_MODEL_CACHE_BYTES: {size!r} is not a number of bytes; use digits only")
+    return ModelCache(Path(folder), int(size))
 
 
 def termination_log(environment: Mapping[str, str]) -> Path:

@@ -202,7 +202,7 @@ class _Evaluation:
         evaluation = self.context.request.parameters.evaluation
         message = (
             f"scoring the {name} model takes about {needed:,.0f} s more at the pace of its first rows, but "
-            f"spec.activeDeadlineSeconds ends the stage in {left:,.0f} s"
+            f"spec.activeDeadlineSeconds ends the stage in at most {left:,.0f} s"
         )
         if is_hopeless(needed, left):
             raise InvalidInput(

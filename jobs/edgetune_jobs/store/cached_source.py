@@ -4,7 +4,6 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -125,7 +124,7 @@ class CachedSource:
         """Read a file from byte `start` into `buffer`, from the cache if it is open there."""
         descriptor = self._descriptors.get(path)
         if descriptor is not None:
-            with suppress(OSError):  # such as a volume that is lost
+            with self._cache.tolerating():  # such as a volume that is lost
                 return os.preadv(descriptor, [buffer], start)
         return self._source.read_into(path, start, buffer)
 

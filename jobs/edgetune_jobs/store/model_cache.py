@@ -52,7 +52,7 @@ class ModelCache:
 
     def copy(self, key: str, target: Path, size: int) -> bool:
         """Copy a file to `target`, checked on the way; False if the cache does not have it."""
-        with self._tolerating(), self._found(key) as found, target.open("wb") as file:
+        with self.tolerating(), self._found(key) as found, target.open("wb") as file:
             if found is not None:
                 self._check(key, found, size, file.write)
                 return True
@@ -62,7 +62,7 @@ class ModelCache:
     def open(self, key: str, size: int) -> int | None:
         """Descriptor of a file whose content was checked, which the caller closes: it stays readable if it is removed.
         None if the cache does not have it."""
-        with self._tolerating(), self._found(key) as found:
+        with self.tolerating(), self._found(key) as found:
             if found is not None:
                 self._check(key, found, size, lambda _: None)
                 return os.dup(found.fileno())
@@ -71,7 +71,7 @@ class ModelCache:
     def add(self, key: str, write: Callable[[Path], Fingerprint]) -> None:
         """Add a file that `write` writes to a path; if it fails, the cache is as before."""
         partial = self.folder / f"{key}.{secrets.token_hex(8)}{_PARTIAL}"
-        with self._tolerating():
+        with self.tolerating():
             try:
                 content = write(partial)
                 partial.chmod(0o440)
@@ -98,7 +98,7 @@ class ModelCache:
         if count > self.size:
             self._warn(f"the model cache has {self.size:,} bytes, but the base model needs {count:,}")
             return False
-        with self._tolerating():
+        with self.tolerating():
             files = sorted((each for each in self._files()), key=lambda each: each[1].st_mtime)
             used = sum(state.st_size for _, state in files)
             for path, state in files:
@@ -116,7 +116,7 @@ class ModelCache:
         Without a lock, a source may be fetched twice; files are complete and checked in any case.
         """
         file = None
-        with self._tolerating():
+        with self.tolerating():
             file = (self.folder / f"{source}{_LOCK}").open("ab")
             _wait_for_lock(file)
         try:
@@ -159,8 +159,8 @@ class ModelCache:
                     yield path, path.stat()
 
     @contextmanager
-    def _tolerating(self) -> Iterator[None]:
-        """Turn a problem of the cache into a warning."""
+    def tolerating(self) -> Iterator[None]:
+        """Turn a problem of the cache into a warning: what the block did not do is read from the store instead."""
         try:
             yield
         except (OSError, TransientError) as error:

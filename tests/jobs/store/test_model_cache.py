@@ -1,5 +1,6 @@
 """The cache of base models: what it removes, what it refuses, and reading by range from it."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -159,3 +160,18 @@ def test_without_a_usable_cache_ranges_come_from_s3(
 
     assert read(source, 5, 100) == base[5:105]
     assert cache.warnings == ("the model cache: No such file or directory; the base model is read from the store",)
+
+
+def test_a_volume_that_is_lost_while_it_is_read_is_a_warning(
+    base: bytes, s3_server: S3Server, s3_prefix: str, cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = cached_source(s3_server, s3_prefix, cache, tmp_path / "one")
+    source.open(["model.safetensors"])
+
+    def lost(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "preadv", lost)
+
+    assert [read(source, start, 100) for start in (5, 500)] == [base[5:105], base[500:600]]
+    assert cache.warnings == ("the model cache: Stale file handle; the base model is read from the store",)

@@ -1,0 +1,35 @@
+"""The environment of a stage's process: what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.runtime.settings import Settings
+from edgetune_jobs.store.model_cache import ModelCache
+
+CACHE = {"EDGETUNE_MODEL_CACHE_DIR": "/cache"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"EDGETUNE_METRICS_PORT": "65536"}, "EDGETUNE_METRICS_PORT: '65536' is not a port"),
+        ({"EDGETUNE_GPUS": "one"}, "EDGETUNE_GPUS: 'one' is not a number of GPUs"),
+        ({"EDGETUNE_DEADLINE_SECONDS": "1h"}, "EDGETUNE_DEADLINE_SECONDS: '1h' is not a number of seconds"),
+        (CACHE, "EDGETUNE_MODEL_CACHE_BYTES: '' is not a number of bytes"),
+        ({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5Gi"}, "EDGETUNE_MODEL_CACHE_BYTES: '5Gi' is not a number of bytes"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(environment: dict[str, str], problem: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        Settings.from_environment(environment)
+
+    assert str(raised.value).startswith(problem)
+
+
+def test_a_cache_has_the_folder_and_the_size_of_the_environment() -> None:
+    assert Settings.from_environment({}).cache is None
+    assert Settings.from_environment({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5"}).cache == ModelCache(
+        Path("/cache"), 5
+    )
