@@ -6,7 +6,6 @@ import pytest
 
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.runtime.settings import Settings
-from edgetune_jobs.store.model_cache import ModelCache
 
 CACHE = {"EDGETUNE_MODEL_CACHE_DIR": "/cache"}
 
@@ -30,6 +29,6 @@ def test_a_variable_that_cannot_be_used_is_named(environment: dict[str, str], pr
 
 def test_a_cache_has_the_folder_and_the_size_of_the_environment() -> None:
     assert Settings.from_environment({}).cache is None
-    assert Settings.from_environment({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5"}).cache == ModelCache(
-        Path("/cache"), 5
-    )
+    cache = Settings.from_environment({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5"}).cache
+    assert cache is not None
+    assert (cache.folder, cache.size) == (Path("/cache"), 5)

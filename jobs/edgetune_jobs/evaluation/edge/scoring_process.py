@@ -90,14 +90,9 @@ def score_row(feed: Feed, row: Row, ends: Sequence[int], max_new_tokens: int) ->
     One pass over prompt and completion gives the loss and the answer as far as it agrees with the completion; further
     passes check the rest of the draft, and then decode token by token.
     """
-    import numpy as np
-
     ids, first = [*row.prompt, *row.completion], max(len(row.prompt), 1)
-    logits = feed(0, ids[:-1])[first - 1 :].astype(np.float64)
-    expected = np.asarray(ids[first:], np.int64)
-    largest = logits.max(axis=1)
-    totals = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
-    loss = float((totals - logits[np.arange(len(expected)), expected]).sum())
+    logits, expected = feed(0, ids[:-1])[first - 1 :], ids[first:]
+    loss = sum(map(_cross_entropy, logits, expected))
     if not row.prompt:
         return RowScore(loss, len(expected))
     answer = cut(agreement(row.completion, logits.argmax(axis=1).tolist()), ends, max_new_tokens)
@@ -107,6 +102,14 @@ def score_row(feed: Feed, row: Row, ends: Sequence[int], max_new_tokens: int) ->
         choices = feed(len(known) - 1, [known[-1], *guess]).argmax(axis=1).tolist()
         answer = cut([*answer, *agreement(guess, choices)], ends, max_new_tokens)
     return RowScore(loss, len(expected), answer)
+
+
+def _cross_entropy(logits: "np.ndarray", expected: int) -> float:
+    """Cross-entropy of one token in nats; float64 copies of all tokens' logits would take gigabytes."""
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(np.log(np.exp(shifted).sum()) - shifted[expected])
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """Scores of GGUF in llama.cpp: the loss and the answers are those of transformers."""
 
+import math
 import random
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,19 @@ def test_a_text_has_a_loss_over_all_but_its_first_token_and_no_answer(model: Any
     assert (score.tokens, score.answer) == (2, [])
     assert score.loss / 2 == pytest.approx(expected, rel=1e-5)
     assert score_row(feed_of(model), Row((), (11,)), [], MOST).tokens == 0
+
+
+def test_a_long_row_takes_no_more_memory_than_its_logits() -> None:
+    logits = np.zeros((500, 20_000), np.float32)
+    tracemalloc.start()
+    try:
+        score = score_row(lambda _, tokens: logits[: len(tokens)], Row((), tuple(range(501))), [], MOST)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert score.loss == pytest.approx(500 * math.log(20_000))
+    assert peak < 0.1 * logits.nbytes
 
 
 def test_single_rows_which_may_be_long_or_short_do_not_show_the_pace(tmp_path: Path) -> None:
