@@ -155,8 +155,11 @@ class RunState:
         self._reset.add(stage)
 
     def _restart(self, stage: Stage, digest: str) -> None:
-        """Empty the stage's row, except for the attempts that were counted: none is counted twice."""
-        self.rows[stage] = StageStatus(name=stage, digest=digest, counted=self.rows[stage].counted)
+        """Empty the stage's row, except for the attempts that were counted, of which none is counted twice, and for
+        what is known of the memory that this digest needs."""
+        row = self.rows[stage]
+        doublings = row.memory_doublings if row.digest == digest else 0
+        self.rows[stage] = StageStatus(name=stage, digest=digest, counted=row.counted, memory_doublings=doublings)
 
     def _rekey(self, resolved: Resolved) -> None:
         """Give the stages after prepare their digests; a row of another digest starts again."""

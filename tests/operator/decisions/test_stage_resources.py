@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.request import Result
-from edgetune_contract.stages import Stage
+from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState, StageStatus
 from edgetune_operator.api.profiles import Bounds, Profile, Resources, Sizing
 from edgetune_operator.decisions.stage_needs import ModelShape, need_of
@@ -255,3 +255,20 @@ def test_the_last_attempt_is_not_repeated() -> None:
     killed = scenario.reconcile()
 
     assert deleted(killed) == []
+
+
+def test_a_retry_does_not_forget_that_a_stage_needs_more_memory() -> None:
+    scenario = Scenario(lora_fine_tune())
+    prepared(scenario)
+    scenario.end_pod(lambda pod: pod.ended(137, reason="OOMKilled"))
+    scenario.cluster.jobs[scenario.live_job]["status"] |= {"active": 0, "failed": 1}
+    scenario.reconcile()
+    scenario.reconcile()
+    scenario.fail(ExitCode.INVALID, "the data was changed")
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    scenario.reconcile()  # deletes the Jobs that ended before
+    prepared(scenario)
+
+    assert memory_of(scenario) == ("16Gi", "32Gi")
