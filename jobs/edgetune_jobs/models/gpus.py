@@ -30,7 +30,7 @@ def require_gpus(expected: int) -> None:
     if visible < expected:
         raise TransientError(
             f"the container was given {count(expected, 'GPU')}, but CUDA sees {visible or 'none'}: {_explain(reason)}; "
-            "nothing is trained on a CPU instead"
+            "no CPU replaces it"
         )
     if visible > expected:
         raise InvalidInput(

@@ -153,7 +153,7 @@ class JobObservation:
     """The retry token when the Job was created."""
 
     settings: str
-    """Hash of its settings from profile and spec; see `run_state.settings_digest`."""
+    """Hash of its settings from profile and spec; see `stage_resources.settings_digest`."""
 
     backoff_limit: int | None
     """The Job's own retry limit: that of the spec may have changed since."""

@@ -35,7 +35,7 @@ def test_a_node_without_a_driver_is_named_and_tried_again() -> None:
     with pytest.raises(
         TransientError,
         match=r"given 1 GPU, but CUDA sees none: no NVIDIA driver is loaded \(CUDA 13\.0 needs 580 or newer\): "
-        r"install .*nothing is trained on a CPU instead$",
+        r"install .*no CPU replaces it$",
     ):
         gpus.require_gpus(1)
 
@@ -64,7 +64,7 @@ def test_a_driver_that_is_not_visible_in_the_container_is_explained_in_cudas_wor
     with pytest.raises(
         TransientError,
         match=r"driver 580\.95\.05 suits CUDA 13\.0, but is not usable in the container: check .*runtimeClassName "
-        r"\(CUDA says: CUDA initialization: libcuda\.so\.1 is missing\); nothing",
+        r"\(CUDA says: CUDA initialization: libcuda\.so\.1 is missing\); no CPU replaces it",
     ):
         gpus.require_gpus(1)
 
