@@ -60,8 +60,9 @@ def _how_to_fit(stage: Stage) -> str:
         return "lower spec.training.microBatchSize or spec.training.maxLength, or use a profile with a larger GPU"
     if stage is Stage.EVALUATE:
         return (
-            "a model in 16 bits, or it and a single row, do not fit: lower spec.evaluation.maxNewTokens, or use a profile "
-            "that gives the stage evaluate a larger GPU or no GPU (it can run on a CPU: raise evaluateOnGpuAbove)"
+            "a model in 16 bits, or it and a single row, do not fit: lower spec.evaluation.maxNewTokens, or use a "
+            "profile that gives the stage evaluate a larger GPU or no GPU (it can run on a CPU: raise "
+            "evaluateOnGpuAbove)"
         )
     return f"use a profile that gives the stage {stage} a larger GPU or no GPU (it can run on a CPU)"
 
