@@ -292,6 +292,32 @@ def test_a_retryable_failure_is_final_when_the_retries_are_used_up(
     assert (row["state"], row["attempts"], player.object["status"]["phase"]) == ("Failed", 2, "Failed")
 
 
+def test_an_attempt_that_is_killed_at_its_memory_limit_is_repeated_with_twice_the_memory(player: StagePlayer) -> None:
+    player.apply(retryLimit=2)
+    player.finish(Stage.PREPARE)
+    job, pod = player.live_pod(Stage.TRAIN)
+
+    def has_twice_the_memory(found: dict[str, Any]) -> bool:
+        return str(resources_of(found)["limits"]["memory"]) == "64Gi"
+
+    player.end_pod(pod, pod_ended(137, reason="OOMKilled"))
+    name = job["metadata"]["name"]
+    again = player.kube.wait("batch/v1", "Job", player.namespace, name, has_twice_the_memory, "Twice the memory")
+    player.finish_from(Stage.TRAIN)
+    player.wait_for_phase("Succeeded")
+
+    assert resources_of(job)["limits"]["memory"] == "32Gi"
+    assert again["spec"]["backoffLimit"] == 1
+    row = player.row(Stage.TRAIN)
+    assert (row["attempts"], row["memoryDoublings"]) == (2, 1)
+
+
+def resources_of(job: dict[str, Any]) -> dict[str, Any]:
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    resources: dict[str, Any] = container["resources"]
+    return resources
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "message"),
     [

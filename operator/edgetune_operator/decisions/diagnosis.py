@@ -325,7 +325,18 @@ def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> D
     reason, message = why_ended(pod)
     if pod.exit_code in tuple(code for code in ExitCode if code.fails_job):
         return reason, message
-    return (reason, message + _counted(job, earlier)) if job.attempts > (job.backoff_limit or 0) else None
+    is_last = failed_attempts(job) > (job.backoff_limit or 0)
+    return (reason, message + _counted(job, earlier)) if is_last else None
+
+
+def failed_attempts(job: JobObservation) -> int:
+    """Failed attempts of a live Job, whose status may count the next one already, or not yet count the last one."""
+    waits = bool(job.pods) and _waits(job.pods[-1])
+    return max(job.attempts - waits, sum(pod.failed for pod in job.pods))
+
+
+def _waits(pod: PodObservation) -> bool:
+    return not pod.ended and pod.phase == "Pending"
 
 
 def why_outlived(pod: PodObservation) -> Diagnosis:
@@ -337,16 +348,20 @@ def why_outlived(pod: PodObservation) -> Diagnosis:
 
 
 def killed_at_memory_limit(job: JobObservation, earlier: int) -> PodObservation | None:
-    """The last attempt of a live Job, if it was killed at its memory limit and the next one has not started.
+    """The last attempt of a live Job, if it was killed at its memory limit and the next one is not seen running.
+
+    The Job controller creates the next Pod within a second, and counts both in the same status: to wait until it counts
+    no attempt would be to wait forever.
 
     Args:
         job: the Job.
         earlier: failed attempts of the Jobs that it replaced.
     """
-    newest = job.pods[-1] if job.pods else None
-    if newest is None or not newest.exceeded_memory or job.runs or job.outlived is not None:
+    pods = job.pods[:-1] if job.pods and _waits(job.pods[-1]) else job.pods
+    last = pods[-1] if pods else None
+    if last is None or not last.exceeded_memory or job.outlived is not None:
         return None
-    return newest if why_not_retried(newest, job, earlier) is None else None
+    return last if why_not_retried(last, job, earlier) is None else None
 
 
 def why_more_memory(limit: int | None) -> Diagnosis:

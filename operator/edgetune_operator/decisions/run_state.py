@@ -30,6 +30,7 @@ from edgetune_operator.decisions.attempts import count_attempts, count_resumptio
 from edgetune_operator.decisions.diagnosis import (
     Diagnosis,
     awaits_pod_status,
+    failed_attempts,
     interruptions,
     killed_at_memory_limit,
     overdue,
@@ -275,7 +276,7 @@ class RunState:
     def _retry_by_another_job(self, stage: Stage, job: JobObservation, pod: PodObservation, why: Diagnosis) -> None:
         """The stage's next Job has the retries that are left, and twice the memory if that was missing."""
         row = self.rows[stage]
-        failed = row.failed_before + job.attempts - pod.interrupted
+        failed = row.failed_before + failed_attempts(job) - pod.interrupted
         changes = {"reason": why[0], "message": why[1], "failed_before": failed, "attempts": failed}
         changes |= {"state": StageState.PENDING, "started_at": None}
         self._update(stage, memory_doublings=row.memory_doublings + pod.exceeded_memory, **changes)

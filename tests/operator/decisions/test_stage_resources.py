@@ -1,6 +1,7 @@
 """Resources of stages by the size of the model, within the profile's bounds; more memory after a kill at its limit."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -202,13 +203,29 @@ def test_the_status_has_what_a_job_requests() -> None:
     assert scenario.cluster.status_writes == writes
 
 
-def test_an_attempt_that_was_killed_at_its_memory_limit_is_repeated_with_twice_the_memory() -> None:
+@pytest.mark.parametrize(
+    ("counted", "has_next_pod"),
+    [
+        ({"active": 0, "failed": 1}, False),
+        ({"active": 1}, False),
+        ({"active": 1}, True),
+        ({"active": 1, "failed": 1}, True),
+    ],
+    ids=["counted", "not yet counted", "next Pod not yet counted", "next Pod counted"],
+)
+def test_an_attempt_that_was_killed_at_its_memory_limit_is_repeated_with_twice_the_memory(
+    counted: dict[str, int], has_next_pod: bool
+) -> None:
     scenario = Scenario(lora_fine_tune().with_spec("retryLimit", 2))
     prepared(scenario)
     before, job = memory_of(scenario), scenario.live_job
 
     scenario.end_pod(lambda pod: pod.ended(137, reason="OOMKilled"))
-    scenario.cluster.jobs[job]["status"] |= {"active": 0, "failed": 1}
+    if has_next_pod:
+        scenario.let_pass(timedelta(seconds=1))
+        scenario.cluster.start_pod(job)
+        scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
+    scenario.cluster.jobs[job]["status"] |= counted
     killed = scenario.reconcile()
     condition, row = scenario.condition("Reconciling"), scenario.row(Stage.TRAIN)
     again = scenario.reconcile()
