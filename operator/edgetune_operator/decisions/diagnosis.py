@@ -325,8 +325,7 @@ def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> D
     reason, message = why_ended(pod)
     if pod.exit_code in tuple(code for code in ExitCode if code.fails_job):
         return reason, message
-    is_last = failed_attempts(job) > (job.backoff_limit or 0)
-    return (reason, message + _counted(job, earlier)) if is_last else None
+    return (reason, message + _counted(job, earlier)) if failed_attempts(job) > (job.backoff_limit or 0) else None
 
 
 def failed_attempts(job: JobObservation) -> int:
@@ -350,8 +349,7 @@ def why_outlived(pod: PodObservation) -> Diagnosis:
 def killed_at_memory_limit(job: JobObservation, earlier: int) -> PodObservation | None:
     """The last attempt of a live Job, if it was killed at its memory limit and the next one is not seen running.
 
-    The Job controller creates the next Pod within a second, and counts both in the same status: to wait until it counts
-    no attempt would be to wait forever.
+    The Job controller creates the next Pod within a second, and never shows a Job without an active one before.
 
     Args:
         job: the Job.

@@ -8,10 +8,11 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState
+from edgetune_operator.api.profiles import Resources
 from edgetune_operator.decisions.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import observe
 from support.builders import PodBuilder, lora_fine_tune
-from support.scenario import Scenario
+from support.scenario import PROFILE, Scenario
 
 SECRET_EVENT = 'MountVolume.SetUp failed for volume "s3-credentials" : secret "edgetune-s3" not found'
 NO_SECRET = "Secret edgetune-s3 not found in namespace team-a; create it, and the stage continues by itself"
@@ -20,8 +21,9 @@ CHECKPOINT = "resumes from its newest checkpoint"
 
 @pytest.fixture
 def training() -> Scenario:
-    """An object whose training has a Pod."""
-    scenario = Scenario(lora_fine_tune())
+    """An object whose training has a Pod, with memory that the profile fixes."""
+    fixed = Resources(limits={"memory": "32Gi"})
+    scenario = Scenario(lora_fine_tune(), PROFILE.model_copy(update={"resources": {Stage.TRAIN: fixed}}))
     scenario.advance_to(Stage.TRAIN)
     return scenario
 
