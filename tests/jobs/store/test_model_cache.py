@@ -175,3 +175,13 @@ def test_a_volume_that_is_lost_while_it_is_read_is_a_warning(
 
     assert [read(source, start, 100) for start in (5, 500)] == [base[5:105], base[500:600]]
     assert cache.warnings == ("the model cache: Stale file handle; the base model is read from the store",)
+
+
+def test_a_file_that_was_fetched_stays_when_it_is_fetched_again_without_a_usable_cache(
+    base: bytes, s3_server: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    source = cached_source(s3_server, s3_prefix, ModelCache(tmp_path / "lost", 3 * MEGABYTE), tmp_path / "one")
+
+    folders = [source.fetch(["model.safetensors"]) for _ in range(2)]
+
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == [base, base]
