@@ -20,7 +20,7 @@ define compile_constraints
 @cmp -s .venv/constraints.txt constraints.txt || cp .venv/constraints.txt constraints.txt
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check generate upgrade bench sweep format clean clean-cache
+.PHONY: help demo test coverage programs e2e cluster cluster-down check generate upgrade bench gpu-check sweep format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -96,6 +96,7 @@ upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds 
 
 bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, bytes moved, edge models, evaluation, and the operator (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py
+	@$(BIN)/python tests/bench/bench_padding.py
 	@$(BIN)/python tests/bench/bench_merge_quantize.py
 	@$(BIN)/python tests/bench/bench_bytes_moved.py
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
@@ -103,6 +104,9 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@$(BIN)/python tests/bench/bench_evaluation.py
 	@$(BIN)/python tests/bench/bench_operator.py
 	@$(BIN)/python tests/bench/bench_operator_scale.py
+
+gpu-check: $(if $(WHEELS),,.venv/dev) ## Measure what only a GPU can show, in at most 8 minutes; WHEELS names a folder of wheels (docs/benchmarks.md)
+	@$(if $(WHEELS),python3,$(BIN)/python) tests/bench/gpu_check $(if $(WHEELS),--wheels $(WHEELS)) $(GPU_CHECK_ARGS)
 
 sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (some minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp

@@ -15,11 +15,11 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.bare_trl import train_bare
 from bench.report import print_table
 from edgetune_contract.spec import Parameters
 from edgetune_jobs.models import loading
@@ -81,57 +81,18 @@ def _measure_stage(base: Path, prepared: Path, work: Path, steps: int) -> float:
 
 
 def _measure_bare(base: Path, prepared: Path, work: Path, steps: int) -> float:
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from trl import SFTConfig, SFTTrainer
-
-    spec = _parameters(steps)
-    on_cpu = not torch.cuda.is_available()
-    bf16 = (
-        loading.dtype_of(loading.resolve_precision(spec.training.precision, loading.choose_device())) is torch.bfloat16
-    )
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
+    parameters = _parameters(steps)
+    times: list[float] = []
+    tokens = train_bare(
+        parameters,
         base,
-        dtype=dtype,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        ),
+        prepared,
+        work,
+        lambda: times.append(time.monotonic()),
+        optim=parameters.training.optimizer,
+        activation_checkpointing=False,
     )
-    rows: Any = Dataset.from_parquet(str(prepared / "train.parquet"), cache_dir=str(work / "cache"))
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(work),
-            max_steps=steps,
-            per_device_train_batch_size=_BATCH,
-            learning_rate=spec.training.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=spec.training.warmup_ratio,
-            optim=spec.training.optimizer,
-            max_length=spec.training.max_length,
-            completion_only_loss=True,
-            activation_checkpointing=False,
-            bf16=bf16,
-            use_cpu=on_cpu,
-            disable_tqdm=True,
-            logging_strategy="no",
-            dataloader_pin_memory=not on_cpu,
-        ),
-        train_dataset=rows,
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(
-            r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
-    began = time.monotonic()
-    trainer.train()
-    return float(trainer._total_train_tokens / (time.monotonic() - began))
+    return tokens / (times[-1] - times[0])
 
 
 if __name__ == "__main__":
