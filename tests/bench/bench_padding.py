@@ -33,7 +33,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each layout (3)")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of one measurement (4)")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of one measurement (3)")
     options = parser.parse_args()
     prepare_libraries()
     warnings.simplefilter("ignore")

@@ -58,18 +58,21 @@ def _run_with_wheels(wheels: Path) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from bench.gpu_check.goals import print_goals
-    from bench.gpu_check.inputs import Inputs
-    from bench.gpu_check.runner import read_results, run_steps
-    from bench.gpu_check.steps import all_steps
-    from edgetune_jobs.models.libraries import prepare_libraries
+    from edgetune_jobs.models.libraries import prepare_torch
 
-    prepare_libraries()
-    warnings.simplefilter("ignore")
+    prepare_torch()
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("CUDA sees no GPU on this machine; --device cpu --scale 100 rehearses the steps without one")
+    from bench.gpu_check.goals import print_goals
+    from bench.gpu_check.inputs import Inputs
+    from bench.gpu_check.runner import read_results, run_steps
+    from bench.gpu_check.steps import all_steps
+    from edgetune_jobs.models.loading import choose_device
+
+    device = choose_device()
+    warnings.simplefilter("ignore")
     steps = [
         step
         for step in all_steps()
@@ -80,7 +83,7 @@ def _check(options: argparse.Namespace) -> int:
     if not options.only:
         options.results.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
-        inputs = Inputs(torch.device(options.device), options.scale, Path(folder))
+        inputs = Inputs(device, options.scale, Path(folder))
         inputs.figures.update({each.step: each.figures for each in read_results(options.results)})
         try:
             run_steps(steps, inputs, options.results, options.minutes * 60)

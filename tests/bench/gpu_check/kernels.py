@@ -74,9 +74,11 @@ def nf4_codes(inputs: "Inputs") -> "Figures":
 
 
 def varlen(inputs: "Inputs") -> "Figures":
-    """Error of varlen_attention and of SDPA against float64, and the time of both with their backward passes."""
+    """Error of varlen_attention and of SDPA against float64; its time, and that of padded rows in transformers, both with
+    the backward pass.
+    """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from edgetune_jobs.models import loading
     from edgetune_jobs.training.attention import varlen_attention
@@ -103,8 +105,11 @@ def varlen(inputs: "Inputs") -> "Figures":
         module, longest = torch.nn.Identity(), max(lengths)
         return varlen_attention(module, query, key, value, None, cu_seq_lens_q=bounds, max_length_q=longest)[0]
 
+    layer = torch.nn.Identity()
+    layer.num_key_value_groups = shape.heads // shape.key_heads
+
     def library() -> "torch.Tensor":
-        return scaled_dot_product_attention(padded_query, padded_key, padded_value, attn_mask=mask, enable_gqa=True)
+        return sdpa_attention_forward(layer, padded_query, padded_key, padded_value, mask)[0]
 
     given = [tensor.detach() for tensor in (query, key, value)]
     exact = _by_example(*(tensor.double() for tensor in given), bounds=bounds.tolist())

@@ -37,8 +37,10 @@ def environment(inputs: "Inputs") -> "Figures":
         **{name: metadata.version(name) for name in _LIBRARIES},
     }
     if inputs.on_gpu:
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,mig.mode.current", "--format=csv,noheader"]
-        figures["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        if shutil.which("nvidia-smi"):
+            query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,mig.mode.current", "--format=csv,noheader"]
+            done = subprocess.run(query, capture_output=True, text=True, check=False)
+            figures["driver"] = (done.stdout or done.stderr).strip()
         figures["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         figures["memoryGiB"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
     return figures
