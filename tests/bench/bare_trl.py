@@ -1,5 +1,6 @@
 """What a user of trl would write: a training of the same adapter on the same rows, without Edgetune."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,21 @@ from edgetune_contract.spec import Method, Parameters
 
 
 def train_bare(
-    parameters: Parameters, base: Path, prepared: Path, work: Path, on_step: Callable[[], None], **options: Any
-) -> float:
-    """Train; the number of tokens.
+    parameters: Parameters,
+    base: Path,
+    prepared: Path,
+    work: Path,
+    on_step: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> tuple[float, float]:
+    """Train; the number of tokens, and the seconds with the checkpoint at the end, as the stage counts them.
 
     Args:
         parameters: method, adapter, steps, batch size, length and learning rate.
         base: folder of the base model.
         prepared: artifact of the stage prepare.
         work: a new folder.
-        on_step: called before the first step and after each one.
+        on_step: called after each step.
         options: of SFTConfig; the rest is the library's default.
     """
     import torch
@@ -30,9 +36,6 @@ def train_bare(
     from edgetune_jobs.models import loading
 
     class Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]  # untyped
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            on_step()
-
         def on_step_end(self, *_: Any, **__: Any) -> None:
             on_step()
 
@@ -67,7 +70,6 @@ def train_bare(
             use_cpu=not on_gpu,
             disable_tqdm=True,
             logging_strategy="no",
-            save_strategy="no",
             report_to="none",
             dataloader_pin_memory=on_gpu,
             **options,
@@ -84,5 +86,6 @@ def train_bare(
         callbacks=[Steps()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints a summary
+    began = time.monotonic()
     trainer.train()
-    return float(trainer._total_train_tokens)
+    return float(trainer._total_train_tokens), time.monotonic() - began

@@ -12,7 +12,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -82,17 +81,9 @@ def _measure_stage(base: Path, prepared: Path, work: Path, steps: int) -> float:
 
 def _measure_bare(base: Path, prepared: Path, work: Path, steps: int) -> float:
     parameters = _parameters(steps)
-    times: list[float] = []
-    tokens = train_bare(
-        parameters,
-        base,
-        prepared,
-        work,
-        lambda: times.append(time.monotonic()),
-        optim=parameters.training.optimizer,
-        activation_checkpointing=False,
-    )
-    return tokens / (times[-1] - times[0])
+    optimizer = parameters.training.optimizer
+    tokens, seconds = train_bare(parameters, base, prepared, work, optim=optimizer, activation_checkpointing=False)
+    return tokens / seconds
 
 
 if __name__ == "__main__":

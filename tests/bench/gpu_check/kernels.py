@@ -74,8 +74,8 @@ def nf4_codes(inputs: "Inputs") -> "Figures":
 
 
 def varlen(inputs: "Inputs") -> "Figures":
-    """Error of varlen_attention and of SDPA against float64; its time, and that of padded rows in transformers, both with
-    the backward pass.
+    """Error of varlen_attention and SDPA against float64; its time, and that of padded rows in transformers, with their
+    backward passes.
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -95,8 +95,7 @@ def bare(inputs: "Inputs", method: Method) -> "Figures":
 
     parameters = inputs.parameters(method, {})
     steps = parameters.training.max_steps or 1
-    tokens = train_bare(parameters, inputs.base, inputs.long_rows, inputs.new_folder("bare"), on_step)
-    del clock.times[0]
+    tokens, _ = train_bare(parameters, inputs.base, inputs.long_rows, inputs.new_folder("bare"), on_step)
     return {
         "tokensPerSecond": round(tokens / steps / clock.seconds, 1),
         "stepSeconds": round(clock.seconds, 3),
