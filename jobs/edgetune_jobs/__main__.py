@@ -22,6 +22,7 @@ _ENVIRONMENT = """environment:
   EDGETUNE_METRICS_PORT     port for Prometheus while training, 0 for none (8080)
   EDGETUNE_IMAGE            reference of the container image, for the manifest
   EDGETUNE_GPUS             number of GPUs that the stage must see; 0 uses what there is (0)
+  EDGETUNE_GPU_BYTES        memory of the GPU that train will have, for prepare
 
 exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
 14 transient error, 75 stopped by a signal, other: a bug

@@ -123,6 +123,9 @@ class StageContext:
     checkpoints: Checkpoints | None = None
     """train only."""
 
+    gpu_bytes: int | None = None
+    """prepare only: memory of the GPU that train will have; None if it is not known."""
+
     sources: Mapping[str, Source] = field(default_factory=dict)
     """prepare only: base, train, and eval if the spec names one."""
 

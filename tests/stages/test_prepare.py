@@ -323,12 +323,13 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
     prepared, _ = workplace.run(lora={"rank": 4, "targetModules": "Minimal"}, training={"maxLength": 64})
     fresh, _ = workplace.run(lora={"rank": 8, "targetModules": "AllLinear"}, training={"maxLength": 64})
 
-    figures = prepare.recheck(
+    found = prepare.recheck(
         workplace.context(lora={"rank": 8, "targetModules": "AllLinear"}, training={"maxLength": 64}), prepared.metrics
     )
 
-    assert {"expectedTrainableParameters", "estimatedTrainingBytes", "largestTensorBytes"} < set(figures)
-    assert {**prepared.metrics, **figures} == fresh.metrics
+    assert {"expectedTrainableParameters", "estimatedTrainingBytes", "largestTensorBytes"} < set(found.metrics)
+    assert {**prepared.metrics, **found.metrics} == fresh.metrics
+    assert {**prepared.facts, **found.facts} == fresh.facts
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,10 @@ def work(context: StageContext) -> StageOutput:
     )
 
 
-def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
+def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     """Read the base, and return a metric that depends on a field outside of prepare's digest."""
     (context.sources["base"].fetch(["config.json"]) / "config.json").read_bytes()
-    return {"weights": known["rows"] * context.request.parameters.lora.rank}
+    return StageOutput(metrics={"weights": known["rows"] * context.request.parameters.lora.rank})
 
 
 def hang(context: StageContext) -> StageOutput:

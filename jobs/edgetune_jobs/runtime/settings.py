@@ -42,13 +42,16 @@ class Settings:
     gpus: int = 0
     """EDGETUNE_GPUS: number of GPUs that the container was given, all of which it must see; 0: it uses what it sees."""
 
+    gpu_bytes: int | None = None
+    """EDGETUNE_GPU_BYTES: memory of the GPU that train will have, for prepare; unset if it is not known."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Settings with their defaults.
 
         Raises:
-            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_DEADLINE_SECONDS or
-                EDGETUNE_MODEL_CACHE_BYTES not a number.
+            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_GPU_BYTES,
+                EDGETUNE_DEADLINE_SECONDS or EDGETUNE_MODEL_CACHE_BYTES not a number.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
         if not port.isdecimal() or int(port) > 65535:
@@ -59,6 +62,9 @@ class Settings:
         deadline = environment.get("EDGETUNE_DEADLINE_SECONDS")
         if deadline and not deadline.isdecimal():
             raise InvalidInput(f"EDGETUNE_DEADLINE_SECONDS: {deadline!r} is not a number of seconds; use digits only")
+        gpu_bytes = environment.get("EDGETUNE_GPU_BYTES")
+        if gpu_bytes and not gpu_bytes.isdecimal():
+            raise InvalidInput(f"EDGETUNE_GPU_BYTES: {gpu_bytes!r} is not a number of bytes; use digits only")
         credentials = environment.get("EDGETUNE_CREDENTIALS_DIR")
         return cls(
             request=environment.get("EDGETUNE_REQUEST", ""),
@@ -70,6 +76,7 @@ class Settings:
             deadline_seconds=int(deadline) if deadline else None,
             image=environment.get("EDGETUNE_IMAGE", ""),
             gpus=int(gpus),
+            gpu_bytes=int(gpu_bytes) if gpu_bytes else None,
         )
 
 

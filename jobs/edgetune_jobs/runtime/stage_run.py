@@ -39,7 +39,7 @@ from edgetune_jobs.tensors.text_model import is_multimodal, text_model
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
 StageBody = Callable[[StageContext], StageOutput]
-Recheck = Callable[[StageContext, Mapping[str, float]], Mapping[str, float]]
+Recheck = Callable[[StageContext, Mapping[str, float]], StageOutput]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class StageCode:
 
     run: StageBody
     recheck: Recheck | None = None
-    """Runs if the stage is already done: from its metrics to new values of those that also depend on fields outside of
-    its digest."""
+    """Runs if the stage is already done: from its metrics to new values of those metrics and facts that also depend on
+    fields outside of its digest."""
 
 
 class StageRun:
@@ -81,6 +81,7 @@ class StageRun:
         self._folder = folder
         self._image = settings.image
         self._gpus = settings.gpus
+        self._gpu_bytes = settings.gpu_bytes
         self._cache = settings.cache
         self._deadline = None if settings.deadline_seconds is None else self._started + settings.deadline_seconds
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
@@ -218,7 +219,7 @@ class StageRun:
             )
 
     def _recheck(self, done: Manifest, sources: Mapping[str, Source]) -> Manifest:
-        """The manifest with metrics updated for fields of this request that are outside of the digest."""
+        """The manifest with metrics and facts updated for fields of this request that are outside of the digest."""
         recheck = self._load_code(self._request.stage).recheck
         if recheck is None:
             return done
@@ -227,8 +228,9 @@ class StageRun:
             sources = {**sources, BASE: self._access.open_model(mirror, self._folder / "mirror")}
         result = done.result
         upload = StageUpload(self._store, result.stage, result.digest)
-        metrics = {**result.metrics, **recheck(self._context(sources, upload), result.metrics)}
-        return done.model_copy(update={"result": result.model_copy(update={"metrics": metrics})})
+        found = recheck(self._context(sources, upload), result.metrics)
+        new = {"metrics": {**result.metrics, **found.metrics}, "facts": {**result.facts, **found.facts}}
+        return done.model_copy(update={"result": result.model_copy(update=new)})
 
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
         for name in ("output", "scratch"):
@@ -246,6 +248,7 @@ class StageRun:
             stop=self._signals.event,
             deadline=self._deadline,
             checkpoints=self._checkpoints() if request.stage is Stage.TRAIN else None,
+            gpu_bytes=self._gpu_bytes,
             sources=sources,
             base_copy_uri=gatherer.base_copy_uri() if gatherer and request.stage is Stage.TRAIN else None,
             publisher=self._publisher() if request.stage is Stage.PUBLISH else None,

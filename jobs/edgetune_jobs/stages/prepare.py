@@ -36,8 +36,15 @@ from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.tensors.streamed_model import can_stream
 from edgetune_jobs.tensors.text_model import TextModel, text_model
 from edgetune_jobs.training.activations import measure_activations
-from edgetune_jobs.training.memory_estimate import TrainingMemory, estimate_training, number_bytes_of
-from edgetune_jobs.training.preparation_report import Preparation, base_figures, training_figures, truncation_warning
+from edgetune_jobs.training.gpu_fit import check_gpu, common_fits
+from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
+from edgetune_jobs.training.preparation_report import (
+    Preparation,
+    base_figures,
+    training_facts,
+    training_figures,
+    truncation_warning,
+)
 from edgetune_jobs.training.rehearsal import rehearse_training
 from edgetune_jobs.wording import count
 
@@ -75,7 +82,7 @@ def run(context: StageContext) -> StageOutput:
     trial.start()
     source = text_model(context.sources[BASE], trial, context.scratch / "text-model")
     base = inspect_base(source)
-    targets = targeted_layers(base, parameters.lora)
+    targeted_layers(base, parameters.lora)
     context.progress.say("reading the data")
     row_errors = RowErrors()
     train_set, eval_set = _read(context, row_errors)
@@ -101,16 +108,15 @@ def run(context: StageContext) -> StageOutput:
     prompt_format = with_shared_context(prompt_format, rows.train)
     prompt_format.write(tokenizing.folder)
     _check_fit(base, tokenizer, train, evaluation)
+    workload = _workload(base, coverage, parameters, train.longest_kept, context.gpu_bytes)
     preparation = Preparation(
-        parameters=parameters,
-        base=base,
         text_part_of=None if text_part is None else text_part.architecture,
-        targets=targets,
+        workload=workload,
         train=train,
         evaluation=evaluation,
         is_split_off=eval_set is None,
         is_streamed=_is_streamed(source, parameters),
-        memory=_estimate(base, coverage, parameters, train.longest_kept),
+        fits=common_fits(workload, train.kept / train.examples, context.gpu_bytes),
         warnings=(
             *about_base,
             *rows.warnings,
@@ -132,7 +138,7 @@ def run(context: StageContext) -> StageOutput:
     )
 
 
-def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, float]:
+def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     """Check again what depends on fields outside of the prepared data's digest: whether the base can be trained.
 
     The trial of the model's files is not repeated: a base with the same bytes has passed it, because the digest of the
@@ -143,32 +149,46 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> Mapping[str, f
         known: metrics of the prepared data.
 
     Returns:
-        New values of the metrics that depend on these fields.
+        New values of the metrics and facts that depend on these fields.
 
     Raises:
-        InvalidInput: the base lacks a target module, does not support sequences of this length, or cannot be written in
-            one of the edge formats; or the edge model cannot be measured.
+        InvalidInput: the base lacks a target module, does not support sequences of this length, does not fit into the
+            GPU, or cannot be written in one of the edge formats; or the edge model cannot be measured.
     """
     parameters = context.request.parameters
     check_measurable(parameters)
     context.progress.say("inspecting the base model")
     base = inspect_base(context.sources[BASE])
-    targets = targeted_layers(base, parameters.lora)
+    targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, longest)
     coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
     is_streamed = _is_streamed(context.sources[BASE], parameters)
-    memory = _estimate(base, coverage, parameters, longest)
-    # The manifest may be from a release that reported fewer figures.
-    return {**base_figures(base, is_streamed=is_streamed), **training_figures(targets, parameters, memory)}
+    workload = _workload(base, coverage, parameters, longest, context.gpu_bytes)
+    mean = known["trainTokens"] / known["trainExamples"]
+    return StageOutput(
+        # The manifest may be from a release that reported fewer figures.
+        metrics={**base_figures(base, is_streamed=is_streamed), **training_figures(workload)},
+        facts=training_facts(common_fits(workload, mean, context.gpu_bytes)),
+    )
 
 
-def _estimate(base: BaseModel, coverage: Coverage, parameters: Parameters, longest: int) -> TrainingMemory:
+def _workload(
+    base: BaseModel, coverage: Coverage, parameters: Parameters, longest: int, gpu_bytes: int | None
+) -> Workload:
+    """The training, for estimates of its memory.
+
+    Raises:
+        InvalidInput: it cannot fit into the GPU.
+    """
     activations = measure_activations(base.folder, parameters.lora, number_bytes_of(parameters.training))
     targets = targeted_layers(base, parameters.lora)
-    return estimate_training(base, coverage, targets, parameters, longest, activations)
+    workload = Workload(base, coverage, targets, parameters, longest, activations)
+    if gpu_bytes is not None:
+        check_gpu(workload, gpu_bytes)
+    return workload
 
 
 def _check_quantization(

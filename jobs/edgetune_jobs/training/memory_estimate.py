@@ -13,7 +13,7 @@
 
 The number of tokens is that of one micro-batch in which all examples are as long as the longest. Where the spec says
 Auto, it is the least that a training takes: one example at a time, and all layers recomputed. Library buffers are not
-included; they take another 0.5 to 1 GiB on a GPU.
+included; they take another 0.5 to 1 GiB on a GPU (see `gpu_fit`).
 """
 
 from collections.abc import Sequence
@@ -57,40 +57,66 @@ class TrainingMemory:
         return self.base + self.dequantized + self.adapter + self.optimizer + self.activations + self.logits
 
 
-def estimate_training(
-    base: BaseModel,
-    coverage: Coverage,
-    targets: Sequence[LinearLayer],
-    parameters: Parameters,
-    longest: int,
-    activations: Activations,
-) -> TrainingMemory:
-    """Estimated memory of a training.
+@dataclass(frozen=True)
+class Workload:
+    """A training, with all that its memory depends on."""
 
-    Args:
-        base: the base model.
-        coverage: what QLoRA quantizes in it.
-        targets: the layers that get an adapter.
-        parameters: of the run.
-        longest: tokens of the longest training example, after truncation.
-        activations: measured for `number_bytes_of` the training.
-    """
-    training = parameters.training
-    number_bytes = number_bytes_of(training)
-    is_quantized = parameters.method is Method.QLORA
-    packed = coverage.quantized if is_quantized else 0
-    recompute = 0 if training.gradient_checkpointing is GradientCheckpointing.NEVER else 1
-    trainable = trainable_parameters(targets, parameters.lora.rank)
-    micro_batch_size = 1 if training.micro_batch_size == AUTO else training.micro_batch_size
-    tokens = micro_batch_size * (training.max_length if training.layout is Layout.PACKED else longest)
-    return TrainingMemory(
-        base=round(packed * _NF4_BYTES + (base.parameters - packed) * number_bytes),
-        dequantized=dequantized_bytes(coverage, number_bytes, recompute) if is_quantized else 0,
-        adapter=2 * trainable * _FLOAT32_BYTES,
-        optimizer=_optimizer_bytes(training.optimizer, targets, parameters.lora.rank),
-        activations=activations.bytes_for(tokens, recompute),
-        logits=logits_bytes(base.vocabulary or 0, tokens),
-    )
+    base: BaseModel
+    coverage: Coverage
+    """What QLoRA quantizes in the base."""
+
+    targets: Sequence[LinearLayer]
+    """The layers that get an adapter."""
+
+    parameters: Parameters
+    longest: int
+    """Tokens of the longest training example, after truncation."""
+
+    activations: Activations
+    """Measured for `number_bytes_of` the training."""
+
+    @property
+    def tokens_of_example(self) -> int:
+        """Tokens of the longest row of a forward pass."""
+        training = self.parameters.training
+        return training.max_length if training.layout is Layout.PACKED else self.longest
+
+    def least(self) -> TrainingMemory:
+        """Memory as the spec says; where it says Auto, the least that a training takes."""
+        training = self.parameters.training
+        size = 1 if training.micro_batch_size == AUTO else training.micro_batch_size
+        recompute = 0 if training.gradient_checkpointing is GradientCheckpointing.NEVER else 1
+        return self.memory(size * self.tokens_of_example, recompute)
+
+    def memory(self, tokens: int, recompute: int) -> TrainingMemory:
+        """Estimated memory.
+
+        Args:
+            tokens: of one forward pass.
+            recompute: every how many layers one is recomputed; 0 for none.
+        """
+        training, rank = self.parameters.training, self.parameters.lora.rank
+        number_bytes = number_bytes_of(training)
+        is_quantized = self.parameters.method is Method.QLORA
+        packed = self.coverage.quantized if is_quantized else 0
+        return TrainingMemory(
+            base=round(packed * _NF4_BYTES + (self.base.parameters - packed) * number_bytes),
+            dequantized=dequantized_bytes(self.coverage, number_bytes, recompute) if is_quantized else 0,
+            adapter=2 * self.adapter_weights_bytes,
+            optimizer=_optimizer_bytes(training.optimizer, self.targets, rank),
+            activations=self.activations.bytes_for(tokens, recompute),
+            logits=logits_bytes(self.base.vocabulary or 0, tokens),
+        )
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters of the adapter."""
+        return trainable_parameters(self.targets, self.parameters.lora.rank)
+
+    @property
+    def adapter_weights_bytes(self) -> int:
+        """Bytes of the adapter's weights, without their gradients."""
+        return self.trainable_parameters * _FLOAT32_BYTES
 
 
 def number_bytes_of(training: TrainingSpec) -> int:

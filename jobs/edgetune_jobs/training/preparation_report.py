@@ -5,20 +5,19 @@ from dataclasses import asdict, dataclass
 
 from edgetune_contract.spec import Parameters
 from edgetune_jobs.data.token_lengths import TokenCount
-from edgetune_jobs.models.inspection import BaseModel, LinearLayer
-from edgetune_jobs.training.memory_estimate import TrainingMemory, trainable_parameters
+from edgetune_jobs.models.inspection import BaseModel
+from edgetune_jobs.training.gpu_fit import GpuFit, describe_fits
+from edgetune_jobs.training.memory_estimate import Workload
 
 
 @dataclass(frozen=True)
 class Preparation:
     """Everything that prepare measured."""
 
-    parameters: Parameters
-    base: BaseModel
+    workload: Workload
     text_part_of: str | None
-    """Architecture of the multimodal model whose text part `base` is; None for a text model."""
+    """Architecture of the multimodal model whose text part the base is; None for a text model."""
 
-    targets: Sequence[LinearLayer]
     train: TokenCount
     evaluation: TokenCount
     is_split_off: bool
@@ -27,13 +26,20 @@ class Preparation:
     is_streamed: bool
     """Whether merge and quantize read the base tensor by tensor."""
 
-    memory: TrainingMemory
+    fits: Sequence[GpuFit]
+    """How the training fits into GPU memories."""
+
     warnings: Sequence[str]
 
     @property
-    def trainable_parameters(self) -> int:
-        """Number of parameters of the adapter."""
-        return trainable_parameters(self.targets, self.parameters.lora.rank)
+    def parameters(self) -> Parameters:
+        """Of the run."""
+        return self.workload.parameters
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model."""
+        return self.workload.base
 
     def metrics(self) -> dict[str, float]:
         """The main figures; lengths are in tokens, before truncation."""
@@ -41,7 +47,7 @@ class Preparation:
         percentiles = lengths.percentiles(50, 90, 99)
         return {
             **base_figures(self.base, is_streamed=self.is_streamed),
-            **training_figures(self.targets, self.parameters, self.memory),
+            **training_figures(self.workload),
             "trainExamples": self.train.examples,
             "evalExamples": self.evaluation.examples,
             "trainTokens": self.train.kept,
@@ -53,30 +59,36 @@ class Preparation:
         }
 
     def facts(self) -> dict[str, str]:
-        """The base's architecture, and that of the multimodal model that it is a part of."""
+        """The base's architecture, that of the multimodal model that it is a part of, and what fits into a GPU."""
+        return {**self._architecture, **training_facts(self.fits)}
+
+    @property
+    def _architecture(self) -> dict[str, str]:
         whole = {} if self.text_part_of is None else {"textPartOf": self.text_part_of}
         return {"architecture": self.base.architecture, **whole}
 
     def report(self) -> dict[str, object]:
         """The content of report.json."""
         dataset, training = self.parameters.dataset, self.parameters.training
+        targets, memory = self.workload.targets, self.workload.least()
         split = {"percent": dataset.eval_split_percent, "seed": training.seed} if self.is_split_off else None
         return {
             "base": {
-                **self.facts(),
+                **self._architecture,
                 "parameters": self.base.parameters,
                 "bytes": self.base.bytes,
             },
             "adapter": {
-                "layers": len(self.targets),
-                "modules": sorted({layer.short_name for layer in self.targets}),
-                "trainableParameters": self.trainable_parameters,
+                "layers": len(targets),
+                "modules": sorted({layer.short_name for layer in targets}),
+                "trainableParameters": self.workload.trainable_parameters,
             },
             "maxLength": training.max_length,
             "train": _described(self.train),
             "eval": _described(self.evaluation),
             "split": split,
-            "estimatedTrainingBytes": {**asdict(self.memory), "total": self.memory.total},
+            "estimatedTrainingBytes": {**asdict(memory), "total": memory.total},
+            "gpus": [fit.described() for fit in self.fits],
             "warnings": list(self.warnings),
         }
 
@@ -94,14 +106,17 @@ def base_figures(base: BaseModel, *, is_streamed: bool) -> dict[str, float]:
     }
 
 
-def training_figures(
-    targets: Sequence[LinearLayer], parameters: Parameters, memory: TrainingMemory
-) -> dict[str, float]:
+def training_figures(workload: Workload) -> dict[str, float]:
     """The figures that depend on training and lora options, not only on the rows."""
     return {
-        "expectedTrainableParameters": trainable_parameters(targets, parameters.lora.rank),
-        "estimatedTrainingBytes": memory.total,
+        "expectedTrainableParameters": workload.trainable_parameters,
+        "estimatedTrainingBytes": workload.least().total,
     }
+
+
+def training_facts(fits: Sequence[GpuFit]) -> dict[str, str]:
+    """What depends on them in words: the micro-batch size by GPU memory."""
+    return {"microBatchSizes": describe_fits(fits)}
 
 
 def truncation_warning(train: TokenCount, max_length: int) -> list[str]:

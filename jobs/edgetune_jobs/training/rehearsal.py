@@ -17,7 +17,7 @@ from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.training import recipe
-from edgetune_jobs.training.step_fit import StepFit
+from edgetune_jobs.training.step_fit import Lengths, StepFit
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _make_trainer(
         parts=(),
         layout=Layout.PADDED,
         max_length=parameters.training.max_length,
-        fit=StepFit(parameters.training, Layout.PADDED, [len(ids)], 1, lambda *_: 0, 0),
+        fit=StepFit(parameters.training, Layout.PADDED, Lengths.of([len(ids)]), 1, lambda *_: 0, 0),
     )
 
 

@@ -45,6 +45,19 @@ MemoryOfStep = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Lengths of the training examples in tokens, after truncation."""
+
+    longest: int
+    mean: float
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Lengths":
+        """Lengths of these examples, at least one."""
+        return cls(max(lengths), sum(lengths) / len(lengths))
+
+
+@dataclass(frozen=True)
 class Choice:
     """One way to compute a step."""
 
@@ -58,6 +71,13 @@ class Choice:
     cost: float
     """Time relative to the fastest possible one."""
 
+    @property
+    def recomputed(self) -> str:
+        """Which layers are recomputed, in words."""
+        if self.recompute in (0, 1):
+            return f"{'all layers are' if self.recompute else 'no layer is'} recomputed"
+        return f"1 of {self.recompute} layers is recomputed"
+
 
 class StepFit:
     """The choice in use. It shrinks when memory runs out, and a resumed training continues with its checkpoint's."""
@@ -66,7 +86,7 @@ class StepFit:
         self,
         training: TrainingSpec,
         layout: Layout,
-        lengths: Sequence[int],
+        lengths: Lengths,
         layers: int,
         memory_of_step: MemoryOfStep,
         free_bytes: int,
@@ -77,7 +97,7 @@ class StepFit:
         Args:
             training: spec.training.
             layout: the layout in use.
-            lengths: tokens of each training example.
+            lengths: of the training examples.
             layers: number of the model's blocks.
             memory_of_step: estimate of a step's memory.
             free_bytes: memory that is free, with the model loaded.
@@ -88,8 +108,8 @@ class StepFit:
         self._layout = layout
         self._free = free_bytes
         largest = training.batch_size if training.micro_batch_size == AUTO else training.micro_batch_size
-        sizes = _halvings(min(largest, reduced or largest))
-        longest, mean = max(lengths), sum(lengths) / len(lengths)
+        sizes = halvings(min(largest, reduced or largest))
+        longest, mean = lengths.longest, lengths.mean
         if layout is Layout.PACKED:
             longest = mean = max(training.max_length, longest)
         self._choices = [
@@ -106,10 +126,18 @@ class StepFit:
 
     def _fastest(self) -> Choice:
         """The fastest choice that fits, or if none does, the one that takes the least memory."""
-        fitting = [each for each in self._allowed if each.bytes <= self._free * _USABLE_SHARE]
+        fitting = [each for each in self._allowed if self._fits(each)]
         if not fitting:
             return min(self._allowed, key=lambda each: each.bytes)
         return min(fitting, key=lambda each: (each.cost, each.micro_batch_size))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the choice fits into the free memory, with room for what the estimate does not know."""
+        return self._fits(self.choice)
+
+    def _fits(self, choice: Choice) -> bool:
+        return choice.bytes <= self._free * _USABLE_SHARE
 
     @property
     def smaller(self) -> Choice | None:
@@ -163,7 +191,7 @@ class StepFit:
             micro_batch += f",{instead} because the GPU ran out of memory with more"
         elif asked == AUTO:
             micro_batch += f", chosen for {self._free / 2**30:.1f} GiB of free memory"
-        return {"microBatchSize": micro_batch, "gradientCheckpointing": _described(self.choice.recompute)}
+        return {"microBatchSize": micro_batch, "gradientCheckpointing": self.choice.recomputed}
 
 
 def fit_step(
@@ -201,7 +229,7 @@ def fit_step(
     return StepFit(
         training,
         layout,
-        lengths,
+        Lengths.of(lengths),
         len(activations.layers),
         memory_of_step,
         loading.free_memory_bytes(model.device),
@@ -210,7 +238,8 @@ def fit_step(
     )
 
 
-def _halvings(size: int) -> list[int]:
+def halvings(size: int) -> list[int]:
+    """The micro-batch sizes that a training tries, largest first."""
     sizes = []
     while size:
         sizes.append(size)
@@ -221,9 +250,3 @@ def _halvings(size: int) -> list[int]:
 def _cost(tokens: float, recompute: int, layers: int) -> float:
     share = ceil(layers / recompute) / layers if recompute and layers else float(bool(recompute))
     return (1 + _TOKENS_OF_OVERHEAD / min(tokens, TARGET_TOKENS)) * (1 + _COST_OF_RECOMPUTING * share)
-
-
-def _described(recompute: int) -> str:
-    if recompute in (0, 1):
-        return f"{'all layers are' if recompute else 'no layer is'} recomputed"
-    return f"1 of {recompute} layers is recomputed"

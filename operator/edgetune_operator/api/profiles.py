@@ -187,6 +187,10 @@ class Profile(Model):
     """Size of the base model above which evaluate requests a GPU of the kind that train has. `resources.evaluate`
     decides for itself, and without a GPU for train there is none for evaluate."""
 
+    gpu_memory: ByteQuantity | None = None
+    """Memory of the GPU that train gets, such as 80Gi: prepare then refuses a training that cannot fit into it.
+    Default: it is not known, and nothing is refused."""
+
     sizing: Sizing = Sizing()
     """Bounds of memory and storage that follow the size of the model."""
 

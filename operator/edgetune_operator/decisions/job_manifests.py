@@ -61,6 +61,8 @@ def render_job(
     if profile.cache is not None and BASE in inputs_of(request.stage, request.parameters):
         _mount_cache(profile.cache, request.namespace, container, volumes)
     container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(spec.active_deadline_seconds)})
+    if request.stage is Stage.PREPARE and profile.gpu_memory is not None:
+        container["env"].append({"name": "EDGETUNE_GPU_BYTES", "value": str(parse_bytes(profile.gpu_memory))})
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     metadata = {

@@ -91,10 +91,11 @@ def known_needs(profile: Profile, prepare: StageStatus, parameters: Parameters) 
 
 def settings_digest(spec: LoraFineTuneSpec, profile: Profile, resources: StageResources) -> str:
     """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
+    elsewhere = {"resources", "sizing", "evaluate_on_gpu_above", "work_volume_size"}
+    # Absent it is left out, so that waiting Jobs of an older release are not replaced.
+    unknown = {"gpu_memory"} if profile.gpu_memory is None else set()
     settings = {
-        "profile": profile.model_dump(
-            mode="json", exclude={"resources", "sizing", "evaluate_on_gpu_above", "work_volume_size"}
-        ),
+        "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown),
         "resources": resources.container.model_dump(mode="json"),
         "workVolumeSize": resources.volume,
         "retryLimit": spec.retry_limit,

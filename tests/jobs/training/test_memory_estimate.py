@@ -10,11 +10,7 @@ from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources import FolderSource, SourceKind
 from edgetune_jobs.training.activations import Activations
-from edgetune_jobs.training.memory_estimate import (
-    TrainingMemory,
-    estimate_training,
-    trainable_parameters,
-)
+from edgetune_jobs.training.memory_estimate import TrainingMemory, Workload, trainable_parameters
 from support.base_folder import make_base
 
 LINEAR = 2 * (64 + 32 + 32 + 64 + 3 * 128)
@@ -41,7 +37,7 @@ def estimate(base: BaseModel, longest: int = 100, *, method: str = "QLoRA", **tr
     )
     coverage = nf4_coverage(build_skeleton(base.folder))
     targets = targeted_layers(base, parameters.lora)
-    return estimate_training(base, coverage, targets, parameters, longest, ACTIVATIONS)
+    return Workload(base, coverage, targets, parameters, longest, ACTIVATIONS).least()
 
 
 def test_the_base_takes_4_bits_per_linear_weight_and_16_bits_per_other_weight(base: BaseModel) -> None:

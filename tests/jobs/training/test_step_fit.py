@@ -8,7 +8,7 @@ import pytest
 
 from edgetune_contract.training import Layout, TrainingSpec
 from edgetune_jobs.training.activations import Activations
-from edgetune_jobs.training.step_fit import StepFit
+from edgetune_jobs.training.step_fit import Lengths, StepFit
 
 GIB = 2**30
 HIDDEN, LAYERS = 4096, 32  # of a model with 8 billion parameters
@@ -23,7 +23,7 @@ def fit(
     free: float, *, length: int = 2048, layout: str = "PaddingFree", reduced: int | None = None, **fields: Any
 ) -> StepFit:
     spec = TrainingSpec.model_validate({"layout": layout, **fields})
-    return StepFit(spec, Layout(layout), [length] * 100, LAYERS, memory_of_step, int(free * GIB), reduced)
+    return StepFit(spec, Layout(layout), Lengths(length, length), LAYERS, memory_of_step, int(free * GIB), reduced)
 
 
 def chosen(found: StepFit) -> tuple[int, int]:
@@ -67,7 +67,9 @@ def test_packed_sequences_are_as_long_as_the_spec_allows() -> None:
 
 def test_a_model_without_gradient_checkpointing_is_fitted_by_its_micro_batch_alone() -> None:
     spec = TrainingSpec()
-    found = StepFit(spec, Layout.PADDING_FREE, [2048], LAYERS, memory_of_step, 9 * GIB, can_recompute=False)
+    found = StepFit(
+        spec, Layout.PADDING_FREE, Lengths(2048, 2048), LAYERS, memory_of_step, 9 * GIB, can_recompute=False
+    )
 
     assert chosen(found) == (1, 0)
 
