@@ -16,6 +16,7 @@ from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkD
 from edgetune_cli.output import SafeConsole, say
 from edgetune_cli.status_tables import ProgressView, local_path, show_outcome
 from edgetune_cli.store import commands as store_commands
+from edgetune_cli.store.estimate import estimate
 from edgetune_cli.store.view import open_store_view
 from edgetune_contract.pipeline import is_edge
 from edgetune_operator.api.names import Key
@@ -125,6 +126,7 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
         fail(f"{name} is deleted, but {final_event.message}", ExitStatus.NEGATIVE)
 
 
+app.command()(estimate)
 app.command()(store_commands.versions)
 app.command()(store_commands.verify)
 app.command()(store_commands.generate)

@@ -23,6 +23,8 @@ from edgetune_jobs.store.folder_store import path_of_uri
 _MODEL_SUFFIXES = frozenset((".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken"))
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
+_NOT_HASHED = "0" * 64
+
 # A file of the hub's cache: models--<organization>--<name>/blobs/<hash>, to which the files of its snapshots link.
 _HUB_BLOB = re.compile(r".*/(models|datasets)--[^/]+/blobs/([0-9a-f]{40}|[0-9a-f]{64})", re.DOTALL)
 
@@ -242,6 +244,20 @@ class FolderSource:
 
     def _state(self, path: str) -> FileState:
         return FileState.of((self._folder / path).stat())
+
+
+class ListedFolder(FolderSource):
+    """A local folder whose files are listed and never hashed, to look at a model of any size within seconds.
+
+    Its files have no true SHA-256, and so it has no digest.
+    """
+
+    @property
+    def digest(self) -> str:
+        raise NotImplementedError("a folder that is only listed has no digest")
+
+    def _entry(self, path: str) -> FileEntry:
+        return FileEntry(path=path, bytes=self._state(path).bytes, sha256=_NOT_HASHED)
 
 
 def _readable(path: str) -> str:

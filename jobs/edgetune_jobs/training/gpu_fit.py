@@ -1,9 +1,9 @@
 """Which GPU memory a training fits into, by the choices that it will make there itself (see `step_fit`)."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import Any
 
 from edgetune_contract.spec import Method
@@ -28,23 +28,23 @@ class GpuFit:
 
     gpu_bytes: int
     choice: Choice
-    """How the training would compute a step."""
+    """How the training would compute a step there: the fastest way that fits, not the most examples."""
 
     total: int
     """Estimated memory of this choice with the libraries, in bytes."""
 
-    has_margin: bool
-    """Whether a training would also choose it if the estimate were somewhat too low."""
+    largest: int
+    """The largest micro-batch size that fits, with 15 % of the free memory to spare; 0 if none does."""
 
     is_possible: bool
     """Whether the smallest step fits at all."""
 
     @property
-    def micro_batch_size(self) -> str:
-        """The micro-batch size in a word: 4, "1 (tight)" or "none"."""
+    def largest_or_less(self) -> str:
+        """The largest micro-batch size: 4, "1 (tight)" if nothing is to spare, or "none"."""
         if not self.is_possible:
             return "none"
-        return str(self.choice.micro_batch_size) if self.has_margin else f"{self.choice.micro_batch_size} (tight)"
+        return str(self.largest or f"{self.choice.micro_batch_size} (tight)")
 
     def described(self) -> dict[str, Any]:
         """The fit as JSON; without a choice if none is possible."""
@@ -52,9 +52,9 @@ class GpuFit:
             "microBatchSize": self.choice.micro_batch_size,
             "recomputed": self.choice.recomputed,
             "estimatedBytes": self.total,
-            "hasMargin": self.has_margin,
         }
-        return {"gpuBytes": self.gpu_bytes, "fits": self.is_possible, **(choice if self.is_possible else {})}
+        head = {"gpuBytes": self.gpu_bytes, "fits": self.is_possible}
+        return {**head, "largestMicroBatchSize": self.largest, "chosen": choice} if self.is_possible else head
 
 
 def fit_gpu(workload: Workload, mean: float, gpu_bytes: int) -> GpuFit:
@@ -82,7 +82,7 @@ def fit_gpu(workload: Workload, mean: float, gpu_bytes: int) -> GpuFit:
     while not fit.fits and fit.shrink():
         pass  # as training does when it runs out of memory
     total = resident + fit.choice.bytes
-    return GpuFit(gpu_bytes, fit.choice, total, fit.fits, is_possible=least_bytes(workload) <= gpu_bytes)
+    return GpuFit(gpu_bytes, fit.choice, total, fit.largest, is_possible=least_bytes(workload) <= gpu_bytes)
 
 
 def common_fits(workload: Workload, mean: float, gpu_bytes: int | None = None) -> Sequence[GpuFit]:
@@ -148,33 +148,42 @@ def _rounded_up(count: int) -> int:
 
 
 def _smallest_changes(workload: Workload, gpu_bytes: int) -> Sequence[str]:
-    """The one change that is enough, the least first, or several together; none if all are not enough."""
-    alone = next((text for text, changed in _changes(workload, gpu_bytes) if least_bytes(changed) <= gpu_bytes), None)
-    if alone is not None:
-        return [alone]
-    together: list[str] = []
-    while (change := next(_changes(workload, gpu_bytes), None)) is not None:
-        text, workload = change
-        together.append(text)
-        if least_bytes(workload) <= gpu_bytes:
-            return together
+    """The fewest changes that are enough, those that keep the examples whole first; none if all are not enough."""
+
+    def shorten(workload: Workload) -> tuple[str, Workload] | None:
+        length = _longest_that_fits(workload, gpu_bytes)
+        return (f"spec.training.maxLength to {length}", _shortened(workload, length)) if length else None
+
+    lossless = [each for number in range(1, 4) for each in combinations((_recompute, _optimize, _quantize), number)]
+    for changes in (*lossless, (shorten,), *((*each, shorten) for each in lossless)):
+        changed, texts = workload, []
+        for change in changes:
+            if (found := change(changed)) is None:
+                break
+            texts.append(found[0])
+            changed = found[1]
+        if len(texts) == len(changes) and least_bytes(changed) <= gpu_bytes:
+            return texts
     return []
 
 
-def _changes(workload: Workload, gpu_bytes: int) -> Iterator[tuple[str, Workload]]:
-    """Changes that save memory, those that change the least of the training first."""
-    parameters = workload.parameters
-    if parameters.training.gradient_checkpointing is GradientCheckpointing.NEVER:
-        changed = _changed(workload, "training", gradient_checkpointing=GradientCheckpointing.AUTO)
-        yield "spec.training.gradientCheckpointing to Auto", changed
-    smaller = _changed(workload, "training", optimizer=_SMALL_OPTIMIZER)
-    if smaller.least().optimizer < workload.least().optimizer:
-        yield f"spec.training.optimizer to {_SMALL_OPTIMIZER}", smaller
-    if parameters.method is Method.LORA and workload.coverage.quantized:
-        yield "spec.method to QLoRA", replace(workload, parameters=_with(parameters, method=Method.QLORA))
-    shorter = _longest_that_fits(workload, gpu_bytes)
-    if shorter:
-        yield f"spec.training.maxLength to {shorter}", _shortened(workload, shorter)
+def _recompute(workload: Workload) -> tuple[str, Workload] | None:
+    if workload.parameters.training.gradient_checkpointing is not GradientCheckpointing.NEVER:
+        return None
+    changed = _changed(workload, "training", gradient_checkpointing=GradientCheckpointing.AUTO)
+    return "spec.training.gradientCheckpointing to Auto", changed
+
+
+def _optimize(workload: Workload) -> tuple[str, Workload] | None:
+    changed = _changed(workload, "training", optimizer=_SMALL_OPTIMIZER)
+    is_smaller = changed.least().optimizer < workload.least().optimizer
+    return (f"spec.training.optimizer to {_SMALL_OPTIMIZER}", changed) if is_smaller else None
+
+
+def _quantize(workload: Workload) -> tuple[str, Workload] | None:
+    if workload.parameters.method is Method.QLORA or not workload.coverage.quantized:
+        return None
+    return "spec.method to QLoRA", replace(workload, parameters=_with(workload.parameters, method=Method.QLORA))
 
 
 def _longest_that_fits(workload: Workload, gpu_bytes: int) -> int:
@@ -200,7 +209,7 @@ def _with(model: Any, **values: Any) -> Any:
 def describe_fits(fits: Sequence[GpuFit]) -> str:
     """Micro-batch sizes by GPU memory, such as "none in 16 GiB, 4 from 24 GiB, 16 from 48 GiB"."""
     words = []
-    for size, group in groupby(fits, lambda fit: fit.micro_batch_size):
+    for size, group in groupby(fits, lambda fit: fit.largest_or_less):
         first = next(group)
         words.append(f"{size} {'from' if first.is_possible else 'in'} {format_gib(first.gpu_bytes)}")
     return ", ".join(words)

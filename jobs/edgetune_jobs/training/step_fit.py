@@ -107,8 +107,7 @@ class StepFit:
         self._training = training
         self._layout = layout
         self._free = free_bytes
-        largest = training.batch_size if training.micro_batch_size == AUTO else training.micro_batch_size
-        sizes = halvings(min(largest, reduced or largest))
+        sizes = micro_batch_sizes(training, reduced)
         longest, mean = lengths.longest, lengths.mean
         if layout is Layout.PACKED:
             longest = mean = max(training.max_length, longest)
@@ -122,7 +121,7 @@ class StepFit:
             each for each in self._choices if training.micro_batch_size == AUTO or each.micro_batch_size == sizes[0]
         ]
         self.choice = self._fastest()
-        self.has_shrunk = reduced is not None and reduced < largest
+        self.has_shrunk = sizes[0] < micro_batch_sizes(training)[0]
 
     def _fastest(self) -> Choice:
         """The fastest choice that fits, or if none does, the one that takes the least memory."""
@@ -135,6 +134,11 @@ class StepFit:
     def fits(self) -> bool:
         """Whether the choice fits into the free memory, with room for what the estimate does not know."""
         return self._fits(self.choice)
+
+    @property
+    def largest(self) -> int:
+        """The largest micro-batch size that fits in the same way, however much is recomputed; 0 if none does."""
+        return max((each.micro_batch_size for each in self._choices if self._fits(each)), default=0)
 
     def _fits(self, choice: Choice) -> bool:
         return choice.bytes <= self._free * _USABLE_SHARE
@@ -238,9 +242,15 @@ def fit_step(
     )
 
 
-def halvings(size: int) -> list[int]:
-    """The micro-batch sizes that a training tries, largest first."""
-    sizes = []
+def micro_batch_sizes(training: TrainingSpec, reduced: int | None = None) -> list[int]:
+    """The micro-batch sizes that a training tries, largest first.
+
+    Args:
+        training: spec.training.
+        reduced: the largest that is left after an earlier attempt ran out of memory.
+    """
+    largest = training.batch_size if training.micro_batch_size == AUTO else training.micro_batch_size
+    size, sizes = min(largest, reduced or largest), []
     while size:
         sizes.append(size)
         size //= 2

@@ -31,7 +31,7 @@ def version_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         table.append(
             (row["version"][:SHORT_VERSION], row.get("createdAt", ""), *shares, format_bytes(size), _state(row))
         )
-    return _aligned(table, right=(2, 3, 4, 5))
+    return aligned(table, right=(2, 3, 4, 5))
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ def _print_artifact(console: Console, check: "ArtifactCheck") -> None:
     table = [("check", "bytes", "SHA-256", "file")]
     table += [("FAILED" if file.problem else "ok", f"{file.bytes:,}", file.sha256, file.path) for file in check.files]
     table += [("FAILED", "", "", path) for path in check.extra]
-    _print_lines(console, _aligned(table, right=(1,)))
+    _print_lines(console, aligned(table, right=(1,)))
 
 
 def _print_scores(console: Console, scores: Scores | None) -> None:
@@ -99,7 +99,7 @@ def _print_scores(console: Console, scores: Scores | None) -> None:
     for model, details in sorted(scores.details.items(), key=_order):
         shares = (format_share(share) or "-" for share in (details.keyword_recall, details.exact_match))
         table.append((model, *shares, "-" if details.loss is None else f"{details.loss:.3f}"))
-    _print_lines(console, _aligned(table, right=(1, 2, 3)))
+    _print_lines(console, aligned(table, right=(1, 2, 3)))
 
 
 def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
@@ -112,7 +112,7 @@ def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
         rates = (_rate(speed.generation_tokens_per_second), _rate(speed.prompt_tokens_per_second))
         first = "-" if speed.time_to_first_token_seconds is None else f"{speed.time_to_first_token_seconds:.2f} s"
         table.append((model, *rates, first, format_bytes(speed.peak_memory_bytes), speed.runtime))
-    _print_lines(console, _aligned(table, right=(1, 2, 3, 4)))
+    _print_lines(console, aligned(table, right=(1, 2, 3, 4)))
 
 
 def _rate(tokens_per_second: float | None) -> str:
@@ -244,10 +244,10 @@ def _stage_lines(provenance: _Provenance) -> Iterator[str]:
     for each in provenance.stages:
         row = (each.stage, each.digest[:SHORT_VERSION], each.created_at, each.device or "-", each.image or _NO_IMAGE)
         table.append(row)
-    return _aligned(table)
+    return aligned(table)
 
 
-def _aligned(table: Sequence[tuple[str, ...]], right: Sequence[int] = ()) -> Iterator[str]:
+def aligned(table: Sequence[tuple[str, ...]], right: Sequence[int] = ()) -> Iterator[str]:
     """Lines of aligned columns. They are never truncated: reports are read, searched and filed as text."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
