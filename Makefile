@@ -82,14 +82,16 @@ check: .venv/dev ## Check format, lint, types, imports and generated files
 	@$(BIN)/python -m edgetune_operator.generate --check
 	@PYTHONPATH=tests $(BIN)/python -m support.golden --check
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map --check
+	@PYTHONPATH=tests $(BIN)/python -m support.gpu_memory_page --check
 
 # constraints.txt comes first: with an old one, the requirements in pyproject.toml may not be installable.
-generate: .venv/uv ## Generate constraints.txt from pyproject.toml, and CRD, field reference and golden manifests from the models
+generate: .venv/uv ## Generate constraints.txt from pyproject.toml, CRD, field reference and golden manifests from the models, and the table of GPU memory
 	$(call compile_constraints)
 	@$(MAKE) --silent .venv/dev
 	@$(BIN)/python -m edgetune_operator.generate
 	@PYTHONPATH=tests $(BIN)/python -m support.golden
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map
+	@PYTHONPATH=tests $(BIN)/python -m support.gpu_memory_page
 
 upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds of pyproject.toml: all, or PACKAGES="trl peft"
 	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))

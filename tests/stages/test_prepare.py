@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,27 @@ def test_fields_outside_of_the_digest_are_checked_again_on_prepared_data(workpla
     assert {"expectedTrainableParameters", "estimatedTrainingBytes", "largestTensorBytes"} < set(found.metrics)
     assert {**prepared.metrics, **found.metrics} == fresh.metrics
     assert {**prepared.facts, **found.facts} == fresh.facts
+
+
+def test_the_micro_batch_that_fits_is_reported_by_gpu_memory(workplace: Workplace) -> None:
+    output, folder = workplace.run()
+
+    fits = json.loads((folder / "report.json").read_text())["gpus"]
+    assert output.facts["microBatchSizes"] == "16 from 16 GiB"
+    assert [fit["gpuBytes"] // 2**30 for fit in fits] == [16, 24, 40, 48, 80, 141]
+    assert {(fit["fits"], fit["largestMicroBatchSize"]) for fit in fits} == {(True, 16)}
+
+
+def test_a_training_that_cannot_fit_into_a_known_gpu_is_refused(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+    context = replace(workplace.context(), gpu_bytes=500 * 2**20)
+
+    with pytest.raises(
+        InvalidInput, match=r"the GPU has 0\.5 GiB \(gpuMemory in the profile\): use a profile whose GPU"
+    ):
+        prepare.run(context)
+    with pytest.raises(InvalidInput, match=r"spec\.training needs at least 0\.5 GiB of GPU memory"):
+        prepare.recheck(replace(workplace.context(), gpu_bytes=500 * 2**20), prepared.metrics)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,15 @@ def test_a_container_knows_how_many_gpus_it_must_see() -> None:
     assert known == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
 
 
+def test_prepare_knows_the_memory_of_the_profiles_gpu() -> None:
+    profile = DEFAULT.model_copy(update={"gpu_memory": "80Gi"})
+
+    known = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPU_BYTES") for stage in Stage}
+
+    assert {stage: value for stage, value in known.items() if value} == {Stage.PREPARE: str(80 * 2**30)}
+    assert "EDGETUNE_GPU_BYTES" not in environment_of(job_of(Stage.PREPARE))
+
+
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 @pytest.mark.parametrize(
     ("model", "stages"),
