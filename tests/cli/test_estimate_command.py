@@ -109,6 +109,7 @@ def test_what_cannot_fit_into_the_gpu_is_said_with_exit_code_1(tmp_path: Path, b
 
     assert done.exit_code == 1
     assert "spec.training needs at least 0.5 GiB of GPU memory for examples of 256 tokens" in done.stderr
+    assert "the GPU has 0.5 GiB (--gpu-memory): use a profile whose GPU has 16 GiB or more" in done.stderr
 
 
 @pytest.mark.parametrize(

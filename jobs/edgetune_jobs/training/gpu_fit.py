@@ -97,10 +97,15 @@ def least_bytes(workload: Workload) -> int:
     return _smallest(workload).total + _LEAST_LIBRARY_BYTES
 
 
-def check_gpu(workload: Workload, gpu_bytes: int) -> None:
+def check_gpu(workload: Workload, gpu_bytes: int, given_by: str = "gpuMemory in the profile") -> None:
     """Refuse a training that cannot fit into the GPU's memory.
 
     Nothing is refused if the activations could not be measured, because their bound may be too high.
+
+    Args:
+        workload: the training.
+        gpu_bytes: memory of the GPU.
+        given_by: where that is set, for the message.
 
     Raises:
         InvalidInput: not even one example fits; the message has the smallest change with which one does.
@@ -112,7 +117,7 @@ def check_gpu(workload: Workload, gpu_bytes: int) -> None:
     raise InvalidInput(
         f"spec.training needs at least {format_gib(least)} of GPU memory for examples of "
         f"{workload.tokens_of_example:,} tokens ({_largest_parts(memory)}), and the GPU has {format_gib(gpu_bytes)} "
-        f"(gpuMemory in the profile): {_advice(workload, gpu_bytes)}"
+        f"({given_by}): {_advice(workload, gpu_bytes)}"
     )
 
 

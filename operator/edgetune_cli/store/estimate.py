@@ -55,7 +55,7 @@ def estimate(
     gpu_bytes = _gpu_bytes(gpu_memory)
     location = profile.store.for_namespace(namespace)
     with SafeConsole(stderr=True).status("Reading the base model"):
-        found = call_jobs(lambda: _estimate(spec.parameters, location, gpu_bytes))
+        found = call_jobs(lambda: _estimate(spec.parameters, location, gpu_bytes, profile.gpu_memory))
     if output is ReportFormat.JSON:
         say(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -80,8 +80,17 @@ def _gpu_bytes(quantity: str | None) -> int | None:
         fail(f"--gpu-memory: {error}", ExitStatus.UNUSABLE_INPUT)
 
 
-def _estimate(parameters: Parameters, location: StoreLocation, gpu_bytes: int | None) -> dict[str, Any]:
-    """The JSON output; `problem` says why the training cannot fit into the GPU."""
+def _estimate(
+    parameters: Parameters, location: StoreLocation, gpu_bytes: int | None, of_profile: str | None
+) -> dict[str, Any]:
+    """The JSON output.
+
+    Args:
+        parameters: of the run.
+        location: store with earlier runs.
+        gpu_bytes: --gpu-memory; `problem` then says why the training cannot fit into the GPU.
+        of_profile: gpuMemory, listed beside the common sizes.
+    """
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.store.access import StorageAccess
     from edgetune_jobs.training.gpu_fit import LIBRARY_BYTES, check_gpu, common_fits, fit_gpu
@@ -92,11 +101,12 @@ def _estimate(parameters: Parameters, location: StoreLocation, gpu_bytes: int | 
         longest = runs.rows.longest if runs.rows else parameters.training.max_length
         workload = _open_workload(parameters, access, longest, Path(scratch))
     mean = runs.rows.mean if runs.rows else longest
-    fits = common_fits(workload, mean) if gpu_bytes is None else [fit_gpu(workload, mean, gpu_bytes)]
+    known = None if of_profile is None else parse_bytes(of_profile)
+    fits = common_fits(workload, mean, known) if gpu_bytes is None else [fit_gpu(workload, mean, gpu_bytes)]
     least = workload.least()
     try:
         if gpu_bytes is not None:
-            check_gpu(workload, gpu_bytes)
+            check_gpu(workload, gpu_bytes, "--gpu-memory")
         problem = {}
     except InvalidInput as error:
         problem = {"problem": str(error)}
@@ -238,4 +248,4 @@ def _time_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _gib(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB"
+    return f"{count / _GIB:.{1 if count >= _GIB else 2}f} GiB"

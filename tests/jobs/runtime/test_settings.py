@@ -16,6 +16,7 @@ CACHE = {"EDGETUNE_MODEL_CACHE_DIR": "/cache"}
         ({"EDGETUNE_METRICS_PORT": "65536"}, "EDGETUNE_METRICS_PORT: '65536' is not a port"),
         ({"EDGETUNE_GPUS": "one"}, "EDGETUNE_GPUS: 'one' is not a number of GPUs"),
         ({"EDGETUNE_DEADLINE_SECONDS": "1h"}, "EDGETUNE_DEADLINE_SECONDS: '1h' is not a number of seconds"),
+        ({"EDGETUNE_GPU_BYTES": "80Gi"}, "EDGETUNE_GPU_BYTES: '80Gi' is not a number of bytes"),
         (CACHE, "EDGETUNE_MODEL_CACHE_BYTES: '' is not a number of bytes"),
         ({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5Gi"}, "EDGETUNE_MODEL_CACHE_BYTES: '5Gi' is not a number of bytes"),
     ],
@@ -32,3 +33,8 @@ def test_a_cache_has_the_folder_and_the_size_of_the_environment() -> None:
     cache = Settings.from_environment({**CACHE, "EDGETUNE_MODEL_CACHE_BYTES": "5"}).cache
     assert cache is not None
     assert (cache.folder, cache.size) == (Path("/cache"), 5)
+
+
+def test_the_memory_of_the_gpu_is_known_only_if_it_is_set() -> None:
+    assert Settings.from_environment({}).gpu_bytes is None
+    assert Settings.from_environment({"EDGETUNE_GPU_BYTES": "85899345920"}).gpu_bytes == 80 * 2**30
