@@ -103,7 +103,7 @@ def varlen_attention(
     if cu_seq_lens_q is None:
         raise ValueError("Varlen attention requires joined examples")
     query, key, value = (_as_computed(tensor, value.dtype) for tensor in (query, key, value))
-    if _has_kernel(query):
+    if _has_kernel(query, value):
         rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         output = varlen_attn(
@@ -216,11 +216,12 @@ def _as_computed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype)
 
 
-def _has_kernel(query: torch.Tensor) -> bool:
+def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
     head_size = query.shape[-1]
     return (
         query.is_cuda
         and query.dtype in _KERNEL_DTYPES
+        and head_size == value.shape[-1]  # other sizes are those of latent attention
         and head_size <= _LARGEST_KERNEL_HEAD
         and head_size % 8 == 0
         and torch.cuda.get_device_capability(query.device) >= _KERNEL_CAPABILITY

@@ -165,7 +165,7 @@ def prepare_estimate(inputs: "Inputs") -> "Figures":
     from edgetune_jobs.models.skeleton import build_skeleton
     from edgetune_jobs.store.sources import FolderSource, SourceKind
     from edgetune_jobs.training.activations import measure_activations
-    from edgetune_jobs.training.memory_estimate import estimate_training, number_bytes_of
+    from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
 
     base = inspect_base(FolderSource(f"file://{inputs.base}", "spec.baseModel", SourceKind.MODEL))
     coverage = nf4_coverage(build_skeleton(base.folder))
@@ -174,7 +174,7 @@ def prepare_estimate(inputs: "Inputs") -> "Figures":
         parameters = inputs.parameters(method, AS_TRL)
         activations = measure_activations(inputs.base, parameters.lora, number_bytes_of(parameters.training))
         targets = targeted_layers(base, parameters.lora)
-        estimate = estimate_training(base, coverage, targets, parameters, inputs.length, activations).total / GIB
+        estimate = Workload(base, coverage, targets, parameters, inputs.length, activations).least().total / GIB
         figures[f"{method}GiB"] = round(estimate, 2)
         figures[f"{method}Error"] = round(estimate / inputs.figure(f"{method}, as trl", "peakGiB") - 1, 3)
     return figures

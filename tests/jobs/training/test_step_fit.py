@@ -93,7 +93,9 @@ def test_a_smaller_choice_has_no_more_examples_and_does_not_stop_to_recompute(
     free: float, layers: int, fields: dict[str, Any]
 ) -> None:
     activations = Activations((34.0 * HIDDEN,) * layers, 2.0 * HIDDEN, 0.0)
-    found = StepFit(TrainingSpec(**fields), Layout.PADDING_FREE, Lengths(2048, 2048), layers, activations.bytes_for, int(free * GIB))
+    found = StepFit(
+        TrainingSpec(**fields), Layout.PADDING_FREE, Lengths(2048, 2048), layers, activations.bytes_for, int(free * GIB)
+    )
     taken = [chosen(found)]
     while found.shrink():
         taken.append(chosen(found))
