@@ -148,7 +148,7 @@ class StepFit:
         """The fastest choice that takes at most three quarters of this one's memory, otherwise the one that takes the
         least; None if this is the one.
 
-        It has no more examples, which is all that the next attempt is told, and recomputes layers if this one does.
+        It has no more examples, and the next attempt gets no other figure, and recomputes layers if this one does.
         """
         size, recompute = self.choice.micro_batch_size, self.choice.recompute
         choices = [
