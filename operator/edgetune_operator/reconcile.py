@@ -23,10 +23,10 @@ from edgetune_operator.decisions.deletion import (
     waiting_for_pods,
 )
 from edgetune_operator.decisions.diagnosis import silent_wait
-from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
+from edgetune_operator.decisions.reporting.status import check_writable, project, project_deletion
 from edgetune_operator.decisions.state_machine import DeleteJob, Plan, plan, refused, stalled
-from edgetune_operator.decisions.status import check_writable, project, project_deletion
 
 
 class StaleRead(Exception):

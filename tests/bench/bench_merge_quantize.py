@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.report import print_table
 from edgetune_contract.spec import Method
 from edgetune_contract.stages import Stage
-from edgetune_operator.decisions.stage_needs import ModelShape, need_of
+from edgetune_operator.decisions.manifests.stage_needs import ModelShape, need_of
 from support.large_model import make_large_adapter, make_large_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from edgetune_cli.kubectl import app
 from edgetune_contract.stages import Stage
-from edgetune_operator.decisions.status import dump
+from edgetune_operator.decisions.reporting.status import dump
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 

@@ -20,7 +20,7 @@ from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon, wait_for
 
 # Patch of a node's status that advertises GPUs, which the node does not have.
-# Stands in for GPUs: a stage that requests GPUs must see them.
+# Used instead of GPUs: a stage that requests GPUs must see them.
 ACCELERATOR = "example.com/accelerator"
 ACCELERATOR_OFFER = json.dumps({"status": {kind: {ACCELERATOR: "2"} for kind in ("capacity", "allocatable")}})
 _CONTAINERD_LIMIT_SECONDS = 30

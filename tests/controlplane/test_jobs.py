@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.decisions.job_manifests import render_clean_up
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
 from support.golden import FULL, PROFILES, clean_up_request, job_of

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster import images
-from edgetune_operator.decisions.job_manifests import RESTRICTED_CONTAINER, RESTRICTED_POD, WORK_DIR
+from edgetune_operator.decisions.manifests.job_manifests import RESTRICTED_CONTAINER, RESTRICTED_POD, WORK_DIR
 from support import triton_stub
 from support.kube import Kube
 

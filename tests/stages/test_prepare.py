@@ -12,7 +12,7 @@ from edgetune_contract.request import Resolved, Result
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted, InvalidInput
 from edgetune_jobs.stages import prepare
-from edgetune_operator.decisions.stage_needs import ModelShape
+from edgetune_operator.decisions.manifests.stage_needs import ModelShape
 from support.base_folder import llama_shapes, write_safetensors
 from support.data_rows import instruction_rows
 from support.tiny_tokenizer import make_tokenizer

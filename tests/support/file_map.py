@@ -5,11 +5,11 @@
 
 import ast
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from support.apiserver import REPOSITORY
+from support.generated_section import GeneratedSection
 
 PAGE = REPOSITORY / "docs" / "architecture.md"
 PACKAGES = (
@@ -18,7 +18,7 @@ PACKAGES = (
     "jobs/edgetune_contract",
     "jobs/edgetune_jobs",
 )
-_BEGIN, _END = "<!-- file map: make generate -->\n", "<!-- end of the file map -->\n"
+SECTION = GeneratedSection(PAGE, "<!-- file map: make generate -->\n", "<!-- end of the file map -->\n")
 _COLUMN = 31
 
 
@@ -30,12 +30,7 @@ def file_map() -> str:
 
 def page() -> str:
     """The page with today's map in it."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} lacks {_BEGIN.strip()} or {_END.strip()}")
-    return f"{before}{begin}{file_map()}{end}{after}"
+    return SECTION.page_with(file_map())
 
 
 def _tree(folder: Path, name: str, depth: int) -> Iterator[str]:
@@ -58,14 +53,5 @@ def _caption(path: Path) -> str:
     return re.split(r"(?<=[.!?])\s", paragraph, maxsplit=1)[0].removesuffix(".").replace("`", "")
 
 
-def main() -> None:
-    """Write the map, or with --check compare it."""
-    written = page()
-    if "--check" not in sys.argv:
-        PAGE.write_text(written, encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != written:
-        raise SystemExit(f"{PAGE.relative_to(REPOSITORY)}: the file map is not that of the code; run make generate")
-
-
 if __name__ == "__main__":
-    main()
+    SECTION.write_or_check(file_map())

@@ -14,8 +14,8 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api.objects import LoraFineTuneSpec, StageState, StageStatus
 from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Resources
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.job_manifests import render_clean_up, render_job
-from edgetune_operator.decisions.stage_resources import known_needs, profile_for_run, stage_resources
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.manifests.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 from support.model_shapes import MODELS

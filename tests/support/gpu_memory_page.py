@@ -4,7 +4,6 @@
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,13 +14,15 @@ from edgetune_jobs.models.inspection import BaseModel, targeted_layers
 from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.safetensors_header import Tensor
 from edgetune_jobs.models.skeleton import build_skeleton
-from edgetune_jobs.training.activations import measure_activations
-from edgetune_jobs.training.gpu_fit import GIB, fit_gpu
-from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
+from edgetune_jobs.training.memory.activations import measure_activations
+from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
+from edgetune_jobs.training.memory.gpu_fit import GIB, fit_gpu
 from support.apiserver import REPOSITORY
+from support.generated_section import GeneratedSection
 
-PAGE = REPOSITORY / "docs" / "gpu-memory.md"
-_BEGIN, _END = "<!-- table: make generate -->\n", "<!-- end of the table -->\n"
+SECTION = GeneratedSection(
+    REPOSITORY / "docs" / "gpu-memory.md", "<!-- table: make generate -->\n", "<!-- end of the table -->\n"
+)
 
 TOKENS = 512
 # Memory in GiB that nvidia-smi reports for the whole card.
@@ -100,23 +101,5 @@ def _cell(workload: Workload, gpu_bytes: int) -> str:
     return f"{fit.choice.micro_batch_size}: {fit.total / GIB:.1f}{recomputed}{tight}"
 
 
-def page() -> str:
-    """The page with today's table in it."""
-    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE} lacks {_BEGIN.strip()} or {_END.strip()}")
-    return f"{before}{begin}{table()}{end}{after}"
-
-
-def main() -> None:
-    """Write the table, or with --check compare it."""
-    written = page()
-    if "--check" not in sys.argv:
-        PAGE.write_text(written, encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != written:
-        raise SystemExit(f"{PAGE.relative_to(REPOSITORY)}: the table is not that of the estimate; run make generate")
-
-
 if __name__ == "__main__":
-    main()
+    SECTION.write_or_check(table())

@@ -10,8 +10,8 @@ from edgetune_contract.digest import prepare_digest
 from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.job_manifests import render_job
-from edgetune_operator.decisions.stage_resources import stage_resources
+from edgetune_operator.decisions.manifests.job_manifests import render_job
+from edgetune_operator.decisions.manifests.stage_resources import stage_resources
 
 OWNER = {"name": "sensor-faults", "namespace": "team-a", "uid": "8b2c3f5e-0000-4000-8000-000000000001"}
 

@@ -1,6 +1,6 @@
 """Compiles and loads Triton's CUDA driver stub, as the first kernel on a GPU does. Runs inside the image of the stages.
 
-The machine needs no GPU: a library with the names of libcuda's functions stands in for it, and none is called.
+The machine needs no GPU: a library with the names of libcuda's functions replaces its driver, and none is called.
 """
 
 import os

@@ -11,7 +11,7 @@ from edgetune_contract.stages import Stage
 from edgetune_operator import telemetry
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import Image, InvalidProfiles, Profile, ProfileStore, Resources, load_profiles
-from edgetune_operator.decisions.job_manifests import (
+from edgetune_operator.decisions.manifests.job_manifests import (
     METRICS_PORT,
     RESTRICTED_CONTAINER,
     RESTRICTED_POD,

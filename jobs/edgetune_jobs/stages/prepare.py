@@ -35,9 +35,9 @@ from edgetune_jobs.tensors.families import KNOWN_TYPES
 from edgetune_jobs.tensors.formats.suitability import check_formats
 from edgetune_jobs.tensors.streamed_model import can_stream
 from edgetune_jobs.tensors.text_model import TextModel, text_model
-from edgetune_jobs.training.activations import measure_activations
-from edgetune_jobs.training.gpu_fit import check_gpu, common_fits
-from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
+from edgetune_jobs.training.memory.activations import measure_activations
+from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
+from edgetune_jobs.training.memory.gpu_fit import check_gpu, common_fits
 from edgetune_jobs.training.preparation_report import (
     Preparation,
     base_figures,

@@ -28,9 +28,9 @@ from edgetune_jobs.models.quantization.coverage import Coverage, check_method, h
 from edgetune_jobs.models.saving import copy_companions
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.training import recipe
-from edgetune_jobs.training.activations import measure_activations
-from edgetune_jobs.training.out_of_memory import out_of_memory
-from edgetune_jobs.training.step_fit import StepFit, fit_step
+from edgetune_jobs.training.memory.activations import measure_activations
+from edgetune_jobs.training.memory.out_of_memory import out_of_memory
+from edgetune_jobs.training.memory.step_fit import StepFit, fit_step
 from edgetune_jobs.training.step_log import METRICS, StepLog
 from edgetune_jobs.training.validation import BestStep, Validation
 

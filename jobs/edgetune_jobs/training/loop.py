@@ -35,9 +35,9 @@ from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_ad
 from edgetune_jobs.models.loading import free_memory
 from edgetune_jobs.stage import Checkpoints, Progress
 from edgetune_jobs.training.checkpoint_check import CheckpointCheck
+from edgetune_jobs.training.memory.step_fit import StepFit
 from edgetune_jobs.training.recipe import with_warmup
 from edgetune_jobs.training.step_batch import StepBatch
-from edgetune_jobs.training.step_fit import StepFit
 from edgetune_jobs.training.step_log import StepLog, StepMetrics
 from edgetune_jobs.training.validation import Validation
 

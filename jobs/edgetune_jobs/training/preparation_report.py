@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from edgetune_contract.spec import Parameters
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.models.inspection import BaseModel
-from edgetune_jobs.training.gpu_fit import GpuFit, describe_fits
-from edgetune_jobs.training.memory_estimate import Workload
+from edgetune_jobs.training.memory.estimate import Workload
+from edgetune_jobs.training.memory.gpu_fit import GpuFit, describe_fits
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.training import recipe
-from edgetune_jobs.training.step_fit import Lengths, StepFit
+from edgetune_jobs.training.memory.step_fit import Lengths, StepFit
 from edgetune_jobs.wording import some
 
 if TYPE_CHECKING:

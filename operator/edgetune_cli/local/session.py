@@ -18,8 +18,8 @@ from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.deletion import finalizers_wanted
-from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import read_status
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.decisions.state_machine import CreateJob, Outcome, View
 from edgetune_operator.reconcile import DeletionPass, Pass, run_once
 

@@ -24,7 +24,7 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import parse_spec
 
 if TYPE_CHECKING:
-    from edgetune_jobs.training.memory_estimate import Workload
+    from edgetune_jobs.training.memory.estimate import Workload
 
 _GIB = 2**30
 
@@ -93,7 +93,7 @@ def _estimate(
     """
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.store.access import StorageAccess
-    from edgetune_jobs.training.gpu_fit import LIBRARY_BYTES, check_gpu, common_fits, fit_gpu
+    from edgetune_jobs.training.memory.gpu_fit import LIBRARY_BYTES, check_gpu, common_fits, fit_gpu
 
     access = StorageAccess(location, credentials_folder=None)
     with tempfile.TemporaryDirectory(prefix="edgetune-estimate-") as scratch:
@@ -135,8 +135,8 @@ def _open_workload(parameters: Parameters, access: Any, longest: int, scratch: P
     from edgetune_jobs.models.trial.process import shared_trial
     from edgetune_jobs.store.sources import ListedFolder, SourceKind
     from edgetune_jobs.tensors.text_model import text_model
-    from edgetune_jobs.training.activations import measure_activations
-    from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
+    from edgetune_jobs.training.memory.activations import measure_activations
+    from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
 
     uri, trial = parameters.base_model.uri, shared_trial()
     if uri.startswith("file://"):
@@ -154,8 +154,8 @@ def _open_workload(parameters: Parameters, access: Any, longest: int, scratch: P
 
 def _micro_batches(workload: "Workload") -> list[dict[str, int]]:
     """Memory with the libraries by micro-batch size, without and with recomputed layers."""
-    from edgetune_jobs.training.gpu_fit import LIBRARY_BYTES
-    from edgetune_jobs.training.step_fit import micro_batch_sizes
+    from edgetune_jobs.training.memory.gpu_fit import LIBRARY_BYTES
+    from edgetune_jobs.training.memory.step_fit import micro_batch_sizes
 
     def total(size: int, recompute: int) -> int:
         return workload.memory(size * workload.tokens_of_example, recompute).total + LIBRARY_BYTES

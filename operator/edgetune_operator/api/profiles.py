@@ -117,7 +117,7 @@ class Bounds(Model):
 
 
 class Sizing(Model):
-    """Bounds of what stages get by the size of the model, where `resources` does not fix it. Equal bounds fix it."""
+    """Bounds of what stages request for a model of its size, where `resources` does not fix it. Equal bounds fix it."""
 
     memory: Bounds = Bounds()
     """Bounds of the memory that a stage requests, and of its limit."""

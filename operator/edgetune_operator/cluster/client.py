@@ -20,8 +20,8 @@ from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
 from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
-from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import MAX_MESSAGE, JobState, job_state
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
 

@@ -13,7 +13,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
-from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.telemetry import EVENTS_DROPPED
 
 FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)

@@ -13,7 +13,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.cluster.watch_cache import Cache
-from edgetune_operator.decisions.job_manifests import METRICS_PORT
+from edgetune_operator.decisions.manifests.job_manifests import METRICS_PORT
 from edgetune_operator.decisions.observe import controller_uid
 
 _TIMEOUT_SECONDS = 2.0

@@ -42,7 +42,6 @@ from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec_check import InvalidSpec
 from edgetune_operator.decisions.diagnosis import why_overdue
-from edgetune_operator.decisions.events import EventDraft
 from edgetune_operator.decisions.observe import (
     POD_END_DELAY,
     POD_STATUS_DELAY,
@@ -52,6 +51,7 @@ from edgetune_operator.decisions.observe import (
     job_state,
     observe_pods,
 )
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.decisions.state_machine import DeleteJob
 
 CLEAN_UP_SECONDS = 600

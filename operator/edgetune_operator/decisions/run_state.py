@@ -43,11 +43,8 @@ from edgetune_operator.decisions.diagnosis import (
     why_unreadable,
     why_waiting,
 )
-from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
-from edgetune_operator.decisions.results import is_whole
-from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs, would_be_stopped
-from edgetune_operator.decisions.stage_needs import Need
-from edgetune_operator.decisions.stage_resources import (
+from edgetune_operator.decisions.manifests.stage_needs import Need
+from edgetune_operator.decisions.manifests.stage_resources import (
     StageResources,
     known_needs,
     profile_for_run,
@@ -55,6 +52,9 @@ from edgetune_operator.decisions.stage_resources import (
     settings_digest,
     stage_resources,
 )
+from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
+from edgetune_operator.decisions.results import is_whole
+from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs, would_be_stopped
 
 _RETRY_DEFERRED = "the requested retry starts when this stage has ended"
 _STORE_CHANGE_DEFERRED = (

@@ -38,10 +38,10 @@ from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import InvalidSpec
 from edgetune_operator.api.spec_warnings import spec_warnings
 from edgetune_operator.decisions.diagnosis import look_at_overdue, silent_wait, stuck_pod
+from edgetune_operator.decisions.manifests.stage_resources import StageResources, resource_warnings
 from edgetune_operator.decisions.observe import JobState, Snapshot
+from edgetune_operator.decisions.reporting.score_warnings import score_warnings
 from edgetune_operator.decisions.run_state import RunState
-from edgetune_operator.decisions.score_warnings import score_warnings
-from edgetune_operator.decisions.stage_resources import StageResources, resource_warnings
 
 # The watches do not show when a quota or a policy changes.
 _LOOK_AT_STALLED = timedelta(seconds=60)

@@ -13,9 +13,9 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.cluster.watch_cache import Cache
-from edgetune_operator.decisions.events import EventDraft, transitions
 from edgetune_operator.decisions.observe import read_status
-from edgetune_operator.decisions.status import UnwritableStatus
+from edgetune_operator.decisions.reporting.events import EventDraft, transitions
+from edgetune_operator.decisions.reporting.status import UnwritableStatus
 from edgetune_operator.process.workqueue import WorkQueue
 from edgetune_operator.reconcile import Cluster, DeletionPass, StaleRead, report_failure, run_once
 

@@ -164,8 +164,8 @@ def prepare_estimate(inputs: "Inputs") -> "Figures":
     from edgetune_jobs.models.quantization.coverage import nf4_coverage
     from edgetune_jobs.models.skeleton import build_skeleton
     from edgetune_jobs.store.sources import FolderSource, SourceKind
-    from edgetune_jobs.training.activations import measure_activations
-    from edgetune_jobs.training.memory_estimate import Workload, number_bytes_of
+    from edgetune_jobs.training.memory.activations import measure_activations
+    from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
 
     base = inspect_base(FolderSource(f"file://{inputs.base}", "spec.baseModel", SourceKind.MODEL))
     coverage = nf4_coverage(build_skeleton(base.folder))

@@ -1,27 +1,15 @@
 """Greedy answers are the same for every batch size, draft and order, in float32."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from edgetune_jobs.evaluation import decoding, inference
-from edgetune_jobs.models import loading
 from support.position_tables import WITH_POSITION_TABLES, model_of_type
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301], [9, 9, 9, 9, 9], [7]]
-
-
-@pytest.fixture
-def model(random_base: Path) -> Any:
-    return loading.load_base(random_base, torch.float32, torch.device("cpu"))
-
-
-@pytest.fixture
-def tokenizer(random_base: Path) -> Any:
-    return loading.load_tokenizer(random_base)
 
 
 @pytest.fixture

@@ -16,16 +16,6 @@ PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301]]
 COMPLETIONS = [[10, 1], [11, 12, 13, 1], [14], [15, 16, 1]]
 
 
-@pytest.fixture
-def model(random_base: Path) -> Any:
-    return loading.load_base(random_base, torch.float32, torch.device("cpu"))
-
-
-@pytest.fixture
-def tokenizer(random_base: Path) -> Any:
-    return loading.load_tokenizer(random_base)
-
-
 def mean_loss(*args: Any, **options: Any) -> float | None:
     return inference.teacher_forced(*args, **options).loss
 

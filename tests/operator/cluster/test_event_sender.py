@@ -9,7 +9,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from prometheus_client import REGISTRY
 
 from edgetune_operator.cluster.event_sender import EventSender
-from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.reporting.events import EventDraft
 
 
 class Metadata(dict[str, Any]):

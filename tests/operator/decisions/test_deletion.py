@@ -13,8 +13,8 @@ from edgetune_operator.api.objects import LoraFineTuneStatus, Phase, StageState
 from edgetune_operator.api.profiles import ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS, CreateCleanUp
-from edgetune_operator.decisions.events import EventDraft, transitions
-from edgetune_operator.decisions.job_manifests import render_clean_up
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up
+from edgetune_operator.decisions.reporting.events import EventDraft, transitions
 from edgetune_operator.decisions.state_machine import DeleteJob
 from edgetune_operator.reconcile import StaleRead
 from support.builders import lora_fine_tune

@@ -11,7 +11,7 @@ from edgetune_contract.request import Failure
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
 from edgetune_operator.decisions.deletion import CreateCleanUp
-from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.reconcile import JobRefused, report_failure
 from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, LIMIT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete

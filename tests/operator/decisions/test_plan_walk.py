@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
 from edgetune_operator.api.objects import LoraFineTuneStatus, StageState
 from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.decisions.reporting.status import dump
 from edgetune_operator.decisions.state_machine import CreateJob, Outcome
-from edgetune_operator.decisions.status import dump
 from edgetune_operator.generate.reference import REASONS
 from edgetune_operator.reconcile import JobRefused, Pass
 from support.builders import PodBuilder, lora_fine_tune

@@ -19,7 +19,7 @@ from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.watch_cache import Cache, Kind
-from edgetune_operator.decisions.events import EventDraft
+from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.process.controller import Controller, Vitals
 from edgetune_operator.process.workqueue import WorkQueue
 from edgetune_operator.reconcile import JobRefused, StaleRead

@@ -18,10 +18,10 @@ from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus, 
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.decisions.forecast.explanation import Explanation, StageForecast
 from edgetune_operator.decisions.forecast.inputs import Inputs
+from edgetune_operator.decisions.manifests.stage_needs import METRICS
 from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
-from edgetune_operator.decisions.stage_needs import METRICS
+from edgetune_operator.decisions.reporting.status import project
 from edgetune_operator.decisions.state_machine import CreateJob, DeleteJob, Outcome, Plan, plan
-from edgetune_operator.decisions.status import project
 
 # Each pass except the last creates or deletes Jobs, and no stage runs more than twice.
 _MOST_PASSES = 8 * len(Stage)

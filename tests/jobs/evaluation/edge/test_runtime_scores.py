@@ -25,16 +25,6 @@ COMPLETIONS = [(10, 1), (11, 12, 13, 1), (14,)]
 MOST = 12
 
 
-@pytest.fixture
-def model(random_base: Path) -> Any:
-    return loading.load_base(random_base, torch.float32, torch.device("cpu"))
-
-
-@pytest.fixture
-def tokenizer(random_base: Path) -> Any:
-    return loading.load_tokenizer(random_base)
-
-
 def feed_of(model: Any) -> Feed:
     """A model of transformers that is fed as llama.cpp is."""
     fed: list[int] = []

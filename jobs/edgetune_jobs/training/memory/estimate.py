@@ -23,7 +23,7 @@ from edgetune_contract.spec import Method, Parameters
 from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, Optimizer, Precision, TrainingSpec
 from edgetune_jobs.models.inspection import BaseModel, LinearLayer
 from edgetune_jobs.models.quantization.coverage import Coverage
-from edgetune_jobs.training.activations import Activations
+from edgetune_jobs.training.memory.activations import Activations
 
 _NF4_BYTES = (4 + 0.127) / 8
 _FLOAT32_BYTES = 4

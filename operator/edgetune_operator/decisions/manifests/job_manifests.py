@@ -12,7 +12,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.objects import LoraFineTuneSpec
 from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, Resources
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.decisions.stage_resources import StageResources, settings_digest, stage_resources
+from edgetune_operator.decisions.manifests.stage_resources import StageResources, settings_digest, stage_resources
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"

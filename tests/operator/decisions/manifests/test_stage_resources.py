@@ -10,8 +10,8 @@ from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import StageState, StageStatus
 from edgetune_operator.api.profiles import Bounds, Profile, Resources, Sizing
-from edgetune_operator.decisions.stage_needs import ModelShape, need_of
-from edgetune_operator.decisions.stage_resources import known_needs, resource_warnings, stage_resources
+from edgetune_operator.decisions.manifests.stage_needs import ModelShape, need_of
+from edgetune_operator.decisions.manifests.stage_resources import known_needs, resource_warnings, stage_resources
 from support.builders import ObjectBuilder, lora_fine_tune
 from support.golden import DEFAULT, job_of, spec_of
 from support.model_shapes import MODELS

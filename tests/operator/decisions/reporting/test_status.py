@@ -9,7 +9,7 @@ from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
 from edgetune_operator.api.units import format_bytes, format_share
-from edgetune_operator.decisions.status import dump
+from edgetune_operator.decisions.reporting.status import dump
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 

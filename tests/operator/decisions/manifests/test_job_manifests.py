@@ -12,7 +12,7 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Cache, Profile, Resources
-from edgetune_operator.decisions.job_manifests import pod_failure_rules
+from edgetune_operator.decisions.manifests.job_manifests import pod_failure_rules
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
 from support.builders import UID, lora_fine_tune

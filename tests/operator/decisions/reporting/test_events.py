@@ -4,7 +4,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api.objects import Condition, StageState
-from edgetune_operator.decisions.events import transitions
+from edgetune_operator.decisions.reporting.events import transitions
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario
 

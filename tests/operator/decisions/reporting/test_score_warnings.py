@@ -6,7 +6,7 @@ import pytest
 
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.score_warnings import score_warnings
+from edgetune_operator.decisions.reporting.score_warnings import score_warnings
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 

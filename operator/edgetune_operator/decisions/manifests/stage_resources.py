@@ -10,7 +10,7 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api.objects import LoraFineTuneSpec, RequestedResources, StageState, StageStatus
 from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources
-from edgetune_operator.decisions.stage_needs import ModelShape, Need, need_of
+from edgetune_operator.decisions.manifests.stage_needs import ModelShape, Need, need_of
 
 MEMORY, STORAGE = "memory", "ephemeral-storage"
 _GIB = 2**30

@@ -1,7 +1,7 @@
 """What a stage needs of its node, by the size of the model: memory and disk space, in bytes.
 
     train       with a GPU, CUDA and its libraries, and the tensors that transformers' four loading threads hold on
-                their way to the GPU; without one, prepare's estimate (edgetune_jobs.training.memory_estimate) and half
+                their way to the GPU; without one, prepare's estimate (edgetune_jobs.training.memory.estimate) and half
                 as much again
     merge,      four of the largest linear weights, and the pieces in flight: docs/benchmarks.md has 336 to 427 MB with
     quantize    a model of 2.02 GB, including 300 MB of libraries. A model that cannot be streamed is held about twice

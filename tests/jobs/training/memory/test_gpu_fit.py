@@ -11,8 +11,9 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.quantization.coverage import Coverage
 from edgetune_jobs.store.sources import ListedFolder, SourceKind
-from edgetune_jobs.training.activations import Activations
-from edgetune_jobs.training.gpu_fit import (
+from edgetune_jobs.training.memory.activations import Activations
+from edgetune_jobs.training.memory.estimate import Workload
+from edgetune_jobs.training.memory.gpu_fit import (
     COMMON_GPU_BYTES,
     GIB,
     check_gpu,
@@ -21,7 +22,6 @@ from edgetune_jobs.training.gpu_fit import (
     fit_gpu,
     least_bytes,
 )
-from edgetune_jobs.training.memory_estimate import Workload
 from support.base_folder import make_base
 
 # Of a model with 8 billion parameters: a layer and token takes 280 kB, and 8 kB if it is recomputed.

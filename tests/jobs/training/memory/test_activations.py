@@ -19,7 +19,7 @@ from transformers import (
 from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.models import loading
 from edgetune_jobs.training import attention
-from edgetune_jobs.training.activations import Activations, SavedBytes, blocks_of, measure_activations
+from edgetune_jobs.training.memory.activations import Activations, SavedBytes, blocks_of, measure_activations
 from edgetune_jobs.training.recipe import cast_adapter_to_float32, find_targets, lora_config
 
 LENGTHS = (300, 200, 100)
@@ -156,7 +156,7 @@ def test_the_time_does_not_grow_with_the_number_of_blocks(
 def test_a_model_that_saves_tensors_token_by_token_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgetune_jobs.training.activations._MOST_TENSORS", 200)  # the real bound takes a minute
+    monkeypatch.setattr("edgetune_jobs.training.memory.activations._MOST_TENSORS", 200)  # the real bound takes a minute
     config = RecurrentGemmaConfig(**SIZES | {"num_hidden_layers": 3}, lru_width=128, attention_window_size=64)
     config.save_pretrained(tmp_path)
 
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_measured_gets_an_upper_bound(
     def fail(*_: object) -> None:
         raise RuntimeError("the output shape depends on data")
 
-    monkeypatch.setattr("edgetune_jobs.training.activations._fused_attention", fail)
+    monkeypatch.setattr("edgetune_jobs.training.memory.activations._fused_attention", fail)
     bound = measure_activations(bases["llama"], lora, 2)
 
     assert not bound.is_measured

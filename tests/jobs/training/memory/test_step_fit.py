@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from edgetune_contract.training import Layout, TrainingSpec
-from edgetune_jobs.training.activations import Activations
-from edgetune_jobs.training.step_fit import Lengths, StepFit
+from edgetune_jobs.training.memory.activations import Activations
+from edgetune_jobs.training.memory.step_fit import Lengths, StepFit
 
 GIB = 2**30
 HIDDEN, LAYERS = 4096, 32  # of a model with 8 billion parameters

@@ -9,8 +9,8 @@ from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_la
 from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources import FolderSource, SourceKind
-from edgetune_jobs.training.activations import Activations
-from edgetune_jobs.training.memory_estimate import TrainingMemory, Workload, trainable_parameters
+from edgetune_jobs.training.memory.activations import Activations
+from edgetune_jobs.training.memory.estimate import TrainingMemory, Workload, trainable_parameters
 from support.base_folder import make_base
 
 LINEAR = 2 * (64 + 32 + 32 + 64 + 3 * 128)

@@ -4,7 +4,7 @@ from edgetune_contract.spec import Method, Parameters
 from edgetune_contract.training import GradientCheckpointing
 from edgetune_jobs.errors import InvalidInput, OutOfGpuMemory, StageError
 from edgetune_jobs.stage import Checkpoints
-from edgetune_jobs.training.step_fit import StepFit
+from edgetune_jobs.training.memory.step_fit import StepFit
 from edgetune_jobs.wording import count
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from edgetune_contract.spec import Method
 from edgetune_contract.training import GradientCheckpointing, Optimizer
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.training.memory_estimate import TrainingMemory, Workload
-from edgetune_jobs.training.step_fit import Choice, Lengths, StepFit
+from edgetune_jobs.training.memory.estimate import TrainingMemory, Workload
+from edgetune_jobs.training.memory.step_fit import Choice, Lengths, StepFit
 
 GIB = 2**30
 COMMON_GPU_BYTES = tuple(size * GIB for size in (16, 24, 40, 48, 80, 141))

@@ -20,8 +20,8 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, TrainingSpec
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization.coverage import Coverage
-from edgetune_jobs.training import memory_estimate
-from edgetune_jobs.training.activations import Activations
+from edgetune_jobs.training.memory import estimate
+from edgetune_jobs.training.memory.activations import Activations
 from edgetune_jobs.training.recipe import Targets
 
 if TYPE_CHECKING:
@@ -223,12 +223,12 @@ def fit_step(
         reduced: the micro-batch size that an earlier attempt left when it ran out of memory.
     """
     training, config = parameters.training, model.config.get_text_config()
-    adapter = memory_estimate.adapter_bytes(parameters.lora.rank * targets.features, training.optimizer)
+    adapter = estimate.adapter_bytes(parameters.lora.rank * targets.features, training.optimizer)
 
     def memory_of_step(tokens: int, recompute: int) -> int:
-        dequantized = memory_estimate.dequantized_bytes(held, number_bytes, recompute) if held else 0
+        dequantized = estimate.dequantized_bytes(held, number_bytes, recompute) if held else 0
         kept = activations.bytes_for(tokens, recompute)
-        return adapter + kept + dequantized + memory_estimate.logits_bytes(config.vocab_size, tokens)
+        return adapter + kept + dequantized + estimate.logits_bytes(config.vocab_size, tokens)
 
     return StepFit(
         training,

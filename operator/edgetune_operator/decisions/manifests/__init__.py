@@ -1,0 +1,1 @@
+"""Manifests of the stages' Jobs, and the memory, disk and GPUs that they request."""
