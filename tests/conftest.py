@@ -3,6 +3,7 @@
 import gc
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ settings.load_profile("shared-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what OpenMP reads when torch is imported, here and in child processes."""
+    """Set what OpenMP reads when torch is imported, here and in child processes; let both end at Ctrl-C."""
+    # A shell ignores SIGINT in what it starts in the background, and child processes would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # On shared cores, spinning threads make it up to five times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     workers: int = getattr(config, "workerinput", {}).get("workercount", 1)

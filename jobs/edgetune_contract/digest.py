@@ -8,8 +8,10 @@ before it:
     train             = H(resolved base and training data, how rows become tokens, method, lora, training;
                           with training.evaluation also the evaluation data and evaluation.maxExamples)
     merge             = H(train, merge.base)
-    quantize          = H(merge or train, merge.base, formats, outlierThreshold)
-    evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget)
+    quantize          = H(merge or train, merge.base, formats, outlierThreshold, importanceMatrix)
+                        with formats Auto, those that prepare found
+    evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget;
+                          with formats Auto also all other limits, by which it chooses)
     publish           = H(evaluate, gates, the model's name), or with publish.pin H(pin, the model's name)
 
 Each also covers the versions of its own stage and of all earlier ones (`STAGE_VERSIONS`). Labels, resources, node
@@ -23,18 +25,23 @@ from typing import Any
 
 from edgetune_contract.evaluation import EdgeBudget, Match, ScoredModel
 from edgetune_contract.pipeline import stages_of
-from edgetune_contract.request import Resolved
-from edgetune_contract.spec import Parameters
+from edgetune_contract.request import Resolved, edge_formats
+from edgetune_contract.spec import AUTO, Parameters
 from edgetune_contract.stages import Stage
-from edgetune_contract.training import Attention, GradientCheckpointing, Layout
+from edgetune_contract.training import Attention, GradientCheckpointing, Kernels, Layout
 from edgetune_contract.values.quantities import parse_bytes, parse_cpu
 
 # Increment a stage's number when its earlier output must not be used any more: all finished objects then run the stage
-# and all later ones again. Evaluate: 2 finds keywords as words, 1 found them anywhere.
-STAGE_VERSIONS: dict[Stage, int] = {**dict.fromkeys(Stage, 1), Stage.EVALUATE: 2}
+# and all later ones again. Quantize: 2 has the prompt of training as chat template, 1 had the base's, with which a
+# tuned model answers badly. Evaluate: 2 finds keywords as words, 1 found them anywhere.
+STAGE_VERSIONS: dict[Stage, int] = {**dict.fromkeys(Stage, 1), Stage.QUANTIZE: 2, Stage.EVALUATE: 2}
+
+# Increment it when the content of a base's GGUF file changes: devices then download each base again.
+_BASE_GGUF_VERSION = 1
 
 MANIFEST = "manifest.json"
 USES = "uses"
+PROVENANCE = "provenance.sigstore.json"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -62,7 +69,7 @@ def prepared_digest(parameters: Parameters, resolved: Resolved) -> str:
     """Digest of prepare's output. It changes when the content behind the names changes."""
     return _stage_digest(
         Stage.PREPARE,
-        resolved=_dump(resolved),
+        resolved=_dump(resolved.content),
         rows=_row_options(parameters),
         maxLength=parameters.training.max_length,
         seed=parameters.training.seed,
@@ -100,13 +107,22 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
             return {
                 "source": before,
                 "base": parameters.merge.base,
-                "formats": parameters.quantization.formats,  # ordered: the status shows the first one's score
+                # Ordered: the status shows the first one's score.
+                "formats": edge_formats(parameters, resolved) or AUTO,
                 "outlierThreshold": parameters.quantization.outlier_threshold,
+                # Left out without effect, so that the digests of 0.1.0 still hold.
+                **({"importanceMatrix": True} if parameters.quantization.needs_rows else {}),
             }
         case Stage.EVALUATE:
             limits = _edge_limits(parameters.evaluation.edge)
             models = _scored_models(parameters)
-            return {"quantize": before, "edge": limits, **models, **_evaluation_inputs(parameters, resolved)}
+            return {
+                "quantize": before,
+                "edge": limits,
+                **models,
+                **_evaluation_inputs(parameters, resolved),
+                **_limits_of_choice(parameters),
+            }
         case Stage.PUBLISH:
             return {
                 "evaluate": before,
@@ -122,6 +138,13 @@ def pin_digest(parameters: Parameters, name: str) -> str:
     """Digest of a publish stage that restores the pinned version; known before prepare runs. Empty without a pin."""
     pin = parameters.publish.pin
     return _stage_digest(Stage.PUBLISH, pin=pin, name=name) if pin else ""
+
+
+def recipe_digest(parameters: Parameters) -> str:
+    """Digest of all that a spec says about the stages from train to evaluate, whatever the content of base and data."""
+    unknown = "0" * 64
+    content = Resolved(base=unknown, train=unknown, eval=None if parameters.dataset.eval is None else unknown)
+    return stage_digests(parameters, content, name="")[Stage.EVALUATE]
 
 
 def base_scores_digest(parameters: Parameters, resolved: Resolved) -> str:
@@ -161,6 +184,21 @@ def base_scores_key(digest: str) -> str:
     return f"scores/base/{digest}.json"
 
 
+def base_answers_key(digest: str) -> str:
+    """Key of the base model's answers to the rows of these scores; older stores have none."""
+    return f"scores/base/{digest}.answers.jsonl"
+
+
+def base_gguf_digest(base: str) -> str:
+    """Digest of a base model in GGUF-Q8_0, which all adapters for it in GGUF-LoRA share, by the base's own digest."""
+    return sha256_of({"shared": "base.gguf", "version": _BASE_GGUF_VERSION, "base": base})
+
+
+def shared_key(digest: str) -> str:
+    """Folder of a file that the artifacts of several objects share: it belongs to none of them."""
+    return f"shared/{digest}"
+
+
 def versions_key(name: str) -> str:
     """Folder of a model's version documents."""
     return f"{model_key(name)}/versions"
@@ -174,6 +212,31 @@ def model_key(name: str) -> str:
 def version_key(name: str, digest: str) -> str:
     """Key of one published or refused version of a model."""
     return f"{versions_key(name)}/{digest}.json"
+
+
+def cards_key(name: str, digest: str, artifact: str) -> str:
+    """Folder of the model card of one edge model of a version."""
+    return f"{versions_key(name)}/{digest}/{artifact}"
+
+
+def reports_key(name: str, digest: str) -> str:
+    """Folder of the report of a version."""
+    return f"{versions_key(name)}/{digest}"
+
+
+def signatures_key(name: str, version: str) -> str:
+    """Folder of the signatures of one version of a model: `PROVENANCE`, and one for each artifact of its run."""
+    return f"{model_key(name)}/signatures/{version}"
+
+
+def provenance_key(name: str, version: str) -> str:
+    """Key of the signed provenance of one version of a model."""
+    return f"{signatures_key(name, version)}/{PROVENANCE}"
+
+
+def signature_key(name: str, version: str, artifact: str) -> str:
+    """Key of the signature of an artifact's files."""
+    return f"{signatures_key(name, version)}/{artifact}.sig"
 
 
 def pointer_key(name: str) -> str:
@@ -196,7 +259,7 @@ def _dump(model: Any) -> dict[str, Any]:
 def _training_options(parameters: Parameters) -> dict[str, Any]:
     training = parameters.training
     options = _dump(training)
-    del options["checkpoint"]
+    del options["checkpoint"], options["gpus"]
     if training.max_steps is not None:
         del options["epochs"]
     # As 0.1.0 wrote them, so that the digests of its trainings still hold: joined examples give the same losses as its
@@ -206,6 +269,8 @@ def _training_options(parameters: Parameters) -> dict[str, Any]:
         del options["layout"]
     if training.attention is Attention.AUTO:
         del options["attention"]
+    if training.kernels is Kernels.TORCH:
+        del options["kernels"]
     if training.gradient_checkpointing is not GradientCheckpointing.AUTO:
         options["gradientCheckpointing"] = training.gradient_checkpointing is GradientCheckpointing.ALWAYS
     return options
@@ -242,6 +307,14 @@ def _edge_limits(budget: EdgeBudget | None) -> dict[str, Any] | None:
         "cores": None if budget.cpu is None else ceil(parse_cpu(budget.cpu)),
         "memory": None if budget.memory is None else parse_bytes(budget.memory),
     }
+
+
+def _limits_of_choice(parameters: Parameters) -> dict[str, Any]:
+    """The limits that decide which candidate is the edge model; empty without formats Auto."""
+    if not parameters.quantization.is_auto:
+        return {}
+    evaluation = parameters.evaluation
+    return {"choice": {"gates": _dump(evaluation.gates), "edge": _edge_gates(evaluation.edge)}}
 
 
 def _edge_gates(budget: EdgeBudget | None) -> dict[str, Any]:

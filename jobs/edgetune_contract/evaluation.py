@@ -41,8 +41,7 @@ def _needs(model: ScoredModel, gate: str) -> Rule:
 class EdgeBudget(Model):
     """CPU and memory that an edge device has for the model. If set, even to {}, evaluate runs base and edge models on
     the CPU, each in its own process, and status.edge shows their speed and memory. The figures are those of the machine
-    that evaluates, not of the device. Supports BitsAndBytesInt8 (with transformers) and GGUF-Q8_0 (with llama.cpp, if
-    the image has it)."""
+    that evaluates, not of the device. Supports BitsAndBytesInt8 (with transformers) and GGUF (with llama.cpp)."""
 
     cpu: CpuQuantity | None = None
     """CPU cores for each model, as a quantity such as 2 or 500m, rounded up to whole cores: the number of threads, and
@@ -75,7 +74,7 @@ class Gates(Model):
     """Minimum of the tuned model's score minus the base's, -1 to 1; 0.1 is ten percentage points."""
 
     max_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Maximum of the tuned model's score minus the edge model's, 0 to 1: the loss allowed to merging and INT8."""
+    """Maximum of the tuned model's score minus the edge model's, 0 to 1: what merging and quantization may cost."""
 
     max_edge_bytes: ByteQuantity | None = None
     """Maximum size of the edge model, as a quantity of bytes such as 8Gi."""
@@ -122,3 +121,10 @@ class EvaluationSpec(Model):
     edge: EdgeBudget | None = None
     """Measure base and edge models within the edge device's budget; {} measures without limits. If absent, nothing is
     measured."""
+
+    @property
+    def limits_the_device(self) -> bool:
+        """Whether there is a limit on bytes, memory or speed: on what a format takes, not only on what it scores."""
+        budget = self.edge or EdgeBudget()
+        limits = (budget.memory, budget.max_peak_memory, budget.min_tokens_per_second, self.gates.max_edge_bytes)
+        return any(limit is not None for limit in limits)

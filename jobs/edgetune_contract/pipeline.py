@@ -6,7 +6,7 @@
 With spec.merge.keep false there is no merge stage: a stage that reads the merged model reads merge's inputs instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,21 +85,32 @@ def stages_of(parameters: Parameters) -> tuple[Stage, ...]:
     return tuple(stage for stage in Stage if parameters.merge.keep or not PIPELINE[stage].is_optional)
 
 
-def inputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
-    """Names of a stage's inputs, without base-scores, which the store may not have yet."""
+def inputs_of(stage: Stage, parameters: Parameters, found: Sequence[EdgeFormat] | None = None) -> tuple[str, ...]:
+    """Names of a stage's inputs, without base-scores, which the store may not have yet.
+
+    Args:
+        stage: the stage.
+        parameters: of the run.
+        found: with quantization.formats Auto, the formats that quantize writes; None if they are not known yet.
+    """
     present = stages_of(parameters)
     names: list[str] = []
-    for name in PIPELINE[stage].reads:
+    reads = PIPELINE[stage].reads
+    if stage is Stage.QUANTIZE and EdgeFormat.GGUF_LORA in parameters.quantization.formats:
+        reads = (*reads, BASE, ADAPTER)  # which it writes unmerged
+    if stage is Stage.QUANTIZE and parameters.quantization.needs_rows:
+        reads = (*reads, PREPARED)
+    for name in reads:
         if stage is Stage.EVALUATE and name == MERGED and ScoredModel.MERGED not in parameters.evaluation.models:
             continue
         maker = _MAKERS.get(name)
         names += (name,) if maker is None or maker in present else PIPELINE[maker].reads
-    return tuple(dict.fromkeys(each for name in names for each in _artifacts(name, parameters)))
+    return tuple(dict.fromkeys(each for name in names for each in _artifacts(name, parameters, found)))
 
 
-def outputs_of(stage: Stage, parameters: Parameters) -> tuple[str, ...]:
-    """Names of a stage's output artifacts."""
-    return tuple(each for name in PIPELINE[stage].makes for each in _artifacts(name, parameters))
+def outputs_of(stage: Stage, parameters: Parameters, found: Sequence[EdgeFormat] | None = None) -> tuple[str, ...]:
+    """Names of a stage's output artifacts; arguments as of `inputs_of`."""
+    return tuple(each for name in PIPELINE[stage].makes for each in _artifacts(name, parameters, found))
 
 
 def maker_of(artifact: str) -> Stage:
@@ -116,8 +127,10 @@ def is_edge(artifact: str) -> bool:
     return artifact in _EDGE_ARTIFACTS
 
 
-def _artifacts(name: str, parameters: Parameters) -> tuple[str, ...]:
-    return tuple(each.artifact for each in parameters.quantization.formats) if name == EDGE else (name,)
+def _artifacts(name: str, parameters: Parameters, found: Sequence[EdgeFormat] | None) -> tuple[str, ...]:
+    if name != EDGE:
+        return (name,)
+    return tuple(each.artifact for each in parameters.quantization.formats or found or ())
 
 
 _MAKERS: Mapping[str, Stage] = {name: stage for stage, definition in PIPELINE.items() for name in definition.makes}

@@ -1,18 +1,19 @@
 """Requests and results: the input of one stage, and its report when it ends."""
 
-from collections.abc import Iterator
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
-from pydantic_core import to_json
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from edgetune_contract.allowed_sources import AllowedSource
+from edgetune_contract.candidates import MAX_CANDIDATES, Candidate, PossibleFormat
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import BASE, EDGE, TUNED
+from edgetune_contract.s3_service import S3Service
 from edgetune_contract.schema import LARGEST, Count, Difference, Model, Name, Share, Uri
-from edgetune_contract.spec import Parameters
+from edgetune_contract.shortening import cut, shortened, with_folders, without_repeated_folders
+from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
-from edgetune_contract.values.text import Shown, escaped
+from edgetune_contract.values.text import Shown
 
 CONTRACT_VERSION: Literal[1] = 1
 # The kubelet keeps the last 4,096 bytes of a termination message, so longer JSON would arrive truncated.
@@ -23,34 +24,14 @@ COUNTED_METRICS = ("baseBytes", "resumedFromStep")
 SHARE_METRICS = ("quantizedShare",)
 """Metrics that the status has as shares."""
 
+MAX_REVISION = 256
+"""Longest source revision, in characters."""
+
 STORE_URI = r"^(s3://.+|file:///.+)$"
 _MAX_FAILURE_MESSAGE_BYTES = 2048
 _FIRST_NAME = "keywordAccuracy"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class ChecksumMode(StrEnum):
-    """When the S3 client adds its own checksums to requests."""
-
-    WHEN_SUPPORTED = "WhenSupported"
-    WHEN_REQUIRED = "WhenRequired"
-
-
-class S3Service(Model):
-    """How the S3 client reaches a service."""
-
-    endpoint: str | None = None
-    """URL of the S3 service. Default: the client's."""
-
-    region: str | None = None
-    """S3 region. Default: the client's."""
-
-    path_style: bool = False
-    """Address buckets by path instead of by host name."""
-
-    checksums: ChecksumMode = ChecksumMode.WHEN_SUPPORTED
-    """When the S3 client adds its own checksums to requests."""
 
 
 class StoreLocation(S3Service):
@@ -77,6 +58,24 @@ class Resolved(Model):
     eval: Digest | None = None
     """SHA-256 of the evaluation data's content; absent if it is split off the training data."""
 
+    possible: Annotated[tuple[PossibleFormat, ...], Field(max_length=MAX_CANDIDATES)] | None = None
+    """With quantization.formats Auto: the formats that the base can be written in, largest first."""
+
+    formats: Annotated[tuple[EdgeFormat, ...], Field(max_length=MAX_CANDIDATES)] | None = None
+    """With quantization.formats Auto: those that quantize writes. They have all that gates.maxEdgeBytes does not
+    exclude, and those that an earlier run with a larger limit has written too."""
+
+    @property
+    def content(self) -> Self:
+        """The digests alone."""
+        return self.model_copy(update={"possible": None, "formats": None})
+
+
+def edge_formats(parameters: Parameters, resolved: Resolved | None) -> tuple[EdgeFormat, ...]:
+    """The formats of the edge model: those of the spec, or with Auto those that prepare found; empty if unknown."""
+    found = resolved.formats if resolved is not None else None
+    return (found or ()) if parameters.quantization.is_auto else parameters.quantization.formats
+
 
 class Request(Model):
     """Complete input of one stage, which looks up nothing in the cluster."""
@@ -93,8 +92,22 @@ class Request(Model):
 
     store: StoreLocation
     parameters: Parameters
+    allowed_sources: tuple[AllowedSource, ...] | None = None
+    """What the profile lets the namespace read besides its own folder; None for everything outside of the store."""
+
     resolved: Resolved | None = None
     """None for prepare, which computes it, and for a pin, which may run before prepare."""
+
+    sign: Literal[True] | None = None
+    """prepare and publish only: whether publish signs what it publishes, and is done only once that is signed."""
+
+    source_revision: Annotated[str, Field(max_length=MAX_REVISION)] | None = None
+    """publish only: the Git commit that the object comes from, for the provenance. It is in no digest."""
+
+    @property
+    def formats(self) -> tuple[EdgeFormat, ...]:
+        """The formats of the edge model; with Auto, those of the candidates that quantize writes."""
+        return edge_formats(self.parameters, self.resolved)
 
     @property
     def is_pin(self) -> bool:
@@ -153,6 +166,10 @@ class ModelScores(Model):
         return {("keywordRecall" if name == _FIRST_NAME else name): value for name, value in values.items()}
 
 
+# Scores are quotients of small integers: smaller differences are rounding errors.
+_ROUNDING_ERROR = 1e-9
+
+
 class Scores(Model):
     """Scores of all four models on the same rows. A model's score is its keyword recall if evaluation rows have
     expected keywords, otherwise its exact match. With the format Text, models have a loss and no score."""
@@ -173,7 +190,7 @@ class Scores(Model):
     """Tuned minus base, -1 to 1: the gain from training. 0.1 is ten percentage points."""
 
     drop: Difference | None = None
-    """Tuned minus edge, -1 to 1: the loss from merging and INT8."""
+    """Tuned minus edge, -1 to 1: what merging and quantization cost."""
 
     examples: Count = 0
     """Number of evaluation rows that were scored."""
@@ -181,6 +198,16 @@ class Scores(Model):
     details: dict[Name, ModelScores] = {}
     """Keyword recall, exact match and loss by model: base, tuned, merged, edge, and the artifact names of further edge
     formats."""
+
+    @property
+    def gained_nothing(self) -> bool:
+        """Whether the tuned model is known not to be better than the base: by its score, or without one by its loss."""
+        if self.improvement is not None:
+            return self.improvement <= _ROUNDING_ERROR
+        base, tuned = self.details.get(BASE), self.details.get(TUNED)
+        if base is None or tuned is None or base.loss is None or tuned.loss is None:
+            return False
+        return tuned.loss >= base.loss
 
     @model_validator(mode="before")
     @classmethod
@@ -217,6 +244,17 @@ class Publication(Model):
     """Whether the version is the one in spec.publish.pin, not the spec's own."""
 
 
+class LiveVersion(Model):
+    """The version that the model's pointer names."""
+
+    version: Digest
+    since: str
+    """When the pointer was written (RFC 3339, UTC)."""
+
+    scores: Scores | None = None
+    """Scores in the pointer's document, without details."""
+
+
 class Failure(Model):
     """Why a stage did not finish."""
 
@@ -231,7 +269,7 @@ class Failure(Model):
     @classmethod
     def brief(cls, exit_code: int, reason: str, message: str, step: int | None = None) -> Self:
         """A failure that fits in a termination message: a long message is cut in the middle."""
-        return cls(exit_code=exit_code, reason=reason, message=_cut(message), step=step)
+        return cls(exit_code=exit_code, reason=reason, message=cut(message, _MAX_FAILURE_MESSAGE_BYTES), step=step)
 
 
 class Result(Model):
@@ -245,7 +283,7 @@ class Result(Model):
     seconds: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Duration of the stage in seconds, measured when its output was made."""
 
-    artifacts: tuple[Artifact, ...] = ()
+    artifacts: Annotated[tuple[Artifact, ...], BeforeValidator(with_folders)] = ()
     metrics: dict[Name, float] = {}
     """Figures by camelCase name that includes the unit, such as baseBytes, steps, loss, tokensPerSecond."""
 
@@ -265,8 +303,14 @@ class Result(Model):
     edge: EdgeMeasurement | None = None
     """evaluate only, with spec.evaluation.edge."""
 
+    candidates: tuple[Candidate, ...] = ()
+    """evaluate only, with quantization.formats Auto: in the order in which they were measured."""
+
     publication: Publication | None = None
     """publish only."""
+
+    live: LiveVersion | None = None
+    """prepare and publish only: what the pointer names at the stage's end; absent if there is no pointer."""
 
     failure: Failure | None = None
     """Set if the stage did not finish."""
@@ -299,35 +343,21 @@ class Result(Model):
         return self
 
     def encode(self) -> bytes:
-        """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes.
-
-        Until it fits, parts are left out in this order: facts and warnings of later stages; results of later stages,
-        the last one first (each costs one short Job that finds its manifest); facts; warnings, the last one first
-        (their number replaces them). The manifest has everything.
+        """JSON in UTF-8 of at most MAX_RESULT_BYTES bytes, without parts that do not fit (see `shortened`).
 
         Raises:
             ValueError: it is still too long.
         """
         encoded = b""
-        for result in self._shortened():
+        for result in shortened(self, SHARE_METRICS):
             encoded = result._to_json()
             if len(encoded) <= MAX_RESULT_BYTES:
                 return encoded
         raise ValueError(f"the result of {self.stage} has {len(encoded)} bytes, more than {MAX_RESULT_BYTES}")
 
-    def _shortened(self) -> Iterator[Self]:
-        yield self
-        brief = tuple(result.model_copy(update={"facts": {}, "warnings": ()}) for result in self.done)
-        for kept in range(len(brief), -1, -1):
-            yield self.model_copy(update={"done": brief[:kept]})
-        for kept in range(len(self.warnings), -1, -1):
-            left_out = len(self.warnings) - kept
-            more = "1 more warning is" if left_out == 1 else f"{left_out} more warnings are"
-            note = (f"{more} in the manifest",) if left_out else ()
-            yield self.model_copy(update={"done": (), "facts": {}, "warnings": (*self.warnings[:kept], *note)})
-
     def _to_json(self) -> bytes:
-        return self.model_dump_json(exclude_defaults=True, exclude_none=True).encode()
+        encoded = self.model_dump_json(exclude_defaults=True, exclude_none=True).encode()
+        return encoded if len(encoded) <= MAX_RESULT_BYTES else without_repeated_folders(encoded)
 
 
 class FileEntry(Model):
@@ -338,6 +368,12 @@ class FileEntry(Model):
 
     bytes: int
     sha256: Digest
+    key: Annotated[str, Field(pattern=r"^shared/[0-9a-f]{64}/[A-Za-z0-9_-][A-Za-z0-9._-]*$")] | None = None
+    """Key in the store, for a file that several artifacts share; None for a file below the manifest's folder."""
+
+    def key_below(self, folder: str) -> str:
+        """Key in the store of a file of the manifest in `folder`."""
+        return self.key or f"{folder}/{self.path}"
 
 
 class Manifest(Model):
@@ -360,15 +396,3 @@ class Manifest(Model):
     parameters: dict[str, JsonValue] = {}
     """The spec's parameters in the run that made it, as plain JSON so that older manifests stay readable. A run that
     finds the manifest may have other values for parameters that the stage's digest does not cover."""
-
-
-def _cut(message: str) -> str:
-    """The message in valid UTF-8, with its middle left out if its JSON is longer than the limit."""
-    # A file name that is not UTF-8 is decoded to lone surrogates, which JSON cannot encode.
-    message = escaped(message.encode(errors="replace").decode())
-    cut, kept = message, min(len(message), _MAX_FAILURE_MESSAGE_BYTES)
-    while len(to_json(cut)) > _MAX_FAILURE_MESSAGE_BYTES:
-        half = kept // 2
-        cut = f"{message[:half]} … {message[len(message) - half :]}"
-        kept = kept * 9 // 10
-    return cut

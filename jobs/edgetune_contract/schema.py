@@ -38,9 +38,13 @@ def listed_once(kind: str) -> AfterValidator:
 class Rule:
     """One rule across fields of a model, for both of its validators: the API server (CEL) and the model itself."""
 
-    cel: str
+    cel: str | None
+    """None if the API server cannot see a field of the rule: then only the operator and the command line check it."""
+
     holds: Callable[[Any], bool]
     message: str
+    advice: Callable[[Any], str] | None = None
+    """What would hold; only the model says it."""
 
 
 class Model(BaseModel):
@@ -65,7 +69,7 @@ class Model(BaseModel):
     def _check_rules(self) -> Self:
         for rule in self.rules:
             if not rule.holds(self):
-                raise ValueError(rule.message)
+                raise ValueError(rule.message if rule.advice is None else f"{rule.message}: {rule.advice(self)}")
         return self
 
     @classmethod
@@ -80,6 +84,7 @@ class Model(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
-        if cls.rules:
-            schema["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in cls.rules]
+        rules = [{"rule": rule.cel, "message": rule.message} for rule in cls.rules if rule.cel is not None]
+        if rules:
+            schema["x-kubernetes-validations"] = rules
         return schema

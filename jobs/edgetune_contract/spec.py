@@ -8,21 +8,41 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticKnownError
 
 from edgetune_contract.evaluation import EvaluationSpec
 from edgetune_contract.schema import Model, Rule, listed_once
 from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.text import NAME_PATTERN, TEXT_PATTERN, UNSAFE
+from edgetune_contract.values.word_or_list import word_or_list
 
 URI_MAX_LENGTH = 1024
 CHAT_TEMPLATE = "ChatTemplate"
 HUB_SCHEME = "hf://"
 DEFAULT_TEMPLATE = "### Instruction:\n{instruction}\n\n### Response:\n"
-_BUCKET_URI = rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9](/[^\s{UNSAFE}]+)?"
+BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+HUB_NAME = r"[A-Za-z0-9._-]+"
+_BUCKET_URI = rf"s3://{BUCKET}(/[^\s{UNSAFE}]+)?"
 _FILE_URI = rf"file:///[^\s{UNSAFE}][^{UNSAFE}]*"
 _COMMIT = r"[0-9a-f]{40}"
 _SHA256 = r"[0-9a-f]{64}"
+
+# A store or a proxy that resolves such a segment would serve another key than the one that was checked. One / may end
+# a URI. After the scheme, which has five characters.
+_MISLEADING = r"(^|/)\.{0,2}/|/\.{1,2}$|%[0-9A-Fa-f]{2}"
+_CLEAR_SEGMENTS = Rule(
+    cel=f"self.uri.startsWith('file://') || !self.uri.substring(5).matches(r'{_MISLEADING}')",
+    holds=lambda self: self.uri.startswith("file://") or not re.search(_MISLEADING, self.uri[5:]),
+    message="uri must not have empty segments, the segments . and .., or encoded characters such as %2e",
+)
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128, pattern=NAME_PATTERN)]
 
@@ -34,7 +54,7 @@ class BaseModelSpec(Model):
         str,
         Field(
             max_length=URI_MAX_LENGTH,
-            pattern=rf"^({_BUCKET_URI}|hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+|{_FILE_URI})$",
+            pattern=rf"^({_BUCKET_URI}|hf://{HUB_NAME}/{HUB_NAME}|{_FILE_URI})$",
         ),
     ]
     """Location of the model: s3://bucket/prefix, hf://organization/name, or in a local run file:///path."""
@@ -44,10 +64,11 @@ class BaseModelSpec(Model):
     list, as in status.resolved.base."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        _CLEAR_SEGMENTS,
         Rule(
             cel="!self.uri.startsWith('hf://') || (has(self.revision) && self.revision.matches('^[0-9a-f]{40}$'))",
             holds=lambda self: not self.is_on_hub or bool(re.fullmatch(_COMMIT, self.revision)),
-            message="a model from hf:// requires revision: the 40-digit hexadecimal commit",
+            message="a model from hf:// requires revision, the 40-digit commit: `edgetune digest URI` prints it",
         ),
     )
 
@@ -66,6 +87,8 @@ class DataSource(Model):
 
     revision: Annotated[str, Field(max_length=64, pattern=rf"^({_SHA256})?$")] = ""
     """Optional pin: the SHA-256 of the content, as in status.resolved. Data that does not match is refused."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (_CLEAR_SEGMENTS,)
 
 
 class RowFormat(StrEnum):
@@ -147,28 +170,12 @@ TargetModulePreset = Literal["Minimal", "Standard", "Aggressive", "AllLinear"]
 _MODULE_NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _MAX_MODULE_NAMES = 64
 
-# A structural schema cannot express a union of a string and a list. A node without a type may have value validations:
-# one branch allows the presets, the other a list (each of its keywords refuses one of the other JSON types). `items`
-# applies to lists only.
-_TARGET_MODULES_SCHEMA = {
-    "x-kubernetes-preserve-unknown-fields": True,
-    "default": "Standard",
-    "items": {"type": "string", "pattern": f"^{_MODULE_NAME.pattern}$"},
-    "anyOf": [
-        {"enum": list(TARGET_MODULE_PRESETS)},
-        {
-            "minItems": 1,
-            "maxItems": _MAX_MODULE_NAMES,
-            "maxLength": 0,
-            "minLength": 1,
-            "minimum": 1,
-            "maximum": 0,
-            "minProperties": 1,
-            "maxProperties": 0,
-            "not": {"enum": [True, False]},
-        },
-    ],
-}
+_TARGET_MODULES_SCHEMA = word_or_list(
+    words=list(TARGET_MODULE_PRESETS),
+    items={"type": "string", "pattern": f"^{_MODULE_NAME.pattern}$"},
+    most=_MAX_MODULE_NAMES,
+    default="Standard",
+)
 
 
 def _check_target_modules(value: Any) -> Any:
@@ -230,36 +237,121 @@ class EdgeFormat(StrEnum):
     """File format of an edge model."""
 
     BITSANDBYTES_INT8 = "BitsAndBytesInt8"
+    GGUF_BF16 = "GGUF-BF16"
     GGUF_Q8_0 = "GGUF-Q8_0"
+    GGUF_Q6_K = "GGUF-Q6_K"
+    GGUF_Q5_K_M = "GGUF-Q5_K_M"
+    GGUF_Q4_K_M = "GGUF-Q4_K_M"
     COMPRESSED_TENSORS_W8A8 = "CompressedTensorsW8A8"
+    GGUF_LORA = "GGUF-LoRA"
 
     @property
     def artifact(self) -> str:
         """Name of the artifact with a model in this format."""
         return _EDGE_ARTIFACTS[self]
 
+    @property
+    def file_type(self) -> str | None:
+        """llama.cpp's name of the file type, such as Q8_0; None if the format is no GGUF file of a whole model."""
+        return _FILE_TYPES.get(self)
+
+    @property
+    def is_k_quant(self) -> bool:
+        """Whether llama.cpp's own quantizer writes the format, from a GGUF file in 16 bits."""
+        return self in _K_QUANTS
+
 
 _EDGE_ARTIFACTS = {
     EdgeFormat.BITSANDBYTES_INT8: "edge-bnb-int8",
+    EdgeFormat.GGUF_BF16: "edge-gguf-bf16",
     EdgeFormat.GGUF_Q8_0: "edge-gguf-q8_0",
+    EdgeFormat.GGUF_Q6_K: "edge-gguf-q6_k",
+    EdgeFormat.GGUF_Q5_K_M: "edge-gguf-q5_k_m",
+    EdgeFormat.GGUF_Q4_K_M: "edge-gguf-q4_k_m",
     EdgeFormat.COMPRESSED_TENSORS_W8A8: "edge-ct-w8a8",
+    EdgeFormat.GGUF_LORA: "edge-gguf-lora",
 }
+_FILE_TYPES = {
+    EdgeFormat.GGUF_BF16: "BF16",
+    EdgeFormat.GGUF_Q8_0: "Q8_0",
+    EdgeFormat.GGUF_Q6_K: "Q6_K",
+    EdgeFormat.GGUF_Q5_K_M: "Q5_K_M",
+    EdgeFormat.GGUF_Q4_K_M: "Q4_K_M",
+}
+_K_QUANTS = frozenset({EdgeFormat.GGUF_Q6_K, EdgeFormat.GGUF_Q5_K_M, EdgeFormat.GGUF_Q4_K_M})
+
+
+AUTO = "Auto"
+"""In place of the list of formats: evaluate chooses one of all that the base can be written in."""
+
+_FORMATS_SCHEMA = word_or_list(
+    words=[AUTO],
+    items={"type": "string", "enum": [each.value for each in EdgeFormat]},
+    most=len(EdgeFormat),
+    default=[EdgeFormat.BITSANDBYTES_INT8.value],
+)
+
+
+def _auto_or_list(value: Any, validate: ValidatorFunctionWrapHandler) -> tuple[EdgeFormat, ...]:
+    if value == AUTO:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be {AUTO}, or a list of formats such as [{EdgeFormat.GGUF_Q8_0}], is {value!r}")
+    listed: tuple[EdgeFormat, ...] = validate(tuple(value))
+    return listed
+
+
+def _edge_format(value: Any) -> EdgeFormat:
+    """The format of this name. A validator that wraps others gets JSON's lists as Python's, whose names a strict check
+    would refuse."""
+    known = {each.value: each for each in EdgeFormat}
+    if isinstance(value, str) and value in known:
+        return known[value]
+    *others, last = (f"'{name}'" for name in known)
+    raise PydanticKnownError("enum", {"expected": f"{', '.join(others)} or {last}"})
+
+
+def _written(formats: tuple[EdgeFormat, ...]) -> Any:
+    return list(formats) or AUTO
 
 
 class QuantizationSpec(Model):
     """Formats of the edge model."""
 
     formats: Annotated[
-        tuple[EdgeFormat, ...],
-        Field(min_length=1, max_length=len(EdgeFormat), json_schema_extra={"x-kubernetes-list-type": "set"}),
+        tuple[Annotated[EdgeFormat, BeforeValidator(_edge_format)], ...],
+        Field(min_length=1, max_length=len(EdgeFormat)),
         listed_once("format"),
+        WrapValidator(_auto_or_list),
+        PlainSerializer(_written),
+        WithJsonSchema(_FORMATS_SCHEMA),
     ] = (EdgeFormat.BITSANDBYTES_INT8,)
-    """Formats to write. BitsAndBytesInt8 is LLM.int8, which from_pretrained reads. GGUF-Q8_0 is one file for llama.cpp
-    (Llama, Mistral, Qwen2, Qwen3). CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The status shows
-    the first one as the edge model; all are scored, gated and published."""
+    """Formats to write. BitsAndBytesInt8 is LLM.int8, which from_pretrained reads. GGUF-… is one file for llama.cpp
+    (Gemma 2, Gemma 3, Llama, Mistral, Phi-3, Phi-4, Qwen2, Qwen3): in 16 bits (BF16), or in about 8.5 (Q8_0), 6.6
+    (Q6_K), 5.7 (Q5_K_M) or 4.9 (Q4_K_M) bits a weight; the last three need llama.cpp in the jobs image. GGUF-LoRA is
+    the adapter alone, for llama.cpp beside the base in GGUF-Q8_0, which all fine-tunes of a base share.
+    CompressedTensorsW8A8 has 8-bit weights and activations for vLLM. The status shows the first one as the edge model;
+    all are scored, gated and published. With Auto in place of the list, all formats of a whole model that the base can
+    be written in are candidates, and the best-scoring one that holds spec.evaluation.edge and all gates is the edge
+    model, and the only one that is published."""
 
     outlier_threshold: Annotated[float, Field(ge=0, le=1000)] = 6.0
     """BitsAndBytesInt8 only: activations above this magnitude are multiplied in 16 bits. 0 disables this."""
+
+    importance_matrix: bool = False
+    """GGUF-Q6_K, GGUF-Q5_K_M and GGUF-Q4_K_M only: weigh the error of each weight by the mean square of its input
+    (llama.cpp's importance matrix). quantize then runs the merged model on up to 16,384 tokens of training rows, on its
+    CPU."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether evaluate chooses the format. `formats` is then empty."""
+        return not self.formats
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether quantize reads training rows, for the importance matrix."""
+        return self.importance_matrix and (self.is_auto or any(each.is_k_quant for each in self.formats))
 
 
 class PublishSpec(Model):
@@ -268,8 +360,9 @@ class PublishSpec(Model):
     pin: Annotated[str, Field(max_length=64, pattern=r"^([0-9a-f]{12,64})?$")] = ""
     """A published version of this model that latest.json names instead of the spec's own: its digest, or at least the
     first 12 digits, as in status.publication.version and `edgetune versions`. The pin takes effect before any other
-    stage runs. Gates are not checked again: the version passed them when it was published. The other stages still run,
-    but their output is not published while the pin is set. Empty: the spec's own version, if its gates hold."""
+    stage runs, and with suspend: true alone. Gates are not checked again: the version passed them when it was
+    published. The other stages still run, but their output is not published while the pin is set. Setting or removing
+    a pin retries no stage that failed. Empty: the spec's own version, if its gates hold."""
 
 
 class Parameters(Model):
@@ -302,14 +395,20 @@ class Parameters(Model):
     publish: PublishSpec = PublishSpec()
     """Choice of the version that latest.json names."""
 
+    # CEL does not see formats, which is a word or a list.
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="!has(self.evaluation) || !has(self.evaluation.edge) || !has(self.quantization) || "
-            "!has(self.quantization.formats) || self.quantization.formats[0] != 'CompressedTensorsW8A8'",
+            cel=None,
             holds=lambda self: (
-                self.evaluation.edge is None or self.quantization.formats[0] != EdgeFormat.COMPRESSED_TENSORS_W8A8
+                self.evaluation.edge is None or EdgeFormat.COMPRESSED_TENSORS_W8A8 not in self.quantization.formats[:1]
             ),
             message="evaluation.edge measures the first of quantization.formats on a CPU, which does not run "
             "CompressedTensorsW8A8: put BitsAndBytesInt8 or GGUF-Q8_0 first",
+        ),
+        Rule(
+            cel=None,
+            holds=lambda self: not self.quantization.is_auto or self.evaluation.limits_the_device,
+            message="quantization.formats: Auto chooses by what the device has: set evaluation.gates.maxEdgeBytes, or "
+            "in evaluation.edge memory, maxPeakMemory or minTokensPerSecond; or list the formats",
         ),
     )

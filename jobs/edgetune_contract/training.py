@@ -48,7 +48,7 @@ class Precision(StrEnum):
 
 
 class Layout(StrEnum):
-    """Arrangement of the examples of one forward pass. Documents never attend to each other, and losses are equal."""
+    """Arrangement of the examples of one forward pass. Examples never attend to each other."""
 
     PADDING_FREE = "PaddingFree"
     PADDED = "Padded"
@@ -63,6 +63,13 @@ class Attention(StrEnum):
     VARLEN = "Varlen"
 
 
+class Kernels(StrEnum):
+    """Kernels for norms, rotary positions and gated units during training."""
+
+    TORCH = "Torch"
+    LIGER = "Liger"
+
+
 class GradientCheckpointing(StrEnum):
     """Recomputation of activations in the backward pass."""
 
@@ -72,6 +79,7 @@ class GradientCheckpointing(StrEnum):
 
 
 MOST_EXAMPLES = 4096
+MOST_GPUS = 64
 
 
 def _check_micro_batch_size(value: Any) -> Any:
@@ -95,6 +103,39 @@ MicroBatchSize = Annotated[
 ]
 
 
+def _check_gpus(value: Any) -> Any:
+    if value == AUTO or (type(value) in (int, float) and value == int(value) and 1 <= value <= MOST_GPUS):
+        return value if value == AUTO else int(value)
+    raise ValueError(f"must be Auto or a whole number from 1 to {MOST_GPUS}, is {value!r}")
+
+
+Gpus = Annotated[
+    int | Literal["Auto"],
+    BeforeValidator(_check_gpus),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "default": AUTO,
+            "minimum": 1,
+            "maximum": MOST_GPUS,
+            "pattern": f"^{AUTO}$",
+        }
+    ),
+]
+
+
+def gpus_that_divide(batch_size: int, most: int) -> int:
+    """The largest number of GPUs up to `most` that share a batch evenly."""
+    return max(gpus for gpus in range(1, most + 1) if batch_size % gpus == 0)
+
+
+def nearest_batch_sizes(batch_size: int, gpus: int) -> str:
+    """The multiples of `gpus` next to a batch size that is none, such as "12 or 16"."""
+    below = batch_size // gpus * gpus
+    found = [size for size in (below, below + gpus) if 0 < size <= MOST_EXAMPLES]
+    return " or ".join(map(str, found))
+
+
 class TrainingSpec(Model):
     """Hyperparameters of the training."""
 
@@ -110,18 +151,29 @@ class TrainingSpec(Model):
     micro_batch_size: MicroBatchSize = AUTO
     """Largest number of examples per forward pass; with layout: Packed, of sequences of maxLength tokens. Auto: enough
     for about 8,000 tokens, and no more than fit into the memory that is free. It is halved when the GPU runs out of
-    memory. It changes speed and memory, not the losses."""
+    memory. It changes speed and memory, not the losses, except for the auxiliary loss of mixtures of experts, which
+    balances each forward pass."""
+
+    gpus: Gpus = AUTO
+    """GPUs that share the examples of each step, up to the profile's maxGpus. They change the time of a step, not its
+    losses, and batchSize must be a multiple of them. Auto: as many of those that the profile gives to train by default
+    as divide batchSize."""
 
     layout: Layout = Layout.PADDING_FREE
     """Arrangement of the examples of one forward pass: PaddingFree (joined, without padding), Padded (each on a row of
     its own, padded to the longest) or Packed (joined up to maxLength tokens, however many examples that are). Examples
-    never attend to each other, and the losses are equal. A model that mixes joined examples, or does not support
-    attention: Varlen, is trained Padded, with a warning."""
+    never attend to each other, and the losses are equal, except for the auxiliary loss of mixtures of experts. A model
+    that mixes joined examples, or does not support attention: Varlen, is trained Padded, with a warning."""
 
     attention: Attention = Attention.AUTO
     """Attention during training: Sdpa, or Varlen, which computes joined examples one by one, on a GPU of compute
     capability 8.0 or newer in one FlashAttention kernel. Auto: Varlen if the model supports it, otherwise Sdpa of
     padded rows."""
+
+    kernels: Kernels = Kernels.TORCH
+    """Kernels for norms, rotary positions and gated units during training: Torch, or Liger, which passes through memory
+    less often. Where Liger has no kernels for the model, or they do not compute the same logits within rounding, and
+    without a GPU, it is Torch, with a warning."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.0002
     """Peak learning rate."""
@@ -167,6 +219,12 @@ class TrainingSpec(Model):
             cel="type(self.microBatchSize) != int || self.microBatchSize <= self.batchSize",
             holds=lambda self: self.micro_batch_size == AUTO or self.micro_batch_size <= self.batch_size,
             message="microBatchSize must be at most batchSize",
+        ),
+        Rule(
+            cel="type(self.gpus) != int || self.batchSize % self.gpus == 0",
+            holds=lambda self: self.gpus == AUTO or self.batch_size % self.gpus == 0,
+            message="batchSize must be a multiple of gpus, which share the examples of a step",
+            advice=lambda self: f"use {nearest_batch_sizes(self.batch_size, self.gpus)}",
         ),
         Rule(
             cel="self.attention != 'Varlen' || self.layout != 'Padded'",

@@ -12,6 +12,7 @@ from edgetune_jobs.runtime.signals import StopSignals
 
 if TYPE_CHECKING:
     from edgetune_contract.stages import Stage
+    from edgetune_jobs.runtime.ranks.rank_process import RankBody
     from edgetune_jobs.runtime.stage_run import StageCode
 
 _ENVIRONMENT = """environment:
@@ -23,6 +24,7 @@ _ENVIRONMENT = """environment:
   EDGETUNE_IMAGE            reference of the container image, for the manifest
   EDGETUNE_GPUS             number of GPUs that the stage must see; 0 uses what there is (0)
   EDGETUNE_GPU_BYTES        memory of the GPU that train will have, for prepare
+  EDGETUNE_RANKS            number of processes that train together, also on one GPU or a CPU; 0: one for each GPU (0)
 
 exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
 14 transient error, 75 stopped by a signal, other: a bug
@@ -45,9 +47,14 @@ def main() -> NoReturn:
         epilog=_ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("work", nargs="?", choices=("stage", "clean-up"), default="stage", help="default: stage")
-    if parser.parse_args().work == "clean-up":
+    works = ("stage", "clean-up", "rank")
+    described = "default: stage; rank is one of several processes of a training, which the stage starts"
+    parser.add_argument("work", nargs="?", choices=works, default="stage", help=described)
+    work = parser.parse_args().work
+    if work == "clean-up":
         _run_clean_up_process()
+    if work == "rank":
+        run_rank_process()
     run_process()
 
 
@@ -60,6 +67,20 @@ def run_process(load_code: "Callable[[Stage], StageCode] | None" = None) -> NoRe
     from edgetune_jobs.runtime.process import load_stage_code, run_stage
 
     _end(run_stage(os.environ, signals, stream, load_code or load_stage_code))
+
+
+def run_rank_process(body: "RankBody | None" = None) -> NoReturn:
+    """Run one rank of a training with a body, by default that of the stage train, and end the process.
+
+    The task is a line of standard input; messages to the stage's process go to stdout, everything else to stderr.
+    """
+    signals, stream = _take_over()
+    from edgetune_contract.stages import Stage
+    from edgetune_jobs.runtime.process import load_stage_code
+    from edgetune_jobs.runtime.ranks.rank_process import run_rank
+
+    body = body or load_stage_code(Stage.TRAIN).run
+    _end(run_rank(signals, stream.buffer, sys.stdin.buffer, body))
 
 
 def _run_clean_up_process() -> NoReturn:

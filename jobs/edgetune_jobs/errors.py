@@ -6,6 +6,7 @@
     ├── OutOfGpuMemory      12  the next attempt halves the micro-batch
     ├── TrainingDiverged    13  loss not finite
     ├── TransientError      14  network, store, disk: another attempt may succeed
+    │   └── PeerLost            another process of the training has ended or does not answer
     └── Interrupted         75  stopped by SIGTERM; the checkpoint is in the store
 
 A message says what happened, where, and what to do.
@@ -70,6 +71,10 @@ class TransientError(StageError):
     exit_code = ExitCode.TRANSIENT
 
 
+class PeerLost(TransientError):
+    """Another process of this training has ended or does not answer. Its own error, if it reports one, says why."""
+
+
 class Interrupted(StageError):
     """Stopped by SIGTERM. `step` is the optimizer step of the newest checkpoint in the store, None if there is none."""
 
@@ -78,6 +83,10 @@ class Interrupted(StageError):
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)
         self.step = step
+
+
+class ReportedBug(Exception):
+    """A bug in another process of this stage; the message is complete, with its traceback."""
 
 
 def is_out_of_gpu_memory(error: BaseException) -> bool:
@@ -91,6 +100,14 @@ def is_out_of_gpu_memory(error: BaseException) -> bool:
     )
     is_cudas = isinstance(error, RuntimeError) and _OUT_OF_GPU_MEMORY.search(str(error)) is not None
     return is_torchs_own or is_cudas
+
+
+def is_compiler_missing(error: BaseException) -> bool:
+    """Whether Triton could not compile a part of its GPU kernels, for which it calls the machine's C compiler."""
+    return any(
+        frame.f_globals.get("__name__") == "triton.runtime.build" and frame.f_code.co_name == "_build"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def is_from_library(error: BaseException) -> bool:

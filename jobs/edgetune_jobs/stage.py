@@ -5,15 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
+from pydantic import Field
+
+from edgetune_contract.candidates import Candidate, PossibleFormat
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.request import Manifest, Publication, Request, Scores
+from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Scores
+from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.models.folder import ModelFolder
 from edgetune_jobs.store.files import Buffer
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
+
+if TYPE_CHECKING:
+    import torch
 
 BASE_SCORES_FILE = "scores.json"
 """File in the input or output folder base-scores."""
@@ -35,6 +42,22 @@ CheckpointCheck: TypeAlias = Callable[[Path, int], None]
 """(folder, step) -> None; raises DamagedObject if the folder is not a checkpoint of this step."""
 
 
+class StepSize(Model):
+    """How a training step is computed: what takes less memory takes more time."""
+
+    micro_batch_size: Annotated[int, Field(ge=1)]
+    """Examples of a forward pass."""
+
+    recompute: Annotated[int, Field(ge=0)]
+    """Every how many layers one is recomputed in the backward pass (gradient checkpointing); 0 for none."""
+
+    def __str__(self) -> str:
+        which = {0: "", 1: " with all layers recomputed"}.get(
+            self.recompute, f" with 1 of {self.recompute} layers recomputed"
+        )
+        return f"a micro-batch of {self.micro_batch_size}{which}"
+
+
 class Checkpoints(Protocol):
     """Training checkpoints in the store."""
 
@@ -47,13 +70,75 @@ class Checkpoints(Protocol):
         none."""
         ...
 
-    def read_micro_batch_size(self) -> int | None:
-        """The micro-batch size that an attempt left for the next one when it ran out of GPU memory."""
+    def read_step_size(self) -> StepSize | None:
+        """The step size that an attempt left for the next one when it ran out of GPU memory."""
         ...
 
-    def write_micro_batch_size(self, size: int) -> None:
-        """Leave a smaller micro-batch size for the next attempt."""
+    def write_step_size(self, size: StepSize) -> None:
+        """Leave a smaller step size for the next attempt."""
         ...
+
+
+class Ranks(Protocol):
+    """The processes of one training, its ranks 0 to `size` - 1, of which each computes a share of every step.
+
+    All ranks call the methods in the same order; each call waits for all of them.
+    """
+
+    rank: int
+    """This process."""
+
+    size: int
+    """Number of processes."""
+
+    per_device: int
+    """Number of processes that share this one's GPU, or its CPU."""
+
+    described: str
+    """How many there are and how they exchange gradients, in words; empty for one process."""
+
+    def gather(self, *values: float) -> Sequence[tuple[float, ...]]:
+        """The values of every rank, by rank; each rank gives the same number of values.
+
+        Raises:
+            PeerLost: a rank has ended, or does not answer in time; the message names it.
+        """
+        ...
+
+    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Replace each gradient by its sum over all ranks; a missing one counts as 0.
+
+        Raises:
+            PeerLost: as for `gather`.
+        """
+        ...
+
+    def copy_from_first(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Give the parameters the values that they have on rank 0.
+
+        Raises:
+            PeerLost: as for `gather`.
+        """
+        ...
+
+
+class OneRank:
+    """A training in one process."""
+
+    rank = 0
+    size = 1
+    per_device = 1
+    described = ""
+
+    def gather(self, *values: float) -> Sequence[tuple[float, ...]]:
+        """The values."""
+        return (values,)
+
+    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Nothing to add."""
+
+    def copy_from_first(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Nothing to copy."""
 
 
 class OutputFile(Protocol):
@@ -64,14 +149,33 @@ class OutputFile(Protocol):
         ...
 
 
-class OutputFiles(Protocol):
-    """Streams the large files of a stage's artifacts to the store, without a copy on this machine."""
+class NewFiles(Protocol):
+    """Creates files that are written as streams."""
 
     def create(self, path: str, size: int) -> AbstractContextManager[OutputFile]:
-        """A new file of `size` bytes: it exists once the block ends, and does not if the block raises.
+        """A new file of `size` bytes: it exists once the block ends, and does not if the block raises."""
+        ...
 
-        `path` begins with the artifact's name. The artifact consists of these files and those below
-        `StageContext.output`.
+
+class OutputFiles(NewFiles, Protocol):
+    """Streams the large files of a stage's artifacts to the store, without a copy on this machine.
+
+    Paths begin with the artifact's name. The artifact consists of these files and those below `StageContext.output`.
+    """
+
+    def find_shared(self, path: str, digest: str) -> FileEntry | None:
+        """Make a file that several artifacts share a file of this artifact, under `path`.
+
+        Returns:
+            The file; None if nobody has created one for this digest.
+        """
+        ...
+
+    def create_shared(self, path: str, digest: str, size: int) -> AbstractContextManager[OutputFile]:
+        """A new file that several artifacts share, under the digest of what it is made from; see `find_shared`.
+
+        It has the last part of `path` as its name. If another stage creates it at the same time, the file of the first
+        one stays.
         """
         ...
 
@@ -83,8 +187,13 @@ class Publisher(Protocol):
         """Manifest of a finished stage of this run."""
         ...
 
-    def publish(self, document: VersionDocument) -> Publication:
-        """Write a version; move the pointer to it by conditional put if it passed its gates."""
+    def read_file(self, key: str) -> bytes | None:
+        """A small file of a finished stage by its key in the store; None if there is none."""
+        ...
+
+    def publish(self, document: VersionDocument, files: Mapping[str, bytes]) -> Publication:
+        """Write a version and the files that describe it, by their keys: model cards and report. Move the pointer to it
+        by conditional put if it passed its gates."""
         ...
 
     def pin(self, pin: str) -> Publication:
@@ -123,6 +232,9 @@ class StageContext:
     checkpoints: Checkpoints | None = None
     """train only."""
 
+    ranks: Ranks = field(default_factory=OneRank)
+    """train only: of which this process is one."""
+
     gpu_bytes: int | None = None
     """prepare only: memory of the GPU that train will have; None if it is not known."""
 
@@ -138,6 +250,13 @@ class StageContext:
     publisher: Publisher | None = None
     """publish only."""
 
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """evaluate only: bytes of the candidates of formats Auto, by artifact. Each is only downloaded when it is looked up
+    in `inputs`."""
+
+    discard: Callable[[str], None] = lambda _: None
+    """evaluate only: removes the downloaded copy of a candidate, which is not looked up again."""
+
 
 @dataclass(frozen=True)
 class StageOutput:
@@ -152,3 +271,8 @@ class StageOutput:
     scores: Scores | None = None
     edge: EdgeMeasurement | None = None
     publication: Publication | None = None
+    possible: Sequence[PossibleFormat] = ()
+    """prepare only, with quantization.formats Auto: the formats that the base can be written in, largest first."""
+
+    candidates: Sequence[Candidate] = ()
+    """evaluate only, with quantization.formats Auto."""

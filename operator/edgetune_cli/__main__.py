@@ -1,36 +1,63 @@
 """`edgetune`: run, plan, validate and delete, and the commands on models in a store."""
 
 import asyncio
-import json
+import os
+import signal
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from edgetune_cli.device.command import pull
+from edgetune_cli.documents.validate_command import validate
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import ObjectBusy
 from edgetune_cli.local.objects import ObjectFolder
-from edgetune_cli.local.plan_command import plan_object
 from edgetune_cli.local.session import DeletionStopped, Ended, delete_object, run_object
-from edgetune_cli.options import DEFAULT_WORK_DIR, OutputFormat, Profiles, WorkDir, read_object, read_profiles
-from edgetune_cli.output import SafeConsole, say
+from edgetune_cli.options import DEFAULT_WORK_DIR, App, Output, Profiles, WorkDir, read_object, read_profiles
+from edgetune_cli.output import DataFormat, SafeConsole, print_data, say, verbosity
 from edgetune_cli.status_tables import ProgressView, local_path, show_outcome
 from edgetune_cli.store import commands as store_commands
+from edgetune_cli.store.browse.describe import describe
+from edgetune_cli.store.browse.listing import list_models
+from edgetune_cli.store.browse.logs import logs
+from edgetune_cli.store.browse.open_artifact import open_artifact
+from edgetune_cli.store.browse.prune import prune
+from edgetune_cli.store.data_check import data_app
+from edgetune_cli.store.digest import digest
 from edgetune_cli.store.estimate import estimate
-from edgetune_cli.store.view import open_store_view
-from edgetune_contract.pipeline import is_edge
+from edgetune_cli.store.export import export
+from edgetune_cli.store.init import init
+from edgetune_cli.store.plan import plan
+from edgetune_cli.store.policy import policy
+from edgetune_cli.store.promote import promote
+from edgetune_cli.store.run_report import report
+from edgetune_cli.store.signing_key import with_signing_key
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.yaml_files import yaml_text
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.api.status.edge_model import edge_artifact
+from edgetune_operator.decisions.plans import Outcome
 
-app = typer.Typer(
-    help="From one LoraFineTune object to a scored INT8 edge model.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = App(help="From one LoraFineTune object to a scored, published edge model.")
 
 _File = Annotated[Path, typer.Option("--filename", "-f", help="YAML file with one LoraFineTune.", show_default=False)]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        say(f"edgetune {metadata.version('edgetune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def edgetune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From one LoraFineTune object to a scored, published edge model."""
 
 
 @app.command()
@@ -38,9 +65,11 @@ def run(
     filename: _File,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
-    output: Annotated[
-        OutputFormat, typer.Option("--output", "-o", help="Output format of the outcome.")
-    ] = OutputFormat.TABLE,
+    output: Output = DataFormat.TEXT,
+    signing_key: Annotated[
+        Path | None,
+        typer.Option(help="PEM file with the private key that signs what is published.", show_default=False),
+    ] = None,
 ) -> None:
     """Run an object on this machine, with the same decisions, stages and status as in a cluster.
 
@@ -48,60 +77,21 @@ def run(
     """
     document = read_object(filename)
     folder = workdir.resolve()
-    usable = read_profiles(profiles, folder)
-    console = SafeConsole(stderr=output is not OutputFormat.TABLE)
+    name = parse_spec(document["spec"]).profile
+    usable = with_signing_key(read_profiles(profiles, folder), name, signing_key)
     try:
-        with ProgressView(console) as progress:
-            ended = asyncio.run(run_object(document, folder, usable, progress))
+        with ProgressView(SafeConsole(stderr=True, quiet=verbosity.quiet)) as progress:
+            ended = asyncio.run(run_object(document, folder, usable, progress, signing_key))
     except ObjectBusy as error:
         fail(str(error), ExitStatus.BUSY)
     except OSError as error:
         fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
-    if output is OutputFormat.TABLE:
-        show_outcome(console, ended.status, ended.ran)
+    if output is DataFormat.TEXT:
+        show_outcome(SafeConsole(), ended.status, ended.ran)
     else:
-        _print_object(_stored(folder, document), output)
-    _explain(ended, console)
+        print_data(_stored(folder, document), output)
+    _explain(ended, is_result=output is DataFormat.TEXT)
     raise typer.Exit(_exit_status(ended))
-
-
-@app.command()
-def plan(
-    filename: _File,
-    workdir: WorkDir = DEFAULT_WORK_DIR,
-    profiles: Profiles = None,
-    store: Annotated[
-        bool, typer.Option("--store", help="Also look in the store for the output of other runs.")
-    ] = False,
-) -> None:
-    """Print which stages a run would execute, and why, without running anything.
-
-    It decides as a run would, from the last run's status and, with --store, from the store. It assumes that the inputs
-    are unchanged and that every stage succeeds.
-    """
-    document = read_object(filename)
-    folder = workdir.resolve()
-    usable = read_profiles(profiles, folder)
-    try:
-        found = store_commands.call_jobs(
-            lambda: plan_object(document, folder, usable, open_store_view if store else None)
-        )
-    except OSError as error:
-        fail(f"{error.filename or folder}: {error.strerror or error}", ExitStatus.UNUSABLE_INPUT)
-    for line in found.stages:
-        requests = f" (requests {line.requests})" if line.requests else ""
-        say(f"{line.stage.value:9} {line.action.value:6} {line.why}{requests}")
-    for warning in found.warnings:
-        say(f"Warning: {warning}")
-    if found.outcome is not Outcome.PUBLISHED:
-        say(f"\n{found.outcome.value}: {found.message}")
-
-
-@app.command()
-def validate(filename: _File) -> None:
-    """Check an object's spec without reading any data, and print every problem with its path."""
-    document = read_object(filename)
-    say(f"{filename}: {document['kind']} {document['metadata']['name']} is valid")
 
 
 @app.command()
@@ -126,15 +116,40 @@ def delete(filename: _File, workdir: WorkDir = DEFAULT_WORK_DIR, profiles: Profi
         fail(f"{name} is deleted, but {final_event.message}", ExitStatus.NEGATIVE)
 
 
+app.command()(init)
+app.command()(validate)
+app.command()(plan)
 app.command()(estimate)
+app.command()(policy)
+app.command()(digest)
+app.command("list")(list_models)
+app.command()(describe)
+app.command()(logs)
+app.command("open")(open_artifact)
+app.command()(prune)
+app.command()(promote)
+app.command()(export)
 app.command()(store_commands.versions)
 app.command()(store_commands.verify)
 app.command()(store_commands.generate)
+app.command()(pull)
+app.command()(report)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
     """Entry point of the `edgetune` command."""
-    app()
+    # As Ctrl-C, so that temporary folders are removed; the first process of a container ignores it otherwise.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(prog_name="edgetune")
+    except SystemExit as ended:
+        if ended.code != ExitStatus.STOPPED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # All is closed. Python would wait for the threads that transfer a file, which may take minutes.
+        os._exit(ExitStatus.STOPPED)
 
 
 def _stored(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
@@ -142,29 +157,25 @@ def _stored(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:
     return ObjectFolder(folder / "objects").read(Key(metadata.get("namespace", "default"), metadata["name"]))
 
 
-def _print_object(document: dict[str, Any] | None, output: OutputFormat) -> None:
-    if output is OutputFormat.JSON:
-        say(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        say(yaml_text(document), nl=False)
-
-
-def _explain(ended: Ended, console: SafeConsole) -> None:
+def _explain(ended: Ended, *, is_result: bool) -> None:
+    """Say how the run ended: beside the tables, or beside data on standard output as a note."""
+    console = SafeConsole(stderr=not is_result, quiet=verbosity.quiet and not is_result)
+    problems = SafeConsole(stderr=True)
     if ended.stopped:
-        console.print("\nStopped. Finished work is kept: run the same command again to resume.", highlight=False)
+        problems.print("\nStopped. Finished work is kept: run the same command again to resume.", highlight=False)
     elif ended.outcome is Outcome.PUBLISHED:
         pinned = ended.status.publication is not None and ended.status.publication.pinned
         if not pinned and all(row.cached for row in ended.status.stages if row.name in ended.ran):
             console.print("\nAll stages were already done: nothing ran again.", highlight=False)
-        edge = next((a for a in ended.status.artifacts if is_edge(a.name)), None)
+        edge = edge_artifact(ended.status.artifacts, ended.status.candidates, ended.status.resolved)
         console.print(f"\n{'Pinned' if pinned else 'Published'}. {ended.message}", highlight=False)
         if edge is not None and not pinned:
             place = local_path(edge.uri) if edge.uri.startswith("file://") else edge.uri
             console.print(f"Edge model: {place}", highlight=False)
     else:
-        console.print(f"\n{ended.outcome.value}: {ended.message}", style="red", markup=False, highlight=False)
+        problems.print(f"\n{ended.outcome.value}: {ended.message}", style="red", markup=False, highlight=False)
         if ended.outcome is Outcome.FAILED and ended.log is not None:
-            console.print(f"Log: {ended.log}", highlight=False)
+            problems.print(f"Log: {ended.log}", highlight=False)
 
 
 def _exit_status(ended: Ended) -> ExitStatus:

@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edgetune_cli.candidate_table import candidate_table
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, EVALUATION, SCORED_MODELS, TUNED
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, StageState, StageStatus
+from edgetune_contract.values.units import format_bytes, format_cost, format_hours, format_points, format_share
+from edgetune_operator.api.gpu_use import GpuStatus
 from edgetune_operator.api.reasons import Reason
-from edgetune_operator.api.units import format_bytes, format_points, format_share
-from edgetune_operator.decisions.state_machine import Outcome, View
+from edgetune_operator.api.status.object_status import SHORT_VERSION, ArtifactStatus, LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
+from edgetune_operator.decisions.plans import Outcome, View
 
 _PLAIN_INTERVAL_SECONDS = 10.0
 
@@ -122,11 +125,46 @@ def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[St
     if status.scores is not None:
         console.print(_score_table(status))
         console.print(_score_sentence(status), highlight=False)
+    if status.candidates:
+        console.print(candidate_table(status.candidates))
     if status.edge is not None:
         console.print(_speed_table(status.edge))
+    if status.gpu is not None:
+        console.print(_gpu_table(status.gpu))
     for warning in status.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
     _show_answers(console, status)
+
+
+def show_record(console: Console, status: LoraFineTuneStatus) -> None:
+    """Print what a status has besides the outcome: conditions, addresses of artifacts, earlier runs."""
+    table = _table("\nConditions", "type")
+    for title in ("status", "reason", "message"):
+        table.add_column(title)
+    for condition in status.conditions:
+        table.add_row(condition.type, condition.status, condition.reason, condition.message)
+    console.print(table)
+    for artifact in status.artifacts:
+        console.print(f"{artifact.name}: {artifact.uri}", highlight=False)
+    if status.history:
+        console.print(_history_table(status))
+
+
+def _history_table(status: LoraFineTuneStatus) -> Table:
+    table = _table("\nHistory", "finished", "outcome", "version", "edge", "edge size", "GPU time", "cost")
+    for column in table.columns:
+        column.justify, column.no_wrap = "left", True
+    for entry in status.history:
+        table.add_row(
+            entry.finished_at or "",
+            entry.outcome,
+            entry.version[:SHORT_VERSION],
+            format_share(entry.scores.edge if entry.scores else None),
+            format_bytes(entry.sizes.edge_bytes if entry.sizes else None),
+            format_hours(entry.gpu.seconds) if entry.gpu else "",
+            format_cost(entry.gpu.cost) if entry.gpu else "",
+        )
+    return table
 
 
 def _table(title: str, first: str, *figures: str) -> Table:
@@ -184,8 +222,10 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
         loss = metrics.get("loss", float("nan"))
         return f"{metrics['steps']:.0f} steps{_chosen_step(metrics)}, loss {loss:.3f}{share}"
+    if row.name is Stage.QUANTIZE and status.resolved is not None and status.resolved.formats is not None:
+        return f"{len(status.resolved.formats)} candidates written"
     if row.name is Stage.QUANTIZE and "quantizedShare" in metrics:
-        return f"{metrics['quantizedShare']:.0%} of the weights in 8 bits"
+        return f"{metrics['quantizedShare']:.0%} of the weights quantized"
     if row.name is Stage.EVALUATE and status.scores is not None:
         return f"{status.scores.examples} rows per model"
     if row.name is Stage.PUBLISH and status.publication is not None:
@@ -218,9 +258,12 @@ def _score_sentence(status: LoraFineTuneStatus) -> str:
     scores, sizes = status.scores, status.sizes
     parts = []
     if scores and scores.improvement is not None:
-        parts.append(f"Training gained {format_points(scores.improvement)}")
+        gained = format_points(scores.improvement)
+        parts.append(f"Training gained {f'nothing ({gained})' if scores.gained_nothing else gained}")
+    elif scores and scores.gained_nothing:
+        parts.append("Training gained nothing: the loss did not fall")
     if scores and scores.drop is not None:
-        parts.append(f"merging and INT8 cost {format_points(scores.drop)}")
+        parts.append(f"merging and quantization cost {format_points(scores.drop)}")
     if sizes and sizes.ratio is not None:
         parts.append(f"the edge model has {sizes.ratio:.0%} of the base's size")
     return "; ".join(parts) + "." if parts else ""
@@ -239,6 +282,24 @@ def _speed_table(edge: EdgeMeasurement) -> Table:
             format_bytes(speed.peak_memory_bytes),
             format_bytes(speed.baseline_memory_bytes) or "-",
         )
+    return table
+
+
+def _gpu_table(gpu: GpuStatus) -> Table:
+    figures = ("GPU time", "failed", "repeated", "loading", "estimated", "waiting", "cost")
+    table = _table("\nGPU time", "of", *figures)
+    rows = {"this run": gpu.run, "all runs": gpu.total}
+    rows |= {f"{row.stage}, profile {row.profile or 'others'}": row for row in gpu.stages}
+    for title, use in rows.items():
+        parts = (
+            use.seconds,
+            use.failed_seconds,
+            use.repeated_seconds,
+            use.loading_seconds,
+            use.estimated_seconds,
+            use.waiting_seconds,
+        )
+        table.add_row(title, *(format_hours(part) for part in parts), format_cost(use.cost) or "-")
     return table
 
 

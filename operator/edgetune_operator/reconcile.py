@@ -8,9 +8,16 @@ from typing import Any, Protocol
 from edgetune_contract.stages import INTERNAL_ERROR
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec, ProgressStatus
 from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.spec import DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec, parse_deletion_terms, parse_spec
+from edgetune_operator.api.status.stage_status import ProgressStatus
+from edgetune_operator.api.tenants import Tenant
+from edgetune_operator.decisions.accounting.gpu_accounting import accounted
+from edgetune_operator.decisions.admission import Refusal, admit, find_profile, needs_labels
+from edgetune_operator.decisions.causes.diagnosis import silent_wait
+from edgetune_operator.decisions.causes.queueing import Queueing, is_unseen, observe_queue, observe_workloads
 from edgetune_operator.decisions.deletion import (
     PROFILE_GRACE,
     CreateCleanUp,
@@ -22,11 +29,11 @@ from edgetune_operator.decisions.deletion import (
     refused_clean_up,
     waiting_for_pods,
 )
-from edgetune_operator.decisions.diagnosis import silent_wait
-from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.manifests.job_manifests import change_of, render_clean_up, render_job
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
+from edgetune_operator.decisions.plans import ChangeJob, CreateJob, DeleteJob, Plan
 from edgetune_operator.decisions.reporting.status import check_writable, project, project_deletion
-from edgetune_operator.decisions.state_machine import DeleteJob, Plan, plan, refused, stalled
+from edgetune_operator.decisions.state_machine import plan, refused, stalled
 
 
 class StaleRead(Exception):
@@ -68,6 +75,29 @@ class Cluster(Protocol):
         """Progress of the running stage; None if it reports none."""
         ...
 
+    async def list_workloads(self, owner: Mapping[str, Any], jobs: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+        """Kueue's Workloads of the object's Jobs with these UIDs, as `queueing.observe_workloads` reads them."""
+        ...
+
+    async def read_queue(self, namespace: str, queue: str, priority: str) -> Mapping[str, Any] | None:
+        """A queue, as `queueing.observe_queue` reads it; None if the operator does not watch queues.
+
+        Args:
+            namespace: of the LocalQueue.
+            queue: its name.
+            priority: name of a WorkloadPriorityClass to look for; empty for none.
+        """
+        ...
+
+    async def change_job(self, owner: Mapping[str, Any], name: str, patch: Sequence[Mapping[str, Any]]) -> None:
+        """Change a Job of the object that waits in a queue, by a JSON patch.
+
+        Raises:
+            StaleRead: the Job is already gone, or waits no longer.
+            JobRefused: admission prevents it.
+        """
+        ...
+
     async def create_job(self, job: Mapping[str, Any]) -> str:
         """Create a Job; does nothing if the object already has a Job with this name.
 
@@ -85,6 +115,10 @@ class Cluster(Protocol):
         Raises:
             StaleRead: the Job is already gone.
         """
+        ...
+
+    async def read_labels(self, namespace: str) -> Mapping[str, str]:
+        """Labels of a namespace, which may be some seconds old; empty if it is gone."""
         ...
 
     async def is_namespace_terminating(self, namespace: str) -> bool:
@@ -154,10 +188,11 @@ async def run_once(
             return await _delete(cluster, document, profiles, now, profile_grace)
         return await _stop(cluster, document, now) if finalizers else None
     spec = _parse(document.get("spec"))
-    profile = profiles.get(spec.profile) if isinstance(spec, LoraFineTuneSpec) else None
+    profile = admit(spec, profiles, await _tenant(cluster, key.namespace, profiles))
     owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
+    snapshot = await _with_queue(cluster, owner, snapshot, now)
     wait = silent_wait(snapshot)
     if wait is not None and wait.is_due(now):
         warnings = observe_events(await cluster.list_warnings(owner, wait.uid))
@@ -168,12 +203,26 @@ async def run_once(
     try:
         await _act(cluster, owner, spec, profile, decided)
     except JobRefused as error:
-        decided = refused(decided, error.reason, str(error))
+        decided = refused(decided, error.reason, str(error), snapshot, now)
         status = project(decided.view, snapshot, now)
     changed = status != (document.get("status") or {})
     if changed:
         await cluster.write_status(owner, status)
     return Pass(snapshot, decided, changed)
+
+
+async def _with_queue(cluster: Cluster, owner: Mapping[str, Any], snapshot: Snapshot, now: datetime) -> Snapshot:
+    """The snapshot with what Kueue says about the Job that waits in a queue."""
+    waiting = [job for job in snapshot.jobs if job.suspended and job.queue and not job.deleting]
+    if not waiting:
+        return snapshot
+    workloads = observe_workloads(await cluster.list_workloads(owner, [job.uid for job in waiting]))
+    job = waiting[-1]
+    workload, state = workloads.get(job.uid), None
+    if (workload is not None and workload.is_refused) or is_unseen(job.created_at, workload, now):
+        found = await cluster.read_queue(snapshot.namespace, job.queue, job.priority)
+        state = None if found is None else observe_queue(found)
+    return replace(snapshot, queueing=Queueing(workloads, state))
 
 
 async def report_failure(cluster: Cluster, key: Key, error: str, now: datetime) -> bool:
@@ -198,6 +247,10 @@ async def report_failure(cluster: Cluster, key: Key, error: str, now: datetime) 
     return True
 
 
+async def _tenant(cluster: Cluster, namespace: str, profiles: Mapping[str, Profile]) -> Tenant:
+    return Tenant(namespace, await cluster.read_labels(namespace) if needs_labels(profiles) else {})
+
+
 async def _settle_finalizer(
     cluster: Cluster, owner: Mapping[str, Any], spec: LoraFineTuneSpec | InvalidSpec
 ) -> Mapping[str, Any]:
@@ -217,7 +270,9 @@ async def _delete(
     """One pass over an object that is deleted with its artifacts; removes the finalizer when the deletion is done."""
     owner = document["metadata"]
     terms = _parse_deletion_terms(document.get("spec"))
-    profile = None if isinstance(terms, InvalidSpec) else profiles.get(terms.profile)
+    profile: Profile | Refusal = Refusal(Reason.INVALID_SPEC, str(terms))
+    if isinstance(terms, DeletionTerms):
+        profile = find_profile(terms.profile, profiles, await _tenant(cluster, owner["namespace"], profiles))
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, progress=None)
     is_terminating = await cluster.is_namespace_terminating(owner["namespace"])
@@ -226,7 +281,7 @@ async def _delete(
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
-        elif profile is None:
+        elif isinstance(profile, Refusal):
             raise TypeError("a clean-up was planned without a profile")
         elif not await cluster.have_stages_stopped(owner):
             decided = waiting_for_pods(decided)
@@ -252,7 +307,7 @@ async def _stop(cluster: Cluster, document: Mapping[str, Any], now: datetime) ->
 async def _report_deletion(
     cluster: Cluster, document: Mapping[str, Any], snapshot: Snapshot, decided: DeletionPlan, now: datetime
 ) -> DeletionPass:
-    status = project_deletion(snapshot, decided, now)
+    status = project_deletion(accounted(snapshot, now), decided, now)
     changed = status != (document.get("status") or {})
     if changed:
         await cluster.write_status(document["metadata"], status)
@@ -273,17 +328,24 @@ async def _act(
     cluster: Cluster,
     owner: Mapping[str, Any],
     spec: LoraFineTuneSpec | InvalidSpec,
-    profile: Profile | None,
+    profile: Profile | Refusal,
     decided: Plan,
 ) -> None:
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
-        elif isinstance(spec, LoraFineTuneSpec) and profile is not None:
-            job = render_job(owner, spec, profile, action.request, action.retry, action.resources, action.failed_before)
-            await cluster.create_job(job)
-        else:
+        elif not isinstance(spec, LoraFineTuneSpec) or not isinstance(profile, Profile):
             raise TypeError("a Job was planned without a spec and a profile")
+        elif isinstance(action, ChangeJob):
+            job = _rendered(owner, spec, profile, action.job)
+            await cluster.change_job(owner, job["metadata"]["name"], change_of(job))
+        else:
+            await cluster.create_job(_rendered(owner, spec, profile, action))
+
+
+def _rendered(owner: Mapping[str, Any], spec: LoraFineTuneSpec, profile: Profile, job: CreateJob) -> dict[str, Any]:
+    before = (job.failed_before, job.active_before)
+    return render_job(owner, spec, profile, job.request, job.retry, job.resources, *before)
 
 
 def _parse_deletion_terms(spec: Any) -> DeletionTerms | InvalidSpec:

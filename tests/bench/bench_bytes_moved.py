@@ -3,16 +3,21 @@
     python tests/bench/bench_bytes_moved.py [--megabytes N]
 
 The stages' processes are real, with the small bodies of the tests: they read all their inputs and write outputs of a
-few bytes. The S3 server is versitygw on this machine. The floor reads the base once.
+few bytes. The S3 server is versitygw on this machine, behind a relay that counts every byte that stages get from it.
+The floor reads the base once.
 """
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,9 +27,44 @@ from edgetune_contract.stages import Stage
 from support.stage_runs import StageRuns
 from support.versitygw import S3Server, running_server
 
-# prepare, which reads no weights, does not report what it moved; publish moves documents.
-_STAGES = tuple(list(Stage)[1:-1])
-_READERS = (Stage.TRAIN, Stage.MERGE, Stage.EVALUATE)
+_CHUNK = 2**16
+
+
+@dataclass
+class Relay:
+    """A running relay in front of a server."""
+
+    endpoint: str
+    received: int = 0
+    """Bytes that the server has sent."""
+
+
+@contextmanager
+def running_relay(endpoint: str) -> Iterator[Relay]:
+    """A relay in front of a server, until the block ends."""
+    server = urlsplit(endpoint)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        relay = Relay(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def forward(source: socket.socket, target: socket.socket, *, counts: bool) -> None:
+            with suppress(OSError):
+                while chunk := source.recv(_CHUNK):
+                    target.sendall(chunk)
+                    # One thread for each connection counts: the stages run one after another.
+                    relay.received += len(chunk) if counts else 0
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+
+        def accept() -> None:
+            with suppress(OSError):  # the listener is closed
+                while True:
+                    client, _ = listener.accept()
+                    behind = socket.create_connection((server.hostname, server.port))
+                    for ends, counts in (((client, behind), False), ((behind, client), True)):
+                        threading.Thread(target=forward, args=ends, kwargs={"counts": counts}, daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield relay
 
 
 def main() -> None:
@@ -32,10 +72,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200, help="size of the base's weights (200)")
     size = parser.parse_args().megabytes * 10**6
-    with tempfile.TemporaryDirectory() as name, running_server(Path(name) / "server") as server:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running_server(Path(name) / "server") as server,
+        running_relay(server.endpoint) as relay,
+    ):
         folder = Path(name)
         (folder / "cache").mkdir()
-        plain = _prepared(folder, server, size)
+        plain = _prepared(folder, server, relay, size)
         cache = {
             "EDGETUNE_MODEL_CACHE_DIR": str(folder / "cache"),
             "EDGETUNE_MODEL_CACHE_BYTES": str(2 * size),
@@ -45,20 +89,20 @@ def main() -> None:
             "with a cache": _other(plain, "cached", cache),
             "the next run": _other(plain, "next", cache),
         }
-        figures = {title: _run(run) for title, run in runs.items()}
+        figures = {title: _run(run, relay) for title, run in runs.items()}
     rows = [
-        [title, *(f"{stages[stage] / 1e6:,.0f}" for stage in _STAGES), f"{_by_readers(stages) / size:.2f}"]
+        [title, *(f"{stages[stage] / 1e6:,.0f}" for stage in Stage), f"{sum(stages.values()) / size:.2f}"]
         for title, stages in figures.items()
     ]
     print_table(
         f"Bytes from S3 for a base of {size / 1e6:,.0f} MB (MB)",
-        ["", *_STAGES, "base x floor"],
+        ["", *Stage, "x base"],
         rows,
-        ["The last column has what train, merge and evaluate downloaded, divided by the size of the base."],
+        ["The last column has what all stages together got from S3, divided by the size of the base."],
     )
 
 
-def _prepared(folder: Path, server: S3Server, size: int) -> StageRuns:
+def _prepared(folder: Path, server: S3Server, relay: Relay, size: int) -> StageRuns:
     """A run whose base and data are in the bucket."""
     files = {
         "base/config.json": b"{}",
@@ -73,7 +117,7 @@ def _prepared(folder: Path, server: S3Server, size: int) -> StageRuns:
     (secret / "AWS_SECRET_ACCESS_KEY").write_text(server.admin.secret_access_key)
     inputs = f"s3://{server.bucket}/inputs"
     parameters = {"baseModel": {"uri": f"{inputs}/base"}, "dataset": {"train": {"uri": f"{inputs}/train.jsonl"}}}
-    return StageRuns(folder, server.location("plain"), Parameters.model_validate(parameters), secret)
+    return StageRuns(folder, server.location("plain", relay.endpoint), Parameters.model_validate(parameters), secret)
 
 
 def _other(run: StageRuns, name: str, environment: Mapping[str, str]) -> StageRuns:
@@ -83,20 +127,16 @@ def _other(run: StageRuns, name: str, environment: Mapping[str, str]) -> StageRu
     return replace(run, folder=folder, store=store, environment=dict(environment))
 
 
-def _run(run: StageRuns) -> dict[Stage, float]:
+def _run(run: StageRuns, relay: Relay) -> dict[Stage, int]:
     """Bytes that each stage got from S3."""
     moved = {}
-    for stage in (Stage.PREPARE, *_STAGES):
+    for stage in Stage:
+        before = relay.received
         ended = run.run(stage)
         if ended.exit_code != 0:
             raise RuntimeError(f"{stage} failed: {ended.stderr}")
-        moved[stage] = ended.result.metrics.get("downloadedBytes", 0)
+        moved[stage] = relay.received - before
     return moved
-
-
-def _by_readers(stages: Mapping[Stage, float]) -> float:
-    """Bytes of the base: the outputs of the small bodies have only a few bytes."""
-    return sum(stages[stage] for stage in _READERS)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ the loss. With llama.cpp in the environment, evaluate scores GGUF with it, as it
 """
 
 import argparse
-import json
 import os
 import resource
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,21 +20,17 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
-
+from bench.demo_run import demo_inputs, demo_parameters, run_demo
 from bench.report import print_table
 from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, MERGED, PREPARED, TUNED
-from edgetune_contract.request import Manifest
 from edgetune_contract.spec import MergeBase, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.evaluation import decoding, inference
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stages import evaluate
-from support.apiserver import REPOSITORY
 from support.stage_context import stage_context
 
-_EXAMPLE = REPOSITORY / "examples/sensor-faults"
 _ROWS = 32
 
 
@@ -47,13 +40,13 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of a finished local run of the demo: its .edgetune")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        run = options.run or _run_demo(Path(name) / "demo")
-        parameters, inputs = _parameters(), _inputs(run)
+        run = options.run or run_demo(Path(name) / "demo")
+        parameters, inputs = demo_parameters(), demo_inputs(run)
         context = stage_context(Stage.EVALUATE, parameters, Path(name) / "evaluate", inputs)
         cpu, whole = _timed(lambda: evaluate.run(context))
         scores = whole.scores
         assert scores is not None
-        plain = _plain(inputs, parameters)
+        plain_cpu, plain = _timed(lambda: _plain(inputs, parameters))
     rows = [
         [model, f"{whole.metrics[f'{model}Seconds']:.1f}", f"{plain[model]:.1f}", details.runtime or ""]
         for model, details in scores.details.items()
@@ -64,36 +57,11 @@ def main() -> None:
         f"Evaluation of the demo's models on {scores.examples} rows, in seconds",
         ["", "evaluate", "plain calls", "scored by"],
         rows,
-        [f"evaluate / plain calls: {total / sum(plain.values()):.2f}; {cpu:.0f} s of CPU in evaluate itself"],
+        [
+            f"evaluate / plain calls: {total / sum(plain.values()):.2f}, by time of the process on the CPU "
+            f"{cpu / plain_cpu:.2f} ({cpu:.0f} s / {plain_cpu:.0f} s, which other work on the same cores changes less)"
+        ],
     )
-
-
-def _run_demo(folder: Path) -> Path:
-    shutil.copytree(_EXAMPLE, folder, ignore=shutil.ignore_patterns(".edgetune"))
-    command = [str(Path(sys.executable).with_name("edgetune")), "run", "-f", "lora-fine-tune.yaml"]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder / ".edgetune"
-
-
-def _parameters() -> Parameters:
-    """The demo's, without measurements of edge models."""
-    spec: dict[str, Any] = yaml.safe_load((_EXAMPLE / "lora-fine-tune.yaml").read_text(encoding="utf-8"))["spec"]
-    places = {name: {"uri": f"s3://demo/{name}.jsonl"} for name in ("train", "eval")}
-    evaluation = {name: value for name, value in spec["evaluation"].items() if name != EDGE}
-    changes = {"baseModel": {"uri": "s3://demo/base"}, "dataset": {**spec["dataset"], **places}}
-    return Parameters.model_validate({**spec, **changes, "evaluation": evaluation})
-
-
-def _inputs(run: Path) -> dict[str, Path]:
-    """Inputs of evaluate: the base beside the run, and the artifacts of the newest manifest of each stage."""
-    inputs = {BASE: run.parent / "base"}
-    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE):
-        found = sorted((run / "store").glob(f"*/stages/{stage}/*/manifest.json"), key=lambda each: each.stat().st_mtime)
-        if not found:
-            sys.exit(f"{run}: no finished {stage}; name the .edgetune folder of a finished run of the demo")
-        result = Manifest.model_validate(json.loads(found[-1].read_text(encoding="utf-8"))).result
-        inputs |= {each.name: next(found[-1].parent.glob(f"*/{each.name}")) for each in result.artifacts}
-    return inputs
 
 
 def _plain(inputs: dict[str, Path], parameters: Parameters) -> dict[str, float]:

@@ -142,7 +142,7 @@ def _requested(size: int) -> int:
         train_tokens=0,
         longest=0,
     )
-    need = need_of(Stage.MERGE, shape, tiny_parameters(), has_gpu=False)
+    need = need_of(Stage.MERGE, shape, tiny_parameters(), gpus=0)
     return need.memory if need is not None else 0
 
 

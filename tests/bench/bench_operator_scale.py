@@ -83,7 +83,11 @@ def main() -> None:
     """Measure each fleet, print and write."""
     options = _parse()
     counts = sorted({*options.counts, *((_LARGE,) if options.large else ())})
-    costs = [_measure(count, options.stage_seconds) for count in counts]
+    costs = []
+    for count in counts:
+        costs.append(_measure(count, options.stage_seconds))
+        shown = ", ".join(f"{row.label.strip()} {row.shown.format(row.value(costs[-1]))}" for row in ROWS)
+        print(f"bench: {count} objects: {shown}", file=sys.stderr, flush=True)
     rows = [_cells(row, costs) for row in ROWS]
     print_table(
         f"Fleets of growing size, stages of {options.stage_seconds:g} s",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_cli.documents import UnusableFile, load_object
+from edgetune_cli.documents.single import UnusableFile, load_object
 
 VALID = """
 apiVersion: edgetune.dev/v1alpha1
@@ -43,7 +43,7 @@ def test_every_problem_is_reported_with_its_path(tmp_path: Path) -> None:
     assert problems_of(tmp_path, text).splitlines() == [
         "/object.yaml: kind: must be LoraFineTune, is 'LoraFinetune'",
         "/object.yaml: spec.lora.rank: input should be greater than or equal to 1, is 0",
-        "/object.yaml: spec.lora.alfa: unknown field",
+        "/object.yaml: spec.lora.alfa: unknown field; did you mean 'alpha'?",
         "/object.yaml: spec.retryLimit: input should be greater than or equal to 0, is -1",
     ]
 
@@ -148,4 +148,4 @@ def test_a_key_that_is_not_a_string_is_refused(tmp_path: Path) -> None:
 
 def test_a_misspelled_metadata_field_is_refused(tmp_path: Path) -> None:
     message = problems_of(tmp_path, VALID.replace("name: sensor-faults", "name: a, nmaespace: foo"))
-    assert message == "/object.yaml: metadata.nmaespace: unknown field"
+    assert message == "/object.yaml: metadata.nmaespace: unknown field; did you mean 'namespace'?"

@@ -1,6 +1,8 @@
 """`edgetune estimate`, on a base of zeros and on the manifests of earlier runs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,22 @@ def test_without_an_earlier_run_examples_are_as_long_as_allowed_and_no_time_is_k
     assert not (tmp_path / "home" / "objects").exists()
 
 
+def test_torch_is_imported_in_the_child_process_only(tmp_path: Path, base: Path) -> None:
+    """The import takes most of the command's time."""
+    (tmp_path / "object.yaml").write_text(yaml.safe_dump(document(base)))
+    arguments = ["estimate", "-f", str(tmp_path / "object.yaml"), "--workdir", str(tmp_path / "home"), "-o", "json"]
+    code = (
+        "import sys; from edgetune_cli.__main__ import app\n"
+        f"app({arguments}, standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["activations"] == "measured"
+
+
 def test_earlier_runs_give_the_tokens_and_the_time_on_each_device(tmp_path: Path, base: Path) -> None:
     written = document(base, epochs=2)
     store_run(tmp_path, written, Stage.PREPARE, trainExamples=100, trainTokens=9000, tokensMax=300)
@@ -85,6 +103,7 @@ def test_earlier_runs_give_the_tokens_and_the_time_on_each_device(tmp_path: Path
             "tokensPerSecond": 10.0,
             "tokens": 18000,
             "seconds": 1800,
+            "gpus": 1,
             "gpuHours": 0.5,
         },
         {"device": "cpu", "tokensPerSecond": 1.0, "tokens": 18000, "seconds": 18000},
@@ -92,6 +111,48 @@ def test_earlier_runs_give_the_tokens_and_the_time_on_each_device(tmp_path: Path
     assert [row["microBatchSize"] for row in found["microBatches"]] == [1, 2, 4]
     assert all(row["bytesAllLayersRecomputed"] < row["bytes"] for row in found["microBatches"])
     assert found["leastBytes"]["total"] == found["microBatches"][0]["bytesAllLayersRecomputed"]
+
+
+def test_the_prices_of_the_profile_give_the_cost(tmp_path: Path, base: Path) -> None:
+    written = document(base, epochs=2)
+    store_run(tmp_path, written, Stage.PREPARE, trainExamples=100, trainTokens=9000, tokensMax=300)
+    store_run(tmp_path, written, Stage.TRAIN, "NVIDIA H100 80GB HBM3", tokensPerSecond=10.0)
+    store = {"uri": (tmp_path / "home" / "store").as_uri()}
+    profiles = tmp_path / "profiles.yaml"
+    prices = {"currency": "EUR", "gpuHour": 3}
+    profiles.write_text(yaml.safe_dump({"profiles": {"default": {"store": store, "prices": prices}}}))
+
+    done = estimate(tmp_path, written, "--profiles", str(profiles))
+
+    assert "Time: about 1,800 s, 0.50 GPU-hours, 1.50 EUR for 18,000 tokens at 10 tokens/s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("ranks", "training", "time"),
+    [
+        ({}, {"gpus": 4}, "450 s on 4 GPUs, 0.50 GPU-hours, 1.50 EUR for 18,000 tokens at 10 tokens/s on each"),
+        ({"worldSize": 2}, {"gpus": 1}, "3,600 s, 1.00 GPU-hours, 3.00 EUR for 18,000 tokens at 5 tokens/s"),
+        ({"worldSize": 2}, {}, "1,800 s on 2 GPUs, 1.00 GPU-hours, 3.00 EUR for 18,000 tokens at 5 tokens/s on each"),
+    ],
+    ids=["on one before", "on two before", "as many as the profile gives"],
+)
+def test_the_gpu_hours_count_every_gpu_of_the_earlier_run(
+    tmp_path: Path, base: Path, ranks: dict[str, float], training: dict[str, int], time: str
+) -> None:
+    written = document(base, epochs=2, **training)
+    store_run(tmp_path, written, Stage.PREPARE, trainExamples=100, trainTokens=9000, tokensMax=300)
+    store_run(tmp_path, written, Stage.TRAIN, "NVIDIA L4", tokensPerSecond=10.0, **ranks)
+    profile = {
+        "store": {"uri": (tmp_path / "home" / "store").as_uri()},
+        "resources": {"train": {"limits": {"nvidia.com/gpu": 2}}},
+        "maxGpus": 4,
+        "prices": {"currency": "EUR", "gpuHour": 3},
+    }
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))
+
+    done = estimate(tmp_path, written, "--profiles", str(tmp_path / "profiles.yaml"))
+
+    assert f"Time: about {time}, as last measured on NVIDIA L4" in done.stdout.splitlines()
 
 
 def test_steps_count_instead_of_epochs_if_they_are_set(tmp_path: Path, base: Path) -> None:
@@ -134,6 +195,6 @@ def test_no_file_of_the_base_is_hashed(tmp_path: Path, base: Path, monkeypatch: 
     def refuse(path: Path) -> None:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr("edgetune_jobs.store.sources.fingerprint", refuse)
+    monkeypatch.setattr("edgetune_jobs.store.sources.source.fingerprint", refuse)
 
     assert estimate(tmp_path, document(base)).exit_code == 0

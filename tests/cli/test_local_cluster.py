@@ -13,7 +13,8 @@ from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import ArtifactStatus, LoraFineTuneStatus, Sizes, StageState, StageStatus
+from edgetune_operator.api.status.object_status import ArtifactStatus, LoraFineTuneStatus, Sizes
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
 
 KEY = Key("team-a", "sensor-faults")
 

@@ -11,7 +11,7 @@ import yaml
 from edgetune_cli.local.objects import ObjectFolder
 from edgetune_contract.digest import manifest_key, pointer_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.artifact_uses import Use, Uses
+from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key

@@ -109,7 +109,7 @@ def test_versions_of_an_object_mark_the_pinned_one(place: Place, tmp_path: Path)
         (first.version, False, True),
     ]
     assert rows[0]["scores"]["edge"] == 0.9
-    assert rows[0]["edge"]["artifact"]["uri"] == second.edge.artifact.uri
+    assert rows[0]["edge"]["artifact"]["key"] == second.edge.key
     place.model.publisher.pin(first.version[:12])
     assert "current, pinned" in place.run("versions", "-f", str(tmp_path / "object.yaml"), *options)[1]
 
@@ -198,8 +198,8 @@ def test_verifying_a_damaged_model_exits_with_1_and_names_each_file(place: Place
     place.store.delete(f"{document.edge.key}/config.json")
     place.store.put(f"{document.edge.key}/more.bin", b"")
 
-    code, output = place.run("verify", document.edge.artifact.uri)
-    json_code, json_output = place.run("verify", document.edge.artifact.uri, "-o", "json")
+    code, output = place.run("verify", f"{place.store.uri}/{document.edge.key}")
+    json_code, json_output = place.run("verify", f"{place.store.uri}/{document.edge.key}", "-o", "json")
 
     assert (code, json_code) == (1, 1)
     assert f"Not verified: 2 problems.\n  {EDGE}/config.json: is missing\n  {EDGE}/more.bin: is not in" in output

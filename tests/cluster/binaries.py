@@ -1,6 +1,7 @@
 """Programs in pinned versions, built once from Go modules into the cache."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,17 +26,30 @@ _OF_MODULE: Mapping[str, str] = {
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
     "pause": "./pause",
 }
+# Programs of this repository, each in the folder of its module.
+_OWN: Mapping[str, Path] = {
+    "gitops-engines": Path(__file__).with_name("engines"),
+    "ollama-prompts": Path(__file__).with_name("ollama"),
+    "registry": Path(__file__).with_name("registry"),
+}
 # Modules that `go install PACKAGE@VERSION` can build.
 _INSTALLED: Mapping[str, tuple[str, str]] = {
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
     "helm": ("helm.sh/helm/v3/cmd/helm", "v3.22.0"),
     "versitygw": ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
+    "kueue": ("sigs.k8s.io/kueue/cmd/kueue", "v0.18.3"),
+    "promtool": ("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0"),
+    "kubeconform": ("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0"),
 }
+# Without the clients of all clouds, which would be most of the build.
+_TAGS: Mapping[str, str] = {"promtool": "remove_all_sd"}
+# The folder of a certificate that has no setting: not below /, except in a container, whose working directory is /.
+_LINKED: Mapping[str, str] = {"kueue": "-X sigs.k8s.io/kueue/pkg/visibility.certDir=visibility"}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager")
 OF_CLUSTER = (*_OF_MODULE, "helm", "versitygw")
 # Folder with programs to use in whatever version they have.
 GIVEN_VARIABLE = "EDGETUNE_KUBE_BIN"
-ALL = (*OF_CLUSTER, "kwok")
+ALL = (*OF_CLUSTER, "kwok", "kueue", "promtool", "kubeconform", *_OWN)
 
 
 def binary(name: str) -> Path:
@@ -48,10 +62,10 @@ def binary(name: str) -> Path:
     found = find(name)
     if found is not None:
         return found
-    version, path = _version(name), _cached(name)
+    path = _cached(name)
     with locked(path.parent, name):
         if not path.is_file():
-            print(f"building {name} {version} into {path.parent}", file=sys.stderr, flush=True)
+            print(f"building {name} {version(name)} into {path.parent}", file=sys.stderr, flush=True)
             _build(name, path)
     return path
 
@@ -68,17 +82,28 @@ def build(names: Iterable[str] = ALL) -> dict[str, Path]:
 
 
 def _cached(name: str) -> Path:
-    return cache_folder() / "bin" / f"{name}-{_version(name)}"
+    linked = f"-{hashlib.sha256(_LINKED[name].encode()).hexdigest()[:8]}" if name in _LINKED else ""
+    return cache_folder() / "bin" / f"{name}-{version(name)}{linked}"
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Pinned version of a program, as it is in the names of its files in the cache.
+
+    Raises:
+        KeyError: no such program is pinned.
+    """
     if name in _INSTALLED:
         return _INSTALLED[name][1]
+    if name in _OWN:
+        return _hash(sorted(path for path in _OWN[name].iterdir() if path.suffix in (".go", ".mod", ".sum")))
     if name not in _OF_MODULE:
         raise KeyError(name)
     own = (_MODULE / "pause" / "main.go",) if name == "pause" else ()
-    pins = b"".join(path.read_bytes() for path in (_MODULE / "go.mod", _MODULE / "go.sum", *own))
-    return f"{_kubernetes_version()}-{hashlib.sha256(pins).hexdigest()[:8]}"
+    return f"{_kubernetes_version()}-{_hash((_MODULE / 'go.mod', _MODULE / 'go.sum', *own))}"
+
+
+def _hash(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def _kubernetes_version() -> str:
@@ -93,14 +118,24 @@ def _build(name: str, path: Path) -> None:
     draft = path.parent / f".{name}-{os.getpid()}"
     environment = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(draft)}
     if name in _INSTALLED:
-        command = ["install", "@".join(_INSTALLED[name])]
+        flags = ("-tags", _TAGS.get(name, ""), "-ldflags", _LINKED.get(name, ""))
+        command = ["install", *flags, "@".join(_INSTALLED[name])]
     else:
-        flags = f"-s -w -X k8s.io/component-base/version.gitVersion={_kubernetes_version()}"
-        command = ["build", "-trimpath", "-ldflags", flags, "-o", str(draft / name), _OF_MODULE[name]]
+        linked = f"-s -w -X k8s.io/component-base/version.gitVersion={_kubernetes_version()}"
+        command = ["build", "-trimpath", "-ldflags", linked, "-o", str(draft / name), _OF_MODULE.get(name, ".")]
+    folder = _OWN.get(name, _MODULE)
     # Other work on this machine has priority.
-    subprocess.run(["nice", _go(), *command], check=True, cwd=_MODULE, env=environment, timeout=_BUILD_LIMIT_SECONDS)
+    subprocess.run(["nice", _go(), *command], check=True, cwd=folder, env=environment, timeout=_BUILD_LIMIT_SECONDS)
     (draft / name).rename(path)
     draft.rmdir()
+
+
+def module(path: str, module_version: str) -> Path:
+    """Folder with the files of a Go module, which is downloaded if it is missing."""
+    command = [_go(), "mod", "download", "-json", f"{path}@{module_version}"]
+    # Outside of a module, whose go.mod would be used otherwise.
+    done = subprocess.run(command, check=True, cwd=cache_folder(), stdout=subprocess.PIPE, timeout=_BUILD_LIMIT_SECONDS)
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 def _go() -> str:

@@ -28,6 +28,8 @@ _USERS = {
     "kube-proxy": ("system:kube-proxy", ""),
     "kubelet": ("system:node:{node}", "system:nodes"),
     "kwok": ("kwok", "system:masters"),
+    # The service account of its chart, whose roles it then has.
+    "kueue": ("system:serviceaccount:kueue-system:kueue-controller-manager", ""),
 }
 # Enough for Jobs to complete without a scheduler and without nodes.
 _LIGHT_CONTROLLERS = (
@@ -65,7 +67,7 @@ class Listeners:
     @classmethod
     def on_loopback(cls) -> "Listeners":
         """Free ports of 127.0.0.1."""
-        return cls("127.0.0.1", *_free_ports(3))
+        return cls("127.0.0.1", *free_ports(3))
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class ControlPlane:
 
     def stop_controllers(self) -> None:
         """Stop all components that make changes on their own."""
-        for name in ("kwok", "kube-controller-manager", "kube-scheduler"):
+        for name in ("kueue", "kwok", "kube-controller-manager", "kube-scheduler"):
             self._daemon(name).stop(limit_seconds=5)
 
     def stop_api_server(self) -> None:
@@ -304,7 +306,8 @@ def stop_control_plane(folder: Path) -> None:
     plane.stop_api_server()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Unused TCP ports of 127.0.0.1."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -19,10 +19,22 @@ from cluster.mounts import unmount_below
 from cluster.network import NODE_ADDRESS, Network
 from cluster.processes import Daemon, wait_for
 
-# Patch of a node's status that advertises GPUs, which the node does not have.
-# Used instead of GPUs: a stage that requests GPUs must see them.
+# Used in place of GPUs where nothing counts them: a stage that requests GPUs must see them.
 ACCELERATOR = "example.com/accelerator"
-ACCELERATOR_OFFER = json.dumps({"status": {kind: {ACCELERATOR: "2"} for kind in ("capacity", "allocatable")}})
+GPU = "nvidia.com/gpu"
+RUNTIME_WITHOUT_GPUS = "without-gpus"
+"""Container runtime, by the name of its handler, in which a stage that requested GPUs does not look for them."""
+
+# Patch of a node's status that advertises what the node does not have.
+ACCELERATOR_OFFER = json.dumps({"status": {kind: {ACCELERATOR: "2", GPU: "1"} for kind in ("capacity", "allocatable")}})
+# containerd calls it with `create --bundle FOLDER`; a real node's runtime adds its GPUs to the same file.
+_RUNTIME_WITHOUT_GPUS = """#!/bin/sh
+for word; do
+  [ "$before" = --bundle ] && sed -i s/EDGETUNE_GPUS=1/EDGETUNE_GPUS=0/ "$word/config.json"
+  before=$word
+done
+exec runc "$@"
+"""
 _CONTAINERD_LIMIT_SECONDS = 30
 _READY_LIMIT_SECONDS = 120
 _TASKS_LIMIT_SECONDS = 30
@@ -44,6 +56,8 @@ class Node:
 
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
+        self._runtime_without_gpus.write_text(_RUNTIME_WITHOUT_GPUS, encoding="utf-8")
+        self._runtime_without_gpus.chmod(0o755)
         configuration = self.run.path / "containerd.toml"
         configuration.write_text(self._containerd_configuration(), encoding="utf-8")
         networks = self.run.path / "cni"
@@ -137,6 +151,10 @@ class Node:
         self._cgroups.remove()
 
     @property
+    def _runtime_without_gpus(self) -> Path:
+        return self.run.path / RUNTIME_WITHOUT_GPUS
+
+    @property
     def _cgroups(self) -> Cgroups:
         return Cgroups(self.run.name)
 
@@ -204,6 +222,10 @@ state = "{self.run.path / "state"}"
   conf_dir = "{self.run.path / "cni"}"
 [{cri}.containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
+[{cri}.containerd.runtimes.{RUNTIME_WITHOUT_GPUS}]
+  runtime_type = "io.containerd.runc.v2"
+[{cri}.containerd.runtimes.{RUNTIME_WITHOUT_GPUS}.options]
+  BinaryName = "{self._runtime_without_gpus}"
 """
 
     def _network_configuration(self) -> dict[str, object]:

@@ -64,7 +64,7 @@ def chart_values(cluster: AnyCluster, profiles: Mapping[str, Any]) -> dict[str, 
         "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
         "operator": {"logFormat": "text"},
         # The tag stays the same when the image changes.
-        "podAnnotations": {"edgetune.dev/image": cluster.image_digest(images.OPERATOR)},
+        "podAnnotations": {"playground/image": cluster.image_digest(images.OPERATOR)},
     }
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import (
     MAX_RESULT_BYTES,
     Artifact,
@@ -19,6 +20,7 @@ from edgetune_contract.request import (
     Scores,
     StoreLocation,
 )
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api.spec_check import parse_spec
@@ -90,6 +92,140 @@ def test_facts_and_warnings_of_later_stages_are_left_out_first() -> None:
     assert sent == result.model_copy(update={"done": LATER})
 
 
+def test_figures_of_later_stages_are_left_out_before_any_of_their_results() -> None:
+    """A revert needs no GPU: the evaluation of a large model has one, and its result must not be what is left out."""
+    uri = (
+        "s3://company-artifacts/edgetune/research-team-a/stages/quantize/" + DIGEST + "/43e72831c8629910/edge-bnb-int8"
+    )
+    artifact = Artifact(name="edge-bnb-int8", uri=uri, bytes=10**10, sha256=DIGEST)
+    metrics = {f"someLongerFigure{index}": 0.7448556370000006 for index in range(9)} | {"quantizedShare": 0.75}
+    details = {name: ModelScores(keyword_recall=0.9, exact_match=0.9, loss=1.66) for name in ("base", "tuned", "edge")}
+    scores = Scores(base=0.1, tuned=0.9, edge=0.9, examples=500, details=details)
+    later = tuple(
+        Result(
+            stage=stage,
+            digest=DIGEST,
+            artifacts=(artifact,) if stage is not Stage.PUBLISH else (),
+            metrics=metrics,
+            scores=scores if stage is Stage.EVALUATE else None,
+            cached=True,
+        )
+        for stage in list(Stage)[1:]
+    )
+    result = Result(stage=Stage.PREPARE, digest=DIGEST, artifacts=(artifact,), metrics=metrics, done=later)
+
+    sent = Result.decode(result.encode().decode())
+
+    assert len(result._to_json()) > MAX_RESULT_BYTES
+    assert [each.stage for each in sent.done] == list(Stage)[1:]
+    assert [each.artifacts for each in sent.done] == [each.artifacts for each in later]
+    assert sent.metrics == metrics
+    evaluated = sent.done[3]
+    assert evaluated.metrics == {"quantizedShare": 0.75}
+    assert evaluated.scores == scores.model_copy(update={"details": {}})
+
+
+@pytest.mark.parametrize("length", [100, 1024])
+def test_the_artifacts_of_all_formats_fit_with_any_store(length: int) -> None:
+    folder = f"s3://{'b' * (length - 5)}/stages/quantize/{DIGEST}/0123456789abcdef"
+    artifacts = tuple(
+        Artifact(name=each.artifact, uri=f"{folder}/{each.artifact}", bytes=10**13, sha256=DIGEST)
+        for each in EdgeFormat
+    )
+    metrics = {f"figure{number}": 1234567.891 for number in range(16)}
+    result = Result(stage=Stage.QUANTIZE, digest=DIGEST, artifacts=artifacts, metrics=metrics)
+
+    encoded = result.encode()
+
+    assert len(encoded) <= MAX_RESULT_BYTES
+    assert Result.decode(encoded.decode()).artifacts == artifacts
+
+
+def evaluated(length: int) -> Result:
+    """A result of evaluate with the scores and speeds of all formats, long figures, and a URI of more than `length`."""
+    runtime, (_, *further) = "llama.cpp (llama-cpp-python 0.3.36)", EdgeFormat
+    speed = ModelSpeed(
+        runtime=runtime,
+        prompt_tokens_per_second=12345.6,
+        generation_tokens_per_second=1234.56,
+        time_to_first_token_seconds=123.4567,
+        peak_memory_bytes=123_456_789_012,
+        baseline_memory_bytes=1_234_567_890,
+    )
+    measured = EdgeMeasurement(
+        **speed.model_dump(by_alias=False),
+        cpu="Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz",
+        threads=128,
+        prompt_tokens=4096,
+        new_tokens=32,
+        base=speed,
+        further={each.artifact: speed for each in further},
+    )
+    models = ("base", "tuned", "merged", "edge", *measured.further)
+    score = ModelScores(keyword_recall=1 / 3, exact_match=1 / 7, loss=1.2345678901234567, runtime=runtime)
+    return Result(
+        stage=Stage.EVALUATE,
+        digest=DIGEST,
+        artifacts=(Artifact(name="evaluation", uri=f"s3://{'b' * length}/evaluation", bytes=10**10, sha256=DIGEST),),
+        metrics={f"{each}Seconds": 1234.0381161209989 for each in models} | {"examples": 500.0},
+        facts={"device": "NVIDIA H100 80GB HBM3", "loaded": "x" * 300},
+        warnings=("w" * 300,),
+        scores=Scores(
+            base=1 / 3, tuned=2 / 3, merged=2 / 3, edge=1 / 7, examples=500, details=dict.fromkeys(models, score)
+        ),
+        edge=measured,
+    )
+
+
+def test_scores_of_all_formats_lose_digits_and_runtimes_before_any_of_them_is_left_out() -> None:
+    result = evaluated(40)
+
+    sent = Result.decode(result.encode().decode())
+
+    assert result.scores is not None
+    brief = ModelScores(keyword_recall=0.3333, exact_match=0.1429, loss=1.2346)
+    assert sent.scores == result.scores.model_copy(update={"details": dict.fromkeys(result.scores.details, brief)})
+    assert sent.edge == result.edge
+    assert sent.metrics == result.metrics
+
+
+@pytest.mark.parametrize("length", [600, 1800])
+def test_the_scores_and_speeds_of_all_formats_fit_with_any_store(length: int) -> None:
+    result = evaluated(length)
+
+    encoded = result.encode()
+
+    sent = Result.decode(encoded.decode())
+    assert len(encoded) <= MAX_RESULT_BYTES
+    assert result.scores is not None
+    assert sent.scores is not None
+    assert sent.scores.model_copy(update={"details": {}}) == result.scores.model_copy(update={"details": {}})
+    assert set(sent.scores.details) >= {"base", "tuned", "merged", "edge"}
+    assert result.edge is not None
+    assert sent.edge == result.edge.model_copy(update={"further": {}})
+    assert "the speeds of further edge formats are in the manifest" in sent.warnings
+    left_out = set(sent.scores.details) < set(result.scores.details)
+    assert ("the scores of further edge formats are in the manifest" in sent.warnings) == left_out
+    assert sent.artifacts == result.artifacts
+
+
+def test_an_artifact_elsewhere_keeps_its_uri() -> None:
+    artifacts = tuple(
+        Artifact(name=name, uri=f"s3://{'b' * 1024}/{name}/deep", bytes=1, sha256=DIGEST) for name in ("one", "two")
+    )
+    warnings = tuple("x" * 200 for _ in range(20))
+    result = Result(stage=Stage.QUANTIZE, digest=DIGEST, artifacts=artifacts, warnings=warnings)
+
+    assert Result.decode(result.encode().decode()).artifacts == artifacts
+
+
+def test_the_first_artifact_has_a_uri() -> None:
+    artifact = {"name": "edge-bnb-int8", "bytes": 1, "sha256": DIGEST}
+
+    with pytest.raises(ValidationError, match=r"artifacts\.0\.uri"):
+        Result.decode(json.dumps({"stage": "quantize", "digest": DIGEST, "artifacts": [artifact]}))
+
+
 def test_results_of_later_stages_are_left_out_next() -> None:
     facts = {f"fact{index}": "x" * 40 for index in range(68)}
     result = Result(stage=Stage.PREPARE, digest=DIGEST, facts=facts, warnings=("kept",), done=LATER)
@@ -97,7 +233,8 @@ def test_results_of_later_stages_are_left_out_next() -> None:
     sent = Result.decode(result.encode().decode())
 
     assert 0 < len(sent.done) < len(LATER)
-    assert sent == result.model_copy(update={"done": LATER[: len(sent.done)]})
+    without_figures = tuple(each.model_copy(update={"metrics": {}}) for each in LATER)
+    assert sent == result.model_copy(update={"done": without_figures[: len(sent.done)]})
 
 
 def test_facts_are_left_out_then() -> None:

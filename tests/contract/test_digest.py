@@ -26,7 +26,7 @@ from edgetune_contract.digest import (
 )
 from edgetune_contract.request import Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.generate.crd import structural_schema
 from support.builders import ObjectBuilder, lora_fine_tune
@@ -67,8 +67,10 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "training.maxSteps": (10, TRAIN),
     "training.batchSize": (8, TRAIN),
     "training.microBatchSize": (2, TRAIN),
+    "training.gpus": (4, NOTHING),
     "training.layout": ("Padded", TRAIN),
     "training.attention": ("Sdpa", TRAIN),
+    "training.kernels": ("Liger", TRAIN),
     "training.learningRate": (0.001, TRAIN),
     "training.warmupRatio": (0.1, TRAIN),
     "training.scheduler": ("linear", TRAIN),
@@ -87,6 +89,7 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "merge.base": ("Original", MERGE),
     "quantization.formats": (["GGUF-Q8_0", "BitsAndBytesInt8"], QUANTIZE),
     "quantization.outlierThreshold": (5.0, QUANTIZE),
+    "quantization.importanceMatrix": (True, NOTHING),
     "evaluation.maxExamples": (100, SCORES),
     "evaluation.maxNewTokens": (64, SCORES),
     "evaluation.match": ("Substring", SCORES),
@@ -103,7 +106,10 @@ CHANGES: Mapping[str, tuple[Any, frozenset[str]]] = {
     "profile": ("a100", NOTHING),
     "suspend": (True, NOTHING),
     "retryLimit": (9, NOTHING),
+    "retry": ("token", NOTHING),
     "activeDeadlineSeconds": (3600, NOTHING),
+    "maxGpuSeconds": (600, NOTHING),
+    "priority": ("urgent", NOTHING),
     "deletionPolicy": ("Delete", NOTHING),
 }
 # The defaults of release 0.1.0 where they were others: it trained padded rows with an optimizer in 8 bits.
@@ -153,16 +159,17 @@ def test_a_field_changes_the_digests_of_the_stages_that_it_can_change_and_no_oth
 
 
 @pytest.mark.parametrize("path", OF_AN_OLDER_RELEASE)
-def test_digests_are_the_same_as_in_an_older_release_up_to_evaluate(path: str) -> None:
+def test_digests_are_the_same_as_in_an_older_release_up_to_quantize(path: str) -> None:
     builder = of_an_older_release().with_spec(path, CHANGES[path][0]) if path else of_an_older_release()
 
-    assert changed(digests(builder), OF_AN_OLDER_RELEASE[path]) == SCORES
+    assert changed(digests(builder), OF_AN_OLDER_RELEASE[path]) == QUANTIZE | SCORES
 
 
-def test_nothing_else_than_the_version_of_evaluate_differs_from_an_older_release(
+def test_nothing_else_than_versions_of_stages_differs_from_an_older_release(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(STAGE_VERSIONS, Stage.EVALUATE, 1)
+    for stage in (Stage.QUANTIZE, Stage.EVALUATE):
+        monkeypatch.setitem(STAGE_VERSIONS, stage, 1)
 
     assert digests(of_an_older_release()) == OF_AN_OLDER_RELEASE[""]
 
@@ -342,3 +349,12 @@ def test_a_new_version_of_a_stage_changes_its_digest_and_those_of_later_stages(
     monkeypatch.setitem(STAGE_VERSIONS, stage, STAGE_VERSIONS[stage] + 1)
 
     assert changed(before, digests(lora_fine_tune())) == expected
+
+
+def test_an_importance_matrix_changes_the_digests_of_k_quants_only() -> None:
+    def quantized(*formats: str, importance: bool) -> str:
+        builder = lora_fine_tune().with_spec("quantization.formats", list(formats))
+        return digests(builder.with_spec("quantization.importanceMatrix", importance))["quantize"]
+
+    assert quantized("GGUF-Q8_0", importance=True) == quantized("GGUF-Q8_0", importance=False)
+    assert quantized("GGUF-Q4_K_M", importance=True) != quantized("GGUF-Q4_K_M", importance=False)

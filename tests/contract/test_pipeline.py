@@ -93,3 +93,16 @@ def test_every_report_is_a_field_of_the_result() -> None:
 def test_no_stage_makes_the_base() -> None:
     with pytest.raises(KeyError):
         maker_of(BASE)
+
+
+def test_an_importance_matrix_of_k_quants_needs_the_training_rows() -> None:
+    def inputs(*formats: str) -> tuple[str, ...]:
+        quantization = {"formats": list(formats), "importanceMatrix": True}
+        return inputs_of(Stage.QUANTIZE, parameters(quantization=quantization))
+
+    assert inputs("GGUF-Q8_0", "GGUF-Q6_K") == (MERGED, PREPARED)
+    assert inputs("GGUF-Q8_0") == (MERGED,)
+    auto = parameters(
+        quantization={"formats": "Auto", "importanceMatrix": True}, evaluation={"gates": {"maxEdgeBytes": "1Gi"}}
+    )
+    assert PREPARED in inputs_of(Stage.QUANTIZE, auto)

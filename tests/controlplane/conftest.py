@@ -7,7 +7,7 @@ import pytest
 
 from cluster.controlplane import ControlPlane, running_control_plane
 from edgetune_operator.generate.crd import custom_resource_definition
-from support.apiserver import BINARIES, BINARIES_VARIABLE, ApiServer, binaries_are_there, running_apiserver
+from support.apiserver import BINARIES, BINARIES_VARIABLE, ApiServer, binaries_are_there, running_with_crd
 from support.kube import Kube, install_crd
 from support.stage_player import Operator, StagePlayer
 
@@ -15,10 +15,7 @@ from support.stage_player import Operator, StagePlayer
 @pytest.fixture(scope="package")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A running API server that serves LoraFineTunes."""
-    if not binaries_are_there():
-        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the API server cannot run")
-    with running_apiserver(tmp_path_factory.mktemp("apiserver")) as server:
-        server.install_crd(custom_resource_definition())
+    with running_with_crd(tmp_path_factory.mktemp("apiserver")) as server:
         yield server
 
 

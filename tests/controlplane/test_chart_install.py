@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 NAMESPACE = "chart-users"
 WITHOUT_CRD: Values = {"crd": {"install": False}, "profiles": {"default": PROFILE}}
 # Kinds of the Prometheus Operator, which this API server does not serve.
-FOREIGN_KINDS = ("ServiceMonitor", "PodMonitor")
+FOREIGN_KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 PATHS = {
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
@@ -52,6 +52,8 @@ PATHS = {
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
     "Service": "/api/v1/namespaces/{namespace}/services",
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
+    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
 }
 OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"
 JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
@@ -140,6 +142,13 @@ def test_notes_ask_for_a_profile_if_there_is_none(kubeconfig: Path) -> None:
     assert "--set profiles.default.store.uri=" in text
 
 
+def test_notes_say_that_stages_are_not_restricted_while_their_namespaces_are_unknown(kubeconfig: Path) -> None:
+    text = notes(kubeconfig, {})
+
+    assert "The network traffic of stages is not restricted." in text
+    assert "--set 'networkPolicy.stages.enabled=true,networkPolicy.stages.namespaces={team-a}'" in text
+
+
 def test_notes_have_the_next_commands_for_these_values(apiserver: ApiServer, kubeconfig: Path) -> None:
     text = notes(kubeconfig, {"profiles": {"a100": PROFILE}, "watchNamespaces": [NAMESPACE]})
 
@@ -147,6 +156,8 @@ def test_notes_have_the_next_commands_for_these_values(apiserver: ApiServer, kub
     assert f"kubectl create namespace {NAMESPACE}\n" in namespace
     assert secret
     assert f"helm test notes -n {RELEASE_NAMESPACE}" in text
+    assert f"edgetune policy --namespace {NAMESPACE} --profiles values.yaml" in text
+    assert "The network traffic of stages is not restricted" not in text
     example = yaml.safe_load(text.partition("<<'YAML'\n")[2].partition("\nYAML\n")[0])
     assert example["spec"]["profile"] == "a100"
     reply = apiserver.request("POST", f"{OBJECTS}?dryRun=All&fieldValidation=Strict", example)

@@ -172,7 +172,7 @@ def test_a_clean_up_refused_by_a_quota_starts_when_the_quota_is_removed(player: 
 
     delete(player)
     found = player.wait(
-        lambda found: (condition(found, "CleanedUp") or {}).get("reason") == "JobRefused", "the clean-up is refused"
+        lambda found: (condition(found, "CleanedUp") or {}).get("reason") == "QuotaTooSmall", "the clean-up is refused"
     )
     assert "exceeded quota: none" in (condition(found, "CleanedUp") or {})["message"]
 

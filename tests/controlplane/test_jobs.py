@@ -6,11 +6,11 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles import Profile, ResourceClaim, Resources
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
-from support.golden import FULL, PROFILES, clean_up_request, job_of
+from support.golden import DEFAULT, FULL, PROFILES, clean_up_request, job_of
 
 DRY_RUN = "dryRun=All&fieldValidation=Strict"
 
@@ -66,3 +66,17 @@ def test_the_namespace_refuses_a_pod_that_can_run_as_root(apiserver: ApiServer, 
 
     assert not reply.accepted
     assert 'violates PodSecurity "restricted:latest"' in reply.message
+
+
+def test_the_api_server_accepts_a_training_that_claims_its_gpu(apiserver: ApiServer, restricted_namespace: str) -> None:
+    claim = ResourceClaim(name="gpu", resource_claim_template_name="l4")
+    resources = {Stage.TRAIN: Resources(requests={"cpu": 4}, claims=(claim,))}
+    job = rendered(Stage.TRAIN, DEFAULT.model_copy(update={"resources": resources}))
+
+    accepted = apiserver.request("POST", f"/apis/batch/v1/namespaces/{restricted_namespace}/jobs?{DRY_RUN}", job)
+
+    assert accepted.accepted, accepted.message
+    pod = accepted.body["spec"]["template"]["spec"]
+    assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "l4"}]
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert {"name": "EDGETUNE_GPUS", "value": "1"} in pod["containers"][0]["env"]

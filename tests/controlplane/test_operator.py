@@ -115,7 +115,7 @@ def test_suspending_deletes_the_running_job_and_resuming_creates_it_again(player
     assert (row["gpuSeconds"], row.get("preemptions", 0)) == (120.0, 0)
 
 
-def test_a_quota_that_refuses_the_job_stalls_the_object_until_the_quota_is_removed(
+def test_a_quota_that_can_never_be_enough_stalls_the_object_until_it_is_removed(
     player: StagePlayer,
 ) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": player.namespace}}
@@ -133,7 +133,7 @@ def test_a_quota_that_refuses_the_job_stalls_the_object_until_the_quota_is_remov
     found = player.wait(lambda found: condition(found, "Stalled") is not None, "it is stalled")
     stalled = condition(found, "Stalled")
     assert stalled is not None
-    assert stalled["reason"] == "JobRefused"
+    assert stalled["reason"] == "QuotaTooSmall"
     assert "exceeded quota: none" in stalled["message"]
 
     player.kube.delete("v1", "ResourceQuota", player.namespace, "none")
@@ -166,7 +166,7 @@ def webhook_without_server(player: StagePlayer) -> dict[str, Any]:
     }
 
 
-def test_a_webhook_that_does_not_answer_stalls_the_object_and_finished_stages_are_recorded(
+def test_a_webhook_that_does_not_answer_holds_the_object_up_and_finished_stages_are_recorded(
     player: StagePlayer,
 ) -> None:
     player.apply()
@@ -176,8 +176,8 @@ def test_a_webhook_that_does_not_answer_stalls_the_object_and_finished_stages_ar
     player.wait_for_dry_run(500)
 
     player.finish(Stage.PREPARE)
-    stalled = player.wait_for_condition("Stalled", "JobRefused")
-    assert "the cluster refuses the Job: Internal error occurred: failed calling webhook" in stalled["message"]
+    held_up = player.wait_for_condition("Reconciling", "JobRefused")
+    assert "the cluster refuses the Job: Internal error occurred: failed calling webhook" in held_up["message"]
     assert player.row(Stage.PREPARE)["state"] == "Succeeded"
 
     player.kube.delete(webhook["apiVersion"], webhook["kind"], None, player.namespace)

@@ -118,6 +118,7 @@ def test_kstatus_never_reads_an_object_as_current_before_its_run_has_ended(
 
     player.apply(lora={"rank": 8})
     edited = kstatus(player.object)
+    player.finish(Stage.PREPARE)
     player.fail(Stage.TRAIN, ExitCode.DIVERGED, "the loss is not finite")
     player.wait_for_phase("Failed")
 

@@ -61,9 +61,9 @@ def test_a_silent_wait_is_reported_from_events_until_it_is_resolved(player: Stag
     }
     player.kube.apply({**limit_range, "spec": limits})
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": spent.namespace}}
-    player.kube.apply({**quota, "spec": {"hard": {"pods": "0"}}})
-    no_pods = {"hard": {"pods": "0"}, "used": {"pods": "0"}}
-    player.kube.set_status("v1", "ResourceQuota", spent.namespace, "none", no_pods)
+    player.kube.apply({**quota, "spec": {"hard": {"pods": "1"}}})
+    used_up = {"hard": {"pods": "1"}, "used": {"pods": "1"}}
+    player.kube.set_status("v1", "ResourceQuota", spent.namespace, "none", used_up)
     for each in (player, limited, spent):
         each.apply()
     _, pod = player.live_pod(Stage.PREPARE)
@@ -72,9 +72,9 @@ def test_a_silent_wait_is_reported_from_events_until_it_is_resolved(player: Stag
         player, pod, "FailedMount", 'MountVolume.SetUp failed for volume "s3-credentials" : secret "s3" not found'
     )
 
-    missing = player.wait_for_condition("Stalled", "SecretNotFound", _LIMIT_SECONDS)
-    refused = limited.wait_for_condition("Stalled", "PodsRefused", _LIMIT_SECONDS)
-    exceeded = spent.wait_for_condition("Stalled", "QuotaExceeded", _LIMIT_SECONDS)
+    missing = player.wait_for_condition("Reconciling", "SecretNotFound", _LIMIT_SECONDS)
+    refused = limited.wait_for_condition("Reconciling", "PodsRefused", _LIMIT_SECONDS)
+    exceeded = spent.wait_for_condition("Reconciling", "QuotaExceeded", _LIMIT_SECONDS)
 
     assert missing["message"] == (
         f"prepare: Secret s3 not found in namespace {player.namespace}; create it, and the stage continues by itself"
@@ -85,44 +85,39 @@ def test_a_silent_wait_is_reported_from_events_until_it_is_resolved(player: Stag
         "the Job retries by itself"
     )
     assert exceeded["message"] == (
-        "prepare: the cluster refuses the stage's Pod: exceeded quota: none, requested: pods=1, used: pods=0, limited: "
-        "pods=0; the Job retries by itself"
+        "prepare: the cluster refuses the stage's Pod: exceeded quota: none, requested: pods=1, used: pods=1, limited: "
+        "pods=1; the Job retries by itself"
     )
 
     player.end_pod(pod, pod_running())
-    player.wait(lambda found: condition(found, "Stalled") is None, "the Secret exists")
+    player.wait_for_condition("Reconciling", "JobRunning")
     player.kube.delete("v1", "LimitRange", limited.namespace, "tiny")
     player.kube.delete("v1", "ResourceQuota", spent.namespace, "none")
     for each in (limited, spent):
-        each.kube.wait(
-            *("edgetune.dev/v1alpha1", "LoraFineTune", each.namespace, "sensor-faults"),
-            lambda found: condition(found, "Stalled") is None,
-            "the Job controller has retried",
-            _LIMIT_SECONDS,
-        )
+        each.wait_for_condition("Reconciling", "JobRunning", _LIMIT_SECONDS)
 
 
 @pytest.mark.parametrize(
-    ("reason", "message"),
+    ("reason", "message", "kind", "phase"),
     [
-        ("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"'),
-        ("InvalidImageName", 'couldn\'t parse image name "GHCR.io/Jobs"'),
-        ("CreateContainerConfigError", 'secret "edgetune-s3" not found'),
+        ("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jobs:0.1.0"', "Reconciling", "Preparing"),
+        ("InvalidImageName", 'couldn\'t parse image name "GHCR.io/Jobs"', "Stalled", "Stalled"),
+        ("CreateContainerConfigError", 'secret "edgetune-s3" not found', "Reconciling", "Preparing"),
     ],
 )
-def test_a_container_that_cannot_start_stalls_the_object_until_it_runs(
-    player: StagePlayer, reason: str, message: str
+def test_a_container_that_cannot_start_holds_the_object_up_until_it_runs(
+    player: StagePlayer, reason: str, message: str, kind: str, phase: str
 ) -> None:
     player.apply()
     _, pod = player.live_pod(Stage.PREPARE)
 
     player.end_pod(pod, pod_waiting(reason, message))
-    stalled = player.wait_for_condition("Stalled", reason)
-    phase = player.object["status"]["phase"]
+    held_up = player.wait_for_condition(kind, reason)
+    shown = player.object["status"]["phase"]
     player.end_pod(pod, pod_running())
-    player.wait(lambda found: condition(found, "Stalled") is None, "it continues")
+    player.wait_for_condition("Reconciling", "JobRunning")
 
-    assert (stalled["message"], phase) == (f"prepare: {message}", "Stalled")
+    assert (held_up["message"], shown) == (f"prepare: {message}", phase)
     assert player.object["status"]["phase"] == "Preparing"
 
 
@@ -132,11 +127,12 @@ def test_an_image_fixed_in_the_profile_reaches_the_job_that_waits_for_it(
     player.apply()
     job, pod = player.live_pod(Stage.PREPARE)
     player.end_pod(pod, pod_waiting("ImagePullBackOff", 'Back-off pulling image "ghcr.io/edgetune/jbos:0.1.0"'))
-    player.wait_for_condition("Stalled", "ImagePullBackOff")
+    player.wait_for_condition("Reconciling", "ImagePullBackOff")
 
     operator.stop()
     operator.start({"default": {"store": STORE, "image": {"reference": "ghcr.io/edgetune/jobs:fixed"}}})
-    player.wait(lambda found: condition(found, "Stalled") is None, "the Job is replaced")
+    uid = job["metadata"]["uid"]
+    player.wait(lambda _: (player.jobs(Stage.PREPARE) or [job])[-1]["metadata"]["uid"] != uid, "it is replaced")
     replacement, _ = player.live_pod(Stage.PREPARE)
     player.finish_from(Stage.PREPARE)
     player.wait_for_phase("Succeeded")
@@ -169,7 +165,7 @@ def test_an_object_whose_profile_is_missing_continues_when_the_profile_exists(
     player: StagePlayer, operator: Operator
 ) -> None:
     player.apply(profile="late")
-    stalled = player.wait_for_condition("Stalled", "ProfileNotFound")
+    late = player.wait_for_condition("Reconciling", "ProfileNotFound")
     phase = player.object["status"]["phase"]
 
     operator.stop()
@@ -179,10 +175,8 @@ def test_an_object_whose_profile_is_missing_continues_when_the_profile_exists(
     operator.stop()
     operator.start()
 
-    assert stalled["message"] == (
-        "spec.profile: profile 'late' not found; ask the platform team for the names of the profiles"
-    )
-    assert phase == "Stalled"
+    assert late["message"] == (f"spec.profile: profile 'late' not found; namespace {player.namespace} may use default")
+    assert phase == "Pending"
     assert condition(done, "Stalled") is None
 
 

@@ -32,6 +32,7 @@ _ORDER = (
     "test_finished_object",
     "test_deletion",
     "test_outages",
+    "test_queues",
     "test_node",
     "test_release",
     "test_rights",
@@ -164,6 +165,11 @@ class InstalledOperator:
             "the operator is ready",
             limit_seconds,
         )
+
+    def add_profile(self, name: str, profile: Document) -> None:
+        """Upgrade the release with one more profile."""
+        self.values["profiles"][name] = profile
+        playground.install_chart(self.cluster.run.kubeconfig, self.values)
 
     def helm(self, *arguments: str, values: Document | None = None) -> str:
         """Output of a helm command in the release's namespace."""

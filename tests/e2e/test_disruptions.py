@@ -84,8 +84,7 @@ def test_an_evicted_training_resumes_at_the_step_after_its_checkpoint(s3: S3Serv
 def test_an_eviction_is_a_preemption_not_an_attempt_and_loses_no_step(disturbed: Disturbed) -> None:
     row = disturbed.object.row(Stage.TRAIN)
     assert (row["preemptions"], row["attempts"], row["lostSteps"]) == (1, 1, 0)
-    events = disturbed.object.kube.list("v1", "Event", disturbed.object.namespace)
-    assert [event["reason"] for event in events if _is_about(event, disturbed.object)].count("TrainInterrupted") == 1
+    assert len(disturbed.object.events("TrainInterrupted")) == 1
 
 
 def test_an_operator_killed_three_times_creates_each_job_once(disturbed: Disturbed) -> None:
@@ -112,10 +111,6 @@ def test_a_suspended_training_resumes_from_its_checkpoint(
 
     run.delete()
     kube.wait_until_gone("v1", "Pod", namespace, f"{names.OWNER_LABEL}=suspended", limit_seconds=180)
-
-
-def _is_about(event: Document, run: LiveObject) -> bool:
-    return (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == (names.KIND, run.name)
 
 
 def _creations(cluster: AnyCluster, run: LiveObject) -> Counter[str]:

@@ -28,13 +28,15 @@ def test_a_missing_secret_is_named_and_the_stage_continues_once_it_exists(
         run = LiveObject.apply(kube, tiny_fine_tune(s3, namespace, "without-secret"))
 
         with durations.timed("until a missing Secret is reported"):
-            status = run.wait(lambda status: status.get("phase") == "Stalled", "it is stalled")
+            status = run.wait(
+                lambda status: _condition(status, "Ready").get("reason") == "SecretNotFound", "it is named"
+            )
         kube.apply(secret)
         with durations.timed("from the Secret to the end of prepare"):
             fixed = run.wait(lambda status: _condition(status, "Prepared").get("status") == "True", "it is prepared")
 
-        stalled = _condition(status, "Stalled")
-        assert (stalled["reason"], stalled["message"]) == (
+        waiting = _condition(status, "Reconciling")
+        assert (waiting["reason"], waiting["message"]) == (
             "SecretNotFound",
             f"prepare: Secret {name} not found in namespace {namespace}; create it, and the stage continues by itself",
         )

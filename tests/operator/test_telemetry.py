@@ -1,16 +1,19 @@
 """The metrics of stages: how a run, a failure, an interruption and a cached stage change them."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.names import Key
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.reconcile import Pass
-from edgetune_operator.telemetry import count_stages
-from support.builders import lora_fine_tune
-from support.scenario import Scenario
+from edgetune_operator.telemetry import OBJECT_METRICS, WASTE_CAUSES, ObjectFigures, count_stages
+from support.builders import NAMESPACE, lora_fine_tune
+from support.scenario import PROFILE, Scenario
 
 ARTIFACT_BYTES = 500
 """Size of each artifact of a scenario."""
@@ -26,8 +29,18 @@ class CountedScenario(Scenario):
     def reconcile(self) -> Pass:
         before = self.status
         done = super().reconcile()
-        count_stages(before, self.status)
+        count_stages(NAMESPACE, before, self.status)
+        self.show()
         return done
+
+    def show(self) -> None:
+        """Show the object's metrics as an operator does, also one that has just started."""
+        figures = ObjectFigures.of(self.cluster.document.get("status") or {})
+        OBJECT_METRICS.replace({Key(NAMESPACE, "sensor-faults"): figures})
+
+    def shown(self, metric: str) -> dict[str, float]:
+        """Values of a metric by the values of its labels."""
+        return {labels: value for (name, labels), value in samples().items() if name == f"edgetune_{metric}"}
 
     def added(self, metric: str) -> dict[str, float]:
         """Increase of a metric since the scenario's start, by the values of its labels."""
@@ -43,9 +56,10 @@ def samples() -> dict[tuple[str, str], float]:
 
 
 @pytest.fixture
-def scenario() -> CountedScenario:
+def scenario() -> Iterator[CountedScenario]:
     """An object before its first pass."""
-    return CountedScenario()
+    yield CountedScenario()
+    OBJECT_METRICS.replace({})
 
 
 def test_a_run_counts_stages_durations_attempts_and_artifact_bytes(scenario: CountedScenario) -> None:
@@ -107,23 +121,81 @@ def test_interruptions_count_the_lost_steps(scenario: CountedScenario) -> None:
     assert scenario.added("lost_steps_total") == {"": 3}
 
 
-def test_gpu_time_is_counted_when_an_attempt_has_ended(scenario: CountedScenario) -> None:
+TRAINING = f"{NAMESPACE} sensor-faults default train"
+
+
+def test_gpu_time_is_that_of_the_status_and_survives_a_restart(scenario: CountedScenario) -> None:
+    scenario.profiles = {"default": PROFILE.model_copy(update={"prices": Prices(currency="EUR", gpu_hour=36)})}
     scenario.advance_to(Stage.TRAIN)
-    scenario.let_pass(timedelta(seconds=30))
+    scenario.reconcile()
+    at_first = scenario.shown("gpu_seconds_total")
+    running = scenario.shown("gpus_running")
+    scenario.let_pass(timedelta(seconds=20))
     scenario.end_pod(lambda pod: pod.ended(137).disrupted())
     scenario.reconcile()
-    stopped = scenario.added("gpu_seconds_total")
     scenario.cluster.start_pod(scenario.live_job)
     scenario.let_pass(timedelta(seconds=100))
     scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
     scenario.reconcile()
-    failed = scenario.added("gpu_seconds_total")
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.reconcile()
+    OBJECT_METRICS.replace({})
+    scenario.show()
 
+    # From 0 on, or Prometheus does not see the first increase.
+    assert (at_first, running) == ({TRAINING: 0}, {TRAINING: 1})
+    assert scenario.shown("gpu_seconds_total") == {TRAINING: 130}
+    waste = {cause: scenario.shown("gpu_waste_seconds_total")[f"{TRAINING} {cause}"] for cause in WASTE_CAUSES}
+    assert waste == {"failed": 100, "repeated": 0, "loading": 0, "waiting": 0}
+    assert scenario.shown("gpu_estimated_seconds_total") == {TRAINING: 0}
+    assert scenario.shown("gpu_cost_total") == {f"{TRAINING} EUR": 1.3}
+
+
+def test_the_wait_for_a_gpu_begins_with_the_job_or_the_end_of_the_attempt_before(scenario: CountedScenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    job = scenario.live_job
+    created = scenario.cluster.pods.pop(scenario.cluster.pods_of(job)[-1])["metadata"]["creationTimestamp"]
+    scenario.let_pass(timedelta(seconds=50))
+    scenario.cluster.start_pod(job)
+    scenario.reconcile()
+    first = scenario.added("gpu_wait_seconds_sum")
+    scenario.end_pod(lambda pod: pod.ended(137).disrupted())
+    scenario.let_pass(timedelta(seconds=20))
+    scenario.cluster.start_pod(job)
+    scenario.reconcile()
+
+    labels = f"{NAMESPACE} default train"
+    assert created == scenario.cluster.jobs[job]["metadata"]["creationTimestamp"]
+    assert (first, scenario.added("gpu_wait_seconds_sum")) == ({labels: 50}, {labels: 70})
+
+
+def test_the_wait_of_an_attempt_counts_once_though_the_spec_is_edited_while_it_runs(
+    scenario: CountedScenario,
+) -> None:
+    scenario.cluster.deletes_slowly = True
+    scenario.advance_to(Stage.TRAIN)
+    scenario.reconcile()
+    waited = scenario.added("gpu_wait_seconds_count")
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.reconcile()
+
+    assert scenario.row(Stage.TRAIN).gpu_attempt is not None
+    assert waited == scenario.added("gpu_wait_seconds_count") == {f"{NAMESPACE} default train": 1}
+
+
+def test_failures_are_counted_by_reason_and_scores_are_shown(scenario: CountedScenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
+    scenario.reconcile()
+    failures = scenario.added("stage_failures_total")
     scenario.change(scenario.builder.edited("retryLimit", 9))
     scenario.reconcile()
-    scenario.reconcile()
-    scenario.let_pass(timedelta(seconds=7))
-    scenario.finish()
-    scenario.reconcile()
+    scenario.finish_all()
 
-    assert (stopped, failed, scenario.added("gpu_seconds_total")) == ({"train": 30}, {"train": 130}, {"train": 137})
+    assert failures == {f"{NAMESPACE} train TrainingDiverged": 1}
+    scores = {"base": 0.05, "tuned": 0.95, "merged": 0.95, "edge": 0.94}
+    assert scenario.shown("score") == {f"{NAMESPACE} sensor-faults {model}": value for model, value in scores.items()}
+
+
+def test_a_status_of_another_version_has_no_figures() -> None:
+    assert ObjectFigures.of({"gpu": {"unknown": 1}}) == ObjectFigures()

@@ -12,14 +12,18 @@ import torch
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_contract.spec import MergeBase, Parameters
 from edgetune_contract.stages import Stage
+from edgetune_contract.version import EdgeModel, StoredArtifact
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.evaluation.text_generation import stream_answer
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization.coverage import int8_linears
 from edgetune_jobs.models.tuned_model import load_tuned, merge_adapter
+from edgetune_jobs.publishing.model_card.running import ways_to_run
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.stages import evaluate, merge, quantize
 from support.answers import answer
+from support.llama_cpp import run_llama_cpp
+from support.ollama import read_modelfile
 from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import TrainingRun, tiny_parameters, train
 
@@ -28,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_threads")]
 CPU = torch.device("cpu")
 QUESTION = "Sensor log: turbine 91, dock, low flow, value 3.1. Diagnose."
 ANSWER = "Fault: clogged filter. Action: clean filter."
+EDGE_KEY = f"stages/quantize/{'0' * 64}/0/edge-bnb-int8"
 
 
 @dataclass(frozen=True)
@@ -205,8 +210,9 @@ def test_quantizing_changes_each_weight_by_at_most_half_a_step(chain: Chain) -> 
 
 
 def test_model_folders_have_tokenizer_and_prompt_format_and_no_pickles(chain: Chain) -> None:
-    for folder in (chain.merged, chain.edge):
+    for folder, templates in ((chain.merged, []), (chain.edge, ["chat_template.jinja"])):
         assert sorted(path.name for path in folder.iterdir()) == [
+            *templates,
             "config.json",
             "edgetune.json",
             "generation_config.json",
@@ -233,9 +239,9 @@ def test_sizes_are_reported_in_bytes(chain: Chain) -> None:
 def test_the_first_answers_of_all_models_are_written_side_by_side(chain: Chain) -> None:
     lines = [json.loads(line) for line in (chain.evaluation / "evaluation/answers.jsonl").read_text().splitlines()]
 
-    assert [line["row"] for line in lines] == list(range(16))
-    assert set(lines[0]) == {"row", "prompt", "reference", "base", "tuned", "merged", "edge"}
-    right = sum(line["edge"] == line["reference"] for line in lines)
+    assert [line["row"] for line in lines][:16] == list(range(16))
+    assert set(lines[0]) == {"row", "prompt", "reference", "scores", "base", "tuned", "merged", "edge"}
+    right = sum(line["edge"] == line["reference"] for line in lines[:16])
     assert right >= 12, "answers are matched to their rows although batches are sorted by length"
 
 
@@ -321,6 +327,33 @@ def test_the_edge_model_streams_its_answer_to_a_prompt(chain: Chain) -> None:
     pieces = list(stream_answer(chain.edge, QUESTION, 40))
     assert len(pieces) > 1
     assert "".join(pieces) == ANSWER
+
+
+def test_the_lines_of_the_model_card_answer_a_message_as_trained(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = StoredArtifact(name=chain.edge.name, key=EDGE_KEY, bytes=0, sha256="0" * 64)
+    ((language, lines),) = ways_to_run(EdgeModel(artifact=artifact, files=()), "pumps").values()
+    monkeypatch.chdir(chain.edge)
+
+    assert language == "python"
+    exec(lines.replace("…", QUESTION), {})  # noqa: S102 - the lines are what is tested
+
+    assert capsys.readouterr().out.strip() == ANSWER
+
+
+def test_llama_cpp_and_the_prompt_of_ollama_answer_a_message_as_trained(chain: Chain, tmp_path: Path) -> None:
+    parameters = tiny_parameters(quantization={"formats": ["GGUF-Q8_0"]})
+    context = stage_context(Stage.QUANTIZE, parameters, tmp_path, {"merged": chain.merged})
+    quantize.run(context)
+    edge = context.output / "edge-gguf-q8_0"
+    asked = {"role": "user", "content": QUESTION}
+
+    (chat,) = run_llama_cpp(edge / "model-Q8_0.gguf", chats=[[asked]], max_new_tokens=40)["chats"]
+    (prompt,) = read_modelfile(edge / "Modelfile", [asked]).prompts
+
+    assert chat["answer"] == ANSWER
+    assert loading.load_tokenizer(edge)(prompt)["input_ids"] == chat["tokens"]
 
 
 def test_an_answer_ends_at_the_maximum_length(chain: Chain) -> None:

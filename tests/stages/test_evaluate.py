@@ -1,5 +1,6 @@
 """Which models are scored, and models that cannot be scored: a loss that is not finite."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from edgetune_contract.request import ModelScores
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput, TrainingDiverged
 from edgetune_jobs.stages import evaluate
+from support.edge_models import set_weight
 from support.stage_context import RecordedProgress, stage_context
 from support.tiny_runs import tiny_parameters, train
 
@@ -23,15 +25,6 @@ def inputs(random_base: Path, few_rows: Path, tmp_path: Path) -> dict[str, Path]
     broken = Path(shutil.copytree(random_base, tmp_path / "broken"))
     set_weight(broken, "model.norm.weight", float("nan"))
     return {"base": broken, "prepared": few_rows, "adapter": adapter, "edge-bnb-int8": broken}
-
-
-def set_weight(folder: Path, name: str, value: float) -> None:
-    """Fill a tensor of a model folder with a value."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    weights[name].fill_(value)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_a_base_whose_loss_is_not_finite_is_invalid(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -64,6 +57,30 @@ def test_only_the_models_of_the_spec_are_scored(random_base: Path, inputs: dict[
     assert not (context.output / "base-scores").exists()
 
 
+def test_every_row_has_the_scores_and_answers_of_all_models_also_of_a_base_that_was_scored_before(
+    random_base: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    models = {"base": random_base, "merged": random_base, "edge-bnb-int8": random_base}
+    first = stage_context(Stage.EVALUATE, PARAMETERS, tmp_path / "first", inputs | models)
+    evaluate.run(first)
+    known = models | {"base-scores": first.output / "base-scores"}
+    second = stage_context(Stage.EVALUATE, PARAMETERS, tmp_path / "second", inputs | known)
+    evaluate.run(second)
+
+    for context in (first, second):
+        rows, answers = (
+            [json.loads(line) for line in (context.output / "evaluation" / name).read_text().splitlines()]
+            for name in ("row_scores.jsonl", "answers.jsonl")
+        )
+        assert [row["row"] for row in rows] == list(range(8))
+        assert [set(row) for row in rows] == [{"row", "base", "tuned", "merged", "edge"}] * 8
+        for row, line in zip(rows, answers, strict=True):
+            assert line["scores"] == {name: score for name, score in row.items() if name != "row"}
+            assert set(line) == {"prompt", "reference", "scores", *row}
+    kept = [(context.output / "evaluation" / "answers.jsonl").read_text() for context in (first, second)]
+    assert kept[0] == kept[1]
+
+
 def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batches(
     random_base: Path,
     many_rows: Path,
@@ -87,7 +104,7 @@ def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batche
         "spec.activeDeadlineSeconds ends the stage in at most 0 s; raise it, lower spec.evaluation.maxExamples ("
         in str(raised.value)
     )
-    assert [update["done"] for update in progress.updates] == [8, 16]
+    assert [(update["done"], update["total"]) for update in progress.updates] == [(1, 64), (2, 64)]
 
 
 def test_scoring_with_time_left_ends(

@@ -16,7 +16,7 @@ from edgetune_jobs.runtime.outputs import StageUpload
 from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.store.s3.source import S3Source
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.sources import SourceKind
+from edgetune_jobs.store.sources.source import SourceKind
 from support.families import make_adapter, make_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import Ended, RunningStage, StageRuns

@@ -30,6 +30,21 @@ TYPES: Mapping[str, Mapping[str, int]] = {
 }
 
 
+def test_only_the_auxiliary_loss_depends_on_the_examples_of_a_forward_pass(tmp_path: Path, few_rows: Path) -> None:
+    """The routers' auxiliary loss balances the load of each forward pass."""
+
+    def first_loss(coefficient: float, size: int) -> float:
+        fields = {**LOCAL, "router_aux_loss_coef": coefficient, "output_router_logits": True}
+        name = f"{coefficient}-{size}"
+        base = make_kind(tmp_path / f"base-{name}", "granitemoe", vocab_size=1024, **fields)
+        training = {"maxSteps": 1, "microBatchSize": size}
+        result = train(tmp_path / name, tiny_parameters(method="LoRA", training=training), base, few_rows)
+        return result.figures("loss")[0]
+
+    assert first_loss(0.0, 1) == pytest.approx(first_loss(0.0, 4), rel=2e-5)
+    assert first_loss(1.0, 1) != pytest.approx(first_loss(1.0, 4), rel=2e-5)
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_mixture_is_trained_with_all_linear_and_merged(model_type: str, tmp_path: Path, few_rows: Path) -> None:
     base = make_kind(tmp_path / "base", model_type, vocab_size=1024, **TYPES[model_type])

@@ -15,7 +15,7 @@ from edgetune_jobs.models import loading
 from edgetune_jobs.models.saving import save_model
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import evaluate, merge, prepare, quantize, train
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters

@@ -15,6 +15,7 @@ from edgetune_jobs.stages import prepare
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape
 from support.base_folder import llama_shapes, write_safetensors
 from support.data_rows import instruction_rows
+from support.edge_models import make_kind
 from support.tiny_tokenizer import make_tokenizer
 from support.workplace import Workplace, make_workplace
 
@@ -221,6 +222,17 @@ def test_a_token_that_template_and_tokenizer_both_add_is_used_once_and_said_once
     ]
 
 
+def test_the_licence_of_the_base_is_a_fact_and_a_missing_one_a_warning(workplace: Workplace) -> None:
+    known, _ = workplace.run()
+    (workplace.folder / "base" / "LICENSE").unlink()
+    unknown, _ = workplace.run()
+
+    assert (known.facts["license"], known.facts["licenseFile"]) == ("apache-2.0", "LICENSE")
+    assert unknown.facts["license"] == "unknown"
+    (warning,) = set(unknown.warnings) - set(known.warnings)
+    assert warning.startswith(f"spec.baseModel: file://{workplace.folder}/base has no licence file")
+
+
 def test_leaked_and_duplicate_rows_are_warnings(workplace: Workplace) -> None:
     workplace.write("train.jsonl", [*instruction_rows(20), *instruction_rows(2)])
     output, _ = workplace.run(dataset=workplace.write("eval.jsonl", instruction_rows(5)))
@@ -304,7 +316,8 @@ def test_an_unusable_base_is_refused(workplace: Workplace, damage: Callable[[Pat
 def test_progress_counts_all_rows(workplace: Workplace) -> None:
     workplace.run()
     assert workplace.progress.updates[-1] == {"done": 300, "total": 300, "unit": "rows"}
-    assert workplace.progress.said == ["inspecting the base model", "reading the data", "tokenizing"]
+    trying = "importing the libraries and trying the base model"
+    assert workplace.progress.said == ["inspecting the base model", "reading the data", trying, "tokenizing"]
 
 
 @pytest.mark.parametrize("moment", ["reading the data", "tokenizing"])
@@ -338,8 +351,23 @@ def test_the_micro_batch_that_fits_is_reported_by_gpu_memory(workplace: Workplac
 
     fits = json.loads((folder / "report.json").read_text())["gpus"]
     assert output.facts["microBatchSizes"] == "16 from 16 GiB"
+    assert output.facts["activations"] == "measured"
     assert [fit["gpuBytes"] // 2**30 for fit in fits] == [16, 24, 40, 48, 80, 141]
     assert {(fit["fits"], fit["largestMicroBatchSize"]) for fit in fits} == {(True, 16)}
+
+
+def test_an_estimate_by_a_bound_is_named_and_refuses_nothing(tmp_path: Path) -> None:
+    """In float32, the experts of a mixture cannot be measured."""
+    workplace = make_workplace(tmp_path)
+    make_kind(workplace.folder / "base", "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    training = {"precision": "FP32"}
+
+    output = prepare.run(replace(workplace.context(training=training), gpu_bytes=1))
+    rechecked = prepare.recheck(workplace.context(training=training), output.metrics)
+
+    assert output.facts["activations"].startswith("an upper bound, because they could not be measured: Expected inputs")
+    assert rechecked.facts["activations"] == output.facts["activations"]
+    assert [each for each in output.warnings if "activations of Qwen3MoeForCausalLM could not be measured" in each]
 
 
 def test_a_training_that_cannot_fit_into_a_known_gpu_is_refused(workplace: Workplace) -> None:

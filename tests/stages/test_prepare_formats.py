@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.quantization.llama_cpp import HOW_TO_INSTALL
 from edgetune_jobs.stages import prepare
 from support.base_folder import make_base
 from support.workplace import Workplace, make_workplace
@@ -42,7 +43,7 @@ def test_a_model_type_that_a_format_does_not_support_is_refused(workplace: Workp
     olmo = {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
     make_base(workplace.folder / "base", config=olmo)
 
-    for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8"):
+    for edge_format in ("GGUF-Q8_0", "CompressedTensorsW8A8", "GGUF-LoRA"):
         refusal = workplace.refusal(quantization={"formats": [edge_format]})
 
         assert refusal.startswith(f"spec.quantization.formats[0]: {edge_format} does not support this model: ")
@@ -52,8 +53,13 @@ def test_a_model_type_that_a_format_does_not_support_is_refused(workplace: Workp
 
 NOT_MEASURABLE: dict[str, Any] = {"quantization": {"formats": ["GGUF-Q8_0"]}, "evaluation": {"edge": {}}}
 NO_LLAMA_CPP = (
-    "spec.evaluation.edge: GGUF-Q8_0 needs llama.cpp, which is not installed: build the image with the argument "
-    'EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp; or remove spec.evaluation.edge'
+    f"spec.evaluation.edge: GGUF-Q8_0 needs llama.cpp, which is not installed: {HOW_TO_INSTALL}; or remove "
+    "spec.evaluation.edge"
+)
+K_QUANT: dict[str, Any] = {"quantization": {"formats": ["BitsAndBytesInt8", "GGUF-Q4_K_M"]}}
+NO_QUANTIZER = (
+    f"spec.quantization.formats[1]: GGUF-Q4_K_M is written by llama.cpp, which is not installed: {HOW_TO_INSTALL}; or "
+    "use GGUF-Q8_0"
 )
 
 
@@ -78,3 +84,17 @@ def test_an_edge_budget_that_is_added_later_is_checked_although_prepare_is_alrea
     with pytest.raises(InvalidInput) as caught:
         prepare.recheck(workplace.context(**NOT_MEASURABLE), prepared.metrics)
     assert str(caught.value) == NO_LLAMA_CPP
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_a_format_that_llama_cpp_writes_is_refused_without_it_before_training(workplace: Workplace) -> None:
+    assert workplace.refusal(**K_QUANT) == NO_QUANTIZER
+
+
+@pytest.mark.usefixtures("without_llama_cpp")
+def test_such_a_format_that_is_added_later_is_refused_too(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    with pytest.raises(InvalidInput) as caught:
+        prepare.recheck(workplace.context(**K_QUANT), prepared.metrics)
+    assert str(caught.value) == NO_QUANTIZER

@@ -1,6 +1,7 @@
 """The stage publish checks the gates for all formats, on the results of evaluate and quantize."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgetune_contract.request import Artifact, Manifest, ModelScores, Publication, Request, Result, Scores
@@ -25,8 +26,12 @@ class Recorder:
         result = self._results.get(stage, Result(stage=stage, digest=DIGEST))
         return Manifest(result=result, created_at="2026-11-24T08:00:00+00:00")
 
-    def publish(self, document: VersionDocument) -> Publication:
-        self.document = document
+    def read_file(self, key: str) -> bytes | None:
+        assert key.startswith("stages/")
+        return None
+
+    def publish(self, document: VersionDocument, files: Mapping[str, bytes]) -> Publication:
+        self.document, self.files = document, files
         return Publication(published=document.published, version=document.version, refusals=document.refusals)
 
     def pin(self, pin: str) -> Publication:

@@ -14,7 +14,7 @@ from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.stage import StageContext
 from edgetune_jobs.stages import prepare, quantize
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.edge_models import make_kind
 from support.stage_context import stage_context

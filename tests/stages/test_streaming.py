@@ -14,7 +14,7 @@ from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.quantization.coverage import int8_linears
-from edgetune_jobs.models.saving import folder_bytes, save_model
+from edgetune_jobs.models.saving import folder_bytes, save_model, write_chat_template
 from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import read_tensors
 from edgetune_jobs.stage import StageOutput
@@ -24,6 +24,7 @@ from edgetune_jobs.tensors.streamed_model import can_stream
 from support.families import FAMILIES, add_unused_tensors, make_adapter, make_model
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
+from support.tiny_tokenizer import save_tokenizer
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -78,6 +79,7 @@ CASES = [
     Case("gemma", tied=True, held="float16"),
     Case("gemma", shards=4, base="Original", held="float32"),
     Case("gemma2", tied=True),
+    Case("gemma3_text", tied=True),
     Case("phi3", lora={"target_modules": ["qkv_proj", "gate_up_proj", "lm_head"]}),
     Case("phi3", tied=True, shards=4, adapter="bfloat16"),
     Case("qwen3", held="float32"),
@@ -122,13 +124,15 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         folder / "adapter", base, method=case.method, base_dtype=case.held, dtype=case.adapter, **case.lora
     )
     parameters = tiny_parameters(merge={"base": case.base})
+    prompt_format = PromptFormat.of(parameters.dataset)
     merged = merge_adapter(base, adapter, parameters.merge.base, torch.device("cpu"))
-    save_model(merged, folder / "merged", base, PromptFormat.of(parameters.dataset))
+    save_model(merged, folder / "merged", base, prompt_format)
     quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     edge = AutoModelForCausalLM.from_pretrained(
         folder / "merged", quantization_config=quantization, dtype="auto", device_map={"": "cpu"}
     )
-    save_model(edge, folder / "edge", base, PromptFormat.of(parameters.dataset))
+    save_model(edge, folder / "edge", base, prompt_format)
+    write_chat_template(folder / "edge", prompt_format, loading.load_tokenizer(base))
     return Prepared(case, base, adapter, folder / "merged", folder / "edge")
 
 
@@ -163,9 +167,12 @@ def assert_same_model(found: Path, expected: Path) -> None:
         if ours[name].dtype != tensor.dtype or not torch.equal(ours[name], tensor)
     ]
     assert different == []
-    for name in ("config.json", "generation_config.json", "edgetune.json"):
-        assert json.loads((found / name).read_text()) == json.loads((expected / name).read_text())
     assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
+    for path in expected.iterdir():
+        if path.suffix == ".json":
+            assert json.loads((found / path.name).read_text()) == json.loads(path.read_text()), path.name
+        elif path.suffix != ".safetensors":
+            assert (found / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_the_merged_model_equals_that_of_peft_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
@@ -204,7 +211,7 @@ def test_a_base_without_generation_settings_gets_them_from_its_special_tokens(tm
     quantize.run(context)
 
     settings = loading.load_stored(context.output / "edge-bnb-int8", torch.device("cpu")).generation_config
-    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (1, 2, 0)
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (0, 2, 3)
 
 
 def test_a_configuration_of_an_older_version_is_read_with_its_defaults(tmp_path: Path) -> None:
@@ -283,7 +290,8 @@ def test_a_model_of_an_unknown_family_is_quantized_by_the_library(tmp_path: Path
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "merged")
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "merged")
+    save_tokenizer(tmp_path / "merged")
     context = stage_context(Stage.QUANTIZE, tiny_parameters(), tmp_path, {"merged": tmp_path / "merged"})
 
     output = quantize.run(context)

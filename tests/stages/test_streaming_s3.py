@@ -21,7 +21,7 @@ from edgetune_jobs.stages import merge, quantize
 from edgetune_jobs.store.files import fingerprint, list_files
 from edgetune_jobs.store.s3.source import S3Source
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.sources import SourceKind
+from edgetune_jobs.store.sources.source import SourceKind
 from edgetune_jobs.store.store import DamagedObject
 from support.families import add_unused_tensors, make_adapter, make_model
 from support.fault_proxy import Fault, FaultProxy

@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StageRuns:
 def in_s3(s3_server: S3Server, s3_prefix: str, tmp_path: Path) -> StageRuns:
     """A run whose base, a random LLaVA, is in the bucket of its store."""
     local = new_runs(tmp_path, make_multimodal(tmp_path / "base", "llava", dtype="bfloat16"))
-    inputs = f"{s3_prefix}/inputs/base"
+    inputs = f"{s3_prefix}-inputs/base"
     for path in sorted((tmp_path / "base").iterdir()):
         s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{inputs}/{path.name}", Body=path.read_bytes())
     base = local.parameters.base_model.model_copy(update={"uri": f"s3://{s3_server.bucket}/{inputs}"})

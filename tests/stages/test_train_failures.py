@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from edgetune_jobs.errors import InvalidInput, OutOfGpuMemory, TrainingDiverged
+from edgetune_jobs.stage import StepSize
 from edgetune_jobs.stages import train as stage
 from support.edge_models import make_kind
 from support.stage_context import FolderCheckpoints
@@ -105,7 +107,7 @@ def test_a_step_that_runs_out_of_memory_is_computed_again_in_the_same_process(
     assert [said for said in result.progress.said if "out of GPU memory" in said] == [
         f"out of GPU memory: the step is computed again with a micro-batch of {size}" for size in (6, 3)
     ]
-    assert checkpoints.micro_batch_size == 3, "a later attempt begins with what fits"
+    assert checkpoints.step_size == StepSize(micro_batch_size=3, recompute=0), "a later attempt begins with what fits"
     assert result.figures("loss") == expected.figures("loss")
     assert _trained_tokens(checkpoints) == _trained_tokens(expected.checkpoints), "no token counts twice"
     assert all(torch.equal(weight, expected.weights()[name]) for name, weight in result.weights().items())
@@ -115,7 +117,7 @@ def test_a_later_attempt_begins_with_the_micro_batch_that_fitted(
     tmp_path: Path, random_base: Path, few_rows: Path
 ) -> None:
     parameters = tiny_parameters(method="LoRA", training={"batchSize": 12, "microBatchSize": 12})
-    checkpoints = FolderCheckpoints(tmp_path / "checkpoints", micro_batch_size=3)
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints", StepSize(micro_batch_size=3, recompute=0))
 
     result = train(tmp_path / "run", parameters, random_base, few_rows, checkpoints=checkpoints)
 
@@ -158,7 +160,27 @@ def test_out_of_memory_outside_of_the_forward_passes_is_left_to_the_next_attempt
     ):
         stage.run(run.context)
 
-    assert checkpoints.micro_batch_size == 2
+    assert checkpoints.step_size == StepSize(micro_batch_size=2, recompute=0)
+
+
+def test_an_attempt_that_ran_out_of_memory_leaves_the_next_one_what_it_recomputes(
+    tmp_path: Path, random_base: Path, few_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_args: Any, **_kwargs: Any) -> None:
+        raise OUT_OF_MEMORY[0]
+
+    parameters = tiny_parameters(method="LoRA", training={"microBatchSize": 1, "gradientCheckpointing": "Auto"})
+    checkpoints = FolderCheckpoints(tmp_path / "checkpoints")
+    first = new_run(tmp_path / "first", parameters, random_base, few_rows, checkpoints=checkpoints)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(OutOfGpuMemory, match=r"the next attempt uses a micro-batch of 1 with .* recomputed"):
+            stage.run(first.context)
+
+    second = train(tmp_path / "second", parameters, random_base, few_rows, checkpoints=checkpoints)
+
+    assert second.output.facts["gradientCheckpointing"].endswith("chosen after the GPU ran out of memory")
+    assert not second.output.facts["gradientCheckpointing"].startswith("no layer")
 
 
 def test_a_base_that_does_not_fit_is_invalid_with_advice(
@@ -193,7 +215,7 @@ def test_a_single_example_that_does_not_fit_is_invalid_with_advice(
     ):
         stage.run(run.context)
 
-    assert checkpoints.micro_batch_size is None
+    assert checkpoints.step_size is None
 
 
 def test_a_single_example_that_no_longer_fits_is_retried_from_the_checkpoint(
@@ -217,6 +239,22 @@ def test_a_single_example_that_no_longer_fits_is_retried_from_the_checkpoint(
         OutOfGpuMemory, match=r"micro-batch of 1 example .*, although earlier steps fitted: the next attempt"
     ):
         stage.run(run.context)
+
+
+def test_training_that_ends_after_its_deadline_by_its_pace_says_so_once_and_continues(
+    tmp_path: Path, random_base: Path, few_rows: Path
+) -> None:
+    run = new_run(tmp_path / "run", tiny_parameters(method="LoRA", training={"maxSteps": 4}), random_base, few_rows)
+
+    stage.run(replace(run.context, deadline=0.0))
+
+    (late,) = [said for said in run.progress.said if "activeDeadlineSeconds" in said]
+    assert late.startswith("training takes about ")
+    assert late.endswith(
+        " s more at the pace of its first steps, but spec.activeDeadlineSeconds ends the stage in at most 0 s; raise "
+        "it for the next retry, which resumes from the newest checkpoint"
+    )
+    assert len(run.progress.updates) == 4
 
 
 def test_an_unexpected_number_of_trainable_parameters_is_refused(

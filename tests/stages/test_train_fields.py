@@ -300,14 +300,16 @@ def test_target_modules_that_cannot_have_an_adapter_are_refused(
         run(lora={"targetModules": target_modules})
 
 
-def test_the_adapter_is_portable_and_has_no_model_card_and_no_pickles(run: Runner, tmp_path: Path) -> None:
+def test_the_adapter_is_portable_and_has_a_card_of_its_own_and_no_pickles(run: Runner, tmp_path: Path) -> None:
     import json
 
     result = run()
 
     assert sorted(path.name for path in result.adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "edgetune.json",
         "generation_config.json",
         "metrics.jsonl",
@@ -319,6 +321,7 @@ def test_the_adapter_is_portable_and_has_no_model_card_and_no_pickles(run: Runne
     assert config["base_model_name_or_path"] == BASE_URI
     assert config["target_modules"] == sorted(config["target_modules"]), "the order of a set would change the bytes"
     assert str(tmp_path) not in (result.adapter / "adapter_config.json").read_text()
+    assert "### Response" in (result.adapter / "chat_template.jinja").read_text()
 
 
 def test_the_adapter_folder_loads_by_plain_peft_with_the_base_and_the_tokenizer(run: Runner, random_base: Path) -> None:

@@ -125,6 +125,7 @@ def test_the_result_says_what_was_chosen(run: Runner) -> None:
     assert (facts["layout"], facts["attention"], facts["optimizer"]) == ("PaddingFree", "Varlen", "adamw_torch_fused")
     assert facts["microBatchSize"].startswith("6 x 1 accumulated, chosen for ")
     assert facts["gradientCheckpointing"] == "no layer is recomputed"
+    assert facts["activations"] == "measured"
     assert (
         asked.output.facts.items()
         >= {
@@ -159,6 +160,28 @@ def test_a_model_without_gradient_checkpointing_is_trained_without_it(
     result = run(training={"gradientCheckpointing": "Auto"})
 
     assert result.output.facts["gradientCheckpointing"] == "no layer is recomputed"
+
+
+def test_activations_are_measured_on_a_model_without_kernels_that_need_a_gpu(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from liger_kernel.transformers import LigerRMSNorm
+    from transformers.models.llama import modeling_llama
+
+    from edgetune_contract.training import Kernels
+    from edgetune_jobs.training.kernels import liger
+
+    def use(*_: Any) -> tuple[Kernels, str]:
+        """On a GPU, Liger gives its norms also to models that are built later."""
+        monkeypatch.setattr(modeling_llama, "LlamaRMSNorm", LigerRMSNorm)
+        return Kernels.LIGER, ""
+
+    monkeypatch.setattr(liger, "use_liger", use)
+
+    result = run(training={"maxSteps": 1, "kernels": "Liger"})
+
+    assert result.output.facts["kernels"] == "Liger"
+    assert result.output.facts["activations"] == "measured"
 
 
 def test_under_autocast_adapters_do_not_copy_their_inputs_to_float32_but_for_validations(

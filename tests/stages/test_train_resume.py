@@ -1,5 +1,6 @@
 """Training that is stopped and resumed: no step is lost, and the adapter equals that of an uninterrupted run."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_adapter_bit_for_bi
 
     with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stopped_after} of {STEPS}") as interruption:
         stage.run(first.context)
+    between = time.time()
     resumed = train(tmp_path / "second", parameters, random_base, few_rows, checkpoints=checkpoints)
 
     assert interruption.value.step == stopped_after, "no finished step is lost"
@@ -72,6 +74,8 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_adapter_bit_for_bi
     assert resumed.output.metrics["resumedFromStep"] == stopped_after
     assert set(resumed.figures("resumedFromStep")) == {stopped_after}
     assert set(uninterrupted.figures("resumedFromStep")) == {0}
+    (began,) = set(resumed.figures("startTimeSeconds"))
+    assert between < began < time.time(), "the attempt's own first step"
     for name in ("loss", "firstLoss", "steps", "epochs"):
         assert resumed.output.metrics[name] == uninterrupted.output.metrics[name], name
     _assert_equal(resumed, uninterrupted)

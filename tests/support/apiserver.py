@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster import binaries
 from cluster.controlplane import running_control_plane
+from edgetune_operator.generate.crd import custom_resource_definition
 from support.kube import Kube
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,4 +74,14 @@ def running_apiserver(folder: Path, *, controllers: bool = False) -> Iterator[Ap
     with running_control_plane(folder, controllers=controllers) as plane:
         server = ApiServer.from_kubeconfig(plane.kubeconfig())
         server.kubeconfig = plane.kubeconfig()
+        yield server
+
+
+@contextmanager
+def running_with_crd(folder: Path) -> Iterator[ApiServer]:
+    """Run an API server that serves LoraFineTunes, or skip the test if there are no programs for it."""
+    if not binaries_are_there():
+        pytest.skip(f"no {' and '.join(BINARIES)} in ${BINARIES_VARIABLE} or the cache: the API server cannot run")
+    with running_apiserver(folder) as server:
+        server.install_crd(custom_resource_definition())
         yield server

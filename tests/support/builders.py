@@ -150,6 +150,11 @@ class PodBuilder:
         condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
         return replace(self, phase="Pending", state={}, conditions=(condition,))
 
+    def scheduled(self, at: str) -> Self:
+        """It was bound to a node."""
+        condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": at}
+        return replace(self, conditions=(*self.conditions, condition))
+
     def set_up(self) -> Self:
         """Its sandbox, network and volumes are ready."""
         condition = {"type": "PodReadyToStartContainers", "status": "True"}

@@ -15,7 +15,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.runtime.process import load_stage_code
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from support.stage_context import stage_context
 from support.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer
 

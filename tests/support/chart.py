@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cluster.binaries import find
+from edgetune_operator.api.profiles import Profile, load_profiles
 from edgetune_operator.generate.__main__ import run
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 
@@ -44,7 +45,7 @@ ALL_SWITCHES: Values = {
     "replicas": 2,
     "leases": {"namespace": RELEASE_NAMESPACE, "seconds": 30},
     "rbac": {"ownerReferencesPermissionEnforcement": True},
-    "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}},
+    "metrics": {name: {"enabled": True} for name in ("serviceMonitor", "podMonitor", "prometheusRule", "dashboard")},
     "networkPolicy": {
         "enabled": True,
         "apiServerCidrs": ["10.0.0.1/32"],
@@ -141,6 +142,7 @@ def rules(role: Manifest) -> dict[tuple[str, str], set[str]]:
 
 
 NAMESPACED: Values = {"watchNamespaces": ["team-a", "team-b"]}
+QUEUED_PROFILE: Values = {**PROFILE, "queue": {"name": "gpu"}}
 INSTALLS: dict[str, Values] = {
     "default": {},
     "all switches": ALL_SWITCHES,
@@ -149,9 +151,18 @@ INSTALLS: dict[str, Values] = {
     "without CRD": {"crd": {"install": False}},
     "without RBAC": {"rbac": {"create": False, "aggregateToUserRoles": False}, "serviceAccount": {"create": False}},
     "network policy of the operator only": {"networkPolicy": {"enabled": True}},
+    "with queues": {"profiles": {"default": PROFILE, "queued": QUEUED_PROFILE}},
+    "namespaced with queues": {**NAMESPACED, "profiles": {"queued": QUEUED_PROFILE}},
     "other names": {"fullnameOverride": "tuner", "serviceAccount": {"name": "robot"}},
 }
 CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
 """Name of the cluster-scoped objects."""
 
 each_install = pytest.mark.parametrize("values", INSTALLS.values(), ids=INSTALLS)
+
+
+def mounted_profiles(values: Values, folder: Path) -> dict[str, Profile]:
+    """The profiles that the operator reads from the mounted file."""
+    path = folder / "profiles.yaml"
+    path.write_text(one(render(values), "ConfigMap", "edgetune-profiles")["data"]["profiles.yaml"], encoding="utf-8")
+    return load_profiles(path)

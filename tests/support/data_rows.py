@@ -9,7 +9,7 @@ from typing import Any
 from edgetune_contract.spec import DatasetSpec
 from edgetune_jobs.data.data_set import DataSet, read_data_set
 from edgetune_jobs.data.readers.row_errors import RowErrors
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 
 FIELD = "spec.dataset.train"
 

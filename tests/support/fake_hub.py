@@ -43,7 +43,7 @@ def running_hub(repository: str, commit: str, files: Mapping[str, bytes]) -> Ite
             path = urlsplit(self.path).path
             if self._send_error():
                 return
-            if path == f"/api/models/{repository}/revision/{commit}":
+            if path in (f"/api/models/{repository}/revision/{name}" for name in (commit, "main")):
                 content = json.dumps(_model_info(hub)).encode()
                 self._send(200, {"Content-Type": "application/json"}, content)
                 return

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that can be streamed, and adapters for them."""
+"""Tiny random models of the families that can be streamed, with a tokenizer, and adapters for them."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,18 @@ from edgetune_contract.spec import BaseModelSpec, Method
 from edgetune_contract.training import Precision
 from edgetune_jobs.models.adapters.adapter_files import TrainingRecord
 from edgetune_jobs.models.libraries import prepare_libraries
+from support.tiny_tokenizer import make_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SIZES: dict[str, Any] = {
-    "vocab_size": 192,
     "hidden_size": 128,
     "intermediate_size": 192,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"mlp_bias": True, "attention_bias": True},
@@ -31,6 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 64},
     "gemma": {"head_dim": 64},
     "gemma2": {"head_dim": 64},
+    "gemma3_text": {"head_dim": 64},
     "phi3": {},
     "smollm3": {},
 }
@@ -38,11 +36,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int = 1, **sizes: int) -> Path:
-    """Write a random model into `folder`, in about `shards` shards; `sizes` replace those of config.json."""
+    """Write a random model and its tokenizer, in about `shards` shards; `sizes` replace those of config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(family, **_SIZES | FAMILIES[family] | sizes, tie_word_embeddings=tied)
+    tokenizer = make_tokenizer()
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    fields = {**_SIZES, "vocab_size": len(tokenizer) + 9, **ids, **FAMILIES[family], **sizes}
+    config = AutoConfig.for_model(family, **fields, tie_word_embeddings=tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
@@ -50,6 +51,7 @@ def make_model(folder: Path, family: str, *, tied: bool, dtype: str, shards: int
     model.to(getattr(torch, dtype))
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     model.save_pretrained(folder, max_shard_size=size // shards + 1)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -32,6 +32,9 @@ class Fault:
     status: int | None = None
     """Status to answer without forwarding the request."""
 
+    without_request_header: str | None = None
+    """Header to remove from the request, as the client writes it."""
+
     forwarded: bool = True
     """False: the connection is closed without forwarding the request."""
 
@@ -130,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status is not None:
             self._answer(fault.status, [("Content-Length", "0")], b"")
             return
+        if fault.without_request_header is not None:
+            del self.headers[fault.without_request_header]
         answer = self._forward(body) if fault.forwarded else None
         if fault.after_forwarding is not None:
             fault.after_forwarding()

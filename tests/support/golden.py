@@ -9,11 +9,14 @@ from typing import Any
 
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
-from edgetune_contract.request import ChecksumMode, Request, Resolved
+from edgetune_contract.request import Request, Resolved
+from edgetune_contract.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import LoraFineTuneSpec, StageState, StageStatus
-from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Resources
+from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Queue, Resources, Signing
+from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
@@ -37,11 +40,13 @@ FULL = Profile(
     ),
     resources={
         Stage.TRAIN: Resources(
-            requests={"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": 2},
-            limits={"memory": "128Gi", "nvidia.com/gpu": 2},
+            requests={"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": 4},
+            limits={"memory": "128Gi", "nvidia.com/gpu": 4},
         )
     },
+    max_gpus=8,
     work_volume_size="200Gi",
+    prices=Prices(currency="EUR", gpu_hour=2.5),
     cache=Cache(persistent_volume_claim="model-cache", size="500Gi"),
     node_selector={"gpu.example.internal/model": "a100"},
     tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
@@ -54,9 +59,10 @@ FULL = Profile(
     pod_annotations={"sidecar.istio.io/inject": "false"},
     env={"HTTPS_PROXY": "http://proxy.example.internal:3128", "NO_PROXY": ".example.internal"},
     ca_bundle_config_map="ca-bundle",
-    queue="team-a",
+    queue=Queue(name="team-a"),
     termination_grace_period_seconds=300,
     ttl_seconds_after_finished=600,
+    signing=Signing(secret_name="edgetune-signing"),
 )
 PROFILES: Mapping[str, Profile] = {"default": DEFAULT, "full": FULL}
 
@@ -75,6 +81,7 @@ def request_for(stage: Stage, profile: Profile, builder: ObjectBuilder | None = 
         store=profile.store.for_namespace(NAMESPACE),
         parameters=parameters,
         resolved=None if stage is Stage.PREPARE else RESOLVED,
+        sign=True if profile.signing and stage in (Stage.PREPARE, Stage.PUBLISH) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A synthetic Llama of one to two gigabytes with an adapter, written shard by shard."""
+"""A synthetic Llama of one to two gigabytes with a tokenizer and an adapter, written shard by shard."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import Method
 from support.families import write_record
+from support.tiny_tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def make_large_model(folder: Path, layers: int) -> Path:
         dtype="bfloat16",
     )
     config.save_pretrained(folder)
+    save_tokenizer(folder)
     ends = {"model.embed_tokens.weight": (_VOCABULARY, _HIDDEN), "model.norm.weight": (_HIDDEN,)}
     shards = [{**ends, "lm_head.weight": (_VOCABULARY, _HIDDEN)}]
     for first in range(0, layers, 6):

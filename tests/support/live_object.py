@@ -9,7 +9,7 @@ from typing import Any
 from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from support.kube import Document, Kube
+from support.kube import Document, Kube, condition
 
 _KIND = (names.API_VERSION, names.KIND)
 # A whole run takes 45 s on two idle cores.
@@ -41,7 +41,17 @@ class LiveObject:
 
     def row(self, stage: Stage) -> Document:
         """Status of one stage; empty before the first pass."""
-        return next((row for row in self.status().get("stages", ()) if row["name"] == stage), {})
+        return _row(self.status(), stage)
+
+    def columns(self) -> Document:
+        """Its columns in `kubectl get`, by their titles."""
+        return self.kube.columns(*_KIND, self.namespace, self.name)
+
+    def events(self, reason: str) -> list[str]:
+        """Messages of its Events with a reason, oldest first."""
+        found = self.kube.list("v1", "Event", self.namespace)
+        own = [each for each in found if each["reason"] == reason and _is_about(each, self.name)]
+        return [each["message"] for each in sorted(own, key=lambda each: int(each["metadata"]["resourceVersion"]))]
 
     def patch(self, spec: Document) -> None:
         """Change some fields of its spec."""
@@ -70,6 +80,21 @@ class LiveObject:
     def wait_for_end(self) -> Document:
         """Its status, once its run has ended."""
         return self.wait(lambda status: status.get("phase") in ENDED, "the run has ended")
+
+    def wait_for_reason(self, condition_type: str, reason: str, words: str = "") -> str:
+        """The message of a condition, once it has this reason and these words."""
+
+        def found(status: Document) -> Document:
+            return condition({"status": status}, condition_type) or {"reason": "", "message": ""}
+
+        def holds(status: Document) -> bool:
+            return found(status)["reason"] == reason and words in found(status)["message"]
+
+        return str(found(self.wait(holds, f"{condition_type} {reason} with {words!r}"))["message"])
+
+    def wait_for_stage(self, stage: Stage, state: str = "Succeeded") -> Document:
+        """The row of a stage in the status, once it has this state."""
+        return _row(self.wait(lambda status: _row(status, stage).get("state") == state, f"{stage} is {state}"), stage)
 
     def wait_for_step(self, step: int) -> int:
         """Wait until the status reports at least this step of the training; returns the reported step."""
@@ -111,11 +136,22 @@ class LiveObject:
         """The stage's existing Jobs."""
         return self._owned("batch/v1", "Job", stage)
 
+    def selector(self, stage: Stage) -> str:
+        """Label selector of the stage's Jobs and Pods."""
+        return f"{names.OWNER_LABEL}={names.label_value(self.name)},{names.STAGE_LABEL}={stage}"
+
     def lines(self, pod: str) -> list[Any]:
         """JSON objects that a stage's Pod has printed, one from each line; other lines are skipped."""
         lines = self.kube.logs(self.namespace, pod).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def _owned(self, api_version: str, kind: str, stage: Stage) -> list[Document]:
-        selector = f"{names.OWNER_LABEL}={names.label_value(self.name)},{names.STAGE_LABEL}={stage}"
-        return self.kube.list(api_version, kind, self.namespace, selector)
+        return self.kube.list(api_version, kind, self.namespace, self.selector(stage))
+
+
+def _row(status: Document, stage: Stage) -> Document:
+    return next((row for row in status.get("stages", ()) if row["name"] == stage), {})
+
+
+def _is_about(event: Document, name: str) -> bool:
+    return (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == (names.KIND, name)

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,24 @@ _VERSION = pins()["llama-cpp-python"]
 _COMPLETE, _FAILED = "complete", "failed"
 _BUILD_LIMIT_SECONDS = 1800
 _RUN_LIMIT_SECONDS = 120
-# Reads {"model", "texts", "prompts", "maxNewTokens"}, writes {"tokens", "logits", "answers", "template"}.
+# Reads {"model", "lora", "texts", "prompts", "chats", "maxNewTokens", "context"}; writes {"tokens", "logits",
+# "answers", "chats", "template"}. The tokens of a chat are those that llama.cpp's handler of chats evaluates.
 _SCRIPT = """
 import json, sys
 from llama_cpp import Llama
+class Recorded(Llama):
+    def create_completion(self, prompt, **options):
+        self.prompt = prompt
+        return super().create_completion(prompt, **options)
 request = json.load(sys.stdin)
-model = Llama(request["model"], n_ctx=512, n_threads=1, logits_all=True, verbose=False)
+model = Recorded(
+    request["model"],
+    lora_path=request["lora"],
+    n_ctx=request["context"],
+    n_threads=1,
+    logits_all=True,
+    verbose=False,
+)
 tokens = [model.tokenize(text.encode(), add_bos=True, special=True) for text in request["texts"]]
 answers, logits = [], []
 for ids in request["prompts"]:
@@ -40,27 +52,50 @@ for ids in request["prompts"]:
             break
         answer.append(token)
     answers.append(answer)
+chats = []
+for messages in request["chats"]:
+    options = {"temperature": 0.0, "repeat_penalty": 1.0, "max_tokens": request["maxNewTokens"]}
+    said = model.create_chat_completion(messages, **options)
+    chats.append({"tokens": list(model.prompt), "answer": said["choices"][0]["message"]["content"]})
 template = model.metadata.get("tokenizer.chat_template")
-json.dump({"tokens": tokens, "logits": logits, "answers": answers, "template": template}, sys.stdout)
+json.dump({"tokens": tokens, "logits": logits, "answers": answers, "chats": chats, "template": template}, sys.stdout)
 """
 
 
 def run_llama_cpp(
-    model: Path, *, texts: Sequence[str] = (), prompts: Sequence[Sequence[int]] = (), max_new_tokens: int = 24
+    model: Path,
+    *,
+    lora: Path | None = None,
+    texts: Sequence[str] = (),
+    prompts: Sequence[Sequence[int]] = (),
+    chats: Sequence[Sequence[Mapping[str, str]]] = (),
+    max_new_tokens: int = 24,
+    context: int = 512,
 ) -> dict[str, Any]:
     """Run a GGUF file in llama.cpp.
 
     Args:
         model: the file.
+        lora: the file of an adapter for it.
         texts: texts to tokenize like prompts, including special tokens; their ids are under `tokens`.
         prompts: token ids; their greedy continuations up to EOS are under `answers`, and their logits
             [tokens, vocabulary] under `logits`.
+        chats: conversations; under `chats` are the `tokens` of the prompt of each and its greedy `answer`.
         max_new_tokens: maximum length of an answer in tokens.
+        context: of the model in tokens.
 
     Raises:
         AssertionError: llama.cpp failed; with its stderr.
     """
-    request = {"model": str(model), "texts": texts, "prompts": prompts, "maxNewTokens": max_new_tokens}
+    request = {
+        "model": str(model),
+        "lora": None if lora is None else str(lora),
+        "texts": texts,
+        "prompts": prompts,
+        "chats": chats,
+        "maxNewTokens": max_new_tokens,
+        "context": context,
+    }
     done = subprocess.run(
         [str(_python()), "-c", _SCRIPT],
         input=json.dumps(request),
@@ -72,6 +107,12 @@ def run_llama_cpp(
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+def install_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make llama.cpp importable in the processes that stages start, and let stages know."""
+    monkeypatch.setenv("PYTHONPATH", str(packages_of_llama_cpp()))
+    monkeypatch.setattr("edgetune_jobs.models.quantization.llama_cpp.is_installed", lambda: True)
 
 
 def packages_of_llama_cpp() -> Path:

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from edgetune_contract.digest import manifest_key
 from edgetune_contract.request import Manifest, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.publishing.publisher import Pointer
 from edgetune_jobs.runtime.inputs import digests_of_run
 from edgetune_jobs.store.folder_store import LocalFolderStore
-from edgetune_jobs.store.store import read_model
+from edgetune_jobs.store.manifests import read_manifest
 from support.stage_runs import Ended, StageRuns
 
 
@@ -44,7 +43,7 @@ def manifest_of(runs: StageRuns, stage: Stage) -> Manifest | None:
     resolved = runs.resolved
     assert resolved is not None
     request = runs.request(stage)
-    return read_model(store_of(runs), manifest_key(stage, digests_of_run(request, resolved)[stage]), Manifest)
+    return read_manifest(store_of(runs), stage, digests_of_run(request, resolved)[stage])
 
 
 def version_at_pointer(runs: StageRuns) -> str:

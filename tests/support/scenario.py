@@ -14,22 +14,33 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from edgetune_contract.candidates import Candidate, PossibleFormat, formats_to_write
 from edgetune_contract.digest import prepared_digest, sha256_of, stage_digests
 from edgetune_contract.measurement import EdgeMeasurement
-from edgetune_contract.request import Artifact, Publication, Request, Resolved, Result, Scores
+from edgetune_contract.request import Artifact, LiveVersion, Publication, Request, Resolved, Result, Scores
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus, StageStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
-from edgetune_operator.decisions.state_machine import CreateJob, DeleteJob
-from edgetune_operator.reconcile import Pass, run_once
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus, StageStatus
+from edgetune_operator.decisions.plans import CreateJob, DeleteJob
+from edgetune_operator.reconcile import JobRefused, Pass, run_once
 from support.builders import JobBuilder, ObjectBuilder, PodBuilder
 
 PROFILE = Profile(store=ProfileStore(uri="s3://artifacts/edgetune"))
 START = datetime(2026, 11, 24, 8, 0, tzinfo=UTC)
 TICK = timedelta(seconds=10)
 _ARTIFACTS = {Stage.PREPARE: "prepared", Stage.TRAIN: "adapter", Stage.MERGE: "merged", Stage.QUANTIZE: "edge-bnb-int8"}
+POSSIBLE = (
+    PossibleFormat(format=EdgeFormat.BITSANDBYTES_INT8, least_bytes=600),
+    PossibleFormat(format=EdgeFormat.GGUF_Q8_0, least_bytes=500),
+)
+"""What prepare finds with formats Auto."""
+
 _QUANTIZED_SHARES = {Stage.TRAIN: 0.75, Stage.QUANTIZE: 0.5}
 
 
@@ -41,6 +52,10 @@ class MemoryCluster:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {}
         self.events: dict[str, list[dict[str, Any]]] = {}
+        self.workloads: dict[str, dict[str, Any]] = {}
+        self.queue: dict[str, Any] | None = None
+        self.changed: list[str] = []
+        self.refusal = ""
         self.progress: ProgressStatus | None = None
         self.now = START
         self.created: list[dict[str, Any]] = []
@@ -51,6 +66,7 @@ class MemoryCluster:
         self.finalizer_writes = 0
         self.gone = False
         self.namespace_terminating = False
+        self.namespace_labels: dict[str, str] = {}
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         """The object; None for any other key."""
@@ -65,6 +81,29 @@ class MemoryCluster:
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - holds one owner's
         """Every Pod."""
         return copy.deepcopy(list(self.pods.values()))
+
+    async def list_workloads(self, owner: Mapping[str, Any], jobs: Sequence[str]) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The test's Workloads of the Jobs."""
+        return [self.workloads[uid] for uid in jobs if uid in self.workloads]
+
+    async def read_queue(self, namespace: str, queue: str, priority: str) -> dict[str, Any] | None:  # noqa: ARG002
+        """The queue that the test set."""
+        return self.queue
+
+    async def change_job(self, owner: Mapping[str, Any], name: str, patch: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002
+        """Apply a JSON patch to a Job, unless the test refuses it."""
+        if self.refusal:
+            raise JobRefused(Reason.JOB_REFUSED, self.refusal)
+        self.changed.append(name)
+        for change in patch:
+            *parents, last = (part.replace("~1", "/").replace("~0", "~") for part in change["path"].split("/")[1:])
+            node: Any = self.jobs[name]
+            for part in parents:
+                node = node[part]
+            if change["op"] == "test":
+                assert node[last] == change["value"]
+            else:
+                node[last] = change["value"]
 
     async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - as above
         """The test's warnings about the Job or Pod with this UID."""
@@ -92,6 +131,10 @@ class MemoryCluster:
             self.jobs[name]["metadata"]["deletionTimestamp"] = self.timestamp()
         else:
             self.remove_job(name)
+
+    async def read_labels(self, namespace: str) -> Mapping[str, str]:  # noqa: ARG002 - holds one namespace
+        """The labels that the test set."""
+        return self.namespace_labels
 
     async def is_namespace_terminating(self, namespace: str) -> bool:  # noqa: ARG002 - holds one namespace
         """The value that the test set."""
@@ -160,9 +203,11 @@ class Scenario:
         self.manifests: dict[str, Result] = {}
         self.store = PROFILE.store.uri
         self.pointer = ""
+        self.pointer_since = self.cluster.timestamp()
         self.data = "first version of the data"
         self.gates_pass = True
         self.measurement: EdgeMeasurement | None = None
+        self.candidates: tuple[Candidate, ...] = ()
         self.reports_later_stages = True
 
     def reconcile(self) -> Pass:
@@ -184,6 +229,14 @@ class Scenario:
         status = self.cluster.document.get("status")
         self.cluster.document = (builder if status is None else builder.with_status(status)).build()
 
+    def recreate(self) -> None:
+        """The object is pruned and applied again: its Jobs and its status are gone, the store is kept."""
+        self.cluster.jobs.clear()
+        self.cluster.pods.clear()
+        self.cluster.progress = None
+        self.cluster.document.pop("status", None)
+        self.cluster.document["metadata"]["generation"] = 1
+
     @property
     def builder(self) -> ObjectBuilder:
         """The current object, to be edited."""
@@ -191,8 +244,9 @@ class Scenario:
 
     @property
     def live_job(self) -> str:
-        """Name of the only live Job."""
-        (name,) = self.cluster.live_jobs()
+        """Name of the live Job; of several, the only one that no queue holds."""
+        live = self.cluster.live_jobs()
+        (name,) = [name for name in live if not self.cluster.jobs[name]["spec"].get("suspend")] or live
         return name
 
     @property
@@ -214,26 +268,36 @@ class Scenario:
         found = next((each for each in self.status.conditions if each.type == condition_type), None)
         return (found.status, found.reason, found.message) if found is not None else None
 
-    def finish(self, result: Result | None = None) -> None:
-        """The live Job's container succeeds."""
-        result = result or self.simulated_result(self.request)
-        self.end_pod(lambda pod: pod.succeeded(result))
-        self.end_job(lambda job: job.complete(self.cluster.timestamp()))
+    @property
+    def held_up(self) -> tuple[str, str, str] | None:
+        """What holds the object up: Stalled or, before its patience is over, Reconciling; None if nothing does."""
+        stalled = self.condition("Stalled")
+        return self.condition("Reconciling") if stalled is None and self.status.waiting_since is not None else stalled
+
+    def finish(self, result: Result | None = None, name: str = "") -> None:
+        """The container of the live Job, or of the one with this name, succeeds."""
+        result = result or self.simulated_result(request_of(self.cluster.jobs[name or self.live_job]))
+        self.end_pod(lambda pod: pod.succeeded(result), name)
+        self.end_job(lambda job: job.complete(self.cluster.timestamp()), name)
 
     def finish_all(self) -> Pass:
         """Every stage succeeds, one after another; returns the last pass."""
         done = self.reconcile()
-        while self.cluster.live_jobs():
-            self.finish()
+        while done.plan.actions or self.cluster.live_jobs():
+            if self.cluster.live_jobs():
+                self.finish()
             done = self.reconcile()
         return done
 
     def advance_to(self, stage: Stage) -> None:
         """Every stage before `stage` succeeds; its Job is live afterwards."""
-        self.reconcile()
-        while self.request.stage is not stage:
-            self.finish()
-            self.reconcile()
+        done = self.reconcile()
+        while not self.cluster.live_jobs() or self.request.stage is not stage:
+            if not self.cluster.live_jobs() and not done.plan.actions:
+                raise AssertionError(f"{stage} does not run: {done.plan.view.message}")
+            if self.cluster.live_jobs():
+                self.finish()
+            done = self.reconcile()
 
     def fail(self, exit_code: int, message: str, reason: str = "BackoffLimitExceeded", attempts: int = 1) -> None:
         """The live Job's container fails, and the Job with it."""
@@ -244,12 +308,12 @@ class Scenario:
             # The Pods of the other attempts are gone: their results are not awaited after a while.
             self.let_pass(timedelta(minutes=1))
 
-    def end_pod(self, ending: Any) -> None:
-        """Change the newest Pod of the live Job with a method of PodBuilder."""
-        job = self.live_job
-        name = self.cluster.pods_of(job)[-1]
-        created = self.cluster.pods[name]["metadata"]["creationTimestamp"]
-        self.cluster.pods[name] = ending(PodBuilder(job, name, created, now=self.cluster.timestamp())).build()
+    def end_pod(self, ending: Any, name: str = "") -> None:
+        """Change the newest Pod of the live Job, or of the one with this name, with a method of PodBuilder."""
+        job = name or self.live_job
+        pod = self.cluster.pods_of(job)[-1]
+        created = self.cluster.pods[pod]["metadata"]["creationTimestamp"]
+        self.cluster.pods[pod] = ending(PodBuilder(job, pod, created, now=self.cluster.timestamp())).build()
 
     def end_job(self, ending: Any, name: str = "") -> None:
         """Change the live Job, or the one with this name, with a method of JobBuilder."""
@@ -274,18 +338,28 @@ class Scenario:
         """Result of a stage; from the store if its manifest is there."""
         if request.stage is Stage.PREPARE:
             return self._prepared(request)
-        if request.digest in self.manifests:
-            publication = self.manifests[request.digest].publication
-            if publication is not None and publication.published:
-                self.pointer = publication.version
-            return self.manifests[request.digest].model_copy(update={"cached": True})
-        result = self._new_result(request.stage, request.digest)
-        if request.stage is Stage.PUBLISH:
-            result = result.model_copy(update={"publication": self._publication(request)})
-        self.manifests[request.digest] = result
+        is_cached = request.digest in self.manifests
+        if not is_cached:
+            result = self._new_result(request.stage, request.digest)
+            if request.stage is Stage.PUBLISH:
+                result = result.model_copy(update={"publication": self._publication(request)})
+            self.manifests[request.digest] = result
+        result = self.manifests[request.digest]
         if result.publication is not None and result.publication.published:
-            self.pointer = result.publication.version
-        return result
+            self.move_pointer(result.publication.version)
+        live = self.live if request.stage is Stage.PUBLISH else None
+        return result.model_copy(update={"cached": is_cached, "live": live})
+
+    def move_pointer(self, version: str) -> None:
+        """The pointer names a version from now on; an empty one removes the pointer."""
+        self.pointer_since = self.pointer_since if version == self.pointer else self.cluster.timestamp()
+        self.pointer = version
+
+    @property
+    def live(self) -> LiveVersion | None:
+        """What the pointer names, as stages read it."""
+        scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, examples=64)
+        return LiveVersion(version=self.pointer, since=self.pointer_since, scores=scores) if self.pointer else None
 
     def is_done(self, digest: str) -> bool:
         """Whether the store has the manifest; publish is done only while the pointer names its version."""
@@ -295,18 +369,35 @@ class Scenario:
         )
 
     def _prepared(self, request: Request) -> Result:
-        resolved = Resolved(base=sha256_of(request.parameters.base_model.uri), train=sha256_of(self.data))
+        resolved = self._with_formats(
+            request, Resolved(base=sha256_of(request.parameters.base_model.uri), train=sha256_of(self.data))
+        )
         digests = stage_digests(request.parameters, resolved, request.name)
         done = tuple(self.manifests[digest] for digest in digests.values() if self.is_done(digest))
         result = self._new_result(Stage.PREPARE, prepared_digest(request.parameters, resolved))
         return result.model_copy(
             update={
+                "live": self.live,
                 "resolved": resolved,
                 "metrics": {"baseBytes": 1000.0, "rows": 600.0},
                 "warnings": ("212 training examples: style adaptation usually needs 500 to 1,000",),
                 "done": done if self.reports_later_stages else (),
             }
         )
+
+    def _with_formats(self, request: Request, resolved: Resolved) -> Resolved:
+        """With formats Auto, the formats that quantize writes."""
+        if not request.parameters.quantization.is_auto:
+            return resolved
+
+        def found(formats: tuple[EdgeFormat, ...]) -> Resolved:
+            return resolved.model_copy(update={"possible": POSSIBLE, "formats": formats})
+
+        def is_written(formats: tuple[EdgeFormat, ...]) -> bool:
+            return stage_digests(request.parameters, found(formats), request.name)[Stage.QUANTIZE] in self.manifests
+
+        limit = request.parameters.evaluation.gates.max_edge_bytes
+        return found(formats_to_write(POSSIBLE, None if limit is None else parse_bytes(limit), is_written))
 
     def _new_result(self, stage: Stage, digest: str) -> Result:
         result = Result(stage=stage, digest=digest, seconds=5.0)
@@ -316,7 +407,8 @@ class Scenario:
             result = result.model_copy(update={"metrics": {"quantizedShare": _QUANTIZED_SHARES[stage]}})
         if stage is Stage.EVALUATE:
             scores = Scores(base=0.05, tuned=0.95, merged=0.95, edge=0.94, examples=64)
-            result = result.model_copy(update={"scores": scores, "edge": self.measurement})
+            found = {"scores": scores, "edge": self.measurement, "candidates": self.candidates}
+            result = result.model_copy(update=found)
         return result
 
     def artifact(self, stage: Stage, digest: str) -> Artifact:
@@ -354,8 +446,9 @@ def deleted(done: Pass) -> list[tuple[str, str]]:
 
 def run_again(scenario: Scenario) -> list[Stage]:
     """Stages whose Jobs are created until the end of the run."""
-    ran = created(scenario.reconcile())
-    while scenario.cluster.live_jobs():
-        scenario.finish()
-        ran += created(scenario.reconcile())
+    ran: list[Stage] = []
+    while (done := scenario.reconcile()).plan.actions or scenario.cluster.live_jobs():
+        ran += created(done)
+        if scenario.cluster.live_jobs():
+            scenario.finish()
     return ran

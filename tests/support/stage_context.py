@@ -3,15 +3,17 @@
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgetune_contract.request import Request, StoreLocation
+from edgetune_contract.request import FileEntry, Request, Resolved, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_jobs.stage import CheckpointCheck, Checkpoints, StageContext
+from edgetune_jobs.models.saving import folder_bytes
+from edgetune_jobs.stage import CheckpointCheck, Checkpoints, StageContext, StepSize
+from edgetune_jobs.store.files import fingerprint
 from edgetune_jobs.store.store import DamagedObject
 
 
@@ -37,7 +39,7 @@ class FolderCheckpoints:
     """Training checkpoints in a folder, as step-<n>/."""
 
     root: Path
-    micro_batch_size: int | None = None
+    step_size: StepSize | None = None
 
     def save(self, step: int, folder: Path) -> None:
         shutil.copytree(folder, self.root / f"step-{step}")
@@ -55,11 +57,11 @@ class FolderCheckpoints:
                 return step
         return None
 
-    def read_micro_batch_size(self) -> int | None:
-        return self.micro_batch_size
+    def read_step_size(self) -> StepSize | None:
+        return self.step_size
 
-    def write_micro_batch_size(self, size: int) -> None:
-        self.micro_batch_size = size
+    def write_step_size(self, size: StepSize) -> None:
+        self.step_size = size
 
     def remove(self, step: int) -> None:
         """Delete a checkpoint."""
@@ -75,6 +77,20 @@ class FolderStreams:
     """Writes streamed files to the folder of all other output."""
 
     root: Path
+
+    def find_shared(self, path: str, digest: str) -> FileEntry | None:  # noqa: ARG002 - in the artifact's folder
+        """A shared file, which is in the folder of the artifact itself."""
+        target = self.root / path
+        return fingerprint(target).entry(path) if target.is_file() else None
+
+    def create_shared(
+        self,
+        path: str,
+        digest: str,  # noqa: ARG002 - in the artifact's folder
+        size: int,
+    ) -> AbstractContextManager[BinaryIO]:
+        """A file like all others."""
+        return self.create(path, size)
 
     @contextmanager
     def create(self, path: str, size: int) -> Iterator[BinaryIO]:
@@ -101,6 +117,7 @@ def stage_context(
     checkpoints: Checkpoints | None = None,
     stop: threading.Event | None = None,
     deadline: float | None = None,
+    resolved: Resolved | None = None,
 ) -> StageContext:
     """A context whose output and scratch folders are new folders in `folder`."""
     output, scratch = folder / "output", folder / "scratch"
@@ -113,7 +130,9 @@ def stage_context(
         digest="0" * 64,
         store=StoreLocation(uri=f"file://{folder}/store"),
         parameters=parameters,
+        resolved=resolved or Resolved(base="0" * 64, train="1" * 64),
     )
+    candidates = [each.artifact for each in request.formats] if parameters.quantization.is_auto else []
     return StageContext(
         request=request,
         inputs=inputs,
@@ -124,4 +143,5 @@ def stage_context(
         progress=progress or RecordedProgress(),
         stop=stop or threading.Event(),
         checkpoints=checkpoints,
+        sizes={name: folder_bytes(inputs[name]) for name in candidates if name in inputs},
     )

@@ -11,8 +11,9 @@ from cluster.processes import wait_for
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from support.builders import failed_result, lora_fine_tune
-from support.kube import Kube, condition, pod_ended
+from support.kube import LIMIT_SECONDS, Kube, condition, pod_ended
 from support.operator_process import free_ports, running_operator
+from support.probes import ask
 from support.scenario import Scenario, request_of
 
 OBJECT = (names.API_VERSION, names.KIND)
@@ -54,7 +55,7 @@ class StagePlayer:
 
     def live_pod(self, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The Job of a stage, or of the clean-up, and its pending Pod, once both exist."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_SECONDS
         selector = f"{names.STAGE_LABEL}={stage}"
         while time.monotonic() < deadline:
             # A deleted Job exists until its Pods are gone, which are deleted a moment later.
@@ -65,10 +66,19 @@ class StagePlayer:
                 if job is not None and pod["status"].get("phase") == "Pending" and not _deleting(pod):
                     return job, pod
             time.sleep(0.1)
-        raise TimeoutError(f"no Pod of stage {stage} within 60 s; status: {self.object.get('status')}")
+        raise TimeoutError(f"no Pod of stage {stage} within {LIMIT_SECONDS:.0f} s; status: {self.object.get('status')}")
 
     def end_pod(self, pod: dict[str, Any], status: dict[str, Any]) -> None:
         self.kube.set_status("v1", "Pod", self.namespace, pod["metadata"]["name"], status)
+
+    def bind(self, pod: Mapping[str, Any]) -> None:
+        """Put a Pod on a node: without one, it would be gone as soon as it is deleted."""
+        name = pod["metadata"]["name"]
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node"}}
+        binding["target"]["name"] = "gpu-1"  # type: ignore[index]
+        path = f"{self.kube.path('v1', 'Pod', self.namespace, name)}/binding"
+        reply = self.kube.request("POST", path, binding)
+        assert reply.accepted, reply.message
 
     def remove_pod(self, pod: dict[str, Any]) -> None:
         """Remove a Pod that is being deleted: there is no kubelet to confirm that its container has ended."""
@@ -89,13 +99,21 @@ class StagePlayer:
         self.kube.wait("batch/v1", "Job", self.namespace, name, _deleting, f"Job {name} is deleted")
 
     def finish(self, stage: Stage) -> None:
-        job, pod = self.live_pod(stage)
+        self.finish_pod(*self.live_pod(stage))
+
+    def finish_pod(self, job: Mapping[str, Any], pod: dict[str, Any]) -> None:
+        """A stage succeeds in a Pod that is running."""
         result = self.stages.simulated_result(request_of(job))
         self.end_pod(pod, pod_ended(0, result.encode().decode()))
 
     def fail(self, stage: Stage, code: ExitCode, message: str) -> None:
         """The stage fails with this exit code and message."""
-        job, pod = self.live_pod(stage)
+        _, pod = self.live_pod(stage)
+        self.fail_pod(pod, stage, code, message)
+
+    def fail_pod(self, pod: dict[str, Any], stage: Stage, code: ExitCode, message: str) -> None:
+        """A Pod of a stage fails with this exit code and message."""
+        job = next(job for job in self.jobs(stage) if not _deleting(job))
         result = failed_result(stage, request_of(job).digest, code, code.reason, message)
         self.end_pod(pod, pod_ended(code, result.encode().decode()))
 
@@ -115,7 +133,9 @@ class StagePlayer:
         jobs = self.kube.list("batch/v1", "Job", self.namespace, f"{names.STAGE_LABEL}={stage}" if stage else "")
         return sorted(jobs, key=lambda job: str(job["metadata"]["creationTimestamp"]))
 
-    def wait_for_condition(self, condition_type: str, reason: str, limit_seconds: float = 60) -> dict[str, Any]:
+    def wait_for_condition(
+        self, condition_type: str, reason: str, limit_seconds: float = LIMIT_SECONDS
+    ) -> dict[str, Any]:
         """The condition, once it has this reason."""
 
         def holds(document: dict[str, Any]) -> bool:
@@ -148,20 +168,27 @@ class Operator:
         self._plane = plane
         self._stack = ExitStack()
         self._profiles: Mapping[str, Any] | None = None
+        self._metrics_port = 0
 
-    def ensure(self) -> None:
-        """Let it run with the default profiles, also after a test that failed."""
-        if self._profiles != PROFILES:
+    def ensure(self, profiles: Mapping[str, Any] = PROFILES) -> None:
+        """Let it run with these profiles, also after a test that failed."""
+        if self._profiles != profiles:
             self.stop()
-            self.start()
+            self.start(profiles)
 
     def start(self, profiles: Mapping[str, Any] = PROFILES) -> None:
         self._profiles = profiles
-        health, metrics = free_ports(2)
-        ports = ("--health-port", str(health), "--metrics-port", str(metrics))
+        health, self._metrics_port = free_ports(2)
+        ports = ("--health-port", str(health), "--metrics-port", str(self._metrics_port))
         self._running = self._stack.enter_context(
             running_operator(self._folder, self._plane.kubeconfig(), profiles, *ports)
         )
+
+    def metrics(self) -> dict[str, float]:
+        """The series that Prometheus would scrape now, with their values."""
+        text = ask(self._metrics_port, "/metrics")[1]
+        lines = (line for line in text.splitlines() if line.startswith("edgetune_"))
+        return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
 
     def stop(self) -> None:
         self._profiles = None

@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from edgetune_contract.candidates import Candidate, PossibleFormat
 from edgetune_contract.pipeline import outputs_of
-from edgetune_contract.request import ModelScores, Scores
+from edgetune_contract.request import ModelScores, Request, Scores
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.__main__ import run_process
 from edgetune_jobs.errors import Interrupted, OutOfGpuMemory
 from edgetune_jobs.runtime import process
 from edgetune_jobs.runtime.stage_run import StageBody, StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.tensors.formats.candidates import Candidates
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
 OFFLINE = "HF_HUB_OFFLINE"
@@ -32,6 +35,11 @@ INPUTS = {
     Stage.QUANTIZE: ["merged"],
     Stage.EVALUATE: ["adapter", "base", "edge-bnb-int8", "merged", "prepared"],
 }
+POSSIBLE = (
+    PossibleFormat(format=EdgeFormat.BITSANDBYTES_INT8, least_bytes=200),
+    PossibleFormat(format=EdgeFormat.GGUF_Q8_0, least_bytes=100),
+)
+SCORE_OF_CANDIDATES = 0.5
 SCORES = Scores(base=0.1, tuned=0.9, merged=0.9, edge=0.89, examples=10)
 
 
@@ -41,33 +49,74 @@ def work(context: StageContext) -> StageOutput:
     in_place = {name: model.fetch(list(model.sizes)) for name, model in context.models.items()}
     inputs = {**context.inputs, **in_place}
     known = [name for name in sorted(inputs) if name != "base-scores"]
-    if known != INPUTS[stage]:
-        raise AssertionError(f"{stage} got the inputs {known} instead of {INPUTS[stage]}")
+    expected = _inputs(context.request)
+    if known != expected:
+        raise AssertionError(f"{stage} got the inputs {known} instead of {expected}")
     hasher = hashlib.sha256(stage.encode())
     for name, folder in sorted(inputs.items()):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             hasher.update(f"{name}/{path.relative_to(folder)}".encode() + path.read_bytes())
-    (artifact,) = outputs_of(stage, context.request.parameters)
-    (context.output / artifact / "deep").mkdir(parents=True)
-    (context.output / artifact / "weights.safetensors").write_bytes(bytes(int(os.environ.get(ARTIFACT_BYTES, "10"))))
-    (context.output / artifact / "deep" / "origin.txt").write_text(hasher.hexdigest())
+    artifacts = outputs_of(stage, context.request.parameters, context.request.formats)
+    for artifact in artifacts:
+        (context.output / artifact / "deep").mkdir(parents=True)
+        weights = bytes(int(os.environ.get(ARTIFACT_BYTES, "10")))
+        (context.output / artifact / "weights.safetensors").write_bytes(weights)
+        (context.output / artifact / "deep" / "origin.txt").write_text(hasher.hexdigest())
     if stage is Stage.EVALUATE:
         (context.output / "base-scores").mkdir()
         scores = ModelScores(keyword_recall=0.1).model_dump_json()
         (context.output / "base-scores" / "scores.json").write_text(scores)
+        (context.output / "base-scores" / "answers.jsonl").write_text('{"row": 0, "answer": "a"}\n')
     return StageOutput(
-        artifacts=(artifact,),
+        artifacts=artifacts,
         metrics={"rows": 3},
-        facts={"inputs": " ".join(sorted(inputs))},
+        facts={"inputs": " ".join(sorted(inputs)), **_known_answers(inputs), **_facts(context.request)},
         warnings=["few rows"],
         scores=SCORES if stage is Stage.EVALUATE else None,
+        possible=_possible(context.request) if stage is Stage.PREPARE else (),
+        candidates=_candidates(context.request) if stage is Stage.EVALUATE else (),
     )
+
+
+def _inputs(request: Request) -> list[str]:
+    if request.stage is not Stage.EVALUATE or not request.parameters.quantization.is_auto:
+        return INPUTS[request.stage]
+    others = set(INPUTS[Stage.EVALUATE]) - {"edge-bnb-int8"}
+    return sorted(others | {each.artifact for each in request.formats})
+
+
+def _possible(request: Request) -> tuple[PossibleFormat, ...]:
+    return POSSIBLE if request.parameters.quantization.is_auto else ()
+
+
+def _facts(request: Request) -> Mapping[str, str]:
+    return Candidates(_possible(request)).facts if request.stage is Stage.PREPARE else {}
+
+
+def _candidates(request: Request) -> tuple[Candidate, ...]:
+    """The candidates of formats Auto; the smallest one that was written is chosen unless a gate needs a high score."""
+    if not request.parameters.quantization.is_auto:
+        return ()
+    *others, smallest = request.formats
+    is_refused = (request.parameters.evaluation.gates.min_score or 0) > SCORE_OF_CANDIDATES
+    figures = {"bytes": 100, "score": SCORE_OF_CANDIDATES, "loss": 1.0}
+    limits = ("minScore",) if is_refused else ()
+    return (
+        *(Candidate(format=each, limits=limits or ("maxEdgeBytes",), **figures) for each in others),
+        Candidate(format=smallest, limits=limits, chosen=not is_refused, **figures),
+    )
+
+
+def _known_answers(inputs: Mapping[str, Path]) -> dict[str, str]:
+    path = inputs.get("base-scores", Path()) / "answers.jsonl"
+    return {"baseAnswers": path.read_text().strip()} if path.is_file() else {}
 
 
 def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     """Read the base, and return a metric that depends on a field outside of prepare's digest."""
     (context.sources["base"].fetch(["config.json"]) / "config.json").read_bytes()
-    return StageOutput(metrics={"weights": known["rows"] * context.request.parameters.lora.rank})
+    weights = known["rows"] * context.request.parameters.lora.rank
+    return StageOutput(metrics={"weights": weights}, facts=_facts(context.request), possible=_possible(context.request))
 
 
 def hang(context: StageContext) -> StageOutput:

@@ -6,6 +6,11 @@ from typing import Any
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CORPUS = (
     "Pump P-17 in hall 2 reports strong vibration (9.3 mm/s), don't wait: it's 1234567 hours old.\n\n",
     "  Grüße aus Köln; naïve café — 日本語のテキスト и русский текст.\tTAB\r\n",
@@ -26,10 +31,10 @@ TEXTS = (
 
 
 def byte_level(kind: str) -> Any:
-    """A byte-level tokenizer that splits text like GPT-2, SmolLM, Llama 3 or Qwen 2.
+    """A byte-level tokenizer that splits text like GPT-2, SmolLM, Llama 3, Qwen 2, Phi-4 or Phi-4-mini.
 
     Args:
-        kind: gpt-2, smollm, llama-bpe or qwen2.
+        kind: gpt-2, smollm, llama-bpe, qwen2, phi-4 or phi-4-mini.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -47,9 +52,11 @@ def byte_level(kind: str) -> Any:
     tokenizer.train_from_iterator(_CORPUS * 3, trainer)
     if kind == "smollm":
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
+    elif kind == "phi-4-mini":
+        tokenizer.pre_tokenizer = _split(_O200K)
     elif kind != "gpt-2":
-        digits = r"\p{N}{1,3}" if kind == "llama-bpe" else r"\p{N}"
-        tokenizer.pre_tokenizer = _split(f"{_LETTERS}|{digits}|{_REST}")
+        digits = r"\p{N}" if kind == "qwen2" else r"\p{N}{1,3}"
+        tokenizer.pre_tokenizer = _split(f"{_LETTERS}|{digits}|{_REST}", is_inverted=kind == "phi-4")
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(["<think>"])
@@ -57,34 +64,43 @@ def byte_level(kind: str) -> Any:
 
 
 def sentence_piece(prefix: str) -> Any:
-    """SentencePiece BPE with byte fallback, as in Llama 2 and Mistral; BOS is added before every text.
+    """SentencePiece BPE with byte fallback, as in Llama 2, Mistral and Gemma; BOS is added before every text.
 
     Args:
-        prefix: where a space is added: legacy (before each text between special tokens), first, or never.
+        prefix: where a space is added: legacy (before each text between special tokens), first, or never; or gemma:
+            never, and runs of spaces and of line ends are tokens by themselves; or phi3: as legacy, and most special
+            tokens remove the white space after them.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.tokenization_utils_base import generate_merges
 
-    pieces = _pieces()
+    runs = ["\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁"] if prefix == "gemma" else []
+    marks = ["<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"] if prefix == "phi3" else []
+    pieces = [*_pieces(), *runs, *marks]
     vocabulary = {text: number for number, text in enumerate(pieces)}
     scores = {text: -float(number) for text, number in vocabulary.items() if number >= len(_SPECIAL) + 256}
-    merges = generate_merges(scores, scores)
+    scores |= dict.fromkeys(runs, 0.0)
+    merges = generate_merges(vocabulary, scores)
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
-    if prefix == "legacy":
+    if prefix in ("legacy", "phi3"):
         steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
         tokenizer.normalizer = normalizers.Sequence(steps)
+    elif prefix == "gemma":
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prefix, split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.add_special_tokens(_SPECIAL)
+    tokenizer.add_special_tokens(_SPECIAL if prefix != "phi3" else _phi3_tokens())
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in runs])
     return wrap(tokenizer, adds_bos=True)
 
 
-BYTE_LEVEL = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+BYTE_LEVEL = ("gpt-2", "smollm", "llama-bpe", "qwen2", "phi-4", "phi-4-mini")
 
 
 def wrap(tokenizer: Any, *, adds_bos: bool) -> Any:
@@ -101,15 +117,24 @@ def wrap(tokenizer: Any, *, adds_bos: bool) -> Any:
     )
 
 
-def _split(pattern: str) -> Any:
+def _split(pattern: str, *, is_inverted: bool = False) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
+    behavior = "removed" if is_inverted else "isolated"
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior=behavior, invert=is_inverted),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+def _phi3_tokens() -> list[Any]:
+    from tokenizers import AddedToken
+
+    plain = [AddedToken(text, special=True) for text in ("<unk>", "<s>", "<|endoftext|>")]
+    stripping = ("</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|end|>", "<|assistant|>")
+    return [*plain, *(AddedToken(text, rstrip=True, special=True) for text in stripping)]
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from edgetune_contract.digest import manifest_key, pointer_key, stage_key, version_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.artifact_uses import Use, Uses
+from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.store import Store
 
 PREPARED, TRAINED, MERGED = "a" * 64, "b" * 64, "c" * 64

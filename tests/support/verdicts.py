@@ -19,6 +19,9 @@ class Verdict:
     problem: str = ""
     """Start of the path and message from the model; empty for a valid object."""
 
+    is_models_only: bool = False
+    """Whether the API server accepts it: CEL does not see a field that is a word or a list."""
+
     @property
     def valid(self) -> bool:
         return not self.problem
@@ -37,9 +40,15 @@ class Verdict:
         return builder.build()
 
 
+_AUTO = {"quantization.formats": "Auto"}
+_NO_FORMATS = "spec.quantization.formats: must be Auto, or a list of formats such as [GGUF-Q8_0], is "
+
 VALID = (
     Verdict("the smallest object", {}),
     Verdict("a bucket without a prefix", {"baseModel.uri": "s3://models"}),
+    Verdict("a folder with a / at its end", {"baseModel.uri": "s3://models/llama/"}),
+    Verdict("dots and a percent sign in names", {"dataset.train.uri": "s3://data/.v1/a..b/...c/100%/d.jsonl"}),
+    Verdict("dots and an encoded character in a file's name", {"dataset.train.uri": "file:///a/../b//c%20d.jsonl"}),
     Verdict("a model from the hub with its commit", {"baseModel": {"uri": "hf://org/model", "revision": COMMIT}}),
     Verdict("a model on this machine", {"baseModel.uri": "file:///models/base"}),
     Verdict("a model pinned by content", {"baseModel.revision": SHA256}),
@@ -66,6 +75,7 @@ VALID = (
     Verdict("early stopping", {"training.evaluation": {"everySteps": 10, "patience": 3}, "training.maxSteps": 10}),
     Verdict("a part of an epoch", {"training.epochs": 0.5}),
     Verdict("steps in place of epochs", {"training.maxSteps": 100}),
+    Verdict("a batch that the GPUs share", {"training.batchSize": 16, "training.gpus": 4}),
     Verdict("one example at a time", {"training.batchSize": 1, "training.microBatchSize": 1}),
     Verdict("a batch that is not a multiple", {"training.batchSize": 16, "training.microBatchSize": 5}),
     Verdict(
@@ -79,7 +89,13 @@ VALID = (
         "models that gates compare",
         {"evaluation.models": ["Edge", "Tuned"], "evaluation.gates": {"maxDrop": 0.1, "minScore": 0.5}},
     ),
+    Verdict("a format that is chosen", {"quantization.formats": "Auto", "evaluation.gates.maxEdgeBytes": "8Gi"}),
+    Verdict("a format that is chosen by its speed", _AUTO | {"evaluation.edge": {"minTokensPerSecond": 5}}),
     Verdict("every edge format", {"quantization.formats": ["GGUF-Q8_0", "BitsAndBytesInt8", "CompressedTensorsW8A8"]}),
+    Verdict(
+        "every GGUF format",
+        {"quantization.formats": ["GGUF-Q4_K_M", "GGUF-Q5_K_M", "GGUF-Q6_K", "GGUF-Q8_0", "GGUF-BF16"]},
+    ),
     Verdict("no outliers", {"quantization.outlierThreshold": 0}),
     Verdict(
         "all gates",
@@ -108,6 +124,7 @@ VALID = (
     Verdict("artifacts deleted with the object", {"deletionPolicy": "Delete"}),
 )
 
+_NO_GPUS = "spec.training.gpus: must be Auto or a whole number from 1 to 64, is "
 _NO_MICRO_BATCH = "spec.training.microBatchSize: must be Auto or a whole number from 1 to 4,096, is "
 _QUANTITY = "spec.evaluation.gates.maxEdgeBytes"
 _NO_MODULES = (
@@ -118,6 +135,7 @@ _NO_MODEL_URI = (
     "is not a valid model URI; expected s3://bucket/prefix, hf://organization/name or, in a local run, file:///path"
 )
 _NO_DATA_URI = "is not a valid data URI; expected s3://bucket/key or, in a local run, file:///path"
+_MISLEADING_URI = "uri must not have empty segments, the segments . and .., or encoded characters such as %2e"
 _NO_COLUMN = "is not a valid column name; expected a text of one line without control or bidirectional characters"
 _NO_TEMPLATE = (
     "is not a valid template; expected a text without control or bidirectional characters other than line breaks and "
@@ -190,6 +208,27 @@ INVALID = (
         {"baseModel.uri": "s3://models/" + "x" * 1024},
         "spec.baseModel.uri: string should have at most 1024 characters",
     ),
+    *(
+        Verdict(f"{what} in {field}", {f"{field}.uri": uri}, f"spec.{field}: {_MISLEADING_URI}")
+        for field in ("baseModel", "dataset.train", "dataset.eval")
+        for what, uri in (
+            ("a segment of one dot", "s3://b-1/a/./b"),
+            ("a segment of two dots", "s3://b-1/team-a/../team-b"),
+            ("two dots at the end", "s3://b-1/team-a/.."),
+            ("two dots at the start", "s3://b-1/../b-2/x"),
+            ("an empty segment", "s3://b-1/a//b"),
+            ("an empty segment at the start", "s3://b-1//a"),
+            ("an empty segment at the end", "s3://b-1/a//"),
+            ("encoded dots", "s3://b-1/a/%2e%2E/b"),
+            ("an encoded /", "s3://b-1/a%2Fb"),
+            ("an encoding of an encoding", "s3://b-1/a/%252e%252e/b"),
+        )
+    ),
+    Verdict(
+        "a hub model of two dots",
+        {"baseModel": {"uri": "hf://../model", "revision": COMMIT}},
+        f"spec.baseModel: {_MISLEADING_URI}",
+    ),
     Verdict(
         "data from the hub",
         {"dataset.train.uri": "hf://org/data"},
@@ -210,12 +249,12 @@ INVALID = (
     Verdict(
         "a hub model without its commit",
         {"baseModel.uri": "hf://org/model"},
-        "spec.baseModel: a model from hf:// requires revision: the 40-digit hexadecimal commit",
+        "spec.baseModel: a model from hf:// requires revision, the 40-digit commit: `edgetune digest URI` prints it",
     ),
     Verdict(
         "a hub model with a digest for a commit",
         {"baseModel": {"uri": "hf://org/model", "revision": SHA256}},
-        "spec.baseModel: a model from hf:// requires revision: the 40-digit hexadecimal commit",
+        "spec.baseModel: a model from hf:// requires revision, the 40-digit commit: `edgetune digest URI` prints it",
     ),
     Verdict(
         "a template without the instruction",
@@ -239,6 +278,13 @@ INVALID = (
         "a micro-batch larger than the batch",
         {"training.microBatchSize": 32},
         "spec.training: microBatchSize must be at most batchSize",
+    ),
+    Verdict("no GPU", {"training.gpus": 0}, f"{_NO_GPUS}0"),
+    Verdict("more GPUs than a node has", {"training.gpus": 65}, f"{_NO_GPUS}65"),
+    Verdict(
+        "a batch that the GPUs do not divide",
+        {"training.batchSize": 6, "training.gpus": 4},
+        "spec.training: batchSize must be a multiple of gpus, which share the examples of a step: use 4 or 8",
     ),
     Verdict("an empty micro-batch", {"training.microBatchSize": 0}, f"{_NO_MICRO_BATCH}0"),
     Verdict("half an example", {"training.microBatchSize": 0.5}, f"{_NO_MICRO_BATCH}0.5"),
@@ -295,6 +341,18 @@ INVALID = (
         "an edge format twice",
         {"quantization.formats": ["BitsAndBytesInt8", "BitsAndBytesInt8"]},
         "spec.quantization.formats: duplicate format BitsAndBytesInt8: list each format once",
+        is_models_only=True,
+    ),
+    Verdict("a format as a word", {"quantization.formats": "GGUF-Q8_0"}, f"{_NO_FORMATS}'GGUF-Q8_0'"),
+    Verdict("formats as a number", {"quantization.formats": 1}, f"{_NO_FORMATS}1"),
+    Verdict("formats as an object", {"quantization.formats": {}}, f"{_NO_FORMATS}{{}}"),
+    Verdict("Auto in a list", {"quantization.formats": ["Auto"]}, "spec.quantization.formats[0]: input should be"),
+    Verdict(
+        "a choice without a limit",
+        _AUTO | {"evaluation.edge": {}, "evaluation.gates.minScore": 0.5},
+        "spec: quantization.formats: Auto chooses by what the device has: set evaluation.gates.maxEdgeBytes, or in "
+        "evaluation.edge memory, maxPeakMemory or minTokensPerSecond; or list the formats",
+        is_models_only=True,
     ),
     Verdict("a rank of zero", {"lora.rank": 0}, "spec.lora.rank: input should be greater than or equal to 1, is 0"),
     Verdict("a rank beyond the bound", {"lora.rank": 513}, "spec.lora.rank: input should be less than or equal to 512"),
@@ -358,6 +416,7 @@ INVALID = (
         {"evaluation.edge": {}, "quantization.formats": ["CompressedTensorsW8A8", "GGUF-Q8_0"]},
         "spec: evaluation.edge measures the first of quantization.formats on a CPU, which does not run "
         "CompressedTensorsW8A8: put BitsAndBytesInt8 or GGUF-Q8_0 first",
+        is_models_only=True,
     ),
     Verdict(
         "a pin that is too short", {"publish.pin": "0123456789a"}, f"spec.publish.pin: '0123456789a' {_NO_VERSION}"
@@ -383,7 +442,11 @@ INVALID = (
     Verdict("attempts below zero", {"retryLimit": -1}, "spec.retryLimit: input should be greater than or equal to 0"),
     Verdict("a deadline under a minute", {"activeDeadlineSeconds": 59}, "spec.activeDeadlineSeconds: input should be"),
     Verdict("an unknown field", {"image": "evil:1"}, "spec.image: unknown field"),
-    Verdict("an unknown field further down", {"training.batch": 16}, "spec.training.batch: unknown field"),
+    Verdict(
+        "an unknown field further down",
+        {"training.batch": 16},
+        "spec.training.batch: unknown field; did you mean 'batchSize'?",
+    ),
     Verdict("a field name in snake case", {"training.batch_size": 16}, "spec.training.batch_size: unknown field"),
 )
 VERDICTS = VALID + INVALID

@@ -6,7 +6,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,27 +97,31 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", server: S3Server, log:
 
 
 def _create_bucket_and_reader(server: S3Server) -> None:
-    create_user = [str(binary("versitygw")), "admin", "--access", server.admin.access_key_id]
-    create_user += ["--secret", server.admin.secret_access_key, "--endpoint-url", server.endpoint, "create-user"]
-    create_user += [
-        "--access",
-        server.reader.access_key_id,
-        "--secret",
-        server.reader.secret_access_key,
-        "--role",
-        "user",
-    ]
-    subprocess.run(create_user, check=True, capture_output=True, timeout=_START_LIMIT_SECONDS)
-    client = server.client(attempts=5)
-    client.create_bucket(Bucket=server.bucket)
-    resource = f"arn:aws:s3:::{server.bucket}"
-    principal = {"AWS": [server.reader.access_key_id]}
+    create_user(server, server.reader)
+    server.client(attempts=5).create_bucket(Bucket=server.bucket)
+    allow(server, server.bucket, server.reader, objects=["s3:GetObject"], bucket_actions=["s3:ListBucket"])
+
+
+def create_user(server: S3Server, user: Credentials) -> None:
+    """A user who may do nothing yet."""
+    command = [str(binary("versitygw")), "admin", "--access", server.admin.access_key_id]
+    command += ["--secret", server.admin.secret_access_key, "--endpoint-url", server.endpoint, "create-user"]
+    command += ["--access", user.access_key_id, "--secret", user.secret_access_key, "--role", "user"]
+    subprocess.run(command, check=True, capture_output=True, timeout=_START_LIMIT_SECONDS)
+
+
+def allow(
+    server: S3Server, bucket: str, user: Credentials, objects: Sequence[str], bucket_actions: Sequence[str]
+) -> None:
+    """Replace a bucket's policy: the user may do this with its objects and with the bucket itself."""
+    resource = f"arn:aws:s3:::{bucket}"
+    principal = {"AWS": [user.access_key_id]}
     statements = [
-        {"Effect": "Allow", "Principal": principal, "Action": ["s3:GetObject"], "Resource": [f"{resource}/*"]},
-        {"Effect": "Allow", "Principal": principal, "Action": ["s3:ListBucket"], "Resource": [resource]},
+        {"Effect": "Allow", "Principal": principal, "Action": objects, "Resource": [f"{resource}/*"]},
+        {"Effect": "Allow", "Principal": principal, "Action": bucket_actions, "Resource": [resource]},
     ]
     policy = {"Version": "2012-10-17", "Statement": statements}
-    client.put_bucket_policy(Bucket=server.bucket, Policy=json.dumps(policy))
+    server.client(attempts=5).put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
 
 
 def credentials_folder(folder: Path, credentials: Credentials) -> Path:

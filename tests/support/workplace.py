@@ -13,7 +13,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.stages import prepare
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from support.base_folder import make_base
 from support.data_rows import instruction_rows, jsonl, write_file
 from support.stage_context import RecordedProgress, stage_context
@@ -70,8 +70,9 @@ class Workplace:
 
 
 def make_workplace(folder: Path) -> Workplace:
-    """A small base model with a chat template, and 300 rows of instructions."""
+    """A small base model with a chat template and a licence, and 300 rows of instructions."""
     make_base(folder / "base", chat_template=CHAT_TEMPLATE)
+    (folder / "base" / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
     place = Workplace(folder)
     place.write("train.jsonl", instruction_rows(300))
     return place

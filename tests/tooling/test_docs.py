@@ -10,7 +10,7 @@ from edgetune_operator import telemetry
 from edgetune_operator.api.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import check_object
-from edgetune_operator.decisions.diagnosis import MAX_INTERRUPTIONS
+from edgetune_operator.decisions.accounting.limits import MAX_INTERRUPTIONS
 from edgetune_operator.generate.reference import REASONS
 from support.apiserver import REPOSITORY
 from support.file_map import PACKAGES, PAGE, file_map, page
@@ -32,15 +32,25 @@ def named(row: str) -> set[str]:
 def test_every_metric_of_the_operator_is_described_with_its_labels() -> None:
     described = {name for row in section("Metrics").splitlines() if row.startswith("| `") for name in named(row)}
     metrics = [each for each in vars(telemetry).values() if isinstance(each, MetricWrapperBase)]
+    families = [(family, metric._labelnames) for metric in metrics for family in metric.describe()]
+    families += [(family, tuple(vars(family)["_labelnames"])) for family in telemetry.OBJECT_METRICS.collect()]
     served = set()
-    for metric in metrics:
-        (family,) = metric.describe()
+    for family, names in families:
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        labels = ", ".join(metric._labelnames)
+        labels = ", ".join(names)
         served.add(f"{name}{{{labels}}}" if labels else name)
 
     assert served <= described
     assert {name for name in described if name.startswith("edgetune_")} == served
+
+
+def test_every_alert_of_the_chart_is_described() -> None:
+    groups = yaml.safe_load((REPOSITORY / "charts/edgetune/files/rules.yaml").read_text(encoding="utf-8"))["groups"]
+    described = {name for row in section("Metrics").splitlines() if row.startswith("| `E") for name in named(row)}
+
+    assert {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule} == {
+        name for name in described if name.startswith("Edgetune")
+    }
 
 
 def test_every_reason_has_a_meaning_in_the_reference() -> None:

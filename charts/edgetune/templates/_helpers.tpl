@@ -81,6 +81,11 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{- /* Whether stages wait in queues: "true" or empty. */ -}}
+{{- define "edgetune.hasQueues" -}}
+{{- range .Values.profiles }}{{- if .queue }}true{{- end }}{{- end }}
+{{- end }}
+
 {{- /* Rights of the operator in the namespaces that it watches. */ -}}
 {{- define "edgetune.rules" -}}
 - apiGroups: [edgetune.dev]
@@ -97,7 +102,20 @@ capabilities: {drop: [ALL]}
 {{- end }}
 - apiGroups: [batch]
   resources: [jobs]
+  {{- if include "edgetune.hasQueues" . }}
+  # patch: a Job that waits in a queue is changed in place, so that it keeps its place.
+  verbs: [create, delete, get, list, patch, watch]
+  {{- else }}
   verbs: [create, delete, get, list, watch]
+  {{- end }}
+{{- if and .Values.rbac.workloads (include "edgetune.hasQueues" .) }}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [watch]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

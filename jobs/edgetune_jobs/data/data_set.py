@@ -15,7 +15,7 @@ from edgetune_jobs.data.readers.row_errors import RowErrors
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
 from edgetune_jobs.data.readers.split_names import FolderFiles, choose_files
 from edgetune_jobs.errors import Interrupted, InvalidInput
-from edgetune_jobs.store.sources import DATA_SUFFIXES, Source
+from edgetune_jobs.store.sources.source import DATA_SUFFIXES, Source
 from edgetune_jobs.wording import count, some
 
 TRAIN_FIELD = "spec.dataset.train"

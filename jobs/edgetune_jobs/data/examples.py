@@ -1,6 +1,5 @@
 """Parses and validates rows: an example has a prompt, the response to learn, and expected keywords."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from edgetune_contract.spec import DatasetFields, DatasetSpec, RowFormat
+from edgetune_contract.values.suggestions import nearest
 from edgetune_jobs.data.chat.messages import SYSTEM, USER, Message, conversation, tool_definitions
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow, Place, RawRow
@@ -25,7 +25,7 @@ _KNOWN_AS: Mapping[str, tuple[str, ...]] = {
     "expected_keyword": ("expected_keywords", "keywords", "keyword"),
 }
 _MOST_NAMES = 8
-# Names of a hostile row could number millions, and comparing each of them takes microseconds.
+# Names of a hostile row could number millions.
 _MOST_COMPARED = 100
 
 # Columns that rows of the format Chat may have besides the messages.
@@ -181,11 +181,9 @@ class RowParser:
 
 def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | None:
     """The name in `found` that probably stands for a field: spelled alike, or common in other data sets."""
-    compared = [name for name in found[:_MOST_COMPARED] if len(name) <= _MOST_COMPARED]
-    by_lower_case = {name.lower(): name for name in compared}
-    alike = difflib.get_close_matches(getattr(names, field).lower(), list(by_lower_case), n=1, cutoff=0.75)
-    candidates = (*alike, *_KNOWN_AS[field])
-    return next((by_lower_case[name] for name in candidates if name in by_lower_case), None)
+    by_lower_case = {name.lower(): name for name in found[:_MOST_COMPARED]}
+    others = (by_lower_case[name] for name in _KNOWN_AS[field] if name in by_lower_case)
+    return nearest(getattr(names, field), found, similarity=0.75) or next(others, None)
 
 
 def _keywords(name: str, value: object) -> tuple[str, ...]:

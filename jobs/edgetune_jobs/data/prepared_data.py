@@ -1,4 +1,4 @@
-"""The prepared data set on disk: written by prepare, read by train and evaluate.
+"""The prepared data set on disk: written by prepare, read by train, evaluate, and quantize for an importance matrix.
 
 train.parquet   input_ids list<int32>, completion_mask list<int8>: 1 for tokens that are learned
 eval.parquet    prompt string, prompt_ids list<int32>, completion_ids list<int32>, response string,
@@ -83,6 +83,14 @@ def read_eval_tokens(folder: Path, most_rows: int) -> tuple[list[list[int]], lis
 
     columns = parquet.read_table(folder / EVAL, columns=["prompt_ids", "completion_ids"]).slice(0, most_rows)
     return columns["prompt_ids"].to_pylist(), columns["completion_ids"].to_pylist()
+
+
+def read_train_tokens(folder: Path) -> list[list[int]]:
+    """Token ids of the rows of train.parquet."""
+    from pyarrow import parquet
+
+    rows: list[list[int]] = parquet.read_table(folder / TRAIN, columns=["input_ids"])["input_ids"].to_pylist()
+    return rows
 
 
 def write_report(folder: Path, report: Mapping[str, object]) -> None:

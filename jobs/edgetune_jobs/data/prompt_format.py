@@ -1,7 +1,7 @@
 """edgetune.json of a model folder: the prompt template of training, which inference must also use."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,17 @@ class PromptFormat(Model):
         if self.format is not RowFormat.INSTRUCTION or self.template == CHAT_TEMPLATE:
             return ()
         return tuple(name for name in dict.fromkeys(_COLUMN.findall(self.template)) if name != INSTRUCTION)
+
+    def pieces(self) -> Iterator[tuple[str, bool]]:
+        """The template's texts and names of columns in order, each with whether it is a column."""
+        end = 0
+        for match in _COLUMN.finditer(self.template):
+            if match.start() > end:
+                yield self.template[end : match.start()], False
+            yield match[1], True
+            end = match.end()
+        if end < len(self.template):
+            yield self.template[end:], False
 
     def fill(self, value_of: Callable[[str], str]) -> str:
         """The template with the value of each column in its place; braces in values are text."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from edgetune_jobs.data.tokenization import TokenizedExample
 
-_SMALLEST_BUCKET = 32
+_BUCKETS_FOR_TWICE_THE_LENGTH = 32
 
 
 @dataclass
@@ -38,12 +38,17 @@ class TokenLengths:
         return {f"p{percent}": ordered[rank] if ordered else 0 for percent, rank in ranks.items()}
 
     def histogram(self) -> list[dict[str, int]]:
-        """Number of examples per bucket; upper bounds are 32, 64, 128 … tokens, and empty buckets are omitted."""
-        counts: dict[int, int] = {}
+        """Number of examples per bucket of more than `above` and at most `upTo` tokens; empty buckets are omitted.
+
+        Buckets are 1 token wide up to 64 tokens, 2 up to 128, 4 up to 256, and so on: wide ones consist of narrow ones.
+        """
+        counts: dict[tuple[int, int], int] = {}
         for length in self.lengths:
-            bound = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-            counts[bound] = counts.get(bound, 0) + 1
-        return [{"upTo": bound, "examples": counts[bound]} for bound in sorted(counts)]
+            power = (1 << max(length - 1, 0).bit_length()) >> 1  # the largest power of two below the length
+            width = max(1, power // _BUCKETS_FOR_TWICE_THE_LENGTH)
+            bound = max(width, -(-length // width) * width)
+            counts[bound - width, bound] = counts.get((bound - width, bound), 0) + 1
+        return [{"above": above, "upTo": bound, "examples": counts[above, bound]} for above, bound in sorted(counts)]
 
 
 @dataclass

@@ -123,6 +123,17 @@ class ExampleTokenizer:
             tokenized += made if each_answer else [self._earlier_answer(example, each) for each in made]
         return tokenized
 
+    def text_of(self, example: TokenizedExample) -> tuple[Span, ...]:
+        """The text of an example's tokens with special ones, in spans that are learned or not."""
+        ids, mask = example.input_ids, example.completion_mask
+        ends = [end for end in range(1, len(ids) + 1) if end == len(ids) or mask[end] != mask[end - 1]]
+        # Tokens alone can have another text than after others, such as without a space before them.
+        texts = ["", *(str(self._tokenizer.decode(ids[:end])) for end in ends)]
+        return tuple(
+            Span(text[len(before) :], is_learned=bool(mask[end - 1]))
+            for before, text, end in zip(texts, texts[1:], ends, strict=False)
+        )
+
     def _earlier_answer(self, example: Example, made: TokenizedExample | BadRow) -> TokenizedExample | BadRow:
         """The last earlier answer that fits, if the last one does not and the row has no keywords of it."""
         if not isinstance(made, _TooLong) or example.keywords:
@@ -293,9 +304,12 @@ def _prefixes(spans: Sequence[Span]) -> list[str]:
 
 
 def _leading_ids(tokenizer: "PreTrainedTokenizerBase", renderer: Renderer) -> list[int]:
-    """Tokens that the tokenizer adds before a text, such as BOS; none if the rendered text already has them."""
-    if not renderer.adds_special_tokens:
-        return []
+    """Tokens that the tokenizer adds before a text; none if the rendered text already has them."""
+    return leading_ids(tokenizer) if renderer.adds_special_tokens else []
+
+
+def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Tokens that the tokenizer adds before a text, such as BOS."""
     probe = "a"
     plain = tokenizer(probe, add_special_tokens=False)["input_ids"]
     with_special = tokenizer(probe)["input_ids"]

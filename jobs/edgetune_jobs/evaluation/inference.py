@@ -29,12 +29,20 @@ _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions?|positions?_embed(ding
 class TeacherForced:
     """Results of one pass over prompts with given completions."""
 
-    loss: float | None
-    """Mean cross-entropy over all completion tokens in nats, in float32; None if there is no token to predict."""
+    total: float
+    """Sum of the cross-entropy over all completion tokens in nats, each in float32."""
+
+    tokens: int
+    """Number of completion tokens that are predicted."""
 
     greedy: list[list[int]]
     """For each row the first token ids of the model's greedy answer: those in which it agrees with the completion, and
     the first one that differs. Empty without a prompt."""
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy over all completion tokens in nats; None if there is no token to predict."""
+        return self.total / self.tokens if self.tokens else None
 
 
 def teacher_forced(
@@ -71,7 +79,7 @@ def teacher_forced(
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     for count in in_batches(add, lengths, batch_size, most_logits // _vocabulary(model)):
         on_batch(count, read / sum(lengths))
-    return TeacherForced(total / tokens if tokens else None, greedy)
+    return TeacherForced(total, tokens, greedy)
 
 
 def position_limit(model: "PreTrainedModel") -> int | None:

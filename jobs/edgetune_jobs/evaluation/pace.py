@@ -1,4 +1,4 @@
-"""The pace of a pass over the evaluation rows: whether it ends before the stage's deadline."""
+"""The pace of a training, or of a pass over the evaluation rows: whether it ends before the stage's deadline."""
 
 import time
 from collections.abc import Callable
@@ -56,6 +56,39 @@ class Pace:
         needed = (now - began) * (1 - share) / (share - before)
         left = max(self._deadline - now, 0.0)
         return (needed, left) if needed > left else None
+
+
+def late_message(work: str, units: str, needed: float, left: float) -> str:
+    """Says that work ends after the deadline.
+
+    Args:
+        work: what is done, as a subject.
+        units: of what its pace is known.
+        needed: expected seconds that it still takes.
+        left: seconds to the deadline.
+    """
+    return (
+        f"{work} takes about {needed:,.0f} s more at the pace of its first {units}, but spec.activeDeadlineSeconds "
+        f"ends the stage in at most {left:,.0f} s"
+    )
+
+
+def training_watch(deadline: float | None, say: Callable[[str], None]) -> Callable[[float], None]:
+    """A function to call after each step with the share of the steps that is done, 0 to 1.
+
+    It says once that training ends after the deadline. Nothing is ended, because a retry resumes from the checkpoint.
+    """
+    pace, is_said = Pace(deadline), False
+
+    def after_step(share: float) -> None:
+        nonlocal is_said
+        late = None if is_said else pace.seconds_too_many(share)
+        if late is not None:
+            is_said = True
+            message = late_message("training", "steps", *late)
+            say(f"{message}; raise it for the next retry, which resumes from the newest checkpoint")
+
+    return after_step
 
 
 def is_hopeless(needed: float, left: float) -> bool:

@@ -56,6 +56,11 @@ def score_model(
     )
 
 
+def row_score(answer: str, reference: ReferenceAnswer, match: Match = Match.WORD) -> float:
+    """Score of one answer, 0 to 1: the share of its row's expected keywords; without keywords, whether it is equal."""
+    return score_model([answer], [reference], None, match).score or 0.0
+
+
 def compare(details: Mapping[str, ModelScores], examples: int) -> Scores:
     """Scores of all models on the same rows.
 

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 from edgetune_contract.request import FileEntry
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.store.files import Buffer, FileState, Fingerprint, list_files
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.store.store import check_content
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 CODE_FIELD = "auto_map"
 """Configuration field for the model's own Python code, which is never run and never copied."""
@@ -44,7 +45,7 @@ COMPANION_FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_FILE,
     "chat_template.json",
     GENERATION_CONFIG,
 )

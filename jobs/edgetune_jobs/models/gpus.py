@@ -40,6 +40,11 @@ def require_gpus(expected: int) -> None:
         )
 
 
+def count_visible_gpus() -> int:
+    """Number of GPUs that CUDA can use in this process."""
+    return _visible_gpus()[0]
+
+
 def _visible_gpus() -> tuple[int, str]:
     """Number of GPUs that CUDA can use, and its words if there is none."""
     prepare_torch()

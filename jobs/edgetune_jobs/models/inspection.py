@@ -29,7 +29,7 @@ from edgetune_jobs.models.weights import (
     read_tensors,
     weight_files,
 )
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.wording import count, some
 
 _CAUSAL_LM = ("ForCausalLM", "LMHeadModel")

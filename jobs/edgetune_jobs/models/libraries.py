@@ -1,7 +1,10 @@
-"""Sets up torch and the Hugging Face libraries in a stage: threads, offline mode, log levels."""
+"""Sets up torch and the Hugging Face libraries in a stage: threads, offline mode, log levels; and child processes."""
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_PR_SET_PDEATHSIG = 1
 _NOISY_LOGGERS = ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub")
 
 
@@ -78,3 +82,11 @@ def usable_cpus() -> int:
     if quota == "max":
         return cpus
     return max(1, min(cpus, int(quota) // int(period)))
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent ends, because nobody would wait for the result."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent process has ended")

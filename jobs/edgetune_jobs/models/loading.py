@@ -15,6 +15,7 @@ from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.libraries import load_config, prepare_libraries, read_proc_bytes
 from edgetune_jobs.models.quantization import gguf_loading
 from edgetune_jobs.models.quantization.coverage import nf4_weights
+from edgetune_jobs.models.quantization.gguf_adapter import add_adapter
 from edgetune_jobs.models.quantization.nf4_loading import quantizing_all
 from edgetune_jobs.wording import count, first_line
 
@@ -32,22 +33,11 @@ _DTYPES = {Precision.BF16: "bfloat16", Precision.FP16: "float16", Precision.FP32
 
 
 def choose_device() -> "torch.device":
-    """The GPU if there is one, otherwise the CPU.
-
-    Raises:
-        InvalidInput: several GPUs are visible.
-    """
+    """The first visible GPU, of which a process uses one, or the CPU without any."""
     prepare_libraries()
     import torch
 
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if torch.cuda.device_count() > 1:
-        raise InvalidInput(
-            f"a stage uses one GPU, but {torch.cuda.device_count()} are visible; "
-            "request nvidia.com/gpu: 1 in the profile, or set CUDA_VISIBLE_DEVICES to one of them"
-        )
-    return torch.device("cuda", 0)
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def resolve_precision(requested: Precision, device: "torch.device") -> Precision:
@@ -180,7 +170,12 @@ def load_stored(folder: Path, device: "torch.device") -> "PreTrainedModel":
     """
     file = gguf_loading.find_file(folder)
     if file is not None:
-        return _load(folder, device, **gguf_loading.options(file, device))
+        with gguf_loading.reading_once():
+            model = _load(folder, device, **gguf_loading.options(file, device))
+        adapter = gguf_loading.find_adapter(folder)
+        if adapter is not None:
+            add_adapter(model, adapter)
+        return model
     model = _load(folder, device, is_whole=True, dtype="auto")
     widen_float16(model)
     return model

@@ -1,14 +1,25 @@
 """Writes model folders for from_pretrained: weights, tokenizer, generation settings, prompt format."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgetune_jobs.data.chat.trained_template import TrainedTemplate, trained_template
 from edgetune_jobs.data.prompt_format import PromptFormat
-from edgetune_jobs.models.folder import CODE_FIELD, COMPANION_FILES, LocalModelFolder, ModelFolder
+from edgetune_jobs.models.folder import (
+    CHAT_TEMPLATE_FILE,
+    CODE_FIELD,
+    COMPANION_FILES,
+    TOKENIZER_CONFIG,
+    LocalModelFolder,
+    ModelFolder,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TEMPLATE_FIELD = "chat_template"
 
 
 def save_model(model: "PreTrainedModel", folder: Path, companions: Path, prompt_format: PromptFormat) -> None:
@@ -43,6 +54,29 @@ def copy_companions(model: ModelFolder, folder: Path, prompt_format: PromptForma
     for name in names:
         shutil.copyfile(source / name, folder / name)
     prompt_format.write(folder)
+
+
+def write_chat_template(
+    folder: Path, prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase"
+) -> TrainedTemplate | None:
+    """Give the tokenizer of a model folder the chat template of training; None if it has that already.
+
+    Args:
+        folder: a folder with the files of `tokenizer`.
+        prompt_format: how prompts were wrapped in training.
+        tokenizer: the base's.
+    """
+    template = trained_template(prompt_format, tokenizer)
+    if template is None:
+        return None
+    (folder / CHAT_TEMPLATE_FILE).write_text(template.text, encoding="utf-8", newline="")
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    path = folder / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if _TEMPLATE_FIELD in config:  # older libraries read only this one
+        config[_TEMPLATE_FIELD] = template.text
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return template
 
 
 def folder_bytes(folder: Path) -> int:

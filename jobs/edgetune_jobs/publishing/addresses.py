@@ -71,13 +71,30 @@ class StageAddress:
 Address = ModelAddress | StageAddress
 
 
+def parse_store(text: str, model: str) -> str:
+    """URI of the store of a namespace that a URI or a path means.
+
+    Args:
+        text: the address.
+        model: name of a model, whose own address is no store; one that ends in /models/team-a may be.
+
+    Raises:
+        InvalidInput: the text is not a valid address of a store.
+    """
+    uri = _uri(text)
+    is_model = _MODEL.fullmatch(uri) and (uri.endswith((f"/{model}", ".json")))
+    if not text or not re.fullmatch(_ROOT, uri) or is_model or _STAGE.fullmatch(uri):
+        raise InvalidInput(f"{text!r} is not a store: use s3://bucket/prefix/namespace, file:///folder or a path")
+    return uri
+
+
 def parse_address(text: str) -> Address:
     """The address that a URI or a path means. It is not looked up.
 
     Raises:
         InvalidInput: the text is not a valid address.
     """
-    uri = text.rstrip("/") if "://" in text else Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - keeps links
+    uri = _uri(text)
     if model := _MODEL.fullmatch(uri):
         return ModelAddress(model["root"], model["name"], model["version"])
     if stage := _STAGE.fullmatch(uri):
@@ -86,3 +103,7 @@ def parse_address(text: str) -> Address:
         f"{text!r} is not an address in a store: use a model's …/models/NAME/latest.json or …/versions/DIGEST.json, a "
         "stage's …/stages/STAGE/DIGEST/manifest.json, or the folder of one of its artifacts, as a path or an s3:// URI"
     )
+
+
+def _uri(text: str) -> str:
+    return text.rstrip("/") if "://" in text else Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - keeps links

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgetune_contract.pipeline import MERGED, is_edge
-from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import EdgeFormat
-from edgetune_contract.version import VersionDocument
+from edgetune_contract.version import StoredArtifact, VersionDocument
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.models.quantization.gguf_adapter import check_base
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.store.files import Fingerprint, file_list_digest, fingerprint, list_files
-from edgetune_jobs.store.manifests import find_artifact
+from edgetune_jobs.store.manifests import find_artifact, require_manifest
 from edgetune_jobs.store.store import Store, require_model, uri_of
 
 
@@ -47,6 +48,7 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
     partial = cache / f"{artifact.sha256}.{secrets.token_hex(4)}.partial"
     try:
         found = store.fetch_folder(folder, files, partial)
+        check_base(found, files)
         if found != partial:
             return found
         try:
@@ -61,24 +63,23 @@ def fetch_model(store: Store, address: Address, cache: Path, edge_format: EdgeFo
 
 def _of_version(
     store: Store, address: ModelAddress, edge_format: EdgeFormat | None
-) -> tuple[Artifact, Sequence[FileEntry], str]:
+) -> tuple[StoredArtifact, Sequence[FileEntry], str]:
     document = require_model(store, address.key, VersionDocument)
-    edges = {edge.artifact.name: edge for edge in document.edges}
-    wanted = edge_format.artifact if edge_format is not None else document.edge.artifact.name
-    if wanted not in edges:
-        raise InvalidInput(f"{uri_of(store, address.key)} has no model {wanted}; it has {', '.join(edges)}")
-    edge = edges[wanted]
+    try:
+        edge = document.edge_in(edge_format)
+    except LookupError as error:
+        raise InvalidInput(f"{uri_of(store, address.key)} {error}") from None
     return edge.artifact, edge.files, edge.key
 
 
 def _of_stage(
     store: Store, address: StageAddress, edge_format: EdgeFormat | None
-) -> tuple[Artifact, Sequence[FileEntry], str]:
-    manifest = require_model(store, address.key, Manifest)
+) -> tuple[StoredArtifact, Sequence[FileEntry], str]:
+    manifest = require_manifest(store, address.stage, address.digest)
     for artifact in manifest.result.artifacts:
         found = find_artifact(manifest, artifact.name)
         if found and address.artifact in (None, found.folder) and _is_wanted(artifact.name, edge_format):
-            return artifact, found.files, f"{address.folder}/{found.folder}"
+            return StoredArtifact.of(artifact), found.files, f"{address.folder}/{found.folder}"
     kind, place = edge_format or "merged or edge", f" at {address.artifact}" if address.artifact else ""
     raise InvalidInput(
         f"{uri_of(store, address.key)} has no {kind} model{place}: use the address of one, or of a model's latest.json"

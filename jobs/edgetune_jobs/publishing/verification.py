@@ -2,21 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import PurePosixPath
 
-from edgetune_contract.digest import manifest_key, pointer_key, version_key
-from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.digest import manifest_key, pointer_key, stage_key, version_key
+from edgetune_contract.request import FileEntry, Manifest
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.times import timestamp
-from edgetune_contract.version import EdgeModel, VersionDocument
+from edgetune_contract.version import EdgeModel, StoredArtifact, VersionDocument
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.publishing.addresses import Address, ModelAddress, StageAddress
 from edgetune_jobs.publishing.format_readers import reader_of
+from edgetune_jobs.publishing.signing.keys import PublicKey
+from edgetune_jobs.publishing.signing.stored import SignatureCheck, check_signatures
 from edgetune_jobs.store.files import Fingerprint, file_list_digest
-from edgetune_jobs.store.manifests import find_artifact, read_manifest
+from edgetune_jobs.store.manifests import find_artifact, read_manifest, require_manifest
 from edgetune_jobs.store.parallel import for_each
-from edgetune_jobs.store.store import DamagedModel, DamagedObject, Store, require_model, uri_of
-from edgetune_jobs.wording import count
+from edgetune_jobs.store.store import DamagedModel, DamagedObject, Store, require_model, stored_sizes, uri_of
+from edgetune_jobs.wording import count, some
 
 # A file that differs is read again before it is reported: it may have been damaged in transfer.
 _READS = 2
@@ -37,9 +41,9 @@ class FileCheck(Model):
 class ArtifactCheck(Model):
     """One artifact with its files."""
 
-    artifact: Artifact
+    artifact: StoredArtifact
     uri: str
-    """URI of the checked folder: beside the manifest, also if the store was copied."""
+    """URI of the checked folder."""
 
     files: tuple[FileCheck, ...]
     extra: tuple[str, ...] = ()
@@ -60,6 +64,24 @@ class ArtifactCheck(Model):
             yield f"{self.artifact.name}/{path}: is not in the artifact's list of files: it was added later"
 
 
+class Completeness(StrEnum):
+    """What a store has of a stage of the run that made a version."""
+
+    WHOLE = "whole"
+    INCOMPLETE = "incomplete"
+    MISSING = "missing"
+
+
+class StageCheck(Model):
+    """A stage of the run that made a version: its manifest, and its files by their sizes."""
+
+    stage: Stage
+    digest: str
+    state: Completeness
+    problem: str = ""
+    """Why it is incomplete."""
+
+
 class Verification(Model):
     """What was checked, and the problems that were found."""
 
@@ -72,50 +94,114 @@ class Verification(Model):
     problems: tuple[str, ...]
     """One line for each problem; empty if everything is unchanged."""
 
-    notes: tuple[str, ...] = ()
-    """Remarks that are no problems."""
+    stages: tuple[StageCheck, ...] = ()
+    """For a version: the stages of its run. A missing one is no problem of the model: a run of the same recipe with
+    this store runs it again."""
 
     artifacts: tuple[ArtifactCheck, ...] = ()
     version: VersionDocument | None = None
     """The version, for the address of a model."""
 
+    signature: SignatureCheck | None = None
+    """The version's signatures, for the address of a model."""
+
     manifest: Manifest | None = None
     """The stage's manifest, for the address of a stage."""
 
 
-def verify(store: Store, address: Address) -> Verification:
+def verify(store: Store, address: Address, keys: Sequence[PublicKey] = ()) -> Verification:
     """Check the document at an address, and every file that it lists.
 
     Args:
         store: the store at `address.root`.
         address: address of the document.
+        keys: the keys that are trusted, one of which must have signed a version; without them, no signature is checked.
 
     Raises:
-        InvalidInput: there is no such document.
+        InvalidInput: there is no such document, or it is that of a stage and there are keys.
         AccessDenied, TransientError: the store cannot be read.
     """
     began = timestamp(datetime.now(UTC))
     try:
         if isinstance(address, ModelAddress):
-            return _verify_model(store, address, began)
+            return _verify_model(store, address, began, keys)
+        if keys:
+            raise InvalidInput(f"{uri_of(store, address.key)} is that of a stage: only versions of models are signed")
         return _verify_stage(store, address, began)
     except DamagedModel as error:
         return Verification(document=uri_of(store, address.key), checked_at=began, problems=(str(error),))
 
 
-def _verify_model(store: Store, address: ModelAddress, began: str) -> Verification:
+def _verify_model(store: Store, address: ModelAddress, began: str, keys: Sequence[PublicKey]) -> Verification:
     document = require_model(store, address.key, VersionDocument)
-    checks = [_check_artifact(store, edge.key, edge.artifact, edge.files) for edge in document.edges]
-    problems = [*_document_problems(store, address, document), *_problems(checks)]
-    moved = [check.artifact.uri for check in checks if check.uri != check.artifact.uri]
+    content = store.read(address.key)
+    signature = check_signatures(store, document, b"" if content is None else content.data, keys)
+    checks = [check for edge in document.edges for check in _check_edge(store, document, edge)]
+    reports = list(_check_report(store, document))
+    stages = tuple(_check_stage(store, stage, digest) for stage, digest in stages_of_version(document).items())
+    # The files of quantize were read, which says more than their sizes.
+    incomplete = [
+        f"{each.stage}: {each.problem}" for each in stages if each.problem and each.stage is not Stage.QUANTIZE
+    ]
     return Verification(
         document=uri_of(store, address.key),
         checked_at=began,
-        problems=tuple(problems),
-        notes=tuple(f"the document names {uri}: the store was copied from there" for uri in moved),
-        artifacts=tuple(checks),
+        problems=(
+            *_document_problems(store, address, document),
+            *signature.problems,
+            *_problems((*checks, *reports)),
+            *incomplete,
+        ),
+        artifacts=(*checks, *reports),
         version=document,
+        signature=signature,
+        stages=stages,
     )
+
+
+def _check_report(store: Store, document: VersionDocument) -> Iterator[ArtifactCheck]:
+    """The check of the report, if the version has one: its SHA-256 is in the document only."""
+    if document.report is None:
+        return
+    folder, entries = document.reports_key, (document.report,)
+    report = StoredArtifact(name="report", key=folder, bytes=document.report.bytes, sha256=file_list_digest(entries))
+    check = _check_artifact(store, folder, report, entries)
+    # Model cards and signatures are below the same folder.
+    yield check.model_copy(update={"extra": ()})
+
+
+def _check_edge(store: Store, document: VersionDocument, edge: EdgeModel) -> Iterator[ArtifactCheck]:
+    """The check of an edge model, and that of its card, whose SHA-256 only the document has."""
+    yield _check_artifact(store, edge.key, edge.artifact, edge.files)
+    if edge.cards:
+        folder, size = document.cards_key(edge.artifact.name), sum(entry.bytes for entry in edge.cards)
+        card = StoredArtifact(
+            name=f"card of {edge.artifact.name}", key=folder, bytes=size, sha256=file_list_digest(edge.cards)
+        )
+        yield _check_artifact(store, folder, card, edge.cards)
+
+
+def stages_of_version(document: VersionDocument) -> dict[Stage, str]:
+    """Digests of the stages of the run that made a version, in their order, with publish."""
+    origins = document.provenance.stages
+    return {stage: origins[stage].digest for stage in Stage if stage in origins} | {Stage.PUBLISH: document.version}
+
+
+def _check_stage(store: Store, stage: Stage, digest: str) -> StageCheck:
+    try:
+        manifest = read_manifest(store, stage, digest)
+    except DamagedModel as error:
+        return StageCheck(stage=stage, digest=digest, state=Completeness.INCOMPLETE, problem=str(error))
+    if manifest is None:
+        return StageCheck(stage=stage, digest=digest, state=Completeness.MISSING)
+    folder = stage_key(stage, digest)
+    stored = stored_sizes(store, folder, manifest.files)
+    wrong = [entry.path for entry in manifest.files if stored.get(entry.key_below(folder)) != entry.bytes]
+    if not wrong:
+        return StageCheck(stage=stage, digest=digest, state=Completeness.WHOLE)
+    total = count(len(manifest.files), "file")
+    problem = f"{len(wrong)} of {total} missing or of another size in {uri_of(store, folder)}: {some(wrong)}"
+    return StageCheck(stage=stage, digest=digest, state=Completeness.INCOMPLETE, problem=problem)
 
 
 def _problems(checks: Sequence[ArtifactCheck]) -> Iterator[str]:
@@ -133,12 +219,12 @@ def _document_problems(store: Store, address: ModelAddress, document: VersionDoc
         yield from _pointer_problems(store, document, file)
     try:
         for edge in document.edges:
-            yield from _edge_problems(store, edge, file)
+            yield from edge_problems(store, edge, file)
     except DamagedModel as error:
         yield str(error)
 
 
-def _edge_problems(store: Store, edge: EdgeModel, file: str) -> Iterator[str]:
+def edge_problems(store: Store, edge: EdgeModel, file: str) -> Iterator[str]:
     """Differences between a version's document and the manifest of the stage that made the edge model."""
     key = manifest_key(Stage.QUANTIZE, edge.quantize_digest)
     quantize = read_manifest(store, Stage.QUANTIZE, edge.quantize_digest)
@@ -164,7 +250,7 @@ def _pointer_problems(store: Store, document: VersionDocument, file: str) -> Ite
 
 
 def _verify_stage(store: Store, address: StageAddress, began: str) -> Verification:
-    manifest = require_model(store, address.key, Manifest)
+    manifest = require_manifest(store, address.stage, address.digest)
     result = manifest.result
     problems = []
     if (result.stage, result.digest) != (address.stage, address.digest):
@@ -179,7 +265,7 @@ def _verify_stage(store: Store, address: StageAddress, began: str) -> Verificati
             problems.append(f"manifest.json: lists no files of {artifact.name}")
         elif address.artifact in (None, artifact_files.folder):
             folder = f"{address.folder}/{artifact_files.folder}"
-            checks.append(_check_artifact(store, folder, artifact, artifact_files.files))
+            checks.append(_check_artifact(store, folder, StoredArtifact.of(artifact), artifact_files.files))
     return Verification(
         document=uri_of(store, address.key),
         checked_at=began,
@@ -189,25 +275,30 @@ def _verify_stage(store: Store, address: StageAddress, began: str) -> Verificati
     )
 
 
-def _check_artifact(store: Store, folder: str, artifact: Artifact, files: Sequence[FileEntry]) -> ArtifactCheck:
-    stored = {found.key.removeprefix(f"{folder}/"): found.bytes for found in store.list(folder)}
+def _check_artifact(store: Store, folder: str, artifact: StoredArtifact, files: Sequence[FileEntry]) -> ArtifactCheck:
+    stored = stored_sizes(store, folder, files)
     problems: dict[str, str] = {}
 
     def check(entry: FileEntry, _: object) -> None:
-        problems[entry.path] = _file_problem(store, f"{folder}/{entry.path}", entry, stored.get(entry.path))
+        key = entry.key_below(folder)
+        problems[entry.path] = _file_problem(store, key, entry, stored.get(key), files)
 
     for_each(files, check)
     listed = {entry.path for entry in files}
+    below = sorted(key.removeprefix(f"{folder}/") for key in stored if key.startswith(f"{folder}/"))
     return ArtifactCheck(
         artifact=artifact,
         uri=uri_of(store, folder),
-        files=tuple(FileCheck(**entry.model_dump(), problem=problems[entry.path]) for entry in files),
-        extra=tuple(path for path in sorted(stored) if path not in listed and not path.endswith("/")),
+        files=tuple(
+            FileCheck(path=entry.path, bytes=entry.bytes, sha256=entry.sha256, problem=problems[entry.path])
+            for entry in files
+        ),
+        extra=tuple(path for path in below if path not in listed and not path.endswith("/")),
         problem=_list_problem(artifact, files),
     )
 
 
-def _list_problem(artifact: Artifact, files: Sequence[FileEntry]) -> str:
+def _list_problem(artifact: StoredArtifact, files: Sequence[FileEntry]) -> str:
     """The problem of a list of files itself, which an artifact's SHA-256 covers."""
     digest, size = file_list_digest(files), sum(entry.bytes for entry in files)
     if (digest, size) == (artifact.sha256, artifact.bytes):
@@ -218,7 +309,10 @@ def _list_problem(artifact: Artifact, files: Sequence[FileEntry]) -> str:
     )
 
 
-def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | None) -> str:
+def _file_problem(
+    store: Store, key: str, entry: FileEntry, stored_bytes: int | None, files: Sequence[FileEntry]
+) -> str:
+    """The problem of a file among the files of its artifact; empty if there is none."""
     if stored_bytes is None:
         return "is missing"
     if stored_bytes != entry.bytes:
@@ -227,7 +321,7 @@ def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | 
     found, header = expected, ""
     for _ in range(_READS):
         try:
-            found, header = _read_file(store, key, entry.path)
+            found, header = _read_file(store, key, entry.path, files)
         except DamagedObject as error:
             return str(error)
         if found == expected:
@@ -236,8 +330,8 @@ def _file_problem(store: Store, key: str, entry: FileEntry, stored_bytes: int | 
     return f"{changed}; {header}" if header else changed
 
 
-def _read_file(store: Store, key: str, path: str) -> tuple[Fingerprint, str]:
+def _read_file(store: Store, key: str, path: str, files: Sequence[FileEntry]) -> tuple[Fingerprint, str]:
     """Fingerprint of a file, and the problem of its format."""
-    reader = reader_of(path)
+    reader = reader_of(path, files)
     found = store.stream(key, reader)
     return found, reader.problem(found.bytes)

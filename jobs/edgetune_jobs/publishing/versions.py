@@ -9,7 +9,7 @@ from edgetune_contract.request import Digest
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.store.parallel import for_each
-from edgetune_jobs.store.store import Store, read_model, uri_of
+from edgetune_jobs.store.store import Store, read_model, stored_sizes, uri_of
 from edgetune_jobs.wording import some
 
 _MOST_LISTED = 10
@@ -54,52 +54,62 @@ class Versions:
 
     def digests(self) -> list[str]:
         """Digests of all versions, sorted."""
-        keys = (PurePosixPath(found.key) for found in self._store.list(versions_key(self._name)))
-        return [key.stem for key in keys if key.suffix == ".json"]
+        folder = PurePosixPath(versions_key(self._name))
+        keys = (PurePosixPath(found.key) for found in self._store.list(str(folder)))
+        return [key.stem for key in keys if key.suffix == ".json" and key.parent == folder]
 
     def all(self) -> list[KnownVersion]:
         """All versions, newest first; those whose document cannot be read come last."""
         return self._known(self.digests())
 
-    def find(self, pin: str) -> VersionDocument:
-        """The published version whose digest begins with `pin`.
+    def find(self, pin: str, field: str = "spec.publish.pin") -> VersionDocument:
+        """The published version whose digest begins with `pin`, which `field` has.
 
         Raises:
             InvalidInput: there is none, or several, or the gates refused it; the message lists the versions.
         """
+        document = self.find_any(pin, field)
+        if not document.published:
+            refusals = "; ".join(document.refusals)
+            raise InvalidInput(
+                f"{field}: the gates refused version {pin} ({refusals}); pin a published version; {_listed(self.all())}"
+            )
+        return document
+
+    def find_any(self, digits: str, field: str) -> VersionDocument:
+        """The version whose digest begins with `digits`, which `field` has, whether published or refused.
+
+        Raises:
+            InvalidInput: there is none, or several; the message lists the versions.
+        """
         digests = self.digests()
-        matches = [digest for digest in digests if digest.startswith(pin)]
+        matches = [digest for digest in digests if digest.startswith(digits)]
         if len(matches) != 1:
             found = f"{len(matches)} versions of {self._name} begin with" if matches else f"{self._name} has no version"
-            raise InvalidInput(f"spec.publish.pin: {found} {pin}; {_listed(self._known(matches or digests))}")
+            raise InvalidInput(f"{field}: {found} {digits}; {_listed(self._known(matches or digests))}")
         (version,) = self._known(matches)
         if version.document is None:
-            raise InvalidInput(f"spec.publish.pin: {version.problem}")
-        if not version.document.published:
-            refusals = "; ".join(version.document.refusals)
-            raise InvalidInput(
-                f"spec.publish.pin: the gates refused version {pin} ({refusals}); pin a published version; "
-                f"{_listed(self._known(digests))}"
-            )
+            raise InvalidInput(f"{field}: {version.problem}")
         return version.document
 
     def require_files(self, document: VersionDocument) -> None:
-        """Check that all files of a version's edge model, in all its formats, are in the store with their sizes.
+        """Check that all files of a version's edge model, in all its formats, and its model cards are in the store with
+        their sizes.
 
         Raises:
             InvalidInput: a file is missing or has another size.
         """
         for edge in document.edges:
-            folder = edge.key
-            found = {each.key.removeprefix(f"{folder}/"): each.bytes for each in self._store.list(folder)}
-            for entry in edge.files:
-                if found.get(entry.path) == entry.bytes:
+            stored = stored_sizes(self._store, edge.key, edge.files)
+            stored |= stored_sizes(self._store, document.cards_key(edge.artifact.name), edge.cards)
+            for key, entry in document.keys_of(edge):
+                size = stored.get(key)
+                if size == entry.bytes:
                     continue
-                size = found.get(entry.path)
                 problem = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
                 raise InvalidInput(
                     f"the pointer cannot move to version {document.version[:_SHORT_DIGEST]} of {self._name}: "
-                    f"{uri_of(self._store, folder)}/{entry.path} {problem}; restore it, or pin another version"
+                    f"{uri_of(self._store, key)} {problem}; restore it, or pin another version"
                 )
 
     def _known(self, digests: Sequence[str]) -> list[KnownVersion]:

@@ -14,7 +14,7 @@ from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.stage import Progress
 from edgetune_jobs.store.files import Fingerprint
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.store.store import (
     DamagedObject,
     FileList,

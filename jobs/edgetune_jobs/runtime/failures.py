@@ -9,12 +9,16 @@ from pathlib import Path
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_jobs.errors import Interrupted, StageError, is_out_of_gpu_memory
+from edgetune_jobs.errors import Interrupted, ReportedBug, StageError, is_compiler_missing, is_out_of_gpu_memory
 from edgetune_jobs.runtime.signals import STOPPED, Stopped
 from edgetune_jobs.store.files import disk_full, is_disk_full
 
 BUG = 1
 _TRACEBACK_LINES = 12
+_NO_COMPILER = (
+    "Triton cannot compile its GPU kernels on this machine; install a C compiler and Python's headers (for example: "
+    "apt install gcc libc6-dev python3-dev), or set CC to the compiler"
+)
 _UNKNOWN_DIGEST = "0" * 64
 
 
@@ -38,6 +42,8 @@ def exit_code_of(result: Result | CleanUpResult) -> int:
 def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
     if isinstance(error, StageError):
         return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
+    if isinstance(error, ReportedBug):
+        return BUG, str(error), None
     if isinstance(error, Stopped):
         return ExitCode.INTERRUPTED, STOPPED, None
     if _says_disk_full(error):
@@ -47,6 +53,8 @@ def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
         return ExitCode.TRANSIENT, "the stage ran out of memory; raise its memory in the profile's resources", None
     if is_out_of_gpu_memory(error):
         return ExitCode.OUT_OF_GPU_MEMORY, f"out of GPU memory: {error}; {_how_to_fit(stage)}", None
+    if is_compiler_missing(error):
+        return ExitCode.INVALID, f"{_NO_COMPILER}: {' '.join(str(error).split())}", None
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()
     return (
         BUG,

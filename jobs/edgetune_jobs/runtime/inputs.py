@@ -1,23 +1,30 @@
 """Inputs of a stage: outputs of earlier stages as local folders, or models that are read in place."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from edgetune_contract import digest
+from edgetune_contract.candidates import PossibleFormat, formats_to_write
 from edgetune_contract.pipeline import BASE, BASE_SCORES, MERGED, inputs_of, maker_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
+from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_RETRY, InvalidInput
+from edgetune_jobs.evaluation.row_answers import ANSWERS
 from edgetune_jobs.models.folder import ModelFolder, SourceModelFolder, StoredModelFolder, artifact_label, base_label
+from edgetune_jobs.models.quantization.gguf_adapter import check_base
 from edgetune_jobs.models.weights import used_files
 from edgetune_jobs.runtime.base_copies import fetch_mirror, find_mirror, mirror_uri
 from edgetune_jobs.stage import BASE_SCORES_FILE, Progress
 from edgetune_jobs.store.access import StorageAccess
-from edgetune_jobs.store.cached_source import CachedSource, RemoteSource, StoredSource
+from edgetune_jobs.store.artifact_uses import Use, Uses, is_in_use
 from edgetune_jobs.store.manifests import find_artifact, read_manifest
-from edgetune_jobs.store.model_cache import ModelCache
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.cached_source import CachedSource, RemoteSource, StoredSource
+from edgetune_jobs.store.sources.model_cache import ModelCache
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.store.store import DamagedObject, Store, how_to_recreate, uri_of
 from edgetune_jobs.tensors.text_model import is_multimodal
 
@@ -27,6 +34,68 @@ def digests_of_run(request: Request, resolved: Resolved) -> dict[Stage, str]:
     parameters = request.parameters
     prepared = digest.prepared_digest(parameters, resolved)
     return {Stage.PREPARE: prepared, **digest.stage_digests(parameters, resolved, request.name)}
+
+
+def with_formats(
+    request: Request, resolved: Resolved, possible: Sequence[PossibleFormat], store: Store, uses: Uses
+) -> Resolved:
+    """The inputs of a run with the formats that its stage quantize writes, where the spec has formats Auto.
+
+    If the store has the output of a quantize that has written these formats and larger ones, as for an earlier spec
+    with a larger limit, that one is used: a tighter limit writes nothing again.
+
+    Args:
+        request: of prepare.
+        resolved: the digests of base and data.
+        possible: the formats that the base can be written in, largest first.
+        store: the store.
+        uses: the object's marks of use: each output is marked before it is looked for. A new mark of one that is not
+            there is removed again: the object may never use it.
+    """
+
+    def found(formats: tuple[EdgeFormat, ...]) -> Resolved:
+        return resolved.model_copy(update={"possible": tuple(possible), "formats": formats})
+
+    def is_written(formats: tuple[EdgeFormat, ...]) -> bool:
+        quantize = digests_of_run(request, found(formats))[Stage.QUANTIZE]
+        use = Use(Stage.QUANTIZE, quantize)
+        was_marked = is_in_use(store, use, request.name)
+        uses.mark(use)
+        is_there = read_manifest(store, use.stage, use.digest) is not None
+        if not is_there and not was_marked:
+            uses.forget(use)
+        return is_there
+
+    limit = request.parameters.evaluation.gates.max_edge_bytes
+    return found(formats_to_write(possible, None if limit is None else parse_bytes(limit), is_written))
+
+
+class FetchedInputs(Mapping[str, Path]):
+    """Folders of inputs, of which some are fetched when they are looked up first."""
+
+    def __init__(self, present: Mapping[str, Path], others: Collection[str], fetch: Callable[[str], Path]) -> None:
+        """
+        Args:
+            present: folders that are here.
+            others: names of the other inputs.
+            fetch: fetches one of them; its folder.
+        """
+        self._folders, self._fetch = dict(present), fetch
+        self._names = (*present, *others)
+
+    def __getitem__(self, name: str) -> Path:
+        if name in self._names and name not in self._folders:
+            self._folders[name] = self._fetch(name)
+        return self._folders[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class InputGatherer:
@@ -59,25 +128,45 @@ class InputGatherer:
         self._progress = progress
         self._folder = folder
         self._cache = cache
-        self._names = inputs_of(request.stage, request.parameters)
+        self._names = inputs_of(request.stage, request.parameters, request.formats)
         self._digests = digests_of_run(request, resolved)
 
-    def gather(self) -> dict[str, Path]:
-        """Folders by input name, without those of `models`.
+    def gather(self) -> Mapping[str, Path]:
+        """Folders by input name, without those of `models`. Candidates of formats Auto are fetched when looked up.
 
         Raises:
             InvalidInput: an input is missing, or the base model has changed since prepare.
             DamagedObject: an input differs from its manifest.
         """
-        inputs, folder = {}, self._folder
+        inputs: dict[str, Path] = {}
+        candidates = self.sizes
         for name in self._names:
-            if self._is_read_in_place(name):
-                continue
-            self._progress.say(f"fetching {name}")
-            inputs[name] = self._base(folder / name) if name == BASE else self._artifact(name, folder / name)
+            if not self._is_read_in_place(name) and name not in candidates:
+                inputs[name] = self._fetch(name)
         if self._request.stage is Stage.EVALUATE:
-            inputs |= self._base_scores(folder / BASE_SCORES)
-        return inputs
+            inputs |= self._base_scores(self._folder / BASE_SCORES)
+        return FetchedInputs(inputs, candidates, self._fetch)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of the candidates of formats Auto, by artifact, which may not all be needed.
+
+        Raises:
+            InvalidInput: one is missing.
+        """
+        if self._request.stage is not Stage.EVALUATE or not self._request.parameters.quantization.is_auto:
+            return {}
+        names = [each.artifact for each in self._request.formats]
+        return {name: sum(entry.bytes for entry in self._find_artifact(name)[1]) for name in names}
+
+    def discard(self, name: str) -> None:
+        """Remove the copy of an input, if it is one."""
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def _fetch(self, name: str) -> Path:
+        self._progress.say(f"{'fetching' if self._store.uri.startswith('s3://') else 'reading'} {name}")
+        target = self._folder / name
+        return self._base(target) if name == BASE else self._artifact(name, target)
 
     def models(self) -> dict[str, ModelFolder]:
         """Models that the stage reads in place, in S3; only their small files are copied.
@@ -150,7 +239,9 @@ class InputGatherer:
     def _artifact(self, name: str, target: Path) -> Path:
         key, files = self._find_artifact(name)
         try:
-            return self._store.fetch_folder(key, files, target)
+            fetched = self._store.fetch_folder(key, files, target)
+            check_base(fetched, files)
+            return fetched
         except DamagedObject as error:
             stage = maker_of(name)
             folder = digest.stage_key(stage, self._digests[stage])
@@ -199,10 +290,13 @@ class InputGatherer:
         return self._cached(source, target)
 
     def _base_scores(self, target: Path) -> dict[str, Path]:
-        key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
-        content = self._store.read(key)
+        scored = digest.base_scores_digest(self._request.parameters, self._resolved)
+        content = self._store.read(digest.base_scores_key(scored))
         if content is None:
             return {}
         target.mkdir(parents=True)
         (target / BASE_SCORES_FILE).write_bytes(content.data)
+        answers = self._store.read(digest.base_answers_key(scored))
+        if answers is not None:
+            (target / ANSWERS).write_bytes(answers.data)
         return {BASE_SCORES: target}

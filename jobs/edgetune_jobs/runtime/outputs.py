@@ -2,6 +2,7 @@
 
     stages/<stage>/<digest>/<attempt>/<artifact>/…files…
     stages/<stage>/<digest>/manifest.json                    by conditional put: of several attempts, one wins
+    shared/<digest>/<file>, then shared/<digest>/manifest.json     what the artifacts of several objects share
 
 An attempt that loses returns the winner's manifest as its result. The winner removes the files of all other attempts.
 """
@@ -12,14 +13,25 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from edgetune_contract.digest import manifest_key, stage_key
-from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.digest import MANIFEST, shared_key, stage_key
+from edgetune_contract.pipeline import outputs_of
+from edgetune_contract.request import Artifact, FileEntry, Manifest, Request
 from edgetune_contract.stages import Stage
 from edgetune_jobs.stage import OutputFile, StageOutput
 from edgetune_jobs.store.files import checked_relative, file_list_digest
-from edgetune_jobs.store.store import Store, clean_up_attempts, files_below, upload_folder, uri_of, write_model_once
+from edgetune_jobs.store.manifests import write_manifest_once
+from edgetune_jobs.store.store import (
+    FileList,
+    Store,
+    clean_up_attempts,
+    files_below,
+    read_model,
+    upload_folder,
+    uri_of,
+    write_model_once,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +51,10 @@ _LIBRARIES = (
     "transformers",
     "trl",
 )
+
+
+class _SharedByAnother(Exception):
+    """Another stage has created a shared file since this one began to write it."""
 
 
 class StageUpload:
@@ -61,6 +77,32 @@ class StageUpload:
         with self._store.create_file(f"{self._folder}/{below}", size) as file:
             yield file
         self._streamed.append(file.fingerprint.entry(below))
+
+    def find_shared(self, path: str, digest: str) -> FileEntry | None:
+        """A shared file, which becomes a file of an artifact: see OutputFiles."""
+        folder = shared_key(digest)
+        found = read_model(self._store, f"{folder}/{MANIFEST}", FileList)
+        if found is None:
+            return None
+        (entry,) = found.files
+        place = {"path": f"{self._name}/{checked_relative(path)}", "key": f"{folder}/{entry.path}"}
+        self._is_begun = True
+        self._store.link(place["key"], f"{self._folder}/{place['path']}")
+        self._streamed.append(entry.model_copy(update=place))
+        return self._streamed[-1]
+
+    @contextmanager
+    def create_shared(self, path: str, digest: str, size: int) -> Iterator[OutputFile]:
+        """A shared file, streamed to the store: see OutputFiles."""
+        folder, name = shared_key(digest), PurePosixPath(path).name
+        try:
+            with self._store.create_file(f"{folder}/{name}", size) as file:
+                yield file
+                if self._store.read(f"{folder}/{MANIFEST}") is not None:
+                    raise _SharedByAnother
+        except _SharedByAnother:
+            return
+        write_model_once(self._store, f"{folder}/{MANIFEST}", FileList(files=(file.fingerprint.entry(name),)))
 
     def add_artifacts(self, output: StageOutput, folder: Path) -> tuple[tuple[Artifact, ...], tuple[FileEntry, ...]]:
         """Upload the artifacts below `folder`; all artifacts and their files, including those that were streamed.
@@ -94,7 +136,7 @@ class StageUpload:
         Raises:
             TransientError: it is unknown whether the manifest was written. The attempt's files are kept.
         """
-        committed = write_model_once(self._store, manifest_key(self._stage, self._digest), manifest)
+        committed = write_manifest_once(self._store, self._stage, self._digest, manifest)
         if committed != manifest:
             logger.info("another attempt finished %s first; using its result", self._stage)
         return committed
@@ -103,6 +145,16 @@ class StageUpload:
         """Remove this attempt's files, or all others' if it won. A failure is only logged: no reader sees leftovers."""
         if self._is_begun:
             clean_up_attempts(self._store, self._folder, self._name, won)
+
+
+def check_artifacts(request: Request, output: StageOutput) -> None:
+    """Refuse other artifacts than those in the pipeline's table, where later stages look them up."""
+    made, expected = tuple(output.artifacts), outputs_of(request.stage, request.parameters, request.formats)
+    if made != expected:
+        raise RuntimeError(
+            f"the stage {request.stage} returned the artifacts {', '.join(made) or 'none'}, "
+            f"but the pipeline expects {', '.join(expected) or 'none'}"
+        )
 
 
 def probe(store: Store) -> None:

@@ -16,6 +16,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.runtime.clean_up import clean_up
 from edgetune_jobs.runtime.failures import BUG, exit_code_of, failed_result, failure_of
+from edgetune_jobs.runtime.ranks.plan import plan_ranks
 from edgetune_jobs.runtime.settings import Settings, prepare_process, termination_log
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.stage_run import StageCode, StageRun
@@ -29,7 +30,8 @@ AnyRequest = TypeVar("AnyRequest", Request, CleanUpRequest)
 def load_stage_code(stage: Stage) -> StageCode:
     """The functions of the stage's module; other stages' modules are not imported. Only prepare has a `recheck`."""
     module = importlib.import_module(f"edgetune_jobs.stages.{stage}")
-    return StageCode(module.run, module.recheck if stage is Stage.PREPARE else None)
+    recheck = module.recheck if stage is Stage.PREPARE else None
+    return StageCode(module.run, recheck, plan_ranks if stage is Stage.TRAIN else None)
 
 
 def run_stage(

@@ -126,8 +126,9 @@ class TrainingMetrics:
     """Prometheus metrics of a training.
 
     Gauges edgetune_train_loss, edgetune_train_step, edgetune_train_total_steps, edgetune_train_tokens_per_second,
-    edgetune_train_eta_seconds, edgetune_train_learning_rate, edgetune_train_validation_loss and
-    edgetune_train_resumed_from_step, with the labels namespace and name. A figure is absent until it is reported.
+    edgetune_train_eta_seconds, edgetune_train_learning_rate, edgetune_train_validation_loss,
+    edgetune_train_resumed_from_step and edgetune_train_start_time_seconds, with the labels namespace and name. A figure
+    is absent until it is reported.
     """
 
     _FIGURES: Mapping[str, tuple[str, str]] = {
@@ -142,6 +143,10 @@ class TrainingMetrics:
         "resumedFromStep": (
             "edgetune_train_resumed_from_step",
             "Step of the checkpoint that this attempt resumed from.",
+        ),
+        "startTimeSeconds": (
+            "edgetune_train_start_time_seconds",
+            "When this attempt began its first step, in seconds since 1970.",
         ),
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.store.model_cache import ModelCache
+from edgetune_jobs.store.sources.model_cache import ModelCache
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Settings:
     """EDGETUNE_MODEL_CACHE_DIR and EDGETUNE_MODEL_CACHE_BYTES: folder and size of the cache of base models."""
 
     deadline_seconds: int | None
-    """EDGETUNE_DEADLINE_SECONDS: seconds after which the Job ends its stage. The Job counts from its own start, which
-    its Pods do not know: an attempt has at most this time."""
+    """EDGETUNE_DEADLINE_SECONDS: seconds that the stage's earlier Jobs have left of the deadline. A Pod does not know
+    what earlier attempts of its own Job took: it has at most this time."""
 
     image: str
     """EDGETUNE_IMAGE: reference of the container image, as in the Pod; empty outside a container."""
@@ -45,12 +45,18 @@ class Settings:
     gpu_bytes: int | None = None
     """EDGETUNE_GPU_BYTES: memory of the GPU that train will have, for prepare; unset if it is not known."""
 
+    ranks: int = 0
+    """EDGETUNE_RANKS: number of processes that train together, also on one GPU or a CPU; 0: one for each GPU."""
+
+    signing_key: Path | None = None
+    """EDGETUNE_SIGNING_KEY: PEM file with the private key, for publish; unset if nothing is signed."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Settings with their defaults.
 
         Raises:
-            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_GPU_BYTES,
+            InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_RANKS, EDGETUNE_GPU_BYTES,
                 EDGETUNE_DEADLINE_SECONDS or EDGETUNE_MODEL_CACHE_BYTES not a number.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
@@ -59,13 +65,16 @@ class Settings:
         gpus = environment.get("EDGETUNE_GPUS", "0")
         if not gpus.isdecimal():
             raise InvalidInput(f"EDGETUNE_GPUS: {gpus!r} is not a number of GPUs")
+        ranks = environment.get("EDGETUNE_RANKS", "0")
+        if not ranks.isdecimal():
+            raise InvalidInput(f"EDGETUNE_RANKS: {ranks!r} is not a number of processes")
         deadline = environment.get("EDGETUNE_DEADLINE_SECONDS")
         if deadline and not deadline.isdecimal():
             raise InvalidInput(f"EDGETUNE_DEADLINE_SECONDS: {deadline!r} is not a number of seconds; use digits only")
         gpu_bytes = environment.get("EDGETUNE_GPU_BYTES")
         if gpu_bytes and not gpu_bytes.isdecimal():
             raise InvalidInput(f"EDGETUNE_GPU_BYTES: {gpu_bytes!r} is not a number of bytes; use digits only")
-        credentials = environment.get("EDGETUNE_CREDENTIALS_DIR")
+        credentials, key = environment.get("EDGETUNE_CREDENTIALS_DIR"), environment.get("EDGETUNE_SIGNING_KEY")
         return cls(
             request=environment.get("EDGETUNE_REQUEST", ""),
             work_folder=Path(environment.get("EDGETUNE_WORK_DIR", "/work")),
@@ -76,7 +85,9 @@ class Settings:
             deadline_seconds=int(deadline) if deadline else None,
             image=environment.get("EDGETUNE_IMAGE", ""),
             gpus=int(gpus),
+            ranks=int(ranks),
             gpu_bytes=int(gpu_bytes) if gpu_bytes else None,
+            signing_key=Path(key) if key else None,
         )
 
 
@@ -109,5 +120,6 @@ def prepare_process(folder: Path, online: bool) -> None:
     os.environ["HF_HUB_OFFLINE"] = "0" if online else "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
     # Threads that spin while they wait slow down all others on shared or throttled cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -14,32 +14,43 @@ from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
-from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of, outputs_of
-from edgetune_contract.request import FileEntry, Manifest, Request, Resolved, Result
+from edgetune_contract.allowed_sources import refused_sources
+from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of
+from edgetune_contract.request import FileEntry, LiveVersion, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.times import timestamp
 from edgetune_jobs.errors import InvalidInput, TransientError
+from edgetune_jobs.evaluation.row_answers import ANSWERS
 from edgetune_jobs.models.gpus import require_gpus
 from edgetune_jobs.models.trial.process import shared_trial
-from edgetune_jobs.publishing.publisher import StorePublisher, read_done_stage
-from edgetune_jobs.runtime.artifact_uses import Use, Uses
+from edgetune_jobs.publishing.publisher import Pointer, StorePublisher, read_done_stage
+from edgetune_jobs.publishing.signing.signer import VersionSigner
 from edgetune_jobs.runtime.base_copies import mirror_model, mirror_uri
-from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run
-from edgetune_jobs.runtime.outputs import StageUpload, library_versions, probe
+from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run, with_formats
+from edgetune_jobs.runtime.outputs import StageUpload, check_artifacts, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
+from edgetune_jobs.runtime.ranks.plan import RankPlan
+from edgetune_jobs.runtime.ranks.supervisor import StoreOfRanks, train_in_ranks
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.usage import moved, used, without_usage
 from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
+from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.manifests import read_manifest
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.store.store import PreconditionFailed
+from edgetune_jobs.tensors.formats import candidates
 from edgetune_jobs.tensors.text_model import is_multimodal, text_model
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
+# Stages whose digests cover the formats of the edge model.
+_AFTER_FORMATS = (Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH)
+
 StageBody = Callable[[StageContext], StageOutput]
 Recheck = Callable[[StageContext, Mapping[str, float]], StageOutput]
+PlanOfRanks = Callable[[TrainingSpec, int, int], RankPlan | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class StageCode:
     recheck: Recheck | None = None
     """Runs if the stage is already done: from its metrics to new values of those metrics and facts that also depend on
     fields outside of its digest."""
+
+    plan_ranks: PlanOfRanks | None = None
+    """train only: from spec.training, the GPUs of the container and the ranks that are set to the processes that run
+    the body; None for this one."""
 
 
 class StageRun:
@@ -80,7 +95,10 @@ class StageRun:
         self._load_code = load_code
         self._folder = folder
         self._image = settings.image
+        self._signing_key = settings.signing_key
         self._gpus = settings.gpus
+        self._ranks = settings.ranks
+        self._credentials_folder = settings.credentials_folder
         self._gpu_bytes = settings.gpu_bytes
         self._cache = settings.cache
         self._deadline = None if settings.deadline_seconds is None else self._started + settings.deadline_seconds
@@ -97,6 +115,7 @@ class StageRun:
             StageError: the stage failed.
             Stopped: a signal stopped it.
         """
+        self._check_sources()
         sources: Mapping[str, Source] = {}
         if self._request.stage is Stage.PREPARE:
             self._progress.say("checking the base model and the data")
@@ -110,6 +129,14 @@ class StageRun:
             self._mirror_base(sources)
             return self._final_result(self._recheck(done, sources), cached=True)
         return self._execute(sources)
+
+    def _check_sources(self) -> None:
+        """Refuse what the namespace may not read, as the operator does before it creates the Job."""
+        request = self._request
+        stores = [request.store.uri.removesuffix(f"/{request.namespace}")]
+        problems = refused_sources(request.parameters, request.namespace, stores, request.allowed_sources)
+        if problems:
+            raise InvalidInput("; ".join(problems))
 
     def _resolve(self, sources: Mapping[str, Source]) -> Resolved | None:
         if self._request.stage is not Stage.PREPARE:
@@ -155,12 +182,30 @@ class StageRun:
     def _mark_uses(self) -> None:
         """Mark outputs as used before any manifest is read, so that no other object's clean-up removes them afterwards.
 
-        prepare reports which later stages are done, so it marks the outputs of all of them.
+        prepare reports which later stages are done, so it marks the outputs of all of them. With formats Auto, those
+        from quantize on have no digests before `_take_candidates`.
         """
-        uses = Uses(self._store, self._request.name)
         marked = self._digests if self._request.stage is Stage.PREPARE else (self._request.stage,)
         for stage in marked:
-            uses.mark(Use(stage, self._digests[stage]))
+            if not (self._lacks_formats and stage in _AFTER_FORMATS):
+                self._uses.mark(Use(stage, self._digests[stage]))
+
+    @property
+    def _uses(self) -> Uses:
+        return Uses(self._store, self._request.name)
+
+    @property
+    def _lacks_formats(self) -> bool:
+        """Whether this is a prepare that has not found yet which formats quantize writes."""
+        is_auto = self._request.parameters.quantization.is_auto and self._request.stage is Stage.PREPARE
+        return is_auto and self._resolved.formats is None
+
+    def _take_candidates(self, output: StageOutput) -> None:
+        """With formats Auto, resolve them: only then the later stages have digests."""
+        if self._lacks_formats:
+            self._known_inputs = with_formats(self._request, self._resolved, output.possible, self._store, self._uses)
+            self._digests = self._digests_of_run()
+            self._mark_uses()
 
     def _execute(self, sources: Mapping[str, Source]) -> Result:
         if self._gpus:  # before gigabytes of inputs are fetched
@@ -173,7 +218,8 @@ class StageRun:
             with self._signals.deferred():
                 upload.clean_up(won=False)
             # The winning attempt removes the files of all others, including those that are still uploading.
-            committed = self._read_manifest() if isinstance(error, TransientError) else None
+            may_be_done = isinstance(error, TransientError) and not self._lacks_formats
+            committed = self._read_manifest() if may_be_done else None
             if committed is None:
                 raise
             return self._final_result(committed, cached=True)
@@ -187,7 +233,8 @@ class StageRun:
         """Run the body and store its output; the result and all files."""
         context = self._context(sources, upload)
         output = self._run_body(context)
-        self._check_artifacts(output)
+        self._take_candidates(output)
+        check_artifacts(self._request, output)
         usage = used(self._folder)
         self._mirror_base(sources)
         self._progress.say("storing the result")
@@ -198,25 +245,17 @@ class StageRun:
             digest=self._digests[self._request.stage],
             seconds=round(time.monotonic() - self._started, 3),
             artifacts=artifacts,
-            metrics={**output.metrics, **usage, **moved(self._access.traffic, self._cache)},
+            metrics={**usage, **output.metrics, **moved(self._access.traffic, self._cache)},
             facts=dict(output.facts),
             warnings=(*output.warnings, *(self._cache.warnings if self._cache else ())),
             resolved=self._resolved if self._request.stage is Stage.PREPARE else None,
             scores=output.scores,
             edge=output.edge,
+            candidates=tuple(output.candidates),
             publication=output.publication,
         )
         result.encode()  # raises before the commit if the result cannot be sent
         return result, files
-
-    def _check_artifacts(self, output: StageOutput) -> None:
-        """Refuse other artifacts than those in the pipeline's table, where later stages look them up."""
-        made, expected = tuple(output.artifacts), outputs_of(self._request.stage, self._request.parameters)
-        if made != expected:
-            raise RuntimeError(
-                f"the stage {self._request.stage} returned the artifacts {', '.join(made) or 'none'}, "
-                f"but the pipeline expects {', '.join(expected) or 'none'}"
-            )
 
     def _recheck(self, done: Manifest, sources: Mapping[str, Source]) -> Manifest:
         """The manifest with metrics and facts updated for fields of this request that are outside of the digest."""
@@ -229,7 +268,10 @@ class StageRun:
         result = done.result
         upload = StageUpload(self._store, result.stage, result.digest)
         found = recheck(self._context(sources, upload), result.metrics)
-        new = {"metrics": {**result.metrics, **found.metrics}, "facts": {**result.facts, **found.facts}}
+        self._take_candidates(found)
+        # A spec with formats Auto and one with a list share the prepared data, but only the first has candidates.
+        facts = {name: fact for name, fact in result.facts.items() if name != candidates.FACT}
+        new = {"metrics": {**result.metrics, **found.metrics}, "facts": {**facts, **found.facts}}
         return done.model_copy(update={"result": result.model_copy(update=new)})
 
     def _context(self, sources: Mapping[str, Source], streams: OutputFiles) -> StageContext:
@@ -252,6 +294,8 @@ class StageRun:
             sources=sources,
             base_copy_uri=gatherer.base_copy_uri() if gatherer and request.stage is Stage.TRAIN else None,
             publisher=self._publisher() if request.stage is Stage.PUBLISH else None,
+            sizes=gatherer.sizes if gatherer else {},
+            discard=gatherer.discard if gatherer else lambda _: None,
         )
 
     def _gatherer(self) -> InputGatherer:
@@ -261,22 +305,47 @@ class StageRun:
         )
 
     def _publisher(self) -> StorePublisher:
-        return StorePublisher(self._store, self._request.name, lambda stage: self._gatherer().read_stage(stage))
+        def read_stage(stage: Stage) -> Manifest:
+            return self._gatherer().read_stage(stage)
+
+        return StorePublisher(self._store, self._request.name, read_stage, self._signer())
+
+    def _signer(self) -> VersionSigner | None:
+        """None if nothing is signed; a pin only moves the pointer. Nothing is published unsigned that shall be signed.
+
+        Raises:
+            InvalidInput: there is no key.
+        """
+        if self._request.sign is None or self._request.is_pin:
+            return None
+        if self._signing_key is None:
+            raise InvalidInput("EDGETUNE_SIGNING_KEY is not set, and the request is to sign: set it to the key's file")
+        return VersionSigner(self._store, self._signing_key, self._image, self._request.source_revision or "")
 
     def _checkpoints(self) -> StoreCheckpoints:
         keep = self._request.parameters.training.checkpoint.keep
         return StoreCheckpoints(self._store, self._digests[Stage.TRAIN], keep)
 
     def _run_body(self, context: StageContext) -> StageOutput:
-        body = self._load_code(self._request.stage).run
+        code = self._load_code(self._request.stage)
+        if context.inputs or context.models:  # the message about them would remain for the seconds of the imports
+            self._progress.say("importing the libraries")
         if self._request.stage is Stage.TRAIN:
             with self._serving_metrics(), self._signals.deferred():  # on a signal, it writes a checkpoint and returns
-                output = body(context)
+                output = self._train(context, code)
         else:
-            output = body(context)
+            output = code.run(context)
         self._signals.check()
         self._progress.close()
         return output
+
+    def _train(self, context: StageContext, code: StageCode) -> StageOutput:
+        training = self._request.parameters.training
+        plan = code.plan_ranks(training, self._gpus, self._ranks) if code.plan_ranks else None
+        if plan is None:
+            return code.run(context)
+        store = StoreOfRanks(self._digests[Stage.TRAIN], self._credentials_folder, self._access.traffic)
+        return train_in_ranks(context, plan, store)
 
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)
@@ -306,11 +375,16 @@ class StageRun:
         )
 
     def _store_base_scores(self, folder: Path) -> None:
-        path = folder / BASE_SCORES / BASE_SCORES_FILE
-        if self._request.stage is Stage.EVALUATE and path.is_file():
-            key = digest.base_scores_key(digest.base_scores_digest(self._request.parameters, self._resolved))
-            with suppress(PreconditionFailed):  # another run has stored scores of the same base
-                self._store.put(key, path.read_bytes(), if_none_match=True)
+        if self._request.stage is not Stage.EVALUATE:
+            return
+        scored = digest.base_scores_digest(self._request.parameters, self._resolved)
+        # The scores come last: where they are, the answers are there too.
+        keys = {ANSWERS: digest.base_answers_key(scored), BASE_SCORES_FILE: digest.base_scores_key(scored)}
+        for name, key in keys.items():
+            path = folder / BASE_SCORES / name
+            if path.is_file():
+                with suppress(PreconditionFailed):  # another run has stored the same of this base
+                    self._store.put(key, path.read_bytes(), if_none_match=True)
 
     def _read_manifest(self) -> Manifest | None:
         stage = self._request.stage
@@ -321,14 +395,20 @@ class StageRun:
         result = manifest.result.model_copy(update={"cached": cached})
         match result.stage:
             case Stage.PREPARE:
-                brief = without_usage(result)
-                return brief.model_copy(update={"resolved": self._resolved, "done": self._done_results()})
+                found = {"resolved": self._resolved, "done": self._done_results(), "live": self._live()}
+                return without_usage(result).model_copy(update=found)
             case Stage.TRAIN:
                 self._checkpoints().delete_all()
-            case Stage.PUBLISH if cached and result.publication is not None and result.publication.published:
-                # Another version may have been published since: move the pointer back to the one of this spec.
-                self._publisher().restore(result.publication.version)
+            case Stage.PUBLISH:
+                if cached and result.publication is not None and result.publication.published:
+                    # Another version may have been published since: move the pointer back to the one of this spec. And
+                    # it may have been published before its profile had a key.
+                    self._publisher().restore(result.publication.version)
+                return result.model_copy(update={"live": self._live()})
         return result
+
+    def _live(self) -> LiveVersion | None:
+        return Pointer(self._store, self._request.name).read_live()
 
     def _done_results(self) -> tuple[Result, ...]:
         """Results of the later stages that have a manifest in the store, in the order of the stages."""
@@ -336,7 +416,8 @@ class StageRun:
         for stage, stage_digest in self._digests.items():
             if stage is Stage.PREPARE:
                 continue
-            manifest = read_done_stage(self._store, self._request.name, stage, stage_digest)
+            sign = self._request.sign is not None
+            manifest = read_done_stage(self._store, self._request.name, stage, stage_digest, sign)
             if manifest is not None:
                 done.append(without_usage(manifest.result).model_copy(update={"cached": True}))
         return tuple(done)

@@ -7,10 +7,11 @@ from pathlib import Path
 from edgetune_contract.request import Result
 from edgetune_jobs.models.loading import peak_resident_bytes
 from edgetune_jobs.store.files import list_files
-from edgetune_jobs.store.model_cache import ModelCache
 from edgetune_jobs.store.s3.traffic import Traffic
+from edgetune_jobs.store.sources.model_cache import ModelCache
 
-_METRICS = ("usedMemoryBytes", "usedStorageBytes", "downloadedBytes", "uploadedBytes", "cachedBytes")
+USED_MEMORY = "usedMemoryBytes"
+_METRICS = (USED_MEMORY, "usedStorageBytes", "downloadedBytes", "uploadedBytes", "cachedBytes")
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
 
@@ -22,7 +23,7 @@ def used(folder: Path) -> dict[str, float]:
     """
     started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
     return {
-        "usedMemoryBytes": max(peak_resident_bytes(), started),
+        USED_MEMORY: max(peak_resident_bytes(), started),
         "usedStorageBytes": sum((folder / name).stat().st_size for name in list_files(folder)),
     }
 

@@ -3,9 +3,8 @@
 With an edge budget, also measure base and edge models on the CPU, each in a process of its own.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -17,18 +16,20 @@ from pydantic import ValidationError
 from edgetune_contract.evaluation import ScoredModel
 from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUATION, MERGED, PREPARED, TUNED
 from edgetune_contract.request import ModelScores
-from edgetune_contract.spec import MergeBase, RowFormat
+from edgetune_contract.spec import EdgeFormat, MergeBase, RowFormat
 from edgetune_contract.training import Precision
 from edgetune_jobs.data.prepared_data import EVAL
 from edgetune_jobs.errors import BASE_FIELD, HOW_TO_TRAIN_SMALLER_WEIGHTS, Interrupted, InvalidInput, TrainingDiverged
-from edgetune_jobs.evaluation import decoding, inference, scoring
+from edgetune_jobs.evaluation import decoding, inference, row_answers, scoring
 from edgetune_jobs.evaluation.edge import budget
-from edgetune_jobs.evaluation.edge.child_process import CannotRun, OutOfMemory
-from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading, not_runnable
+from edgetune_jobs.evaluation.edge.choosing import Choosing
+from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading, required_to_run
 from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
+from edgetune_jobs.evaluation.edge.runtimes import RUNTIMES, Runtime
 from edgetune_jobs.evaluation.edge.scoring_process import Row
-from edgetune_jobs.evaluation.pace import OnBatch, Pace, is_hopeless
+from edgetune_jobs.evaluation.pace import OnBatch, Pace, is_hopeless, late_message
 from edgetune_jobs.models import loading
+from edgetune_jobs.models.quantization import int8_inference
 from edgetune_jobs.models.tuned_model import load_tuned
 from edgetune_jobs.stage import BASE_SCORES_FILE, StageContext, StageOutput
 from edgetune_jobs.wording import count
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _BATCH_SIZE = 32
-_KEPT_ANSWERS = 16
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class _Rows:
 
 @dataclass
 class _Evaluation:
-    """Scores, first answers and seconds of each model so far, and the rows done for the progress."""
+    """Scores, answers and seconds of each model so far, and the rows done for the progress."""
 
     context: StageContext
     rows: _Rows
     models_to_score: int
     scores: dict[str, ModelScores] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
+    """Of all rows."""
+
     seconds: dict[str, float] = field(default_factory=dict)
     rows_done: int = 0
     position_limit: int | None = None
@@ -110,33 +112,47 @@ class _Evaluation:
         """Score a GGUF model on all rows in a process of llama.cpp.
 
         Raises:
-            InvalidInput: llama.cpp does not run it, or has too little memory here.
+            OutOfMemory, CannotRun: llama.cpp has too little memory here, or does not run it.
+            TrainingDiverged: its loss is not finite.
         """
         folder, rows = self.context.inputs[artifact], self.rows
         tokenizer = self._begin(name, folder)
         began = monotonic()
         drafts = self.drafts or [[]] * len(rows)
         columns = zip(rows.prompt_ids, rows.completion_ids, drafts, strict=True)
-        try:
-            scored = score_in_llama_cpp(
-                folder,
-                [Row(tuple(prompt), tuple(completion), tuple(draft)) for prompt, completion, draft in columns],
-                ends=decoding.end_tokens(loading.load_generation_settings(folder), tokenizer),
-                max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
-                scratch=self.context.scratch,
-                stop=self.context.stop,
-                on_batch=self._pass_of(name, passes=self._passes),
-            )
-        except CannotRun as error:
-            raise not_runnable(self.context, artifact, error) from error
-        except OutOfMemory as error:
-            raise InvalidInput(
-                f"the machine has too little memory to score {artifact} in llama.cpp: {error}; give the stage "
-                "evaluate more memory in the profile"
-            ) from error
+        scored = score_in_llama_cpp(
+            folder,
+            [Row(tuple(prompt), tuple(completion), tuple(draft)) for prompt, completion, draft in columns],
+            ends=decoding.end_tokens(loading.load_generation_settings(folder), tokenizer),
+            max_new_tokens=self.context.request.parameters.evaluation.max_new_tokens,
+            scratch=self.context.scratch,
+            stop=self.context.stop,
+            on_batch=self._pass_of(name, passes=self._passes),
+        )
         _check_finite(name, scored.loss)
         self._record(name, tokenizer, None if rows.is_text else scored.answers, scored.loss, scored.runtime)
         self.seconds[name] = monotonic() - began
+
+    def score_edge(self, name: str, artifact: str, device: "torch.device", *, in_llama_cpp: bool) -> None:
+        """Score an edge model: on a CPU in llama.cpp if that runs it, otherwise in transformers."""
+        if device.type == "cpu" and in_llama_cpp:
+            self.score_in_llama_cpp(name, artifact)
+        else:
+            self.score(name, self.context.inputs[artifact], _loader(self.context.inputs[artifact], device))
+
+    def name_edge(self, chosen: EdgeFormat | None) -> None:
+        """Name the chosen candidate as the edge model. The scores of the others are in the table of candidates."""
+        for each in self.context.request.formats:
+            scores, answers = self.scores.pop(each.artifact, None), self.answers.pop(each.artifact, None)
+            if each is chosen and scores is not None:
+                self.scores[EDGE] = scores
+            if each is chosen and answers is not None:
+                self.answers[EDGE] = answers
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt to measure speed with. How many positions the models have is known since they were scored."""
+        return budget.median_prompt(self.rows.prompt_ids, self.rows.completion_ids, self.position_limit)
 
     def _begin(self, name: str, tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
         self.context.progress.say(f"scoring the {name} model")
@@ -154,7 +170,7 @@ class _Evaluation:
         answers = None
         if tokens is not None:
             answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            self.answers[name] = answers[:_KEPT_ANSWERS]
+            self.answers[name] = answers
             if name != BASE:  # all further models are made from this one
                 self.drafts = tokens
         match = self.context.request.parameters.evaluation.match
@@ -184,7 +200,9 @@ class _Evaluation:
 
         def advance(rows: int, share: float) -> None:
             self.rows_done += passes * rows
-            self.context.progress.update(self.rows_done, self.models_to_score * self._passes * len(self.rows), "rows")
+            # Each row counts once, however many models answer it.
+            done = self.rows_done // (self.models_to_score * self._passes)
+            self.context.progress.update(done, len(self.rows), "rows")
             if self.context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
             late = pace.seconds_too_many(share)
@@ -200,10 +218,7 @@ class _Evaluation:
             InvalidInput: it would even if it got twice as fast: the rest of the time is not wasted.
         """
         evaluation = self.context.request.parameters.evaluation
-        message = (
-            f"scoring the {name} model takes about {needed:,.0f} s more at the pace of its first rows, but "
-            f"spec.activeDeadlineSeconds ends the stage in at most {left:,.0f} s"
-        )
+        message = late_message(f"scoring the {name} model", "rows", needed, left)
         if is_hopeless(needed, left):
             raise InvalidInput(
                 f"{message}; raise it, lower spec.evaluation.maxExamples ({len(self.rows):,} rows are scored) or "
@@ -236,29 +251,45 @@ def run(context: StageContext) -> StageOutput:
     kept = context.inputs.get(MERGED) if ScoredModel.MERGED in models else None
     edges = _edge_artifacts(context)
     needs_base = ScoredModel.BASE in models and known is None
-    count_of_models = needs_base + (ScoredModel.TUNED in models) + (kept is not None) + len(edges)
+    count_of_models = needs_base + (ScoredModel.TUNED in models) + (kept is not None) + len(context.request.formats)
     evaluation = _Evaluation(context, rows, models_to_score=count_of_models)
     loaded = check_loading(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
     base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
     if known is not None:
         evaluation.scores[BASE] = known
+        if (answers := row_answers.read_base_answers(context.inputs[BASE_SCORES], len(rows))) is not None:
+            evaluation.answers[BASE] = answers
     if needs_base:
         dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
         evaluation.score(BASE, base, lambda: loading.load_base(base, dtype, device))
-        _write_base_scores(context.output / BASE_SCORES, evaluation.scores[BASE])
+        _write_base_scores(context.output / BASE_SCORES, evaluation)
     if ScoredModel.TUNED in models:
         evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
     if kept is not None:
         evaluation.score(MERGED, kept, _loader(kept, device))
+    if context.request.parameters.quantization.is_auto:
+        return _choose(evaluation, device)
     for name, artifact in edges.items():
-        if device.type == "cpu" and artifact in loaded.in_llama_cpp:
-            evaluation.score_in_llama_cpp(name, artifact)
-        else:
-            evaluation.score(name, context.inputs[artifact], _loader(context.inputs[artifact], device))
-    _write_answers(context.output / EVALUATION, evaluation)
-    # How many positions the models have is known since they were scored.
-    prompt = budget.median_prompt(rows.prompt_ids, rows.completion_ids, evaluation.position_limit)
-    return _report(evaluation, device, budget.measure_models(context, prompt), loaded)
+        with required_to_run(context, artifact):
+            evaluation.score_edge(name, artifact, device, in_llama_cpp=artifact in loaded.in_llama_cpp)
+    _write_rows(context.output / EVALUATION, evaluation)
+    return _report(evaluation, device, budget.measure_models(context, evaluation.prompt), loaded)
+
+
+def _choose(evaluation: _Evaluation, device: "torch.device") -> StageOutput:
+    """Score the candidates of formats Auto until the answer is known; the chosen one is the edge model."""
+
+    def score(edge_format: EdgeFormat) -> ModelScores:
+        in_llama_cpp = RUNTIMES[edge_format] is Runtime.LLAMA_CPP
+        evaluation.score_edge(edge_format.artifact, edge_format.artifact, device, in_llama_cpp=in_llama_cpp)
+        return evaluation.scores[edge_format.artifact]
+
+    choice = Choosing(evaluation.context, dict(evaluation.scores), evaluation.prompt, score).run()
+    evaluation.name_edge(choice.chosen)
+    _write_rows(evaluation.context.output / EVALUATION, evaluation)
+    facts = "" if choice.chosen is None else f"{choice.chosen.artifact} by {RUNTIMES[choice.chosen]}"
+    loaded = Loaded(facts, choice.warnings)
+    return replace(_report(evaluation, device, choice.measured, loaded), candidates=choice.candidates)
 
 
 def _check_finite(name: str, loss: float | None) -> None:
@@ -287,12 +318,18 @@ def _load_tuned(base: Path, adapter: Path, device: "torch.device") -> "PreTraine
 
 def _edge_artifacts(context: StageContext) -> dict[str, str]:
     """Artifacts of the edge models by the names of their scores."""
-    first, *further = (edge_format.artifact for edge_format in context.request.parameters.quantization.formats)
+    first, *further = (edge_format.artifact for edge_format in context.request.formats)
     return {EDGE: first, **{artifact: artifact for artifact in further}}
 
 
 def _loader(folder: Path, device: "torch.device") -> "Callable[[], PreTrainedModel]":
-    return lambda: loading.load_stored(folder, device)
+    def load() -> "PreTrainedModel":
+        model = loading.load_stored(folder, device)
+        if device.type == "cpu":
+            int8_inference.replace_forward(model)
+        return model
+
+    return load
 
 
 def _read_rows(context: StageContext) -> _Rows:
@@ -326,20 +363,24 @@ def _read_base_scores(context: StageContext) -> ModelScores | None:
         return None
 
 
-def _write_base_scores(folder: Path, scores: ModelScores) -> None:
+def _write_base_scores(folder: Path, evaluation: _Evaluation) -> None:
     folder.mkdir()
-    (folder / BASE_SCORES_FILE).write_text(scores.model_dump_json() + "\n", encoding="utf-8")
+    (folder / BASE_SCORES_FILE).write_text(evaluation.scores[BASE].model_dump_json() + "\n", encoding="utf-8")
+    if BASE in evaluation.answers:
+        row_answers.write_base_answers(folder, evaluation.answers[BASE])
 
 
-def _write_answers(folder: Path, evaluation: _Evaluation) -> None:
-    """Write answers.jsonl: the first rows with the answer of each model that was scored in this run."""
+def _write_rows(folder: Path, evaluation: _Evaluation) -> None:
+    """Write the scores of every row, and the answers to chosen rows."""
     folder.mkdir()
-    rows = evaluation.rows
-    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for row in range(0 if rows.is_text else min(len(rows), _KEPT_ANSWERS)):
-            line = {"row": row, "prompt": rows.prompts[row], "reference": rows.references[row].response}
-            line |= {name: answers[row] for name, answers in evaluation.answers.items()}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    rows, match = evaluation.rows, evaluation.context.request.parameters.evaluation.match
+    scores = {
+        name: [scoring.row_score(*pair, match) for pair in zip(answers, rows.references, strict=True)]
+        for name, answers in evaluation.answers.items()
+    }
+    row_answers.write_row_scores(folder, scores)
+    references = [reference.response for reference in rows.references]
+    row_answers.write_answers(folder, rows.prompts, references, evaluation.answers, scores)
 
 
 def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Measured, loaded: Loaded) -> StageOutput:

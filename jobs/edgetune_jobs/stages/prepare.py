@@ -2,23 +2,23 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import BASE, PREPARED
-from edgetune_contract.spec import MergeBase, Method, Parameters, RowFormat
+from edgetune_contract.spec import MergeBase, Method, Parameters
 from edgetune_jobs.data import quality
 from edgetune_jobs.data.chat.shared import differing_context, with_shared_context
 from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, DataSet, read_data_set
-from edgetune_jobs.data.examples import Example, RowParser
+from edgetune_jobs.data.division import DividedRows, divide
+from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, write_report
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.row_errors import RowErrors
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.splits import hold_out
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
+from edgetune_jobs.evaluation.edge.runtimes import missing_runtime
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import SourceModelFolder, base_label
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
@@ -30,17 +30,20 @@ from edgetune_jobs.models.trial.model import try_model
 from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 from edgetune_jobs.stage import StageContext, StageOutput
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.licence import find_licence
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.tensors.families import KNOWN_TYPES
-from edgetune_jobs.tensors.formats.suitability import check_formats
+from edgetune_jobs.tensors.formats.candidates import Candidates, find_candidates
+from edgetune_jobs.tensors.formats.suitability import Suitability, check_formats, check_quantizer
 from edgetune_jobs.tensors.streamed_model import can_stream
 from edgetune_jobs.tensors.text_model import TextModel, text_model
-from edgetune_jobs.training.memory.activations import measure_activations
+from edgetune_jobs.training.memory.activations import try_activations
 from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
 from edgetune_jobs.training.memory.gpu_fit import check_gpu, common_fits
 from edgetune_jobs.training.preparation_report import (
     Preparation,
     base_figures,
+    bound_warning,
     training_facts,
     training_figures,
     truncation_warning,
@@ -55,18 +58,6 @@ _ROWS_AT_A_TIME = 256
 _LONGEST_REASON = 300
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Training and evaluation examples, in the order in which they are written."""
-
-    train: Sequence[Example]
-    evaluation: Sequence[Example]
-    evaluation_field: str
-    """Path in the spec of the evaluation rows' source: spec.dataset.train if they are split off."""
-
-    warnings: Sequence[str]
-
-
 def run(context: StageContext) -> StageOutput:
     """Prepare the sources base, train and, if the spec names one, eval; artifact `prepared`.
 
@@ -77,6 +68,7 @@ def run(context: StageContext) -> StageOutput:
     """
     parameters = context.request.parameters
     check_measurable(parameters)
+    check_quantizer(parameters)
     context.progress.say("inspecting the base model")
     trial = shared_trial()
     trial.start()
@@ -86,14 +78,17 @@ def run(context: StageContext) -> StageOutput:
     context.progress.say("reading the data")
     row_errors = RowErrors()
     train_set, eval_set = _read(context, row_errors)
+    context.progress.say("importing the libraries and trying the base model")
     text_part = source if isinstance(source, TextModel) else None
+    licence = find_licence(context.sources[BASE])
     about_base = (
         *([] if text_part is None else [text_part.warning]),
         *implementation_warnings(base.config),
         *try_model(trial, base.folder, base.tensors),
+        *licence.warnings(parameters.base_model.uri),
     )
     tokenizer = _load_tokenizer(base)
-    coverage = _check_quantization(base, lambda: tokenizer, parameters)
+    coverage, candidates = _check_quantization(base, lambda: tokenizer, parameters)
     unchecked = _rehearse(base, tokenizer, context)
     prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
     bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
@@ -102,7 +97,7 @@ def run(context: StageContext) -> StageOutput:
         # Rows that are too long belong in the same report.
         tokenizing.check(train_set, eval_set)
         row_errors.raise_if_any()
-    rows = _divide(parameters, train_set, eval_set)
+    rows = divide(parameters.dataset, parameters.training.seed, train_set, eval_set)
     train, evaluation = tokenizing.write(rows)
     row_errors.raise_if_any()
     prompt_format = with_shared_context(prompt_format, rows.train)
@@ -126,6 +121,7 @@ def run(context: StageContext) -> StageOutput:
             *truncation_warning(train, max_length),
             *tokenizing.notes(),
             *unchecked,
+            *bound_warning(workload),
         ),
     )
     write_report(tokenizing.folder, preparation.report())
@@ -133,8 +129,9 @@ def run(context: StageContext) -> StageOutput:
     return StageOutput(
         artifacts=(PREPARED,),
         metrics=preparation.metrics(),
-        facts=preparation.facts(),
+        facts={**preparation.facts(), **licence.facts, **candidates.facts},
         warnings=preparation.warnings,
+        possible=candidates.possible,
     )
 
 
@@ -157,12 +154,14 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     """
     parameters = context.request.parameters
     check_measurable(parameters)
+    check_quantizer(parameters)
+    shared_trial().start()
     context.progress.say("inspecting the base model")
     base = inspect_base(context.sources[BASE])
     targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
     _check_positions(base, longest)
-    coverage = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
+    coverage, candidates = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
     is_streamed = _is_streamed(context.sources[BASE], parameters)
@@ -171,7 +170,8 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     return StageOutput(
         # The manifest may be from a release that reported fewer figures.
         metrics={**base_figures(base, is_streamed=is_streamed), **training_figures(workload)},
-        facts=training_facts(common_fits(workload, mean, context.gpu_bytes)),
+        facts={**training_facts(workload, common_fits(workload, mean, context.gpu_bytes)), **candidates.facts},
+        possible=candidates.possible,
     )
 
 
@@ -183,7 +183,10 @@ def _workload(
     Raises:
         InvalidInput: it cannot fit into the GPU.
     """
-    activations = measure_activations(base.folder, parameters.lora, number_bytes_of(parameters.training))
+    training, lora = parameters.training, parameters.lora
+    activations = try_activations(
+        shared_trial(), base.folder, lora, number_bytes_of(training), training.layout, training.attention
+    )
     targets = targeted_layers(base, parameters.lora)
     workload = Workload(base, coverage, targets, parameters, longest, activations)
     if gpu_bytes is not None:
@@ -193,17 +196,18 @@ def _workload(
 
 def _check_quantization(
     base: BaseModel, load_tokenizer: "Callable[[], PreTrainedTokenizerBase]", parameters: Parameters
-) -> Coverage:
-    """What QLoRA quantizes in the base.
+) -> tuple[Coverage, Candidates]:
+    """What QLoRA quantizes in the base, and the candidates of formats Auto.
 
     Raises:
-        InvalidInput: the method or a format does not support the base.
+        InvalidInput: the method or a format does not support the base, or no candidate of formats Auto can fit.
     """
     skeleton = build_skeleton(base.folder)
     coverage = nf4_coverage(skeleton)
     check_method(coverage, parameters.method, base.architecture)
-    check_formats(base, skeleton, load_tokenizer, parameters)
-    return coverage
+    suitability = Suitability(base, skeleton, load_tokenizer)
+    check_formats(suitability, parameters)
+    return coverage, find_candidates(suitability, parameters, missing_runtime)
 
 
 def _rehearse(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", context: StageContext) -> tuple[str, ...]:
@@ -255,38 +259,6 @@ def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSe
     return train, read_data_set(context.sources["eval"], EVAL_FIELD, dataset, row_errors, context.stop)
 
 
-def _divide(parameters: Parameters, train_set: DataSet, eval_set: DataSet | None) -> _Rows:
-    """Training and evaluation examples, with warnings about them.
-
-    Raises:
-        InvalidInput: no evaluation rows can be split off.
-    """
-    dataset = parameters.dataset
-    train: Sequence[Example] = train_set.examples
-    about_eval: list[str] = []
-    if eval_set is None:
-        train, evaluation = hold_out(train_set.examples, dataset.eval_split_percent, parameters.training.seed)
-    else:
-        evaluation = eval_set.examples
-        about_eval = [
-            *eval_set.warnings,
-            *quality.duplicate_rows(eval_set),
-            *quality.leaked_rows(train, evaluation),
-        ]
-    named = eval_set or train_set
-    parser = RowParser(dataset)
-    if dataset.format is not RowFormat.TEXT:
-        about_eval += quality.keyword_coverage(named, evaluation, parser)
-    warnings = (
-        *quality.size_advice(len(train)),
-        *train_set.warnings,
-        *quality.duplicate_rows(train_set),
-        *about_eval,
-        *quality.unused_columns([data_set for data_set in (train_set, eval_set) if data_set], parser, dataset),
-    )
-    return _Rows(train, evaluation, named.spec_field, warnings)
-
-
 class _Tokenizing:
     """Tokenizes rows with progress until stopped; rows that cannot be used are added to the row errors."""
 
@@ -316,7 +288,7 @@ class _Tokenizing:
         for data_set in present:
             self._encode(data_set.examples, data_set.spec_field, None)
 
-    def write(self, rows: _Rows) -> tuple[TokenCount, TokenCount]:
+    def write(self, rows: DividedRows) -> tuple[TokenCount, TokenCount]:
         """Write train.parquet and eval.parquet to `folder`; the token counts of both."""
         self.folder.mkdir()
         self._begin(len(rows.train) + len(rows.evaluation))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.folder import LocalModelFolder
 from edgetune_jobs.models.quantization.coverage import int8_coverage, int8_linears, int8_skipped
-from edgetune_jobs.models.saving import folder_bytes, save_model
+from edgetune_jobs.models.saving import folder_bytes, save_model, write_chat_template
 from edgetune_jobs.models.tuned_model import merge_adapter
 from edgetune_jobs.models.weights import read_tensors, used_files
 from edgetune_jobs.stage import StageContext, StageOutput
@@ -21,9 +20,10 @@ from edgetune_jobs.tensors import streamed_model
 from edgetune_jobs.tensors.families import CannotStream
 from edgetune_jobs.tensors.formats.bitsandbytes_int8 import ADDED
 from edgetune_jobs.tensors.formats.errors import Unsupported
+from edgetune_jobs.tensors.formats.gguf.lora import WrittenAdapter, write_gguf_lora
 from edgetune_jobs.tensors.formats.int8_arithmetic import FLOAT16_MAX, beyond_float16
-from edgetune_jobs.tensors.formats.suitability import check_some, refusing
-from edgetune_jobs.tensors.formats.writers import open_writer
+from edgetune_jobs.tensors.formats.suitability import check_quantizer, check_some, refusing
+from edgetune_jobs.tensors.formats.writers import open_writers
 from edgetune_jobs.tensors.streamed_model import StreamedModel
 from edgetune_jobs.wording import some
 
@@ -45,6 +45,15 @@ class _Written:
 
     warnings: tuple[str, ...] = ()
 
+    def with_adapter(self, adapter: WrittenAdapter) -> "_Written":
+        """These figures, with those of the adapter in GGUF-LoRA."""
+        return _Written(
+            {**self.bytes, EdgeFormat.GGUF_LORA: adapter.bytes},
+            self.layers or adapter.layers,
+            {**self.shares, EdgeFormat.GGUF_LORA: adapter.share},
+            self.warnings + adapter.warnings,
+        )
+
 
 def run(context: StageContext) -> StageOutput:
     """Quantize input merged, or merge base and adapter and quantize them; one artifact for each format.
@@ -54,17 +63,16 @@ def run(context: StageContext) -> StageOutput:
             inputs do not fit each other.
         Interrupted: `context.stop` was set.
     """
-    formats = context.request.parameters.quantization.formats
+    formats = context.request.formats
+    check_quantizer(context.request.parameters)
     context.progress.say(f"quantizing to {', '.join(formats)}")
-    try:
-        model = _open_model(context)
-    except CannotStream as reason:
-        path = streamed_model.LIBRARY
-        written = _write_by_library(context, reason)
-    else:
-        path = streamed_model.STREAMING
-        written = _write_in_stream(context, model, formats)
+    path, written = _write_merged(context, [each for each in formats if each is not EdgeFormat.GGUF_LORA])
+    update: dict[str, float] = {}
+    if EdgeFormat.GGUF_LORA in formats:
+        adapter = write_gguf_lora(context)
+        written, update = written.with_adapter(adapter), {"updateBytes": adapter.update_bytes}
     metrics = {
+        **update,
         "edgeBytes": written.bytes[formats[0]],
         "quantizedLayers": written.layers,
         "quantizedShare": round(written.shares[formats[0]], 4),
@@ -75,6 +83,17 @@ def run(context: StageContext) -> StageOutput:
     shares = ", ".join(f"{each} {written.shares[each]:.1%}" for each in formats)
     facts = {"path": path, "formats": " ".join(formats), "quantizedShares": shares}
     return StageOutput(artifacts, metrics, facts, written.warnings)
+
+
+def _write_merged(context: StageContext, formats: Sequence[EdgeFormat]) -> tuple[str, _Written]:
+    """Write these formats of the merged model; the path that its weights took."""
+    if not formats:
+        return streamed_model.STREAMING, _Written({}, 0, {})
+    try:
+        model = _open_model(context)
+    except CannotStream as reason:
+        return streamed_model.LIBRARY, _write_by_library(context, formats, reason)
+    return streamed_model.STREAMING, _write_in_stream(context, model, formats)
 
 
 def _open_model(context: StageContext) -> StreamedModel:
@@ -91,9 +110,8 @@ def _open_model(context: StageContext) -> StreamedModel:
 
 def _write_in_stream(context: StageContext, model: StreamedModel, formats: Sequence[EdgeFormat]) -> _Written:
     """Write these formats in one pass over the weights."""
-    with ExitStack() as stack:
-        writers = {each: stack.enter_context(open_writer(each, model, context)) for each in formats}
-        encoders = [writer.encoder for writer in writers.values()]
+    with open_writers(formats, model, context) as writers:
+        encoders = list(dict.fromkeys(writer.encoder for writer in writers.values()))
         about_merge = streamed_model.stream(model, encoders, context.progress, context.stop)
         written = {each: writer.finish() for each, writer in writers.items()}
     warnings = about_merge + tuple(warning for writer in writers.values() for warning in writer.warnings)
@@ -101,9 +119,8 @@ def _write_in_stream(context: StageContext, model: StreamedModel, formats: Seque
     return _Written(written, len(model.layout.linears), shares, warnings)
 
 
-def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
+def _write_by_library(context: StageContext, formats: Sequence[EdgeFormat], reason: CannotStream) -> _Written:
     """Write bitsandbytes INT8 from memory, and stream the model that the library merged to all other formats."""
-    formats = context.request.parameters.quantization.formats
     device = loading.choose_device()
     model, source = _load_merged(context, device)
     others = [each for each in formats if each is not EdgeFormat.BITSANDBYTES_INT8]
@@ -116,7 +133,10 @@ def _write_by_library(context: StageContext, reason: CannotStream) -> _Written:
         edge = _quantize(model, context.request.parameters.quantization.outlier_threshold, device)
         del model
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
-        save_model(edge, folder, source, streamed_model.trained_prompt_format(context))
+        prompt_format = streamed_model.trained_prompt_format(context)
+        save_model(edge, folder, source, prompt_format)
+        template = write_chat_template(folder, prompt_format, loading.load_tokenizer(folder))
+        warnings += () if template is None else template.warnings
         sizes[EdgeFormat.BITSANDBYTES_INT8] = folder_bytes(folder)
         share = shares[EdgeFormat.BITSANDBYTES_INT8] = _written_share(context, folder)
         if left:

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import ADAPTER, BASE, PREPARED
-from edgetune_contract.spec import BaseModelSpec, Method, Parameters
-from edgetune_contract.training import Precision
-from edgetune_jobs.data import prompt_format as prompt_formats
-from edgetune_jobs.data.prepared_data import is_text_part, read_eval_tokens
-from edgetune_jobs.data.prompt_format import PromptFormat
+from edgetune_contract.spec import Method, Parameters
+from edgetune_contract.training import Kernels, Precision
+from edgetune_jobs.data.prepared_data import read_eval_tokens
 from edgetune_jobs.errors import (
-    BASE_FIELD,
     Interrupted,
     InvalidInput,
     TrainingDiverged,
@@ -20,15 +17,15 @@ from edgetune_jobs.errors import (
     is_out_of_gpu_memory,
 )
 from edgetune_jobs.evaluation.inference import teacher_forced
+from edgetune_jobs.evaluation.pace import training_watch
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.adapters import adapter_layers
-from edgetune_jobs.models.adapters.adapter_files import RECORD, TrainingRecord, save_adapter
-from edgetune_jobs.models.folder import LocalModelFolder, write_json
+from edgetune_jobs.models.adapters.adapter_files import TrainingRecord
 from edgetune_jobs.models.quantization.coverage import Coverage, check_method, held_in_nf4
-from edgetune_jobs.models.saving import copy_companions
-from edgetune_jobs.stage import StageContext, StageOutput
+from edgetune_jobs.stage import StageContext, StageOutput, StepSize
 from edgetune_jobs.training import recipe
-from edgetune_jobs.training.memory.activations import measure_activations
+from edgetune_jobs.training.adapter_folder import adapted_base, write_adapter_folder
+from edgetune_jobs.training.memory.activations import Activations, measure_activations
 from edgetune_jobs.training.memory.out_of_memory import out_of_memory
 from edgetune_jobs.training.memory.step_fit import StepFit, fit_step
 from edgetune_jobs.training.step_log import METRICS, StepLog
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from edgetune_jobs.training.attention import Arrangement
+    from edgetune_jobs.training.kernels.attention import Arrangement
     from edgetune_jobs.training.loop import AdapterTrainer, CheckpointPart, StepWatch
 
 
@@ -54,8 +51,8 @@ class _Setup:
     parameters: Parameters
     device: "torch.device"
     precision: Precision
-    reduced: int | None
-    """The micro-batch size that an earlier attempt left when it ran out of memory."""
+    reduced: StepSize | None
+    """The step size that an earlier attempt left when it ran out of memory."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,15 @@ class _Training:
     log: StepLog
     validation: Validation | None
     fit: StepFit
+    activations: Activations
     loaded_bytes: int
     """Memory in use when the base was loaded."""
 
     arrangement: "Arrangement"
+    kernels: Kernels
+    warnings: Sequence[str]
+    """What the spec asks for and the model does not support."""
+
     parameters: recipe.ParameterCount
     held: Coverage | None
     """What is in NF4; None for LoRA."""
@@ -90,7 +92,7 @@ class _Training:
 
 
 def run(context: StageContext) -> StageOutput:
-    """Train an adapter on inputs base and prepared; artifact `adapter`.
+    """Train an adapter on inputs base and prepared; artifact `adapter`, from rank 0 only.
 
     Raises:
         InvalidInput: the base, the target modules or the precision do not fit each other, or the smallest forward pass
@@ -98,7 +100,8 @@ def run(context: StageContext) -> StageOutput:
         TrainingDiverged: loss or gradient is not finite.
         OutOfGpuMemory: memory ran out outside of the forward passes, or for an example that fitted before; the next
             attempt begins with smaller passes, or resumes.
-        Interrupted: `context.stop` was set; the checkpoint of the last finished step is in the store.
+        Interrupted: `context.stop` was set on any rank; the checkpoint of the last finished step is in the store.
+        PeerLost: another rank has ended or does not answer.
     """
     setup, training = _set_up(context), None
     try:
@@ -126,12 +129,12 @@ def _set_up(context: StageContext) -> _Setup:
         parameters=parameters,
         device=device,
         precision=loading.resolve_precision(parameters.training.precision, device),
-        reduced=context.checkpoints.read_micro_batch_size() if context.checkpoints else None,
+        reduced=context.checkpoints.read_step_size() if context.checkpoints else None,
     )
 
 
 def _build(context: StageContext, setup: _Setup) -> _Training:
-    from edgetune_jobs.training import attention
+    from edgetune_jobs.training.kernels import attention, liger, low_rank
     from edgetune_jobs.training.loop import AdapterTrainer, StepWatch
 
     parameters, dtype = setup.parameters, loading.dtype_of(setup.precision)
@@ -144,14 +147,29 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
     targets = recipe.find_targets(model, parameters.lora)
     arrangement = attention.arrange(parameters.training, model)
     lengths, loaded_bytes = recipe.lengths_of(rows), loading.used_memory_bytes(setup.device)
-    activations = measure_activations(context.inputs[BASE], parameters.lora, dtype.itemsize)
+    activations = measure_activations(
+        context.inputs[BASE], parameters.lora, dtype.itemsize, arrangement.layout, arrangement.attention
+    )
+    # After the measurement, which builds a model on fake tensors, on which no Triton kernel runs.
+    kernels, warning = liger.use_liger(parameters.training.kernels, model)
     fit = fit_step(
-        parameters, arrangement.layout, model, held, targets, lengths, dtype.itemsize, activations, setup.reduced
+        parameters,
+        arrangement.layout,
+        model,
+        held,
+        targets,
+        lengths,
+        dtype.itemsize,
+        activations,
+        setup.reduced,
+        context.ranks,
     )
     log = StepLog(context.scratch / METRICS)
     validation = _validation(context, setup, tokenizer.pad_token_id, arrangement, fit)
     parts: list[CheckpointPart] = [fit, log] if validation is None else [fit, log, validation]
-    watch = StepWatch(context.progress, context.stop, log, validation, setup.precision is Precision.FP16)
+    on_step = training_watch(context.deadline, context.progress.say)
+    is_scaled = setup.precision is Precision.FP16
+    watch = StepWatch(context.progress, context.stop, log, validation, is_scaled, on_step, context.ranks)
     trainer = AdapterTrainer(
         model=model,
         args=recipe.sft_config(
@@ -165,26 +183,43 @@ def _build(context: StageContext, setup: _Setup) -> _Training:
         processing_class=tokenizer,
         peft_config=recipe.lora_config(parameters.lora, targets),
         callbacks=[watch],
-        base=_adapted_base(context),
+        base=adapted_base(context),
         checkpoints=context.checkpoints,
         parts=parts,
         layout=arrangement.layout,
         max_length=parameters.training.max_length,
         fit=fit,
+        ranks=context.ranks,
         on_shrink=lambda: _note_shrinking(context, fit),
     )
     recipe.cast_adapter_to_float32(trainer.model)
+    low_rank.fuse(trainer.model)
     attention.set_input_casts(trainer.model, enabled=setup.precision is Precision.FP32)
     count = recipe.check_trainable(trainer.model, targets, parameters.lora)
-    return _Training(trainer, watch, parts, log, validation, fit, loaded_bytes, arrangement, count, held)
+    warnings = [each for each in (arrangement.warning, warning) if each]
+    return _Training(
+        trainer,
+        watch,
+        parts,
+        log,
+        validation,
+        fit,
+        activations,
+        loaded_bytes,
+        arrangement,
+        kernels,
+        warnings,
+        count,
+        held,
+    )
 
 
 def _note_shrinking(context: StageContext, fit: StepFit) -> None:
     """Say that the step is computed again in smaller forward passes, and let later attempts begin with them."""
-    size = fit.choice.micro_batch_size
-    context.progress.say(f"out of GPU memory: the step is computed again with a micro-batch of {size}")
+    size = fit.choice.size
+    context.progress.say(f"out of GPU memory: the step is computed again with {size}")
     if context.checkpoints:
-        context.checkpoints.write_micro_batch_size(size)
+        context.checkpoints.write_step_size(size)
 
 
 def _check_held(parameters: Parameters, model: "PreTrainedModel") -> Coverage | None:
@@ -211,35 +246,32 @@ def _validation(
     spec = setup.parameters.training.evaluation
     if spec is None:
         return None
-    prompts, completions = read_eval_tokens(context.inputs[PREPARED], setup.parameters.evaluation.max_examples)
+    rows = read_eval_tokens(context.inputs[PREPARED], setup.parameters.evaluation.max_examples)
+    # Each rank measures its share of the rows.
+    prompts, completions = (column[context.ranks.rank :: context.ranks.size] for column in rows)
 
     def check_stop(*_: object) -> None:
         if context.stop.is_set():
             raise _StopRequested
 
-    def measure(model: "PeftModel") -> float | None:
-        from edgetune_jobs.training.attention import as_in_inference
+    def measure(model: "PeftModel") -> tuple[float, int] | None:
+        from edgetune_jobs.training.kernels.attention import as_in_inference
 
         try:
             with as_in_inference(model, arrangement.in_inference):
-                loss = teacher_forced(
+                found = teacher_forced(
                     model,
                     prompts,
                     completions,
                     pad_token_id=pad_token_id,
                     batch_size=fit.choice.micro_batch_size,
                     on_batch=check_stop,
-                ).loss
+                )
         except _StopRequested:
             return None
-        if loss is None:
-            raise InvalidInput(
-                "spec.training.evaluation: the evaluation rows have no token to predict; add rows to "
-                "spec.dataset.eval, or remove spec.training.evaluation"
-            )
-        return loss
+        return found.total, found.tokens
 
-    return Validation(spec, measure, context.scratch / "best")
+    return Validation(spec, measure, context.scratch / "best", context.ranks)
 
 
 def _train(context: StageContext, training: _Training) -> int | None:
@@ -250,7 +282,7 @@ def _train(context: StageContext, training: _Training) -> int | None:
     folder.mkdir()
     trainer = training.trainer
     step = context.checkpoints.restore_latest(folder, trainer.checkpoint_check()) if context.checkpoints else None
-    if context.stop.is_set():
+    if any(stopped for (stopped,) in context.ranks.gather(context.stop.is_set())):
         raise Interrupted("stopped by SIGTERM before the first step of this attempt", step)
     context.progress.say("training" if step is None else f"resuming training from the checkpoint of step {step}")
     if step is not None:
@@ -271,6 +303,9 @@ def _train(context: StageContext, training: _Training) -> int | None:
 def _save(context: StageContext, setup: _Setup, training: _Training, resumed_from: int | None) -> StageOutput:
     from edgetune_jobs.training.loop import LOSS_WINDOW, losses
 
+    peaks = [peak for (peak,) in context.ranks.gather(loading.peak_memory_bytes(setup.device))]
+    if context.ranks.rank:
+        return StageOutput()  # rank 0 reports for all
     spec, trainer, watch, parameters = setup.parameters, training.trainer, training.watch, training.parameters
     state = trainer.state
     step_losses = losses(state.log_history)
@@ -288,9 +323,10 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
         seed=spec.training.seed,
     )
     best = _put_back_best(training)
-    _write_adapter(context, training, record)
+    write_adapter_folder(context, trainer.model, record)
+    training.log.save_to(context.output / ADAPTER)
     weights = adapter_layers.read_adapter_weights(context.output / ADAPTER)
-    warnings = adapter_layers.check_learned(weights, state.global_step)
+    warnings = (*adapter_layers.check_learned(weights, state.global_step), *training.warnings)
     metrics = {
         "steps": record.steps,
         "epochs": record.epochs,
@@ -301,14 +337,15 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
         "trainableParameters": parameters.trainable,
         "totalParameters": parameters.total,
         "trainableShare": parameters.share,
-        "peakMemoryBytes": loading.peak_memory_bytes(setup.device),
+        "peakMemoryBytes": max(peaks),
         "estimatedPeakMemoryBytes": training.loaded_bytes + training.fit.choice.bytes,
     }
     if resumed_from is not None:
         metrics["resumedFromStep"] = resumed_from
     facts = _facts(setup, training)
-    if training.arrangement.warning:
-        warnings = (*warnings, training.arrangement.warning)
+    if context.ranks.size > 1:
+        metrics["worldSize"] = context.ranks.size
+        facts["ranks"] = f"{context.ranks.described}; the most memory is that of rank {peaks.index(max(peaks))}"
     if best is not None:
         metrics |= {"bestStep": best.step, "validationLoss": best.loss, "plannedSteps": state.max_steps}
         facts["adapter"] = _described_choice(training, best)
@@ -336,41 +373,12 @@ def _put_back_best(training: _Training) -> BestStep | None:
     return best
 
 
-def _write_adapter(context: StageContext, training: _Training, record: TrainingRecord) -> None:
-    """Write the artifact: a folder that peft loads, with the tokenizer beside the weights, and how it was trained."""
-    folder, base = context.output / ADAPTER, context.inputs[BASE]
-    save_adapter(training.trainer.model, folder, _adapted_base(context))
-    copy_companions(LocalModelFolder(base, BASE_FIELD), folder, _prompt_format(context))
-    write_json(folder / RECORD, record.model_dump(mode="json"))
-    training.log.save_to(folder)
-
-
-def _adapted_base(context: StageContext) -> BaseModelSpec:
-    """The model that the adapter fits, by the name that its config gets.
-
-    The layers of a multimodal model have other names than those of its text part, and peft would leave an adapter for
-    them out without an error: so the adapter names the copy of the text part.
-    """
-    base = context.request.parameters.base_model
-    if context.base_copy_uri is None or not is_text_part(context.inputs[PREPARED]):
-        return base
-    return base.model_copy(update={"uri": context.base_copy_uri, "revision": ""})
-
-
 def _described_choice(training: _Training, best: BestStep) -> str:
     state = training.trainer.state
     chosen = f"of step {best.step}, which has the lowest validation loss ({best.loss:.4f})"
     if not training.stopped_early:
         return chosen
     return f"{chosen}; training stopped early after step {state.global_step} of {state.max_steps}"
-
-
-def _prompt_format(context: StageContext) -> PromptFormat:
-    """The prompt format that prepare wrote beside the rows, with what all conversations share."""
-    prepared = context.inputs[PREPARED]
-    if (prepared / prompt_formats.FILE).is_file():
-        return PromptFormat.read(prepared)
-    return PromptFormat.of(context.request.parameters.dataset)
 
 
 def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
@@ -384,5 +392,7 @@ def _facts(setup: _Setup, training: _Training) -> dict[str, str]:
         "precision": loading.describe_precision(spec.precision, setup.precision),
         "optimizer": optimizer,
         **training.arrangement.facts(),
+        "kernels": training.kernels.value,
         **training.fit.facts(),
+        "activations": training.activations.described,
     }

@@ -10,7 +10,7 @@ from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
 from edgetune_jobs.errors import BASE_FIELD
 from edgetune_jobs.store.s3.traffic import Traffic
-from edgetune_jobs.store.sources import FolderSource, Source, SourceKind, check_pin
+from edgetune_jobs.store.sources.source import FolderSource, Source, SourceKind, check_pin
 from edgetune_jobs.store.store import Store
 
 
@@ -53,8 +53,8 @@ class StorageAccess:
             InvalidInput: there is nothing at its URI.
         """
         if base.is_on_hub:
-            from edgetune_jobs.store.hub_source import HubSource
             from edgetune_jobs.store.s3.client import read_secret
+            from edgetune_jobs.store.sources.hub_source import HubSource
 
             token = read_secret(self.credentials_folder, "HF_TOKEN") if self.credentials_folder else None
             return HubSource(base.uri, base.revision, BASE_FIELD, token, target)

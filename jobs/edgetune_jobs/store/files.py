@@ -65,6 +65,16 @@ class Sink(Protocol):
         ...
 
 
+class NullSink:
+    """Takes bytes of which only the fingerprint is needed."""
+
+    def write(self, data: bytes) -> None:
+        """Ignore the bytes."""
+
+    def restart(self) -> None:
+        """Nothing to discard."""
+
+
 class FileSink:
     """Writes the bytes to a file."""
 
@@ -143,6 +153,11 @@ def fingerprint(path: Path) -> Fingerprint:
     return reader.fingerprint
 
 
+def fingerprint_of_bytes(data: bytes) -> Fingerprint:
+    """Fingerprint of some bytes."""
+    return Fingerprint(len(data), hashlib.sha256(data).hexdigest())
+
+
 def read_range(path: Path, start: int, buffer: memoryview) -> int:
     """Read a file from byte `start` into `buffer`; the number of bytes read, fewer than its size at the file's end."""
     with path.open("rb") as file:
@@ -157,7 +172,8 @@ def list_files(folder: Path) -> list[str]:
 
 def file_list_digest(entries: Sequence[FileEntry]) -> str:
     """SHA-256 of the canonical JSON of a file list: path, bytes and SHA-256 of each, sorted by path."""
-    return sha256_of([entry.model_dump(mode="json") for entry in sorted(entries, key=lambda entry: entry.path)])
+    ordered = sorted(entries, key=lambda entry: entry.path)
+    return sha256_of([entry.model_dump(mode="json", exclude={"key"}) for entry in ordered])
 
 
 def checked_relative(path: str) -> str:
@@ -202,6 +218,15 @@ def disk_full(path: Path, needed_bytes: int | None = None) -> TransientError:
         f"the disk is full: {free:,} bytes are free at {existing}{needed}; "
         "free some space or give the stage a larger work volume"
     )
+
+
+def sync(path: Path) -> None:
+    """Write a file, or the names in a folder, to the disk: without this, it can be lost in a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,7 @@ from edgetune_jobs.store.files import (
     disk_errors,
     fingerprint,
     require_free_space,
+    sync,
 )
 from edgetune_jobs.store.store import Content, DamagedObject, PreconditionFailed, StoredObject, check_content
 
@@ -54,10 +56,12 @@ class LocalFolderStore:
     def read(self, key: str) -> Content | None:
         with _access_errors(f"read {self._uri}/{key}"):
             try:
-                data = self._path(key).read_bytes()
+                # A put replaces the file: content and time must be of the same one.
+                with self._path(key).open("rb") as file:
+                    data, seconds = file.read(), os.fstat(file.fileno()).st_mtime
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Content(data, _etag_of(data))
+        return Content(data, _etag_of(data), datetime.fromtimestamp(seconds, UTC))
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         def place(temporary: Path, path: Path) -> None:
@@ -112,7 +116,7 @@ class LocalFolderStore:
             os.fsync(file.fileno())
             with _removals(uri):
                 temporary.replace(path)
-                _sync_folder(path.parent)
+                sync(path.parent)
 
     def download_file(self, key: str, path: Path, expected: Fingerprint) -> None:
         with disk_errors(path, expected.bytes), path.open("wb") as target:
@@ -131,16 +135,30 @@ class LocalFolderStore:
                     sink.write(chunk)
         return reader.fingerprint
 
-    def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:  # noqa: ARG002 - in place
+    def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:
         for entry in files:
-            key = f"{folder}/{checked_relative(entry.path)}"
+            checked_relative(entry.path)
+            key = entry.key_below(folder)
             with _access_errors(f"read {self._uri}/{key}"):
                 try:
                     found = fingerprint(self._path(key))
                 except (FileNotFoundError, NotADirectoryError) as error:
                     raise DamagedObject(f"{self._uri}/{key} is missing") from error
             check_content(f"{self._uri}/{key}", found, Fingerprint.of(entry))
-        return self._path(folder)
+        if all(entry.key is None for entry in files):
+            return self._path(folder)
+        for entry in files:
+            link = target / entry.path
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(self._path(entry.key_below(folder)))
+        return target
+
+    def link(self, key: str, other: str) -> None:
+        path = self._path(other)
+        with _access_errors(f"write {self._uri}/{other}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError, NotImplementedError):
+                path.hardlink_to(self._path(key))
 
     def delete(self, key: str) -> None:
         with _access_errors(f"delete {self._uri}/{key}"):
@@ -179,7 +197,7 @@ class LocalFolderStore:
                         file.flush()
                         os.fsync(file.fileno())
                         place(temporary, path)
-                    _sync_folder(path.parent)
+                    sync(path.parent)
                     return
                 except FileNotFoundError:
                     if attempt == _ATTEMPTS:
@@ -227,15 +245,6 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
             yield file
     finally:
         path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write a folder's names to the disk: without this, a new file can be lost in a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ Keys have / between names and are relative to the store's URI. A folder is a pre
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -41,6 +42,8 @@ class Content:
 
     data: bytes
     etag: str
+    written_at: datetime = field(compare=False)
+    """When it was written, with a time zone."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class UploadedFile(Protocol):
 class Store(Protocol):
     """Objects by key.
 
-    All methods raise AccessDenied if the credentials lack a permission, InvalidInput if the bucket does not exist, and
-    TransientError if network, service or disk fail after a bounded number of retries.
+    All methods raise AccessDenied if the credentials lack a permission, and TransientError if network, service or disk
+    fail after a bounded number of retries, or the bucket does not exist.
     """
 
     @property
@@ -132,9 +135,15 @@ class Store(Protocol):
     def fetch_folder(self, folder: str, files: Sequence[FileEntry], target: Path) -> Path:
         """A local folder with these files, verified: `target`, or the store's own folder, which must not be changed.
 
+        A local store links the files into `target` if some of them are shared files outside of the folder.
+
         Raises:
             DamagedObject: a file is missing or has other content.
         """
+        ...
+
+    def link(self, key: str, other: str) -> None:
+        """Let people find an object under another key too, where that takes no space; a bucket does nothing."""
         ...
 
     def delete(self, key: str) -> None:
@@ -257,6 +266,12 @@ def write_model_once(store: Store, key: str, model: AnyModel) -> AnyModel:
         if read_model(store, key, type(model)) != model:
             raise
     return model
+
+
+def stored_sizes(store: Store, folder: str, files: Sequence[FileEntry]) -> dict[str, int]:
+    """Sizes in bytes of what the store has, by key: all below a folder, and the shared files of the list."""
+    folders = [folder, *{entry.key.rpartition("/")[0] for entry in files if entry.key is not None}]
+    return {found.key: found.bytes for each in folders for found in store.list(each)}
 
 
 def clean_up_attempts(store: Store, folder: str, attempt: str, won: bool) -> None:

@@ -147,6 +147,10 @@ def _head_norms(sizes: _Sizes) -> Mapping[str, Shape]:
     return {**_two_norms(sizes), "self_attn.q_norm": (sizes.head,), "self_attn.k_norm": (sizes.head,)}
 
 
+def _six_norms(sizes: _Sizes) -> Mapping[str, Shape]:
+    return {**_four_norms(sizes), **_head_norms(sizes)}
+
+
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -160,6 +164,7 @@ _GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256}
 _FAMILIES: Mapping[str, _Family] = {
     "gemma": _Family("GemmaForCausalLM", _separate, _two_norms, _optional_biases, _GEMMA_DEFAULTS),
     "gemma2": _Family("Gemma2ForCausalLM", _separate, _four_norms, _optional_biases, _GEMMA_DEFAULTS),
+    "gemma3_text": _Family("Gemma3ForCausalLM", _separate, _six_norms, _optional_biases, _GEMMA_DEFAULTS),
     "llama": _Family("LlamaForCausalLM", _separate, _two_norms, _optional_biases),
     "mistral": _Family("MistralForCausalLM", _separate, _two_norms, defaults={"num_key_value_heads": 8}),
     "phi3": _Family("Phi3ForCausalLM", _fused, _two_norms),

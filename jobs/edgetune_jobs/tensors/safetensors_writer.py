@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from edgetune_jobs.models.weights import WEIGHTS, WEIGHTS_INDEX
-from edgetune_jobs.stage import OutputFile, OutputFiles
+from edgetune_jobs.stage import NewFiles, OutputFile
 from edgetune_jobs.store.files import Buffer
 from edgetune_jobs.tensors.safetensors_plan import PlannedFile, weights_index
 
@@ -15,7 +15,7 @@ from edgetune_jobs.tensors.safetensors_plan import PlannedFile, weights_index
 class SafetensorsWriter:
     """Writes the weights of one model. It is a context manager; an incomplete file is discarded at the exit."""
 
-    def __init__(self, files: Sequence[PlannedFile], outputs: OutputFiles, folder: str) -> None:
+    def __init__(self, files: Sequence[PlannedFile], outputs: NewFiles, folder: str) -> None:
         """
         Args:
             files: the plan.

@@ -110,7 +110,7 @@ def merged_model(base: ModelFolder, adapter: Path, merge_base: MergeBase) -> Str
         tensors=tensors,
         dtype=merged_dtype(record.base_dtype, tensors),
         through_nf4=_nf4_weights(layout) if record.through_nf4(merge_base) else frozenset(),
-        adapter=_matrices(adapter, config, layout),
+        adapter=lora_matrices(adapter, config, layout),
         threads=torch.get_num_threads(),
     )
     return StreamedModel(weights, layout)
@@ -220,8 +220,12 @@ def _nf4_weights(layout: Layout) -> frozenset[str]:
     return layout.linears
 
 
-def _matrices(adapter: Path, config: dict[str, Any], layout: Layout) -> dict[str, LoraMatrices]:
-    """The adapter's matrices by the name of the weight that they update."""
+def lora_matrices(adapter: Path, config: Mapping[str, Any], layout: Layout) -> dict[str, LoraMatrices]:
+    """A plain adapter's matrices by the name of the weight that they update.
+
+    Raises:
+        InvalidInput: the adapter cannot be read, or does not match the base model.
+    """
     weights = adapter_layers.read_adapter_weights(adapter)
     modules = {name.removesuffix(".weight"): shape for name, shape in layout.tensors.items()}
     linears = {

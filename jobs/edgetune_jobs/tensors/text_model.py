@@ -31,7 +31,7 @@ from edgetune_jobs.models.trial.text_part import TextPart, find_text_part
 from edgetune_jobs.models.weights import WEIGHTS_INDEX, StoredTensor, fill, read_json, read_tensors
 from edgetune_jobs.stage import OutputFile
 from edgetune_jobs.store.files import CHUNK_BYTES
-from edgetune_jobs.store.sources import Source
+from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.tensors.safetensors_plan import (
     MAX_FILE_BYTES,
     PlannedFile,
@@ -172,6 +172,10 @@ class TextModel:
             buffer[: len(part)] = part
             return len(part)
         return self._weights[path].read_into(self._whole, start, buffer)
+
+    def read_note(self, path: str) -> bytes:
+        """The first bytes of a file of the multimodal model."""
+        return self._whole.read_note(path)
 
     def write_to(self, path: str, output: OutputFile) -> None:
         """Write a file in pieces of a few megabytes.

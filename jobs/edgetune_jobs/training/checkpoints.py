@@ -2,7 +2,7 @@
 
     checkpoints/<train digest>/step-<n>/<attempt>/…files…      each writer has its own folder
     checkpoints/<train digest>/step-<n>/manifest.json          written last, by the first writer that completes
-    checkpoints/<train digest>/micro-batch-size.json
+    checkpoints/<train digest>/step-size.json
 
 A manifest never refers to files of another writer, so concurrent writers of one step cannot corrupt it.
 """
@@ -15,9 +15,8 @@ from pathlib import Path
 
 from edgetune_contract.digest import MANIFEST, checkpoints_key
 from edgetune_contract.request import FileEntry
-from edgetune_contract.schema import Model
 from edgetune_jobs.errors import AccessDenied, InvalidInput, TransientError
-from edgetune_jobs.stage import CheckpointCheck
+from edgetune_jobs.stage import CheckpointCheck, StepSize
 from edgetune_jobs.store.files import Fingerprint, checked_relative, require_free_space
 from edgetune_jobs.store.store import (
     DamagedObject,
@@ -33,10 +32,6 @@ from edgetune_jobs.store.store import (
 logger = logging.getLogger(__name__)
 
 _STEP_MANIFEST = re.compile(rf"step-(\d+)/{re.escape(MANIFEST)}")
-
-
-class _MicroBatchSize(Model):
-    micro_batch_size: int
 
 
 class StoreCheckpoints:
@@ -83,14 +78,13 @@ class StoreCheckpoints:
                 return step
         return None
 
-    def read_micro_batch_size(self) -> int | None:
-        """The smaller micro-batch size that an earlier attempt wrote after it ran out of GPU memory."""
-        stored = read_model(self._store, self._micro_batch_size_key, _MicroBatchSize)
-        return None if stored is None else stored.micro_batch_size
+    def read_step_size(self) -> StepSize | None:
+        """The smaller step size that an earlier attempt wrote after it ran out of GPU memory."""
+        return read_model(self._store, self._step_size_key, StepSize)
 
-    def write_micro_batch_size(self, size: int) -> None:
-        """Write a smaller micro-batch size for the next attempt."""
-        write_model(self._store, self._micro_batch_size_key, _MicroBatchSize(micro_batch_size=size))
+    def write_step_size(self, size: StepSize) -> None:
+        """Write a smaller step size for the next attempt."""
+        write_model(self._store, self._step_size_key, size)
 
     def delete_all(self) -> None:
         """Delete all checkpoints of the finished training; a failure is only logged."""
@@ -100,8 +94,8 @@ class StoreCheckpoints:
             logger.warning("cannot delete the checkpoints at %s: %s", uri_of(self._store, self._folder), error)
 
     @property
-    def _micro_batch_size_key(self) -> str:
-        return f"{self._folder}/micro-batch-size.json"
+    def _step_size_key(self) -> str:
+        return f"{self._folder}/step-size.json"
 
     def _step_key(self, step: int) -> str:
         return f"{self._folder}/step-{step}"

@@ -4,6 +4,7 @@ This module imports torch and the Hugging Face libraries at its top, because its
 only inside functions.
 """
 
+import hashlib
 import math
 import shutil
 import threading
@@ -30,10 +31,10 @@ from trl import SFTTrainer
 
 from edgetune_contract.spec import BaseModelSpec
 from edgetune_contract.training import Layout
-from edgetune_jobs.errors import TrainingDiverged, is_out_of_gpu_memory
+from edgetune_jobs.errors import PeerLost, TrainingDiverged, is_out_of_gpu_memory
 from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_adapter
 from edgetune_jobs.models.loading import free_memory
-from edgetune_jobs.stage import Checkpoints, Progress
+from edgetune_jobs.stage import Checkpoints, Progress, Ranks
 from edgetune_jobs.training.checkpoint_check import CheckpointCheck
 from edgetune_jobs.training.memory.step_fit import StepFit
 from edgetune_jobs.training.recipe import with_warmup
@@ -66,6 +67,11 @@ class AdapterTrainer(SFTTrainer):
 
     A step that runs out of GPU memory is computed again in smaller forward passes, as long as `fit` has any.
 
+    With several ranks, each computes its share of every step, and the gradients are added once, before the optimizer's
+    step. To the libraries, each rank is a training of its own, with the same batches, losses and gradients as the
+    others: DistributedDataParallel cannot repeat a step after its backward pass has failed, and with it an epoch's last
+    batch has repeated rows.
+
     A checkpoint has no pickled arguments or model card. Its folder has adapter_model.safetensors, adapter_config.json,
     optimizer.pt, scheduler.pt, rng_state.pth, scaler.pt (FP16) and trainer_state.json; the .pt and .pth files are
     loaded with weights_only. `parts` add their own.
@@ -83,6 +89,7 @@ class AdapterTrainer(SFTTrainer):
         layout: Layout,
         max_length: int,
         fit: StepFit,
+        ranks: Ranks,
         on_shrink: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
@@ -93,6 +100,7 @@ class AdapterTrainer(SFTTrainer):
         self._layout = layout
         self._max_length = max_length
         self._fit = fit
+        self._ranks = ranks
         self._on_shrink = on_shrink
         self._base = base
         self._checkpoints = checkpoints
@@ -120,38 +128,74 @@ class AdapterTrainer(SFTTrainer):
     def train(self, *args: Any, **options: Any) -> Any:
         """Train, with gradient checkpointing as `fit` says; the arguments are the library's."""
         self._apply_checkpointing()
+        self._ranks.copy_from_first(self._trainable)
         return super().train(*args, **options)
 
+    @property
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def training_step(self, model: Any, inputs: StepBatch, num_items_in_batch: Any = None) -> torch.Tensor:  # noqa: ARG002
-        """Forward and backward passes of all examples of a step; its loss.
+        """Forward and backward passes of all examples of a step, by all ranks; its loss.
 
         Raises:
             RuntimeError: out of GPU memory, and `fit` has nothing smaller.
+            PeerLost: another rank ran out of GPU memory like this, has ended, or does not answer.
         """
-        tokens = self._total_train_tokens
+        before = self._total_train_tokens
+        if self._ranks.size > 1:
+            torch.manual_seed(_seed_of_step(self.args.seed, self.state.global_step, self._ranks.rank))
         while True:
+            failure: RuntimeError | None = None
+            loss = torch.zeros((), device=self.args.device)
             try:
-                return self._accumulate(model, inputs)
+                loss = self._accumulate(model, inputs)
             except RuntimeError as error:
-                if not is_out_of_gpu_memory(error) or not self._fit.shrink():
+                if not is_out_of_gpu_memory(error):
                     raise
-            # Not within the except block: the error's traceback holds the tensors of the failed pass.
+                failure = error
+            loss, tokens, failed = self._joined(loss, self._total_train_tokens - before, failure is not None)
+            if not failed:
+                self._total_train_tokens = before + tokens
+                self._ranks.add_gradients(self._trainable)
+                return loss
+            if not self._fit.shrink():
+                raise failure or PeerLost(f"rank {failed[0]} ran out of GPU memory")
+            failure = None  # its traceback holds the tensors of the failed pass
             model.zero_grad()
             self._metrics["train"].clear()
-            self._total_train_tokens = tokens
+            self._total_train_tokens = before
             free_memory()
             self._apply_checkpointing()
             self._on_shrink()
 
     def _accumulate(self, model: Any, batch: StepBatch) -> torch.Tensor:
-        passes = list(batch.split(self._layout, self._fit.choice.micro_batch_size, self._max_length))
+        size, fit = self._ranks.size, self._fit.choice
+        passes = [
+            list(batch.share(rank, size).split(self._layout, fit.micro_batch_size, self._max_length))
+            for rank in range(size)
+        ]
         # The library averages the auxiliary loss of experts over this number.
-        self.current_gradient_accumulation_steps = len(passes)
+        self.current_gradient_accumulation_steps = sum(map(len, passes))
         learned = batch.learned_tokens
         loss = torch.zeros((), device=self.args.device)
-        for examples in passes:
+        for examples in passes[self._ranks.rank]:
             loss += super().training_step(model, self._collate(examples), learned)
+        if not passes[self._ranks.rank] and self.accelerator.scaler is not None:
+            # The scaler has no scale before its first loss, and refuses the optimizer's step without one.
+            self.accelerator.scaler.scale(loss)
         return loss
+
+    def _joined(self, loss: torch.Tensor, tokens: float, failed: bool) -> tuple[torch.Tensor, float, Sequence[int]]:
+        """Loss and tokens of all ranks together, and the ranks that ran out of GPU memory."""
+        if self._ranks.size == 1:
+            return loss, tokens, [0] if failed else []
+        figures = self._ranks.gather(loss.item(), tokens, failed)
+        losses, counts, failures = zip(*figures, strict=True)
+        # What is logged as num_tokens.
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens + sum(counts) - tokens]
+        total = torch.tensor(sum(losses), dtype=loss.dtype, device=loss.device)
+        return total, sum(counts), [rank for rank, each in enumerate(failures) if each]
 
     def _apply_checkpointing(self) -> None:
         if self._fit.choice.recompute:
@@ -176,6 +220,8 @@ class AdapterTrainer(SFTTrainer):
         restore_adapter(model or self.model, Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._ranks.rank:
+            return
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         for part in self._parts:
@@ -183,6 +229,11 @@ class AdapterTrainer(SFTTrainer):
         if self._checkpoints is not None:
             self._checkpoints.save(self.state.global_step, folder)
         shutil.rmtree(folder)
+
+
+def _seed_of_step(seed: int, step: int, rank: int) -> int:
+    """The seed of a rank's dropout in a step, also after a resume: all ranks resume with the generator of rank 0."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
 
 
 def _name_number_of_experts(config: PreTrainedConfig) -> None:
@@ -206,28 +257,35 @@ class StepWatch(TrainerCallback):
         log: StepLog,
         validation: Validation | None,
         scaled_gradients: bool,
+        on_step: Callable[[float], None],
+        ranks: Ranks,
     ) -> None:
         """
         Args:
             progress: receives step, loss, learning rate and speed.
-            stop: ends training after the current step, with a checkpoint.
+            stop: ends training after the current step, with a checkpoint, on all ranks if it is set on one.
             log: receives the figures of each step.
             validation: measures the validation loss; None if the spec does not ask for it.
             scaled_gradients: FP16 loss scaling is used, where infinite gradients are normal and not checked.
+            on_step: called after each step with the share of the steps that is done.
+            ranks: of the training.
         """
         self._progress = progress
         self._stop = stop
         self._log = log
         self._validation = validation
         self._scaled_gradients = scaled_gradients
+        self._on_step = on_step
+        self._ranks = ranks
         self._recent: deque[tuple[float, float]] = deque(maxlen=LOSS_WINDOW + 1)
         self._validation_figures: dict[str, float] = {}
         self._started = 0.0
+        self._start_time = 0.0
         self._resumed_from = 0
         self.has_stepped = False
         """Whether this attempt has finished a step."""
         self.tokens = 0.0
-        """Tokens that this attempt has trained on, without padding."""
+        """Tokens that this attempt has trained on, on all ranks, without padding."""
         self.seconds = 0.0
         """Training time of this attempt, including checkpoints and evaluations."""
 
@@ -246,7 +304,7 @@ class StepWatch(TrainerCallback):
                 self._validation.wants_stop or self._validation.is_due(state.global_step, state.max_steps)
             ):
                 raise EndedBeforeFirstStep
-        self._started = time.monotonic()
+        self._started, self._start_time = time.monotonic(), time.time()
         self._recent.append((self._started, 0.0))
 
     def on_log(
@@ -275,7 +333,8 @@ class StepWatch(TrainerCallback):
                 validation_loss=self._validate(model, state),
             )
         )
-        if self._stop.is_set():
+        self._on_step(state.global_step / state.max_steps)
+        if any(stopped for (stopped,) in self._ranks.gather(self._stop.is_set())):
             control.should_save = True
             control.should_training_stop = True
         if self._validation is not None and self._validation.wants_stop:
@@ -293,6 +352,7 @@ class StepWatch(TrainerCallback):
             loss=logs["loss"],
             learningRate=logs["learning_rate"],
             resumedFromStep=self._resumed_from,
+            startTimeSeconds=self._start_time,
             tokensPerSecond=(last_tokens - first_tokens) / max(last_time - first_time, 1e-9),
             **self._validation_figures,
         )

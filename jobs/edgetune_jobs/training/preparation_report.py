@@ -60,7 +60,7 @@ class Preparation:
 
     def facts(self) -> dict[str, str]:
         """The base's architecture, that of the multimodal model that it is a part of, and what fits into a GPU."""
-        return {**self._architecture, **training_facts(self.fits)}
+        return {**self._architecture, **training_facts(self.workload, self.fits)}
 
     @property
     def _architecture(self) -> dict[str, str]:
@@ -114,9 +114,19 @@ def training_figures(workload: Workload) -> dict[str, float]:
     }
 
 
-def training_facts(fits: Sequence[GpuFit]) -> dict[str, str]:
-    """What depends on them in words: the micro-batch size by GPU memory."""
-    return {"microBatchSizes": describe_fits(fits)}
+def training_facts(workload: Workload, fits: Sequence[GpuFit]) -> dict[str, str]:
+    """What depends on them in words: the micro-batch size by GPU memory, and whether its estimate is measured."""
+    return {"microBatchSizes": describe_fits(fits), "activations": workload.activations.described}
+
+
+def bound_warning(workload: Workload) -> list[str]:
+    """A warning about an estimate by a bound, which is not used to refuse anything."""
+    if workload.activations.is_measured:
+        return []
+    return [
+        f"the activations of {workload.base.architecture} could not be measured ({workload.activations.problem}): the "
+        "estimate of the GPU memory is an upper bound, and whether the training fits is not checked"
+    ]
 
 
 def truncation_warning(train: TokenCount, max_length: int) -> list[str]:

@@ -16,6 +16,7 @@ from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.models.libraries import prepare_libraries
 from edgetune_jobs.models.skeleton import build_skeleton
+from edgetune_jobs.stage import OneRank
 from edgetune_jobs.training import recipe
 from edgetune_jobs.training.memory.step_fit import Lengths, StepFit
 from edgetune_jobs.wording import some
@@ -127,6 +128,7 @@ def _make_trainer(
         parts=(),
         layout=Layout.PADDED,
         max_length=parameters.training.max_length,
+        ranks=OneRank(),
         fit=StepFit(parameters.training, Layout.PADDED, Lengths.of([len(ids)]), 1, lambda *_: 0, 0),
     )
 

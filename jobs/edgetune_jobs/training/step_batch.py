@@ -29,6 +29,19 @@ class StepBatch:
         predicted = (example["labels"][1:] for example in self.examples)
         return sum(len(labels) - labels.count(IGNORED_LABEL) for labels in predicted)
 
+    def share(self, rank: int, size: int) -> "StepBatch":
+        """The examples of one of `size` ranks: about the same number of examples, and of tokens, as of any other.
+
+        The longest examples are dealt first, to the ranks in order and then back again.
+        """
+        by_length = sorted(range(len(self.examples)), key=lambda index: -_length(self.examples[index]))
+        mine = [
+            index
+            for position, index in enumerate(by_length)
+            if rank == (position % size if position // size % 2 == 0 else size - 1 - position % size)
+        ]
+        return StepBatch([self.examples[index] for index in sorted(mine)])
+
     def split(self, layout: Layout, micro_batch_size: int, max_length: int) -> Iterator[list[Example]]:
         """The examples of each forward pass.
 
@@ -43,7 +56,7 @@ class StepBatch:
             return
         count = len(self.examples)
         passes = ceil(count / micro_batch_size)
-        bounds = [round(count * index / passes) for index in range(passes + 1)]
+        bounds = [round(count * index / passes) for index in range(passes + 1)] if passes else []
         for begin, end in pairwise(bounds):
             yield list(self.examples[begin:end])
 

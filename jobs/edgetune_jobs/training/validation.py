@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgetune_contract.schema import Model
 from edgetune_contract.training import TrainingEvaluation
+from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.adapters.adapter_files import restore_adapter, save_weights
+from edgetune_jobs.stage import Ranks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 _STATE = "validation.json"
 _BEST = "best"
 
-LossMeasurement = Callable[["PeftModel"], float | None]
-"""Measures a model's loss on the evaluation rows, in nats; None if training was stopped meanwhile."""
+LossMeasurement = Callable[["PeftModel"], tuple[float, int] | None]
+"""Measures a model's loss on this rank's evaluation rows: their sum in nats, and the number of tokens; None if training
+was stopped meanwhile."""
 
 
 class BestStep(Model):
@@ -44,16 +47,18 @@ class Validation:
     evaluation, the checkpoint lacks it, and the next attempt begins with it.
     """
 
-    def __init__(self, spec: TrainingEvaluation, measure: LossMeasurement, folder: Path) -> None:
+    def __init__(self, spec: TrainingEvaluation, measure: LossMeasurement, folder: Path, ranks: Ranks) -> None:
         """
         Args:
             spec: spec.training.evaluation.
             measure: measures the loss of the model in evaluation mode.
             folder: a folder for the best adapter; it is created.
+            ranks: of the training: each measures its rows, and all get the same loss.
         """
         self._spec = spec
         self._measure = measure
         self._folder = folder
+        self._ranks = ranks
         self._state = ValidationState()
         folder.mkdir(parents=True)
 
@@ -72,17 +77,34 @@ class Validation:
         return step != self._state.last_step and (step % self._spec.every_steps == 0 or step == total)
 
     def after_step(self, model: "PeftModel", step: int, total: int) -> float | None:
-        """Evaluate after a step if it is due and not done yet; the loss, or None."""
+        """Evaluate after a step if it is due and not done yet; the loss, or None.
+
+        Raises:
+            InvalidInput: the evaluation rows have no token to predict.
+        """
         if not self.is_due(step, total):
             return None
         model.eval()
         try:
-            loss = self._measure(model)
+            loss = self._joined(self._measure(model))
         finally:
             model.train()
         if loss is not None:
             self._record(model, step, loss)
         return loss
+
+    def _joined(self, measured: tuple[float, int] | None) -> float | None:
+        """The loss on the rows of all ranks; None if one of them was stopped."""
+        found = self._ranks.gather(*(measured or (0.0, 0)), measured is None)
+        totals, tokens, stops = zip(*found, strict=True)
+        if any(stops):
+            return None
+        if not any(tokens):
+            raise InvalidInput(
+                "spec.training.evaluation: the evaluation rows have no token to predict; add rows to "
+                "spec.dataset.eval, or remove spec.training.evaluation"
+            )
+        return float(sum(totals) / sum(tokens))
 
     def put_back_best(self, model: "PeftModel") -> None:
         """Give the model the best step's adapter."""

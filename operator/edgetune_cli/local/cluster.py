@@ -10,12 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from edgetune_cli.local.logs import log_path
 from edgetune_cli.local.objects import ObjectFolder
 from edgetune_cli.local.processes import ProcessJob, now
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.profiles import Profile, ProfileStore
+from edgetune_operator.api.status.stage_status import ProgressStatus
 
 _LOG_BYTES = 2**20
 """A run begins a new log where the last one is longer; of the older ones, the last is kept."""
@@ -28,8 +30,9 @@ class ObjectBusy(Exception):
 class LocalCluster:
     """Implements `reconcile.Cluster` for one object, whose lock it holds while it is open."""
 
-    def __init__(self, folder: Path, key: Key) -> None:
+    def __init__(self, folder: Path, key: Key, signing_key: Path | None = None) -> None:
         self._folder = folder
+        self._signing_key = signing_key
         self._key = key
         self._jobs: dict[str, ProcessJob] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -40,7 +43,7 @@ class LocalCluster:
         self.message = ""
 
     async def __aenter__(self) -> Self:
-        path = self.objects.path(self._key).with_suffix(".lock")
+        path = self.objects.lock_path(self._key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -59,7 +62,7 @@ class LocalCluster:
 
     def log_path(self, job: str) -> Path:
         """Log of a Job's attempts, also those of earlier runs."""
-        return self._folder / "logs" / self._key.namespace / f"{job}.log"
+        return log_path(self._folder, self._key.namespace, job)
 
     async def read_object(self, key: Key) -> dict[str, Any] | None:
         return self.objects.read(key)
@@ -69,6 +72,15 @@ class LocalCluster:
 
     async def list_pods(self, owner: Mapping[str, Any]) -> list[dict[str, Any]]:  # noqa: ARG002 - one object only
         return [pod for job in self._jobs.values() for pod in job.pods]
+
+    async def list_workloads(self, owner: Mapping[str, Any], jobs: Sequence[str]) -> list[dict[str, Any]]:  # noqa: ARG002 - no queues
+        return []
+
+    async def read_queue(self, namespace: str, queue: str, priority: str) -> None:  # noqa: ARG002 - no queues
+        return None
+
+    async def change_job(self, owner: Mapping[str, Any], name: str, patch: Sequence[Mapping[str, Any]]) -> None:
+        raise TypeError(f"{owner['name']}: Job {name} is not in a queue, and is not changed by {patch}")
 
     async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> list[dict[str, Any]]:  # noqa: ARG002 - no Events
         return []
@@ -94,6 +106,7 @@ class LocalCluster:
             on_line=self._take_line,
             on_change=self.changed.set,
             inherited=(self._lock,),
+            signing_key=self._signing_key,
         )
         self._jobs[name] = process_job
         self._tasks[name] = asyncio.create_task(process_job.run())
@@ -108,6 +121,9 @@ class LocalCluster:
         del self._jobs[name], self._tasks[name]
         shutil.rmtree(job.folder, ignore_errors=True)
         self.changed.set()
+
+    async def read_labels(self, namespace: str) -> Mapping[str, str]:  # noqa: ARG002 - a folder has no labels
+        return {}
 
     async def is_namespace_terminating(self, namespace: str) -> bool:  # noqa: ARG002 - a folder is never terminating
         return False
@@ -172,5 +188,5 @@ def _progress(line: Mapping[str, Any], pod: str) -> ProgressStatus:
 
 
 def local_profile(folder: Path) -> Profile:
-    """Profile of a run without a cluster: the store is a folder."""
-    return Profile(store=ProfileStore(uri=(folder / "store").as_uri()), allow_file_uris=True)
+    """Profile of a run without a cluster: the store is a folder, and the machine gives what GPUs it has."""
+    return Profile(store=ProfileStore(uri=(folder / "store").as_uri()), allow_file_uris=True, max_gpus=MOST_GPUS)

@@ -27,17 +27,18 @@ class ObjectFolder:
         name = key.name if len(key.name) <= _LONGEST_FILE_NAME else names.label_value(key.name)
         return self._root / key.namespace / f"{name}.yaml"
 
+    def lock_path(self, key: Key) -> Path:
+        """File that a run of an object keeps locked."""
+        return self.path(key).with_suffix(".lock")
+
+    def all(self) -> list[dict[str, Any]]:
+        """All objects that can be read, by namespace and name."""
+        found = [document for path in sorted(self._root.glob("*/*.yaml")) if (document := _read(path)) is not None]
+        return sorted(found, key=lambda each: (each["metadata"]["namespace"], each["metadata"]["name"]))
+
     def read(self, key: Key) -> dict[str, Any] | None:
         """The object; None before its first run."""
-        try:
-            documents = read_yaml(self.path(key))
-        except FileNotFoundError:
-            return None
-        except (yaml.YAMLError, ValueError, RecursionError):
-            # The file can be written again: every stage finds its manifest in the store.
-            return None
-        document = documents[0] if documents else None
-        return document if isinstance(document, dict) and "metadata" in document else None
+        return _read(self.path(key))
 
     def write(self, key: Key, document: Mapping[str, Any]) -> None:
         """Replace the object atomically."""
@@ -47,15 +48,18 @@ class ObjectFolder:
         draft.write_text(yaml_text(dict(document)), encoding="utf-8")
         draft.replace(path)
 
-    def apply(self, key: Key, spec: Mapping[str, Any], retry: str) -> dict[str, Any]:
+    def apply(self, key: Key, spec: Mapping[str, Any], retry: str, source_revision: str = "") -> dict[str, Any]:
         """Apply the object as the API server would: a changed spec increments the generation.
 
         Args:
             key: namespace and name.
             spec: the whole spec, including defaults.
             retry: retry token; a new one makes the run check the inputs and retry failed stages.
+            source_revision: the Git commit that the object comes from; empty if it is not known.
         """
         document = self.applied(key, spec, retry)
+        if source_revision:
+            document["metadata"]["annotations"][names.SOURCE_REVISION_ANNOTATION] = source_revision
         self.write(key, document)
         return document
 
@@ -104,3 +108,15 @@ def _new_object(key: Key) -> dict[str, Any]:
             "generation": 0,
         },
     }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        documents = read_yaml(path)
+    except FileNotFoundError:
+        return None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # The file can be written again: every stage finds its manifest in the store.
+        return None
+    document = documents[0] if documents else None
+    return document if isinstance(document, dict) and "metadata" in document else None

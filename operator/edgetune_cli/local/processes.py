@@ -17,6 +17,7 @@ from typing import Any
 from edgetune_contract.request import MAX_RESULT_BYTES
 from edgetune_contract.values.text import escaped_line
 from edgetune_contract.values.times import timestamp
+from edgetune_operator.decisions.manifests.job_manifests import SIGNING_KEY_VARIABLE
 
 _FALLBACK_LOG_BYTES = 2048
 _LOG_LINE_LIMIT = 2**20
@@ -41,6 +42,7 @@ class ProcessJob:
         on_line: called with each JSON object that a stage prints to standard output.
         on_change: called after each change of the Job's or a Pod's status.
         inherited: file descriptors that the attempts keep open (the object's lock).
+        signing_key: file that takes the place of the private key that the container mounts; None if it mounts none.
         backoff_seconds: pause after the first failed attempt; it doubles after each further one, up to a minute.
     """
 
@@ -50,6 +52,7 @@ class ProcessJob:
     on_line: Callable[[dict[str, Any]], None]
     on_change: Callable[[], None]
     inherited: tuple[int, ...] = ()
+    signing_key: Path | None = None
     backoff_seconds: float = 1.0
     status: dict[str, Any] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
@@ -170,6 +173,8 @@ class ProcessJob:
             if name in ("HOME", "EDGETUNE_IMAGE", "EDGETUNE_GPUS") or value in secrets:
                 continue
             environment[name] = str(work) if value == mounts["work"] else value
+        if SIGNING_KEY_VARIABLE in environment and self.signing_key is not None:
+            environment[SIGNING_KEY_VARIABLE] = str(self.signing_key.absolute())
         return environment | {
             "EDGETUNE_TERMINATION_LOG": str(termination_log),
             "EDGETUNE_METRICS_PORT": "0",

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_cli.local.cluster import LocalCluster
+from edgetune_cli.local.logs import ShownLogs
 from edgetune_cli.status_tables import ProgressView
 from edgetune_contract.stages import Stage
+from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.decisions.deletion import finalizers_wanted
 from edgetune_operator.decisions.observe import read_status
+from edgetune_operator.decisions.plans import CreateJob, Outcome, View
 from edgetune_operator.decisions.reporting.events import EventDraft
-from edgetune_operator.decisions.state_machine import CreateJob, Outcome, View
 from edgetune_operator.reconcile import DeletionPass, Pass, run_once
 
 _TICK_SECONDS = 1.0
@@ -48,9 +50,20 @@ class Ended:
 
 
 async def run_object(
-    document: Mapping[str, Any], folder: Path, profiles: Mapping[str, Profile], progress: ProgressView
+    document: Mapping[str, Any],
+    folder: Path,
+    profiles: Mapping[str, Profile],
+    progress: ProgressView,
+    signing_key: Path | None = None,
 ) -> Ended:
     """Run a LoraFineTune on this machine until it is published, refused, failed, suspended or stopped.
+
+    Args:
+        document: the object.
+        folder: for objects, store, logs and temporary files.
+        profiles: by name.
+        progress: shows how far it is.
+        signing_key: file that takes the place of the Secret with the private key.
 
     Raises:
         ObjectBusy: another run is working on the same object in the same folder.
@@ -58,9 +71,11 @@ async def run_object(
     key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
     # Persist the defaults, as the API server does.
     spec = parse_spec(document["spec"]).model_dump(mode="json", exclude_none=True)
-    async with LocalCluster(folder, key) as cluster:
+    annotations = document["metadata"].get("annotations") or {}
+    revision = annotations.get(names.SOURCE_REVISION_ANNOTATION, "")
+    async with LocalCluster(folder, key, signing_key) as cluster:
         # A new retry token makes every run check the inputs and retry failed stages.
-        cluster.objects.apply(key, spec, retry=str(uuid.uuid4()))
+        cluster.objects.apply(key, spec, retry=str(uuid.uuid4()), source_revision=revision)
         with _stop_on_signals() as stop:
             return await _follow(cluster, key, profiles, progress, stop)
 
@@ -69,6 +84,7 @@ async def _follow(
     cluster: LocalCluster, key: Key, profiles: Mapping[str, Profile], progress: ProgressView, stop: asyncio.Event
 ) -> Ended:
     ran: set[Stage] = set()
+    logs = ShownLogs(cluster.log_path("").parent)
     while True:
         if stop.is_set():
             await cluster.stop()
@@ -78,6 +94,8 @@ async def _follow(
             raise FileNotFoundError(f"{cluster.objects.path(key)} was removed during the run")
         view = done.plan.view
         ran |= {action.request.stage for action in done.plan.actions if isinstance(action, CreateJob)}
+        for row in (row for row in view.rows if row.name in ran and row.job):
+            logs.show(cluster.log_path(row.job))
         progress.update(view, cluster.message)
         if view.outcome is not Outcome.RUNNING or stop.is_set():
             return await _ended(cluster, key, view, ran, stopped=stop.is_set())

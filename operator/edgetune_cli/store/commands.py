@@ -3,7 +3,6 @@
 They use the jobs' code, so that the store's layout is defined once. It is imported when a command runs.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,16 @@ from urllib.parse import unquote, urlsplit
 import typer
 
 from edgetune_cli.exits import ExitStatus, fail
-from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
-from edgetune_cli.output import SafeConsole, say
+from edgetune_cli.options import (
+    DEFAULT_WORK_DIR,
+    Output,
+    Profiles,
+    WorkDir,
+    read_object,
+    read_profiles,
+    require_profile,
+)
+from edgetune_cli.output import DataFormat, SafeConsole, print_data, say, working
 from edgetune_cli.store.report import report, version_lines
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import EdgeFormat
@@ -28,8 +35,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-_Output = Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")]
-
 
 def versions(
     model: Annotated[
@@ -41,7 +46,7 @@ def versions(
     ] = None,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
-    output: _Output = ReportFormat.TEXT,
+    output: Output = DataFormat.TEXT,
 ) -> None:
     """List the versions of a model, newest first: scores, size, and which one latest.json names.
 
@@ -57,14 +62,10 @@ def versions(
         location, name = _of_model(str(model), known if profiles else {})
         pin = ""
 
-    rows = call_jobs(lambda: _version_rows(location, name, pin))
+    rows = call_jobs(lambda: version_rows(open_store(location), name, pin))
     if not rows:
         fail(f"{location.uri}/models/{name} has no versions", ExitStatus.UNUSABLE_INPUT)
-    if output is ReportFormat.JSON:
-        say(json.dumps(rows, indent=2, ensure_ascii=False))
-    else:
-        for line in version_lines(rows):
-            say(line)
+    print_data(rows, output, version_lines(rows))
 
 
 def verify(
@@ -75,21 +76,27 @@ def verify(
             show_default=False,
         ),
     ],
+    verify_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="PEM file with a public key, one of which must have signed the version; repeat it.", show_default=False
+        ),
+    ] = None,
     profiles: Profiles = None,
-    output: _Output = ReportFormat.TEXT,
+    output: Output = DataFormat.TEXT,
 ) -> None:
     """Check every file of an artifact against its manifest, and print the artifact's provenance.
 
-    Files are read in place; no copy is stored on this machine. Exits with 0 if every file is unchanged, 1 if one is
-    not, 2 if the artifact cannot be read.
+    With --verify-key, check also who signed the version. Files are read in place; no copy is stored on this machine.
+    Exits with 0 if every file is unchanged, 1 if one is not, 2 if the artifact cannot be read.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
-    with SafeConsole(stderr=True).status("Reading all files"):
-        found = call_jobs(lambda: _verification(uri, known))
-    if output is ReportFormat.JSON:
-        say(found.model_dump_json(indent=2, exclude_none=True))
-    else:
+    with working("Reading all files"):
+        found = call_jobs(lambda: _verification(uri, known, verify_key or ()))
+    if output is DataFormat.TEXT:
         report(_console(), found)
+    else:
+        print_data(found.model_dump(mode="json", exclude_none=True), output)
     raise typer.Exit(ExitStatus.NEGATIVE if found.problems else ExitStatus.OK)
 
 
@@ -115,6 +122,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Maximum length of the answer, in tokens.", min=1)] = 256,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
+    output: Output = DataFormat.TEXT,
 ) -> None:
     """Print an edge model's answer to a prompt, which is wrapped as in training. Decoding is greedy.
 
@@ -125,14 +133,18 @@ def generate(
     folder = call_jobs(lambda: _model_folder(model, known, workdir.resolve() / "models", edge_format))
     text = sys.stdin.read() if prompt == "-" else prompt
 
-    def answer() -> None:
+    def answer() -> str:
         from edgetune_jobs.evaluation.text_generation import stream_answer
 
+        pieces = []
         for piece in stream_answer(folder, text, max_new_tokens, columns):
-            say(piece, nl=False)
+            pieces.append(piece)
+            if output is DataFormat.TEXT:
+                say(piece, nl=False)
+        return "".join(pieces)
 
-    call_jobs(answer)
-    say()
+    found = call_jobs(answer)
+    print_data({"model": str(folder), "prompt": text, "answer": found}, output, [""])
 
 
 def _columns(options: Sequence[str]) -> dict[str, str]:
@@ -142,12 +154,14 @@ def _columns(options: Sequence[str]) -> dict[str, str]:
     return dict(option.split("=", maxsplit=1) for option in options)
 
 
-def _verification(uri: str, profiles: Mapping[str, Profile]) -> "Verification":
+def _verification(uri: str, profiles: Mapping[str, Profile], key_files: Sequence[Path]) -> "Verification":
     from edgetune_jobs.publishing.addresses import parse_address
+    from edgetune_jobs.publishing.signing.keys import read_public_keys
     from edgetune_jobs.publishing.verification import verify as verify_address
 
     address = parse_address(uri)
-    return verify_address(_open(_location(address.root, profiles)), address)
+    keys = [key for file in key_files for key in read_public_keys(file)]
+    return verify_address(open_store(location_of(address.root, profiles)), address, keys)
 
 
 def _model_folder(
@@ -162,15 +176,14 @@ def _model_folder(
     if not model.startswith("s3://") and (folder / FILE).is_file():
         return folder
     address = parse_address(model)
-    return fetch_model(_open(_location(address.root, profiles)), address, cache, edge_format)
+    return fetch_model(open_store(location_of(address.root, profiles)), address, cache, edge_format)
 
 
-def _version_rows(location: StoreLocation, name: str, pin: str) -> list[dict[str, Any]]:
+def version_rows(store: "Store", name: str, pin: str) -> list[dict[str, Any]]:
     """Rows of `edgetune versions`, one for each version of a model, newest first."""
     from edgetune_jobs.publishing.publisher import Pointer
     from edgetune_jobs.publishing.versions import Versions
 
-    store = _open(location)
     current = Pointer(store, name).version
     rows = []
     for each in Versions(store, name).all():
@@ -186,19 +199,20 @@ def _summary(document: VersionDocument) -> dict[str, Any]:
         exclude_none=True,
         include={"created_at": True, "published": True, "refusals": True, "scores": True, "edge": {"artifact"}},
     )
-    return summary
+    return {**summary, "gainedNothing": document.scores.gained_nothing}
 
 
 def _of_object(filename: Path, profiles: Mapping[str, Profile]) -> tuple[StoreLocation, str, str]:
     """Store, name and pin of an object's model."""
     document = read_object(filename)
-    metadata, spec = document["metadata"], parse_spec(document["spec"])
-    profile = profiles.get(spec.profile)
-    if profile is None:
-        message = f"{filename}: spec.profile: there is no profile {spec.profile!r}; name its file with --profiles"
-        fail(message, ExitStatus.UNUSABLE_INPUT)
-    location = profile.store.for_namespace(metadata.get("namespace", "default"))
-    return location, metadata["name"], spec.publish.pin
+    pin = parse_spec(document["spec"]).publish.pin
+    return location_of_object(filename, document, profiles), document["metadata"]["name"], pin
+
+
+def location_of_object(filename: Path, document: Mapping[str, Any], profiles: Mapping[str, Profile]) -> StoreLocation:
+    """Location of the store of an object's namespace; exits with an error if there is no such profile."""
+    profile = require_profile(filename, parse_spec(document["spec"]).profile, profiles)
+    return profile.store.for_namespace(document["metadata"].get("namespace", "default"))
 
 
 def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocation, str]:
@@ -210,12 +224,12 @@ def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocatio
         address = parse_address(model)
         if not isinstance(address, ModelAddress):
             fail(f"{model} is not a model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
-        return _location(address.root, profiles), address.name
+        return location_of(address.root, profiles), address.name
 
     return call_jobs(parse)
 
 
-def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
+def location_of(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
     """Location of a store with the settings of the profile that it belongs to, or with AWS's defaults."""
     if not profiles:
         return StoreLocation(uri=root)
@@ -229,7 +243,8 @@ def _location(root: str, profiles: Mapping[str, Profile]) -> StoreLocation:
     return store.for_namespace("").model_copy(update={"uri": root})
 
 
-def _open(location: StoreLocation) -> "Store":
+def open_store(location: StoreLocation) -> "Store":
+    """The store at a location, with the credentials of this process."""
     from edgetune_jobs.store.access import StorageAccess
 
     return StorageAccess(location, credentials_folder=None).open_store()
@@ -243,6 +258,8 @@ def call_jobs(call: Callable[[], Answer]) -> Answer:
         return call()
     except StageError as error:
         fail(str(error), ExitStatus.UNUSABLE_INPUT)
+    except OSError as error:
+        fail(": ".join(filter(None, (error.filename, error.strerror or str(error)))), ExitStatus.UNUSABLE_INPUT)
 
 
 def _console() -> SafeConsole:

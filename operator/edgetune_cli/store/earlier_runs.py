@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgetune_cli.planning.figures import EarlierStage, speed_per_rank
 from edgetune_contract.digest import MANIFEST
 from edgetune_contract.request import Manifest
 from edgetune_contract.spec import Parameters
@@ -36,6 +37,7 @@ class Speed:
 
     device: str
     tokens_per_second: float
+    """Of one device, also if several trained together."""
 
     @property
     def is_gpu(self) -> bool:
@@ -52,13 +54,32 @@ class EarlierRuns:
     """The newest of each device."""
 
 
+def find_earlier_stages(store: "Store", parameters: Parameters) -> dict[Stage, EarlierStage]:
+    """The newest run of each stage with the same base; of prepare with the same data, of train with the same method."""
+    found = {}
+    for stage in Stage:
+        manifests = [each for each in _manifests(store, stage) if _is_comparable(stage, each, parameters)]
+        if manifests:
+            newest = max(manifests, key=lambda each: each.created_at)
+            found[stage] = EarlierStage(newest.result.seconds, newest.result.metrics)
+    return found
+
+
+def _is_comparable(stage: Stage, manifest: Manifest, parameters: Parameters) -> bool:
+    if stage is Stage.PREPARE:
+        return _has_same_rows(manifest, parameters)
+    if stage is Stage.TRAIN:
+        return _has_same_model(manifest, parameters)
+    return manifest.parameters.get("baseModel") == parameters.base_model.model_dump(mode="json", exclude_none=True)
+
+
 def find_earlier_runs(store: "Store", parameters: Parameters) -> EarlierRuns:
     """Look through the manifests of prepare and train, in which other objects of the namespace count too."""
     prepared = [each for each in _manifests(store, Stage.PREPARE) if _has_same_rows(each, parameters)]
     trained = [each for each in _manifests(store, Stage.TRAIN) if _has_same_model(each, parameters)]
     speeds = {}
     for each in sorted(trained, key=lambda each: each.created_at):
-        device, speed = each.result.facts.get("device"), each.result.metrics.get("tokensPerSecond", 0)
+        device, speed = each.result.facts.get("device"), speed_per_rank(each.result.metrics)
         if device and speed > 0:
             speeds[device] = Speed(device, speed)
     rows = [rows for each in sorted(prepared, key=lambda each: each.created_at) if (rows := _rows(each, parameters))]

@@ -1,7 +1,5 @@
 """`edgetune estimate`: the GPU memory of a training by its base's headers, and its time by earlier runs."""
 
-import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,15 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetune_cli.exits import ExitStatus, fail
-from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, ReportFormat, WorkDir, read_object, read_profiles
-from edgetune_cli.output import SafeConsole, say
+from edgetune_cli.options import (
+    DEFAULT_WORK_DIR,
+    Output,
+    Profiles,
+    WorkDir,
+    read_object,
+    read_profiles,
+    require_profile,
+)
+from edgetune_cli.output import DataFormat, print_data, working
+from edgetune_cli.planning.figures import trained_tokens
 from edgetune_cli.store.commands import call_jobs
-from edgetune_cli.store.earlier_runs import EarlierRuns, Rows, find_earlier_runs
+from edgetune_cli.store.earlier_runs import EarlierRuns, find_earlier_runs
 from edgetune_cli.store.report import aligned
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters
+from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_contract.values.units import format_cost
+from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec_check import parse_spec
 
@@ -41,7 +50,7 @@ def estimate(
     ] = None,
     workdir: WorkDir = DEFAULT_WORK_DIR,
     profiles: Profiles = None,
-    output: Annotated[ReportFormat, typer.Option("--output", "-o", help="Output format.")] = ReportFormat.TEXT,
+    output: Output = DataFormat.TEXT,
 ) -> None:
     """Print the GPU memory that a training takes, and its time if earlier runs in the store show the speed.
 
@@ -51,26 +60,14 @@ def estimate(
     document = read_object(filename)
     spec, namespace = parse_spec(document["spec"]), document["metadata"].get("namespace", "default")
     folder = workdir.resolve()
-    profile = _profile(filename, spec, read_profiles(profiles, folder))
+    profile = require_profile(filename, spec.profile, read_profiles(profiles, folder))
     gpu_bytes = _gpu_bytes(gpu_memory)
     location = profile.store.for_namespace(namespace)
-    with SafeConsole(stderr=True).status("Reading the base model"):
-        found = call_jobs(lambda: _estimate(spec.parameters, location, gpu_bytes, profile.gpu_memory))
-    if output is ReportFormat.JSON:
-        say(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        for line in _lines(found):
-            say(line)
+    with working("Reading the base model"):
+        found = call_jobs(lambda: _estimate(spec.parameters, location, gpu_bytes, profile))
+    print_data(found, output, _lines(found))
     if gpu_bytes is not None and "problem" in found:
         fail(found["problem"], ExitStatus.NEGATIVE)
-
-
-def _profile(filename: Path, spec: LoraFineTuneSpec, profiles: Mapping[str, Profile]) -> Profile:
-    profile = profiles.get(spec.profile)
-    if profile is None:
-        message = f"{filename}: spec.profile: there is no profile {spec.profile!r}; name its file with --profiles"
-        fail(message, ExitStatus.UNUSABLE_INPUT)
-    return profile
 
 
 def _gpu_bytes(quantity: str | None) -> int | None:
@@ -81,7 +78,7 @@ def _gpu_bytes(quantity: str | None) -> int | None:
 
 
 def _estimate(
-    parameters: Parameters, location: StoreLocation, gpu_bytes: int | None, of_profile: str | None
+    parameters: Parameters, location: StoreLocation, gpu_bytes: int | None, profile: Profile
 ) -> dict[str, Any]:
     """The JSON output.
 
@@ -89,7 +86,7 @@ def _estimate(
         parameters: of the run.
         location: store with earlier runs.
         gpu_bytes: --gpu-memory; `problem` then says why the training cannot fit into the GPU.
-        of_profile: gpuMemory, listed beside the common sizes.
+        profile: its gpuMemory is listed beside the common sizes; its prices give the cost.
     """
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.store.access import StorageAccess
@@ -101,7 +98,7 @@ def _estimate(
         longest = runs.rows.longest if runs.rows else parameters.training.max_length
         workload = _open_workload(parameters, access, longest, Path(scratch))
     mean = runs.rows.mean if runs.rows else longest
-    known = None if of_profile is None else parse_bytes(of_profile)
+    known = None if profile.gpu_memory is None else parse_bytes(profile.gpu_memory)
     fits = common_fits(workload, mean, known) if gpu_bytes is None else [fit_gpu(workload, mean, gpu_bytes)]
     least = workload.least()
     try:
@@ -116,29 +113,30 @@ def _estimate(
         "rows": None if runs.rows is None else asdict(runs.rows),
         "longestExample": workload.tokens_of_example,
         "activationsAreMeasured": workload.activations.is_measured,
+        "activations": workload.activations.described,
         "leastBytes": {**asdict(least), "libraries": LIBRARY_BYTES, "total": least.total + LIBRARY_BYTES},
         "microBatches": _micro_batches(workload),
         "gpus": [fit.described() for fit in fits],
-        "time": _times(parameters, runs),
+        "time": _times(parameters, runs, profile),
         "store": location.uri,
         **problem,
     }
 
 
 def _open_workload(parameters: Parameters, access: Any, longest: int, scratch: Path) -> "Workload":
-    """The training on the base model, which is read as by prepare: it is tried in a child process first."""
+    """The training on the base model. Only a child process with limits builds the model, without its weights."""
     from edgetune_jobs.errors import BASE_FIELD
     from edgetune_jobs.models.inspection import inspect_base, targeted_layers
-    from edgetune_jobs.models.quantization.coverage import check_method, nf4_coverage
-    from edgetune_jobs.models.skeleton import build_skeleton
-    from edgetune_jobs.models.trial.model import try_model
+    from edgetune_jobs.models.quantization.coverage import check_method
+    from edgetune_jobs.models.trial.model import try_coverage, try_model
     from edgetune_jobs.models.trial.process import shared_trial
-    from edgetune_jobs.store.sources import ListedFolder, SourceKind
+    from edgetune_jobs.store.sources.source import ListedFolder, SourceKind
     from edgetune_jobs.tensors.text_model import text_model
-    from edgetune_jobs.training.memory.activations import measure_activations
+    from edgetune_jobs.training.memory.activations import try_activations
     from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
 
     uri, trial = parameters.base_model.uri, shared_trial()
+    trial.start()
     if uri.startswith("file://"):
         stored = ListedFolder(uri, BASE_FIELD, SourceKind.MODEL)
     else:
@@ -146,9 +144,12 @@ def _open_workload(parameters: Parameters, access: Any, longest: int, scratch: P
     base = inspect_base(text_model(stored, trial, scratch / "text-model"))
     targets = targeted_layers(base, parameters.lora)
     try_model(trial, base.folder, base.tensors)
-    coverage = nf4_coverage(build_skeleton(base.folder))
+    coverage = try_coverage(trial, base.folder)
     check_method(coverage, parameters.method, base.architecture)
-    activations = measure_activations(base.folder, parameters.lora, number_bytes_of(parameters.training))
+    training, lora = parameters.training, parameters.lora
+    activations = try_activations(
+        trial, base.folder, lora, number_bytes_of(training), training.layout, training.attention
+    )
     return Workload(base, coverage, targets, parameters, longest, activations)
 
 
@@ -157,35 +158,36 @@ def _micro_batches(workload: "Workload") -> list[dict[str, int]]:
     from edgetune_jobs.training.memory.gpu_fit import LIBRARY_BYTES
     from edgetune_jobs.training.memory.step_fit import micro_batch_sizes
 
+    training = workload.parameters.training
+
     def total(size: int, recompute: int) -> int:
         return workload.memory(size * workload.tokens_of_example, recompute).total + LIBRARY_BYTES
 
     return [
         {"microBatchSize": size, "bytes": total(size, 0), "bytesAllLayersRecomputed": total(size, 1)}
-        for size in reversed(micro_batch_sizes(workload.parameters.training))
+        for size in reversed(micro_batch_sizes(training, training.batch_size))
     ]
 
 
-def _times(parameters: Parameters, runs: EarlierRuns) -> list[dict[str, Any]]:
-    """Seconds and GPU-hours at the speed of each device that has trained this base; empty if none is known."""
+def _times(parameters: Parameters, runs: EarlierRuns, profile: Profile) -> list[dict[str, Any]]:
+    """Seconds, GPU-hours and cost at the speed of each device that has trained this base; empty if none is known."""
     if runs.rows is None:
         return []
-    tokens = _trained_tokens(parameters, runs.rows)
+    tokens = trained_tokens(parameters, runs.rows.examples, runs.rows.tokens)
+    gpus = max(profile.for_training(parameters.training).resources_for(Stage.TRAIN).gpus, 1)
     times = []
     for speed in runs.speeds:
-        seconds = tokens / speed.tokens_per_second
-        hours = {"gpuHours": round(seconds / 3600, 3)} if speed.is_gpu else {}
-        times.append({"device": speed.device, "tokensPerSecond": speed.tokens_per_second, "tokens": tokens})
-        times[-1] |= {"seconds": round(seconds), **hours}
+        together = speed.tokens_per_second * (gpus if speed.is_gpu else 1)
+        seconds = tokens / together
+        figures = {"device": speed.device, "tokensPerSecond": together, "tokens": tokens, "seconds": round(seconds)}
+        times.append(figures | (_gpu_use(seconds, gpus, profile.prices) if speed.is_gpu else {}))
     return times
 
 
-def _trained_tokens(parameters: Parameters, rows: Rows) -> int:
-    """Tokens of all optimizer steps."""
-    training = parameters.training
-    if training.max_steps is None:
-        return math.ceil(training.epochs * rows.tokens)
-    return round(training.max_steps * training.batch_size * rows.mean)
+def _gpu_use(seconds: float, gpus: int, prices: Prices | None) -> dict[str, Any]:
+    hours = seconds * gpus / 3600
+    cost = {} if prices is None else {"cost": {prices.currency: round(hours * prices.gpu_hour, 2)}}
+    return {"gpus": gpus, "gpuHours": round(hours, 3), **cost}
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -198,7 +200,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"{rows['examples']:,} examples with {rows['tokens']:,} tokens, the longest with {rows['longest']:,}"
     if not found["activationsAreMeasured"]:
-        yield "The activations are an upper bound: this model's operations depend on numbers, and cannot be measured"
+        yield f"The activations are {found['activations']}"
     yield ""
     yield from _parts(found["leastBytes"])
     yield ""
@@ -240,10 +242,13 @@ def _time_lines(found: Mapping[str, Any]) -> Iterator[str]:
         why = "has prepared this data" if found["rows"] is None else "has trained this base with this method"
         yield f"Time: not known, because no run {why} in {found['store']}"
     for each in found["time"]:
+        gpus = each.get("gpus", 1)
+        together, each_of = (f" on {gpus} GPUs", " on each") if gpus > 1 else ("", "")
         hours = f", {each['gpuHours']:.2f} GPU-hours" if "gpuHours" in each else ""
+        hours += f", {format_cost(each['cost'])}" if "cost" in each else ""
         yield (
-            f"Time: about {each['seconds']:,} s{hours} for {each['tokens']:,} tokens at "
-            f"{each['tokensPerSecond']:,.0f} tokens/s, as last measured on {each['device']}"
+            f"Time: about {each['seconds']:,} s{together}{hours} for {each['tokens']:,} tokens at "
+            f"{each['tokensPerSecond'] / gpus:,.0f} tokens/s{each_of}, as last measured on {each['device']}"
         )
 
 

@@ -11,11 +11,12 @@ from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import BASE, EDGE, SCORED_MODELS, TUNED
 from edgetune_contract.request import Manifest, Resolved, Scores
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.units import format_bytes, format_share
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.api.objects import SHORT_VERSION
-from edgetune_operator.api.units import format_bytes, format_share
+from edgetune_operator.api.status.object_status import SHORT_VERSION
 
 if TYPE_CHECKING:
+    from edgetune_jobs.publishing.signing.stored import SignatureCheck
     from edgetune_jobs.publishing.verification import ArtifactCheck, Verification
 
 _NO_IMAGE = "none (ran outside a container)"
@@ -29,15 +30,18 @@ def version_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         size = row["edge"]["artifact"]["bytes"] if "edge" in row else None
         shares = (format_share(scores.get(model)) for model in (BASE, TUNED, EDGE))
         table.append(
-            (row["version"][:SHORT_VERSION], row.get("createdAt", ""), *shares, format_bytes(size), _state(row))
+            (row["version"][:SHORT_VERSION], row.get("createdAt", ""), *shares, format_bytes(size), state_of(row))
         )
     return aligned(table, right=(2, 3, 4, 5))
 
 
-def _state(row: Mapping[str, Any]) -> str:
+def state_of(row: Mapping[str, Any]) -> str:
+    """What there is to know about a version in a row of `edgetune versions`: current, pinned, refused and why."""
     if "problem" in row:
         return f"unreadable: {row['problem']}"
     marks = [mark for mark in ("current", "pinned") if row[mark]]
+    if row.get("gainedNothing"):
+        marks.append("gained nothing")
     if not row["published"]:
         marks.append(f"refused: {'; '.join(row.get('refusals', ()))}")
     return ", ".join(marks)
@@ -57,12 +61,10 @@ def report(console: Console, found: "Verification") -> None:
         for name, text in provenance.inputs():
             console.print(f"{name:17}{text}")
         console.print("\nStages", style="bold")
-        _print_lines(console, _stage_lines(provenance))
+        _print_lines(console, _stage_lines(provenance, {check.stage: check.state for check in found.stages}))
         console.print()
         for name, text in provenance.libraries():
             console.print(f"{name:17}{text}")
-    for note in found.notes:
-        console.print(f"\nNote: {note}")
     _print_verdict(console, found)
 
 
@@ -77,8 +79,22 @@ def _head(found: "Verification") -> Iterator[tuple[str, str]]:
     elif found.manifest is not None:
         yield "Stage", f"{found.manifest.result.stage} {found.manifest.result.digest}"
         yield "Done", found.manifest.created_at
+    if found.signature is not None:
+        yield "Signature", _signature(found.signature)
+        if found.signature.source_revision:
+            yield "Source", found.signature.source_revision
     yield "Document", found.document
     yield "Checked", f"{found.checked_at} by edgetune {metadata.version('edgetune')}"
+
+
+def _signature(check: "SignatureCheck") -> str:
+    key = f"by the key {check.key[:SHORT_VERSION]}"
+    return {
+        "valid": f"valid, {key}",
+        "invalid": "NOT VALID",
+        "missing": "none",
+        "unchecked": f"{key}, not checked: give its public key with --verify-key",
+    }[check.state]
 
 
 def _print_artifact(console: Console, check: "ArtifactCheck") -> None:
@@ -100,6 +116,8 @@ def _print_scores(console: Console, scores: Scores | None) -> None:
         shares = (format_share(share) or "-" for share in (details.keyword_recall, details.exact_match))
         table.append((model, *shares, "-" if details.loss is None else f"{details.loss:.3f}"))
     _print_lines(console, aligned(table, right=(1, 2, 3)))
+    if scores.gained_nothing:
+        console.print("Training gained nothing: the tuned model is not better than the base.", style="yellow")
 
 
 def _print_speed(console: Console, edge: EdgeMeasurement | None) -> None:
@@ -126,6 +144,9 @@ def _order(scored: tuple[str, object]) -> tuple[int, str]:
 
 
 def _print_verdict(console: Console, found: "Verification") -> None:
+    missing = [check.stage for check in found.stages if check.state == "missing"]
+    if missing:
+        console.print(f"\nNot in this store: {', '.join(missing)}. A run of the same recipe here runs them again.")
     if not found.problems:
         files = sum(len(check.files) for check in found.artifacts)
         size = sum(check.artifact.bytes for check in found.artifacts)
@@ -239,11 +260,15 @@ def _versions(libraries: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
 
 
-def _stage_lines(provenance: _Provenance) -> Iterator[str]:
-    table = [("stage", "digest", "done", "device", "image")]
+def _stage_lines(provenance: _Provenance, states: Mapping[str, str]) -> Iterator[str]:
+    """The table of stages; for a version with a column of what the store has of each, and with publish."""
+    head: tuple[str, ...] = ("stage", "digest", "done", "device", "image")
+    table = [(*head, "in this store") if states else head]
     for each in provenance.stages:
         row = (each.stage, each.digest[:SHORT_VERSION], each.created_at, each.device or "-", each.image or _NO_IMAGE)
-        table.append(row)
+        table.append((*row, states.get(each.stage, "")) if states else row)
+    if states:
+        table.append((Stage.PUBLISH, "", "", "", "", states[Stage.PUBLISH]))
     return aligned(table)
 
 

@@ -33,15 +33,28 @@ MANAGER = "edgetune"
 DIGEST_ANNOTATION = f"{GROUP}/digest"
 # The retry token when the Job was created: a finished Job with an older token does not satisfy a newer request.
 RETRY_ANNOTATION = f"{GROUP}/retry"
+# On prepare's Job: digest of the part of the spec for whose later stages it looks in the store (`recipe_digest`).
+LOOKED_FOR_ANNOTATION = f"{GROUP}/looked-for"
 # Hash of what the Job takes from profile and spec besides its digest. When it changes, a Job that has not started is
 # replaced.
 SETTINGS_ANNOTATION = f"{GROUP}/settings"
+# Name of the profile and its prices when the Job was created, for the account of its GPU time.
+PROFILE_ANNOTATION = f"{GROUP}/profile"
+PRICES_ANNOTATION = f"{GROUP}/prices"
+# Hash of the part of the settings that a Job keeps while it waits in a queue; the rest is changed in place.
+FIXED_SETTINGS_ANNOTATION = f"{GROUP}/fixed-settings"
+
+# Kueue's, on Jobs.
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 # On the object, set by the operator for deletionPolicy Delete; removed once the artifacts are removed.
 FINALIZER = f"{GROUP}/artifacts"
 
 # On the object, set by users.
 RETRY_REQUESTED_ANNOTATION = f"{GROUP}/retry-requested"
+# The Git commit that the object comes from, for the signed provenance of what it publishes.
+SOURCE_REVISION_ANNOTATION = f"{GROUP}/source-revision"
 
 # The Lease in each watched namespace, and the one of operators that watch the whole cluster.
 LEASE = "edgetune-operator"

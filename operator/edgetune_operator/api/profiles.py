@@ -9,23 +9,36 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from edgetune_contract.allowed_sources import AllowedSource
 from edgetune_contract.pipeline import PIPELINE
-from edgetune_contract.request import STORE_URI, S3Service, StoreLocation
+from edgetune_contract.request import STORE_URI, StoreLocation
+from edgetune_contract.s3_service import S3Service
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import AUTO, MOST_GPUS, TrainingSpec, gpus_that_divide
 from edgetune_contract.values.quantities import ByteQuantity, parse_bytes
 from edgetune_operator.api import names
+from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.suggestions import suggestion
+from edgetune_operator.api.tenants import Namespaces, Tenant
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
 
 Quantities = dict[str, str | int]
 # Fractions of a GPU do not count, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
-GPU_PATTERN = r"[^/]+/gpu|[^/]+/mig-.+|gpu\.intel\.com/(i915|xe)"
+SLICE_PATTERN = r"[^/]+/mig-.+"
+"""Names of resources that are slices of a GPU."""
+
+GPU_PATTERN = rf"[^/]+/gpu|{SLICE_PATTERN}|gpu\.intel\.com/(i915|xe)"
 """Names of resources that count as GPUs."""
+
+CLAIMED_GPU = "resource.k8s.io/gpu"
+"""Name under which the GPUs count that a container claims instead of requesting them."""
 
 VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
 """Names of environment variables."""
 
 _GPU = re.compile(GPU_PATTERN)
+_SLICE = re.compile(SLICE_PATTERN)
 _VARIABLE = re.compile(VARIABLE_PATTERN)
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Variables in which the S3 client, requests and other libraries look for a CA bundle."""
@@ -41,11 +54,23 @@ OWN_LABEL_PREFIX = f"{names.GROUP}/"
 """Prefix of the labels by which the operator finds its Pods, besides names.MANAGED_BY_LABEL."""
 
 
+class ResourceClaim(Model):
+    """A GPU that a stage claims by dynamic resource allocation (Kubernetes 1.34 and later)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    """Name in the Pod."""
+
+    resource_claim_template_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """ResourceClaimTemplate in the object's namespace."""
+
+
 class Resources(Model):
     """Kubernetes resources of one container."""
 
     requests: Quantities = {}
     limits: Quantities = {}
+    claims: tuple[ResourceClaim, ...] = ()
+    """Claims of GPUs, one each, instead of requests."""
 
     @model_validator(mode="after")
     def _count_whole_gpus(self) -> Self:
@@ -57,13 +82,29 @@ class Resources(Model):
     @property
     def gpus(self) -> int:
         """Number of GPUs, or of slices of one, of any vendor."""
-        return count_gpus(self.requests | self.limits)
+        return count_gpus(self.requests | self.limits) + len(self.claims)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its GPUs are of several kinds."""
+        quantities = self.requests | self.limits
+        kinds = sum(count_gpus({name: count}) > 0 for name, count in quantities.items())
+        return kinds + bool(self.claims) > 1
 
     @property
     def gpu_kind(self) -> str | None:
         """Name of the resource that its GPUs are; None without a GPU."""
         quantities = self.requests | self.limits
         return next((name for name, count in quantities.items() if count_gpus({name: count})), None)
+
+    def with_gpus(self, number: int) -> Self:
+        """The same with another number of GPUs, of those that it requests or claims."""
+
+        def replaced(quantities: Quantities) -> Quantities:
+            return {name: number if count_gpus({name: count}) else count for name, count in quantities.items()}
+
+        counted = {"requests": replaced(self.requests), "limits": replaced(self.limits)}
+        return self.model_copy(update={**counted, "claims": self.claims[:number]})
 
 
 def count_gpus(quantities: Mapping[str, str | int]) -> int:
@@ -95,6 +136,16 @@ class ProfileStore(S3Service):
         return StoreLocation(uri=f"{self.uri.rstrip('/')}/{namespace}", **service)
 
 
+class Signing(Model):
+    """The key that signs what is published."""
+
+    secret_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Secret in the object's namespace. Only the Pods of publish mount it."""
+
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]{1,253}$")] = "signing.pem"
+    """Key of the Secret that has the private key: ECDSA in PEM, without a passphrase."""
+
+
 class Bounds(Model):
     """Smallest and largest quantity that a stage may request or use."""
 
@@ -114,6 +165,20 @@ class Bounds(Model):
         """The number of bytes within the bounds."""
         most = count if self.max is None else min(count, parse_bytes(self.max))
         return most if self.min is None else max(most, parse_bytes(self.min))
+
+
+class Queue(Model):
+    """A Kueue queue in which stages wait for their quota."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)]
+    """LocalQueue in the object's namespace, set as the label kueue.x-k8s.io/queue-name."""
+
+    stages: tuple[Stage, ...] | None = None
+    """Stages that wait in the queue. Default: train, and each other stage that requests a GPU. The clean-up of a
+    deleted object never waits."""
+
+    priorities: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = ()
+    """Kueue WorkloadPriorityClasses that users can select with spec.priority."""
 
 
 class Sizing(Model):
@@ -178,6 +243,9 @@ class Profile(Model):
     """One profile: images, resources per stage, node selection, bucket, credentials, queue."""
 
     store: ProfileStore
+    signing: Signing | None = None
+    """Key that signs published versions. Default: they are not signed."""
+
     image: Image = Image()
     resources: dict[Stage, Resources] = {}
     """Resources by stage; a stage that is not listed keeps its default. Memory and ephemeral storage that are not in
@@ -187,9 +255,16 @@ class Profile(Model):
     """Size of the base model above which evaluate requests a GPU of the kind that train has. `resources.evaluate`
     decides for itself, and without a GPU for train there is none for evaluate."""
 
+    max_gpus: Annotated[int, Field(ge=1, le=MOST_GPUS)] | None = None
+    """Largest number of GPUs that spec.training.gpus can ask for. Default: as many as `resources.train` has, which a
+    training with gpus: Auto gets."""
+
     gpu_memory: ByteQuantity | None = None
-    """Memory of the GPU that train gets, such as 80Gi: prepare then refuses a training that cannot fit into it.
+    """Memory of each GPU that train gets, such as 80Gi: prepare then refuses a training that cannot fit into it.
     Default: it is not known, and nothing is refused."""
+
+    prices: Prices | None = None
+    """What the GPUs of the stages cost. Jobs keep the prices with which they were created."""
 
     sizing: Sizing = Sizing()
     """Bounds of memory and storage that follow the size of the model."""
@@ -205,6 +280,8 @@ class Profile(Model):
     affinity: dict[str, Any] | None = None
     runtime_class_name: str | None = None
     priority_class_name: str | None = None
+    """PriorityClass of the stages' Pods. With a queue, leave it out: the scheduler would evict what Kueue admitted."""
+
     service_account_name: str | None = None
     openshift: bool = False
     """Leave user and groups of Pods to the cluster: OpenShift gives each namespace a range and rejects other values."""
@@ -222,8 +299,8 @@ class Profile(Model):
     ca_bundle_config_map: str | None = None
     """ConfigMap in the object's namespace whose key ca.crt has the certificates of all trusted authorities."""
 
-    queue: str | None = None
-    """Kueue LocalQueue, set as the label kueue.x-k8s.io/queue-name."""
+    queue: Queue | None = None
+    """Kueue queue of the stages that use GPUs. Default: no stage waits in a queue."""
 
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
     """Time for a stopped training to write its checkpoint, in seconds."""
@@ -231,8 +308,61 @@ class Profile(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=300)] = 3600
     """Time for which finished Jobs are kept, in seconds. The operator must be able to observe their end."""
 
+    namespaces: Namespaces | None = None
+    """Namespaces whose objects may use the profile. Default: all."""
+
+    require_queue: bool = False
+    """Create the Jobs of stages that request a GPU suspended: they run only once Kueue admits them, even if Kueue does
+    not watch the namespace or is not installed. Needs `queue`."""
+
+    sources: tuple[AllowedSource, ...] | None = None
+    """What base models and data may be read from, besides the namespace's own folder, such as s3://models/* and hf://*.
+    Default: everything outside of the stores of all profiles. Only an entry below a store's address opens a folder in
+    the store, to all namespaces."""
+
     allow_file_uris: bool = False
     """Whether base and data can be file:// URIs (local runs only: a Pod has no such files)."""
+
+    @model_validator(mode="after")
+    def _check_numbers_of_gpus(self) -> Self:
+        for stage, resources in self.resources.items():
+            quantities = resources.requests | resources.limits
+            several = [name for name, count in quantities.items() if count_gpus({name: count}) > 1]
+            for name in several:
+                if stage is not Stage.TRAIN:
+                    raise ValueError(
+                        f"resources.{stage}: {name} is {quantities[name]}, but only train uses several GPUs; set it to "
+                        "1"
+                    )
+                if _SLICE.fullmatch(name):
+                    raise ValueError(
+                        f"resources.{stage}: {name} is {quantities[name]}, but the slices of a GPU cannot train "
+                        "together; set it to 1"
+                    )
+            if resources.gpus > MOST_GPUS:
+                raise ValueError(f"resources.{stage}: {resources.gpus} GPUs, but at most {MOST_GPUS} train together")
+            if resources.gpus > 1 and (stage is not Stage.TRAIN or resources.is_mixed):
+                whose = "a training uses GPUs of one kind" if stage is Stage.TRAIN else "only train uses several"
+                raise ValueError(f"resources.{stage}: {resources.gpus} GPUs, but {whose}; remove the others")
+        return self._checked_max_gpus()
+
+    def _checked_max_gpus(self) -> Self:
+        training = self.resources_for(Stage.TRAIN)
+        if self.max_gpus is None:
+            return self
+        if training.gpus > self.max_gpus:
+            raise ValueError(
+                f"maxGpus is {self.max_gpus}, but resources.train has {training.gpus} GPUs; raise or remove maxGpus"
+            )
+        if self.max_gpus > 1 and (training.gpu_kind is None or _SLICE.fullmatch(training.gpu_kind)):
+            raise ValueError("maxGpus needs whole GPUs in the requests or limits of resources.train; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_queue(self) -> Self:
+        if self.require_queue and not self.queue:
+            raise ValueError("requireQueue needs queue: without one, nothing would admit the Jobs")
+        return self
 
     @model_validator(mode="after")
     def _refuse_reserved_names(self) -> Self:
@@ -248,6 +378,10 @@ class Profile(Model):
                 raise ValueError(f"podLabels: {label} is reserved: the operator sets it; remove it")
         return self
 
+    def is_open_to(self, tenant: Tenant) -> bool:
+        """Whether objects of a namespace may use the profile."""
+        return self.namespaces is None or self.namespaces.include(tenant)
+
     def for_base(self, size: float | None) -> Self:
         """The profile with a GPU for the stages that want one for a large base.
 
@@ -260,6 +394,32 @@ class Profile(Model):
         large = {stage for stage, definition in PIPELINE.items() if definition.wants_gpu_if_large}
         added = {stage: _with_gpu(DEFAULT_RESOURCES[stage], kind) for stage in large - self.resources.keys()}
         return self.model_copy(update={"resources": {**self.resources, **added}})
+
+    @property
+    def most_gpus(self) -> int:
+        """The largest number of GPUs that a training can ask for; 0 if train gets none."""
+        given = self.resources_for(Stage.TRAIN).gpus
+        return given if self.max_gpus is None else self.max_gpus
+
+    def for_training(self, training: TrainingSpec) -> Self:
+        """The profile with as many GPUs for train as a training asks for, or with Auto as divide its batch."""
+        own = self.resources_for(Stage.TRAIN)
+        if not own.gpus:
+            return self
+        gpus = gpus_that_divide(training.batch_size, own.gpus) if training.gpus == AUTO else training.gpus
+        if gpus == own.gpus:
+            return self
+        return self.model_copy(update={"resources": {**self.resources, Stage.TRAIN: own.with_gpus(gpus)}})
+
+    def queue_of(self, stage: Stage) -> Queue | None:
+        """The queue in which a stage waits; None if it does not."""
+        if self.queue is None:
+            return None
+        has_gpu = self.resources_for(stage).gpus > 0
+        if self.queue.stages is None:
+            return self.queue if stage is Stage.TRAIN or has_gpu else None
+        is_listed = stage in self.queue.stages or (self.require_queue and has_gpu)
+        return self.queue if is_listed else None
 
     def resources_for(self, stage: Stage) -> Resources:
         """Resources of a stage's container."""
@@ -296,4 +456,5 @@ def load_profiles(path: Path) -> dict[str, Profile]:
 
 def _problem(item: ErrorDetails) -> str:
     where = ".".join(map(str, item["loc"])) or "the document"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+    message = "unknown field" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}{suggestion(item, _ProfilesFile)}"

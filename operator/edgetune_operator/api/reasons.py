@@ -7,8 +7,6 @@ them up.
 
 from enum import StrEnum
 
-from edgetune_contract.stages import INTERNAL_ERROR
-
 
 class Reason(StrEnum):
     """The operator's own reasons; `edgetune_contract.stages` has those of the exit codes."""
@@ -20,8 +18,14 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     INVALID_SPEC = "InvalidSpec"
     PROFILE_NOT_FOUND = "ProfileNotFound"
+    PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
+    SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     JOB_REFUSED = "JobRefused"
     JOB_NAME_TAKEN = "JobNameTaken"
+
+    # Nothing is live, as far as is known.
+    NOTHING_PUBLISHED = "NothingPublished"
+    STORE_NOT_READ = "StoreNotRead"
 
     # A stage is done.
     SUCCEEDED = "Succeeded"
@@ -32,6 +36,7 @@ class Reason(StrEnum):
     JOB_RUNNING = "JobRunning"
     PENDING = "Pending"
     QUEUED = "Queued"
+    QUEUE_ON_HOLD = "QueueOnHold"
     REPLACED = "Replaced"
     ATTEMPT_FAILED = "AttemptFailed"
     POD_OUTLIVED = "PodOutlivedStage"
@@ -42,8 +47,16 @@ class Reason(StrEnum):
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - no password
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    QUOTA_TOO_SMALL = "QuotaTooSmall"
     PODS_REFUSED = "PodsRefused"
     NODE_UNRESPONSIVE = "NodeUnresponsive"
+    KUEUE_NOT_FOUND = "KueueNotFound"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_INACTIVE = "QueueInactive"
+    QUEUE_REFUSES = "QueueRefuses"
+    QUEUE_TOO_SMALL = "QueueTooSmall"
+    PRIORITY_CLASS_NOT_FOUND = "PriorityClassNotFound"
+    WORKLOAD_DEACTIVATED = "WorkloadDeactivated"
 
     # An attempt was stopped from outside; it does not count.
     INTERRUPTED = "Interrupted"
@@ -55,6 +68,7 @@ class Reason(StrEnum):
 
     # A stage failed.
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    GPU_SECONDS_EXCEEDED = "GpuSecondsExceeded"
     INTERRUPTED_TOO_OFTEN = "InterruptedTooOften"
     JOB_FAILED = "JobFailed"
     KILLED = "Killed"
@@ -90,13 +104,35 @@ BLOCKING = frozenset(
     (
         Reason.SECRET_NOT_FOUND,
         Reason.CONFIG_MAP_NOT_FOUND,
-        Reason.QUOTA_EXCEEDED,
+        Reason.QUOTA_TOO_SMALL,
         Reason.PODS_REFUSED,
         Reason.NODE_UNRESPONSIVE,
+        Reason.KUEUE_NOT_FOUND,
+        Reason.QUEUE_NOT_FOUND,
+        Reason.QUEUE_INACTIVE,
+        Reason.QUEUE_REFUSES,
+        Reason.QUEUE_TOO_SMALL,
+        Reason.PRIORITY_CLASS_NOT_FOUND,
+        Reason.WORKLOAD_DEACTIVATED,
         *_BLOCKED_IN_KUBELET,
     )
 )
-"""Reasons for which a waiting stage is stalled. The Job stays, and continues by itself once the cause is removed."""
+"""Reasons for which a stage that waits needs somebody who acts. The Job stays, and continues by itself afterwards."""
 
-UNPLANNED = frozenset((Reason.INVALID_SPEC, Reason.PROFILE_NOT_FOUND, INTERNAL_ERROR))
-"""Reasons for which a pass considers no stage."""
+UNSCHEDULABLE = "Unschedulable"
+"""The scheduler's reason for a Pod that fits no node; an autoscaler may be adding one."""
+
+_LASTING = (
+    Reason.QUOTA_TOO_SMALL,
+    Reason.NODE_UNRESPONSIVE,  # it has had its five minutes before it is reported
+    Reason.QUEUE_TOO_SMALL,
+    Reason.WORKLOAD_DEACTIVATED,
+    "InvalidImageName",
+)
+MAY_PASS = (BLOCKING - set(_LASTING)) | {
+    UNSCHEDULABLE,
+    Reason.JOB_REFUSED,
+    Reason.PROFILE_NOT_FOUND,
+    Reason.PROFILE_NOT_ALLOWED,
+}
+"""Reasons that may pass by themselves, as when objects are applied in any order: Stalled only after a while."""

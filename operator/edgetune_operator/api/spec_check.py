@@ -2,23 +2,28 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from edgetune_contract.schema import Model
+from edgetune_contract.spec import TARGET_MODULE_PRESETS
+from edgetune_contract.values.suggestions import did_you_mean
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import DeletionTerms, LoraFineTuneSpec
+from edgetune_operator.api.spec import DeletionTerms, LoraFineTuneSpec
+from edgetune_operator.api.suggestions import suggestion
 
 _Spec = TypeVar("_Spec", bound=Model)
 
 # As Kubernetes names objects (RFC 1123).
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
+LABEL_PATTERN = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+SUBDOMAIN_PATTERN = rf"{LABEL_PATTERN}(\.{LABEL_PATTERN})*"
+_LABEL, _SUBDOMAIN = re.compile(LABEL_PATTERN), re.compile(SUBDOMAIN_PATTERN)
 
-_METADATA_FIELDS = frozenset(
+OBJECT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
+METADATA_FIELDS = frozenset(
     {
         "annotations",
         "creationTimestamp",
@@ -66,6 +71,7 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "evaluation.edge.maxPeakMemory": _SIZE,
     "evaluation.edge.cpu": ("number of CPU cores", "a number such as 2 or 1.5, or thousandths such as 500m"),
     "publish.pin": ("version", "the first 12 to 64 digits that status.publication.version shows"),
+    "priority": ("priority", "lower-case letters, digits, '-' and '.', with a letter or digit at both ends"),
     "profile": ("profile name", "lower-case letters, digits and '-', with a letter or digit at both ends"),
 }
 """What a field with a pattern is, and what it accepts, by path below spec."""
@@ -121,7 +127,7 @@ def _parse(model: type[_Spec], spec: Any) -> _Spec:
         # Strict, and from JSON: the API server does not accept a string for a number either.
         return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidSpec(_problems(error)) from None
+        raise InvalidSpec(_problems(error, model)) from None
 
 
 def _as_served(value: Any) -> Any:
@@ -144,9 +150,9 @@ def check_object(document: Any) -> tuple[Problem, ...]:
     ]
     problems += _metadata_problems(document.get("metadata"))
     problems += [
-        Problem(path=key, message="unknown field")
+        Problem(path=key, message=f"unknown field{did_you_mean(key, OBJECT_FIELDS)}")
         for key in document
-        if key not in ("apiVersion", "kind", "metadata", "spec", "status")
+        if key not in OBJECT_FIELDS
     ]
     try:
         parse_spec(document.get("spec"))
@@ -159,8 +165,11 @@ def _metadata_problems(metadata: Any) -> list[Problem]:
     if not isinstance(metadata, dict) or metadata.get("name") is None:
         return [Problem(path="metadata.name", message="is required")]
     problems = [
-        Problem(path=f"metadata.{key}", message="unknown field") for key in metadata if key not in _METADATA_FIELDS
+        Problem(path=f"metadata.{key}", message=f"unknown field{did_you_mean(key, sorted(METADATA_FIELDS))}")
+        for key in metadata
+        if key not in METADATA_FIELDS
     ]
+    problems += _text_problems(metadata)
     if not _is_text(metadata["name"], _SUBDOMAIN, 253):
         message = f"must be at most 253 lower-case letters, digits, '-' and '.', is {metadata['name']!r}"
         problems.append(Problem(path="metadata.name", message=message))
@@ -170,11 +179,24 @@ def _metadata_problems(metadata: Any) -> list[Problem]:
     return problems
 
 
+def _text_problems(metadata: Mapping[str, Any]) -> Iterator[Problem]:
+    """Labels and annotations that are no strings, such as retry-requested: 3."""
+    for field in ("annotations", "labels"):
+        values = metadata.get(field)
+        if values is not None and not isinstance(values, dict):
+            yield Problem(path=f"metadata.{field}", message=f"must be an object, is {values!r}")
+            continue
+        for name, value in (values or {}).items():
+            if not isinstance(value, str):
+                message = f"must be a string, is {value!r}: put it in quotes"
+                yield Problem(path=f"metadata.{field}.{name}", message=message)
+
+
 def _is_text(value: Any, pattern: re.Pattern[str], limit: int) -> bool:
     return isinstance(value, str) and len(value) <= limit and pattern.fullmatch(value) is not None
 
 
-def _problems(error: ValidationError) -> tuple[Problem, ...]:
+def _problems(error: ValidationError, model: type[Model]) -> tuple[Problem, ...]:
     items = error.errors(include_url=False)
     # A list whose items are all invalid is also reported as too short: the problems of the items are clearer.
     items = [
@@ -182,7 +204,14 @@ def _problems(error: ValidationError) -> tuple[Problem, ...]:
         for item in items
         if item["type"] != "too_short" or not any(_is_inside(other["loc"], item["loc"]) for other in items)
     ]
-    return tuple(Problem(path=_path(item["loc"]), message=_message(item)) for item in items)
+    return tuple(Problem(path=_path(item["loc"]), message=f"{_message(item)}{_meant(item, model)}") for item in items)
+
+
+def _meant(item: ErrorDetails, model: type[Model]) -> str:
+    """A field or a value that the user probably meant, as the end of the message."""
+    if item["loc"][-2:] == ("lora", "targetModules"):
+        return did_you_mean(item["input"], TARGET_MODULE_PRESETS)
+    return suggestion(item, model, root="spec")
 
 
 def _is_inside(location: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

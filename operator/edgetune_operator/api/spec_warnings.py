@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from edgetune_contract.candidates import AUTO_FORMATS
 from edgetune_contract.spec import DatasetSpec, EdgeFormat, MergeBase, Method, QuantizationSpec
 from edgetune_contract.training import TrainingSpec
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec import LoraFineTuneSpec
 
 # Updates of Adam have about the size of the rate: below, a thousand steps change no weight by more than 0.0001.
 _SMALL_RATE = 1e-7
@@ -70,10 +71,12 @@ def _unused_fields(spec: LoraFineTuneSpec) -> Iterator[str]:
     if spec.method is Method.LORA and spec.merge.base is MergeBase.ORIGINAL:
         yield "spec.merge.base has no effect with method: LoRA, which trains on the original base"
     if (
-        EdgeFormat.BITSANDBYTES_INT8 not in quantization.formats
+        EdgeFormat.BITSANDBYTES_INT8 not in (quantization.formats or AUTO_FORMATS)
         and quantization.outlier_threshold != _DEFAULT_THRESHOLD
     ):
         yield "spec.quantization.outlierThreshold has no effect without the format BitsAndBytesInt8"
+    if quantization.importance_matrix and not quantization.needs_rows:
+        yield "spec.quantization.importanceMatrix has no effect without GGUF-Q6_K, GGUF-Q5_K_M or GGUF-Q4_K_M"
 
 
 def _about_rows(training: TrainingSpec, length: _Length) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """YAML that users write, read within bounds: a few aliases can repeat more values than fit into memory."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _LONGEST_NUMBER = 64
 _TOO_MANY = f"has more than {MAX_VALUES:,} values, which include those that aliases repeat"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MERGE = "tag:yaml.org,2002:merge"
+# kubectl separates documents at these lines too, before it parses any.
+_SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 
 
 class OutOfBounds(yaml.YAMLError):
@@ -85,9 +88,80 @@ for _each in (_StrictLoader, _StrictDumper):
     )
 
 
-def yaml_text(document: Mapping[str, Any] | None) -> str:
+def yaml_text(document: Mapping[str, Any] | Sequence[Any] | None) -> str:
     """A document as YAML that read_yaml reads unchanged, with its keys in their order."""
     return yaml.dump(document, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class YamlDocument:
+    """One document of a YAML text, with the lines of its fields."""
+
+    value: Any
+    first_line: int
+    """Line of the text at which the document begins, from 1."""
+
+    _node: yaml.Node
+
+    def line_of(self, path: str) -> int:
+        """Line of a field such as spec.lora.targetModules[0], or of the last field on its path that is there."""
+        line, node = self._node.start_mark.line, self._node
+        while path and (found := _child(node, path)):
+            line, node, path = found
+        return self.first_line + int(line)
+
+
+def _child(node: yaml.Node, path: str) -> tuple[int, yaml.Node, str] | None:
+    """Line and node of the first part of a path, and the rest of the path; None if it is not there."""
+    if isinstance(node, yaml.SequenceNode):
+        index = re.match(r"\[(\d+)\]\.?", path)
+        if index is None or int(index[1]) >= len(node.value):
+            return None
+        item = node.value[int(index[1])]
+        return item.start_mark.line, item, path[index.end() :]
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    # Keys may have dots, such as those of annotations: the longest one is meant.
+    for key, value in sorted(node.value, key=lambda pair: len(str(pair[0].value)), reverse=True):
+        if isinstance(key, yaml.ScalarNode) and re.match(rf"{re.escape(key.value)}($|[.\[])", path):
+            return key.start_mark.line, value, path[len(key.value) :].removeprefix(".")
+    return None
+
+
+def split_yaml(text: str) -> Iterator[tuple[int, str]]:
+    """The documents of a YAML text, unparsed, each with its first line, from 1."""
+    separators = [*_SEPARATOR.finditer(text)]
+    starts, ends = (0, *(each.end() for each in separators)), (*(each.start() for each in separators), len(text))
+    line, counted = 1, 0
+    for start, end in zip(starts, ends, strict=True):
+        line, counted = line + text.count("\n", counted, start), start
+        yield line, text[start:end]
+
+
+def parse_yaml(text: str, first_line: int = 1) -> YamlDocument | None:
+    """One document with the lines of its fields; None if it is empty.
+
+    Args:
+        text: the document, as from `split_yaml`.
+        first_line: its first line in the whole text, from 1.
+
+    Raises:
+        OutOfBounds: it is too large, or has too many values.
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, has a duplicate key, or is nested too deeply.
+    """
+    _check_bytes(len(text.encode()))
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+    return None if node is None or value is None else YamlDocument(value, first_line, node)
+
+
+def _check_bytes(count: int) -> None:
+    if count > MAX_BYTES:
+        raise OutOfBounds(f"has more than {MAX_BYTES:,} bytes")
 
 
 def read_yaml(path: Path) -> list[Any]:
@@ -101,6 +175,5 @@ def read_yaml(path: Path) -> list[Any]:
     """
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise OutOfBounds(f"has more than {MAX_BYTES:,} bytes")
+    _check_bytes(len(content))
     return list(yaml.load_all(content.decode("utf-8"), _StrictLoader))

@@ -1,8 +1,7 @@
 """The Kubernetes client: reads use the watch cache, writes go to the API server as plain dicts."""
 
 import contextlib
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,14 +12,26 @@ from kubernetes.aio.client.exceptions import ApiException
 from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import ProgressStatus
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.status.stage_status import ProgressStatus
+from edgetune_operator.cluster.api_errors import (
+    RequestFailed,
+    is_refusal,
+    message_of,
+    refusal_reason,
+    why_no_answer,
+    why_no_events,
+    why_no_workloads,
+    why_not_served,
+)
 from edgetune_operator.cluster.event_sender import FAILURES, EventSender
+from edgetune_operator.cluster.namespace_labels import NamespaceLabels
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.resync import NotServed, Page
 from edgetune_operator.cluster.warning_events import SELECTOR, WarningEvents
 from edgetune_operator.cluster.watch_cache import Cache, Kind, owner_of_job
-from edgetune_operator.decisions.observe import MAX_MESSAGE, JobState, job_state
+from edgetune_operator.cluster.workloads import WORKLOADS, Workloads, read_queue
+from edgetune_operator.decisions.observe import JobState, job_state
 from edgetune_operator.decisions.reporting.events import EventDraft
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from edgetune_operator.telemetry import API_WRITES
@@ -44,11 +55,7 @@ _OK = 200
 _CONFLICT = 409
 _FORBIDDEN = 403
 _NOT_FOUND = 404
-_INVALID = 422
 _INTERNAL_ERROR = 500
-_WEBHOOK_FAILS = "failed calling webhook"
-# Quotas and Pod Security answer with 403; admission webhooks and policies also with 400 and 422.
-_REFUSALS = (400, 403, _INVALID)
 
 
 @contextlib.asynccontextmanager
@@ -67,6 +74,8 @@ async def connect(cache: Cache, progress: ProgressReader, watches: int = 0) -> A
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
     async with client.ApiClient(configuration) as api:
+        # The API server takes the name of the field manager from it.
+        api.user_agent = names.MANAGER
         session = api.rest_client.pool_manager
         # The client's own session reads ~/.netrc and looks for proxies, in two threads before each request.
         api.rest_client.pool_manager = aiohttp.ClientSession(connector=session.connector)
@@ -83,8 +92,12 @@ class KubernetesCluster:
         self._api = api
         self._cache = cache
         self._progress = progress
+        self._labels = NamespaceLabels(self.call)
         self.warnings = WarningEvents()
         """Filled by `warning_events.watch_warnings`."""
+
+        self.workloads: Workloads | None = None
+        """Set if a profile has a queue."""
 
         self.events = EventSender(self.call)
 
@@ -108,7 +121,7 @@ class KubernetesCluster:
             try:
                 found = await self.call("GET", path.format(namespace=namespace), query=query)
             except FAILURES as error:
-                raise NotServed(_why_not_served(error, kind, namespace)) from error
+                raise NotServed(why_not_served(error, kind, namespace)) from error
             yield Page(found["items"], int(found["metadata"]["resourceVersion"]))
             if not found["metadata"].get("continue"):
                 return
@@ -123,10 +136,24 @@ class KubernetesCluster:
     async def list_warnings(self, owner: Mapping[str, Any], uid: str) -> Sequence[dict[str, Any]]:
         return self.warnings.of(owner["namespace"], uid)
 
-    async def watch_warnings(self, namespace: str | None, version: str) -> AsyncIterator[bytes]:
+    def watch_warnings(self, namespace: str | None, version: str) -> AsyncIterator[bytes]:
         """Chunks of a watch on warnings, for `warning_events`; it ends after some minutes."""
-        path = _EVENTS.format(namespace=namespace) if namespace else _EVENTS.replace("/namespaces/{namespace}", "")
-        query = {"watch": "true", "fieldSelector": SELECTOR, "timeoutSeconds": str(_WATCH_SECONDS)}
+        return self._watch(_EVENTS, namespace, version, why_no_events, {"fieldSelector": SELECTOR})
+
+    def watch_workloads(self, namespace: str | None, version: str) -> AsyncIterator[bytes]:
+        """Chunks of a watch on Kueue's Workloads; it ends after some minutes."""
+        return self._watch(WORKLOADS, namespace, version, why_no_workloads, {})
+
+    async def _watch(
+        self,
+        resource: str,
+        namespace: str | None,
+        version: str,
+        why_not: Callable[[Exception, str | None], str],
+        selector: Mapping[str, str],
+    ) -> AsyncIterator[bytes]:
+        path = resource.format(namespace=namespace) if namespace else resource.replace("/namespaces/{namespace}", "")
+        query = {"watch": "true", "timeoutSeconds": str(_WATCH_SECONDS), **selector}
         query |= {"allowWatchBookmarks": "true"} | ({"resourceVersion": version} if version else {})
         try:
             response: aiohttp.ClientResponse = await self._api.call_api(
@@ -147,7 +174,13 @@ class KubernetesCluster:
                 async for chunk in response.content.iter_any():
                     yield chunk
         except (*FAILURES, OSError) as error:  # a reset connection, while reading
-            raise NotServed(_why_not_watched(error, namespace)) from error
+            raise NotServed(why_not(error, namespace)) from error
+
+    async def list_workloads(self, owner: Mapping[str, Any], jobs: Sequence[str]) -> Sequence[dict[str, Any]]:
+        return self.workloads.of(owner["namespace"], jobs) if self.workloads is not None else []
+
+    async def read_queue(self, namespace: str, queue: str, priority: str) -> dict[str, Any] | None:
+        return None if self.workloads is None else await read_queue(self.call, namespace, queue, priority)
 
     async def read_progress(self, owner: Mapping[str, Any]) -> ProgressStatus | None:
         return self._progress.latest(owner)
@@ -160,8 +193,8 @@ class KubernetesCluster:
             if error.status == _CONFLICT:
                 await self._check_owner_of_existing(job, path)
                 return ""
-            if error.status in _REFUSALS or _is_webhook_failure(error):
-                raise JobRefused(_refusal(error), f"the cluster refuses the Job: {message_of(error)}") from None
+            if is_refusal(error):
+                raise JobRefused(refusal_reason(error), f"the cluster refuses the Job: {message_of(error)}") from None
             raise
         self._cache.put_job(created)
         uid: str = created["metadata"]["uid"]
@@ -201,6 +234,25 @@ class KubernetesCluster:
             "delete it or give this object another name",
         )
 
+    async def change_job(self, owner: Mapping[str, Any], name: str, patch: Sequence[Mapping[str, Any]]) -> None:
+        path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
+        try:
+            changed = await self.call("PATCH", path, body=list(patch), content_type="application/json-patch+json")
+        except ApiException as error:
+            if error.status == _NOT_FOUND:
+                self._cache.forget_job(owner, name)
+                raise StaleRead(f"Job {name} is already gone") from None
+            if not is_refusal(error):
+                raise
+            refusal = f"the cluster refuses to change the waiting Job: {message_of(error)}"
+            # The patch tests that it waits, and such a refusal is like any other.
+            present = await self.call("GET", path)
+            self._cache.put_job(present)
+            if not present["spec"].get("suspend"):
+                raise StaleRead(f"Job {name} waits no longer") from None
+            raise JobRefused(refusal_reason(error), refusal) from None
+        self._cache.put_job(changed)
+
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
         path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"
         options: dict[str, Any] = {"propagationPolicy": "Foreground"}
@@ -215,6 +267,9 @@ class KubernetesCluster:
             self._cache.forget_job(owner, name)
             raise StaleRead(f"Job {name} is already gone") from None
         self._cache.mark_job_deleting(owner, name, timestamp(datetime.now(UTC)))
+
+    async def read_labels(self, namespace: str) -> Mapping[str, str]:
+        return await self._labels.read(namespace)
 
     async def is_namespace_terminating(self, namespace: str) -> bool:
         try:
@@ -321,76 +376,7 @@ class KubernetesCluster:
         return answer
 
 
-class RequestFailed(ApiException):  # type: ignore[misc]  # the client has no types
-    """The API server's refusal of a request, as one sentence for logs and the status."""
-
-    def __init__(self, method: str, path: str, error: ApiException) -> None:
-        super().__init__(status=error.status, reason=error.reason)
-        self.body, self.headers = error.body, error.headers
-        self._request = f"{method} {path}"
-
-    def __str__(self) -> str:
-        return f"{self._request}: {self.status} {message_of(self)}"
-
-
-def _is_webhook_failure(error: ApiException) -> bool:
-    """Whether an admission webhook does not answer, which the API server reports as an internal error."""
-    return error.status == _INTERNAL_ERROR and _WEBHOOK_FAILS in message_of(error)
-
-
-def _refusal(error: ApiException) -> Reason:
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-        causes = json.loads(error.body)["details"]["causes"]
-        if any(cause.get("reason") == Reason.NAMESPACE_TERMINATING for cause in causes):
-            return Reason.NAMESPACE_TERMINATING
-    return Reason.JOB_REFUSED
-
-
 def _whose(job: Mapping[str, Any]) -> str:
     """What is known about the owner of a Job that has the name of another."""
     owner = next((each for each in job["metadata"].get("ownerReferences") or [] if each.get("controller")), None)
     return f"belongs to {owner['kind']} {owner['name']}" if owner else "does not belong to this object"
-
-
-def why_no_answer(error: Exception) -> str:
-    what = f"{error.status} {message_of(error)}" if isinstance(error, ApiException) else error or type(error).__name__
-    return f"the API server does not answer: {what}; retrying"
-
-
-def _why_not_served(error: Exception, kind: Kind, namespace: str | None) -> str:
-    """Why a list fails and what to do."""
-    if not isinstance(error, ApiException):
-        return why_no_answer(error)
-    if error.status == _NOT_FOUND:
-        crd = f"{names.PLURAL}.{names.GROUP}"
-        return (
-            f"the API server does not serve {crd}; install the CRD: `helm upgrade` with crd.install=true, or "
-            f"`kubectl apply -f crds/{crd}.yaml` from the operator's repository"
-        )
-    where = f"namespace {namespace}" if namespace else "the whole cluster"
-    if error.status in (401, 403):
-        return (
-            f"the operator is not allowed to list {kind} in {where}: {message_of(error)}; create its Roles, or let the "
-            "chart create them with rbac.create=true"
-        )
-    return f"the API server does not list {kind} in {where}: {error.status} {message_of(error)}; retrying"
-
-
-def _why_not_watched(error: Exception, namespace: str | None) -> str:
-    where = f"namespace {namespace}" if namespace else "the whole cluster"
-    if not isinstance(error, ApiException):
-        return why_no_answer(error)
-    advice = "retrying"
-    if error.status in (401, 403):
-        advice = "create the operator's Roles, or let the chart create them with rbac.create=true"
-    return (
-        f"Events in {where} are not watched: {error.status} {message_of(error)}; {advice}. Until then, no status says "
-        "why a Pod is refused or cannot be set up"
-    )
-
-
-def message_of(error: ApiException) -> str:
-    """The API server's message."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return str(json.loads(error.body)["message"])[:MAX_MESSAGE]
-    return str(error.reason)[:MAX_MESSAGE]

@@ -5,7 +5,8 @@ from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
 
-from edgetune_operator.cluster.client import KubernetesCluster, message_of, why_no_answer
+from edgetune_operator.cluster.api_errors import message_of, why_no_answer
+from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.event_sender import FAILURES
 from edgetune_operator.cluster.resync import NotServed
 

@@ -3,18 +3,20 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgetune_contract.stages import Stage
+from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.manifests.job_manifests import METRICS_PORT
-from edgetune_operator.decisions.observe import controller_uid
+from edgetune_operator.decisions.pods import controller_uid
 
 _TIMEOUT_SECONDS = 2.0
 # A training sends no compressed response unless asked; nothing is decompressed here.
@@ -156,6 +158,9 @@ def parse_metrics(text: str, pod: str) -> ProgressStatus | None:
             eta_seconds=values.get("eta_seconds"),
             pod=pod,
             resumed_from=int(values.get("resumed_from_step", 0)),
+            started_at=timestamp(datetime.fromtimestamp(values["start_time_seconds"], UTC))
+            if "start_time_seconds" in values
+            else None,
         )
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, OverflowError, OSError):
         return None

@@ -7,10 +7,6 @@ Only warnings about names of stages' Jobs and Pods are kept, the newest few of e
 their namespace: the number for one namespace is limited, as is the size of each.
 """
 
-import asyncio
-import json
-import logging
-import random
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,21 +14,19 @@ from typing import Any, Protocol
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.cluster.resync import NotServed
+from edgetune_operator.cluster.raw_watch import RETRY_SECONDS, follow
 
 SELECTOR = f"type=Warning,involvedObject.kind!={names.KIND}"
 """Field selector of the watch. It cannot select two kinds, and a second watch costs the API server as much again."""
 
 _KINDS = ("Job", "Pod")
 # As names.job_name builds them; Pods have five more characters, and of a long Job name only the first 58.
-_NAMES = re.compile(rf"-({'|'.join((*Stage, names.CLEAN_UP))})-[0-9a-f]{{5}}[0-9a-z-]{{0,11}}$")
+STAGE_NAMES = re.compile(rf"-({'|'.join((*Stage, names.CLEAN_UP))})-[0-9a-f]{{5}}[0-9a-z-]{{0,11}}$")
+"""Names of stages' Jobs and Pods."""
+
 _EVENTS_OF_ONE = 3
 _OBJECTS_OF_ONE_NAMESPACE = 5_000
-_LONGEST_LINE = 256 * 1024
 _LONGEST_MESSAGE = 1024
-_RETRY_SECONDS = 5.0
-
-logger = logging.getLogger("edgetune")
 
 
 class WarningEvents:
@@ -59,7 +53,7 @@ class WarningEvents:
             event: the Event.
         """
         about, metadata = event.get("involvedObject") or {}, event["metadata"]
-        if about.get("kind") not in _KINDS or not about.get("uid") or not _NAMES.search(about.get("name") or ""):
+        if about.get("kind") not in _KINDS or not about.get("uid") or not STAGE_NAMES.search(about.get("name") or ""):
             return
         namespace, uid = metadata["namespace"], about["uid"]
         if change == "DELETED":
@@ -102,50 +96,10 @@ class EventSource(Protocol):
 
 
 async def watch_warnings(
-    source: EventSource, events: WarningEvents, namespace: str | None, *, pause_seconds: float = _RETRY_SECONDS
+    source: EventSource, events: WarningEvents, namespace: str | None, *, pause_seconds: float = RETRY_SECONDS
 ) -> None:
-    """Keep the warnings of a namespace, or of all, until cancelled. It pauses after a watch that is refused."""
-    version, reported = "", ""
-    while True:
-        is_refused = False
-        try:
-            async for line in _lines(source.watch_warnings(namespace, version)):
-                version = _take_line(line, events, version)
-            reported = ""
-        except NotServed as error:
-            if str(error) != reported:
-                logger.warning("%s", error)
-            reported, version = str(error), ""
-            is_refused = True
-        # A restarted API server has ended the watches of all clients at once.
-        await asyncio.sleep(pause_seconds * (1.0 if is_refused else random.uniform(0.02, 0.2)))  # noqa: S311
-
-
-def _take_line(line: bytes, events: WarningEvents, version: str) -> str:
-    """Take one line of a watch; returns the resource version from which to continue."""
-    try:
-        change = json.loads(line)
-        kind, body = change["type"], change["object"]
-        if kind == "ERROR":
-            return ""  # mostly 410: the API server no longer has the version
-        if kind != "BOOKMARK":
-            events.take(kind, body)
-        return str(body["metadata"]["resourceVersion"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return version  # tenants can write any Event that the API server accepts
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Lines of a watch, without those that are too long: an Event can have annotations of 256 KiB."""
-    rest, is_too_long = b"", False
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if not is_too_long and line:
-                yield line
-            is_too_long = False
-        if len(rest) > _LONGEST_LINE:
-            rest, is_too_long = b"", True
+    """Keep the warnings of a namespace, or of all, until cancelled."""
+    await follow(lambda version: source.watch_warnings(namespace, version), events.take, pause_seconds)
 
 
 def _trimmed(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,22 @@ from typing import Any, NamedTuple, Self
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.decisions.observe import containers_of, controller_uid
+from edgetune_operator.decisions.observe import containers_of
+from edgetune_operator.decisions.pods import controller_uid
+from edgetune_operator.telemetry import ObjectFigures
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled", "PodReadyToStartContainers")
-_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL)
-_WATCHED_ANNOTATIONS = (names.DIGEST_ANNOTATION, names.RETRY_ANNOTATION, names.SETTINGS_ANNOTATION)
+_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, names.QUEUE_LABEL, names.PRIORITY_LABEL)
+_WATCHED_ANNOTATIONS = (
+    names.DIGEST_ANNOTATION,
+    names.RETRY_ANNOTATION,
+    names.LOOKED_FOR_ANNOTATION,
+    names.SETTINGS_ANNOTATION,
+    names.PROFILE_ANNOTATION,
+    names.PRICES_ANNOTATION,
+    names.FIXED_SETTINGS_ANNOTATION,
+)
 
 
 class Kind(StrEnum):
@@ -83,6 +93,7 @@ class Cache:
     def __init__(self) -> None:
         self._objects: dict[Key, Document] = {}
         self._phases: dict[Key, str] = {}
+        self._figures: dict[Key, ObjectFigures] = {}
         self._jobs: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
         self._pods: defaultdict[Owner, dict[str, Document]] = defaultdict(dict)
         self._keys: dict[Owner, Key] = {}
@@ -121,6 +132,11 @@ class Cache:
         every = [self._objects] if kind is Kind.OBJECT else held.values()
         return [each for some in every for each in some.values() if namespace in (None, each.namespace)]
 
+    def key_of_job(self, uid: str) -> Key | None:
+        """The object to which a cached Job belongs, by the Job's UID; None if it is unknown."""
+        owner = self._owners.get(uid)
+        return self._keys.get(owner) if owner is not None else None
+
     def keys(self, namespace: str | None = None) -> list[Key]:
         """Keys of all objects, in one namespace or in all."""
         return [key for key in self._objects if namespace in (None, key.namespace)]
@@ -134,6 +150,10 @@ class Cache:
         """Number of objects in each phase, in the namespaces that are counted."""
         return Counter(phase for key, phase in self._phases.items() if is_counted(key.namespace))
 
+    def figures(self, is_counted: Callable[[str], bool] = lambda _: True) -> dict[Key, ObjectFigures]:
+        """Figures of the objects for the metrics, in the namespaces that are counted."""
+        return {key: figures for key, figures in self._figures.items() if is_counted(key.namespace)}
+
     def put_object(self, body: Mapping[str, Any]) -> Key | None:
         """Add an object; see `put`."""
         key = Key(body["metadata"]["namespace"], body["metadata"]["name"])
@@ -141,7 +161,8 @@ class Cache:
         if not document.supersedes(known):
             return None
         self._objects[key] = document
-        self._phases[key] = (body.get("status") or {}).get("phase", "Pending")
+        status = body.get("status") or {}
+        self._phases[key], self._figures[key] = status.get("phase", "Pending"), ObjectFigures.of(status)
         self._keys[Owner.of(body["metadata"])] = key
         return key if document.differs_from(known) else None
 
@@ -150,7 +171,7 @@ class Cache:
         owner = Owner.of(body["metadata"])
         key = self._keys.pop(owner, None)
         if key in self._objects and self._objects[key].uid == owner.uid:
-            del self._objects[key], self._phases[key]
+            del self._objects[key], self._phases[key], self._figures[key]
         for document in (*self._jobs.pop(owner, {}).values(), *self._pods.pop(owner, {}).values()):
             self._owners.pop(document.uid, None)
 
@@ -316,7 +337,7 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
         "spec": {
-            **_picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit")),
+            **_picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit", "managedBy")),
             "template": {"spec": {"containers": resources}},
         },
         "status": _picked(status, kept),

@@ -37,22 +37,16 @@ from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.stages import ExitCode
 from edgetune_contract.values.times import is_recent
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.spec import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec
-from edgetune_operator.decisions.diagnosis import why_overdue
-from edgetune_operator.decisions.observe import (
-    POD_END_DELAY,
-    POD_STATUS_DELAY,
-    JobState,
-    PodObservation,
-    Snapshot,
-    job_state,
-    observe_pods,
-)
+from edgetune_operator.decisions.admission import Refusal
+from edgetune_operator.decisions.causes.diagnosis import why_overdue
+from edgetune_operator.decisions.observe import JobState, Snapshot, job_state
+from edgetune_operator.decisions.plans import DeleteJob
+from edgetune_operator.decisions.pods import POD_END_DELAY, POD_STATUS_DELAY, PodObservation, observe_pods
 from edgetune_operator.decisions.reporting.events import EventDraft
-from edgetune_operator.decisions.state_machine import DeleteJob
 
 CLEAN_UP_SECONDS = 600
 """Deadline of the clean-up Job, in seconds."""
@@ -178,7 +172,7 @@ def observe_clean_up(
 
 def plan_deletion(
     terms: DeletionTerms | InvalidSpec,
-    profile: Profile | None,
+    profile: Profile | Refusal,
     snapshot: Snapshot,
     clean_up: CleanUpObservation | None,
     is_namespace_terminating: bool,
@@ -189,7 +183,7 @@ def plan_deletion(
 
     Args:
         terms: the fields of the spec that a deletion follows, or why they cannot be parsed.
-        profile: the profile that the spec names; None if there is none with that name.
+        profile: the profile that the spec names, or why the namespace cannot use it.
         snapshot: what was observed.
         clean_up: the clean-up Job; None if there is none.
         is_namespace_terminating: whether the namespace is being deleted: it accepts no Job, and the operator's Role in
@@ -200,15 +194,16 @@ def plan_deletion(
     stranger = clean_up if clean_up is not None and not clean_up.is_ours else None
     clean_up = None if stranger is not None else clean_up
     is_done = clean_up is not None and clean_up.state is JobState.COMPLETE
+    usable = profile if isinstance(profile, Profile) else None
     if is_namespace_terminating and not is_done:
-        return _cut_off(snapshot, profile, clean_up)
+        return _cut_off(snapshot, usable, clean_up)
     if isinstance(terms, InvalidSpec):
-        return _skipped(snapshot, profile, f"the spec is invalid: {terms}")
+        return _skipped(snapshot, usable, f"the spec is invalid: {terms}")
     if terms.deletion_policy is DeletionPolicy.RETAIN:
-        message = f"{_remaining(snapshot, profile)}. spec.deletionPolicy is now Retain"
+        message = f"{_remaining(snapshot, usable)}. spec.deletionPolicy is now Retain"
         return _end(EventDraft("Normal", Reason.ARTIFACTS_RETAINED, message), _stop_clean_up(snapshot, clean_up))
-    if profile is None:
-        return _without_profile(terms.profile, snapshot, now, profile_grace)
+    if isinstance(profile, Refusal):
+        return _without_profile(profile, snapshot, now, profile_grace)
     if clean_up is not None and _awaits_pod_status(clean_up, now):
         name = names.clean_up_job_name(snapshot.name, snapshot.uid)
         return DeletionPlan((), Reason.CLEANING_UP, f"Job {name} has ended; waiting for the result of its Pod")
@@ -222,17 +217,16 @@ def plan_deletion(
     return _proceed(profile, snapshot, clean_up or stranger, now)
 
 
-def _without_profile(profile: str, snapshot: Snapshot, now: datetime, profile_grace: timedelta) -> DeletionPlan:
+def _without_profile(refusal: Refusal, snapshot: Snapshot, now: datetime, profile_grace: timedelta) -> DeletionPlan:
     """Stop the stages and wait for the profile, unless there is nothing to remove."""
-    why = f"spec.profile: profile {profile!r} not found"
     has_run = bool(snapshot.jobs or snapshot.previous.store or snapshot.previous.artifacts)
     if not has_run or now - _started_at(snapshot, now) >= profile_grace:
-        return _skipped(snapshot, None, why)
+        return _skipped(snapshot, None, refusal.message)
     message = (
-        f"{why}; add it within {profile_grace.total_seconds():.0f} s of the deletion, or the artifacts are kept and "
-        "the object is released"
+        f"{refusal.message}. The deletion waits {profile_grace.total_seconds():.0f} s for the profile; then the "
+        "artifacts are kept and the object is released"
     )
-    return DeletionPlan(_stops(snapshot), Reason.PROFILE_NOT_FOUND, message)
+    return DeletionPlan(_stops(snapshot), refusal.reason, message)
 
 
 def _stops(snapshot: Snapshot) -> tuple[DeleteJob, ...]:

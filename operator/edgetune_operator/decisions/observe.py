@@ -3,133 +3,31 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
 
-from edgetune_contract.request import Result
+from edgetune_contract.request import MAX_REVISION, Result
 from edgetune_contract.stages import ExitCode, Stage
+from edgetune_contract.values.times import seconds_between
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import MAX_RETRY_TOKEN, LoraFineTuneStatus, ProgressStatus
-
-POD_END_DELAY = timedelta(seconds=30)
-"""Longest time between the end of the stage's container and the end of its Pod, if no other container keeps it alive.
-"""
-
-POD_STATUS_DELAY = timedelta(seconds=20)
-"""Longest time between the end of a Job and the observation of its last Pod's end.
-
-Jobs and Pods are watched separately. After a start, the first lists and the watches can miss the end of a Pod; this
-time is long enough for the second lists to show it.
-"""
-
-
-MAX_REASON = 64
-MAX_MESSAGE = 4096
-"""Longest reason and message that are taken from others: the status is refused as a whole if one is too long."""
-
-UNSPECIFIC = (None, "", "ContainerCreating", "PodInitializing")
-"""Reasons that the kubelet reports for every new container, and nothing else while a volume is missing."""
-
-
-@dataclass(frozen=True)
-class PodObservation:
-    """One attempt of a stage."""
-
-    name: str
-    uid: str
-    created_at: str | None
-    phase: str
-    exit_code: int | None
-    """Exit code of the stage's container; None until it has ended."""
-
-    reason: str
-    """Kubernetes' reason why the container ended or waits, such as OOMKilled or Unschedulable."""
-
-    message: str
-    """Termination message; for a waiting container, the message of Kubernetes."""
-
-    disruption: str
-    """Reason of the DisruptionTarget condition, such as EvictionByEvictionAPI; empty if there is none."""
-
-    pod_reason: str
-    """The kubelet's reason for the whole Pod, such as Evicted or UnexpectedAdmissionError; empty if it has none."""
-
-    pod_message: str
-    """The kubelet's message for the whole Pod."""
-
-    is_set_up: bool
-    """Whether its sandbox, network and volumes are ready. Containers are created after that."""
-
-    node: str
-    """Name of its node; empty before it is scheduled."""
-
-    gone_by: str | None
-    """When it should be gone, with its grace period; None if it is not being deleted."""
-
-    started_at: str | None
-    """When the container started; None until it has."""
-
-    finished_at: str | None
-    """When the container ended; None until it has, or if its node never reported it."""
-
-    deleting: bool = False
-    beside: tuple[str, ...] = ()
-    """Other containers that are running, such as a service mesh's; sidecars among the init containers too."""
-
-    failed_init: str = ""
-    """Which init container failed, and how; empty if none did."""
-
-    @property
-    def is_left(self) -> bool:
-        """Whether a container of the Pod may be running."""
-        return self.phase not in ("Succeeded", "Failed")
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the Pod has not ended and nothing ends it: its Job waits for it."""
-        return self.is_left and not self.deleting
-
-    @property
-    def disrupted(self) -> bool:
-        """Whether the Pod is or was stopped from outside: evicted, preempted, or its node is gone."""
-        return self.disruption != ""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the attempt has ended. A Pod whose node is gone or did not admit it has no exit code."""
-        return self.exit_code is not None or self.phase == "Failed"
-
-    @property
-    def failed(self) -> bool:
-        """Whether the attempt ended by itself and without success."""
-        return self.ended and self.exit_code != ExitCode.DONE and not self.interrupted
-
-    @property
-    def exceeded_storage(self) -> bool:
-        """Whether the Pod used more of its node's disk than its limit; a retry would do the same."""
-        return self.pod_reason == "Evicted" and not self.disrupted
-
-    @property
-    def exceeded_memory(self) -> bool:
-        """Whether the kernel killed the container at its memory limit."""
-        return self.exit_code is not None and self.reason == "OOMKilled" and not self.interrupted
-
-    @property
-    def result(self) -> Result | None:
-        """Result in the termination message; None if there is no valid one."""
-        try:
-            return Result.decode(self.message)
-        except ValidationError:
-            return None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the attempt was stopped from outside and has ended; it does not count."""
-        stopped = self.exit_code == ExitCode.INTERRUPTED and not self.exceeded_storage
-        return self.ended and (self.disrupted or stopped)
+from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.profiles import CLAIMED_GPU
+from edgetune_operator.api.reasons import BLOCKING
+from edgetune_operator.api.spec import MAX_RETRY_TOKEN
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
+from edgetune_operator.decisions.causes.queueing import NO_QUEUE, Queueing
+from edgetune_operator.decisions.pods import (
+    MAX_MESSAGE,
+    MAX_REASON,
+    PodObservation,
+    controller_uid,
+    creation_order,
+    observe_pods,
+)
 
 
 class JobState(StrEnum):
@@ -138,6 +36,12 @@ class JobState(StrEnum):
     LIVE = "Live"
     COMPLETE = "Complete"
     FAILED = "Failed"
+
+
+_JOB_CONTROLLER = "kubernetes.io/job-controller"
+MAX_DIGEST = 64
+MAX_PROFILE = 63
+"""Longest name of a profile that is taken from a Job."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +57,7 @@ class JobObservation:
     """The retry token when the Job was created."""
 
     settings: str
-    """Hash of its settings from profile and spec; see `stage_resources.settings_digest`."""
+    """Hash of its settings from profile and spec; see `stage_resources.job_settings`."""
 
     backoff_limit: int | None
     """The Job's own retry limit: that of the spec may have changed since."""
@@ -184,6 +88,32 @@ class JobObservation:
     pods: tuple[PodObservation, ...]
     """Oldest first."""
 
+    stopped_at: str | None = None
+    """When it was suspended or its deletion began; None if it is neither suspended nor being deleted."""
+
+    profile: str = ""
+    """Name of the profile with which it was created; empty for a Job of an older release."""
+
+    prices: Prices | None = None
+    """Prices of that profile when it was created."""
+    queue: str = ""
+    """LocalQueue in which the Job waits or waited; empty without one."""
+
+    priority: str = ""
+    """WorkloadPriorityClass of the Job; empty for the queue's default."""
+
+    fixed_settings: str = ""
+    """Hash of the settings that the Job keeps while it waits in a queue."""
+
+    runs_elsewhere: bool = False
+    """Whether another controller runs it, such as MultiKueue in another cluster: it has no Pods here."""
+
+    looked_for: str = ""
+    """Of prepare: digest of the part of the spec for whose later stages it looks in the store."""
+
+    past_deadline: bool = False
+    """Whether its deadline ends the Job: its Pods are stopped, and it fails once they have ended."""
+
     @property
     def runs(self) -> bool:
         """Whether an attempt runs or may run: one that the Job counts may run even if no watch has shown it."""
@@ -191,6 +121,23 @@ class JobObservation:
         if newest is None or newest.ended:
             return self.active > 0 or (newest is not None and newest.exit_code == ExitCode.DONE)
         return newest.phase != "Pending"
+
+    @property
+    def waits_in_queue(self) -> bool:
+        """Whether it waits in a queue, where its place would be lost with it."""
+        return self.suspended and bool(self.queue)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its newest attempt waits until somebody acts, such as for an image that cannot be pulled."""
+        newest = self.pods[-1] if self.pods else None
+        return newest is not None and not newest.ended and newest.phase == "Pending" and newest.reason in BLOCKING
+
+    def stopped_by_deadline(self, pod: PodObservation) -> bool:
+        """Whether one of its attempts was stopped by the Job's deadline, which the Job may not say yet."""
+        seconds = seconds_between(self.started_at, pod.finished_at)
+        is_late = seconds is not None and self.deadline_seconds is not None and seconds >= self.deadline_seconds
+        return self.past_deadline or is_late
 
     @property
     def result(self) -> Result | None:
@@ -224,17 +171,39 @@ class Snapshot:
     name: str
     uid: str
     generation: int
-    retry_requested: str
+    retries: tuple[str, ...]
+    """Retry tokens that the object has now: in spec.retry and in the annotation."""
+
+    source_revision: str
+    """The Git commit that the object comes from, as its annotation says; empty without one."""
+
     previous: LoraFineTuneStatus
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
+    queueing: Queueing = NO_QUEUE
     events: tuple[EventObservation, ...] = ()
     """Warnings about the Job or Pod whose status does not say why it waits, oldest first; empty if there is none."""
 
     @property
+    def handled_retries(self) -> tuple[str, ...]:
+        """Retry tokens that earlier passes handled, newest first."""
+        return self.previous.handled_retries
+
+    @property
+    def new_retries(self) -> tuple[str, ...]:
+        """Retry tokens that this pass or an earlier one has seen, and that are not handled; oldest first."""
+        seen = dict.fromkeys((*self.previous.pending_retries, *self.retries))
+        return tuple(token for token in seen if token not in self.handled_retries)
+
+    @property
     def new_retry(self) -> str:
-        """The retry token if it has not been handled; otherwise empty, also if the token was removed."""
-        return "" if self.retry_requested == self.previous.last_handled_retry else self.retry_requested
+        """The newest of them; empty if there is none."""
+        return next(iter(self.new_retries[::-1]), "")
+
+    @property
+    def present_retry(self) -> str:
+        """The newest retry token, whether it is handled or not; empty if there was none."""
+        return self.new_retry or next(iter(self.handled_retries), "")
 
 
 def observe(
@@ -245,17 +214,28 @@ def observe(
 ) -> Snapshot:
     """Snapshot of the object, its Jobs, their Pods, and the progress that the running stage reports."""
     metadata = document["metadata"]
-    annotations = metadata.get("annotations") or {}
+    annotations, spec = metadata.get("annotations") or {}, document.get("spec")
+    # Also of a spec that is invalid otherwise.
+    in_spec = spec.get("retry") if isinstance(spec, Mapping) else None
+    tokens = (in_spec, annotations.get(names.RETRY_REQUESTED_ANNOTATION))
     return Snapshot(
         namespace=metadata.get("namespace", "default"),
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         generation=metadata.get("generation", 1),
-        retry_requested=_retry_token(annotations.get(names.RETRY_REQUESTED_ANNOTATION, "")),
+        retries=tuple(_retry_token(token) for token in tokens if isinstance(token, str) and token),
+        source_revision=_source_revision(annotations.get(names.SOURCE_REVISION_ANNOTATION)),
         previous=read_status(document),
-        jobs=tuple(_job(job, pods) for job in sorted(jobs, key=_creation) if _is_ours(job, metadata.get("uid", ""))),
+        jobs=tuple(
+            _job(job, pods) for job in sorted(jobs, key=creation_order) if _is_ours(job, metadata.get("uid", ""))
+        ),
         progress=progress,
     )
+
+
+def _source_revision(text: Any) -> str:
+    """What the stage may get; a text that is too long for a commit says nothing."""
+    return text if isinstance(text, str) and len(text) <= MAX_REVISION else ""
 
 
 def _retry_token(text: str) -> str:
@@ -291,33 +271,23 @@ def _event(event: Mapping[str, Any]) -> EventObservation:
     )
 
 
-def controller_uid(body: Mapping[str, Any], kind: str) -> str | None:
-    """UID of a Job's or Pod's controller; None if no object of that kind controls it."""
-    owners = body["metadata"].get("ownerReferences") or []
-    return next((owner["uid"] for owner in owners if owner.get("controller") and owner["kind"] == kind), None)
-
-
 def _is_ours(job: Mapping[str, Any], uid: str) -> bool:
     stage = (job["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
     return stage in set(Stage) and controller_uid(job, names.KIND) == uid
 
 
-def _creation(item: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = item["metadata"]
-    return metadata.get("creationTimestamp") or "", metadata["name"]
-
-
 def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObservation:
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
-    annotations = metadata.get("annotations") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata["labels"]
     state, end = job_state(job)
     return JobObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         created_at=metadata.get("creationTimestamp"),
-        stage=Stage(metadata["labels"][names.STAGE_LABEL]),
+        stage=Stage(labels[names.STAGE_LABEL]),
         digest=annotations.get(names.DIGEST_ANNOTATION, ""),
         retry=annotations.get(names.RETRY_ANNOTATION, ""),
+        looked_for=annotations.get(names.LOOKED_FOR_ANNOTATION, "")[:MAX_DIGEST],
         settings=annotations.get(names.SETTINGS_ANNOTATION, ""),
         backoff_limit=spec.get("backoffLimit"),
         deadline_seconds=spec.get("activeDeadlineSeconds"),
@@ -332,7 +302,34 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         started_at=status.get("startTime"),
         finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
         pods=observe_pods(job, pods),
+        stopped_at=metadata.get("deletionTimestamp") or _suspended_at(status),
+        profile=annotations.get(names.PROFILE_ANNOTATION, "")[:MAX_PROFILE],
+        prices=_prices(annotations.get(names.PRICES_ANNOTATION)),
+        queue=labels.get(names.QUEUE_LABEL, ""),
+        priority=labels.get(names.PRIORITY_LABEL, ""),
+        fixed_settings=annotations.get(names.FIXED_SETTINGS_ANNOTATION, ""),
+        runs_elsewhere=spec.get("managedBy", _JOB_CONTROLLER) != _JOB_CONTROLLER,
+        past_deadline=any(_ends_by_deadline(each) for each in status.get("conditions") or ()),
     )
+
+
+def _suspended_at(status: Mapping[str, Any]) -> str | None:
+    conditions = status.get("conditions") or []
+    is_true = (each for each in conditions if each["type"] == "Suspended" and each.get("status") == "True")
+    return next((each.get("lastTransitionTime") for each in is_true), None)
+
+
+def _prices(text: str | None) -> Prices | None:
+    try:
+        return None if text is None else Prices.model_validate_json(text)
+    except ValidationError:  # somebody edited it
+        return None
+
+
+def _ends_by_deadline(condition: Mapping[str, Any]) -> bool:
+    # FailureTarget comes first, when the Job controller stops the Pods.
+    is_end = condition["type"] in ("FailureTarget", "Failed") and condition.get("status") == "True"
+    return is_end and condition.get("reason") == "DeadlineExceeded"
 
 
 def containers_of(job: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -344,8 +341,9 @@ def containers_of(job: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _resources(job: Mapping[str, Any]) -> Mapping[str, str | int]:
     found = next((each.get("resources") or {} for each in containers_of(job) if each["name"] == names.CONTAINER), {})
+    claimed = {CLAIMED_GPU: len(found["claims"])} if found.get("claims") else {}
     # Without a request, the limit is requested.
-    return {**(found.get("limits") or {}), **(found.get("requests") or {})}
+    return {**(found.get("limits") or {}), **(found.get("requests") or {}), **claimed}
 
 
 def job_state(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
@@ -357,62 +355,3 @@ def job_state(job: Mapping[str, Any]) -> tuple[JobState, Mapping[str, Any]]:
     if "Complete" in conditions:
         return JobState.COMPLETE, conditions["Complete"]
     return JobState.LIVE, {}
-
-
-def observe_pods(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[PodObservation, ...]:
-    """A Job's attempts, oldest first, by owner reference: anybody can set labels and names."""
-    own = [pod for pod in pods if controller_uid(pod, "Job") == job["metadata"]["uid"]]
-    return tuple(_pod(pod) for pod in sorted(own, key=_creation))
-
-
-def _pod(pod: Mapping[str, Any]) -> PodObservation:
-    metadata, status = pod["metadata"], pod.get("status") or {}
-    containers = status.get("containerStatuses") or []
-    state = next((c.get("state") or {} for c in containers if c.get("name") == names.CONTAINER), {})
-    conditions = {(c.get("type"), c.get("status")): c for c in status.get("conditions") or []}
-    ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
-    init = status.get("initContainerStatuses") or []
-    explained = ended or _waiting_init(init) or waiting or conditions.get(("PodScheduled", "False"), {})
-    disruption = conditions.get(("DisruptionTarget", "True"), {})
-    return PodObservation(
-        name=metadata["name"],
-        uid=metadata.get("uid", ""),
-        created_at=metadata.get("creationTimestamp"),
-        phase=status.get("phase", "Pending"),
-        exit_code=ended.get("exitCode"),
-        reason=(explained.get("reason") or "")[:MAX_REASON],
-        message=(explained.get("message") or "")[:MAX_MESSAGE],
-        disruption=(disruption.get("reason") or "")[:MAX_REASON] or ("DisruptionTarget" if disruption else ""),
-        pod_reason=(status.get("reason") or "")[:MAX_REASON],
-        pod_message=(status.get("message") or "")[:MAX_MESSAGE].strip(),
-        is_set_up=("PodReadyToStartContainers", "True") in conditions,
-        node=(pod.get("spec") or {}).get("nodeName") or "",
-        gone_by=metadata.get("deletionTimestamp"),
-        started_at=(ended or state.get("running") or {}).get("startedAt"),
-        finished_at=ended.get("finishedAt") or disruption.get("lastTransitionTime"),
-        deleting=metadata.get("deletionTimestamp") is not None,
-        beside=tuple(
-            each["name"]
-            for each in (*containers, *init)
-            if each["name"] != names.CONTAINER and "running" in (each.get("state") or {})
-        ),
-        failed_init=_failed_init(init),
-    )
-
-
-def _waiting_init(containers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Why an init container does not start; empty if none says so. The stage's container only says that it waits."""
-    for container in containers:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in UNSPECIFIC:
-            return {**waiting, "message": f"container {container['name']}: {waiting.get('message') or ''}"}
-    return {}
-
-
-def _failed_init(containers: Sequence[Mapping[str, Any]]) -> str:
-    for container in containers:
-        ended = (container.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode"):
-            details = f": {ended['message']}" if ended.get("message") else ""
-            return f"container {container['name']} ended with exit code {ended['exitCode']}{details}"
-    return ""

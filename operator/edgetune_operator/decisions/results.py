@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Result
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import ArtifactStatus, StageStatus
+from edgetune_operator.api.status.object_status import ArtifactStatus
+from edgetune_operator.api.status.stage_status import StageStatus
 
 
 def is_whole(result: Result, row: StageStatus, artifacts: Sequence[ArtifactStatus]) -> bool:

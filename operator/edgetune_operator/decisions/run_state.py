@@ -3,39 +3,35 @@
     begin                rows of earlier passes that are still valid: those whose digest the spec did not change
     record_ended_jobs    results and failures of Jobs that have ended since
     handle_requests      a retry token or another store: prepare checks everything again
+    look_before_work     an edited spec: prepare looks in the store for what its stages make
 
 After each of these, `jobs` sorts the object's Jobs again (see `sorted_jobs`).
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from edgetune_contract.digest import pin_digest, prepare_digest, stage_digests
+from edgetune_contract.digest import pin_digest, prepare_digest, recipe_digest, stage_digests
 from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between, timestamp
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import (
-    ArtifactStatus,
-    LoraFineTuneSpec,
-    ProgressStatus,
-    PublicationStatus,
-    StageState,
-    StageStatus,
-)
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.reasons import UNPLANNED, Reason
-from edgetune_operator.decisions.attempts import count_attempts, count_resumption
-from edgetune_operator.decisions.diagnosis import (
-    Diagnosis,
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.status.object_status import ArtifactStatus, PublicationStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus, StageState, StageStatus
+from edgetune_operator.decisions.accounting.attempts import count_resumption
+from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
+from edgetune_operator.decisions.accounting.limits import look_at_limits, why_given_up
+from edgetune_operator.decisions.causes.diagnosis import (
     awaits_pod_status,
     failed_attempts,
     interruptions,
     killed_at_memory_limit,
     overdue,
     why_failed,
-    why_given_up,
     why_more_memory,
     why_not_retried,
     why_outlived,
@@ -43,16 +39,20 @@ from edgetune_operator.decisions.diagnosis import (
     why_unreadable,
     why_waiting,
 )
+from edgetune_operator.decisions.causes.queueing import Diagnosis
+from edgetune_operator.decisions.live import reported_live
 from edgetune_operator.decisions.manifests.stage_needs import Need
 from edgetune_operator.decisions.manifests.stage_resources import (
+    JobSettings,
     StageResources,
+    job_settings,
     known_needs,
     profile_for_run,
     requested,
-    settings_digest,
     stage_resources,
 )
-from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
+from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
+from edgetune_operator.decisions.pods import PodObservation
 from edgetune_operator.decisions.results import is_whole
 from edgetune_operator.decisions.sorted_jobs import Resets, SortedJobs, sort_jobs, would_be_stopped
 
@@ -61,6 +61,7 @@ _STORE_CHANGE_DEFERRED = (
     "the profile's store has changed: when this stage has ended, every stage is looked up there or run again"
 )
 _REPLACED = "the profile or a limit of the spec changed while no attempt was running: the stage's Job is replaced"
+_KEPT = "; the profile has changed since: the Job keeps its place, and its settings"
 _DONE = (StageState.SUCCEEDED, StageState.SKIPPED)
 
 
@@ -77,8 +78,13 @@ class RunState:
         self.resolved = previous.resolved
         self.scores = previous.scores
         self.edge = previous.edge
+        self.candidates = previous.candidates
         self.artifacts = previous.artifacts
         self.publication = previous.publication
+        self.live = previous.live
+        self.has_read_store = False
+        """Whether this pass records what a stage read in the store about `live`."""
+
         self._present_store = profile.store.for_namespace(snapshot.namespace).display_uri
         self.store = previous.store or self._present_store
         """Store of the rows' outputs."""
@@ -86,8 +92,11 @@ class RunState:
         self._reset: set[Stage] = set()
         self._outlived: set[str] = set()
         self._prepares_again = False
+        self._has_moved = False
         self.awaits_pod_status = False
         """Whether a Job has ended and its last Pod's end is not observed yet."""
+
+        self.gpus = GpuAccount(snapshot, spec.profile, spec.active_deadline_seconds)
 
         self.deferred_request = ""
         """What happens when the running attempt has ended, as a sentence; empty if nothing is deferred."""
@@ -99,22 +108,26 @@ class RunState:
         digest = prepare_digest(spec.parameters)
         if run.rows[Stage.PREPARE].digest != digest:
             run._restart(Stage.PREPARE, digest)
-        for stage in [row.name for row in run.rows.values() if row.state is StageState.FAILED and run._is_edited()]:
-            run._reset_stage(stage)
+        if run._is_edited():
+            for stage in [row.name for row in run.rows.values() if row.state is StageState.FAILED]:
+                run._reset_stage(stage)
         if pin := pin_digest(spec.parameters, snapshot.name):
             run._take_digest(Stage.PUBLISH, pin)
         if run.rows[Stage.PREPARE].state is StageState.SUCCEEDED and run.resolved is not None:
             run._rekey(run.resolved)
-        for job in run.jobs.terminating:
-            run.rows[job.stage] = count_attempts(run.rows[job.stage], job)
+        for job in (*run.jobs.terminating, *run.jobs.current.values()):
+            # A row that began again has limits of its own: attempts from before that only go into the account.
+            if run.rows[job.stage].job == job.name:
+                run.rows[job.stage] = run.gpus.count(run.rows[job.stage], job)
         return run
 
     @property
     def jobs(self) -> SortedJobs:
         """The object's Jobs, sorted by the current rows and resets."""
-        resets = Resets(self._reset, self._prepares_again, self._outlived, self._snapshot.new_retry)
+        new_retry = self._snapshot.new_retry
+        resets = Resets(self._reset, self._prepares_again, self._has_moved, self._outlived, new_retry)
         job_names = {stage: self.job_name(stage) for stage in Stage}
-        return sort_jobs(self._snapshot.jobs, job_names, self._settings_of, resets)
+        return sort_jobs(self._snapshot.jobs, job_names, self.settings_of, resets)
 
     @property
     def profile(self) -> Profile:
@@ -134,8 +147,19 @@ class RunState:
     def _gets_more(self, stage: Stage) -> bool:
         return self.resources(stage, more=1).container != self.resources(stage).container
 
-    def _settings_of(self, stage: Stage) -> str:
-        return settings_digest(self.spec, self.profile, self.resources(stage))
+    def settings_of(self, stage: Stage) -> JobSettings:
+        """What the stage's next Job takes from profile and spec."""
+        return job_settings(self.spec, self.profile, stage, self.resources(stage))
+
+    def look_at_limits(self, now: datetime) -> timedelta | None:
+        """Time until a running attempt reaches a limit over all attempts of its stage; None if none does."""
+        limit, current = self.spec.max_gpu_seconds, self.jobs.current
+        times = (
+            look_at_limits(job, self.rows[stage], limit, now)
+            for stage, job in current.items()
+            if job.state is JobState.LIVE and self.rows[stage].state.has_job
+        )
+        return min((time for time in times if time is not None), default=None)
 
     def job_name(self, stage: Stage) -> str:
         """Name of the stage's Job."""
@@ -144,11 +168,8 @@ class RunState:
     # Changes of the spec.
 
     def _is_edited(self) -> bool:
-        """Whether the spec was edited and no pass has considered the stages since."""
-        previous, generation = self._snapshot.previous, self._snapshot.generation
-        unplanned = any(each.type == "Ready" and each.reason in UNPLANNED for each in previous.conditions)
-        unplanned = unplanned and all(entry.generation != generation for entry in previous.history[:1])
-        return unplanned or generation != previous.observed_generation
+        """Whether the spec differs from the one that the last pass considered, in more than suspend and the pin."""
+        return self.spec.retryable_digest != self._snapshot.previous.retryable_spec
 
     def _reset_stage(self, stage: Stage) -> None:
         """The stage runs again, regardless of its earlier Jobs."""
@@ -160,7 +181,8 @@ class RunState:
         what is known of the memory that this digest needs."""
         row = self.rows[stage]
         doublings = row.memory_doublings if row.digest == digest else 0
-        self.rows[stage] = StageStatus(name=stage, digest=digest, counted=row.counted, memory_doublings=doublings)
+        kept = {"counted": row.counted, "gpu_attempt": row.gpu_attempt, "memory_doublings": doublings}
+        self.rows[stage] = StageStatus(name=stage, digest=digest).model_copy(update=kept)
 
     def _rekey(self, resolved: Resolved) -> None:
         """Give the stages after prepare their digests; a row of another digest starts again."""
@@ -189,14 +211,32 @@ class RunState:
         if self.awaits_pod_status or any(would_be_stopped(job, token) for job in self._snapshot.jobs):
             self.deferred_request = _RETRY_DEFERRED if token else _STORE_CHANGE_DEFERRED
             return
+        self._has_moved = has_moved
         for stage, row in self.rows.items():
-            if has_moved or stage is Stage.PREPARE or row.state is StageState.FAILED:
+            is_pin = stage is Stage.PUBLISH and bool(self.spec.publish.pin) and self.spec.suspend
+            if has_moved or is_pin or stage is Stage.PREPARE or row.state is StageState.FAILED:
                 self._reset_stage(stage)
-            elif row.state is StageState.RUNNING:
+            elif row.state.has_job and not self._waits_in_queue(stage):
                 self._update(stage, state=StageState.PENDING, reason="", message="")
         self.store = self._present_store
         self._prepares_again = True
         self.record_ended_jobs(now)
+
+    def _waits_in_queue(self, stage: Stage) -> bool:
+        job = self.jobs.current.get(stage)
+        return job is not None and job.waits_in_queue
+
+    def look_before_work(self) -> None:
+        """Let prepare look in the store for the stages of an edited spec, before one of them gets a Job.
+
+        A revert thus needs no GPU. publish needs no such look: its own Job is as small as prepare's.
+        """
+        stage = self.next_stage()
+        if stage is None or stage in (Stage.PREPARE, Stage.PUBLISH) or stage in self.jobs.current:
+            return
+        has_looked = self.rows[Stage.PREPARE].looked_for == recipe_digest(self.spec.parameters)
+        if not has_looked and self.rows[stage].state is not StageState.FAILED:
+            self._reset_stage(Stage.PREPARE)
 
     def _has_work_left(self) -> bool:
         """Whether an unfinished stage remains: the present store does not have the outputs that it reads."""
@@ -220,7 +260,7 @@ class RunState:
 
     def _note_missing_job(self, stage: Stage, *, is_replaced: bool) -> None:
         """A stage whose Job is gone or being deleted waits for its next Job."""
-        if self.rows[stage].state is StageState.RUNNING:
+        if self.rows[stage].state.has_job:
             self._update(stage, state=StageState.PENDING)
         if is_replaced:
             self._update(stage, reason=Reason.REPLACED, message=_REPLACED)
@@ -245,7 +285,7 @@ class RunState:
             self._fail(stage, why_failed(job, self.rows[stage].failed_before), ended)
         elif job.state is JobState.COMPLETE:
             self._record_lost_result(stage, job, ended)
-        elif (why := why_given_up(job, self.rows[stage])) is not None:
+        elif (why := why_given_up(job, self.rows[stage], self.spec.max_gpu_seconds, now)) is not None:
             self._fail(stage, why, ended)
         elif overdue(job, now) is not None and job.outlived is not None:
             self._record_outlived(stage, job, job.outlived, ended)
@@ -255,7 +295,8 @@ class RunState:
             reason, message = self._why_waiting(stage, job)
             if self.rows[stage].reason == Reason.RESULT_LOST:
                 reason = Reason.RESULT_LOST
-            self._update(stage, state=StageState.RUNNING, reason=reason, message=message)
+            state = StageState.QUEUED if job.suspended else StageState.RUNNING
+            self._update(stage, state=state, reason=reason, message=message)
 
     def _fail(self, stage: Stage, why: Diagnosis, ended: Mapping[str, object]) -> None:
         reason, message = why
@@ -298,40 +339,62 @@ class RunState:
         reason, message = why_waiting(job, self._snapshot)
         row = self.rows[stage]
         newest = job.pods[-1] if job.pods else None
-        is_running = newest is not None and newest.phase == "Running" and not newest.disrupted
+        is_stopping = job.suspended or newest is None or newest.disrupted
+        is_running = not is_stopping and newest is not None and newest.phase == "Running"
         # A training reports the step from which it resumed.
         has_resumed = row.preemptions > 0 and is_running and (stage is not Stage.TRAIN or row.resumed_from is not None)
         if has_resumed and reason != Reason.ATTEMPT_FAILED:
             return Reason.RESUMED, interruptions(row)
+        if job.suspended and job.queue and job.fixed_settings not in ("", self.settings_of(stage).fixed):
+            message += _KEPT
         return reason, message
 
     def _follow(self, stage: Stage, job: JobObservation) -> None:
         """Update a row's attempts from its Job. For a Job that was just created, this changes nothing after `start`."""
-        started_at = None if job.suspended else self.rows[stage].started_at or job.started_at
+        # A queue starts the Job, and its Pod may still wait for its node and its image.
+        has_begun = not job.queue or job.runs_elsewhere or any(pod.started_at for pod in job.pods)
+        started_at = self.rows[stage].started_at or (job.started_at if has_begun else None)
+        started_at = None if job.suspended else started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)
         attempts += self.rows[stage].failed_before
         asked = requested(job.resources)
-        self._update(stage, job=job.name, attempts=attempts, started_at=started_at, requested=asked)
-        self.rows[stage] = count_attempts(self.rows[stage], job)
-        seen = self._snapshot.progress
-        if seen is not None and seen.stage is stage:
-            self._note_resumption(job, seen.pod, seen.resumed_from)
+        seen = {"job": job.name, "started_at": started_at, "looked_for": job.looked_for}
+        self._update(stage, attempts=attempts, requested=asked, **seen)
+        self.rows[stage] = self.gpus.count(self.rows[stage], job)
+        progress = self._snapshot.progress
+        if progress is not None and progress.stage is stage:
+            self._note_resumption(job, progress.pod, progress.resumed_from)
 
     def _note_resumption(self, job: JobObservation, pod: str, step: float | None) -> None:
-        before = self._snapshot.previous.progress
-        if job.stage is Stage.TRAIN and step is not None and before is not None:
-            self.rows[job.stage] = count_resumption(self.rows[job.stage], job, pod, int(step), before)
+        before, row = self._snapshot.previous.progress, self.rows[job.stage]
+        if job.stage is not Stage.TRAIN or step is None or before is None:
+            return
+        resumed = count_resumption(row, job, pod, int(step), before)
+        self.rows[job.stage] = resumed
+        self.gpus.add_repeated(job, (resumed.lost_steps or 0) - (row.lost_steps or 0), before)
+
+    def account_for_gpus(self, now: datetime) -> None:
+        """Account for the GPU time of attempts that no row has counted."""
+        self.rows = self.gpus.settle(self.rows, now)
 
     def _record_lost_result(self, stage: Stage, job: JobObservation, ended: Mapping[str, object]) -> None:
-        """The stage finished but its result was lost. It is run again once, which finds the manifest; then it fails."""
-        why = why_unreadable(job)
-        message = f"the stage ended without a readable result{why}; running it again finds its manifest in the store"
+        """The stage finished but its result was lost. It is run again once, which finds the manifest; then it fails.
+
+        Another Job would run in another cluster again, without a Pod here: then prepare finds the manifest.
+        """
+        finder = Stage.PREPARE if job.runs_elsewhere else stage
+        message = (
+            f"the stage ended without a readable result{why_unreadable(job)}; running "
+            f"{'it' if finder is stage else finder} again finds its manifest in the store"
+        )
         # The row keeps the reason until the stage is done: it marks the second time.
         if self.rows[stage].reason == Reason.RESULT_LOST:
             self._fail(stage, (Reason.RESULT_LOST, message), ended)
         else:
+            if finder is not stage:
+                self._restart(finder, self.rows[finder].digest)
             self._update(stage, state=StageState.PENDING, reason=Reason.RESULT_LOST, message=message)
-            self._reset.add(stage)
+            self._reset.add(finder)
 
     def _succeed(self, stage: Stage, result: Result, **ended: object) -> None:
         self._update(
@@ -365,7 +428,10 @@ class RunState:
         outputs = tuple(ArtifactStatus(stage=result.stage, **artifact.model_dump()) for artifact in result.artifacts)
         self.artifacts = tuple(kept for kept in self.artifacts if kept.stage is not result.stage) + outputs
         if result.stage is Stage.EVALUATE:
-            self.scores, self.edge = result.scores, result.edge
+            self.scores, self.edge, self.candidates = result.scores, result.edge, result.candidates
+        if result.stage is Stage.PREPARE or result.live is not None:
+            store = self._profile.store.for_namespace(self._snapshot.namespace)
+            self.live, self.has_read_store = reported_live(result, store.uri, self._snapshot.name), True
         if result.publication is not None:
             self.publication = PublicationStatus.model_validate(result.publication.model_dump())
 
@@ -382,23 +448,33 @@ class RunState:
     def start(self, stage: Stage, now: datetime) -> None:
         """Mark a stage as running, with the first attempt of the Job that is about to be created."""
         attempts = self.rows[stage].failed_before + 1
-        started = {"state": StageState.RUNNING, "attempts": attempts, "started_at": timestamp(now)}
+        queue = self.settings_of(stage).queue
+        started: dict[str, object] = {"state": StageState.RUNNING, "started_at": timestamp(now)}
+        why: Diagnosis = (Reason.JOB_RUNNING, "")
+        if queue:
+            started = {"state": StageState.QUEUED, "started_at": None}
+            why = (Reason.QUEUED, f"the Job is suspended until queue {queue} admits it")
         if self.rows[stage].reason != Reason.RESULT_LOST:
-            started |= {"reason": Reason.JOB_RUNNING, "message": ""}
+            started |= {"reason": why[0], "message": why[1]}
+        started["attempts"] = attempts
         started["requested"] = requested(self.resources(stage).asked)
+        if stage is Stage.PREPARE:
+            started["looked_for"] = recipe_digest(self.spec.parameters)
         self._update(stage, job=self.job_name(stage), **started)
 
     def progress(self, stage: Stage) -> ProgressStatus | None:
         """Progress of a running stage: the current report or, between two attempts, the last one."""
         row, previous = self.rows[stage], self._snapshot.previous
         before = next((known for known in previous.stages if known.name is stage), None)
-        if row.state is not StageState.RUNNING or before is None or before.job != row.job:
+        if not row.state.has_job or before is None or before.job != row.job:
             return None
         reported = self._snapshot.progress or previous.progress
         return reported if reported is not None and reported.stage is stage else None
 
     def request(self, stage: Stage) -> Request:
         """The complete request of a stage."""
+        publishes, pins = stage is Stage.PUBLISH, stage is Stage.PUBLISH and bool(self.spec.publish.pin)
+        signs = self._profile.signing is not None and (stage is Stage.PREPARE or (publishes and not pins))
         return Request(
             namespace=self._snapshot.namespace,
             name=self._snapshot.name,
@@ -406,5 +482,8 @@ class RunState:
             digest=self.rows[stage].digest,
             store=self._profile.store.for_namespace(self._snapshot.namespace),
             parameters=self.spec.parameters,
+            allowed_sources=self._profile.sources,
             resolved=None if stage is Stage.PREPARE else self.resolved,
+            sign=True if signs else None,
+            source_revision=(self._snapshot.source_revision or None) if signs and publishes else None,
         )

@@ -2,9 +2,11 @@
 
 terminating   is being deleted
 current       has its stage's digest: its end is the end of the stage
-replaced      has its stage's digest, but no attempt runs and the profile or a limit of the spec has changed since
-spent         has its stage's digest, but was created before the stage was reset, its Pod outlives a failed attempt, or
-              an attempt needs more memory than it has: its end no longer counts
+replaced      has its stage's digest, but no attempt runs and the profile or a limit of the spec has changed since. One
+              that is in a queue keeps its place, and is replaced only if it cannot start, or has a priority that its
+              profile does not offer
+spent         has its stage's digest, but was created before the stage was reset, uses another store, its Pod outlives a
+              failed attempt, or an attempt needs more memory than it has: its end no longer counts
 stale         has a digest that no stage of the run has
 """
 
@@ -12,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgetune_contract.stages import Stage
+from edgetune_operator.decisions.manifests.stage_resources import JobSettings
 from edgetune_operator.decisions.observe import JobObservation, JobState
 
 
@@ -23,7 +26,10 @@ class Resets:
     """Stages whose ended Jobs no longer count."""
 
     prepares_again: bool = False
-    """Whether prepare must check its inputs again, even if its Job is live."""
+    """Whether prepare must check its inputs again, even if its Job is live. One that waits in a queue will."""
+
+    has_moved: bool = False
+    """Whether the store is another one than that of the live Jobs."""
 
     outlived: Collection[str] = ()
     """Names of live Jobs whose Pod outlives an attempt that failed, or whose next attempt needs more memory."""
@@ -44,14 +50,17 @@ class SortedJobs:
 
 
 def sort_jobs(
-    jobs: Sequence[JobObservation], names: Mapping[Stage, str], settings_of: Callable[[Stage], str], resets: Resets
+    jobs: Sequence[JobObservation],
+    names: Mapping[Stage, str],
+    settings_of: Callable[[Stage], JobSettings],
+    resets: Resets,
 ) -> SortedJobs:
     """Sort Jobs.
 
     Args:
         jobs: all of the object's Jobs.
         names: current name of each stage's Job, a function of the stage's digest.
-        settings_of: hash of the current settings of a stage's Job from profile and spec.
+        settings_of: current settings of a stage's Job from profile and spec.
         resets: what runs again.
     """
     found = SortedJobs()
@@ -69,10 +78,15 @@ def sort_jobs(
     return found
 
 
-def _is_replaced(job: JobObservation, settings_of: Callable[[Stage], str]) -> bool:
+def _is_replaced(job: JobObservation, settings_of: Callable[[Stage], JobSettings]) -> bool:
     if job.state is not JobState.LIVE or job.runs or not job.settings:
         return False
-    return job.settings != settings_of(job.stage)
+    settings = settings_of(job.stage)
+    if job.queue and settings.queue:
+        # Kueue lets nobody take a priority away, and another queue's profile may not offer it.
+        takes_it_along = job.suspended and job.queue != settings.queue and job.priority and not settings.priority
+        return bool(takes_it_along) or (job.is_blocked and job.fixed_settings != settings.fixed)
+    return job.settings != settings.all
 
 
 def _is_spent(job: JobObservation, resets: Resets) -> bool:
@@ -80,8 +94,10 @@ def _is_spent(job: JobObservation, resets: Resets) -> bool:
         return True
     if resets.retry and job.retry == resets.retry:
         return False
-    if job.state is JobState.LIVE:
-        return job.stage is Stage.PREPARE and resets.prepares_again
+    # One with a result has ended, even if another container keeps its Pod running.
+    if job.state is JobState.LIVE and job.result is None:
+        is_checking = job.stage is Stage.PREPARE and not job.waits_in_queue
+        return resets.has_moved or (is_checking and resets.prepares_again)
     return job.stage in resets.stages
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgetune_contract.allowed_sources import SOURCE_FORMS
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import (
     CA_VARIABLES,
@@ -14,6 +16,7 @@ from edgetune_operator.api.profiles import (
     OWN_LABEL_PREFIX,
     OWN_VARIABLE_PREFIX,
     OWN_VARIABLES,
+    SLICE_PATTERN,
     VARIABLE_PATTERN,
     Profile,
 )
@@ -21,7 +24,8 @@ from edgetune_operator.api.profiles import (
 CRD_PATH = "charts/edgetune/files/crd.yaml"
 VALUES_SCHEMA_PATH = "charts/edgetune/values.schema.json"
 
-_GPU_COUNT = {"type": ["string", "integer"], "minimum": 0, "pattern": "^[0-9]+$"}
+_ONE_GPU = {"type": ["string", "integer"], "minimum": 0, "maximum": 1, "pattern": "^[01]$"}
+_GPU_COUNT = {"type": ["string", "integer"], "minimum": 0, "maximum": MOST_GPUS, "pattern": "^[0-9]{1,2}$"}
 # Of the schemas that reject every value, Helm reports a constant best: "at '<path>': value must be '<constant>'".
 _RESERVED = {"const": "left out: the operator sets it"}
 _IN_THE_CA_BUNDLE = {"const": "left out: caBundleConfigMap sets it"}
@@ -46,11 +50,19 @@ def profile_definitions() -> dict[str, Any]:
 def _add_what_validators_check(definitions: dict[str, Any]) -> None:
     """Add the rules that the models have as code: a profile that the operator rejects would stop the operator.
 
-    Also require a bucket: a store in a folder is for local runs only.
+    The template `_gpus.tpl` has those that compare numbers of GPUs, which a schema cannot. Also require a bucket: a
+    store in a folder is for local runs only.
     """
     definitions["ProfileStore"]["properties"]["uri"]["pattern"] = "^s3://.+$"
+    numbers = {f"^({GPU_PATTERN})$": _GPU_COUNT, f"^({SLICE_PATTERN})$": _ONE_GPU}
     for field in ("requests", "limits"):
-        definitions["Resources"]["properties"][field]["patternProperties"] = {f"^({GPU_PATTERN})$": _GPU_COUNT}
+        definitions["Resources"]["properties"][field]["patternProperties"] = numbers
+    definitions["Resources"]["properties"]["claims"]["maxItems"] = MOST_GPUS
+    one = {"patternProperties": {f"^({GPU_PATTERN})$": _ONE_GPU}}
+    definitions["OneGpu"] = {"properties": {"requests": one, "limits": one, "claims": {"maxItems": 1}}}
+    of_stages = definitions["Profile"]["properties"]["resources"]["properties"]
+    for stage in of_stages.keys() - {Stage.TRAIN.value}:
+        of_stages[stage] = {"allOf": [of_stages[stage], {"$ref": "#/$defs/OneGpu"}]}
     definitions["Cache"]["oneOf"] = [{"required": [name]} for name in ("hostPath", "persistentVolumeClaim")]
     profile = definitions["Profile"]
     env, labels = profile["properties"]["env"], profile["properties"]["podLabels"]
@@ -59,6 +71,12 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
     env["additionalProperties"] = False
     own_labels = f"^({re.escape(OWN_LABEL_PREFIX)}.*|{re.escape(names.MANAGED_BY_LABEL)})$"
     labels["patternProperties"] = {own_labels: _RESERVED}
+    definitions["LabelSelector"]["minProperties"] = 1
+    is_required = {"properties": {"requireQueue": {"const": True}}, "required": ["requireQueue"]}
+    has_queue = {"properties": {"queue": {"not": {"type": "null"}}}, "required": ["queue"]}
+    profile["allOf"] = [{"if": is_required, "then": has_queue}]
+    sources = profile["properties"]["sources"]["anyOf"][0]
+    sources["items"] = {"if": sources["items"], "else": {"const": SOURCE_FORMS}}
     bundle = {"type": "string", "minLength": 1}
     profile["if"] = {"properties": {"caBundleConfigMap": bundle}, "required": ["caBundleConfigMap"]}
     profile["then"] = {"properties": {"env": {"properties": dict.fromkeys(CA_VARIABLES, _IN_THE_CA_BUNDLE)}}}
@@ -73,6 +91,8 @@ def _rewritten(node: Any, stage_names: Sequence[str]) -> Any:
         return [_rewritten(item, stage_names) for item in node]
     if not isinstance(node, dict):
         return node
+    if node == {"$ref": f"#/$defs/{Stage.__name__}"}:
+        return {"enum": list(stage_names)}
     schema = {key: _rewritten(value, stage_names) for key, value in node.items() if not _is_title(key, value)}
     if schema.pop("propertyNames", None) is not None:
         schema["properties"] = dict.fromkeys(stage_names, schema["additionalProperties"])

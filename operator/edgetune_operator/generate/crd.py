@@ -10,7 +10,8 @@ from typing import Any
 
 from edgetune_contract.schema import Model
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus
+from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 
 Schema = dict[str, Any]
 
@@ -227,5 +228,6 @@ def _printer_columns() -> Iterable[dict[str, Any]]:
     for name, field in columns.items():
         yield {"name": name, "type": "string", "jsonPath": f".status.{field}"}
     # Priority 1: shown by `kubectl get -o wide`.
-    yield {"name": "Version", "type": "string", "jsonPath": ".status.display.version", "priority": 1}
+    for name, field in (("Version", "version"), ("Note", "note")):
+        yield {"name": name, "type": "string", "jsonPath": f".status.display.{field}", "priority": 1}
     yield {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from edgetune_operator import telemetry
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import LoraFineTuneStatus
 from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.observe import read_status
 from edgetune_operator.decisions.reporting.events import EventDraft, transitions
@@ -144,7 +144,7 @@ class Controller:
 
     async def _report(self, key: Key, owner: Mapping[str, Any], before: LoraFineTuneStatus) -> None:
         after = read_status(self._cache.get_object(key) or {})
-        telemetry.count_stages(before, after)
+        telemetry.count_stages(key.namespace, before, after)
         for event in transitions(before, after):
             logger.info("%s: %s", event.reason, event.message, extra=_context(key, phase=after.phase.value))
             await self._cluster.post_event(owner, event)
@@ -154,8 +154,9 @@ class Controller:
         logger.info("%s: %s", final_event.reason, final_event.message, extra=_context(key))
         await self._cluster.post_event(owner, final_event)
 
-    def count_phases(self) -> None:
-        """Update the gauge of this process's objects by phase."""
+    def update_object_metrics(self) -> None:
+        """Update the metrics of this process's objects from their statuses."""
+        telemetry.OBJECT_METRICS.replace(self._cache.figures(self._owns))
         telemetry.OBJECTS.clear()
         for phase, count in self._cache.phases(self._owns).items():
             telemetry.OBJECTS.labels(phase=phase).set(count)

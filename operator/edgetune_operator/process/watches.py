@@ -22,13 +22,15 @@ from edgetune_operator.cluster.progress import reading_progress
 from edgetune_operator.cluster.resync import Resync
 from edgetune_operator.cluster.warning_events import watch_warnings
 from edgetune_operator.cluster.watch_cache import Cache, Kind
+from edgetune_operator.cluster.workloads import Workloads, watch_workloads
 from edgetune_operator.process.controller import Controller
 from edgetune_operator.process.health import Health, serving_health
+from edgetune_operator.process.kopf_lists import restart_expired_lists
 from edgetune_operator.process.kopf_storage import NoDiffBaseStorage, NoProgressStorage
 from edgetune_operator.process.settings import Settings
 from edgetune_operator.process.workqueue import WorkQueue
 
-_PHASE_COUNT_SECONDS = 10.0
+_OBJECT_METRICS_SECONDS = 10.0
 
 
 class Watcher:
@@ -61,7 +63,10 @@ class Watcher:
         enter = self._resources.enter_async_context
         progress = await enter(reading_progress(self._cache, self._settings.poll_seconds, self._queue.add))
         watched: Sequence[str | None] = self._settings.namespaces or (None,)
-        cluster = await enter(connect(self._cache, progress, watches=len(watched)))
+        has_queues = any(profile.queue is not None for profile in self._profiles.values())
+        cluster = await enter(connect(self._cache, progress, watches=len(watched) * (1 + has_queues)))
+        if has_queues:
+            cluster.workloads = Workloads(self._cache.key_of_job, self._queue.add)
         resync = Resync(cluster, self._cache, self._settings.namespaces, self._queue.add)
         self._wake = resync.wake_if_listed
         ownership = self._ownership(KubernetesLeases(cluster))
@@ -82,11 +87,16 @@ class Watcher:
         health.tasks = [
             asyncio.create_task(ownership.run(), name="the holder of the Leases"),
             asyncio.create_task(self._queue.run_delays(), name="the queue's timer"),
-            asyncio.create_task(self._count_phases(), name="the phase counter"),
+            asyncio.create_task(self._update_object_metrics(), name="the update of the objects' metrics"),
             asyncio.create_task(resync.run(), name="the resync"),
             *(
                 asyncio.create_task(watch_warnings(cluster, cluster.warnings, each), name="a watch on Events")
                 for each in watched
+            ),
+            *(
+                asyncio.create_task(watch_workloads(cluster, cluster.workloads, each), name="a watch on Workloads")
+                for each in watched
+                if cluster.workloads is not None
             ),
             *(asyncio.create_task(self._controller.work(), name="a worker") for _ in range(self._settings.workers)),
         ]
@@ -130,10 +140,10 @@ class Watcher:
         if key is not None:
             self._wake(key)
 
-    async def _count_phases(self) -> None:
+    async def _update_object_metrics(self) -> None:
         while self._controller is not None:
-            self._controller.count_phases()
-            await asyncio.sleep(_PHASE_COUNT_SECONDS)
+            self._controller.update_object_metrics()
+            await asyncio.sleep(_OBJECT_METRICS_SECONDS)
 
 
 def every_address() -> str:
@@ -181,6 +191,7 @@ def _configure(settings: kopf.OperatorSettings) -> None:
     # event, and the default of 5 s would hold all bodies in memory at once; so would lists without pages.
     settings.queueing.idle_timeout = 0.2
     settings.watching.chunk_size = 100
+    restart_expired_lists()
     # Foreign Jobs and Pods never reach this process.
     settings.watching.label_selectors["batch", "v1", "jobs"] = OWNED
     settings.watching.label_selectors["", "v1", "pods"] = OWNED

@@ -67,10 +67,12 @@ def _check(options: argparse.Namespace) -> int:
         sys.exit("CUDA sees no GPU on this machine; --device cpu --scale 100 rehearses the steps without one")
     from bench.gpu_check.goals import print_goals
     from bench.gpu_check.inputs import Inputs
+    from bench.gpu_check.machine import allow_older_torch
     from bench.gpu_check.runner import read_results, run_steps
     from bench.gpu_check.steps import all_steps
     from edgetune_jobs.models.loading import choose_device
 
+    allow_older_torch()
     device = choose_device()
     warnings.simplefilter("ignore")
     steps = [

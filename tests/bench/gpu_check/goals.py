@@ -75,6 +75,11 @@ GOALS = (
         lambda all_: float(all_["SIGTERM and resume"]["stoppedAfter"] - all_["SIGTERM and resume"]["resumedFrom"]),
         most=0,
     ),
+    Goal(
+        "two ranks, difference of the losses",
+        lambda all_: float(all_["two ranks on one device"]["largestLossDifference"]),
+        most=0.01,
+    ),
 )
 
 

@@ -54,6 +54,7 @@ def nf4_codes(inputs: "Inputs") -> "Figures":
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     generator = torch.Generator().manual_seed(1)
+    largest = 0.0
     compared: Figures = dict.fromkeys(("weights", "codes", "scales", "offsets", "values"), 0)
     for size in sorted(set(inputs.shape.linears.values())):
         weight = (torch.randn(size, generator=generator) * 0.02).to(torch.bfloat16)
@@ -62,6 +63,8 @@ def nf4_codes(inputs: "Inputs") -> "Figures":
             data, state = quantize_4bit(weight.to(device), compress_statistics=True, quant_type="nf4")
             parts = (data, state.absmax, state.offset.reshape(1), dequantize_4bit(data, state))
             found.append([part.cpu() for part in parts])
+        ours, theirs = (values.float() for _, _, _, values in found)
+        largest = max(largest, float(((ours - theirs).abs() / theirs.abs().clamp_min(1e-9)).max()))
         differing = [int((ours != theirs).sum()) for ours, theirs in zip(*found, strict=True)]
         compared["weights"] += weight.numel()
         for name, count in zip(("codes", "scales", "offsets", "values"), differing, strict=True):
@@ -69,6 +72,7 @@ def nf4_codes(inputs: "Inputs") -> "Figures":
     return {
         "weights": compared["weights"],
         **{f"differing{name.title()}": compared[name] for name in ("codes", "scales", "offsets", "values")},
+        "largestRelativeDifference": largest,
         "isBitwiseEqual": not any(compared[name] for name in ("codes", "scales", "offsets", "values")),
     }
 
@@ -81,7 +85,7 @@ def varlen(inputs: "Inputs") -> "Figures":
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     from edgetune_jobs.models import loading
-    from edgetune_jobs.training.attention import varlen_attention
+    from edgetune_jobs.training.kernels.attention import varlen_attention
 
     shape, total = inputs.shape, max(128, 8192 // inputs.scale)
     lengths = [max(1, round(total * share)) for share in _EXAMPLES]

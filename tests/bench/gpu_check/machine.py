@@ -1,5 +1,6 @@
 """Steps about the machine: card, driver and libraries; and a GPU whose machine has no C compiler."""
 
+import inspect
 import os
 import platform
 import shutil
@@ -8,7 +9,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.gpu_check.inputs import Inputs
@@ -44,6 +45,25 @@ def environment(inputs: "Inputs") -> "Figures":
         figures["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         figures["memoryGiB"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
     return figures
+
+
+def allow_older_torch() -> None:
+    """Let varlen_attention run with a varlen_attn that lacks `enable_gqa` (torch below 2.12).
+
+    The argument only allows what the kernel beneath it does: fewer key heads than query heads.
+    """
+    import edgetune_jobs.training.kernels.attention as module
+
+    attention: Any = module
+    function = attention.varlen_attn
+    if "enable_gqa" in inspect.signature(function).parameters:
+        return
+
+    def without_argument(*tensors: Any, enable_gqa: bool, **options: Any) -> Any:
+        del enable_gqa
+        return function(*tensors, **options)
+
+    attention.varlen_attn = without_argument
 
 
 def without_compiler(inputs: "Inputs") -> "Figures":

@@ -93,6 +93,7 @@ def _run(step: Step, inputs: "Inputs", seconds: float) -> Outcome:
             figures = step.work(inputs)
         outcome = Outcome(step.name, "ok", round(time.monotonic() - began, 2), figures)
     except Exception as error:  # noqa: BLE001 - whatever breaks on a GPU is a finding, and the other steps still run
+        traceback.print_exception(error)
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_ERROR]
         spent = round(time.monotonic() - began, 2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.gpu_check import edge, kernels, machine, recovery, training
+from bench.gpu_check import edge, kernels, machine, ranks, recovery, training
 from bench.gpu_check.runner import Step
 from edgetune_contract.spec import Method
 
@@ -22,7 +22,8 @@ def all_steps() -> Sequence[Step]:
         Step("prepare's estimate", 30, training.prepare_estimate),
         Step("optimizers", 30, kernels.optimizer_steps),
         Step("out-of-memory healing", 60, recovery.healing),
-        Step("SIGTERM and resume", 100, recovery.resuming),
+        Step("SIGTERM and resume", 120, recovery.resuming),
+        Step("two ranks on one device", 240, ranks.two_ranks),
         Step("edge formats", 60, edge.evaluation),
         *training.lever_steps(Method.QLORA),
         *training.lever_steps(Method.LORA),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from bench.bare_trl import train_bare
 from bench.gpu_check.runner import Step
@@ -34,10 +35,12 @@ _LEVERS: Mapping[str, Mapping[str, Any]] = {
     "micro-batch 1": {"microBatchSize": 1},
     "checkpointing Always": {"gradientCheckpointing": "Always"},
     "optimizer paged_adamw_8bit": {"optimizer": "paged_adamw_8bit"},
+    "kernels Liger": {"kernels": "Liger"},
+    "micro-batch 4": {"microBatchSize": 4},
 }
 """One field of spec.training that is not at its default: what the default gains."""
 
-_FACTS = ("layout", "attention", "microBatchSize", "gradientCheckpointing", "optimizer")
+_FACTS = ("layout", "attention", "kernels", "microBatchSize", "gradientCheckpointing", "optimizer")
 
 
 @dataclass
@@ -70,8 +73,11 @@ def throughput_steps(method: Method) -> list[Step]:
 def lever_steps(method: Method) -> list[Step]:
     """The stage with one lever at a time set back."""
     return [
-        Step(f"{method}, {name}", _SECONDS, partial(long_rows, method=method, training=training))
-        for name, training in _LEVERS.items()
+        *(
+            Step(f"{method}, {name}", _SECONDS, partial(long_rows, method=method, training=training))
+            for name, training in _LEVERS.items()
+        ),
+        Step(f"{method}, adapters by peft", _SECONDS, partial(unfused, method=method)),
     ]
 
 
@@ -108,6 +114,14 @@ def long_rows(inputs: "Inputs", method: Method, training: Mapping[str, Any]) -> 
     return measured(inputs, method, training, inputs.long_rows)
 
 
+def unfused(inputs: "Inputs", method: Method) -> "Figures":
+    """The same, with the adapter computed by peft."""
+    from edgetune_jobs.training.kernels import low_rank
+
+    with patch.object(low_rank, "fuse", lambda _: None):
+        return long_rows(inputs, method, {})
+
+
 def short_rows(inputs: "Inputs", layout: str) -> "Figures":
     """The stage train on 64 short rows; tokens are counted without padding."""
     training = {"layout": layout, "batchSize": 64, "maxLength": 1024}
@@ -129,10 +143,7 @@ def measured(inputs: "Inputs", method: Method, training: Mapping[str, Any], rows
         "estimatedGiB": round(estimate / GIB, 2),
         "estimateError": round(estimate / peak - 1, 3),
         "loss": metrics["loss"],
-        **{
-            name: facts[name]
-            for name in ("layout", "attention", "microBatchSize", "gradientCheckpointing", "optimizer")
-        },
+        **{name: facts[name] for name in _FACTS},
     }
 
 
@@ -142,9 +153,10 @@ def start(
     training: Mapping[str, Any],
     rows: Path,
     checkpoints: FolderCheckpoints | None = None,
+    **sections: Any,
 ) -> tuple[TrainingRun, Clock]:
     """An attempt of the stage train that has not started, and the clock of its steps."""
-    parameters, folder = inputs.parameters(method, training), inputs.new_folder("train")
+    parameters, folder = inputs.parameters(method, training, **sections), inputs.new_folder("train")
     run = new_run(folder, parameters, inputs.base, rows, checkpoints=checkpoints)
     clock = Clock()
     run.progress.on_update = clock.tick
@@ -163,7 +175,7 @@ def prepare_estimate(inputs: "Inputs") -> "Figures":
     from edgetune_jobs.models.inspection import inspect_base, targeted_layers
     from edgetune_jobs.models.quantization.coverage import nf4_coverage
     from edgetune_jobs.models.skeleton import build_skeleton
-    from edgetune_jobs.store.sources import FolderSource, SourceKind
+    from edgetune_jobs.store.sources.source import FolderSource, SourceKind
     from edgetune_jobs.training.memory.activations import measure_activations
     from edgetune_jobs.training.memory.estimate import Workload, number_bytes_of
 

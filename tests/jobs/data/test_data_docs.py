@@ -6,7 +6,7 @@ from pathlib import Path
 from edgetune_jobs.data import examples
 from edgetune_jobs.data.chat import messages, usage
 from edgetune_jobs.data.readers import columnar_process, json_rows, row_errors, rows, split_names
-from edgetune_jobs.store.sources import DATA_SUFFIXES
+from edgetune_jobs.store.sources.source import DATA_SUFFIXES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 

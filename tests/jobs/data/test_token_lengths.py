@@ -1,5 +1,7 @@
 """Token counts of examples: percentiles, buckets, shares."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,12 +26,12 @@ def test_the_share_of_truncated_examples() -> None:
     assert (lengths_of().truncated_share, lengths_of().longest) == (0.0, 0)
 
 
-def test_buckets_double_from_32_and_empty_ones_are_omitted() -> None:
-    assert lengths_of(1, 32, 33, 64, 65, 1000).histogram() == [
-        {"upTo": 32, "examples": 2},
-        {"upTo": 64, "examples": 2},
-        {"upTo": 128, "examples": 1},
-        {"upTo": 1024, "examples": 1},
+def test_buckets_are_narrower_for_short_rows_and_empty_ones_are_omitted() -> None:
+    assert lengths_of(1, 64, 65, 66, 1000).histogram() == [
+        {"above": 0, "upTo": 1, "examples": 1},
+        {"above": 63, "upTo": 64, "examples": 1},
+        {"above": 64, "upTo": 66, "examples": 2},
+        {"above": 992, "upTo": 1008, "examples": 1},
     ]
 
 
@@ -37,4 +39,6 @@ def test_buckets_double_from_32_and_empty_ones_are_omitted() -> None:
 def test_every_example_is_in_exactly_one_bucket(lengths: list[int]) -> None:
     histogram = lengths_of(*lengths).histogram()
     assert sum(bucket["examples"] for bucket in histogram) == len(lengths)
-    assert max(lengths) <= histogram[-1]["upTo"] < 2 * max(32, max(lengths))
+    assert histogram[-1]["above"] < max(lengths) <= histogram[-1]["upTo"]
+    assert all(each["upTo"] - each["above"] <= max(1, each["above"] // 32) for each in histogram)
+    assert all(one["upTo"] <= next_one["above"] for one, next_one in pairwise(histogram))

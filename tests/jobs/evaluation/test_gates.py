@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetune_contract.candidates import Candidate
 from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import EdgeFormat
-from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge
+from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge, judge_resources
 
 SCORES = Scores(base=0.25, tuned=0.853, merged=0.85, edge=0.812)
 NO_SCORES = Scores()
@@ -170,3 +171,18 @@ def test_an_edge_budget_at_its_limit_passes(budget: Mapping[str, object] | None)
     evaluation = EvaluationSpec.model_validate({"edge": budget})
 
     assert judge(evaluation, Figures(SCORES, edge_bytes=2000, edge=measured())) == ()
+
+
+@pytest.mark.parametrize(
+    ("speed", "refusal"),
+    [
+        (5.0, "edge.memory: GGUF-Q8_0 used 2,000 bytes of memory; the limit is 1Ki (1,024 bytes)"),
+        (None, "edge.memory: GGUF-Q8_0 was stopped at 2,000 bytes of memory; the limit is 1Ki (1,024 bytes)"),
+    ],
+)
+def test_a_candidate_that_was_stopped_for_its_memory_is_not_said_to_need_only_that(
+    speed: float | None, refusal: str
+) -> None:
+    found = Candidate(format=EdgeFormat.GGUF_Q8_0, bytes=1, peak_memory_bytes=2000, tokens_per_second=speed)
+
+    assert judge_resources(EvaluationSpec(edge=EdgeBudget(memory="1Ki")), found) == (refusal,)

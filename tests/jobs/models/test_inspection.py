@@ -11,7 +11,7 @@ from edgetune_contract.spec import LoraSpec
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.skeleton import build_skeleton
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from edgetune_jobs.training.recipe import find_targets
 from support.base_folder import CONFIG, header_of, llama_shapes, make_base, safetensors_bytes, write_safetensors
 from support.edge_models import make_kind

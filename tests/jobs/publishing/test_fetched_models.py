@@ -16,7 +16,7 @@ from edgetune_jobs.publishing.fetched_models import fetch_model
 from edgetune_jobs.publishing.publisher import encode
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.store import DamagedObject
+from edgetune_jobs.store.store import DamagedObject, uri_of
 from support.fault_proxy import FaultProxy
 from support.published import ATTEMPT, EDGE, MODEL, PublishedModel
 from support.versitygw import S3Server
@@ -71,8 +71,8 @@ def test_a_model_in_a_bucket_is_downloaded_once_and_found_by_each_of_its_address
     addresses = [
         ModelAddress(remote.uri, MODEL, None),
         ModelAddress(remote.uri, MODEL, document.version),
-        parse_address(document.edge.artifact.uri),
-        parse_address(document.edge.artifact.uri.removesuffix(f"/{ATTEMPT}/{EDGE}")),
+        parse_address(uri_of(remote, document.edge.key)),
+        parse_address(uri_of(remote, document.edge.key).removesuffix(f"/{ATTEMPT}/{EDGE}")),
     ]
 
     folders = {fetch_model(remote, address, tmp_path / "cache") for address in addresses}
@@ -140,8 +140,8 @@ def test_a_changed_list_of_files_is_refused(remote: S3Store, document: VersionDo
 def test_a_format_selects_among_the_models_of_a_version(
     remote: S3Store, document: VersionDocument, tmp_path: Path
 ) -> None:
-    uri = document.edge.artifact.uri.replace(EDGE, EdgeFormat.GGUF_Q8_0.artifact)
-    artifact = document.edge.artifact.model_copy(update={"name": EdgeFormat.GGUF_Q8_0.artifact, "uri": uri})
+    key = document.edge.key.replace(EDGE, EdgeFormat.GGUF_Q8_0.artifact)
+    artifact = document.edge.artifact.model_copy(update={"name": EdgeFormat.GGUF_Q8_0.artifact, "key": key})
     gguf = document.edge.model_copy(update={"artifact": artifact})
     for entry in gguf.files:
         content = remote.read(f"{document.edge.key}/{entry.path}")
@@ -159,7 +159,7 @@ def test_a_format_selects_among_the_models_of_a_version(
 
 
 def test_an_artifact_that_is_not_a_model_is_refused(remote: S3Store, document: VersionDocument, tmp_path: Path) -> None:
-    address = parse_address(document.edge.artifact.uri)
+    address = parse_address(uri_of(remote, document.edge.key))
     assert isinstance(address, StageAddress)
     other = StageAddress(address.root, address.stage, address.digest, f"{ATTEMPT}/other")
 

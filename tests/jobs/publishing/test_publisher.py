@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,32 @@ def test_a_pin_moves_the_pointer_to_an_older_version_by_its_first_digits(store: 
     assert pointer_version(store) == first.version
     assert model.publisher.pin(second.version).version == second.version
     assert pointer_version(store) == second.version
+
+
+def test_what_is_live_is_read_from_the_pointer_and_never_invented(store: Store, model: PublishedModel) -> None:
+    pointer = Pointer(store, MODEL)
+    assert pointer.read_live() is None
+
+    document = model.publish()
+    live = pointer.read_live()
+    store.put(pointer_key(MODEL), b"no document")
+
+    assert live is not None
+    assert (live.version, live.scores) == (document.version, document.scores.model_copy(update={"details": {}}))
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(live.since)) < timedelta(minutes=5)
+    assert pointer.read_live() is None
+
+
+def test_publishing_what_is_live_already_keeps_the_time_since_when_it_is(store: Store, model: PublishedModel) -> None:
+    document = model.publish()
+    content = store.read(pointer_key(MODEL))
+
+    model.publisher.publish(document)
+    again = store.read(pointer_key(MODEL))
+
+    assert content is not None
+    assert again is not None
+    assert again.written_at == content.written_at
 
 
 def test_the_pointer_is_an_exact_copy_of_an_older_version_too(store: Store, model: PublishedModel) -> None:

@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
-from edgetune_contract.request import Artifact, ChecksumMode, FileEntry, Manifest
+from edgetune_contract.request import Artifact, FileEntry, Manifest
+from edgetune_contract.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
-from edgetune_contract.version import EdgeModel, VersionDocument
+from edgetune_contract.version import EdgeModel, StoredArtifact, VersionDocument
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.publishing.addresses import ModelAddress, StageAddress
 from edgetune_jobs.publishing.publisher import encode
 from edgetune_jobs.publishing.verification import Verification, verify
 from edgetune_jobs.store.files import file_list_digest, fingerprint
 from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.manifests import read_manifest, require_manifest
 from edgetune_jobs.store.s3.client import create_client
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.store import Store, read_model, uri_of, write_model
+from edgetune_jobs.store.store import Store, uri_of, write_model
 from support.fault_proxy import Fault, FaultProxy
 from support.published import ATTEMPT, EDGE, MODEL, PublishedModel, truncated_weights
 from support.versitygw import S3Server
@@ -42,9 +44,7 @@ def quantize_of(store: Store, document: VersionDocument, artifact: str | None = 
 
 
 def manifest_of(store: Store, document: VersionDocument) -> Manifest:
-    manifest = read_model(store, quantize_of(store, document).key, Manifest)
-    assert manifest is not None
-    return manifest
+    return require_manifest(store, Stage.QUANTIZE, document.edge.quantize_digest)
 
 
 def content_of(store: Store, key: str) -> bytes:
@@ -62,11 +62,11 @@ def problem_of(found: Verification, path: str) -> str:
 def test_an_unchanged_version_has_no_problems(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
     found = verify(store, latest)
 
-    assert (found.problems, found.notes) == ((), ())
+    assert found.problems == ()
     assert found.document == f"{store.uri}/models/{MODEL}/latest.json"
     assert found.version == document
     (artifact,) = found.artifacts
-    assert artifact.uri == document.edge.artifact.uri
+    assert artifact.uri == uri_of(store, document.edge.key)
     assert [file.path for file in artifact.files] == ["config.json", "edgetune.json", WEIGHTS]
     assert verify(store, ModelAddress(store.uri, MODEL, document.version)).problems == ()
 
@@ -80,6 +80,26 @@ def test_a_stage_and_its_artifact_are_checked_against_the_manifest(
     assert found.problems == ()
     assert found.manifest == manifest_of(store, document)
     assert [check.artifact.name for check in found.artifacts] == [EDGE]
+
+
+def test_a_changed_card_and_a_missing_one_are_problems_of_the_version(
+    store: Store, tmp_path: Path, latest: ModelAddress
+) -> None:
+    document = PublishedModel(store, tmp_path / "local", has_cards=True).publish()
+    _, card = verify(store, latest).artifacts
+    assert card.uri == uri_of(store, f"models/{MODEL}/versions/{document.version}/{EDGE}")
+    assert [(file.path, file.problem) for file in card.files] == [("README.md", "")]
+
+    key = f"models/{MODEL}/versions/{document.version}/{EDGE}/README.md"
+    content = content_of(store, key)
+    store.put(key, content.replace(b"license", b"License"))
+    changed = verify(store, latest)
+    store.delete(key)
+    missing = verify(store, latest)
+
+    (problem,) = changed.problems
+    assert problem.startswith(f"card of {EDGE}/README.md: its content was changed: SHA-256 ")
+    assert missing.problems == (f"card of {EDGE}/README.md: is missing",)
 
 
 def test_a_flipped_byte_is_reported_with_its_file(
@@ -145,10 +165,10 @@ def rewritten(store: Store, document: VersionDocument, tmp_path: Path, content: 
     new = fingerprint(tmp_path / "new")
     others = [entry for entry in document.edge.files if entry.path != path]
     entries = (*others, FileEntry(path=path, bytes=new.bytes, sha256=new.sha256))
-    artifact = document.edge.artifact.model_copy(
+    old = manifest_of(store, document)
+    artifact = old.result.artifacts[0].model_copy(
         update={"bytes": sum(entry.bytes for entry in entries), "sha256": file_list_digest(entries)}
     )
-    old = manifest_of(store, document)
     files = tuple(entry.model_copy(update={"path": f"{ATTEMPT}/{EDGE}/{entry.path}"}) for entry in entries)
     result = old.result.model_copy(update={"artifacts": (artifact,)})
     manifest = old.model_copy(update={"files": files, "result": result})
@@ -216,12 +236,12 @@ def test_a_document_with_a_folder_outside_of_stages_fails_the_check(
     store: Store, document: VersionDocument, latest: ModelAddress
 ) -> None:
     forged = json.loads(encode(document))
-    forged["edge"]["artifact"]["uri"] = "s3://elsewhere/models/evil"
+    forged["edge"]["artifact"]["key"] = "models/evil"
     store.put(latest.key, json.dumps(forged).encode())
 
     (problem,) = verify(store, latest).problems
 
-    assert "s3://elsewhere/models/evil is not the folder of the edge model" in problem
+    assert "models/evil is not the folder of the edge model" in problem
 
 
 def test_a_path_outside_of_the_artifacts_folder_is_never_read(
@@ -311,15 +331,57 @@ def test_an_address_without_a_document_is_refused(store: Store) -> None:
             verify(store, address)
 
 
-def test_a_copied_store_is_verified_in_its_new_place(tmp_path: Path) -> None:
-    document = PublishedModel(LocalFolderStore((tmp_path / "old").as_uri()), tmp_path / "local").publish()
-    (tmp_path / "old").rename(tmp_path / "new")
-    store = LocalFolderStore((tmp_path / "new").as_uri())
+def states(found: Verification) -> dict[str, str]:
+    return {each.stage: each.state for each in found.stages}
+
+
+def test_a_copied_store_is_whole_in_its_new_place_and_names_nothing_of_the_old_one(tmp_path: Path) -> None:
+    PublishedModel(LocalFolderStore((tmp_path / "old").as_uri()), tmp_path / "local").publish_run()
+    (tmp_path / "deeper" / "down").mkdir(parents=True)
+    (tmp_path / "old").rename(tmp_path / "deeper" / "down" / "new")
+    store = LocalFolderStore((tmp_path / "deeper" / "down" / "new").as_uri())
 
     found = verify(store, ModelAddress(store.uri, MODEL, None))
 
     assert found.problems == ()
-    assert found.notes == (f"the document names {document.edge.artifact.uri}: the store was copied from there",)
+    assert set(states(found).values()) == {"whole"}
+    assert list(states(found)) == ["prepare", "train", "merge", "quantize", "evaluate", "publish"]
+    texts = [path.read_text() for path in (tmp_path / "deeper").rglob("*.json")]
+    assert [text for text in texts if (tmp_path / "old").as_uri() in text] == []
+    manifest = read_manifest(store, Stage.PUBLISH, found.version.version if found.version else "")
+    assert manifest is not None
+    assert manifest.result.publication is not None
+    assert manifest.result.publication.pointer == uri_of(store, pointer_key(MODEL))
+
+
+def test_what_an_incomplete_copy_lacks_is_said_by_stage(store: Store, tmp_path: Path) -> None:
+    document = PublishedModel(store, tmp_path / "local").publish_run()
+    address = ModelAddress(store.uri, MODEL, None)
+    train = document.provenance.stages[Stage.TRAIN].digest
+    store.delete_tree("stages/publish")
+    without_publish = verify(store, address)
+    store.delete(f"stages/train/{train}/{ATTEMPT}/train/data.json")
+    found = verify(store, address)
+
+    assert (without_publish.problems, states(without_publish)["publish"]) == ((), "missing")
+    assert found.problems == (
+        f"train: 1 of 1 file missing or of another size in {store.uri}/stages/train/{train}: {ATTEMPT}/train/data.json",
+    )
+    assert (states(found)["train"], states(found)["merge"]) == ("incomplete", "whole")
+
+
+def test_a_document_of_an_older_release_is_read_without_the_address_in_it(
+    store: Store, document: VersionDocument, latest: ModelAddress
+) -> None:
+    older = json.loads(encode(document))
+    for artifact in (older["edge"]["artifact"], *older["artifacts"]):
+        artifact["uri"] = f"s3://old/stages/place/{artifact.pop('key')}"
+    for key in (pointer_key(MODEL), version_key(MODEL, document.version)):
+        store.put(key, json.dumps(older).encode())
+
+    found = verify(store, latest)
+
+    assert (found.problems, found.version) == ((), document)
 
 
 def test_each_format_of_a_version_is_checked(store: Store, document: VersionDocument, latest: ModelAddress) -> None:
@@ -329,7 +391,8 @@ def test_each_format_of_a_version_is_checked(store: Store, document: VersionDocu
     sha256 = "0" * 64
     entry = FileEntry(path="model.gguf", bytes=20, sha256=sha256)
     gguf = Artifact(name="edge-gguf-q8_0", uri=uri_of(store, folder), bytes=20, sha256=file_list_digest([entry]))
-    further = document.model_copy(update={"further_edges": (EdgeModel(artifact=gguf, files=(entry,)),)})
+    edge = EdgeModel(artifact=StoredArtifact.of(gguf), files=(entry,))
+    further = document.model_copy(update={"further_edges": (edge,)})
     result = manifest.result.model_copy(update={"artifacts": (*manifest.result.artifacts, gguf)})
     write_model(store, quantize_of(store, document).key, manifest.model_copy(update={"result": result}))
     for key in (pointer_key(MODEL), version_key(MODEL, document.version)):

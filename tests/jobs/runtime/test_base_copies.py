@@ -15,9 +15,9 @@ from edgetune_jobs.runtime.inputs import InputGatherer
 from edgetune_jobs.runtime.progress import LineProgress
 from edgetune_jobs.store.access import StorageAccess
 from edgetune_jobs.store.folder_store import LocalFolderStore
-from edgetune_jobs.store.model_cache import ModelCache
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.model_cache import ModelCache
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from edgetune_jobs.store.store import Store
 from edgetune_jobs.tensors.text_model import text_model
 from support.fault_proxy import Fault, FaultProxy

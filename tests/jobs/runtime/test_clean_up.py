@@ -9,8 +9,8 @@ from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.digest import manifest_key, stage_key, use_key
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.artifact_uses import Use, Uses
 from edgetune_jobs.runtime.clean_up import clean_up
+from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import Store

@@ -10,8 +10,8 @@ import pytest
 
 from edgetune_contract.digest import manifest_key, pointer_key, stage_key, use_key
 from edgetune_contract.stages import Stage
-from edgetune_jobs.runtime.artifact_uses import Use, Uses
 from edgetune_jobs.runtime.clean_up import clean_up
+from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.store import Store
 from support.used_stages import FIRST, MERGED, SECOND, SHARED, TRAINED, keys, make_model, make_stage

@@ -1,5 +1,7 @@
 """From exceptions to failures: reasons, and messages that say what to do."""
 
+from pathlib import Path
+
 import pytest
 
 from edgetune_contract.request import Request, StoreLocation
@@ -34,6 +36,26 @@ def test_a_stage_out_of_gpu_memory_gets_the_advice_for_its_kind(stage: Stage) ->
     assert ("lower spec.training.microBatchSize" in failure.message) == (stage is Stage.TRAIN)
     assert (f"gives the stage {stage} a larger GPU or no GPU" in failure.message) == (stage is not Stage.TRAIN)
     assert ("lower spec.evaluation.maxNewTokens" in failure.message) == (stage is Stage.EVALUATE)
+
+
+@pytest.mark.parametrize("compiler", [None, "false", "/nonexistent/gcc"], ids=["none", "without headers", "moved"])
+def test_a_machine_on_which_triton_cannot_compile_needs_a_compiler_and_no_retry(
+    compiler: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pytest.importorskip("triton.runtime.build")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if compiler is None:
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CC", compiler)
+
+    with pytest.raises(Exception, match=r"compiler|exit status|gcc") as caught:
+        build.compile_module_from_src("int answer(void) { return 42; }", "answer")
+
+    failure = failure_of(caught.value, Stage.TRAIN)
+    assert (failure.exit_code, failure.reason) == (10, "InvalidInput")
+    assert failure.message.startswith("Triton cannot compile its GPU kernels on this machine; install a C compiler")
 
 
 class AcceleratorError(RuntimeError):

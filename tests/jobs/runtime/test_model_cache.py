@@ -26,8 +26,8 @@ def runs(s3_server: S3Server, s3_prefix: str, tmp_path: Path) -> StageRuns:
         "train.jsonl": b'{"instruction": "a", "response": "b"}\n',
     }
     for path, content in files.items():
-        s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/inputs/{path}", Body=content)
-    inputs = f"s3://{s3_server.bucket}/{s3_prefix}/inputs"
+        s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}-inputs/{path}", Body=content)
+    inputs = f"s3://{s3_server.bucket}/{s3_prefix}-inputs"
     parameters = {"baseModel": {"uri": f"{inputs}/base"}, "dataset": {"train": {"uri": f"{inputs}/train.jsonl"}}}
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -121,7 +121,7 @@ def test_two_stages_that_start_together_read_the_base_once(runs: StageRuns) -> N
     results = [each.wait().result for each in started]
 
     assert sum(each.metrics["downloadedBytes"] for each in results) < 1.2 * BASE_BYTES
-    assert sorted(each.metrics["cachedBytes"] > BASE_BYTES for each in results) == [False, True]
+    assert sum(each.metrics["cachedBytes"] for each in results) > BASE_BYTES  # file by file, by either of them
 
 
 def truncate(folder: Path) -> None:

@@ -49,6 +49,15 @@ def test_prepare_that_is_already_done_updates_metrics_of_fields_outside_its_dige
     assert again.result.metrics == {"rows": 3, "weights": 24}
 
 
+def test_messages_say_what_is_read_and_that_the_libraries_are_imported(runs: StageRuns) -> None:
+    """Nothing is fetched from a folder, and the imports take longer than reading."""
+    assert runs.run(Stage.PREPARE).exit_code == 0
+    train = runs.run(Stage.TRAIN)
+
+    said = [line["say"] for line in train.lines if "say" in line]
+    assert said[:3] == ["reading base", "reading prepared", "importing the libraries"]
+
+
 def test_the_result_has_the_memory_and_the_disk_space_that_the_stage_used(runs: StageRuns) -> None:
     assert runs.run(Stage.PREPARE).exit_code == 0
     train = runs.run(Stage.TRAIN, EDGETUNE_TEST_ARTIFACT_BYTES="3000000")

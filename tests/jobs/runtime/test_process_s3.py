@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.digest import manifest_key
-from edgetune_contract.request import Manifest, Result
+from edgetune_contract.request import Result
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
+from edgetune_jobs.store.manifests import read_manifest
 from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.store.store import read_model
 from support.fault_proxy import Fault, FaultProxy
 from support.stage_runs import RunningStage, StageRuns
 from support.versitygw import S3Server, credentials_folder
@@ -33,8 +32,8 @@ def runs(s3_server: S3Server, s3_proxy: FaultProxy, s3_prefix: str, tmp_path: Pa
         "train.jsonl": b'{"instruction": "a", "response": "b"}\n',
     }
     for path, content in files.items():
-        s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}/inputs/{path}", Body=content)
-    inputs = f"s3://{s3_server.bucket}/{s3_prefix}/inputs"
+        s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"{s3_prefix}-inputs/{path}", Body=content)
+    inputs = f"s3://{s3_server.bucket}/{s3_prefix}-inputs"
     parameters = {"baseModel": {"uri": f"{inputs}/base"}, "dataset": {"train": {"uri": f"{inputs}/train.jsonl"}}}
     return StageRuns(
         folder=tmp_path,
@@ -61,7 +60,7 @@ def unfinished_uploads(server: S3Server, runs: StageRuns) -> list[str]:
 def verify(server: S3Server, runs: StageRuns, result: Result) -> None:
     """The manifest is there, all its files are intact, and there is nothing else."""
     store = open_store(server, runs)
-    manifest = read_model(store, manifest_key(result.stage, result.digest), Manifest)
+    manifest = read_manifest(store, result.stage, result.digest)
     assert manifest is not None
     folder = f"stages/{result.stage}/{result.digest}"
     store.fetch_folder(folder, manifest.files, runs.folder / "verified")

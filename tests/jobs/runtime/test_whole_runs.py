@@ -74,6 +74,25 @@ def test_manifest_and_version_record_inputs_parameters_image_and_libraries(publi
     assert version.provenance.stages[Stage.TRAIN].libraries == train.versions
 
 
+def test_prepare_and_publish_report_what_is_live_also_if_their_output_is_in_the_store(published: StageRuns) -> None:
+    version = version_at_pointer(published)
+
+    found = [published.run(stage).result.live for stage in (Stage.PREPARE, Stage.TRAIN, Stage.PUBLISH)]
+
+    prepared, trained, published_again = found
+    assert prepared is not None
+    assert (prepared.version, trained) == (version, None)
+    assert prepared.scores is not None
+    assert prepared.scores.edge == 0.89
+    assert published_again == prepared
+
+
+def test_without_a_pointer_nothing_is_live(published: StageRuns) -> None:
+    store_of(published).delete(pointer_key("sensor-faults"))
+
+    assert published.run(Stage.PREPARE).result.live is None
+
+
 def test_a_pin_needs_no_result_of_prepare_and_moves_the_pointer_back(published: StageRuns) -> None:
     first = version_at_pointer(published)
     published.parameters = parameters(published.folder, evaluation={"gates": {"maxDrop": 0.5}})
@@ -222,7 +241,9 @@ def test_the_base_is_scored_once_for_runs_that_differ_only_in_the_edge_model(pub
 
     assert manifest is not None
     assert manifest.result.facts["inputs"] == "adapter base base-scores edge-bnb-int8 merged prepared"
-    assert len(keys(published, "scores/base")) == 1
+    scores, answers = sorted(keys(published, "scores/base"), key=len)
+    assert answers == scores.replace(".json", ".answers.jsonl")
+    assert manifest.result.facts["baseAnswers"] == '{"row": 0, "answer": "a"}'
 
 
 def test_failed_gates_refuse_the_model_and_do_not_move_the_pointer(published: StageRuns) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 
 
 def test_a_link_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edgetune_jobs.models.folder import SourceModelFolder
 from edgetune_jobs.models.inspection import inspect_base
 from edgetune_jobs.models.trial.process import shared_trial
 from edgetune_jobs.models.weights import WEIGHTS_INDEX, fill
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from edgetune_jobs.tensors.text_model import TextModel, is_multimodal, text_model
 from support.base_folder import make_base
 from support.multimodal import ARCHITECTURES, make_multimodal, read_config

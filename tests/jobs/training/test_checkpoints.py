@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_jobs.stage import StepSize
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import FileList, Store, read_model
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
@@ -143,21 +144,22 @@ def test_deleting_an_old_checkpoint_keeps_the_files_of_an_active_writer(
     assert [found.key for found in store.list(f"{FOLDER}/step-10")] == [slow_writer]
 
 
-def test_the_micro_batch_size_is_stored_for_the_next_attempt(checkpoints: StoreCheckpoints, store: Store) -> None:
-    assert checkpoints.read_micro_batch_size() is None
+def test_the_step_size_is_stored_for_the_next_attempt(checkpoints: StoreCheckpoints, store: Store) -> None:
+    assert checkpoints.read_step_size() is None
 
-    checkpoints.write_micro_batch_size(4)
-    checkpoints.write_micro_batch_size(2)
+    checkpoints.write_step_size(StepSize(micro_batch_size=4, recompute=0))
+    checkpoints.write_step_size(StepSize(micro_batch_size=4, recompute=1))
 
-    assert StoreCheckpoints(store, DIGEST, keep=1).read_micro_batch_size() == 2
-    assert StoreCheckpoints(store, "e" * 64, keep=1).read_micro_batch_size() is None
+    left = StoreCheckpoints(store, DIGEST, keep=1).read_step_size()
+    assert left == StepSize(micro_batch_size=4, recompute=1)
+    assert StoreCheckpoints(store, "e" * 64, keep=1).read_step_size() is None
 
 
 def test_all_checkpoints_are_deleted_when_the_training_is_finished(
     checkpoints: StoreCheckpoints, store: Store, tmp_path: Path
 ) -> None:
     checkpoints.save(10, checkpoint_folder(tmp_path, 10))
-    checkpoints.write_micro_batch_size(2)
+    checkpoints.write_step_size(StepSize(micro_batch_size=2, recompute=0))
     store.put(f"checkpoints/{'e' * 64}/step-1/manifest.json", b"another training's")
 
     checkpoints.delete_all()

@@ -35,6 +35,25 @@ def test_a_packed_forward_pass_can_have_several_sequences() -> None:
     assert [lengths(each) for each in batch(9, 8, 3).split(Layout.PACKED, 2, 10)] == [[9, 8, 3]]
 
 
+@given(numbers=st.lists(st.integers(1, 50), min_size=1, max_size=40), size=st.integers(1, 8))
+def test_ranks_share_the_examples_evenly_and_each_example_is_in_one_share(numbers: list[int], size: int) -> None:
+    whole = batch(*numbers)
+
+    shares = [whole.share(rank, size).examples for rank in range(size)]
+
+    found = [id(example) for share in shares for example in share]
+    assert sorted(found) == sorted(map(id, whole.examples))
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    if len(numbers) % size == 0:
+        tokens = [sum(lengths(list(share))) for share in shares]
+        assert max(tokens) - min(tokens) <= max(numbers) - min(numbers)
+
+
+def test_the_share_of_one_rank_is_everything_in_its_order() -> None:
+    assert lengths(list(batch(3, 9, 1).share(0, 1).examples)) == [3, 9, 1]
+
+
 @given(
     numbers=st.lists(st.integers(1, 50), min_size=1, max_size=40),
     layout=st.sampled_from(Layout),

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.request import ChecksumMode
+from edgetune_contract.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
+from edgetune_contract.training import TrainingSpec
 from edgetune_operator.api.profiles import (
     DEFAULT_RESOURCES,
     InvalidProfiles,
@@ -34,13 +35,13 @@ def test_field_names_are_written_as_in_kubernetes(tmp_path: Path) -> None:
 profiles:
   a100:
     store: {uri: s3://b, pathStyle: true, checksums: WhenRequired, credentialsSecret: s3}
-    resources: {train: {limits: {nvidia.com/gpu: 4}}}
+    resources: {train: {limits: {nvidia.com/gpu: 1}}}
     nodeSelector: {gpu: a100}
 """
     profile = load_profiles(write(tmp_path, text))["a100"]
 
     assert profile.store.checksums is ChecksumMode.WHEN_REQUIRED
-    assert profile.resources_for(Stage.TRAIN) == Resources(limits={"nvidia.com/gpu": 4})
+    assert profile.resources_for(Stage.TRAIN) == Resources(limits={"nvidia.com/gpu": 1})
     assert profile.resources_for(Stage.MERGE) == DEFAULT_RESOURCES[Stage.MERGE]
 
 
@@ -68,9 +69,40 @@ def test_resources_of_evaluate_in_the_profile_decide_for_themselves() -> None:
     assert Profile(store=STORE, resources=own).for_base(LARGE).resources == own
 
 
+FOUR = {Stage.TRAIN: Resources(requests={"cpu": 8, "nvidia.com/gpu": 4}, limits={"nvidia.com/gpu": 4})}
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        (TrainingSpec(), 4),
+        (TrainingSpec(batch_size=6), 3),
+        (TrainingSpec(gpus=1), 1),
+        (TrainingSpec(gpus=8), 8),
+    ],
+    ids=["all", "as many as divide the batch", "one", "more, up to maxGpus"],
+)
+def test_a_training_gets_the_gpus_that_it_asks_for(training: TrainingSpec, expected: int) -> None:
+    profile = Profile(store=STORE, resources=FOUR, max_gpus=8)
+
+    found = profile.for_training(training).resources_for(Stage.TRAIN)
+
+    assert found.requests == {"cpu": 8, "nvidia.com/gpu": expected}
+    assert found.limits == {"nvidia.com/gpu": expected}
+    assert profile.most_gpus == 8
+    assert Profile(store=STORE, resources=FOUR).most_gpus == 4
+
+
+def test_a_training_without_a_gpu_keeps_its_resources() -> None:
+    profile = Profile(store=STORE, resources={Stage.TRAIN: Resources(requests={"cpu": 8})})
+
+    assert profile.for_training(TrainingSpec()) == profile
+    assert profile.most_gpus == 0
+
+
 @pytest.mark.parametrize(
     ("train", "expected"),
-    [({"amd.com/gpu": 4}, {"amd.com/gpu": 1}), ({"cpu": 8}, {}), ({"nvidia.com/gpu": 0}, {})],
+    [({"amd.com/gpu": 1}, {"amd.com/gpu": 1}), ({"cpu": 8}, {}), ({"nvidia.com/gpu": 0}, {})],
 )
 def test_evaluate_has_one_gpu_of_the_kind_of_train(train: dict[str, int], expected: dict[str, int]) -> None:
     profile = Profile(store=STORE, resources={Stage.TRAIN: Resources(limits=dict(train))})
@@ -101,7 +133,15 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
         ("profiles: {default: {store: {uri: 'gs://b'}}}", "profiles.default.store.uri: String should match pattern"),
         (
             "profiles: {default: {store: {uri: 's3://b'}, gpu: 1}}",
-            "profiles.default.gpu: Extra inputs are not permitted",
+            "profiles.default.gpu: unknown field",
+        ),
+        (
+            "profiles: {default: {store: {uri: 's3://b', endpont: x}}}",
+            "profiles.default.store.endpont: unknown field; did you mean 'endpoint'?",
+        ),
+        (
+            "profiles: {default: {store: {uri: 's3://b'}, image: {pullPolicy: allways}}}",
+            "did you mean 'Always'?",
         ),
         ("profiles: {default: {store: {uri: 's3://b'}, resources: {test: {}}}}", "profiles.default.resources.test"),
         *(
@@ -122,6 +162,28 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                     ": env: EDGETUNE_REQUEST is reserved: the operator sets it; remove it",
                 ),
                 ("env: {HF_HUB_OFFLINE: '0'}", ": env: HF_HUB_OFFLINE is reserved: the operator sets it; remove it"),
+                (
+                    "resources: {evaluate: {requests: {nvidia.com/gpu: 1, nvidia.com/mig-1g.5gb: 2}}}",
+                    ": resources.evaluate: nvidia.com/mig-1g.5gb is 2, but only train uses several GPUs; set it to 1",
+                ),
+                (
+                    "resources: {train: {limits: {nvidia.com/mig-1g.5gb: 2}}}",
+                    ": resources.train: nvidia.com/mig-1g.5gb is 2, but the slices of a GPU cannot train together; "
+                    "set it to 1",
+                ),
+                (
+                    "resources: {train: {limits: {nvidia.com/gpu: 1, amd.com/gpu: 1}}}",
+                    ": resources.train: 2 GPUs, but a training uses GPUs of one kind; remove the others",
+                ),
+                (
+                    "maxGpus: 2, resources: {train: {limits: {nvidia.com/gpu: 4}}}",
+                    ": maxGpus is 2, but resources.train has 4 GPUs; raise or remove maxGpus",
+                ),
+                (
+                    "maxGpus: 2, resources: {train: {limits: {cpu: 4}}}",
+                    ": maxGpus needs whole GPUs in the requests or limits of resources.train; remove it",
+                ),
+                ("maxGpus: 0", ".maxGpus: Input should be greater than or equal to 1"),
                 ("sizing: {memory: {min: 8Gi, max: 4Gi}}", ".sizing.memory: min 8Gi is more than max 4Gi"),
                 ("sizing: {memory: {max: much}}", ".sizing.memory.max: String should match pattern"),
                 ("cache: {size: 1Ti}", ".cache: cache needs either hostPath or persistentVolumeClaim"),

@@ -38,6 +38,10 @@ def test_the_defaults_have_no_warning() -> None:
             {"quantization": {"formats": ["GGUF-Q8_0"], "outlierThreshold": 5.0}},
             "spec.quantization.outlierThreshold has no effect without the format BitsAndBytesInt8",
         ),
+        (
+            {"quantization": {"importanceMatrix": True}},
+            "spec.quantization.importanceMatrix has no effect without GGUF-Q6_K, GGUF-Q5_K_M or GGUF-Q4_K_M",
+        ),
         ({"training__learningRate": 1e-9}, "spec.training.learningRate 1e-09 leaves the adapter nearly unchanged"),
     ],
 )

@@ -12,7 +12,7 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.watch_cache import Cache, Kind
-from edgetune_operator.reconcile import StaleRead
+from edgetune_operator.reconcile import JobRefused, StaleRead
 from support.builders import NAMESPACE, JobBuilder, lora_fine_tune
 
 JOB = {**JobBuilder(Stage.TRAIN, "0123456789").build(), "spec": {}}
@@ -70,3 +70,17 @@ def test_a_conflict_stays_one_if_the_object_cannot_be_read_again(answer: int) ->
         asyncio.run(cluster.write_status(metadata, {"phase": "Training"}))
 
     assert cluster.cache.keys() == [names.Key(metadata["namespace"], metadata["name"])]
+
+
+@pytest.mark.parametrize(("suspend", "answer"), [(True, JobRefused), (False, StaleRead)])
+def test_a_refused_change_of_a_job_is_a_stale_read_only_if_the_job_waits_no_longer(
+    suspend: bool, answer: type[Exception]
+) -> None:
+    present = {**JOB, "spec": {"suspend": suspend}}
+    cluster = AnsweringCluster(PATCH=422, GET=present)
+
+    with pytest.raises(answer):
+        asyncio.run(cluster.change_job(lora_fine_tune().build()["metadata"], JOB["metadata"]["name"], []))
+
+    (job,) = cluster.cache.jobs_of(lora_fine_tune().build()["metadata"])
+    assert job["spec"]["suspend"] is suspend

@@ -210,7 +210,7 @@ def test_a_request_that_is_not_answered_delays_no_other_namespace(world: World) 
 
 
 def test_a_request_that_is_not_answered_ends_before_a_held_lease_expires(world: World) -> None:
-    store, seconds = world.store, 0.3
+    store, seconds = world.store, 3.0
     first = Ownership(store, ("team-a",), FIRST, LEASES_NAMESPACE, lambda _: None, lease_seconds=seconds)
 
     async def hang(_: str) -> None:

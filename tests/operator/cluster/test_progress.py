@@ -12,7 +12,7 @@ from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, read_metrics, reading_progress
 from edgetune_operator.cluster.watch_cache import Cache, Kind
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
@@ -268,6 +268,8 @@ def test_a_compressed_response_is_not_decompressed(answer: str) -> None:
         {"eta_seconds": "-5"},
         {"resumed_from_step": "1e300"},
         {"resumed_from_step": "+Inf"},
+        {"start_time_seconds": "NaN"},
+        {"start_time_seconds": "1e300"},
     ],
     ids=str,
 )

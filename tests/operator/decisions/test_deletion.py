@@ -9,13 +9,14 @@ import pytest
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import LoraFineTuneStatus, Phase, StageState
 from edgetune_operator.api.profiles import ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus, Phase
+from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.deletion import CLEAN_UP_SECONDS, CreateCleanUp
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up
+from edgetune_operator.decisions.plans import DeleteJob
 from edgetune_operator.decisions.reporting.events import EventDraft, transitions
-from edgetune_operator.decisions.state_machine import DeleteJob
 from edgetune_operator.reconcile import StaleRead
 from support.builders import lora_fine_tune
 from support.deletion import JOB, LEFT, STORE, Deletion, complete, published_with_delete, succeeded, with_delete
@@ -96,10 +97,13 @@ def test_an_object_that_others_finalizers_hold_stops_its_stages_and_says_so(poli
     scenario.change(scenario.builder.with_metadata(finalizers=["backup.example.com/copy"]))
     scenario.delete()
 
-    first, second = scenario.step(), scenario.step()
+    first, counted, last = scenario.step(), scenario.step(), scenario.step()
 
     assert [action.name for action in first.plan.actions if isinstance(action, DeleteJob)] == [train]
-    assert (second.plan.actions, second.wrote_status) == ((), False)
+    assert (counted.plan.actions, counted.wrote_status) == ((), True)
+    assert scenario.status.gpu is not None
+    assert scenario.status.gpu.total.seconds > 0
+    assert (last.plan.actions, last.wrote_status) == ((), False)
     message = "deleted; the object is gone when its finalizers are removed: backup.example.com/copy"
     assert scenario.status.phase is Phase.DELETING
     assert scenario.condition("Ready") == ("False", "Deleted", message)

@@ -216,8 +216,8 @@ def test_a_missing_profile_is_awaited_for_some_minutes_before_the_artifacts_are_
     first = deletion.step().plan
     assert (first.final_event, first.reason) == (None, "ProfileNotFound")
     message = (
-        "spec.profile: profile 'default' not found; add it within 300 s of the deletion, or the artifacts are kept and "
-        "the object is released"
+        "spec.profile: profile 'default' not found; namespace team-a may use none: ask the platform team. The deletion "
+        "waits 300 s for the profile; then the artifacts are kept and the object is released"
     )
     assert deletion.condition("CleanedUp") == ("False", "ProfileNotFound", message)
     deletion.cluster.now += timedelta(minutes=5) - 2 * TICK
@@ -227,7 +227,8 @@ def test_a_missing_profile_is_awaited_for_some_minutes_before_the_artifacts_are_
     assert deletion.step().plan.final_event == EventDraft(
         "Warning",
         "CleanUpSkipped",
-        f"{LEFT}. Nothing was removed: spec.profile: profile 'default' not found",
+        f"{LEFT}. Nothing was removed: spec.profile: profile 'default' not found; namespace team-a may use none: ask "
+        "the platform team",
     )
     assert deletion.cluster.gone
 

@@ -9,12 +9,15 @@ import pytest
 from edgetune_contract.digest import sha256_of
 from edgetune_contract.request import Request, Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import LoraFineTuneSpec
-from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.profiles import ProfileStore, Queue
+from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
+from edgetune_operator.api.tenants import Tenant
+from edgetune_operator.decisions.admission import admit
 from edgetune_operator.decisions.forecast.passes import Forecast, forecast
 from edgetune_operator.decisions.observe import observe
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.decisions.plans import Outcome
 from support.builders import lora_fine_tune
 from support.model_shapes import MODELS
 from support.scenario import PROFILE, Scenario, request_of
@@ -64,7 +67,7 @@ def forecast_of(scenario: Scenario, *, in_store: bool = False, before: LoraFineT
     document = cluster.document
     spec = parse_spec(document["spec"])
     snapshot = observe(document, list(cluster.jobs.values()), list(cluster.pods.values()), None)
-    profile = scenario.profiles.get(spec.profile)
+    profile = admit(spec, scenario.profiles, Tenant(snapshot.namespace))
     store = ScenarioStore(scenario) if in_store else None
     return forecast(spec, profile, snapshot, cluster.now, store=store, before=before)
 
@@ -135,7 +138,8 @@ def disturb(scenario: Scenario, chance: random.Random) -> None:
     elif what == "retry":
         scenario.change(scenario.builder.with_retry_requested(f"token-{chance.random()}"))
     elif what == "profile":
-        scenario.profiles = {"default": PROFILE.model_copy(update={"queue": chance.choice(["", "gpu"])})}
+        queue = chance.choice([None, Queue(name="gpu")])
+        scenario.profiles = {"default": PROFILE.model_copy(update={"queue": queue})}
     elif what == "time":
         cluster.remove_ended_jobs()
     elif what == "finish" and live:
@@ -341,7 +345,8 @@ def test_after_a_change_of_store_no_stage_is_assumed_done() -> None:
 
 
 def test_the_forecast_has_what_jobs_request_as_soon_as_the_model_is_known() -> None:
-    scenario = Scenario(lora_fine_tune())
+    prices = Prices(currency="EUR", gpu_hour=2.5)
+    scenario = Scenario(lora_fine_tune(), PROFILE.model_copy(update={"prices": prices}))
     first = forecast_of(scenario)
     scenario.reconcile()
     prepared = scenario.simulated_result(scenario.request)
@@ -354,6 +359,6 @@ def test_the_forecast_has_what_jobs_request_as_soon_as_the_model_is_known() -> N
     assert {line.stage: line.requests for line in again.stages if line.requests} == {
         Stage.MERGE: "2Gi memory, 2Gi disk",
         Stage.QUANTIZE: "2Gi memory, 2Gi disk",
-        Stage.EVALUATE: "8Gi memory, 46Gi disk, 1 GPU",
+        Stage.EVALUATE: "8Gi memory, 46Gi disk, 1 GPU for 2.50 EUR an hour",
         Stage.PUBLISH: "1Gi memory",
     }

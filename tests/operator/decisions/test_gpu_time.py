@@ -70,9 +70,8 @@ def test_gpu_time_is_the_duration_of_all_attempts_times_their_gpus(training: Sce
 
 
 @pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.DONE, 137])
-@pytest.mark.parametrize(("path", "value"), [("suspend", True), ("lora.rank", 8)], ids=["suspended", "edited"])
-def test_gpu_time_of_a_stopped_training_counts(training: Scenario, path: str, value: object, exit_code: int) -> None:
-    stop(training, path, value, exit_code)
+def test_gpu_time_of_a_stopped_training_counts(training: Scenario, exit_code: int) -> None:
+    stop(training, "suspend", True, exit_code)
 
     assert gpu_time(training) == (2 * 100, 0)
     assert training.reconcile().wrote_status is False
@@ -132,12 +131,33 @@ def test_attempts_created_in_the_same_second_count_once_each(training: Scenario)
     assert gpu_time(training) == (2 * 110, 2)
 
 
-def test_gpu_time_of_an_older_spec_is_not_counted_for_the_new_one(training: Scenario) -> None:
+@pytest.mark.parametrize("exit_code", [ExitCode.INTERRUPTED, ExitCode.DONE, 137])
+def test_time_of_an_older_spec_counts_only_in_the_account(training: Scenario, exit_code: int) -> None:
+    """The limits of the new training are its own."""
     evict(training, after_seconds=30)
 
-    stop(training, "lora.rank", 8)
+    stop(training, "lora.rank", 8, exit_code)
+    finish_deletions(training)
+    training.reconcile()
 
-    assert gpu_time(training) == (2 * 100, 0)
+    assert gpu_time(training) == (None, 0)
+    assert training.row(Stage.TRAIN).active_seconds is None
+    assert training.status.gpu is not None
+    assert training.status.gpu.total.seconds == 2 * (30 + 100)
+
+
+def test_an_edited_training_may_run_until_its_own_deadline() -> None:
+    scenario = Scenario(lora_fine_tune().edited("activeDeadlineSeconds", 1000), PROFILE)
+    scenario.cluster.deletes_slowly = True
+    scenario.advance_to(Stage.TRAIN)
+    scenario.let_pass(timedelta(seconds=900))
+    stop(scenario, "lora.rank", 8)
+    finish_deletions(scenario)
+    scenario.advance_to(Stage.TRAIN)
+    scenario.let_pass(timedelta(seconds=500))
+    scenario.reconcile()
+
+    assert (scenario.row(Stage.TRAIN).state, scenario.status.phase) == ("Running", "Training")
 
 
 @pytest.mark.parametrize("gpus", [0, 8])

@@ -8,7 +8,7 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
-from edgetune_operator.api.objects import ProgressStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.cluster.progress import parse_metrics
 from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario
@@ -204,7 +204,7 @@ def test_an_edit_after_the_job_was_removed_starts_without_the_old_progress(train
     training.cluster.remove_job(training.live_job)
     training.change(training.builder.edited("lora.rank", 8))
 
-    training.reconcile()
+    training.advance_to(Stage.TRAIN)
 
     assert training.row(Stage.TRAIN).job == training.live_job
     assert training.status.progress is None
@@ -226,22 +226,28 @@ def test_a_training_reports_in_its_metrics_the_step_from_which_it_resumed() -> N
     from prometheus_client import generate_latest
 
     metrics = TrainingMetrics("team-a", "sensor-faults")
-    metrics.observe(ProgressUpdate(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0}))
+    metrics.observe(ProgressUpdate(43, 200, "steps", {"loss": 0.41, "resumedFromStep": 40.0, "startTimeSeconds": 0.0}))
 
     progress = parse_metrics(generate_latest(metrics._registry).decode(), "pod-2")
 
     assert progress == ProgressStatus(
-        stage=Stage.TRAIN, step=43, total_steps=200, loss=0.41, pod="pod-2", resumed_from=40
+        stage=Stage.TRAIN,
+        step=43,
+        total_steps=200,
+        loss=0.41,
+        pod="pod-2",
+        resumed_from=40,
+        started_at="1970-01-01T00:00:00Z",
     )
 
 
-def test_the_start_of_a_stage_takes_one_status_write(training: Scenario) -> None:
+def test_the_start_of_a_stage_takes_one_status_write_and_one_more_if_it_has_a_gpu(training: Scenario) -> None:
     writes = training.cluster.status_writes
 
     training.reconcile()
     training.reconcile()
 
-    assert training.cluster.status_writes == writes
+    assert training.cluster.status_writes == writes + 1
     assert (training.row(Stage.TRAIN).attempts, training.row(Stage.TRAIN).reason) == (1, "JobRunning")
 
 

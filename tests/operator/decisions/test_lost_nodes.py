@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.decisions.diagnosis import STUCK_AFTER
+from edgetune_operator.decisions.causes.diagnosis import STUCK_AFTER
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 
@@ -96,7 +96,11 @@ def test_a_job_whose_deleted_pod_never_goes_stalls_the_stage_that_waits_for_it(t
     training.reconcile()
     training.cluster.now += STUCK_AFTER
 
-    assert stalled(training) == ("True", "NodeUnresponsive", message(pod, since))
+    assert stalled(training) == (
+        "True",
+        "NodeUnresponsive",
+        message(pod, since).replace("train: ", "prepare: ", 1),
+    )
 
 
 def test_a_disrupted_pod_that_nobody_deletes_is_stuck_too(training: Scenario) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import StageState
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.plans import Outcome
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
@@ -87,7 +87,7 @@ def test_a_permanent_failure_is_final_and_the_job_goes(code: ExitCode, container
 
     assert before.plan.view.outcome is Outcome.RUNNING
     assert "retried" not in message_before
-    assert scenario.condition("Stalled") == ("True", code.reason, "train: the bucket is away")
+    assert scenario.held_up == ("True", code.reason, "train: the bucket is away")
     assert [name for name, _ in deleted(later)] == [train]
 
 
@@ -115,9 +115,23 @@ def test_a_failure_is_retried_by_another_job_with_the_retries_that_are_left(code
     assert "running container istio-proxy: " in condition[2]
     assert condition[2].endswith(": the bucket is away")
     assert (created(again), limit, attempts) == ([Stage.TRAIN], 0, 2)
-    stalled = scenario.condition("Stalled")
+    stalled = scenario.held_up
     assert stalled is not None
     assert stalled[2] == "train: the bucket is away (attempt 2, spec.retryLimit was 1)"
+
+
+def test_another_job_has_what_is_left_of_the_deadline() -> None:
+    scenario = Scenario(lora_fine_tune().with_spec("activeDeadlineSeconds", 600))
+    scenario.advance_to(Stage.TRAIN)
+    scenario.let_pass(timedelta(seconds=80))
+    fail(scenario, ExitCode.TRANSIENT)
+    scenario.let_pass(_LATER)
+    scenario.reconcile()
+    scenario.reconcile()
+
+    (container,) = scenario.cluster.jobs[scenario.live_job]["spec"]["template"]["spec"]["containers"]
+    assert scenario.row(Stage.TRAIN).active_seconds == 80
+    assert {"name": "EDGETUNE_DEADLINE_SECONDS", "value": "520"} in container["env"]
 
 
 def test_a_stopped_training_is_resumed_by_another_job_without_counting() -> None:
@@ -199,7 +213,7 @@ def test_an_injected_init_container_that_cannot_start_is_named() -> None:
 
     scenario.reconcile()
 
-    assert scenario.condition("Stalled") == (
+    assert scenario.held_up == (
         "True",
         "ImagePullBackOff",
         "prepare: container istio-init: Back-off pulling image",
@@ -217,8 +231,23 @@ def test_an_injected_init_container_that_fails_is_named() -> None:
 
     scenario.reconcile()
 
-    assert scenario.condition("Stalled") == (
+    assert scenario.held_up == (
         "True",
         "JobFailed",
         "prepare: container istio-init ended with exit code 2: iptables: denied",
     )
+
+
+@WITH_MESH
+def test_an_edit_while_prepare_runs_lets_it_look_again_although_its_pod_lives_on(container: str, native: bool) -> None:
+    scenario = Scenario(lora_fine_tune())
+    scenario.reconcile()
+    scenario.change(scenario.builder.edited("lora.rank", 8))
+    scenario.reconcile()
+    succeed(scenario, container, native=native)
+
+    first, second = scenario.reconcile(), scenario.reconcile()
+    scenario.finish()
+
+    assert ([why for _, why in deleted(first)], created(second)) == (["the stage runs again"], [Stage.PREPARE])
+    assert created(scenario.reconcile()) == [Stage.TRAIN]

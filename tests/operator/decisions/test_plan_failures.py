@@ -6,9 +6,9 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import StageState
-from edgetune_operator.decisions.diagnosis import MAX_INTERRUPTIONS
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.accounting.limits import MAX_INTERRUPTIONS
+from edgetune_operator.decisions.plans import Outcome
 from support.builders import PodBuilder, failed_result, lora_fine_tune
 from support.scenario import Scenario, created, deleted
 
@@ -41,7 +41,7 @@ def test_a_failed_stage_fails_the_run_with_its_own_message(training: Scenario, c
     assert done.plan.view.outcome is Outcome.FAILED
     assert done.plan.actions == ()
     assert training.status.phase == "Failed"
-    assert training.condition("Stalled") == ("True", code.reason, message)
+    assert training.held_up == ("True", code.reason, message)
     assert training.condition("Ready") == ("False", code.reason, message)
     assert training.condition("Trained") == ("False", code.reason, "line 7 of train.jsonl is not JSON; fix it")
     assert training.row(Stage.TRAIN).state is StageState.FAILED
@@ -174,9 +174,8 @@ def test_an_image_that_cannot_be_pulled_is_reported_with_the_kubelets_message(tr
 
     training.reconcile()
 
-    assert training.condition("Stalled") == ("True", "ImagePullBackOff", f"train: {message}")
-    assert training.condition("Reconciling") is None
-    assert training.status.phase == "Stalled"
+    assert training.held_up == ("True", "ImagePullBackOff", f"train: {message}")
+    assert training.status.phase == "Training"
 
 
 def test_a_blocked_stage_continues_by_itself_when_the_cause_is_removed(training: Scenario) -> None:
@@ -187,7 +186,7 @@ def test_a_blocked_stage_continues_by_itself_when_the_cause_is_removed(training:
     done = training.reconcile()
 
     assert done.plan.actions == ()
-    assert training.condition("Stalled") is None
+    assert training.held_up is None
     assert training.condition("Reconciling") == ("True", "JobRunning", "train: running")
 
 
@@ -341,7 +340,7 @@ def test_a_result_lost_twice_fails_the_run(training: Scenario) -> None:
     done = training.reconcile()
 
     assert done.plan.view.outcome is Outcome.FAILED
-    assert training.condition("Stalled") == ("True", "ResultLost", f"train: {LOST}")
+    assert training.held_up == ("True", "ResultLost", f"train: {LOST}")
 
 
 def test_a_result_with_another_digest_counts_as_lost(training: Scenario) -> None:

@@ -4,11 +4,11 @@ import pytest
 
 from edgetune_contract.digest import pin_digest
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import StageState
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.plans import Outcome
 from support.builders import lora_fine_tune
-from support.scenario import Scenario, created, deleted
+from support.scenario import Scenario, created, deleted, run_again
 
 POINTER = "s3://artifacts/edgetune/team-a/models/sensor-faults/latest.json"
 LATER_STAGES = [Stage.TRAIN, Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE]
@@ -22,16 +22,6 @@ def scenario() -> Scenario:
     scenario.change(scenario.builder.edited("lora.rank", 8))
     run_again(scenario)
     return scenario
-
-
-def run_again(scenario: Scenario) -> list[Stage]:
-    """Stages whose Jobs are created until the end of the run."""
-    ran = []
-    while (done := scenario.reconcile()).plan.actions or scenario.cluster.live_jobs():
-        ran += created(done)
-        if scenario.cluster.live_jobs():
-            scenario.finish()
-    return ran
 
 
 def versions(scenario: Scenario) -> list[str]:
@@ -98,7 +88,7 @@ def test_pinning_the_same_version_again_moves_the_pointer_again(scenario: Scenar
 def test_a_pin_stops_a_training_which_resumes_after_the_rollback(scenario: Scenario) -> None:
     first, _ = versions(scenario)
     scenario.change(scenario.builder.edited("lora.rank", 4))
-    scenario.reconcile()
+    scenario.advance_to(Stage.TRAIN)
     training = scenario.live_job
     pin(scenario, first)
 
@@ -126,7 +116,7 @@ def test_a_model_trained_with_a_pin_is_published_only_after_the_pin_is_removed(s
     pin(scenario, "")
     after = run_again(scenario)
 
-    assert with_pin == LATER_STAGES
+    assert with_pin == [Stage.PREPARE, *LATER_STAGES]
     assert pinned_at == first
     assert after == [Stage.PUBLISH]
     assert scenario.status.publication is not None
@@ -173,7 +163,7 @@ def test_a_pin_moves_the_pointer_while_prepare_cannot_succeed(scenario: Scenario
 
     assert (request.stage, request.digest) == (Stage.PUBLISH, pin_digest(request.parameters, "sensor-faults"))
     assert scenario.pointer == first
-    assert scenario.request.stage is Stage.PREPARE
+    assert (scenario.status.phase, scenario.cluster.live_jobs()) == ("Failed", []), "a pin retries nothing"
 
 
 def test_a_new_object_with_a_pin_runs_publish_first() -> None:
@@ -203,20 +193,127 @@ def test_a_pin_to_a_missing_version_fails_and_runs_nothing_else(scenario: Scenar
     assert scenario.pointer == second
 
 
-def test_a_suspended_object_moves_no_pointer(scenario: Scenario) -> None:
-    first, second = versions(scenario)
-    scenario.change(scenario.builder.edited("suspend", True))
+def fail_the_next_training(scenario: Scenario) -> None:
+    """An edit whose training fails for good."""
+    scenario.change(scenario.builder.edited("lora.rank", 4))
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
     scenario.reconcile()
+    assert scenario.status.phase == "Failed"
+
+
+def test_a_pin_with_suspend_rolls_back_in_one_commit_and_is_ready(scenario: Scenario) -> None:
+    first, second = versions(scenario)
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("publish.pin", first))
+
+    ran = run_again(scenario)
+
+    assert (ran, scenario.pointer) == ([Stage.PUBLISH], first)
+    assert scenario.condition("Ready") == (
+        "True",
+        "Pinned",
+        f"{POINTER} names version {first[:12]}, as set by spec.publish.pin",
+    )
+    assert scenario.status.live is not None
+    assert scenario.status.live.version == first != second
+
+
+@pytest.mark.parametrize("state", ["runs", "failed", "pending"])
+def test_a_pin_with_suspend_is_ready_whatever_the_current_run_did(scenario: Scenario, state: str) -> None:
+    first, _ = versions(scenario)
+    if state == "failed":
+        fail_the_next_training(scenario)
+    else:
+        scenario.change(scenario.builder.edited("lora.rank", 4))
+        scenario.advance_to(Stage.TRAIN) if state == "runs" else None
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("publish.pin", first))
+
+    ran = run_again(scenario)
+
+    assert (ran, scenario.pointer) == ([Stage.PUBLISH], first)
+    message = (
+        f"{POINTER} names version {first[:12]}, as set by spec.publish.pin; spec.suspend is true: nothing else runs"
+    )
+    assert scenario.condition("Ready") == ("True", "Pinned", message)
+    assert (scenario.status.phase, scenario.condition("Stalled")) == ("Succeeded", None)
+    assert scenario.cluster.live_jobs() == []
+    assert (scenario.row(Stage.TRAIN).state is StageState.FAILED) == (state == "failed")
+
+
+def test_what_a_pin_with_suspend_stopped_continues_when_both_are_removed(scenario: Scenario) -> None:
+    first, _ = versions(scenario)
+    scenario.change(scenario.builder.edited("lora.rank", 4))
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("publish.pin", first))
+    run_again(scenario)
+
+    scenario.change(scenario.builder.edited("suspend", False).with_spec("publish.pin", ""))
+
+    assert run_again(scenario) == [*LATER_STAGES, Stage.PUBLISH]
+    assert scenario.pointer not in versions(scenario)[:2]
+
+
+def test_a_pin_alone_retries_nothing_that_failed(scenario: Scenario) -> None:
+    first, _ = versions(scenario)
+    fail_the_next_training(scenario)
     pin(scenario, first)
 
-    scenario.reconcile()
+    ran = run_again(scenario)
 
-    assert scenario.condition("Ready") == (
-        "False",
-        "Suspended",
-        "spec.suspend is true; set it to false to continue with publish",
-    )
-    assert scenario.pointer == second
+    assert (ran, scenario.pointer) == ([Stage.PUBLISH], first)
+    assert scenario.condition("Stalled") == ("True", "TrainingDiverged", "train: the loss is not finite")
+    assert scenario.status.live is not None
+    assert scenario.status.live.version == first
+    pin(scenario, "")
+    assert Stage.TRAIN not in run_again(scenario)
+    scenario.change(scenario.builder.edited("retryLimit", 5))
+    assert Stage.TRAIN in run_again(scenario)
+
+
+def test_a_retry_of_a_suspended_pin_restores_a_pointer_that_somebody_moved(scenario: Scenario) -> None:
+    first, second = versions(scenario)
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("publish.pin", first))
+    run_again(scenario)
+    scenario.move_pointer(second)
+    scenario.change(scenario.builder.with_retry_requested("check"))
+
+    assert run_again(scenario) == [Stage.PUBLISH]
+    assert scenario.pointer == first
+    assert scenario.status.last_handled_retry == "check"
+
+
+def test_a_pin_is_not_ready_while_a_retry_waits_for_the_stage_that_suspension_stops(scenario: Scenario) -> None:
+    first, _ = versions(scenario)
+    scenario.change(scenario.builder.edited("lora.rank", 32).with_spec("publish.pin", first))
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("retry", "check"))
+
+    stopping = scenario.reconcile()
+    waiting = scenario.condition("Ready"), scenario.condition("Reconciling"), scenario.status.pending_retries
+    run_again(scenario)
+
+    message = "publish: done; the requested retry starts when this stage has ended"
+    assert [why for _, why in deleted(stopping)] == ["it is not part of the current run"]
+    assert waiting == (("False", "Pending", message), ("True", "Pending", message), ("check",))
+    assert ((scenario.condition("Ready") or ())[:2], scenario.status.pending_retries) == (("True", "Pinned"), ())
+
+
+def test_a_version_that_was_deleted_can_be_replaced_by_another_pin(scenario: Scenario) -> None:
+    first, second = versions(scenario)
+    scenario.change(scenario.builder.edited("suspend", True).with_spec("publish.pin", first))
+    scenario.reconcile()
+    scenario.reconcile()
+    scenario.fail(ExitCode.INVALID, "spec.publish.pin: version not found", reason="PodFailurePolicy")
+    scenario.reconcile()
+    stalled, live = scenario.condition("Stalled"), scenario.status.live
+    pin(scenario, second)
+
+    run_again(scenario)
+
+    assert stalled == ("True", "InvalidInput", "publish: spec.publish.pin: version not found")
+    assert live is not None
+    assert live.version == second == scenario.pointer
+    assert (scenario.condition("Ready") or ())[:2] == ("True", "Pinned")
 
 
 def test_the_digest_of_a_pin_depends_on_pin_and_name_only() -> None:

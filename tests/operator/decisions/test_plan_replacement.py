@@ -6,8 +6,8 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import StageState
 from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.api.status.stage_status import StageState
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again
 
@@ -40,7 +40,7 @@ def test_a_job_that_waits_for_its_image_is_replaced_with_the_fixed_image(scenari
     row, ready = scenario.row(Stage.PREPARE), scenario.condition("Reconciling")
     second = scenario.reconcile()
 
-    assert (before, [name for name, _ in deleted(first)], created(first)) == ("Stalled", [job], [])
+    assert (before, [name for name, _ in deleted(first)], created(first)) == ("Preparing", [job], [])
     assert (row.state, row.reason, row.message) == (StageState.PENDING, "Replaced", REPLACED)
     assert ready == ("True", "Replaced", f"prepare: {REPLACED}")
     assert created(second) == [Stage.PREPARE]

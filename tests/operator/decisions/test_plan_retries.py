@@ -3,7 +3,9 @@
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import MAX_RETRY_TOKEN, StageState
+from edgetune_operator.api.spec import MAX_RETRY_TOKEN
+from edgetune_operator.api.status.object_status import MAX_RETRIES, Phase
+from edgetune_operator.api.status.stage_status import StageState
 from support.builders import lora_fine_tune
 from support.scenario import Scenario, created, deleted, run_again
 
@@ -48,7 +50,6 @@ def test_a_retry_of_a_finished_object_checks_the_inputs_and_runs_nothing_else(sc
 
     scenario.change(scenario.builder.with_retry_requested("check"))
 
-    assert run_again(scenario) == []
     assert run_again(scenario) == [Stage.PREPARE]
     assert scenario.status.phase == "Succeeded"
     artifacts = [artifact.name for artifact in scenario.status.artifacts]
@@ -110,6 +111,23 @@ def test_no_stage_starts_while_a_retry_waits_for_a_job_whose_container_has_ended
 
     assert (deferred.plan.actions, scenario.row(Stage.TRAIN).state) == ((), StageState.SUCCEEDED)
     assert created(scenario.reconcile()) == [Stage.PREPARE]
+
+
+def test_an_object_is_not_ready_while_a_retry_waits_for_the_job_of_publish(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.PUBLISH)
+    scenario.change(scenario.builder.with_retry_requested("impatient"))
+    result = scenario.simulated_result(scenario.request)
+    scenario.end_pod(lambda pod: pod.succeeded(result))
+
+    scenario.reconcile()
+    message = "publish: done; the requested retry starts when this stage has ended"
+    waiting = scenario.condition("Ready"), scenario.condition("Reconciling"), scenario.status.phase
+    scenario.end_job(lambda job: job.complete(scenario.cluster.timestamp()))
+    scenario.reconcile()
+    scenario.finish_all()
+
+    assert waiting == (("False", "Pending", message), ("True", "Pending", message), Phase.PUBLISHING)
+    assert (scenario.status.phase, scenario.status.last_handled_retry) == (Phase.SUCCEEDED, "impatient")
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN])
@@ -208,3 +226,98 @@ def test_a_retry_reruns_stages_whose_output_is_no_longer_in_the_store() -> None:
 
     assert scenario.status.phase == "Succeeded"
     assert {result.stage for result in scenario.manifests.values()} == set(Stage) - {Stage.PREPARE}
+
+
+def test_a_token_in_the_spec_is_handled_once_and_is_in_no_digest(scenario: Scenario) -> None:
+    scenario.finish_all()
+    digests = [row.digest for row in scenario.status.stages]
+
+    scenario.change(scenario.builder.edited("retry", "2026-11-28"))
+    ran = run_again(scenario)
+    scenario.change(scenario.builder.edited("retryLimit", 5))
+
+    assert ran == [Stage.PREPARE]
+    assert [row.digest for row in scenario.status.stages] == digests
+    assert scenario.status.last_handled_retry == "2026-11-28"
+    assert run_again(scenario) == []
+
+
+def test_a_token_in_the_spec_retries_what_failed(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
+    scenario.reconcile()
+
+    scenario.change(scenario.builder.edited("retry", "again"))
+
+    assert run_again(scenario) == list(Stage)
+    assert scenario.status.phase == "Succeeded"
+
+
+def test_tokens_in_spec_and_annotation_are_both_handled_once(scenario: Scenario) -> None:
+    scenario.finish_all()
+    scenario.change(scenario.builder.edited("retry", "from Git").with_retry_requested("by hand"))
+    first = run_again(scenario)
+    scenario.change(scenario.builder.with_retry_requested("by hand again"))
+    second = run_again(scenario)
+    scenario.change(scenario.builder.with_retry_requested("by hand"))
+
+    assert (first, second, run_again(scenario)) == ([Stage.PREPARE], [Stage.PREPARE], [])
+    assert scenario.status.handled_retries == ("by hand again", "by hand", "from Git")
+
+
+def test_a_token_that_stays_in_the_spec_is_handled_once_whatever_annotations_follow(scenario: Scenario) -> None:
+    scenario.change(scenario.builder.edited("retry", "from Git"))
+    scenario.finish_all()
+
+    for number in range(MAX_RETRIES + 1):
+        scenario.change(scenario.builder.with_retry_requested(f"by hand {number}"))
+        assert run_again(scenario) == [Stage.PREPARE]
+        assert scenario.status.handled_retries[0] == f"by hand {number}"
+    assert len(scenario.status.handled_retries) == MAX_RETRIES
+
+
+def test_a_token_whose_annotation_is_removed_while_it_waits_is_still_handled(scenario: Scenario) -> None:
+    """Flux removes annotations that are not in Git."""
+    scenario.advance_to(Stage.TRAIN)
+    scenario.change(scenario.builder.with_retry_requested("by hand"))
+    scenario.reconcile()
+    scenario.change(scenario.builder.with_metadata(annotations={}))
+    scenario.reconcile()
+    waiting, ready = scenario.status.pending_retries, scenario.condition("Ready")
+    scenario.finish()
+
+    ran = run_again(scenario)
+
+    assert waiting == ("by hand",)
+    assert ready is not None
+    assert ready[0] == "False"
+    assert ran[0] is Stage.PREPARE
+    assert (scenario.status.last_handled_retry, scenario.status.pending_retries) == ("by hand", ())
+
+
+def test_a_handled_token_that_returns_repeats_nothing(scenario: Scenario) -> None:
+    scenario.finish_all()
+    for token in ("one", "two"):
+        scenario.change(scenario.builder.with_retry_requested(token))
+        run_again(scenario)
+
+    for annotations in ({}, {"edgetune.dev/retry-requested": "one"}, {"edgetune.dev/retry-requested": "two"}):
+        scenario.change(scenario.builder.with_metadata(annotations=annotations))
+        assert run_again(scenario) == []
+
+
+def test_a_token_seen_while_the_profile_is_missing_is_handled_when_it_exists(scenario: Scenario) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    scenario.fail(ExitCode.DIVERGED, "the loss is not finite", reason="PodFailurePolicy")
+    scenario.reconcile()
+    profiles, scenario.profiles = scenario.profiles, {}
+    scenario.change(scenario.builder.with_retry_requested("again"))
+    scenario.reconcile()
+    scenario.change(scenario.builder.with_metadata(annotations={}))
+    scenario.reconcile()
+    waiting = scenario.status.pending_retries
+    scenario.profiles = profiles
+
+    assert waiting == ("again",)
+    assert run_again(scenario) == list(Stage)
+    assert scenario.status.last_handled_retry == "again"

@@ -6,10 +6,10 @@ from edgetune_contract.digest import prepare_digest, sha256_of
 from edgetune_contract.request import MAX_RESULT_BYTES, Result
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import ProgressStatus, StageState
 from edgetune_operator.api.profiles import Profile, ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.state_machine import Outcome
+from edgetune_operator.api.status.stage_status import ProgressStatus, StageState
+from edgetune_operator.decisions.plans import Outcome
 from support.builders import JobBuilder, PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted
 
@@ -56,7 +56,7 @@ def test_the_stages_run_one_after_another_until_the_model_is_published(scenario:
     assert scenario.status.phase == "Succeeded"
     assert scenario.condition("Ready") == ("True", "Published", f"{pointer} names version {version}")
     assert scenario.condition("Reconciling") is None
-    assert scenario.condition("Stalled") is None
+    assert scenario.held_up is None
 
 
 def test_a_later_stage_gets_the_content_that_prepare_resolved(scenario: Scenario) -> None:
@@ -126,7 +126,7 @@ def test_a_failed_gate_refuses_the_model_finally(scenario: Scenario) -> None:
     assert done.plan.view.outcome is Outcome.REFUSED
     assert scenario.status.phase == "Refused"
     assert scenario.condition("Ready") == ("False", "GatesRefused", refusal)
-    assert scenario.condition("Stalled") == ("True", "GatesRefused", refusal)
+    assert scenario.held_up == ("True", "GatesRefused", refusal)
     assert scenario.condition("Published") == ("False", "GatesRefused", refusal)
     assert scenario.condition("Evaluated") == ("True", "Succeeded", "")
     assert scenario.reconcile().plan.actions == ()
@@ -250,10 +250,10 @@ def test_a_missing_profile_stalls_the_object_and_says_whom_to_ask() -> None:
 
     done = scenario.reconcile()
 
-    message = "spec.profile: profile 'default' not found; ask the platform team for the names of the profiles"
+    message = "spec.profile: profile 'default' not found; namespace team-a may use none: ask the platform team"
     assert done.plan.actions == ()
-    assert scenario.status.phase == "Stalled"
-    assert scenario.condition("Stalled") == ("True", "ProfileNotFound", message)
+    assert scenario.status.phase == "Pending"
+    assert scenario.held_up == ("True", "ProfileNotFound", message)
     assert scenario.condition("Ready") == ("False", "ProfileNotFound", message)
 
 
@@ -263,7 +263,7 @@ def test_the_run_starts_when_its_profile_is_added() -> None:
     scenario.profiles["default"] = PROFILE
 
     assert created(scenario.reconcile()) == [Stage.PREPARE]
-    assert scenario.condition("Stalled") is None
+    assert scenario.held_up is None
     assert scenario.status.finished_at is None
 
 
@@ -275,7 +275,7 @@ def test_file_uris_are_refused_on_a_cluster_with_every_path() -> None:
 
     message = "spec.baseModel.uri, spec.dataset.eval.uri: file:// works only in local runs; use s3://"
     assert done.plan.actions == ()
-    assert scenario.condition("Stalled") == ("True", "InvalidSpec", message)
+    assert scenario.held_up == ("True", "InvalidSpec", message)
 
 
 def test_file_uris_are_accepted_if_the_profile_allows_them() -> None:
@@ -292,7 +292,7 @@ def test_an_invalid_spec_is_a_condition_with_every_problem() -> None:
 
     message = "spec.lora.rank: input should be greater than or equal to 1, is 0; spec.image: unknown field"
     assert done.plan.actions == ()
-    assert scenario.condition("Stalled") == ("True", "InvalidSpec", message)
+    assert scenario.held_up == ("True", "InvalidSpec", message)
 
 
 def test_a_spec_with_thousands_of_problems_still_gives_a_status() -> None:
@@ -301,7 +301,7 @@ def test_a_spec_with_thousands_of_problems_still_gives_a_status() -> None:
 
     scenario.reconcile()
 
-    stalled = scenario.condition("Stalled")
+    stalled = scenario.held_up
     assert stalled is not None
     assert stalled[2].startswith("spec.training.field0: unknown field; spec.training.field1: unknown field")
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
-from edgetune_operator.api.objects import LoraFineTuneStatus, StageState
-from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.api.profiles import ProfileStore, Queue
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.plans import CreateJob, Outcome
 from edgetune_operator.decisions.reporting.status import dump
-from edgetune_operator.decisions.state_machine import CreateJob, Outcome
 from edgetune_operator.generate.reference import REASONS
 from edgetune_operator.reconcile import JobRefused, Pass
 from support.builders import PodBuilder, lora_fine_tune
@@ -163,7 +164,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(["", "gpu"]), store=st.sampled_from(["s3://artifacts/edgetune", "s3://copied"]))
     def the_platform_team_changes_the_profile(self, queue: str, store: str) -> None:
-        changes = {"queue": queue, "store": ProfileStore(uri=store)}
+        changes = {"queue": Queue(name=queue) if queue else None, "store": ProfileStore(uri=store)}
         self.scenario.profiles = {"default": PROFILE.model_copy(update=changes)}
 
     @rule()

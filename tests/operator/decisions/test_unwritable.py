@@ -10,7 +10,8 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import MAX_RETRY_TOKEN, StageState
+from edgetune_operator.api.spec import MAX_RETRY_TOKEN
+from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.reporting.status import UnwritableStatus, check_writable
 from edgetune_operator.generate.crd import object_schema
 from edgetune_operator.reconcile import report_failure

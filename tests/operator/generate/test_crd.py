@@ -12,7 +12,7 @@ from pydantic import Field
 
 from edgetune_contract.schema import Model, Rule
 from edgetune_contract.stages import ExitCode
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.generate import __main__ as generate
 from edgetune_operator.generate.crd import NotStructural, custom_resource_definition, object_schema, structural_schema
 from edgetune_operator.generate.reference import REASONS, reference
@@ -54,6 +54,8 @@ def test_every_node_has_one_type_or_is_known_to_have_none(fields: Mapping[str, M
     assert typeless == {
         "spec.lora.targetModules",
         "spec.training.microBatchSize",
+        "spec.training.gpus",
+        "spec.quantization.formats",
         "spec.evaluation.gates.maxEdgeBytes",
         "spec.evaluation.edge.cpu",
         "spec.evaluation.edge.memory",
@@ -84,11 +86,13 @@ def test_patterns_are_anchored_and_valid_in_re2(fields: Mapping[str, Mapping[str
 def test_every_list_has_a_merge_type(fields: Mapping[str, Mapping[str, Any]]) -> None:
     types = {path: node["x-kubernetes-list-type"] for path, node in fields.items() if node.get("type") == "array"}
 
-    assert types["spec.quantization.formats"] == "set"
+    assert types["spec.evaluation.models"] == "set"
     assert {path for path, list_type in types.items() if list_type == "map"} == {
         "status.conditions",
         "status.stages",
+        "status.candidates",
         "status.artifacts",
+        "status.gpu.stages",
     }
     assert fields["status.conditions"]["x-kubernetes-list-map-keys"] == ["type"]
 
@@ -134,11 +138,16 @@ def test_the_rules_of_the_models_are_in_the_schema(fields: Mapping[str, Mapping[
         path: node["x-kubernetes-validations"] for path, node in fields.items() if "x-kubernetes-validations" in node
     }
 
-    assert rules.keys() == {"spec", "spec.baseModel", "spec.dataset", "spec.evaluation", "spec.training"}
+    sources = {"spec.baseModel", "spec.dataset.train", "spec.dataset.eval"}
+    assert rules.keys() == {"spec.dataset", "spec.evaluation", "spec.training", *sources}
     assert rules["spec.training"] == [
         {
             "rule": "type(self.microBatchSize) != int || self.microBatchSize <= self.batchSize",
             "message": "microBatchSize must be at most batchSize",
+        },
+        {
+            "rule": "type(self.gpus) != int || self.batchSize % self.gpus == 0",
+            "message": "batchSize must be a multiple of gpus, which share the examples of a step",
         },
         {
             "rule": "self.attention != 'Varlen' || self.layout != 'Padded'",

@@ -15,7 +15,8 @@ from prometheus_client import REGISTRY
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.progress import ProgressReader
 from edgetune_operator.cluster.watch_cache import Cache, Kind
@@ -211,10 +212,10 @@ def test_the_gauge_of_objects_has_the_current_phases_only(world: World) -> None:
 
     other = lora_fine_tune("other").with_metadata(uid="of-the-other").with_status({"phase": "Training"}).build()
     world.cache.put_object(other)
-    world.controller.count_phases()
+    world.controller.update_object_metrics()
     before = objects("Pending"), objects("Training")
     world.cache.remove(Kind.OBJECT, other)
-    world.controller.count_phases()
+    world.controller.update_object_metrics()
 
     assert (before, objects("Pending"), objects("Training")) == ((1, 1), 1, None)
 
@@ -229,7 +230,7 @@ def test_a_standby_makes_no_pass_and_counts_no_object_until_it_holds_the_lease(w
         async with asyncio.timeout(10):
             while len(world.queue):
                 await asyncio.sleep(0)
-            controller.count_phases()
+            controller.update_object_metrics()
             before = world.cluster.reads
             owned.add(KEY.namespace)
             world.queue.add(KEY)

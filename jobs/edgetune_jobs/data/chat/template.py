@@ -41,8 +41,10 @@ class Conversation:
 class ChatTemplate:
     """Renders conversations as text."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", text: str | None = None) -> None:
+        """`text` is another template than the tokenizer's own."""
         self._tokenizer = tokenizer
+        self._text = text
 
     def apply(self, conversation: Conversation, *, is_prompt: bool = False) -> str:
         """The text of a conversation.
@@ -76,7 +78,11 @@ class ChatTemplate:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    list(turns), tools=list(tools) or None, tokenize=False, add_generation_prompt=is_prompt
+                    list(turns),
+                    tools=list(tools) or None,
+                    chat_template=self._text,
+                    tokenize=False,
+                    add_generation_prompt=is_prompt,
                 )
             )
         except MemoryError:

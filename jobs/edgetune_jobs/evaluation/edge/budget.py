@@ -40,8 +40,10 @@ def check_measurable(parameters: Parameters) -> None:
     Raises:
         InvalidInput: this image cannot run the first format.
     """
+    if parameters.evaluation.edge is None or parameters.quantization.is_auto:  # Auto takes formats that can be measured
+        return
     problem = why_not_runnable(parameters.quantization.formats[0])
-    if parameters.evaluation.edge is not None and problem is not None:
+    if problem is not None:
         raise InvalidInput(f"{_FIELD}: {problem}; or remove {_FIELD}")
 
 
@@ -70,13 +72,19 @@ def measure_models(context: StageContext, prompt: Sequence[int]) -> Measured:
         Interrupted: `context.stop` was set.
     """
     edge_budget = context.request.parameters.evaluation.edge
-    return Measured() if edge_budget is None else _Measuring(context, edge_budget, tuple(prompt)).run()
+    return Measured() if edge_budget is None else Measuring(context, edge_budget, tuple(prompt)).run()
 
 
-class _Measuring:
+class Measuring:
     """The measurement of all models of one run."""
 
     def __init__(self, context: StageContext, budget: EdgeBudget, prompt: tuple[int, ...]) -> None:
+        """
+        Args:
+            context: the context of evaluate.
+            budget: CPU and memory for each model.
+            prompt: token ids.
+        """
         self._context = context
         self._memory = parse_bytes(budget.memory) if budget.memory is not None else None
         self._cores = Cores.choose(budget.cpu, usable_cpus())
@@ -84,10 +92,29 @@ class _Measuring:
         self._warnings = list(self._cores.warnings)
 
     def run(self) -> Measured:
+        """Measure the edge model in all formats of the spec, and the base."""
         first, *others = self._context.request.parameters.quantization.formats
         edge = self._edge_model(first)
-        base = self._comparison(BASE, self._request(self._context.inputs[BASE], Runtime.TRANSFORMERS, _base_dtype()))
+        base = self._base()
         further = {other.artifact: self._further_model(other) for other in others}
+        return self._report(edge, base, {name: speed for name, speed in further.items() if speed is not None})
+
+    def candidate(self, edge_format: EdgeFormat) -> ModelSpeed:
+        """Measure a candidate.
+
+        Raises:
+            OutOfMemory: the machine has too little memory for it.
+            CannotRun: its runtime does not run it.
+        """
+        return self._measure(edge_format.artifact, self._format_request(edge_format), self._memory)
+
+    def report(self, chosen: ModelSpeed | None) -> Measured:
+        """The measurement of the chosen candidate, with that of the base; None if no candidate was chosen."""
+        if chosen is None:
+            return Measured(None, tuple(self._warnings))
+        return self._report(chosen, self._base(), {})
+
+    def _report(self, edge: ModelSpeed, base: ModelSpeed | None, further: dict[str, ModelSpeed]) -> Measured:
         measurement = EdgeMeasurement(
             **edge.model_dump(by_alias=False),
             cpu=cpu_model(),
@@ -95,9 +122,12 @@ class _Measuring:
             prompt_tokens=len(self._prompt),
             new_tokens=_NEW_TOKENS,
             base=base,
-            further={name: speed for name, speed in further.items() if speed is not None},
+            further=further,
         )
         return Measured(measurement, tuple(self._warnings))
+
+    def _base(self) -> ModelSpeed | None:
+        return self._comparison(BASE, self._request(self._context.inputs[BASE], Runtime.TRANSFORMERS, _base_dtype()))
 
     def _edge_model(self, first: EdgeFormat) -> ModelSpeed:
         try:

@@ -1,7 +1,8 @@
 """Loads each edge model in the runtime it is for, and asks it one prompt, before anything is published."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgetune_contract.spec import EdgeFormat
@@ -50,7 +51,8 @@ def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
             also = ", and its speed not measured" if is_measured else ""
             warnings.append(f"{name} was not loaded by its runtime{also}: {problem}")
         elif runtime is not Runtime.TRANSFORMERS:
-            problem = _load(context, edge_format, tuple(prompt[:_MOST_PROMPT_TOKENS]))
+            with required_to_run(context, name):
+                problem = try_loading(context, edge_format, prompt)
             if problem is not None:
                 warnings.append(f"{name} was not loaded by its runtime: {problem}")
         facts.append(f"{name} by {runtime}" if problem is None else f"{name} not loaded by its runtime")
@@ -59,12 +61,17 @@ def check_loading(context: StageContext, prompt: Sequence[int]) -> Loaded:
     return Loaded(", ".join(facts), tuple(warnings), frozenset(in_llama_cpp))
 
 
-def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...]) -> str | None:
-    """Load and ask one model; why this machine cannot, None if it can."""
+def try_loading(context: StageContext, edge_format: EdgeFormat, prompt: Sequence[int]) -> str | None:
+    """Load and ask one model; why this machine cannot, None if it can.
+
+    Raises:
+        CannotRun: the runtime does not load or run the model.
+    """
     name, runtime = edge_format.artifact, RUNTIMES[edge_format]
     context.progress.say(f"loading {name} in {runtime}")
+    first_tokens = tuple(prompt[:_MOST_PROMPT_TOKENS])
     request = MeasurementRequest(
-        runtime, context.inputs[name], AS_STORED, prompt, _NEW_TOKENS, usable_cpus(), os.getpid(), is_timed=False
+        runtime, context.inputs[name], AS_STORED, first_tokens, _NEW_TOKENS, usable_cpus(), os.getpid(), is_timed=False
     )
     try:
         measure(request, context.scratch, context.stop, memory=None)
@@ -72,16 +79,24 @@ def _load(context: StageContext, edge_format: EdgeFormat, prompt: tuple[int, ...
         return f"the machine has too little memory: {error}"
     except CannotStart as error:
         return f"{runtime} does not start here: {error}"
-    except CannotRun as error:
-        raise not_runnable(context, name, error) from error
     return None
 
 
-def not_runnable(context: StageContext, artifact: str, error: CannotRun) -> InvalidInput:
-    """The error of an edge model that its runtime does not load or run."""
-    formats = context.request.parameters.quantization.formats
-    index, edge_format = next((at, each) for at, each in enumerate(formats) if each.artifact == artifact)
-    return InvalidInput(
-        f"spec.quantization.formats[{index}]: {RUNTIMES[edge_format]} does not run {artifact}, so it is not published: "
-        f"{' '.join(str(error).split())}; remove {edge_format}, or use another base model"
-    )
+@contextmanager
+def required_to_run(context: StageContext, artifact: str) -> Iterator[None]:
+    """Convert an error of the runtime of a listed format into one about the spec or the machine."""
+    listed = context.request.parameters.quantization.formats
+    place, edge_format = next((at, each) for at, each in enumerate(listed) if each.artifact == artifact)
+    runtime = RUNTIMES[edge_format]
+    try:
+        yield
+    except CannotRun as error:
+        raise InvalidInput(
+            f"spec.quantization.formats[{place}]: {runtime} does not run {artifact}, so it is not published: "
+            f"{' '.join(str(error).split())}; remove {edge_format}, or use another base model"
+        ) from error
+    except OutOfMemory as error:
+        raise InvalidInput(
+            f"the machine has too little memory to score {artifact} in {runtime}: {error}; give the stage evaluate "
+            "more memory in the profile"
+        ) from error

@@ -4,9 +4,7 @@ Both are JSON files. RESULT is written twice: once the libraries are loaded, and
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,11 +18,11 @@ from pydantic.dataclasses import dataclass
 
 from edgetune_jobs.evaluation.edge.runtimes import LlamaCppRunner, Runner, Runtime, TransformersRunner
 from edgetune_jobs.models import loading
+from edgetune_jobs.models.libraries import end_with
 
 REPEATS = 3
 # No repeat starts after this time, so that a slow model on few cores does not take an hour.
 _ENOUGH_SECONDS = 20.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -132,14 +130,6 @@ def _open_runner(request: MeasurementRequest) -> Runner:
     if request.runtime is Runtime.LLAMA_CPP:
         return LlamaCppRunner(request.threads)
     return TransformersRunner(request.dtype)
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent ends, because nobody would wait for the result."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent process has ended")
 
 
 def keep_to_cores(count: int) -> None:

@@ -1,21 +1,18 @@
 """Runtimes that run a model on a CPU, token by token: transformers, or llama.cpp for GGUF."""
 
-import importlib.metadata
-import importlib.util
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgetune_contract.spec import EdgeFormat
+from edgetune_jobs.models.quantization import llama_cpp
 
 if TYPE_CHECKING:
     import numpy as np
 
 AS_STORED = "auto"
-_HOW_TO_INSTALL = (
-    'build the image with the argument EXTRAS="jobs llama-cpp", or for a local run install the extra llama-cpp'
-)
 # ggml_log_level of an error, and of the rest of a line.
 _ERROR, _CONTINUED = 4, 5
 
@@ -30,7 +27,8 @@ class Runtime(StrEnum):
 # transformers also reads GGUF and W8A8, but dequantizes them: its figures would not be those of the format.
 RUNTIMES: Mapping[EdgeFormat, Runtime] = {
     EdgeFormat.BITSANDBYTES_INT8: Runtime.TRANSFORMERS,
-    EdgeFormat.GGUF_Q8_0: Runtime.LLAMA_CPP,
+    **{each: Runtime.LLAMA_CPP for each in EdgeFormat if each.file_type is not None},
+    EdgeFormat.GGUF_LORA: Runtime.LLAMA_CPP,
 }
 """The runtime of each format that runs on a CPU."""
 
@@ -39,8 +37,8 @@ def missing_runtime(edge_format: EdgeFormat) -> str | None:
     """Why the runtime that a format is for cannot load a model here, and what to do; None if it can."""
     if edge_format not in RUNTIMES:
         return "vLLM is not in this image"
-    if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
-        return f"{Runtime.LLAMA_CPP} is not installed: {_HOW_TO_INSTALL}"
+    if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and not llama_cpp.is_installed():
+        return f"{Runtime.LLAMA_CPP} is not installed: {llama_cpp.HOW_TO_INSTALL}"
     return None
 
 
@@ -48,8 +46,8 @@ def why_not_runnable(edge_format: EdgeFormat) -> str | None:
     """Why this image cannot measure a format, and what to do; None if it can."""
     if edge_format not in RUNTIMES:
         return f"{edge_format} needs vLLM, which is not in this image; measure BitsAndBytesInt8 or GGUF-Q8_0 instead"
-    if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and importlib.util.find_spec("llama_cpp") is None:
-        return f"{edge_format} needs llama.cpp, which is not installed: {_HOW_TO_INSTALL}"
+    if RUNTIMES[edge_format] is Runtime.LLAMA_CPP and not llama_cpp.is_installed():
+        return f"{edge_format} needs llama.cpp, which is not installed: {llama_cpp.HOW_TO_INSTALL}"
     return None
 
 
@@ -125,12 +123,12 @@ class LlamaCppRunner:
             threads: number of threads.
             all_logits: whether `feed` is used.
         """
-        import llama_cpp
+        from llama_cpp import llama_log_callback, llama_log_set
 
         self._errors: list[str] = []
-        self._log = llama_cpp.llama_log_callback(self._keep_error)  # llama.cpp keeps no reference
-        llama_cpp.llama_log_set(self._log, None)
-        self.name = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')})"
+        self._log = llama_log_callback(self._keep_error)  # llama.cpp keeps no reference
+        llama_log_set(self._log, None)
+        self.name = llama_cpp.version_name()
         self._threads, self._all_logits = threads, all_logits
 
     def load(self, folder: Path, longest: int) -> None:
@@ -138,7 +136,7 @@ class LlamaCppRunner:
 
         from edgetune_jobs.models.quantization import gguf_loading
 
-        file = gguf_loading.find_file(folder)
+        file, adapter = gguf_loading.find_file(folder), gguf_loading.find_adapter(folder)
         try:
             self._model = Llama(
                 str(file),
@@ -148,8 +146,21 @@ class LlamaCppRunner:
                 logits_all=self._all_logits,
                 verbose=False,
             )
+            if adapter is not None:
+                self._add(adapter)
         except Exception as error:  # the library raises ValueError without the reason, which llama.cpp only logs
             raise CannotLoad("".join(self._errors).strip() or str(error)) from error
+
+    def _add(self, adapter: Path) -> None:
+        """Add an adapter to the loaded model. The library's `lora_path` crashes if llama.cpp refuses it."""
+        from llama_cpp import llama_adapter_lora_init, llama_adapter_lora_p_ctypes, llama_set_adapters_lora
+
+        loaded = llama_adapter_lora_init(self._model.model, str(adapter).encode())
+        if not loaded:
+            raise RuntimeError(f"llama.cpp does not load {adapter.name}")
+        pointers, scales = (llama_adapter_lora_p_ctypes * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if llama_set_adapters_lora(self._model.ctx, pointers, 1, scales):
+            raise RuntimeError(f"llama.cpp does not add {adapter.name} to its base")
 
     def _keep_error(self, level: int, text: bytes, _data: object) -> None:
         if level == _ERROR or (level == _CONTINUED and self._errors):

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from edgetune_jobs.evaluation.drafts import agreement, continues, cut, is_finished
-from edgetune_jobs.evaluation.edge.process import end_with, keep_to_cores
+from edgetune_jobs.evaluation.edge.process import keep_to_cores
 from edgetune_jobs.evaluation.edge.runtimes import LlamaCppRunner
+from edgetune_jobs.models.libraries import end_with
 
 if TYPE_CHECKING:
     import numpy as np

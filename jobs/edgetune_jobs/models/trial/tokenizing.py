@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from edgetune_jobs.data.chat.renderers import Span
 from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow
@@ -55,6 +56,10 @@ class BoundedTokenizer:
             InvalidInput: an example takes more time or memory than any text should.
         """
         return [found for batch in _batches(examples) for found in self._together(batch, each_answer)]
+
+    def text_of(self, example: TokenizedExample) -> tuple[Span, ...]:
+        """As `ExampleTokenizer.text_of`."""
+        return self._trial.call(_text_of, *self._settings, example)
 
     def _together(self, examples: Sequence[Example], each_answer: bool) -> list[TokenizedExample | BadRow]:
         try:
@@ -116,6 +121,13 @@ def _tokenize(
         _open(folder, prompt_format, max_length)
     say_doing("rendering and tokenizing rows")
     return _tokenizers[folder, prompt_format, max_length].tokenize(examples, each_answer=each_answer)
+
+
+def _text_of(folder: Path, prompt_format: PromptFormat, max_length: int, example: TokenizedExample) -> tuple[Span, ...]:
+    if (folder, prompt_format, max_length) not in _tokenizers:
+        _open(folder, prompt_format, max_length)
+    say_doing("rendering and tokenizing rows")
+    return _tokenizers[folder, prompt_format, max_length].text_of(example)
 
 
 def _unused_fields(folder: Path, prompt_format: PromptFormat, max_length: int) -> dict[str, int]:

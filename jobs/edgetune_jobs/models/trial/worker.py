@@ -74,7 +74,8 @@ def main() -> None:
 def _load_libraries() -> None:
     """Load what every model needs, which takes seconds, before the first limit: no model is to blame for it."""
     prepare_libraries()
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - for later calls
+    import peft  # noqa: F401 - for later calls
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
     AutoConfig.for_model("llama")
 

@@ -38,7 +38,7 @@ class RemoteObject:
 class S3Bucket:
     """Requests to one bucket through a boto3 client. Thread-safe.
 
-    All methods raise AccessDenied, InvalidInput (no such bucket) and TransientError, as in Store.
+    All methods raise AccessDenied and TransientError, as in Store.
     """
 
     def __init__(self, client: Any, name: str, part_bytes: int = PART_BYTES) -> None:
@@ -239,7 +239,7 @@ class S3Bucket:
         while True:
             response = self._client.get_object(Bucket=self._name, Key=key)
             try:
-                return Content(response["Body"].read(), response["ETag"])
+                return Content(response["Body"].read(), response["ETag"], response["LastModified"])
             except BotoCoreError:
                 if attempt == _ATTEMPTS:
                     raise

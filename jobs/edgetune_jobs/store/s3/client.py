@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from edgetune_contract.request import ChecksumMode, StoreLocation
+from edgetune_contract.request import StoreLocation
+from edgetune_contract.s3_service import ChecksumMode
 from edgetune_jobs.errors import AccessDenied, InvalidInput, StageError, TransientError
 
 _CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_REQUIRED: "when_required"}
@@ -219,6 +220,22 @@ def s3_errors(uri: str) -> Iterator[None]:
         raise _translate_client_error(error, uri) from error
 
 
+def has_no_valid_credentials(error: BaseException | None) -> bool:
+    """Whether an exception of boto3 says that there are no credentials, or that the service does not accept them."""
+    from botocore import exceptions
+
+    no_credentials = (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.TokenRetrievalError,
+    )
+    # Errors of the connection have the attribute too, without an answer.
+    answer = getattr(error, "response", None) or {}
+    code = answer.get("Error", {}).get("Code")
+    return isinstance(error, no_credentials) or code in _EXPIRED or code in _BAD_CREDENTIALS
+
+
 def status_of(error: Any) -> int:
     """HTTP status of a botocore ClientError; 0 if there was none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -239,8 +256,8 @@ def _translate_response(error: Any, uri: str) -> StageError:
     if status in (401, 403):
         permission = _PERMISSIONS.get(error.operation_name, error.operation_name)
         return AccessDenied(f"{answer}: the credentials lack {permission} on {uri}; grant it")
-    if code == "NoSuchBucket":
-        return InvalidInput(f"the bucket of {uri} does not exist; create it or correct the name")
+    if code == "NoSuchBucket":  # transient: an object may be applied together with its bucket
+        return TransientError(f"the bucket of {uri} does not exist; create it or correct the name")
     if status in (301, 307, 400) and code in ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"):
         return InvalidInput(f"{answer} for {uri}: the bucket is in another region; set the profile's region")
     message = error.response.get("Error", {}).get("Message", "")
@@ -250,14 +267,8 @@ def _translate_response(error: Any, uri: str) -> StageError:
 def _translate_client_error(error: Exception, uri: str) -> StageError:
     from botocore import exceptions
 
-    no_credentials = (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-        exceptions.TokenRetrievalError,
-    )
     cause = error.__cause__ or error
-    if isinstance(error, no_credentials):
+    if has_no_valid_credentials(error):
         return AccessDenied(
             f"no credentials for {uri}: {error}; name a Secret in the profile, give the Pod an identity, or on your "
             "own machine set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"

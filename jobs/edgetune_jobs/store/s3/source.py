@@ -13,7 +13,7 @@ from edgetune_jobs.store.files import Fingerprint, checked_relative, file_list_d
 from edgetune_jobs.store.parallel import for_each
 from edgetune_jobs.store.s3.bucket import RemoteObject, S3Bucket
 from edgetune_jobs.store.s3.client import split_uri
-from edgetune_jobs.store.sources import SourceKind, check_paths, is_hidden
+from edgetune_jobs.store.sources.source import MOST_NOTE_BYTES, SourceKind, check_paths, is_hidden
 
 
 class S3Source:
@@ -44,6 +44,7 @@ class S3Source:
         self._target = target
         self._is_file, found = self._find(key)
         self._objects = {checked_relative(path): found[path] for path in found if kind.counts(path)}
+        self._found = found
         self._ignored = sorted(path for path in found if not kind.counts(path))
         if not found:
             raise InvalidInput(f"{field}.uri: there is nothing at {uri}; correct the URI or upload the files")
@@ -97,6 +98,13 @@ class S3Source:
         check_paths(self, self._kind, self._field, self._objects, [path])
         found = self._objects[path]
         return self._bucket.read_into(found.key, start, buffer, found.etag)
+
+    def read_note(self, path: str) -> bytes:
+        """The first bytes of an object; empty if it is shorter than when it was listed."""
+        found = self._found[path]
+        buffer = bytearray(min(found.bytes, MOST_NOTE_BYTES))
+        arrived = self._bucket.read_into(found.key, 0, memoryview(buffer), found.etag) if buffer else 0
+        return bytes(buffer[:arrived])
 
     def _find(self, key: str) -> tuple[bool, Mapping[str, RemoteObject]]:
         if self._kind is SourceKind.DATA and key and not self._uri.endswith("/"):

@@ -56,10 +56,13 @@ class S3Store:
             path = target / checked_relative(entry.path)
             path.parent.mkdir(parents=True, exist_ok=True)
             expected = Fingerprint.of(entry)
-            self._bucket.download_file(self._full(f"{folder}/{entry.path}"), path, expected, cancelled=cancelled)
+            self._bucket.download_file(self._full(entry.key_below(folder)), path, expected, cancelled=cancelled)
 
         for_each(files, fetch)
         return target
+
+    def link(self, key: str, other: str) -> None:
+        """Nothing: a bucket has no links."""
 
     def delete(self, key: str) -> None:
         self._bucket.delete(self._full(key))

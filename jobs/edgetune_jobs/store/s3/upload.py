@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
+from threading import Condition
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,6 +43,10 @@ class UploadStream:
         self._parts: list[dict[str, Any]] = []
         self._in_flight: deque[Future[dict[str, Any]]] = deque()
         self._pool = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="upload")
+        # Counted by the threads themselves: a signal may interrupt `submit` after a thread has taken the part.
+        self._sending = 0
+        self._aborted = False
+        self._sent = Condition()
         self._upload_id = ""
 
     def __enter__(self) -> Self:
@@ -94,11 +99,19 @@ class UploadStream:
 
     def _finish_oldest(self) -> None:
         with s3_errors(self._uri):
-            self._parts.append(self._in_flight[0].result())
-        self._in_flight.popleft()  # only now: a signal may interrupt the wait, and the abort needs all parts in flight
+            self._parts.append(self._in_flight.popleft().result())
 
     def _upload_part(self, number: int, data: bytes) -> dict[str, Any]:
-        response = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=data)
+        with self._sent:
+            if self._aborted:
+                raise CancelledError
+            self._sending += 1
+        try:
+            response = self._client.upload_part(**self._object, UploadId=self._upload_id, PartNumber=number, Body=data)
+        finally:
+            with self._sent:
+                self._sending -= 1
+                self._sent.notify_all()
         # A service that returns checksums of parts expects them again when the upload is completed.
         checksums = {name: value for name, value in response.items() if name.startswith("Checksum")}
         return {"PartNumber": number, "ETag": response["ETag"], **checksums}
@@ -139,8 +152,8 @@ class UploadStream:
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for part in self._in_flight:
-            part.cancel()
-        wait(self._in_flight, timeout=_LAST_PARTS_SECONDS)
+        with self._sent:
+            self._aborted = True
+            self._sent.wait_for(lambda: not self._sending, timeout=_LAST_PARTS_SECONDS)
         with suppress(BotoCoreError, ClientError):
             self._client.abort_multipart_upload(**self._object, UploadId=self._upload_id)

@@ -7,9 +7,12 @@ that of a few blocks. Formulas that count an architecture's operations (34 bytes
 in 16 bits, Korthikanti et al. 2022, Reducing Activation Recomputation, section 4.1) leave out the adapter, and are too
 low by a factor of 1.1 to 2.7.
 
-Attention counts as a fused kernel saves it. Scores that a model caps (Gemma 2) have no such kernel, and do not count.
+With Varlen, attention counts as a fused kernel saves it. Otherwise the model's own attention runs, with a mask, on rows
+of two lengths: what grows with the square of a row, such as the mask, or the scores of a model that caps them (Gemma
+2), counts for each pair of its tokens.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,9 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetune_contract.spec import LoraSpec
+from edgetune_contract.training import Attention, Layout
 from edgetune_jobs.models.libraries import load_config, prepare_libraries
 from edgetune_jobs.models.skeleton import build_skeleton
+from edgetune_jobs.models.trial.process import TrialFailed, TrialProcess
 from edgetune_jobs.training.recipe import find_targets, lora_config
+from edgetune_jobs.wording import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +39,7 @@ _PROBE_TOKENS = 4096
 # A model that computes token by token (RecurrentGemma) saves tensors for each, and would take minutes.
 _MOST_TENSORS = 5_000
 _ATTENTION = "edgetune_fused"
+_LONGEST_PROBLEM = 120
 
 
 @dataclass(frozen=True)
@@ -48,39 +55,99 @@ class Activations:
     outside: float
     """Before and after the blocks, for each token; without the output head, which trl computes in tiles."""
 
-    is_measured: bool = True
-    """False: an upper bound, because the model's operations depend on numbers, or are too many."""
+    pairs: tuple[float, ...] = ()
+    """Of each block, for each pair of tokens of one row, on top of `layers`; empty for none."""
 
-    def bytes_for(self, tokens: int, recompute: int) -> int:
+    is_joined: bool = True
+    """Whether the examples of a forward pass are one row; otherwise each is padded to the longest."""
+
+    problem: str = ""
+    """Why these are an upper bound and not measured, such as operations that depend on numbers; empty if measured."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether these are the bytes of this model, and not an upper bound."""
+        return not self.problem
+
+    @property
+    def described(self) -> str:
+        """Where these come from, for the facts of a stage."""
+        return f"an upper bound, because they could not be measured: {self.problem}" if self.problem else "measured"
+
+    def bytes_for(self, tokens: int, recompute: int, longest: int) -> int:
         """Bytes at the peak: all activations that are kept, and those of the largest block that is recomputed.
 
         Args:
             tokens: of one forward pass.
             recompute: every how many blocks one is recomputed (gradient checkpointing); 0 for none.
+            longest: tokens of the longest example.
         """
-        recomputed = self.layers[::recompute] if recompute else ()
-        kept = sum(self.layers) - sum(recomputed) + len(recomputed) * self.layer_input + max(recomputed, default=0)
+        row = tokens if self.is_joined else min(longest, tokens)
+        pairs = self.pairs or (0.0,) * len(self.layers)
+        layers = [layer + row * pair for layer, pair in zip(self.layers, pairs, strict=True)]
+        recomputed = layers[::recompute] if recompute else ()
+        kept = sum(layers) - sum(recomputed) + len(recomputed) * self.layer_input + max(recomputed, default=0)
         return round(tokens * (kept + self.outside))
 
 
-def measure_activations(folder: Path, lora: LoraSpec, number_bytes: int) -> Activations:
-    """Measure the activations of a training on joined examples.
+def measure_activations(
+    folder: Path,
+    lora: LoraSpec,
+    number_bytes: int,
+    layout: Layout = Layout.PADDING_FREE,
+    attention: Attention = Attention.AUTO,
+) -> Activations:
+    """Measure the activations of a training.
+
+    In this process, for a base that prepare has tried: its forward pass takes longer than this one.
 
     Args:
         folder: the base model's folder; only its configuration is read.
         lora: spec.lora; its targets are layers of the model.
         number_bytes: 2 for autocast to 16 bits, 4 for float32.
+        layout: of the spec, or the one that is used instead.
+        attention: of the spec, or the one that is used instead.
     """
     prepare_libraries()
-    text = load_config(folder).get_text_config()
-    hidden, layers = getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
     try:
-        saved = _saved(folder, lora, number_bytes)
-    except Exception:  # noqa: BLE001 - fake tensors fail in many ways where real ones do not; the bound then holds
-        one_layer = hidden * _MOST_BYTES_IN_16_BITS * number_bytes / 2
-        return Activations((one_layer,) * layers, hidden * number_bytes, one_layer, is_measured=False)
-    per_layer = tuple(layer / _PROBE_TOKENS for layer in saved.layers)
-    return Activations(per_layer, hidden * number_bytes, saved.outside / _PROBE_TOKENS)
+        return _measure(folder, lora, number_bytes, layout, attention)
+    except Exception as error:  # noqa: BLE001 - fake tensors fail in many ways where real ones do not
+        return _bound(folder, number_bytes, first_line(error)[:_LONGEST_PROBLEM])
+
+
+def try_activations(
+    trial: TrialProcess, folder: Path, lora: LoraSpec, number_bytes: int, layout: Layout, attention: Attention
+) -> Activations:
+    """Measure the activations of a training as `measure_activations`, within the limits of a child process.
+
+    Args:
+        trial: the child process.
+        folder: of a base model that `try_model` has accepted.
+        lora: spec.lora; its targets are layers of the model.
+        number_bytes: 2 for autocast to 16 bits, 4 for float32.
+        layout: spec.training.layout.
+        attention: spec.training.attention.
+    """
+    try:
+        return trial.call(measure_activations, folder, lora, number_bytes, layout, attention)
+    except TrialFailed as error:
+        return _bound(folder, number_bytes, f"this {error.reason}")
+
+
+def _bound(folder: Path, number_bytes: int, problem: str) -> Activations:
+    hidden, layers = _sizes(folder)
+    one_layer = hidden * _MOST_BYTES_IN_16_BITS * number_bytes / 2
+    return Activations((one_layer,) * layers, hidden * number_bytes, one_layer, problem=problem)
+
+
+def _sizes(folder: Path) -> tuple[int, int]:
+    """Width and number of the blocks."""
+    text = load_config(folder).get_text_config()
+    return getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
+
+
+class UnsupportedByVarlen(Exception):
+    """Varlen does not compute a model's attention."""
 
 
 class TooManyTensors(Exception):
@@ -116,7 +183,7 @@ class SavedBytes:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._seen:
                 if len(self._seen) - len(present) > _MOST_TENSORS:
-                    raise TooManyTensors
+                    raise TooManyTensors(f"a forward pass saves more than {_MOST_TENSORS:,} tensors")
                 self._seen[storage._cdata] = storage
                 if self._layer is None:
                     self.outside += storage.nbytes()
@@ -146,21 +213,68 @@ class SavedBytes:
         self._layer = None
 
 
-def _saved(folder: Path, lora: LoraSpec, number_bytes: int) -> SavedBytes:
-    """What a forward pass of one row saves."""
+def _measure(folder: Path, lora: LoraSpec, number_bytes: int, layout: Layout, attention: Attention) -> Activations:
+    hidden, _ = _sizes(folder)
+    joined = layout is not Layout.PADDED
+    if joined and attention is not Attention.SDPA:
+        try:
+            (saved,) = _saved(folder, lora, number_bytes, fused=True)
+        except UnsupportedByVarlen:
+            joined = attention is Attention.VARLEN  # Auto pads instead
+        else:
+            per_layer = tuple(layer / _PROBE_TOKENS for layer in saved.layers)
+            return Activations(per_layer, hidden * number_bytes, saved.outside / _PROBE_TOKENS)
+    try:
+        long, short = _saved(folder, lora, number_bytes, fused=False)
+    except TooManyTensors:
+        raise
+    except Exception:  # noqa: BLE001 - such as Bloom, which makes its own mask from one of two dimensions
+        long, short = _saved(folder, lora, number_bytes, fused=False, masked=False)
+    fits = [_by_token_and_pair(*each) for each in zip(long.layers, short.layers, strict=True)]
+    outside = long.outside / _PROBE_TOKENS
+    tokens, pairs = zip(*fits, strict=True)
+    return Activations(tokens, hidden * number_bytes, outside, pairs, is_joined=joined)
+
+
+def _by_token_and_pair(long: int, short: int) -> tuple[float, float]:
+    """Bytes for each token and for each pair, from those of a row of _PROBE_TOKENS and of one half as long."""
+    pair = max(0.0, 2 * (long - 2 * short) / _PROBE_TOKENS**2)
+    return long / _PROBE_TOKENS - pair * _PROBE_TOKENS, pair
+
+
+def _saved(folder: Path, lora: LoraSpec, number_bytes: int, *, fused: bool, masked: bool = True) -> list[SavedBytes]:
+    """What a forward pass of one row saves: with Varlen; or with the model's own attention, which also gets a row half
+    as long.
+
+    Raises:
+        UnsupportedByVarlen: the model does not use the attention that is set, or with an option that Varlen lacks.
+    """
     import torch
     from peft import get_peft_model
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AttentionInterface
 
-    from edgetune_jobs.training.attention import set_input_casts
+    from edgetune_jobs.training.kernels.attention import set_input_casts
+    from edgetune_jobs.training.kernels.low_rank import fuse
 
+    # It logs the traceback of an error that is reported by other means.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     dtype = torch.bfloat16 if number_bytes == 2 else torch.float32
-    AttentionInterface.register(_ATTENTION, _fused_attention)
+    calls = 0
+
+    def counted(*tensors: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return _fused_attention(*tensors, **options)
+
+    AttentionInterface.register(_ATTENTION, counted)
     base = build_skeleton(folder, dtype)
-    base.set_attn_implementation(_ATTENTION)
+    own = base.config._attn_implementation
+    if fused:
+        base.set_attn_implementation(_ATTENTION)
     model = get_peft_model(base, lora_config(lora, find_targets(base, lora)), low_cpu_mem_usage=True)
     set_input_casts(model, enabled=number_bytes != 2)
+    fuse(model)
     layers = blocks_of(base)
     kinds = [_kind_of(layer) for layer in layers]
     del layers[_enough(kinds) :]
@@ -168,14 +282,22 @@ def _saved(folder: Path, lora: LoraSpec, number_bytes: int) -> SavedBytes:
     with FakeTensorMode():
         _make_fake(model)
         model.train()
-        row = torch.zeros((1, _PROBE_TOKENS), dtype=torch.long)
-        positions = torch.arange(_PROBE_TOKENS)[None]
-        saved = SavedBytes([0] * len(layers))
-        present = [*model.parameters(), *model.buffers(), row, positions]
-        with saved.counting(layers, present), autocast:
-            base.base_model(input_ids=row, position_ids=positions, use_cache=False)
-    of_kind = dict(zip(kinds, saved.layers, strict=False))
-    return SavedBytes([*saved.layers, *(of_kind[kind] for kind in kinds[len(layers) :])], saved.outside)
+        probes = []
+        for tokens in (_PROBE_TOKENS,) if fused else (_PROBE_TOKENS, _PROBE_TOKENS // 2):
+            row, positions = torch.zeros((1, tokens), dtype=torch.long), torch.arange(tokens)[None]
+            mask = None
+            if masked and not fused:
+                mask = torch.ones((1, 1, tokens, tokens), dtype=torch.bool if own == "sdpa" else dtype)
+            saved = SavedBytes([0] * len(layers))
+            present = [*model.parameters(), *model.buffers(), row, positions]
+            with saved.counting(layers, present), autocast:
+                base.base_model(input_ids=row, position_ids=positions, attention_mask=mask, use_cache=False)
+            of_kind = dict(zip(kinds, saved.layers, strict=False))
+            blocks = [*saved.layers, *(of_kind[kind] for kind in kinds[len(layers) :])]
+            probes.append(SavedBytes(blocks, saved.outside))
+    if fused and not calls:
+        raise UnsupportedByVarlen
+    return probes
 
 
 def blocks_of(model: "torch.nn.Module") -> "torch.nn.ModuleList":
@@ -230,11 +352,20 @@ def _fused_attention(
     key: "torch.Tensor",
     value: "torch.Tensor",
     _mask: "torch.Tensor | None",
-    **_: Any,
+    dropout: float = 0.0,
+    **options: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Attention that saves what fused kernels save: queries, keys, values, outputs and a sum for each score row."""
+    """Attention that saves what fused kernels save: queries, keys, values, outputs and a sum for each score row.
+
+    Raises:
+        UnsupportedByVarlen: no such kernel computes it.
+    """
     from torch.nn.functional import scaled_dot_product_attention
 
+    from edgetune_jobs.training.kernels.attention import UNSUPPORTED
+
+    if dropout or any(options.get(name) is not None for name in UNSUPPORTED):
+        raise UnsupportedByVarlen
     query, key = query.to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
     output = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)

@@ -104,7 +104,7 @@ class Workload:
             dequantized=dequantized_bytes(self.coverage, number_bytes, recompute) if is_quantized else 0,
             adapter=2 * self.adapter_weights_bytes,
             optimizer=_optimizer_bytes(training.optimizer, self.targets, rank),
-            activations=self.activations.bytes_for(tokens, recompute),
+            activations=self.activations.bytes_for(tokens, recompute, self.tokens_of_example),
             logits=logits_bytes(self.base.vocabulary or 0, tokens),
         )
 

@@ -11,7 +11,7 @@ from edgetune_jobs.wording import count
 def out_of_memory(
     parameters: Parameters, fit: StepFit | None, checkpoints: Checkpoints | None, *, fitted: bool
 ) -> StageError:
-    """The error of the attempt; writes the next attempt's micro-batch size if a smaller one exists.
+    """The error of the attempt; writes the next attempt's step size if a smaller one exists.
 
     Args:
         parameters: of the run.
@@ -39,5 +39,5 @@ def out_of_memory(
         return InvalidInput(
             f"{where}, and there is no smaller one: {', '.join(ways)}, or use a profile with a larger GPU"
         )
-    checkpoints.write_micro_batch_size(smaller.micro_batch_size)
-    return OutOfGpuMemory(f"{where}: the next attempt uses a micro-batch of {smaller.micro_batch_size}")
+    checkpoints.write_step_size(smaller.size)
+    return OutOfGpuMemory(f"{where}: the next attempt uses {smaller.size}")

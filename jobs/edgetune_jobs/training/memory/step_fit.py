@@ -1,25 +1,27 @@
 """Fits a training step into memory: how many examples a forward pass takes, and which layers are recomputed.
 
-Both change the time and the memory of a step, not its losses. Among the choices that fit, the fastest is
+Both change the time and the memory of a step, not its losses (except for the auxiliary loss of mixtures of experts,
+which is that of each forward pass). Among the choices that fit, the fastest is
 
-    time of a token = (1 + 430 / tokens of a forward pass) · (1 + 0.3 · share of recomputed layers)
+    time of a token = (1 + 600 / tokens of a forward pass) · (1 + 0.4 · share of recomputed layers)
 
-where the first factor is the work of each forward pass whatever its size, above all dequantizing NF4: 5 % of a pass of
-8,192 tokens, beyond which nothing is gained; and 0.3 is between the 20 % and 33 % that recomputing costs (torchtune's
-and PyTorch's figures).
+where the first factor is the work of each forward pass whatever its size, above all dequantizing NF4, and 8,192 tokens
+are enough. For the shape of Llama 3.1 8B on an H200, docs/benchmarks.md has 340 with LoRA and 850 with QLoRA, and 0.40
+for recomputing.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from edgetune_contract.spec import Parameters
 from edgetune_contract.training import AUTO, GradientCheckpointing, Layout, TrainingSpec
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization.coverage import Coverage
+from edgetune_jobs.stage import Ranks, StepSize
 from edgetune_jobs.training.memory import estimate
 from edgetune_jobs.training.memory.activations import Activations
 from edgetune_jobs.training.recipe import Targets
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TARGET_TOKENS = 8192
-_TOKENS_OF_OVERHEAD = 430
-_COST_OF_RECOMPUTING = 0.3
+_TOKENS_OF_OVERHEAD = 600
+_COST_OF_RECOMPUTING = 0.4
 # Every n-th layer is recomputed; 0 for none.
 _RECOMPUTE = {
     GradientCheckpointing.AUTO: (0, 4, 2, 1),
@@ -38,6 +40,7 @@ _RECOMPUTE = {
 }
 # The rest is for fragmentation, libraries, and what the estimate does not know.
 _USABLE_SHARE = 0.85
+_AFTER_SHRINKING = "chosen after the GPU ran out of memory"
 _FILE = "step_fit.json"
 
 MemoryOfStep = Callable[[int, int], int]
@@ -50,11 +53,32 @@ class Lengths:
 
     longest: int
     mean: float
+    deviation: float | None = None
+    """Standard deviation; None if it is not known."""
+
+    examples: int = 0
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Lengths":
         """Lengths of these examples, at least one."""
-        return cls(max(lengths), sum(lengths) / len(lengths))
+        return cls(max(lengths), fmean(lengths), pstdev(lengths), len(lengths))
+
+    def tokens(self, size: int, *, joined: bool) -> int:
+        """The most tokens of a forward pass, with joined random examples those that one pass of thousands exceeds.
+
+        That is the longest example beside others, drawn without replacement, whose sum is four standard deviations
+        above its mean. If the deviation is not known, all are the longest.
+
+        Args:
+            size: examples of the pass.
+            joined: whether they are joined, or each padded to the longest.
+        """
+        if not joined or self.deviation is None:
+            return size * self.longest
+        size = min(size, self.examples)
+        spread = self.deviation * sqrt((size - 1) * (1 - size / self.examples))
+        likely = self.longest + (size - 1) * self.mean + 4 * spread
+        return ceil(min(likely, size * self.longest, self.examples * self.mean))
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,11 @@ class Choice:
 
     cost: float
     """Time relative to the fastest possible one."""
+
+    @property
+    def size(self) -> StepSize:
+        """The choice without its estimates."""
+        return StepSize(micro_batch_size=self.micro_batch_size, recompute=self.recompute)
 
     @property
     def recomputed(self) -> str:
@@ -90,8 +119,9 @@ class StepFit:
         layers: int,
         memory_of_step: MemoryOfStep,
         free_bytes: int,
-        reduced: int | None = None,
+        reduced: StepSize | None = None,
         can_recompute: bool = True,
+        ranks: int = 1,
     ) -> None:
         """
         Args:
@@ -101,27 +131,36 @@ class StepFit:
             layers: number of the model's blocks.
             memory_of_step: estimate of a step's memory.
             free_bytes: memory that is free, with the model loaded.
-            reduced: the micro-batch size that an earlier attempt left when it ran out of memory.
+            reduced: the step size that an earlier attempt left when it ran out of memory; nothing larger is tried.
             can_recompute: whether the model supports gradient checkpointing.
+            ranks: number of processes that share the examples of a step.
         """
         self._training = training
+        self._examples = ceil(training.batch_size / ranks)
         self._layout = layout
         self._free = free_bytes
-        sizes = micro_batch_sizes(training, reduced)
-        longest, mean = lengths.longest, lengths.mean
         if layout is Layout.PACKED:
-            longest = mean = max(training.max_length, longest)
-        self._choices = [
-            Choice(size, recompute, memory_of_step(size * longest, recompute), _cost(size * mean, recompute, layers))
-            for size in sizes
+            longest = max(training.max_length, lengths.longest)
+            lengths = Lengths(longest, longest)
+        joined = layout is Layout.PADDING_FREE
+        choices = [
+            Choice(
+                size,
+                recompute,
+                memory_of_step(lengths.tokens(size, joined=joined), recompute),
+                _cost(size * lengths.mean, recompute, layers),
+            )
+            for size in micro_batch_sizes(training, self._examples)
             for recompute in _RECOMPUTE[training.gradient_checkpointing]
             if can_recompute or not recompute or training.gradient_checkpointing is GradientCheckpointing.ALWAYS
         ]
+        self._choices = choices if reduced is None else _no_larger(choices, reduced)
+        largest = max(each.micro_batch_size for each in self._choices)
         self._allowed = [
-            each for each in self._choices if training.micro_batch_size == AUTO or each.micro_batch_size == sizes[0]
+            each for each in self._choices if training.micro_batch_size == AUTO or each.micro_batch_size == largest
         ]
         self.choice = self._fastest()
-        self.has_shrunk = sizes[0] < micro_batch_sizes(training)[0]
+        self.has_shrunk = len(self._choices) < len(choices)
 
     def _fastest(self) -> Choice:
         """The fastest choice that fits, or if none does, the one that takes the least memory."""
@@ -170,32 +209,31 @@ class StepFit:
 
     def save_to(self, checkpoint: Path) -> None:
         """Write the choice into a checkpoint folder."""
-        choice = {"microBatchSize": self.choice.micro_batch_size, "recompute": self.choice.recompute}
-        (checkpoint / _FILE).write_text(json.dumps(choice) + "\n", encoding="utf-8")
+        (checkpoint / _FILE).write_text(self.choice.size.model_dump_json() + "\n", encoding="utf-8")
 
     def restore_from(self, checkpoint: Path) -> None:
         """Continue with the choice of a checkpoint folder: another one would round otherwise."""
         if not (checkpoint / _FILE).is_file():
             return
-        saved = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
-        for each in self._allowed:
-            if (each.micro_batch_size, each.recompute) == (saved["microBatchSize"], saved["recompute"]):
-                self.choice = each
+        saved = StepSize.decode((checkpoint / _FILE).read_text(encoding="utf-8"))
+        self.choice = next((each for each in self._allowed if each.size == saved), self.choice)
 
     def facts(self) -> dict[str, str]:
         """The choice and its reason, for the result."""
-        batch, size = self._training.batch_size, self.choice.micro_batch_size
+        size = self.choice.micro_batch_size
         if self._layout is Layout.PACKED:
             micro_batch = f"up to {size * self._training.max_length:,} tokens"
         else:
-            micro_batch = f"{size} x {ceil(batch / size)} accumulated"
-        asked = self._training.micro_batch_size
-        if self.has_shrunk:
-            instead = "" if asked == AUTO else f" instead of {asked}"
-            micro_batch += f",{instead} because the GPU ran out of memory with more"
-        elif asked == AUTO:
-            micro_batch += f", chosen for {self._free / 2**30:.1f} GiB of free memory"
-        return {"microBatchSize": micro_batch, "gradientCheckpointing": self.choice.recomputed}
+            micro_batch = f"{size} x {ceil(self._examples / size)} accumulated"
+        asked, recomputed = self._training.micro_batch_size, self.choice.recomputed
+        if asked == AUTO:
+            free = f"{self._free / 2**30:.1f} GiB of free memory"
+            micro_batch += f", {_AFTER_SHRINKING}" if self.has_shrunk else f", chosen for {free}"
+        elif size < min(asked, self._examples):
+            micro_batch += f", instead of {asked} because the GPU ran out of memory with more"
+        if self.has_shrunk and self._training.gradient_checkpointing is GradientCheckpointing.AUTO:
+            recomputed += f", {_AFTER_SHRINKING}"
+        return {"microBatchSize": micro_batch, "gradientCheckpointing": recomputed}
 
 
 def fit_step(
@@ -207,9 +245,10 @@ def fit_step(
     lengths: Sequence[int],
     number_bytes: int,
     activations: Activations,
-    reduced: int | None,
+    reduced: StepSize | None,
+    ranks: Ranks,
 ) -> StepFit:
-    """Fit a step into the memory that is free now.
+    """Fit a step into the memory that is free now, on the rank that has the least.
 
     Args:
         parameters: of the run.
@@ -220,41 +259,48 @@ def fit_step(
         lengths: tokens of each training example.
         number_bytes: bytes of a number in the dtype of computation.
         activations: measured for it.
-        reduced: the micro-batch size that an earlier attempt left when it ran out of memory.
+        reduced: the step size that an earlier attempt left when it ran out of memory.
+        ranks: of the training: all make the same choice, and shrink it together.
     """
     training, config = parameters.training, model.config.get_text_config()
     adapter = estimate.adapter_bytes(parameters.lora.rank * targets.features, training.optimizer)
 
     def memory_of_step(tokens: int, recompute: int) -> int:
         dequantized = estimate.dequantized_bytes(held, number_bytes, recompute) if held else 0
-        kept = activations.bytes_for(tokens, recompute)
+        kept = activations.bytes_for(tokens, recompute, max(lengths))
         return adapter + kept + dequantized + estimate.logits_bytes(config.vocab_size, tokens)
 
+    free = ranks.gather(loading.free_memory_bytes(model.device) // ranks.per_device)
     return StepFit(
         training,
         layout,
         Lengths.of(lengths),
         len(activations.layers),
         memory_of_step,
-        loading.free_memory_bytes(model.device),
+        int(min(each for (each,) in free)),
         reduced,
         can_recompute=model.supports_gradient_checkpointing,
+        ranks=ranks.size,
     )
 
 
-def micro_batch_sizes(training: TrainingSpec, reduced: int | None = None) -> list[int]:
-    """The micro-batch sizes that a training tries, largest first.
-
-    Args:
-        training: spec.training.
-        reduced: the largest that is left after an earlier attempt ran out of memory.
-    """
-    largest = training.batch_size if training.micro_batch_size == AUTO else training.micro_batch_size
-    size, sizes = min(largest, reduced or largest), []
+def micro_batch_sizes(training: TrainingSpec, examples: int) -> list[int]:
+    """The micro-batch sizes that a training tries, largest first, if a process computes `examples` of a step."""
+    size, sizes = examples if training.micro_batch_size == AUTO else min(training.micro_batch_size, examples), []
     while size:
         sizes.append(size)
         size //= 2
     return sizes
+
+
+def _no_larger(choices: Sequence[Choice], size: StepSize) -> Sequence[Choice]:
+    """The choices with no more examples and no more memory than one of this size."""
+    most = max((each.bytes for each in choices if each.size == size), default=None)
+    return [
+        each
+        for each in choices
+        if each.micro_batch_size <= size.micro_batch_size and (most is None or each.bytes <= most)
+    ]
 
 
 def _cost(tokens: float, recompute: int, layers: int) -> float:

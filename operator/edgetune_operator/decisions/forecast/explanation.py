@@ -11,15 +11,11 @@ from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.pipeline import stages_of
 from edgetune_contract.request import Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.objects import (
-    SHORT_VERSION,
-    LoraFineTuneSpec,
-    LoraFineTuneStatus,
-    StageState,
-    StageStatus,
-)
+from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.status.object_status import SHORT_VERSION, LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
 from edgetune_operator.decisions.forecast.inputs import Inputs
-from edgetune_operator.decisions.state_machine import View
+from edgetune_operator.decisions.plans import View
 
 
 class ForecastAction(StrEnum):
@@ -44,6 +40,9 @@ class StageForecast:
     why: str
     requests: str = ""
     """What its Job would request of a node; empty if that is not known yet, or there would be no Job."""
+
+    gpus: int = 0
+    """GPUs that its Job would request."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,9 @@ class Explanation:
             return "unless its output for the inputs that prepare finds is in the store"
         if recorded.state is StageState.FAILED:
             return f"it failed: {recorded.reason}"
+        if stage is Stage.QUANTIZE and not changes and self.inputs.added_formats:
+            added = ", ".join(self.inputs.added_formats)
+            return f"changed: spec.evaluation.gates.maxEdgeBytes, which no longer excludes {added}"
         if changes:
             return f"changed: {', '.join(changes)}"
         if not recorded.digest:

@@ -8,20 +8,25 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
-from edgetune_contract.digest import prepared_digest, stage_digests
+from edgetune_contract.digest import prepared_digest, recipe_digest, stage_digests
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Failure, Publication, Request, Result, Scores
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import LoraFineTuneSpec, LoraFineTuneStatus, StageState
 from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.admission import Refusal
 from edgetune_operator.decisions.forecast.explanation import Explanation, StageForecast
 from edgetune_operator.decisions.forecast.inputs import Inputs
 from edgetune_operator.decisions.manifests.stage_needs import METRICS
-from edgetune_operator.decisions.observe import JobObservation, JobState, PodObservation, Snapshot
+from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
+from edgetune_operator.decisions.plans import CreateJob, DeleteJob, Outcome, Plan
+from edgetune_operator.decisions.pods import PodObservation
 from edgetune_operator.decisions.reporting.status import project
-from edgetune_operator.decisions.state_machine import CreateJob, DeleteJob, Outcome, Plan, plan
+from edgetune_operator.decisions.state_machine import plan
 
 # Each pass except the last creates or deletes Jobs, and no stage runs more than twice.
 _MOST_PASSES = 8 * len(Stage)
@@ -88,7 +93,7 @@ class RecordedStore:
 
 def forecast(
     spec: LoraFineTuneSpec,
-    profile: Profile | None,
+    profile: Profile | Refusal,
     snapshot: Snapshot,
     now: datetime,
     *,
@@ -99,13 +104,17 @@ def forecast(
 
     Args:
         spec: the current spec.
-        profile: the profile that it names; None if there is none with that name.
+        profile: the profile that the object runs with, or why it may not run.
         snapshot: the object as the next pass would observe it.
         now: current time, with a time zone.
         store: the store that the stages would find; by default, as the status recorded it.
         before: the spec of the last run; None if there was none or it is unknown.
     """
-    present = profile.store.for_namespace(snapshot.namespace).display_uri if profile else snapshot.previous.store
+    present = (
+        profile.store.for_namespace(snapshot.namespace).display_uri
+        if isinstance(profile, Profile)
+        else snapshot.previous.store
+    )
     inputs = Inputs.expected(spec.parameters, before.parameters if before else None, snapshot.previous)
     known = store or RecordedStore(snapshot.previous, present)
     stages = _Stages(snapshot.name, inputs, known, _model_figures(inputs, snapshot.previous), now)
@@ -127,9 +136,14 @@ def forecast(
         last=decided.view,
         is_store_asked=store is not None,
     )
-    requests = {action.request.stage: action.resources.describe() for action in created} if stages.figures else {}
+    prices = profile.prices if isinstance(profile, Profile) else None
+    requests = {action.request.stage: action.resources.describe(prices) for action in created} if stages.figures else {}
+    gpus = {action.request.stage: action.resources.container.gpus for action in created}
     return Forecast(
-        tuple(replace(each, requests=requests.get(each.stage, "")) for each in explanation.stages()),
+        tuple(
+            replace(each, requests=requests.get(each.stage, ""), gpus=gpus.get(each.stage, 0))
+            for each in explanation.stages()
+        ),
         tuple(action.request for action in created),
         decided.view.outcome,
         decided.view.message,
@@ -183,6 +197,7 @@ class _Stages:
             stage=request.stage,
             digest=request.digest,
             retry=action.retry,
+            looked_for=recipe_digest(request.parameters) if request.stage is Stage.PREPARE else "",
             settings="",
             backoff_limit=None,
             deadline_seconds=None,
@@ -258,7 +273,8 @@ class _Stages:
             failure = Failure.brief(ExitCode.INVALID, ExitCode.INVALID.reason, str(error.args[0]))
             return Result(stage=Stage.PUBLISH, digest=digest, failure=failure)
         publication = Publication(published=True, version=version, pinned=True)
-        return Result(stage=Stage.PUBLISH, digest=digest, publication=publication)
+        result = Result(stage=Stage.PUBLISH, digest=digest, publication=publication)
+        return self.new_results.setdefault((Stage.PUBLISH, digest), result)
 
 
 def _result(stage: Stage, digest: str, publication: Publication | None = None, scores: Scores | None = None) -> Result:

@@ -4,22 +4,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgetune_contract.clean_up import CleanUpRequest
+from edgetune_contract.digest import recipe_digest
 from edgetune_contract.pipeline import BASE, inputs_of
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
-from edgetune_operator.api.objects import LoraFineTuneSpec
-from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, Resources
+from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, ResourceClaim, Resources, Signing
+from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.decisions.manifests.stage_resources import StageResources, settings_digest, stage_resources
+from edgetune_operator.decisions.manifests.stage_resources import StageResources, job_settings, stage_resources
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
+SIGNING_DIR = "/var/run/secrets/edgetune/signing"
+SIGNING_VOLUME = "signing-key"
+SIGNING_KEY_VARIABLE = "EDGETUNE_SIGNING_KEY"
 CA_BUNDLE_DIR = "/etc/edgetune/ca"
 MODEL_CACHE_DIR = "/var/cache/edgetune/models"
+SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108 - a volume of the container
 METRICS_PORT = 8080
 _CA_KEY = "ca.crt"
+_SHARED_MEMORY = "1Gi"
+_OF_JOB_ONLY = (names.QUEUE_LABEL, names.PRIORITY_LABEL)
 _USER = 65532
 
 RESTRICTED_POD_OF_ANY_USER: Mapping[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
@@ -44,6 +51,7 @@ def render_job(
     retry: str,
     resources: StageResources,
     failed_before: int = 0,
+    active_before: float = 0.0,
 ) -> dict[str, Any]:
     """Job manifest of one stage.
 
@@ -55,30 +63,47 @@ def render_job(
         retry: the current retry token.
         resources: of the stage's container and its work volume.
         failed_before: failed attempts of the Jobs that this one replaces.
+        active_before: seconds that attempts of these Jobs ran.
     """
     container = _container(profile, resources.container, request.encode())
     volumes = _volumes(profile, resources.volume)
     if profile.cache is not None and BASE in inputs_of(request.stage, request.parameters):
         _mount_cache(profile.cache, request.namespace, container, volumes)
-    container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(spec.active_deadline_seconds)})
+    if profile.signing is not None and request.stage is Stage.PUBLISH and request.sign:
+        _mount_signing_key(profile.signing, container, volumes)
+    seconds_left = max(spec.active_deadline_seconds - round(active_before), 1)
+    container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(seconds_left)})
     if request.stage is Stage.PREPARE and profile.gpu_memory is not None:
         container["env"].append({"name": "EDGETUNE_GPU_BYTES", "value": str(parse_bytes(profile.gpu_memory))})
+    if resources.container.gpus > 1:
+        _mount_shared_memory(container, volumes)
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
+    prices = profile.prices
+    settings = job_settings(spec, profile, request.stage, resources)
+    fixed = {names.FIXED_SETTINGS_ANNOTATION: settings.fixed} if settings.queue else {}
+    is_look = request.stage is Stage.PREPARE
+    looked_for = {names.LOOKED_FOR_ANNOTATION: recipe_digest(request.parameters)} if is_look else {}
     metadata = {
         "name": names.job_name(request.name, request.stage, request.digest),
         "namespace": request.namespace,
-        "labels": _labels(owner, request.stage),
+        "labels": {**_labels(owner, request.stage), **_queue_labels(spec, settings.queue)},
         "annotations": {
             names.DIGEST_ANNOTATION: request.digest,
             names.RETRY_ANNOTATION: retry,
-            names.SETTINGS_ANNOTATION: settings_digest(spec, profile, resources),
+            **looked_for,
+            names.SETTINGS_ANNOTATION: settings.all,
+            **fixed,
+            names.PROFILE_ANNOTATION: spec.profile,
+            **({} if prices is None else {names.PRICES_ANNOTATION: prices.model_dump_json(by_alias=True)}),
         },
         "ownerReferences": [_owner_reference(owner)],
     }
     retries = max(spec.retry_limit - failed_before, 0)
     limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
-    return _job(metadata, limits, profile, container, volumes)
+    if profile.require_queue and resources.container.gpus:
+        limits["suspend"] = True
+    return _job(metadata, limits, profile, container, volumes, resources.container.claims)
 
 
 def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
@@ -100,6 +125,44 @@ def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUp
     return _job(metadata, limits, profile, container, _volumes(profile, resources.volume))
 
 
+def change_of(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What may be changed in a Job that waits in a queue, as a JSON patch: its limits, its queue, and where it runs.
+
+    Kueue then updates the Job's Workload, which keeps its place.
+
+    Args:
+        job: the Job as it would be created now.
+    """
+    metadata, spec = job["metadata"], job["spec"]
+    pod = spec["template"]["spec"]
+    settings = metadata["annotations"][names.SETTINGS_ANNOTATION]
+    values = {f"/metadata/annotations/{_escaped(names.SETTINGS_ANNOTATION)}": settings}
+    for label in _OF_JOB_ONLY:
+        if label in metadata["labels"]:
+            values[f"/metadata/labels/{_escaped(label)}"] = metadata["labels"][label]
+    for limit in ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+        values[f"/spec/{limit}"] = spec[limit]
+    values["/spec/template/spec/nodeSelector"] = pod.get("nodeSelector", {})
+    values["/spec/template/spec/tolerations"] = pod.get("tolerations", [])
+    # It may have been admitted since.
+    return [
+        {"op": "test", "path": "/spec/suspend", "value": True},
+        *({"op": "add", "path": path, "value": value} for path, value in values.items()),
+    ]
+
+
+def _escaped(key: str) -> str:
+    """A key as a part of a JSON pointer."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _queue_labels(spec: LoraFineTuneSpec, queue: str) -> dict[str, str]:
+    if not queue:
+        return {}
+    priority = {} if spec.priority is None else {names.PRIORITY_LABEL: spec.priority}
+    return {names.QUEUE_LABEL: queue, **priority}
+
+
 def _labels(owner: Mapping[str, Any], stage: str) -> dict[str, str]:
     return {
         names.STAGE_LABEL: str(stage),
@@ -115,13 +178,14 @@ def _job(
     profile: Profile,
     container: Mapping[str, Any],
     volumes: Sequence[Mapping[str, Any]],
+    claims: Sequence[ResourceClaim] = (),
 ) -> dict[str, Any]:
-    labels: Mapping[str, str] = metadata["labels"]
-    queue = {"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {}
+    # Kueue's labels are the Job's only.
+    labels = {key: value for key, value in metadata["labels"].items() if key not in _OF_JOB_ONLY}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**metadata, "labels": {**labels, **queue}},
+        "metadata": metadata,
         "spec": {
             **limits,
             "ttlSecondsAfterFinished": profile.ttl_seconds_after_finished,
@@ -130,7 +194,7 @@ def _job(
             "podFailurePolicy": {"rules": pod_failure_rules()},
             "template": {
                 "metadata": _pod_metadata(profile, labels),
-                "spec": _pod_spec(profile, container, volumes),
+                "spec": _pod_spec(profile, container, volumes, claims),
             },
         },
     }
@@ -163,7 +227,12 @@ def _owner_reference(owner: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pod_spec(profile: Profile, container: Mapping[str, Any], volumes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _pod_spec(
+    profile: Profile,
+    container: Mapping[str, Any],
+    volumes: Sequence[Mapping[str, Any]],
+    claims: Sequence[ResourceClaim],
+) -> dict[str, Any]:
     optional: dict[str, Any] = {
         "nodeSelector": profile.node_selector,
         "tolerations": list(profile.tolerations),
@@ -172,6 +241,7 @@ def _pod_spec(profile: Profile, container: Mapping[str, Any], volumes: Sequence[
         "priorityClassName": profile.priority_class_name,
         "serviceAccountName": profile.service_account_name,
         "imagePullSecrets": [{"name": name} for name in profile.image.pull_secrets],
+        "resourceClaims": [claim.model_dump(by_alias=True) for claim in claims],
     }
     return {
         "restartPolicy": "Never",
@@ -197,11 +267,25 @@ def _container(profile: Profile, resources: Resources, request: str, *arguments:
         # Exec form: Python is the container's first process and receives SIGTERM.
         "command": ["python", "-m", "edgetune_jobs", *arguments],
         "env": _environment(profile, request, resources.gpus),
-        "resources": resources.model_dump(exclude_defaults=True),
+        "resources": _requested(resources),
         "securityContext": dict(RESTRICTED_CONTAINER),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _requested(resources: Resources) -> dict[str, Any]:
+    claims = {"claims": [{"name": claim.name} for claim in resources.claims]} if resources.claims else {}
+    return resources.model_dump(include={"requests", "limits"}, exclude_defaults=True) | claims
+
+
+def _mount_signing_key(signing: Signing, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
+    """Mount the private key, and nothing else of its Secret."""
+    container["volumeMounts"].append({"name": SIGNING_VOLUME, "mountPath": SIGNING_DIR, "readOnly": True})
+    container["env"].append({"name": SIGNING_KEY_VARIABLE, "value": f"{SIGNING_DIR}/{signing.key}"})
+    items = [{"key": signing.key, "path": signing.key}]
+    secret = {"secretName": signing.secret_name, "items": items, "defaultMode": 0o440}
+    volumes.append({"name": SIGNING_VOLUME, "secret": secret})
 
 
 def _mount_cache(cache: Cache, namespace: str, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
@@ -216,6 +300,12 @@ def _mount_cache(cache: Cache, namespace: str, container: dict[str, Any], volume
     if cache.persistent_volume_claim is not None:
         volume = {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim}}
     volumes.append({"name": "model-cache", **volume})
+
+
+def _mount_shared_memory(container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
+    """Give the container more than the runtime's 64 MiB of /dev/shm, through which NCCL connects GPUs."""
+    container["volumeMounts"].append({"name": "shm", "mountPath": SHARED_MEMORY_DIR})
+    volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHARED_MEMORY}})
 
 
 def _environment(profile: Profile, request: str, gpus: int) -> list[dict[str, str]]:

@@ -8,8 +8,10 @@ from edgetune_contract.pipeline import stages_of
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
-from edgetune_operator.api.objects import LoraFineTuneSpec, RequestedResources, StageState, StageStatus
+from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources
+from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.status.stage_status import RequestedResources, StageState, StageStatus
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape, Need, need_of
 
 MEMORY, STORAGE = "memory", "ephemeral-storage"
@@ -36,12 +38,13 @@ class StageResources:
         """In bytes; None without a limit, or with one that is not in bytes."""
         return _bytes(self.container.limits.get(MEMORY))
 
-    def describe(self) -> str:
-        """What is requested, such as "21Gi memory, 46Gi disk, 1 GPU"."""
+    def describe(self, prices: Prices | None) -> str:
+        """What is requested, such as "21Gi memory, 46Gi disk, 1 GPU for 2.50 EUR an hour"."""
         gpus = self.container.gpus
+        price = "" if prices is None else f" for {gpus * prices.gpu_hour:.2f} {prices.currency} an hour"
         named = {"memory": self.asked.get(MEMORY), "disk": self.asked.get(STORAGE)}
         parts = [f"{quantity} {what}" for what, quantity in named.items() if quantity is not None]
-        return ", ".join([*parts, *([f"{gpus} GPU{'s' if gpus > 1 else ''}"] if gpus else [])])
+        return ", ".join([*parts, *([f"{gpus} GPU{'s' if gpus > 1 else ''}{price}"] if gpus else [])])
 
     @property
     def asked(self) -> Mapping[str, str | int]:
@@ -63,7 +66,7 @@ def stage_resources(
     own = profile.resources_for(stage)
     memory, storage = _memory(profile, own, need, memory_doublings), _storage(profile, own, need)
     requests, limits = {**own.requests, **memory.requests, **storage}, {**own.limits, **memory.limits}
-    return StageResources(Resources(requests=requests, limits=limits), _volume(profile, need))
+    return StageResources(Resources(requests=requests, limits=limits, claims=own.claims), _volume(profile, need))
 
 
 def profile_for_run(profile: Profile, prepare: StageStatus) -> Profile:
@@ -83,24 +86,65 @@ def known_needs(profile: Profile, prepare: StageStatus, parameters: Parameters) 
     if shape is None or prepare.state is not StageState.SUCCEEDED:
         return {}
     needs = {
-        stage: need_of(stage, shape, parameters, has_gpu=profile.resources_for(stage).gpus > 0)
+        stage: need_of(stage, shape, parameters, gpus=profile.resources_for(stage).gpus)
         for stage in stages_of(parameters)
     }
     return {stage: need for stage, need in needs.items() if need is not None}
 
 
-def settings_digest(spec: LoraFineTuneSpec, profile: Profile, resources: StageResources) -> str:
-    """Hash of what a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
-    elsewhere = {"resources", "sizing", "evaluate_on_gpu_above", "work_volume_size"}
+@dataclass(frozen=True)
+class JobSettings:
+    """What a stage's Job takes from profile and spec besides its digest: none of it changes the output."""
+
+    all: str
+    """Hash of all of it. A Job that has not started and differs is replaced, or changed if it waits in a queue."""
+
+    fixed: str
+    """Hash of what cannot be changed in a Job that waits in a queue."""
+
+    queue: str = ""
+    """LocalQueue in which the Job waits; empty without one."""
+
+    priority: str = ""
+    """WorkloadPriorityClass of the Job; empty for Kueue's default."""
+
+
+# In a suspended Job, Kubernetes accepts changes of these, and Kueue keeps the Job's place.
+_CHANGEABLE = {"node_selector", "tolerations", "ttl_seconds_after_finished", "queue"}
+
+
+def job_settings(spec: LoraFineTuneSpec, profile: Profile, stage: Stage, resources: StageResources) -> JobSettings:
+    """The settings of a stage's Job."""
+    elsewhere = {"namespaces", "resources", "sizing", "evaluate_on_gpu_above", "work_volume_size", "prices", "queue"}
+    elsewhere |= {"max_gpus"}
     # Absent it is left out, so that waiting Jobs of an older release are not replaced.
-    unknown = {"gpu_memory"} if profile.gpu_memory is None else set()
-    settings = {
-        "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown),
-        "resources": resources.container.model_dump(mode="json"),
+    unknown = {name for name in ("gpu_memory", "sources", "signing") if getattr(profile, name) is None}
+    unknown |= set() if profile.require_queue else {"require_queue"}
+    unknown |= set() if stage is Stage.PUBLISH else {"signing"}
+    unclaimed = set() if resources.container.claims else {"claims"}
+    queue = profile.queue_of(stage)
+    fixed = {
+        "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown | _CHANGEABLE),
+        "resources": resources.container.model_dump(mode="json", exclude=unclaimed),
         "workVolumeSize": resources.volume,
+    }
+    changeable = {
+        "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown)
+        | {"queue": None if queue is None else queue.name},
         "retryLimit": spec.retry_limit,
         "activeDeadlineSeconds": spec.active_deadline_seconds,
     }
+    # A priority is nothing without a queue, and absent it is left out, as above.
+    priority = {"priority": spec.priority} if queue is not None and spec.priority is not None else {}
+    return JobSettings(
+        all=_hash({**fixed, **changeable, **priority}),
+        fixed=_hash(fixed),
+        queue="" if queue is None else queue.name,
+        priority=priority.get("priority", ""),
+    )
+
+
+def _hash(settings: Mapping[str, object]) -> str:
     return sha256_of(settings)[:_SETTINGS_CHARACTERS]
 
 
@@ -114,7 +158,21 @@ def requested(asked: Mapping[str, str | int]) -> RequestedResources | None:
 
 def resource_warnings(profile: Profile, needs: Mapping[Stage, Need]) -> tuple[str, ...]:
     """Warnings about stages that need more than the profile lets them use, known before the first of them runs."""
-    return tuple(warning for stage, need in needs.items() for warning in _shortages(profile, stage, need))
+    warnings = (warning for stage, need in needs.items() for warning in _shortages(profile, stage, need))
+    return (*warnings, *_gpu_shortage(profile, needs))
+
+
+def _gpu_shortage(profile: Profile, needs: Mapping[Stage, Need]) -> Iterator[str]:
+    """A warning if evaluate has train's GPU, and that is too small for it."""
+    need, own = needs.get(Stage.EVALUATE), profile.resources_for(Stage.EVALUATE)
+    if need is None or profile.gpu_memory is None or own.gpu_kind != profile.resources_for(Stage.TRAIN).gpu_kind:
+        return
+    if need.gpu_memory > parse_bytes(profile.gpu_memory):
+        yield (
+            f"evaluate needs about {_quantity(_whole(need.gpu_memory))} of GPU memory, because it holds models in 16 "
+            f"bits, and the GPU has {profile.gpu_memory} (gpuMemory in the profile): raise evaluateOnGpuAbove in the "
+            "profile or change its resources.evaluate, so that it runs on CPUs or on a larger GPU"
+        )
 
 
 def _shortages(profile: Profile, stage: Stage, need: Need) -> Iterator[str]:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgetune_operator.api.objects import Condition, LoraFineTuneStatus, Phase, StageState, StageStatus
 from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.status.object_status import Condition, LoraFineTuneStatus, Phase
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
 
 _REPORTED_PHASES = (Phase.SUCCEEDED, Phase.SUSPENDED, Phase.DELETING)
 
@@ -31,11 +32,16 @@ def transitions(before: LoraFineTuneStatus, after: LoraFineTuneStatus) -> Iterat
     for was, row in changes:
         yield from _troubles(was, row)
     done = [row for was, row in changes if _has_succeeded(was, row)]
+    created = next((row for was, row in changes if _has_new_job(was, row)), None)
     started = next((row for was, row in changes if _has_started(was, row)), None)
     if done and not (outcome and done == list(after.stages[-1:])):
-        yield EventDraft("Normal", f"{_title(done[0])}Succeeded", _progress(done, started))
+        yield EventDraft("Normal", f"{_title(done[0])}Succeeded", _progress(done, created))
+    elif created is not None:
+        what = "Queued" if created.state is StageState.QUEUED else "Started"
+        yield EventDraft("Normal", f"{_title(created)}{what}", _creation(created))
     elif started is not None:
-        yield EventDraft("Normal", f"{_title(started)}Started", f"created Job {started.job}")
+        message = f"its queue has admitted Job {started.job}, and its container runs"
+        yield EventDraft("Normal", f"{_title(started)}Started", message)
     yield from outcome
 
 
@@ -56,22 +62,33 @@ def _title(row: StageStatus) -> str:
     return row.name.value.capitalize()
 
 
+def _has_new_job(before: StageStatus, after: StageStatus) -> bool:
+    return after.state.has_job and (not before.state.has_job or before.job != after.job)
+
+
 def _has_started(before: StageStatus, after: StageStatus) -> bool:
-    return after.state is StageState.RUNNING and (before.state is not StageState.RUNNING or before.job != after.job)
+    """Whether a Job that waited in a queue runs now."""
+    return before.job == after.job and before.started_at is None and after.started_at is not None
 
 
 def _has_succeeded(before: StageStatus, after: StageStatus) -> bool:
     return after.state is StageState.SUCCEEDED and (before.state is not after.state or before.digest != after.digest)
 
 
-def _progress(done: Sequence[StageStatus], started: StageStatus | None) -> str:
+def _creation(row: StageStatus) -> str:
+    """Such as "created Job model-train-0123456789; the Job is suspended until queue gpu admits it"."""
+    waits = f"; {row.message}" if row.state is StageState.QUEUED else ""
+    return f"created Job {row.job}{waits}"
+
+
+def _progress(done: Sequence[StageStatus], created: StageStatus | None) -> str:
     """Such as "done in 4 s; already in the store: train, merge; created Job model-quantize-0123456789"."""
     ran = [f"done in {row.seconds or 0:.0f} s" for row in done[:1] if not row.cached]
     cached = [row.name.value for row in done if row.cached]
     found = [f"already in the store: {', '.join(cached)}"] if cached else []
     also = [f"{row.name} is done too" for row in done[1:] if not row.cached]
-    created = [f"created Job {started.job}"] if started is not None else []
-    return "; ".join((*ran, *also, *found, *created))
+    next_job = [_creation(created)] if created is not None else []
+    return "; ".join((*ran, *also, *found, *next_job))
 
 
 def _troubles(before: StageStatus, after: StageStatus) -> Iterator[EventDraft]:

@@ -3,11 +3,9 @@
 from edgetune_contract.pipeline import BASE, TUNED
 from edgetune_contract.request import Scores
 from edgetune_contract.spec import RowFormat
-from edgetune_operator.api.objects import LoraFineTuneSpec
+from edgetune_operator.api.spec import LoraFineTuneSpec
 
 _SCORE_GATES = ("minScore", "minImprovement", "maxDrop")
-# Scores are quotients of small integers: smaller differences are rounding errors.
-_TOLERANCE = 1e-9
 
 
 def score_warnings(spec: LoraFineTuneSpec, scores: Scores | None) -> tuple[str, ...]:
@@ -17,14 +15,24 @@ def score_warnings(spec: LoraFineTuneSpec, scores: Scores | None) -> tuple[str, 
         spec: of the object.
         scores: of the run; None if evaluate has not finished.
     """
-    warnings = (_no_gate(spec), _no_gain(scores) if scores is not None else "")
+    warnings = (_no_gate(spec) if _has_no_gate(spec) else "", _no_gain(scores) if scores is not None else "")
     return tuple(warning for warning in warnings if warning)
 
 
-def _no_gate(spec: LoraFineTuneSpec) -> str:
+def score_note(spec: LoraFineTuneSpec, scores: Scores | None) -> str:
+    """The same warnings in a few words, for a column."""
+    notes = ("no gate" if _has_no_gate(spec) else "", "gained nothing" if scores and scores.gained_nothing else "")
+    return ", ".join(note for note in notes if note)
+
+
+def _has_no_gate(spec: LoraFineTuneSpec) -> bool:
     gates = spec.evaluation.gates
-    if spec.publish.pin or any(gate is not None for gate in (gates.min_score, gates.min_improvement, gates.max_drop)):
-        return ""
+    return not spec.publish.pin and all(
+        gate is None for gate in (gates.min_score, gates.min_improvement, gates.max_drop)
+    )
+
+
+def _no_gate(spec: LoraFineTuneSpec) -> str:
     if spec.dataset.format is RowFormat.TEXT:
         return "with spec.dataset.format: Text models have no score, so a model is published however little it learned"
     return (
@@ -34,16 +42,14 @@ def _no_gate(spec: LoraFineTuneSpec) -> str:
 
 
 def _no_gain(scores: Scores) -> str:
-    base, tuned = (scores.details.get(name) for name in (BASE, TUNED))
+    if not scores.gained_nothing:
+        return ""
     if scores.improvement is not None:
-        if scores.improvement > _TOLERANCE:
-            return ""
         return (
             f"training gained nothing: the tuned model scores {scores.tuned:.3f} and the base model {scores.base:.3f} "
             f"on the same {scores.examples:,} evaluation rows"
         )
-    if base is None or tuned is None or base.loss is None or tuned.loss is None or tuned.loss < base.loss:
-        return ""
+    base, tuned = scores.details[BASE], scores.details[TUNED]
     return (
         f"training gained nothing: the loss of the tuned model is {tuned.loss:.3f} and that of the base model "
         f"{base.loss:.3f} on the same {scores.examples:,} evaluation rows"

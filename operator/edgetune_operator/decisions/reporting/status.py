@@ -6,14 +6,18 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from edgetune_contract.pipeline import ADAPTER, EDGE, MERGED, PIPELINE, is_edge
+from edgetune_contract.pipeline import ADAPTER, MERGED, PIPELINE
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.text import escaped
 from edgetune_contract.values.times import timestamp
-from edgetune_operator.api.objects import (
+from edgetune_contract.values.units import format_bytes, format_share
+from edgetune_operator.api.gpu_use import GpuStatus, GpuUse
+from edgetune_operator.api.reasons import Reason
+from edgetune_operator.api.status.edge_model import edge_artifact
+from edgetune_operator.api.status.object_status import (
     MAX_DISPLAY,
     MAX_HISTORY,
-    MAX_TEXT,
+    MAX_RETRIES,
     MAX_WARNINGS,
     SHORT_VERSION,
     Condition,
@@ -22,19 +26,18 @@ from edgetune_operator.api.objects import (
     LoraFineTuneStatus,
     Phase,
     Sizes,
-    StageState,
-    StageStatus,
 )
-from edgetune_operator.api.reasons import Reason
-from edgetune_operator.api.units import format_bytes, format_share
+from edgetune_operator.api.status.stage_status import MAX_TEXT, StageState, StageStatus
 from edgetune_operator.decisions.deletion import CLEANED_UP, DeletionPlan
+from edgetune_operator.decisions.live import AVAILABLE, why_available
 from edgetune_operator.decisions.observe import Snapshot
-from edgetune_operator.decisions.state_machine import Outcome, View
+from edgetune_operator.decisions.plans import Outcome, View
 
 STAGE_CONDITIONS = frozenset(definition.condition for definition in PIPELINE.values())
 """Types of the stages' conditions."""
 
 _OTHER_PHASES: Mapping[Outcome, Phase] = {
+    Outcome.QUEUED: Phase.QUEUED,
     Outcome.BLOCKED: Phase.STALLED,
     Outcome.STALLED: Phase.STALLED,
     Outcome.SUSPENDED: Phase.SUSPENDED,
@@ -42,6 +45,7 @@ _OTHER_PHASES: Mapping[Outcome, Phase] = {
     Outcome.REFUSED: Phase.REFUSED,
     Outcome.FAILED: Phase.FAILED,
 }
+_IN_PROGRESS = (Reason.JOB_RUNNING, Reason.RESUMED, Reason.RESULT_LOST)
 _STALLED = (Outcome.BLOCKED, Outcome.REFUSED, Outcome.FAILED, Outcome.STALLED)
 _ConditionStatus = Literal["True", "False", "Unknown"]
 _ConditionDraft = tuple[str, _ConditionStatus, str, str]
@@ -67,16 +71,23 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         conditions=_conditions(view, snapshot, time),
         started_at=started_at,
         finished_at=finished_at,
-        last_handled_retry=view.handled_retry,
+        waiting_since=view.wait.since if view.wait is not None else None,
+        last_handled_retry=next(iter(view.handled_retries), ""),
+        handled_retries=_remembered(view.handled_retries, snapshot.retries),
+        pending_retries=view.pending_retries[-MAX_RETRIES:],
+        retryable_spec=view.retryable_spec,
         store=view.store,
         resolved=view.resolved,
         progress=view.progress,
+        gpu=_gpu(view, previous, is_restarted),
         stages=tuple(map(_shown, view.rows)),
         sizes=sizes,
         scores=view.scores,
         edge=view.edge,
+        candidates=view.candidates,
         artifacts=view.artifacts,
         publication=view.publication,
+        live=view.live,
         warnings=(*view.warnings, *(warning for row in view.rows for warning in row.warnings))[:MAX_WARNINGS],
         history=previous.history,
         display=_display(view, sizes),
@@ -84,6 +95,21 @@ def project(view: View, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     if finished_at is not None and previous.finished_at is None:
         status = status.model_copy(update={"history": (_entry(status, view), *previous.history)[:MAX_HISTORY]})
     return dump(status)
+
+
+def _remembered(handled: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
+    """The newest handled retry tokens, and those that the object still has: forgotten, they would be new requests."""
+    older = [token for token in handled[MAX_RETRIES:] if token in present]
+    return (*handled[: MAX_RETRIES - len(older)], *older)
+
+
+def _gpu(view: View, previous: LoraFineTuneStatus, is_restarted: bool) -> GpuStatus | None:
+    """GPU time of the object with what this pass adds; that of a new run begins at 0."""
+    before = previous.gpu
+    if before is None and not view.gpu_used:
+        return None
+    before = before or GpuStatus()
+    return (before.model_copy(update={"run": GpuUse()}) if is_restarted else before).plus(view.gpu_used)
 
 
 def _shown(row: StageStatus) -> StageStatus:
@@ -112,13 +138,13 @@ def project_deletion(snapshot: Snapshot, decided: DeletionPlan, now: datetime) -
     recorded = [
         (each.type, each.status, each.reason, each.message)
         for each in previous.conditions
-        if each.type in STAGE_CONDITIONS
+        if each.type in (*STAGE_CONDITIONS, AVAILABLE)
     ]
     drafts: list[_ConditionDraft] = [("Ready", "False", reason, message), ("Reconciling", "True", reason, message)]
     if reason != Reason.DELETED:
         drafts.append((CLEANED_UP, "False", reason, message))
     stopped = {"state": StageState.PENDING, "reason": "", "message": ""}
-    rows = (row.model_copy(update=stopped) if row.state is StageState.RUNNING else row for row in previous.stages)
+    rows = (row.model_copy(update=stopped) if row.state.has_job else row for row in previous.stages)
     changes = {
         "observed_generation": snapshot.generation,
         "phase": Phase.DELETING,
@@ -156,8 +182,10 @@ def check_writable(status: Mapping[str, Any]) -> None:
 
 
 def _phase(view: View) -> Phase:
-    if view.outcome in _OTHER_PHASES:
+    if view.outcome in _OTHER_PHASES and not view.is_patient:
         return _OTHER_PHASES[view.outcome]
+    if any(row.name is view.stage and row.state is StageState.QUEUED for row in view.rows):
+        return Phase.QUEUED
     return Phase(PIPELINE[view.stage].phase) if view.stage else Phase.PENDING
 
 
@@ -165,10 +193,11 @@ def _conditions(view: View, snapshot: Snapshot, time: str) -> tuple[Condition, .
     drafts: list[_ConditionDraft] = []
     ready: _ConditionStatus = "True" if view.outcome is Outcome.PUBLISHED else "False"
     drafts.append(("Ready", ready, view.reason, view.message))
-    if view.outcome is Outcome.RUNNING:
+    if view.outcome in (Outcome.RUNNING, Outcome.QUEUED) or view.is_patient:
         drafts.append(("Reconciling", "True", view.reason, view.message))
-    if view.outcome in _STALLED:
+    elif view.outcome in _STALLED:
         drafts.append(("Stalled", "True", view.reason, view.message))
+    drafts.append((AVAILABLE, *why_available(view.live, view.has_read_store, snapshot.previous)))
     drafts += [_stage_condition(row, view) for row in view.rows]
     return _timed(drafts, snapshot, time)
 
@@ -205,11 +234,11 @@ def _stage_condition(row: StageStatus, view: View) -> _ConditionDraft:
 
 
 def _sizes(view: View) -> Sizes | None:
-    # The status shows the first edge model.
-    bytes_of = {EDGE if is_edge(each.name) else each.name: each.bytes for each in reversed(view.artifacts)}
+    bytes_of = {each.name: each.bytes for each in view.artifacts}
     metrics = {row.name: row.metrics for row in view.rows}
     base = metrics.get(Stage.PREPARE, {}).get("baseBytes")
-    edge = bytes_of.get(EDGE)
+    edge_model = edge_artifact(view.artifacts, view.candidates, view.resolved)
+    edge = edge_model.bytes if edge_model is not None else None
     if base is None:
         return None
     return Sizes(
@@ -219,7 +248,8 @@ def _sizes(view: View) -> Sizes | None:
         edge_bytes=edge,
         ratio=round(edge / base, 4) if edge is not None and base else None,
         trained_quantized_share=metrics.get(Stage.TRAIN, {}).get("quantizedShare"),
-        edge_quantized_share=metrics.get(Stage.QUANTIZE, {}).get("quantizedShare"),
+        # That of the first format: which one a choice takes is not known to quantize.
+        edge_quantized_share=None if view.candidates else metrics.get(Stage.QUANTIZE, {}).get("quantizedShare"),
     )
 
 
@@ -235,6 +265,7 @@ def _entry(status: LoraFineTuneStatus, view: View) -> HistoryEntry:
         finished_at=status.finished_at,
         scores=status.scores.model_copy(update={"details": {}}) if status.scores and not is_pinned else None,
         sizes=None if is_pinned else status.sizes,
+        gpu=status.gpu.run if status.gpu is not None and status.gpu.run != GpuUse() else None,
     )
 
 
@@ -247,14 +278,16 @@ def _display(view: View, sizes: Sizes | None) -> Display:
         edge=format_share(scores.edge) if scores else "",
         adapter_size=format_bytes(sizes.adapter_bytes) if sizes else "",
         edge_size=format_bytes(sizes.edge_bytes) if sizes else "",
-        version=view.publication.version[:SHORT_VERSION] if view.publication else "",
+        version=view.live.version[:SHORT_VERSION] if view.live else "",
+        note=view.note,
     )
 
 
 def _display_progress(view: View) -> str:
     """Progress of the running stage or, if none is running, the reason: users look at this column first."""
     progress = view.progress
-    if progress is not None and view.outcome is Outcome.RUNNING:
+    # What a stage waits for is news; how far it was before is not.
+    if progress is not None and view.outcome is Outcome.RUNNING and view.reason in _IN_PROGRESS:
         return f"{progress.step}/{progress.total_steps} {progress.unit} ({progress.percent} %)"[:MAX_DISPLAY]
     is_in_phase = view.outcome in (Outcome.PUBLISHED, Outcome.SUSPENDED) or view.reason == Reason.JOB_RUNNING
     return "" if is_in_phase else view.reason[:MAX_DISPLAY]

@@ -253,7 +253,7 @@ def test_a_file_that_disappeared_is_an_error(tmp_path: Path) -> None:
 
     class Vanishing:
         uri, files, ignored, digest = source.uri, source.files, source.ignored, source.digest
-        read_into = source.read_into
+        read_into, read_note = source.read_into, source.read_note
 
         def fetch(self, paths: object) -> Path:
             del paths

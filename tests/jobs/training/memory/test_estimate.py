@@ -8,7 +8,7 @@ from edgetune_contract.spec import LoraSpec, Parameters
 from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
 from edgetune_jobs.models.quantization.coverage import nf4_coverage
 from edgetune_jobs.models.skeleton import build_skeleton
-from edgetune_jobs.store.sources import FolderSource, SourceKind
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from edgetune_jobs.training.memory.activations import Activations
 from edgetune_jobs.training.memory.estimate import TrainingMemory, Workload, trainable_parameters
 from support.base_folder import make_base

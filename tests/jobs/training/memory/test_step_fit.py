@@ -1,5 +1,6 @@
 """How a training step is fitted into memory."""
 
+import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.training import Layout, TrainingSpec
+from edgetune_jobs.stage import StepSize
 from edgetune_jobs.training.memory.activations import Activations
 from edgetune_jobs.training.memory.step_fit import Lengths, StepFit
 
@@ -16,14 +18,20 @@ ACTIVATIONS = Activations(layers=(34.0 * HIDDEN,) * LAYERS, layer_input=2.0 * HI
 
 
 def memory_of_step(tokens: int, recompute: int) -> int:
-    return ACTIVATIONS.bytes_for(tokens, recompute)
+    return ACTIVATIONS.bytes_for(tokens, recompute, tokens)
 
 
 def fit(
-    free: float, *, length: int = 2048, layout: str = "PaddingFree", reduced: int | None = None, **fields: Any
+    free: float,
+    *,
+    length: int = 2048,
+    layout: str = "PaddingFree",
+    reduced: tuple[int, int] | None = None,
+    **fields: Any,
 ) -> StepFit:
     spec = TrainingSpec.model_validate({"layout": layout, **fields})
-    return StepFit(spec, Layout(layout), Lengths(length, length), LAYERS, memory_of_step, int(free * GIB), reduced)
+    left = reduced and StepSize(micro_batch_size=reduced[0], recompute=reduced[1])
+    return StepFit(spec, Layout(layout), Lengths(length, length), LAYERS, memory_of_step, int(free * GIB), left)
 
 
 def chosen(found: StepFit) -> tuple[int, int]:
@@ -48,6 +56,31 @@ def test_auto_takes_the_fastest_step_that_fits(free: float, expected: tuple[int,
 def test_a_forward_pass_of_more_than_8192_tokens_gains_nothing() -> None:
     assert chosen(fit(1000, length=200)) == (16, 0)
     assert chosen(fit(1000, length=200, batchSize=256)) == (64, 0)
+
+
+def test_joined_examples_take_the_memory_of_their_tokens_not_of_the_longest() -> None:
+    generator = random.Random(1)
+    rows = [min(1024, round(90 * generator.lognormvariate(0, 0.6))) for _ in range(2000)]
+    lengths = Lengths.of(rows)
+
+    for size in (1, 4, 32, 256):
+        sums = [sum(generator.sample(rows, size)) for _ in range(2000)]
+        assert max(sums) <= lengths.tokens(size, joined=True)
+        assert lengths.tokens(size, joined=False) == size * max(rows)
+    assert lengths.tokens(256, joined=True) < 1.5 * 256 * lengths.mean
+    assert lengths.tokens(1, joined=True) == max(rows)
+    assert lengths.tokens(4096, joined=True) == lengths.tokens(2000, joined=True) == sum(rows)
+    assert Lengths(100, 50).tokens(8, joined=True) == 800
+
+
+def test_more_short_examples_than_long_ones_fit_only_if_they_are_joined() -> None:
+    lengths = Lengths.of([100] * 999 + [2000])
+
+    def size(layout: Layout) -> int:
+        spec = TrainingSpec(batch_size=64, layout=layout, gradient_checkpointing="Never")
+        return StepFit(spec, layout, lengths, LAYERS, memory_of_step, 70 * GIB).choice.micro_batch_size
+
+    assert (size(Layout.PADDING_FREE), size(Layout.PADDED)) == (64, 4)
 
 
 def test_a_number_is_kept_even_if_it_seems_not_to_fit() -> None:
@@ -83,7 +116,10 @@ def test_each_smaller_choice_takes_at_most_three_quarters_of_the_memory_down_to_
     assert all(after <= 0.75 * before for before, after in pairwise(taken))
     assert chosen(found) == (1, 1)
     assert found.smaller is None
-    assert "because the GPU ran out of memory with more" in found.facts()["microBatchSize"]
+    assert found.facts() == {
+        "microBatchSize": "1 x 16 accumulated, chosen after the GPU ran out of memory",
+        "gradientCheckpointing": "all layers are recomputed, chosen after the GPU ran out of memory",
+    }
 
 
 @pytest.mark.parametrize(
@@ -94,7 +130,12 @@ def test_a_smaller_choice_has_no_more_examples_and_does_not_stop_to_recompute(
 ) -> None:
     activations = Activations((34.0 * HIDDEN,) * layers, 2.0 * HIDDEN, 0.0)
     found = StepFit(
-        TrainingSpec(**fields), Layout.PADDING_FREE, Lengths(2048, 2048), layers, activations.bytes_for, int(free * GIB)
+        TrainingSpec(**fields),
+        Layout.PADDING_FREE,
+        Lengths(2048, 2048),
+        layers,
+        lambda tokens, recompute: activations.bytes_for(tokens, recompute, tokens),
+        int(free * GIB),
     )
     taken = [chosen(found)]
     while found.shrink():
@@ -114,12 +155,45 @@ def test_a_fixed_number_is_halved_without_memory() -> None:
     assert sizes == [12, 6, 3, 1]
 
 
-@pytest.mark.parametrize(("reduced", "expected"), [(None, 8), (4, 4), (32, 8)], ids=["none", "smaller", "larger"])
-def test_an_attempt_begins_with_what_an_earlier_one_left(reduced: int | None, expected: int) -> None:
-    found = fit(75, microBatchSize=8, reduced=reduced)
+@pytest.mark.parametrize(
+    ("reduced", "expected"),
+    [(None, (8, 2)), ((4, 4), (4, 4)), ((8, 1), (8, 1)), ((32, 0), (8, 2))],
+    ids=["nothing", "fewer examples", "more recomputed layers", "a larger one"],
+)
+def test_an_attempt_begins_with_what_an_earlier_one_left(
+    reduced: tuple[int, int] | None, expected: tuple[int, int]
+) -> None:
+    found = fit(60, microBatchSize=8, reduced=reduced)
 
-    assert found.choice.micro_batch_size == expected
-    assert ("ran out of memory" in found.facts()["microBatchSize"]) is (expected < 8)
+    assert chosen(found) == expected
+    assert ("instead of 8 because the GPU ran out" in found.facts()["microBatchSize"]) is (expected[0] < 8)
+    assert ("ran out of memory" in found.facts()["gradientCheckpointing"]) is (expected != (8, 2))
+
+
+@pytest.mark.parametrize("fields", [{}, {"microBatchSize": 8}], ids=["Auto", "a number"])
+def test_each_attempt_that_runs_out_of_memory_leaves_the_next_one_less_down_to_the_least(
+    fields: dict[str, Any],
+) -> None:
+    found = fit(75, **fields)
+    taken = [found.choice.bytes]
+    while (smaller := found.smaller) is not None:
+        found = fit(75, reduced=(smaller.micro_batch_size, smaller.recompute), **fields)
+        taken.append(found.choice.bytes)
+
+    assert all(after < before for before, after in pairwise(taken))
+    assert chosen(found) == (1, 1)
+
+
+def test_a_checkpoint_whose_choice_ran_out_of_memory_is_resumed_with_less(tmp_path: Path) -> None:
+    first = fit(75)
+    first.save_to(tmp_path)
+    smaller = first.smaller
+    assert smaller is not None
+
+    resumed = fit(75, reduced=(smaller.micro_batch_size, smaller.recompute))
+    resumed.restore_from(tmp_path)
+
+    assert chosen(resumed) == (smaller.micro_batch_size, smaller.recompute)
 
 
 def test_a_resumed_training_continues_with_the_choice_of_its_checkpoint(tmp_path: Path) -> None:

@@ -98,16 +98,30 @@ def test_pods_have_no_token_and_a_read_only_root(stage: Stage) -> None:
     assert pod_of(manifest)["automountServiceAccountToken"] is False
     assert container_of(manifest)["securityContext"]["readOnlyRootFilesystem"] is True
     writable = [mount["name"] for mount in container_of(manifest)["volumeMounts"] if not mount.get("readOnly")]
-    assert writable == ["work", *(["model-cache"] if stage in READERS_OF_THE_BASE else [])]
+    cache = ["model-cache"] if stage in READERS_OF_THE_BASE else []
+    assert writable == ["work", *cache, *(["shm"] if stage is Stage.TRAIN else [])]
 
 
 def test_a_container_knows_how_many_gpus_it_must_see() -> None:
     two = Resources(requests={GPU: 2}, limits={GPU: 2})
-    profile = DEFAULT.model_copy(update={"resources": {Stage.EVALUATE: two}})
+    profile = DEFAULT.model_copy(update={"resources": {Stage.TRAIN: two}})
 
     known = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
 
-    assert known == {**dict.fromkeys(Stage), Stage.TRAIN: "1", Stage.EVALUATE: "2"}
+    assert known == {**dict.fromkeys(Stage), Stage.TRAIN: "2", Stage.EVALUATE: "1"}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_several_gpus_are_connected_through_more_shared_memory_than_a_container_has(gpus: int) -> None:
+    resources = Resources(requests={GPU: gpus}, limits={GPU: gpus})
+    job = job_of(Stage.TRAIN, DEFAULT.model_copy(update={"resources": {Stage.TRAIN: resources}}))
+
+    mounts = [mount for mount in container_of(job)["volumeMounts"] if mount["name"] == "shm"]
+    volumes = [volume for volume in pod_of(job)["volumes"] if volume["name"] == "shm"]
+
+    several = gpus > 1
+    assert mounts == [{"name": "shm", "mountPath": "/dev/shm"}] * several
+    assert volumes == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}] * several
 
 
 def test_prepare_knows_the_memory_of_the_profiles_gpu() -> None:
@@ -198,6 +212,9 @@ def test_no_label_or_annotation_of_the_object_reaches_the_job() -> None:
         names.DIGEST_ANNOTATION,
         names.RETRY_ANNOTATION,
         names.SETTINGS_ANNOTATION,
+        names.PROFILE_ANNOTATION,
+        names.PRICES_ANNOTATION,
+        names.FIXED_SETTINGS_ANNOTATION,
     }
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import StageState, StageStatus
 from edgetune_operator.api.profiles import Bounds, Profile, Resources, Sizing
+from edgetune_operator.api.status.stage_status import StageState, StageStatus
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape, need_of
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, resource_warnings, stage_resources
 from support.builders import ObjectBuilder, lora_fine_tune
@@ -38,7 +38,7 @@ def need(
     """Memory and storage that a stage needs, in whole GiB, rounded up."""
     shape = ModelShape.of({**MODELS[model], **metrics})
     assert shape is not None
-    found = need_of(stage, shape, spec_of(builder or lora_fine_tune()).parameters, has_gpu=has_gpu)
+    found = need_of(stage, shape, spec_of(builder or lora_fine_tune()).parameters, gpus=int(has_gpu))
     assert found is not None
     return -(-found.memory // GIB), -(-found.storage // GIB)
 
@@ -56,6 +56,16 @@ def memory_of(scenario: Scenario) -> tuple[str, str]:
     (container,) = scenario.cluster.jobs[scenario.live_job]["spec"]["template"]["spec"]["containers"]
     resources = container["resources"]
     return resources["requests"]["memory"], resources["limits"]["memory"]
+
+
+def test_each_gpu_of_a_training_needs_memory_of_its_own() -> None:
+    shape, parameters = ModelShape.of(MODELS[LARGE]), spec_of(lora_fine_tune()).parameters
+    assert shape is not None
+
+    one, four = (need_of(Stage.TRAIN, shape, parameters, gpus=gpus) for gpus in (1, 4))
+
+    assert one is not None and four is not None  # noqa: PT018 - for the type checker
+    assert (four.memory, four.storage) == (4 * one.memory, one.storage)
 
 
 def test_a_model_that_is_streamed_needs_little_at_any_size() -> None:
@@ -78,6 +88,18 @@ def test_the_measured_merge_is_within_its_need() -> None:
 
     assert streamed[0] * GIB > 427e6
     assert loaded[0] * GIB > 4151e6
+
+
+def test_llama_cpp_quantizes_on_the_disk_with_little_memory() -> None:
+    with_k_quants = lora_fine_tune().with_spec("quantization.formats", ["GGUF-Q4_K_M", "GGUF-Q6_K"])
+
+    assert need(Stage.QUANTIZE) == (2, 2)
+    assert need(Stage.QUANTIZE, builder=with_k_quants) == (3, 25)
+    weighed = with_k_quants.with_spec("quantization.importanceMatrix", True)
+    assert need(Stage.QUANTIZE, builder=weighed) == (5, 25)
+    assert need(Stage.MERGE, builder=with_k_quants) == need(Stage.MERGE)
+    assert need(Stage.QUANTIZE, builder=with_k_quants, streamed=0) == (33, 85)
+    assert need(Stage.EVALUATE, builder=with_k_quants)[0] == need(Stage.EVALUATE)[0]
 
 
 def test_evaluate_holds_one_model_and_has_all_on_its_disk() -> None:
@@ -115,7 +137,7 @@ def test_what_the_profile_fixes_is_kept() -> None:
 
     resources, _ = given(Stage.EVALUATE, with_profile(resources={Stage.EVALUATE: fixed}))
 
-    assert resources == fixed.model_dump()
+    assert resources == fixed.model_dump(exclude={"claims"})
 
 
 def test_a_stage_whose_profile_names_only_processors_gets_memory_by_size() -> None:
@@ -150,6 +172,37 @@ def test_storage_is_within_the_profiles_bounds_and_its_volume() -> None:
     assert (bounded[0]["requests"]["ephemeral-storage"], bounded[1]) == ("46Gi", "60Gi")
     assert (fixed[0]["requests"]["ephemeral-storage"], fixed[1]) == ("20Gi", "20Gi")
     assert ("ephemeral-storage" in unknown[0]["requests"], unknown[1]) == (False, "92Gi")
+
+
+@pytest.mark.parametrize(
+    ("profile", "fields", "is_warned"),
+    [
+        ({"gpuMemory": "15Gi"}, {}, True),
+        ({"gpuMemory": "24Gi"}, {}, False),
+        ({}, {}, False),
+        ({"gpuMemory": "15Gi", "evaluateOnGpuAbove": "16Gi"}, {}, False),
+        ({"gpuMemory": "15Gi", "resources": {"evaluate": {"limits": {"example.com/large-gpu": 1}}}}, {}, False),
+        ({"gpuMemory": "15Gi"}, {"evaluation.models": ["Edge"]}, False),
+    ],
+    ids=["too small", "large enough", "unknown", "on CPUs", "on another GPU", "in 8 bits only"],
+)
+def test_a_gpu_on_which_only_training_fits_is_a_warning_before_it_runs(
+    profile: dict[str, Any], fields: dict[str, Any], is_warned: bool
+) -> None:
+    """Training holds Llama-3.1-8B in NF4, and evaluate in 16 bits: 15 GiB of weights."""
+    builder = lora_fine_tune()
+    for path, value in fields.items():
+        builder = builder.with_spec(path, value)
+    scenario = Scenario(builder, with_profile(**profile))
+
+    prepared(scenario)
+
+    warnings = [each for each in scenario.status.warnings if "of GPU memory" in each]
+    assert warnings == is_warned * [
+        "evaluate needs about 17Gi of GPU memory, because it holds models in 16 bits, and the GPU has 15Gi (gpuMemory "
+        "in the profile): raise evaluateOnGpuAbove in the profile or change its resources.evaluate, so that it runs on "
+        "CPUs or on a larger GPU"
+    ]
 
 
 def test_a_shortage_is_a_warning_as_soon_as_prepare_knows_it() -> None:
@@ -195,12 +248,11 @@ def test_the_status_has_what_a_job_requests() -> None:
 
     prepared(scenario)
     at_once = scenario.row(Stage.TRAIN).requested
-    writes = scenario.cluster.status_writes
     scenario.reconcile()
 
     assert at_once is not None
     assert (at_once.memory_bytes, at_once.storage_bytes) == (8 * GIB, 17 * GIB)
-    assert scenario.cluster.status_writes == writes
+    assert scenario.row(Stage.TRAIN).requested == at_once
 
 
 @pytest.mark.parametrize(

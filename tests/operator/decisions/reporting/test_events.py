@@ -3,7 +3,9 @@
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import Condition, StageState
+from edgetune_operator.api.status.object_status import Condition
+from edgetune_operator.api.status.stage_status import StageState
+from edgetune_operator.decisions.causes.patience import PATIENCE
 from edgetune_operator.decisions.reporting.events import transitions
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario
@@ -83,7 +85,7 @@ def test_the_end_of_a_stage_is_reported_even_if_the_next_job_is_refused(scenario
 def test_a_replaced_job_is_reported_with_the_reason(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("ContainerCreating"))
-    scenario.profiles = {"default": PROFILE.model_copy(update={"queue": "gpu"})}
+    scenario.profiles = {"default": PROFILE.model_copy(update={"env": {"DEBUG": "1"}})}
     replaced, created = pass_events(scenario), pass_events(scenario)
 
     message = "the profile or a limit of the spec changed while no attempt was running: the stage's Job is replaced"
@@ -94,9 +96,12 @@ def test_a_replaced_job_is_reported_with_the_reason(scenario: Scenario) -> None:
 def test_a_stall_is_reported_once_and_again_when_its_cause_changes(scenario: Scenario) -> None:
     scenario.reconcile()
     scenario.end_pod(lambda pod: pod.waiting("CreateContainerConfigError", "no such key"))
+    patient = pass_events(scenario)
+    scenario.let_pass(PATIENCE)
     first, second = pass_events(scenario), pass_events(scenario)
     scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff", "no such image"))
 
+    assert patient == []
     assert first == [("Warning", "CreateContainerConfigError", "prepare: no such key")]
     assert second == []
     assert pass_events(scenario) == [("Warning", "ImagePullBackOff", "prepare: no such image")]

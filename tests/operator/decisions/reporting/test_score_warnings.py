@@ -6,7 +6,7 @@ import pytest
 
 from edgetune_contract.request import ModelScores, Scores
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.decisions.reporting.score_warnings import score_warnings
+from edgetune_operator.decisions.reporting.score_warnings import score_note, score_warnings
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
 
@@ -71,3 +71,15 @@ def test_the_status_has_the_warning_from_the_first_pass_on() -> None:
     scenario.reconcile()
 
     assert "no gate on the score" in scenario.status.warnings[0]
+
+
+def test_a_column_says_in_a_few_words_that_there_is_no_gate_or_no_gain() -> None:
+    ungated = Scenario(lora_fine_tune().with_spec("evaluation.gates", {}))
+    ungated.reconcile()
+    gated = Scenario(lora_fine_tune().with_spec("evaluation.gates", {"minScore": 0.1}))
+    gated.reconcile()
+
+    assert [each.status.display.note for each in (ungated, gated)] == ["no gate", ""]  # type: ignore[union-attr]
+    without, with_gate = (parse_spec(each.builder.build()["spec"]) for each in (ungated, gated))
+    assert score_note(without, Scores(base=0.5, tuned=0.5)) == "no gate, gained nothing"
+    assert score_note(with_gate, Scores(base=0.5, tuned=0.6)) == ""

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.objects import LoraFineTuneStatus, ProgressStatus
-from edgetune_operator.api.units import format_bytes, format_share
+from edgetune_contract.values.units import format_bytes, format_share
+from edgetune_operator.api.status.object_status import LoraFineTuneStatus
+from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.decisions.reporting.status import dump
 from support.builders import lora_fine_tune
 from support.scenario import Scenario
@@ -39,7 +40,7 @@ def test_every_condition_exists_once_with_the_current_generation(scenario: Scena
     scenario.reconcile()
 
     types = [condition.type for condition in scenario.status.conditions]
-    assert types == ["Ready", "Reconciling", *(PIPELINE[stage].condition for stage in Stage)]
+    assert types == ["Ready", "Reconciling", "Available", *(PIPELINE[stage].condition for stage in Stage)]
     assert {condition.observed_generation for condition in scenario.status.conditions} == {7}
     assert scenario.status.observed_generation == 7
 
@@ -100,7 +101,7 @@ def test_each_finished_run_is_in_the_history_once_newest_first(scenario: Scenari
     scenario.reconcile()
     scenario.finish_all()
     scenario.change(scenario.builder.edited("lora.rank", 4))
-    scenario.reconcile()
+    scenario.advance_to(Stage.TRAIN)
     scenario.fail(ExitCode.DIVERGED, "the loss is not finite")
     scenario.reconcile()
 
@@ -184,7 +185,7 @@ def test_the_column_has_the_reason_if_no_stage_is_running(scenario: Scenario) ->
     scenario.reconcile()
 
     assert scenario.status.display is not None
-    assert (scenario.status.phase, scenario.status.display.progress) == ("Stalled", "ImagePullBackOff")
+    assert (scenario.status.phase, scenario.status.display.progress) == ("Training", "ImagePullBackOff")
 
 
 def test_unset_fields_are_omitted_from_the_status() -> None:

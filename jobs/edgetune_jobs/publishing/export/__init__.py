@@ -1,0 +1,1 @@
+"""Export of one edge model of a version: to a folder, to a tar archive, or to an OCI registry."""

@@ -1,0 +1,168 @@
+"""Exchange between the ranks of a training, by torch.distributed.
+
+Gloo carries what the ranks agree on, and notices a rank that has ended or hangs. Gradients go through NCCL where each
+rank has a GPU of its own. The libraries of training do not know of it: they see no LOCAL_RANK.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from edgetune_jobs.errors import PeerLost, is_out_of_gpu_memory
+from edgetune_jobs.models.libraries import prepare_torch
+from edgetune_jobs.runtime.ranks.task import RankTask
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup, Store
+
+Value = TypeVar("Value")
+
+_LOOPBACK = ("lo", "lo0")
+_TCP = "tcp://"
+_NOT_AT_BARRIER = re.compile(r"Ranks? ([\d, ]+?) failed to pass monitoredBarrier")
+
+
+class ConnectedRanks:
+    """One of the ranks, connected to all others."""
+
+    def __init__(self, task: RankTask, gradients: "ProcessGroup | None", described: str) -> None:
+        """
+        Args:
+            task: of this rank.
+            gradients: group for gradients; None for that of everything else.
+            described: how many ranks there are and how they exchange gradients.
+        """
+        self.rank = task.rank
+        self.size = task.size
+        self.per_device = task.per_device
+        self.described = described
+        self._gradients = gradients
+        self._timeout = timedelta(seconds=task.timeout_seconds)
+
+    def gather(self, *values: float) -> Sequence[tuple[float, ...]]:
+        """The values of every rank, by rank."""
+        import torch
+        from torch import distributed
+
+        mine = torch.tensor(values, dtype=torch.float64)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+
+        def exchange() -> None:
+            # Unlike other collectives, it says which ranks are missing.
+            distributed.monitored_barrier(timeout=self._timeout, wait_all_ranks=True)
+            distributed.all_gather(rows, mine)
+
+        self._call(exchange)
+        return [tuple(row.tolist()) for row in rows]
+
+    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Replace each gradient by its sum over all ranks, in one message."""
+        import torch
+        from torch import distributed
+
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self._call(lambda: distributed.all_reduce(flat, group=self._gradients))
+        _copy_from(flat, gradients)
+
+    def copy_from_first(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Give the parameters the values that they have on rank 0."""
+        import torch
+        from torch import distributed
+
+        values = [parameter.data for parameter in parameters]
+        flat = torch.cat([value.reshape(-1) for value in values])
+        self._call(lambda: distributed.broadcast(flat, src=0, group=self._gradients))
+        _copy_from(flat, values)
+
+    def _call(self, exchange: Callable[[], object]) -> None:
+        try:
+            exchange()
+        except RuntimeError as error:
+            if is_out_of_gpu_memory(error):
+                raise
+            raise PeerLost(self._described_loss(str(error))) from error
+
+    def _described_loss(self, reason: str) -> str:
+        found = _NOT_AT_BARRIER.search(reason)
+        who = f"rank {found[1]}" if found else "another rank"
+        if re.search("closed by peer|reset by peer|broken pipe", reason, re.IGNORECASE):
+            return f"{who} of {self.size} has ended"
+        if found is None and "monitoredBarrier" not in reason and "imed out" not in reason:
+            return f"{who} of {self.size} cannot be reached: {' '.join(reason.split())[:300]}"
+        return f"{who} of {self.size} did not answer within {self._timeout.total_seconds():g} s"
+
+
+def connect(task: RankTask) -> ConnectedRanks:
+    """Find the other ranks and connect to them.
+
+    Raises:
+        PeerLost: a rank did not come in time; the message names it.
+    """
+    prepare_torch()
+    import torch
+    from torch import distributed
+
+    timeout = timedelta(seconds=task.timeout_seconds)
+    try:
+        store = _open_store(task, timeout)
+        _check_in(store, task, timeout)
+        distributed.init_process_group(
+            "gloo",
+            store=distributed.PrefixStore("ranks", store),
+            rank=task.rank,
+            world_size=task.size,
+            timeout=timeout,
+        )
+    except (RuntimeError, TimeoutError) as error:
+        raise PeerLost(f"the {task.size} ranks could not connect: {' '.join(str(error).split())[:300]}") from error
+    if not torch.cuda.is_available():
+        return ConnectedRanks(task, None, f"{task.size} on this CPU, gradients by Gloo")
+    if task.per_device > 1:
+        return ConnectedRanks(task, None, f"{task.size}, {task.per_device} on each GPU, gradients by Gloo")
+    torch.cuda.set_device(0)
+    gradients = distributed.new_group(backend="nccl", timeout=timeout)
+    return ConnectedRanks(task, gradients, f"{task.size}, one on each GPU, gradients by NCCL")
+
+
+def _open_store(task: RankTask, timeout: timedelta) -> "Store":
+    """The store of torch.distributed in which ranks find each other."""
+    from torch import distributed
+
+    if task.rendezvous.startswith(_TCP):
+        store, _, _ = next(distributed.rendezvous(task.rendezvous, task.rank, task.size, timeout=timeout))
+        return store
+    # Ranks of one machine are reached by no other.
+    names = [name for _, name in socket.if_nameindex() if name in _LOOPBACK]
+    os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), names[0]) if names else {})
+    return distributed.FileStore(task.rendezvous, task.size)
+
+
+def _check_in(store: "Store", task: RankTask, timeout: timedelta) -> None:
+    """Wait until all ranks are there.
+
+    Raises:
+        PeerLost: some did not come in time; the message names them.
+    """
+    keys = {rank: f"rank-{rank}" for rank in range(task.size)}
+    store.set(keys[task.rank], b"here")
+    try:
+        store.wait(list(keys.values()), timeout)
+    except RuntimeError as error:
+        missing = [str(rank) for rank, key in keys.items() if not store.check([key])]
+        raise PeerLost(
+            f"rank {', '.join(missing) or 'of another node'} of {task.size} did not come within "
+            f"{task.timeout_seconds:g} s ({task.rendezvous})"
+        ) from error
+
+
+def _copy_from(flat: "torch.Tensor", targets: "Sequence[torch.Tensor]") -> None:
+    for target, part in zip(targets, flat.split([each.numel() for each in targets]), strict=True):
+        target.copy_(part.view_as(target))

@@ -1,0 +1,1 @@
+"""How a training computes: attention of joined examples, and kernels that pass through memory less often."""

@@ -1,0 +1,1 @@
+"""LoraFineTunes from YAML files that users write."""

@@ -1,0 +1,1 @@
+"""Commands that look through objects and their store: list, describe, logs, open, prune."""

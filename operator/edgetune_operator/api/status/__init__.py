@@ -1,0 +1,1 @@
+"""The status of a LoraFineTune. The CRD and the field reference come from here."""

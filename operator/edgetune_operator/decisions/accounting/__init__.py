@@ -1,0 +1,1 @@
+"""What the attempts of stages took, and the limits that apply to it."""

@@ -1,0 +1,88 @@
+"""train as a process with two ranks: its termination message, its exit codes, and no process that is left."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgetune_contract.pipeline import PREPARED
+from edgetune_contract.request import Manifest, Resolved, Result, StoreLocation
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_jobs.runtime.outputs import StageUpload
+from edgetune_jobs.stage import StageOutput
+from edgetune_jobs.store.folder_store import LocalFolderStore
+from edgetune_jobs.store.sources.source import FolderSource, SourceKind
+from support.stage_runs import StageRuns, wait_until
+from support.tiny_runs import tiny_parameters
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+
+
+@pytest.fixture
+def runs(tmp_path: Path, random_base: Path, few_rows: Path) -> StageRuns:
+    """A run whose prepare is done."""
+    uri = random_base.as_uri()
+    runs = StageRuns(
+        folder=tmp_path,
+        store=StoreLocation(uri=(tmp_path / "store" / "team-a").as_uri()),
+        parameters=tiny_parameters(baseModel={"uri": uri}, training={"maxSteps": STEPS, "microBatchSize": 2}),
+        resolved=Resolved(base=FolderSource(uri, "spec.baseModel", SourceKind.MODEL).digest, train="1" * 64),
+        command=(sys.executable, "-m", "edgetune_jobs"),
+        environment={"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "2", "EDGETUNE_RANKS": "2"},
+    )
+    _finish_prepare(runs, few_rows)
+    return runs
+
+
+def _finish_prepare(runs: StageRuns, prepared: Path) -> None:
+    from edgetune_contract.digest import prepared_digest
+
+    assert runs.resolved is not None
+    digest = prepared_digest(runs.parameters, runs.resolved)
+    attempt = StageUpload(LocalFolderStore(runs.store.uri), Stage.PREPARE, digest)
+    (runs.folder / PREPARED).symlink_to(prepared)
+    artifacts, files = attempt.add_artifacts(StageOutput((PREPARED,)), runs.folder)
+    result = Result(stage=Stage.PREPARE, digest=digest, artifacts=artifacts, resolved=runs.resolved)
+    attempt.commit(Manifest(result=result, files=files, created_at="2026-11-24T08:00:00Z", resolved=runs.resolved))
+
+
+def _children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(child) for child in listed.split()]
+
+
+def test_two_ranks_finish_the_stage(runs: StageRuns) -> None:
+    stage = runs.start(Stage.TRAIN)
+    stage.wait_for(f'"done": {STEPS}')
+
+    finished = stage.wait()
+
+    assert finished.exit_code == ExitCode.DONE, finished.stderr
+    assert finished.result.metrics["worldSize"] == 2
+    assert finished.result.facts["ranks"].startswith("2 on this CPU, gradients by Gloo; the most memory is")
+    assert [artifact.name for artifact in finished.result.artifacts] == ["adapter"]
+    assert runs.leftovers() == []
+
+
+def test_sigterm_stops_both_ranks_after_the_same_step_with_one_checkpoint(runs: StageRuns) -> None:
+    training = runs.parameters.training.model_copy(update={"max_steps": 100_000})
+    runs.parameters = runs.parameters.model_copy(update={"training": training})
+    stage = runs.start(Stage.TRAIN)
+    stage.wait_for('"done": 2')
+    ranks = _children(stage.process.pid)
+    stage.process.send_signal(signal.SIGTERM)
+
+    stopped = stage.wait()
+
+    assert stopped.exit_code == ExitCode.INTERRUPTED, stopped.stderr
+    assert stopped.result.failure is not None
+    step = stopped.result.failure.step
+    assert stopped.failure.startswith(f"stopped by SIGTERM after step {step} of 100000; its checkpoint is in the store")
+    checkpoints = {found.key.split("/")[2] for found in LocalFolderStore(runs.store.uri).list("checkpoints")}
+    assert checkpoints == {f"step-{step}"}
+    assert len(ranks) == 2
+    wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "all ranks have ended")
+    assert runs.leftovers() == []

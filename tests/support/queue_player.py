@@ -1,0 +1,129 @@
+"""Queues of a real Kueue for tests, and objects whose trainings wait in them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.kueue import API_VERSION
+from cluster.node import GPU
+from cluster.processes import wait_for
+from edgetune_contract.stages import ExitCode, Stage
+from edgetune_operator.api import names
+from support.builders import failed_result
+from support.kube import LIMIT_SECONDS, Kube, pod_ended, pod_running
+from support.scenario import request_of
+from support.stage_player import STORE, StagePlayer
+
+QUEUE = "gpu"
+PRIORITIES = ("low", "high")
+QUEUED_PROFILES = {"default": {"store": STORE, "queue": {"name": QUEUE, "priorities": [*PRIORITIES, "unknown"]}}}
+
+
+def add_flavor(kube: Kube) -> None:
+    """A flavor of GPUs, and priorities."""
+    kube.apply({"apiVersion": API_VERSION, "kind": "ResourceFlavor", "metadata": {"name": "l4"}})
+    for value, name in enumerate(PRIORITIES):
+        manifest = {"apiVersion": API_VERSION, "kind": "WorkloadPriorityClass", "metadata": {"name": name}}
+        kube.apply({**manifest, "value": 100 * value, "description": name})
+
+
+def add_cluster_queue(kube: Kube, name: str, gpus: int = 1, flavor: str = "l4", **spec: Any) -> None:
+    """A ClusterQueue with some GPUs, in which a higher priority preempts a lower one."""
+    resources = [{"name": GPU, "nominalQuota": str(gpus)}]
+    group = {"coveredResources": [GPU], "flavors": [{"name": flavor, "resources": resources}]}
+    default = {
+        "namespaceSelector": {},
+        "queueingStrategy": "BestEffortFIFO",
+        "resourceGroups": [group],
+        "preemption": {"withinClusterQueue": "LowerPriority", "reclaimWithinCohort": "Any"},
+    }
+    metadata = {"name": name}
+    kube.apply({"apiVersion": API_VERSION, "kind": "ClusterQueue", "metadata": metadata, "spec": {**default, **spec}})
+
+
+def add_local_queue(kube: Kube, namespace: str, cluster_queue: str) -> None:
+    """A team's LocalQueue, in front of a ClusterQueue."""
+    metadata = {"name": QUEUE, "namespace": namespace}
+    manifest = {"apiVersion": API_VERSION, "kind": "LocalQueue", "metadata": metadata}
+    kube.apply({**manifest, "spec": {"clusterQueue": cluster_queue}})
+
+
+class QueuePlayer(StagePlayer):
+    """Plays kubelet and stages for one team's object, whose training waits in a queue."""
+
+    def add_queue(self, cluster_queue: str) -> None:
+        """The team's LocalQueue, in front of a ClusterQueue."""
+        add_local_queue(self.kube, self.namespace, cluster_queue)
+
+    def submit(self, **spec: Any) -> dict[str, Any]:
+        """Apply the object, and let it come to its training; returns the training's Job."""
+        self.apply(**spec)
+        self.finish(Stage.PREPARE)
+        if not wait_for(lambda: bool(self.jobs(Stage.TRAIN)), LIMIT_SECONDS):
+            raise TimeoutError(f"no Job of train within {LIMIT_SECONDS:.0f} s; status: {self.object.get('status')}")
+        return self.training
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The training's Job."""
+        return self.jobs(Stage.TRAIN)[-1]
+
+    @property
+    def workload(self) -> dict[str, Any]:
+        """The Workload of the training's Job, once Kueue has made it."""
+        selector = f"kueue.x-k8s.io/job-uid={self.training['metadata']['uid']}"
+        found: list[dict[str, Any]] = []
+
+        def is_made() -> bool:
+            found[:] = self.kube.list(API_VERSION, "Workload", self.namespace, selector)
+            return bool(found)
+
+        assert wait_for(is_made, 30), "no Workload within 30 s"
+        return found[0]
+
+    def set_active(self, active: bool) -> None:
+        """Activate or deactivate the Workload, as an administrator."""
+        name = self.workload["metadata"]["name"]
+        self.kube.merge(API_VERSION, "Workload", self.namespace, name, {"spec": {"active": active}})
+
+    def run(self) -> dict[str, Any]:
+        """The training's Pod runs on a node; returns it."""
+        _, pod = self.live_pod(Stage.TRAIN)
+        self.bind(pod)
+        self.end_pod(pod, pod_running())
+        self.wait_for_phase("Training")
+        return pod
+
+    def stop(self, pod: dict[str, Any], step: int = 40) -> None:
+        """The training's Pod, which is being deleted, writes its checkpoint and ends."""
+        name = pod["metadata"]["name"]
+        self.kube.wait("v1", "Pod", self.namespace, name, _is_deleted, "the Pod is stopped")
+        digest = request_of(self.training).digest
+        stopped = failed_result(Stage.TRAIN, digest, ExitCode.INTERRUPTED, "Interrupted", "stopped", step=step)
+        self.end_pod(pod, pod_ended(ExitCode.INTERRUPTED, stopped.encode().decode()))
+        self.remove_pod(pod)
+
+    def wait_for_words(self, condition_type: str, reason: str, words: str) -> str:
+        """The message of a condition, once it has this reason and these words."""
+
+        def holds(document: dict[str, Any]) -> bool:
+            found = _conditions(document).get(condition_type, {})
+            return found.get("reason") == reason and words in found["message"]
+
+        document = self.wait(holds, f"{condition_type} {reason} with {words!r}")
+        message: str = _conditions(document)[condition_type]["message"]
+        return message
+
+    def events(self, stage: Stage = Stage.TRAIN) -> list[str]:
+        """Reasons of the object's Events about a stage, oldest first."""
+        title = stage.value.capitalize()
+        found = [event for event in self.kube.list("v1", "Event", self.namespace) if event["reason"].startswith(title)]
+        about = (event for event in found if event["involvedObject"]["kind"] == names.KIND)
+        return [each["reason"] for each in sorted(about, key=lambda event: int(event["metadata"]["resourceVersion"]))]
+
+
+def _is_deleted(item: Mapping[str, Any]) -> bool:
+    return item["metadata"].get("deletionTimestamp") is not None
+
+
+def _conditions(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["type"]: each for each in (document.get("status") or {}).get("conditions") or ()}

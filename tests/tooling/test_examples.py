@@ -1,0 +1,64 @@
+"""Every object in examples/ is valid, has gates and can be planned; generators write the committed rows."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from edgetune_cli.__main__ import app
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+OBJECTS = sorted(EXAMPLES.glob("*/lora-fine-tune.yaml"))
+GENERATED = {"functions": ("train.jsonl", "eval.jsonl"), "tickets": ("train.csv", "eval.csv")}
+
+
+def test_every_folder_is_in_the_table() -> None:
+    table = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    assert {line.split("[")[1].split("]")[0] for line in table.splitlines() if line.startswith("| [")} == folders
+
+
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.parent.name)
+def test_every_object_is_valid_has_gates_and_is_planned(path: Path, tmp_path: Path) -> None:
+    values = path.with_name("values.yaml")
+    profiles = ["--profiles", str(values)] if values.exists() else []
+
+    planned = CliRunner().invoke(app, ["plan", "-f", str(path), "--workdir", str(tmp_path), *profiles])
+
+    assert planned.exit_code == 0, planned.output
+    assert "publish" in planned.stdout
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["evaluation"]["gates"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_committed_rows_are_those_that_the_generator_writes(name: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-I", EXAMPLES / name / "generate_data.py", tmp_path], check=True, timeout=60)
+    for file in GENERATED[name]:
+        assert (tmp_path / file).read_bytes() == (EXAMPLES / name / file).read_bytes(), f"{file}: run generate_data.py"
+
+
+def test_every_queue_has_tickets_and_no_ticket_is_in_both_files() -> None:
+    def tickets(name: str) -> list[dict[str, str]]:
+        with (EXAMPLES / "tickets" / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    train, evaluation = tickets("train.csv"), tickets("eval.csv")
+    assert Counter(row["queue"] for row in evaluation) == dict.fromkeys({row["queue"] for row in train}, 18)
+    assert not {row["ticket"] for row in train} & {row["ticket"] for row in evaluation}
+
+
+def test_no_question_about_a_function_is_in_both_files_and_every_call_has_its_function() -> None:
+    def questions(name: str) -> set[str]:
+        rows = [json.loads(line) for line in (EXAMPLES / "functions" / name).read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            functions = {tool["function"]["name"] for tool in row["tools"]}
+            assert {call["function"]["name"] for call in row["messages"][1]["tool_calls"]} <= functions
+        return {row["messages"][0]["content"] for row in rows}
+
+    assert not questions("train.jsonl") & questions("eval.jsonl")
