@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from edgetune_contract.allowed_sources import AllowedSource
-from edgetune_contract.candidates import MAX_CANDIDATES, Candidate, PossibleFormat
-from edgetune_contract.measurement import EdgeMeasurement
+from edgetune_contract.access.allowed_sources import AllowedSource
+from edgetune_contract.access.s3_service import S3Service
 from edgetune_contract.pipeline import BASE, EDGE, TUNED
-from edgetune_contract.s3_service import S3Service
+from edgetune_contract.results.candidates import MAX_CANDIDATES, Candidate, PossibleFormat
+from edgetune_contract.results.measurement import EdgeMeasurement
+from edgetune_contract.results.shortening import cut, shortened, with_folders, without_repeated_folders
 from edgetune_contract.schema import LARGEST, Count, Difference, Model, Name, Share, Uri
-from edgetune_contract.shortening import cut, shortened, with_folders, without_repeated_folders
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.text import Shown

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.digest import cards_key, reports_key
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Artifact, Digest, FileEntry, Resolved, Scores
+from edgetune_contract.results.candidates import Candidate
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.schema import Count, Model, Name
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeAlias
 
 from pydantic import Field
 
-from edgetune_contract.candidates import Candidate, PossibleFormat
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import FileEntry, Manifest, Publication, Request, Scores
+from edgetune_contract.results.candidates import Candidate, PossibleFormat
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument

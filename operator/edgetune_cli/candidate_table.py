@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from edgetune_contract.candidates import Candidate
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.values.units import format_bytes, format_share
 
 

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from edgetune_cli.candidate_table import candidate_table
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, EVALUATION, SCORED_MODELS, TUNED
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.units import format_bytes, format_cost, format_hours, format_points, format_share
 from edgetune_operator.api.gpu_use import GpuStatus

@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.report import print_table
-from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.request import Manifest, Result
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument

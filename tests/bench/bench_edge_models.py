@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.demo_run import demo_inputs, demo_parameters, run_demo
 from bench.report import print_table
-from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.pipeline import EDGE, MERGED
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.evaluation.edge import measuring

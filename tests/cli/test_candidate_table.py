@@ -5,7 +5,7 @@ from io import StringIO
 from rich.console import Console
 
 from edgetune_cli.candidate_table import candidate_table
-from edgetune_contract.candidates import Candidate
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat
 
 CANDIDATES = (

@@ -9,8 +9,8 @@ from rich.console import Console
 from edgetune_cli.local.cluster import LocalCluster, ObjectBusy
 from edgetune_cli.local.objects import ObjectFolder
 from edgetune_cli.status_tables import show_outcome
-from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores, Scores
+from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.object_status import ArtifactStatus, LoraFineTuneStatus, Sizes

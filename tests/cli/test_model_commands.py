@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from edgetune_cli.__main__ import app
 from edgetune_contract.digest import version_key
-from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cluster.binaries import binary
 from edgetune_cli.__main__ import app
-from edgetune_cli.store.policy import LIST_ACTION, OBJECT_ACTIONS, UPLOADS_ACTION
+from edgetune_cli.store.drafting.policy import LIST_ACTION, OBJECT_ACTIONS, UPLOADS_ACTION
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import AccessDenied

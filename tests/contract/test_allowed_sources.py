@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from edgetune_contract.allowed_sources import AllowedSource, refused_sources
+from edgetune_contract.access.allowed_sources import AllowedSource, refused_sources
 from edgetune_contract.spec import Parameters
 
 STORES = ("s3://artifacts/edgetune/", "s3://artifacts/edgetune/large", "s3://bucket")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from edgetune_contract.candidates import MAX_NOTE, Candidate, PossibleFormat, formats_to_write
 from edgetune_contract.digest import prepared_digest, recipe_digest, stage_digests
 from edgetune_contract.pipeline import inputs_of, outputs_of
 from edgetune_contract.request import MAX_RESULT_BYTES, Artifact, ModelScores, Resolved, Result, Scores
+from edgetune_contract.results.candidates import MAX_NOTE, Candidate, PossibleFormat, formats_to_write
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 

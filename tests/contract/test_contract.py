@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import (
     MAX_RESULT_BYTES,
     Artifact,
@@ -20,6 +19,7 @@ from edgetune_contract.request import (
     Scores,
     StoreLocation,
 )
+from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import ExitCode, Stage, reason_for
 from edgetune_contract.values.quantities import parse_bytes

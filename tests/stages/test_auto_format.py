@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.candidates import PossibleFormat
 from edgetune_contract.request import Resolved
+from edgetune_contract.results.candidates import PossibleFormat
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.evaluation.edge.child_process import CannotRun, OutOfMemory

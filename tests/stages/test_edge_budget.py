@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from edgetune_contract.evaluation import EvaluationSpec
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import MAX_RESULT_BYTES, Result
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import Interrupted

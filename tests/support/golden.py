@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved
-from edgetune_contract.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Queue, Resources, Signing

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.digest import sha256_of
-from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.request import Artifact, FileEntry, Manifest, ModelScores, Resolved, Result, Scores
+from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, StoredArtifact, VersionDocument

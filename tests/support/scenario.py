@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from edgetune_contract.candidates import Candidate, PossibleFormat, formats_to_write
 from edgetune_contract.digest import prepared_digest, sha256_of, stage_digests
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Artifact, LiveVersion, Publication, Request, Resolved, Result, Scores
+from edgetune_contract.results.candidates import Candidate, PossibleFormat, formats_to_write
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgetune_contract.candidates import Candidate, PossibleFormat
 from edgetune_contract.pipeline import outputs_of
 from edgetune_contract.request import ModelScores, Request, Scores
+from edgetune_contract.results.candidates import Candidate, PossibleFormat
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.__main__ import run_process

@@ -12,8 +12,8 @@ score is no reason to prefer it, and looking for one until one is found would on
 source, a candidate may have lost something that another format keeps: then all are measured.
 """
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.candidates import Candidate
 
 _HIGHEST_SCORE = 1.0
 # Scores are quotients of small integers: smaller differences are rounding errors.

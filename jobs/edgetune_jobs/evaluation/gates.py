@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
+from edgetune_contract.results.candidates import Candidate
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.wording import count

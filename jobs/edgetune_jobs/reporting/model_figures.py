@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, MERGED, SCORED_MODELS, TUNED
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import VersionDocument
 

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 from edgetune_contract import digest
-from edgetune_contract.candidates import PossibleFormat, formats_to_write
 from edgetune_contract.pipeline import BASE, BASE_SCORES, MERGED, inputs_of, maker_of
 from edgetune_contract.request import FileEntry, Manifest, Request, Resolved
+from edgetune_contract.results.candidates import PossibleFormat, formats_to_write
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from edgetune_contract import digest
-from edgetune_contract.allowed_sources import refused_sources
+from edgetune_contract.access.allowed_sources import refused_sources
 from edgetune_contract.pipeline import BASE, BASE_SCORES, inputs_of
 from edgetune_contract.request import FileEntry, LiveVersion, Manifest, Request, Resolved, Result
 from edgetune_contract.stages import Stage

@@ -6,9 +6,9 @@ With a pin: only move the pointer to the pinned version.
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.pipeline import is_edge, stages_of
 from edgetune_contract.request import Artifact, FileEntry, Manifest, Request, Resolved, Scores
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.times import timestamp

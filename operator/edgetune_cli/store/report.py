@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import BASE, EDGE, SCORED_MODELS, TUNED
 from edgetune_contract.request import Manifest, Resolved, Scores
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.units import format_bytes, format_share
 from edgetune_contract.version import VersionDocument

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgetune_cli.planning.figures import EarlierStage
-from edgetune_cli.store.earlier_runs import find_earlier_stages
+from edgetune_cli.store.drafting.earlier_runs import find_earlier_stages
 from edgetune_contract.request import Result, StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage

@@ -9,10 +9,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from edgetune_contract.allowed_sources import AllowedSource
+from edgetune_contract.access.allowed_sources import AllowedSource
+from edgetune_contract.access.s3_service import S3Service
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import STORE_URI, StoreLocation
-from edgetune_contract.s3_service import S3Service
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import AUTO, MOST_GPUS, TrainingSpec, gpus_that_divide

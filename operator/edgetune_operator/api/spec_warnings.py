@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from edgetune_contract.candidates import AUTO_FORMATS
+from edgetune_contract.results.candidates import AUTO_FORMATS
 from edgetune_contract.spec import DatasetSpec, EdgeFormat, MergeBase, Method, QuantizationSpec
 from edgetune_contract.training import TrainingSpec
 from edgetune_operator.api.spec import LoraFineTuneSpec

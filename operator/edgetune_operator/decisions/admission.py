@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgetune_contract.allowed_sources import refused_sources, source_uris
+from edgetune_contract.access.allowed_sources import refused_sources, source_uris
 from edgetune_contract.training import AUTO
 from edgetune_contract.values.suggestions import did_you_mean
 from edgetune_operator.api.profiles import Profile

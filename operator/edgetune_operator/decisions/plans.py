@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from edgetune_contract.candidates import Candidate
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Request, Resolved, Scores
+from edgetune_contract.results.candidates import Candidate
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.gpu_use import StageGpuUse
 from edgetune_operator.api.status.object_status import ArtifactStatus, LiveStatus, PublicationStatus

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetune_contract.allowed_sources import SOURCE_FORMS
+from edgetune_contract.access.allowed_sources import SOURCE_FORMS
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api import names

@@ -5,8 +5,8 @@ from functools import reduce
 
 import pytest
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.evaluation.choice import better_of, is_known
 

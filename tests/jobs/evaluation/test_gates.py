@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.evaluation import EdgeBudget, EvaluationSpec, Gates
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import Scores
+from edgetune_contract.results.candidates import Candidate
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.evaluation.gates import Figures, FurtherEdge, judge, judge_resources
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.digest import manifest_key, pointer_key, version_key
 from edgetune_contract.request import Artifact, FileEntry, Manifest
-from edgetune_contract.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, StoredArtifact, VersionDocument
 from edgetune_jobs.errors import InvalidInput

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgetune_contract.candidates import Candidate
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.reporting.comparison import compared_rows, comparison_tables

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.s3_service import ChecksumMode
+from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import TrainingSpec
 from edgetune_operator.api.profiles import (

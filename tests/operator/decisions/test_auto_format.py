@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.request import Artifact
+from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.spec_check import parse_spec

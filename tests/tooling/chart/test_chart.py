@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from edgetune_contract.allowed_sources import SOURCE_FORMS
+from edgetune_contract.access.allowed_sources import SOURCE_FORMS
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetune_contract.evaluation import EdgeBudget
-from edgetune_contract.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.pipeline import BASE, EDGE
+from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.training import Precision
 from edgetune_contract.values.quantities import parse_bytes

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgetune_contract.candidates import AUTO_FORMATS, MAX_NOTE, Candidate
-from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.pipeline import MERGED, TUNED
 from edgetune_contract.request import ModelScores
+from edgetune_contract.results.candidates import AUTO_FORMATS, MAX_NOTE, Candidate
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import TrainingDiverged
 from edgetune_jobs.evaluation.choice import better_of, is_known

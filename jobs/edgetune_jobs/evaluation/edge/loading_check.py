@@ -87,7 +87,8 @@ def required_to_run(context: StageContext, artifact: str) -> Iterator[None]:
     """Convert an error of the runtime of a listed format into one about the spec or the machine."""
     listed = context.request.parameters.quantization.formats
     place, edge_format = next((at, each) for at, each in enumerate(listed) if each.artifact == artifact)
-    runtime = RUNTIMES[edge_format]
+    # Formats without a runtime here are scored in transformers.
+    runtime = RUNTIMES.get(edge_format, Runtime.TRANSFORMERS)
     try:
         yield
     except CannotRun as error:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edgetune_contract.measurement import ModelSpeed
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_jobs.evaluation.edge import machine
 from edgetune_jobs.evaluation.edge.child_process import Child
 from edgetune_jobs.evaluation.edge.process import REQUEST, RESULT, MeasurementRequest, MeasurementResult

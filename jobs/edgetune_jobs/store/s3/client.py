@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.request import StoreLocation
-from edgetune_contract.s3_service import ChecksumMode
 from edgetune_jobs.errors import AccessDenied, InvalidInput, StageError, TransientError
 
 _CHECKSUMS = {ChecksumMode.WHEN_SUPPORTED: "when_supported", ChecksumMode.WHEN_REQUIRED: "when_required"}

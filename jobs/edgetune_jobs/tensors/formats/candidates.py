@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from edgetune_contract.candidates import AUTO_FORMATS, PossibleFormat
 from edgetune_contract.evaluation import Gates
+from edgetune_contract.results.candidates import AUTO_FORMATS, PossibleFormat
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_jobs.errors import InvalidInput

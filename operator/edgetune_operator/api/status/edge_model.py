@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from edgetune_contract.candidates import Candidate
 from edgetune_contract.pipeline import is_edge
 from edgetune_contract.request import Artifact, Resolved
+from edgetune_contract.results.candidates import Candidate
 
 _Artifact = TypeVar("_Artifact", bound=Artifact)
 

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from edgetune_contract.candidates import MAX_CANDIDATES, Candidate
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import Artifact, Resolved, Scores
+from edgetune_contract.results.candidates import MAX_CANDIDATES, Candidate
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.schema import LARGEST, Count, Model, Uri
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.gpu_use import GpuStatus, GpuUse

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Self
 
-from edgetune_contract.candidates import PossibleFormat, formats_to_write
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import Resolved
+from edgetune_contract.results.candidates import PossibleFormat, formats_to_write
 from edgetune_contract.spec import BaseModelSpec, DataSource, EdgeFormat, Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes

@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from edgetune_contract.candidates import AUTO_FORMATS
 from edgetune_contract.evaluation import ScoredModel
 from edgetune_contract.pipeline import outputs_of
+from edgetune_contract.results.candidates import AUTO_FORMATS
 from edgetune_contract.schema import LARGEST
 from edgetune_contract.spec import EdgeFormat, Parameters
 from edgetune_contract.stages import Stage

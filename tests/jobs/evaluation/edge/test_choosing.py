@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from edgetune_contract.candidates import AUTO_FORMATS, Candidate, PossibleFormat
-from edgetune_contract.measurement import ModelSpeed
 from edgetune_contract.request import ModelScores, Resolved, Scores
+from edgetune_contract.results.candidates import AUTO_FORMATS, Candidate, PossibleFormat
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import TrainingDiverged

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetune_contract.measurement import ModelSpeed
+from edgetune_contract.results.measurement import ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.evaluation.edge import budget, runtimes

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.request import FileEntry, ModelScores, Scores
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.version import EdgeModel, Provenance, StageOrigin, StoredArtifact, VersionDocument

@@ -13,8 +13,8 @@ from unittest import mock
 
 import pytest
 
+from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.request import StoreLocation
-from edgetune_contract.s3_service import ChecksumMode
 from edgetune_jobs.errors import AccessDenied, TransientError
 from edgetune_jobs.store.files import Fingerprint
 from edgetune_jobs.store.s3.client import Credentials, create_client

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune_contract.measurement import EdgeMeasurement
 from edgetune_contract.pipeline import PIPELINE
+from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.units import format_bytes, format_share
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus

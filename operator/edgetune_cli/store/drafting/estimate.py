@@ -21,7 +21,7 @@ from edgetune_cli.options import (
 from edgetune_cli.output import DataFormat, print_data, working
 from edgetune_cli.planning.figures import trained_tokens
 from edgetune_cli.store.commands import call_jobs
-from edgetune_cli.store.earlier_runs import EarlierRuns, find_earlier_runs
+from edgetune_cli.store.drafting.earlier_runs import EarlierRuns, find_earlier_runs
 from edgetune_cli.store.report import aligned
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters

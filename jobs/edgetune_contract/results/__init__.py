@@ -1,0 +1,1 @@
+"""What stages report beside their scores: measurements, candidates, and how results are shortened."""

@@ -1,0 +1,1 @@
+"""Commands on an object before it runs: written, checked, planned and estimated."""
