@@ -25,6 +25,8 @@ class ExitCode(IntEnum):
     TRANSIENT = 14
     # A stopped stage never exits with 0: after an eviction, the Job controller would count that as success.
     INTERRUPTED = 75
+    # Another node of the training has failed or is gone, so that one incident does not count once for each node.
+    PEER_LOST = 76
 
     @property
     def reason(self) -> str:
@@ -39,7 +41,7 @@ class ExitCode(IntEnum):
     @property
     def is_ignored(self) -> bool:
         """Whether the attempt does not count towards the retry limit."""
-        return self is ExitCode.INTERRUPTED
+        return self in (ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 
 
 _REASONS = {
@@ -50,6 +52,7 @@ _REASONS = {
     ExitCode.DIVERGED: "TrainingDiverged",
     ExitCode.TRANSIENT: "TransientError",
     ExitCode.INTERRUPTED: "Interrupted",
+    ExitCode.PEER_LOST: "PeerLost",
 }
 
 INTERNAL_ERROR = "InternalError"

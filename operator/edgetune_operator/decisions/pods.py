@@ -131,7 +131,7 @@ class PodObservation:
     @property
     def interrupted(self) -> bool:
         """Whether the attempt was stopped from outside and has ended; it does not count."""
-        stopped = self.exit_code == ExitCode.INTERRUPTED and not self.exceeded_storage
+        stopped = self.exit_code in (ExitCode.INTERRUPTED, ExitCode.PEER_LOST) and not self.exceeded_storage
         return self.ended and (self.disrupted or self.suspended or stopped)
 
 

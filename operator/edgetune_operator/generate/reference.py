@@ -17,6 +17,7 @@ _EXIT_CODES: Mapping[ExitCode, str] = {
     ExitCode.DIVERGED: "The loss is not finite: lower training.learningRate, or use another precision.",
     ExitCode.TRANSIENT: "A transient error of network, store or disk; a retry may succeed.",
     ExitCode.INTERRUPTED: "Stopped by SIGTERM with the checkpoint in the store; the next attempt resumes from it.",
+    ExitCode.PEER_LOST: "Another node of the training failed or is gone; all resume from the checkpoint.",
 }
 _OTHER_EXIT_CODES = "A bug; the message has the last lines of the log."
 

@@ -165,6 +165,7 @@ def test_the_failure_policy_follows_the_contract_for_each_exit_code() -> None:
         ExitCode.DIVERGED: "FailJob",
         ExitCode.TRANSIENT: "Count",
         ExitCode.INTERRUPTED: "Ignore",
+        ExitCode.PEER_LOST: "Ignore",
         1: "Count",
         137: "Count",
     }
