@@ -27,9 +27,9 @@ CPU = torch.device("cpu")
 CLOSE = 0.11
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 4096}
 LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-# In logits. Those of the trained model have a standard deviation of 1.6 and differ by 0.03 between the runtimes. The
-# digits of its log lines are random, so which of two tokens is first depends on the CPU that trained the model.
+# Of the standard deviation of the logits, which differ by 0.02 to 0.03 of it between the runtimes.
 TIE = 0.1
+NEW_TOKENS = 24
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -64,7 +64,7 @@ def test_a_text_beyond_the_original_context_is_rotated_by_the_long_factors(famil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_in_16_bits_gives_nearly_the_same_logits(family: str, tmp_path: Path) -> None:
+def test_a_model_in_16_bits_gives_nearly_the_same_logits_and_answers(family: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", family, dtype="bfloat16")
     file = write_gguf(model, tmp_path / "edge", EdgeFormat.GGUF_BF16)
     ids = torch.randint(4, 340, (60,), generator=torch.Generator().manual_seed(1))
@@ -73,6 +73,7 @@ def test_a_model_in_16_bits_gives_nearly_the_same_logits(family: str, tmp_path: 
 
     assert difference(logits(file.parent, ids), expected) < 0.001
     assert difference(by_llama_cpp(file, ids), expected) < 0.03
+    assert decided_tokens(file, [ids.tolist()]) >= 4
 
 
 def by_llama_cpp(file: Path, ids: torch.Tensor, context: int = 256) -> torch.Tensor:
@@ -153,18 +154,26 @@ def test_the_trained_tiny_model_answers_the_same_in_llama_cpp(tiny_base: Path, t
     tokenizer = loading.load_tokenizer(tiny_base)
     prompts = tokenizer(["turbine 12 reports", "pump 7, dock,", "### Instruction:\n", "valve 3:"])["input_ids"]
 
-    answers = run_llama_cpp(file, prompts=prompts, max_new_tokens=24)["answers"]
+    assert decided_tokens(file, prompts) >= 24, "of four answers of 24 tokens"
 
+
+def decided_tokens(file: Path, prompts: list[list[int]]) -> int:
+    """How many tokens of llama.cpp's greedy answers have no close second, after all are found to be transformers' own.
+
+    They are compared with transformers' logits after the same tokens, not with its answers: one tie that the two break
+    differently would change all tokens after it.
+    """
+    answers = run_llama_cpp(file, prompts=prompts, max_new_tokens=NEW_TOKENS, context=256)["answers"]
     decided = 0
     for prompt, answer in zip(prompts, answers, strict=True):
-        chosen = answer if len(answer) == 24 else [*answer, tokenizer.eos_token_id]
-        # Not response against response: one tie that the two break differently would change all tokens after it.
+        ends = [] if len(answer) == NEW_TOKENS else [loading.load_tokenizer(file.parent).eos_token_id]
+        chosen = answer + ends
         by_transformers = logits(file.parent, torch.tensor(prompt + chosen))[len(prompt) - 1 : -1]
         best, second = by_transformers.topk(2).values.unbind(1)
-        behind = best - by_transformers.gather(1, torch.tensor(chosen)[:, None])[:, 0]
+        behind = (best - by_transformers.gather(1, torch.tensor(chosen)[:, None])[:, 0]) / by_transformers.std()
         assert (behind <= TIE).all(), f"llama.cpp answers with tokens that transformers finds less likely: {behind}"
-        decided += int((best - second > 10 * TIE).sum())
-    assert decided >= 24, "tokens without a close second, in four answers of 24 tokens"
+        decided += int((best - second > 2 * TIE * by_transformers.std()).sum())
+    return decided
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2"])
