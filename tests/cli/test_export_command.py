@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +19,7 @@ from edgetune_jobs.store.folder_store import LocalFolderStore
 from support.devices import address, pull
 from support.published import MODEL, PublishedModel
 from support.registry import OciRegistry, docker_login, running_registry
+from support.server_process import free_port
 
 REPOSITORY = "team-a/sensor-faults"
 
@@ -224,10 +224,7 @@ def test_a_registry_that_refuses_is_named_by_its_own_sentence(
 
 @pytest.mark.usefixtures("document")
 def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    target = f"oci://127.0.0.1:{port}/{REPOSITORY}:v1"
+    target = f"oci://127.0.0.1:{free_port()}/{REPOSITORY}:v1"
 
     assert refused(source_of(tmp_path), target).startswith(f"{target}: cannot reach the registry: ")
 

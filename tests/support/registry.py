@@ -2,10 +2,6 @@
 
 import base64
 import json
-import socket
-import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +12,10 @@ from typing import Any
 import pytest
 
 from cluster.binaries import find
+from support.server_process import free_port, running
 
 # Found before a test sets HOME, below which the cache is.
 _PROGRAM = find("registry")
-_START_LIMIT_SECONDS = 30
 # The password "secret", hashed by bcrypt as htpasswd does.
 _USER, _PASSWORD = "pusher", "secret"
 _HASH = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"
@@ -58,7 +54,7 @@ def running_registry(folder: Path, *, with_password: bool = False) -> Iterator[O
     """
     if _PROGRAM is None:
         pytest.skip("no registry in the cache: run `make programs`")
-    port = _free_port()
+    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     configuration: dict[str, Any] = {
         "version": "0.1",
@@ -70,16 +66,9 @@ def running_registry(folder: Path, *, with_password: bool = False) -> Iterator[O
         (folder / "htpasswd").write_text(f"{_USER}:{_HASH}\n")
         configuration["auth"] = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
     (folder / "config.yml").write_text(json.dumps(configuration))
-    with (folder / "registry.log").open("wb") as log:
-        command = [str(_PROGRAM), "serve", str(folder / "config.yml")]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        registry = OciRegistry(f"127.0.0.1:{port}", folder / "data")
-        _wait_until_ready(process, registry, folder / "registry.log")
-        yield registry
-    finally:
-        process.kill()
-        process.wait()
+    command = [str(_PROGRAM), "serve", str(folder / "config.yml")]
+    with running(command, f"http://127.0.0.1:{port}/v2/", folder / "registry.log"):
+        yield OciRegistry(f"127.0.0.1:{port}", folder / "data")
 
 
 def docker_login(home: Path, host: str, password: str = _PASSWORD) -> None:
@@ -87,26 +76,3 @@ def docker_login(home: Path, host: str, password: str = _PASSWORD) -> None:
     (home / ".docker").mkdir(parents=True, exist_ok=True)
     auth = base64.b64encode(f"{_USER}:{password}".encode()).decode()
     (home / ".docker" / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", registry: OciRegistry, log: Path) -> None:
-    deadline = time.monotonic() + _START_LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the registry ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(f"http://{registry.host}/v2/", timeout=1)
-        except urllib.error.HTTPError:
-            return  # it answers, even if it refuses a request without credentials
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError(f"the registry did not answer within {_START_LIMIT_SECONDS} s:\n{log.read_text()}")

@@ -1,11 +1,7 @@
 """A real S3 server for tests, versitygw: built once into the cache, started on a free port over a folder."""
 
 import json
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +11,7 @@ from typing import Any
 from cluster.binaries import binary
 from edgetune_contract.request import StoreLocation
 from edgetune_jobs.store.s3.client import Credentials, create_client
-
-_START_LIMIT_SECONDS = 30
+from support.server_process import START_LIMIT_SECONDS, free_port, running
 
 
 @dataclass(frozen=True)
@@ -56,44 +51,15 @@ def running_server(folder: Path, bucket: str = "edgetune") -> Iterator[S3Server]
     for name in ("data", "metadata", "users"):
         (folder / name).mkdir(parents=True)
     admin, reader = Credentials("admin", "admin-secret"), Credentials("reader", "reader-secret")
-    port = _free_port()
+    port = free_port()
     command = [str(binary("versitygw")), "--port", f"127.0.0.1:{port}", "--access", admin.access_key_id]
     command += ["--secret", admin.secret_access_key, "--quiet", "--iam-dir", str(folder / "users")]
     # The sidecar folder keeps metadata where the file system has no extended attributes.
     command += ["posix", "--sidecar", str(folder / "metadata"), str(folder / "data")]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        server = S3Server(f"http://127.0.0.1:{port}", folder / "data", bucket, admin, reader)
-        _wait_until_ready(process, server, folder / "server.log")
+    server = S3Server(f"http://127.0.0.1:{port}", folder / "data", bucket, admin, reader)
+    with running(command, server.endpoint, folder / "server.log"):
         _create_bucket_and_reader(server)
         yield server
-    finally:
-        process.kill()  # after SIGTERM, it would wait for clients that keep their connections
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", server: S3Server, log: Path) -> None:
-    deadline = time.monotonic() + _START_LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"versitygw ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(server.endpoint, timeout=1)  # noqa: S310 - the URL is this server's own
-        except urllib.error.HTTPError:
-            return  # it answers, even if it refuses a request without credentials
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError(f"versitygw did not answer within {_START_LIMIT_SECONDS} s:\n{log.read_text()}")
 
 
 def _create_bucket_and_reader(server: S3Server) -> None:
@@ -107,7 +73,7 @@ def create_user(server: S3Server, user: Credentials) -> None:
     command = [str(binary("versitygw")), "admin", "--access", server.admin.access_key_id]
     command += ["--secret", server.admin.secret_access_key, "--endpoint-url", server.endpoint, "create-user"]
     command += ["--access", user.access_key_id, "--secret", user.secret_access_key, "--role", "user"]
-    subprocess.run(command, check=True, capture_output=True, timeout=_START_LIMIT_SECONDS)
+    subprocess.run(command, check=True, capture_output=True, timeout=START_LIMIT_SECONDS)
 
 
 def allow(

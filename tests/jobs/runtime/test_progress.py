@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgetune_contract.stages import Stage
 from edgetune_jobs.runtime.progress import LineProgress, ProgressUpdate, TrainingMetrics
 from support.probes import has_ipv6
+from support.server_process import free_port
 
 WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
@@ -121,12 +122,9 @@ def test_whatever_is_reported_the_last_snapshot_is_the_last_line(reports: list[t
     assert lines(stream)[-1]["progress"]["done"] == reports[-1][0]
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+@pytest.fixture(name="free_port")
+def free_port_fixture() -> int:
+    return free_port()
 
 
 @pytest.fixture

@@ -10,27 +10,6 @@ from edgetune_jobs.store.s3.client import Credentials, create_client, find_crede
 from edgetune_jobs.store.s3.store import S3Store
 from support.versitygw import S3Server
 
-PART_BYTES = 5 * 2**20
-
-SLOW_UPLOAD = """
-import sys
-from pathlib import Path
-from edgetune_contract.request import StoreLocation
-from edgetune_jobs.store.s3.client import Credentials, create_client
-from edgetune_jobs.store.s3.store import S3Store
-from edgetune_jobs.runtime.signals import StopSignals, Stopped
-location = StoreLocation.model_validate_json(sys.argv[1])
-store = S3Store(location.uri, create_client(location, Credentials("admin", "admin-secret")), part_bytes=5 * 2**20)
-signals = StopSignals()
-signals.install()
-try:
-    with signals.immediate():
-        print("begins", flush=True)
-        store.upload_file(Path(sys.argv[2]), "large.bin")
-except Stopped:
-    sys.exit(75)
-"""
-
 
 @pytest.mark.parametrize("credentials", [Credentials("nobody", "x"), Credentials("reader", "wrong")])
 def test_an_invalid_access_key_is_access_denied(s3_server: S3Server, s3_prefix: str, credentials: Credentials) -> None:
