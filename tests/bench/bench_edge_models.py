@@ -55,8 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, _llama_cpp():
         folder = Path(name)
-        run = None if options.model else demo_inputs(options.run or run_demo(folder / "demo"))
-        inputs = {MERGED: options.model} if run is None else run
+        run = None if options.model else demo_inputs((options.run or run_demo(folder / "demo")).absolute())
+        inputs = {MERGED: options.model.absolute()} if run is None else run
         parameters = _parameters(importance_matrix=options.importance_matrix)
         models = {MERGED: inputs[MERGED], **_quantized(parameters, inputs, folder)}
         scores = {} if run is None else _scores(parameters, inputs, models, folder)
