@@ -63,6 +63,8 @@ class TokenCount:
     """Tokens of the longest example after truncation."""
 
     largest_id: int = 0
+    repeated_starts: int = 0
+    """Examples that began with tokens such as BOS twice, which are there once now."""
 
     @property
     def examples(self) -> int:
@@ -76,3 +78,4 @@ class TokenCount:
         self.kept += len(ids)
         self.longest_kept = max(self.longest_kept, len(ids))
         self.largest_id = max(self.largest_id, *ids)
+        self.repeated_starts += example.had_repeated_start

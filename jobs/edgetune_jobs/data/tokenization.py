@@ -59,6 +59,15 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens of a tokenizer that no row has to contain."""
+
+    pad_id: int
+    pad: str
+    eos: str
+
+
+@dataclass(frozen=True)
 class _TooLong(BadRow):
     """The prompt has at least as many tokens as an example may have."""
 
@@ -89,6 +98,12 @@ class ExampleTokenizer:
         self._leading_ids = _leading_ids(tokenizer, self._renderer)
         self._bos: int | None = tokenizer.bos_token_id
         self._eos = int(tokenizer.eos_token_id)
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The tokenizer's."""
+        tokenizer = self._tokenizer
+        return SpecialTokens(int(tokenizer.pad_token_id), str(tokenizer.pad_token), str(tokenizer.eos_token))
 
     @property
     def unused_fields(self) -> Mapping[str, int]:

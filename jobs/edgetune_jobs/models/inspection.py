@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetune_contract.spec import LoraSpec
+from edgetune_jobs.data.row_checks import TokenLimits
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.adapters.target_modules import matching, requested_modules, short_name
 from edgetune_jobs.models.folder import (
@@ -98,9 +99,14 @@ class BaseModel:
         return any("experts" in name.split(".") for name in self.tensors)
 
     @property
+    def limits(self) -> TokenLimits:
+        """Which tokens it supports."""
+        return token_limits(self.config)
+
+    @property
     def max_positions(self) -> int | None:
         """Maximum sequence length in tokens, if it is in the configuration."""
-        return _first_int(self.config, "max_position_embeddings", "n_positions")
+        return self.limits.max_positions
 
     @property
     def hidden_size(self) -> int:
@@ -115,7 +121,7 @@ class BaseModel:
     @property
     def vocabulary(self) -> int | None:
         """Rows of the embedding; token ids are smaller than this."""
-        return _first_int(self.config, "vocab_size")
+        return self.limits.vocabulary
 
     @property
     def largest_tensor_bytes(self) -> int:
@@ -168,6 +174,14 @@ def inspect_base(source: Source) -> BaseModel:
         bytes=sum(model.sizes[name] for name in {*small, *shards, *index}),
         tensors=tensors,
     )
+
+
+def token_limits(config: Mapping[str, Any]) -> TokenLimits:
+    """Which tokens a base model with this configuration supports; for a multimodal one, those of its text part."""
+    part = config.get("text_config")
+    config = part if isinstance(part, Mapping) else config
+    positions = _first_int(config, "max_position_embeddings", "n_positions")
+    return TokenLimits(vocabulary=_first_int(config, "vocab_size"), max_positions=positions)
 
 
 def targeted_layers(base: BaseModel, lora: LoraSpec) -> tuple[LinearLayer, ...]:

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetune_contract.pipeline import BASE, PREPARED
 from edgetune_contract.spec import MergeBase, Method, Parameters
-from edgetune_jobs.data import quality
-from edgetune_jobs.data.chat.shared import differing_context, with_shared_context
+from edgetune_jobs.data.chat.shared import with_shared_context
 from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, DataSet, read_data_set
 from edgetune_jobs.data.division import DividedRows, divide
 from edgetune_jobs.data.examples import Example
@@ -15,6 +16,7 @@ from edgetune_jobs.data.prepared_data import RowWriter, open_eval, open_train, w
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.row_errors import RowErrors
 from edgetune_jobs.data.readers.rows import BadRow
+from edgetune_jobs.data.row_checks import check_positions, check_tokens, row_warnings
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.errors import Interrupted, InvalidInput, StageError
 from edgetune_jobs.evaluation.edge.budget import check_measurable
@@ -46,10 +48,8 @@ from edgetune_jobs.training.preparation_report import (
     bound_warning,
     training_facts,
     training_figures,
-    truncation_warning,
 )
 from edgetune_jobs.training.rehearsal import rehearse_training
-from edgetune_jobs.wording import count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,19 +90,10 @@ def run(context: StageContext) -> StageOutput:
     tokenizer = _load_tokenizer(base)
     coverage, candidates = _check_quantization(base, lambda: tokenizer, parameters)
     unchecked = _rehearse(base, tokenizer, context)
-    prompt_format, max_length = PromptFormat.of(parameters.dataset), parameters.training.max_length
-    bounded = BoundedTokenizer(trial, base.folder, prompt_format, max_length)
-    tokenizing = _Tokenizing(context, bounded, row_errors)
-    if row_errors.total:
-        # Rows that are too long belong in the same report.
-        tokenizing.check(train_set, eval_set)
-        row_errors.raise_if_any()
-    rows = divide(parameters.dataset, parameters.training.seed, train_set, eval_set)
-    train, evaluation = tokenizing.write(rows)
-    row_errors.raise_if_any()
-    prompt_format = with_shared_context(prompt_format, rows.train)
-    prompt_format.write(tokenizing.folder)
-    _check_fit(base, tokenizer, train, evaluation)
+    bounded = BoundedTokenizer(trial, base.folder, PromptFormat.of(parameters.dataset), parameters.training.max_length)
+    written = _write_rows(_Tokenizing(context, bounded, row_errors), train_set, eval_set, parameters)
+    train, evaluation = written.train, written.evaluation
+    check_tokens(base.limits, bounded.special_tokens(), train, evaluation)
     workload = _workload(base, coverage, parameters, train.longest_kept, context.gpu_bytes)
     preparation = Preparation(
         text_part_of=None if text_part is None else text_part.architecture,
@@ -112,20 +103,10 @@ def run(context: StageContext) -> StageOutput:
         is_split_off=eval_set is None,
         is_streamed=_is_streamed(source, parameters),
         fits=common_fits(workload, train.kept / train.examples, context.gpu_bytes),
-        warnings=(
-            *about_base,
-            *rows.warnings,
-            *quality.unused_message_fields(bounded.unused_fields()),
-            *quality.repeated_conversations(len(rows.train), train.examples),
-            *differing_context(prompt_format, rows.train),
-            *truncation_warning(train, max_length),
-            *tokenizing.notes(),
-            *unchecked,
-            *bound_warning(workload),
-        ),
+        warnings=(*about_base, *written.warnings, *unchecked, *bound_warning(workload)),
     )
-    write_report(tokenizing.folder, preparation.report())
-    shutil.move(tokenizing.folder, context.output / PREPARED)
+    write_report(written.folder, preparation.report())
+    shutil.move(written.folder, context.output / PREPARED)
     return StageOutput(
         artifacts=(PREPARED,),
         metrics=preparation.metrics(),
@@ -160,7 +141,7 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
     base = inspect_base(context.sources[BASE])
     targeted_layers(base, parameters.lora)
     longest = min(int(known["tokensMax"]), parameters.training.max_length)
-    _check_positions(base, longest)
+    check_positions(base.limits, longest)
     coverage, candidates = _check_quantization(base, lambda: _load_tokenizer(base), parameters)
     if not _is_known(base):
         _rehearse(base, _load_tokenizer(base), context)
@@ -259,27 +240,26 @@ def _read(context: StageContext, row_errors: RowErrors) -> tuple[DataSet, DataSe
     return train, read_data_set(context.sources["eval"], EVAL_FIELD, dataset, row_errors, context.stop)
 
 
+@dataclass(frozen=True)
+class _WrittenRows:
+    """The rows in the files of the prepared data."""
+
+    folder: Path
+    train: TokenCount
+    evaluation: TokenCount
+    warnings: Sequence[str]
+
+
 class _Tokenizing:
     """Tokenizes rows with progress until stopped; rows that cannot be used are added to the row errors."""
 
     def __init__(self, context: StageContext, tokenizer: BoundedTokenizer, row_errors: RowErrors) -> None:
         self.folder = context.scratch / PREPARED
+        self.tokenizer = tokenizer
+        self.row_errors = row_errors
         self._context = context
-        self._tokenizer = tokenizer
-        self._row_errors = row_errors
         self._done = 0
         self._total = 0
-        self._repeated_starts = 0
-
-    def notes(self) -> tuple[str, ...]:
-        """What was done to the tokens of the rows that were written."""
-        if not self._repeated_starts:
-            return ()
-        return (
-            f"{count(self._repeated_starts, 'example begins', 'examples begin')} with the same token (BOS) from "
-            "two places, the template or the row and the tokenizer: it is used once, in training, evaluation and "
-            "inference",
-        )
 
     def check(self, *data_sets: DataSet | None) -> None:
         """Find rows that cannot be tokenized, without writing anything."""
@@ -299,7 +279,7 @@ class _Tokenizing:
         return train, evaluation
 
     def _begin(self, total: int) -> None:
-        self._done, self._total, self._repeated_starts = 0, total, 0
+        self._done, self._total = 0, total
         self._context.progress.say("tokenizing")
 
     def _encode(
@@ -311,12 +291,11 @@ class _Tokenizing:
                 raise Interrupted("stopped by SIGTERM while tokenizing; the next attempt starts again")
             batch = examples[begin : begin + _ROWS_AT_A_TIME]
             usable = []
-            for example in self._tokenizer.tokenize(batch, each_answer=each_answer):
+            for example in self.tokenizer.tokenize(batch, each_answer=each_answer):
                 if isinstance(example, BadRow):
-                    self._row_errors.add(spec_field, example)
+                    self.row_errors.add(spec_field, example)
                 else:
                     usable.append(example)
-                    self._repeated_starts += example.had_repeated_start
                     tokens.add(example)
             if writer is not None:
                 writer.write(usable)
@@ -325,35 +304,30 @@ class _Tokenizing:
         return tokens
 
 
-def _check_fit(base: BaseModel, tokenizer: "PreTrainedTokenizerBase", *counts: TokenCount) -> None:
-    """Check that the base supports these tokens.
+def _write_rows(
+    tokenizing: _Tokenizing, train_set: DataSet, eval_set: DataSet | None, parameters: Parameters
+) -> _WrittenRows:
+    """Divide, tokenize and write the rows.
 
     Raises:
-        InvalidInput: a token ID, also that of the pad token, is beyond its embedding, or a sequence is too long for it.
+        InvalidInput: rows cannot be used; one message lists all of them.
+        Interrupted: the context's `stop` was set.
     """
-    largest = max(each.largest_id for each in counts)
-    if base.vocabulary is not None and largest >= base.vocabulary:
-        raise InvalidInput(
-            f"spec.baseModel: its tokenizer produces token {largest}, but its embedding has {base.vocabulary:,} rows: "
-            "tokenizer and weights belong to different models; copy both from the same one"
-        )
-    if base.vocabulary is not None and tokenizer.pad_token_id >= base.vocabulary:
-        raise InvalidInput(
-            f"spec.baseModel: its tokenizer pads with token {tokenizer.pad_token_id} ({tokenizer.pad_token}), but its "
-            f"embedding has {base.vocabulary:,} rows: set pad_token in tokenizer_config.json to a token in the "
-            f"embedding, such as {tokenizer.eos_token}, or remove it"
-        )
-    _check_positions(base, max(each.longest_kept for each in counts))
-
-
-def _check_positions(base: BaseModel, longest_example: int) -> None:
-    """Check that the base supports examples as long as those of training.
-
-    Raises:
-        InvalidInput: it does not.
-    """
-    if base.max_positions is not None and longest_example > base.max_positions:
-        raise InvalidInput(
-            f"spec.training.maxLength: the longest example has {longest_example:,} tokens, but the base model supports "
-            f"at most {base.max_positions:,}: set maxLength to {base.max_positions} or less"
-        )
+    if tokenizing.row_errors.total:
+        # Rows that are too long belong in the same report.
+        tokenizing.check(train_set, eval_set)
+        tokenizing.row_errors.raise_if_any()
+    rows = divide(parameters.dataset, parameters.training.seed, train_set, eval_set)
+    train, evaluation = tokenizing.write(rows)
+    tokenizing.row_errors.raise_if_any()
+    prompt_format = PromptFormat.of(parameters.dataset)
+    with_shared_context(prompt_format, rows.train).write(tokenizing.folder)
+    warnings = row_warnings(
+        rows,
+        prompt_format,
+        train,
+        evaluation,
+        max_length=parameters.training.max_length,
+        unused_fields=tokenizing.tokenizer.unused_fields(),
+    )
+    return _WrittenRows(tokenizing.folder, train, evaluation, warnings)

@@ -129,18 +129,6 @@ def bound_warning(workload: Workload) -> list[str]:
     ]
 
 
-def truncation_warning(train: TokenCount, max_length: int) -> list[str]:
-    """A warning about training examples that are longer than `max_length`."""
-    lengths = train.lengths
-    if not lengths.truncated:
-        return []
-    return [
-        f"{lengths.truncated:,} of {train.examples:,} training examples ({lengths.truncated_share:.1%}) exceed "
-        f"spec.training.maxLength {max_length:,} and are truncated, so their ends are not learned; "
-        f"the longest has {lengths.longest:,} tokens"
-    ]
-
-
 def _described(tokens: TokenCount) -> dict[str, object]:
     lengths = tokens.lengths
     return {

@@ -7,7 +7,7 @@ from edgetune_jobs.data.chat.renderers import Span
 from edgetune_jobs.data.examples import Example
 from edgetune_jobs.data.prompt_format import PromptFormat
 from edgetune_jobs.data.readers.rows import BadRow
-from edgetune_jobs.data.tokenization import ExampleTokenizer, TokenizedExample
+from edgetune_jobs.data.tokenization import ExampleTokenizer, SpecialTokens, TokenizedExample
 from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.models.loading import load_tokenizer
 from edgetune_jobs.models.trial.process import HOW_TO_REPAIR, TrialFailed, TrialProcess
@@ -48,6 +48,10 @@ class BoundedTokenizer:
     def unused_fields(self) -> Mapping[str, int]:
         """As `ExampleTokenizer.unused_fields`, for the examples so far."""
         return self._trial.call(_unused_fields, *self._settings)
+
+    def special_tokens(self) -> SpecialTokens:
+        """As `ExampleTokenizer.special_tokens`."""
+        return self._trial.call(_special_tokens, *self._settings)
 
     def tokenize(self, examples: Sequence[Example], *, each_answer: bool = False) -> list[TokenizedExample | BadRow]:
         """Tokens of each example, or the reason why it is invalid: see `ExampleTokenizer.tokenize`.
@@ -128,6 +132,12 @@ def _text_of(folder: Path, prompt_format: PromptFormat, max_length: int, example
         _open(folder, prompt_format, max_length)
     say_doing("rendering and tokenizing rows")
     return _tokenizers[folder, prompt_format, max_length].text_of(example)
+
+
+def _special_tokens(folder: Path, prompt_format: PromptFormat, max_length: int) -> SpecialTokens:
+    if (folder, prompt_format, max_length) not in _tokenizers:
+        _open(folder, prompt_format, max_length)
+    return _tokenizers[folder, prompt_format, max_length].special_tokens
 
 
 def _unused_fields(folder: Path, prompt_format: PromptFormat, max_length: int) -> dict[str, int]:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from edgetune_jobs.data.division import DividedRows
     from edgetune_jobs.data.examples import Example
     from edgetune_jobs.data.readers.row_errors import RowErrors
+    from edgetune_jobs.data.row_checks import TokenLimits
     from edgetune_jobs.data.token_lengths import TokenCount
+    from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
 
 data_app = App(help="Check data sets.", add_completion=False)
 
@@ -155,7 +157,9 @@ def _check(wanted: _Wanted) -> _Found:
     """Read the rows as prepare does."""
     from edgetune_jobs.data.data_set import EVAL_FIELD, TRAIN_FIELD, read_data_set
     from edgetune_jobs.data.division import divide
+    from edgetune_jobs.data.prompt_format import PromptFormat
     from edgetune_jobs.data.readers.row_errors import RowErrors
+    from edgetune_jobs.data.row_checks import context_warnings
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.store.access import StorageAccess
 
@@ -170,42 +174,105 @@ def _check(wanted: _Wanted) -> _Found:
             evaluation = read_data_set(source, EVAL_FIELD, dataset, row_errors, never)
         found = _Found(is_split_off=evaluation is None)
         try:
+            tokenizer = _tokenizer(wanted)
+            if row_errors.total and tokenizer is not None:
+                # Rows that are too long belong in the same report.
+                for each in filter(None, (train, evaluation)):
+                    _count(tokenizer, each.examples, each.spec_field, row_errors)
             row_errors.raise_if_any()
             rows = divide(dataset, wanted.training.seed, train, evaluation)
             found.train, found.evaluation = len(rows.train), len(rows.evaluation)
-            found.warnings += rows.warnings
-            _render(wanted, rows, row_errors, found)
-            row_errors.raise_if_any()
+            found.example = str(rows.train[0].place)
+            if tokenizer is None:
+                prompt_format = PromptFormat.of(dataset)
+                found.spans, found.rendering = _plain_spans(prompt_format, rows.train[0])
+                found.warnings = [*rows.warnings, *context_warnings(rows, prompt_format)]
+            else:
+                _check_tokens(wanted, tokenizer, rows, row_errors, found)
         except InvalidInput as error:
             found.errors = str(error)
     return found
 
 
-def _render(wanted: _Wanted, rows: "DividedRows", row_errors: "RowErrors", found: _Found) -> None:
-    """Add the tokens of all rows, if there is a tokenizer, and the first training example as text."""
-    from edgetune_jobs.data.data_set import TRAIN_FIELD
+def _tokenizer(wanted: _Wanted) -> "BoundedTokenizer | None":
+    """That of the base model, if it is here.
+
+    Raises:
+        InvalidInput: it cannot be loaded, or has no chat template although the rows need one.
+    """
     from edgetune_jobs.data.prompt_format import PromptFormat
-    from edgetune_jobs.data.readers.rows import BadRow
-    from edgetune_jobs.data.token_lengths import TokenCount
     from edgetune_jobs.models.trial.process import shared_trial
     from edgetune_jobs.models.trial.tokenizing import BoundedTokenizer
-    from edgetune_jobs.training.preparation_report import truncation_warning
 
-    prompt_format, length = PromptFormat.of(wanted.dataset), wanted.training.max_length
-    found.example = str(rows.train[0].place)
     if wanted.model is None:
-        found.spans, found.rendering = _plain_spans(prompt_format, rows.train[0])
-        return
-    tokenizer, tokens = BoundedTokenizer(shared_trial(), wanted.model, prompt_format, length), TokenCount()
-    for spec_field, examples in ((TRAIN_FIELD, rows.train), (rows.evaluation_field, rows.evaluation)):
-        for each in tokenizer.tokenize(examples, each_answer=examples is rows.train):
-            if isinstance(each, BadRow):
-                row_errors.add(spec_field, each)
-            elif examples is rows.train:
-                tokens.add(each)
-                found.spans = found.spans or tokenizer.text_of(each)
-    found.tokens = tokens
-    found.warnings += truncation_warning(tokens, length)
+        return None
+    return BoundedTokenizer(shared_trial(), wanted.model, PromptFormat.of(wanted.dataset), wanted.training.max_length)
+
+
+def _count(
+    tokenizer: "BoundedTokenizer",
+    examples: "Sequence[Example]",
+    spec_field: str,
+    row_errors: "RowErrors",
+    *,
+    each_answer: bool = False,
+) -> "TokenCount":
+    """Tokens of rows; those that cannot be tokenized are added to the row errors."""
+    from edgetune_jobs.data.readers.rows import BadRow
+    from edgetune_jobs.data.token_lengths import TokenCount
+
+    tokens = TokenCount()
+    for each in tokenizer.tokenize(examples, each_answer=each_answer):
+        if isinstance(each, BadRow):
+            row_errors.add(spec_field, each)
+        else:
+            tokens.add(each)
+    return tokens
+
+
+def _check_tokens(
+    wanted: _Wanted, tokenizer: "BoundedTokenizer", rows: "DividedRows", row_errors: "RowErrors", found: _Found
+) -> None:
+    """Add the tokens of all rows, what prepare says about them, and the first training example as text.
+
+    Raises:
+        InvalidInput: rows cannot be tokenized, or the base does not support their tokens.
+    """
+    from edgetune_jobs.data.data_set import TRAIN_FIELD
+    from edgetune_jobs.data.prompt_format import PromptFormat
+    from edgetune_jobs.data.row_checks import check_tokens, row_warnings
+    from edgetune_jobs.data.tokenization import TokenizedExample
+
+    train = _count(tokenizer, rows.train, TRAIN_FIELD, row_errors, each_answer=True)
+    evaluation = _count(tokenizer, rows.evaluation, rows.evaluation_field, row_errors)
+    row_errors.raise_if_any()
+    found.tokens = train
+    found.warnings = row_warnings(
+        rows,
+        PromptFormat.of(wanted.dataset),
+        train,
+        evaluation,
+        max_length=wanted.training.max_length,
+        unused_fields=tokenizer.unused_fields(),
+    )
+    # After the tokenizer's count of unused fields, which this row would raise.
+    first = tokenizer.tokenize(rows.train[:1], each_answer=True)[0]
+    if isinstance(first, TokenizedExample):
+        found.spans = tokenizer.text_of(first)
+    check_tokens(_limits(wanted), tokenizer.special_tokens(), train, evaluation)
+
+
+def _limits(wanted: _Wanted) -> "TokenLimits":
+    """Which tokens the base supports; nothing is known without its configuration."""
+    from edgetune_jobs.data.row_checks import TokenLimits
+    from edgetune_jobs.errors import BASE_FIELD
+    from edgetune_jobs.models.folder import CONFIG, LocalModelFolder
+    from edgetune_jobs.models.inspection import token_limits
+    from edgetune_jobs.models.weights import read_json
+
+    if wanted.model is None or not (wanted.model / CONFIG).is_file():
+        return TokenLimits(vocabulary=None, max_positions=None)
+    return token_limits(read_json(LocalModelFolder(wanted.model, BASE_FIELD), CONFIG))
 
 
 def _plain_spans(prompt_format: Any, example: "Example") -> "tuple[Sequence[Span], str]":
