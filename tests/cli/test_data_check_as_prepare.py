@@ -42,7 +42,7 @@ def instructions(place: Workplace) -> dict[str, Any]:
 
 
 def cut_off(place: Workplace) -> dict[str, Any]:
-    long = {"instruction": "Explain.", "response": "wear " * 400}
+    long: dict[str, object] = {"instruction": "Explain.", "response": "wear " * 400}
     place.write("train.jsonl", [*instruction_rows(20), long])
     return place.write("eval.jsonl", instruction_rows(5))
 
@@ -69,7 +69,7 @@ def earlier_answers_differ(place: Workplace) -> dict[str, Any]:
 
 
 def too_long_beside_invalid(place: Workplace) -> dict[str, Any]:
-    long = {"instruction": "Explain. " * 300, "response": "wear"}
+    long: dict[str, object] = {"instruction": "Explain. " * 300, "response": "wear"}
     place.write("train.jsonl", [*instruction_rows(5), long, {"instruction": "a", "response": ""}])
     return {}
 

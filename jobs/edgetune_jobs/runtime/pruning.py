@@ -124,6 +124,15 @@ class PrunePlan:
         return not (self.versions or self.outputs or self.copies)
 
 
+@dataclass
+class Pruned:
+    """What was removed."""
+
+    items: list[PrunedVersion | PrunedOutput | PrunedCopy] = field(default_factory=list)
+    objects: int = 0
+    bytes: int = 0
+
+
 def plan_pruning(store: Store, kept: Kept) -> PrunePlan:
     """What can be removed from a store; nothing is written.
 
@@ -133,13 +142,13 @@ def plan_pruning(store: Store, kept: Kept) -> PrunePlan:
     return _Planner(store, kept).plan()
 
 
-def prune(store: Store, plan: PrunePlan) -> Remover:
+def prune(store: Store, plan: PrunePlan) -> Pruned:
     """Remove what a plan lists, except what is needed or has been used since; what was removed.
 
     Raises:
         StageError: the store refuses or fails; what is already removed stays removed.
     """
-    remover = Remover(store)
+    remover, removed = Remover(store), Pruned()
     again = plan_pruning(store, plan.kept)
     for version in plan.versions:
         if version in again.versions and Pointer(store, version.model).version != version.version:
@@ -148,19 +157,22 @@ def prune(store: Store, plan: PrunePlan) -> Remover:
             below = store.list(key.rpartition("/")[0])
             remover.remove(each for each in below if each.key == key or each.key.startswith(cards))
             remover.remove(store.list(signatures_key(version.model, version.version)))
+            removed.items.append(version)
     unneeded = {each.use for each in again.outputs}
     for output in plan.outputs:
-        if output.use in unneeded:
-            _prune_output(store, output, remover)
+        if output.use in unneeded and _prune_output(store, output, remover):
+            removed.items.append(output)
     unused = _Planner(store, plan.kept).copies_without_output()
     for copy in (each for each in plan.copies if each in unused):
         # The manifest first, so that no run finds a copy that is partly deleted.
         remover.remove(sorted(store.list(copy.folder), key=lambda each: not each.key.endswith(f"/{MANIFEST}")))
-    return remover
+        removed.items.append(copy)
+    removed.objects, removed.bytes = remover.objects, remover.bytes
+    return removed
 
 
-def _prune_output(store: Store, output: PrunedOutput, remover: Remover) -> None:
-    """Remove an output with its marks, unless one of them was written since the plan was made."""
+def _prune_output(store: Store, output: PrunedOutput, remover: Remover) -> bool:
+    """Remove an output with its marks, unless one was written since the plan was made; whether it was removed."""
     use = output.use
 
     def is_planned(name: str) -> bool:
@@ -170,9 +182,11 @@ def _prune_output(store: Store, output: PrunedOutput, remover: Remover) -> None:
         names = [name for _, name in marks(store, uses_key(use.stage, use.digest))]
         return any(not is_planned(name) and is_in_use(store, use, name) for name in names)
 
-    if remover.remove_stage(use, is_used):
-        for name in filter(is_planned, output.models):
-            Uses(store, name).forget(use)
+    if not remover.remove_stage(use, is_used):
+        return False
+    for name in filter(is_planned, output.models):
+        Uses(store, name).forget(use)
+    return True
 
 
 def _marked_at(store: Store, use: Use, name: str) -> datetime | None:

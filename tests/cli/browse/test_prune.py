@@ -87,10 +87,13 @@ def test_json_has_every_output_with_its_bytes_and_whether_it_was_removed(with_le
     planned = json.loads(with_leftovers.edgetune("prune", "-o", "json").stdout)
     removed = json.loads(with_leftovers.edgetune("prune", "-o", "json", "--yes").stdout)
 
-    (store,) = planned["stores"]
-    assert (store["uri"], store["bytes"]) == (with_leftovers.store.as_uri(), 34)
-    assert [(row["what"], row["digest"], row["bytes"]) for row in store["rows"]] == [("output", MERGED, 34)]
-    assert (planned["removed"], removed["removed"]) == (False, True)
+    for found, is_removed in ((planned, False), (removed, True)):
+        (store,) = found["stores"]
+        assert (store["uri"], store["bytes"]) == (with_leftovers.store.as_uri(), 34)
+        assert [(row["what"], row["digest"], row["bytes"], row["removed"]) for row in store["rows"]] == [
+            ("output", MERGED, 34, is_removed)
+        ]
+        assert found["removedBytes"] == store["removedBytes"] == 34 * is_removed
     assert not any(MERGED in name for name in files(with_leftovers.path / "store"))
 
 
@@ -141,6 +144,25 @@ def test_a_named_store_of_the_work_folder_keeps_what_its_objects_need(
 
     assert done.stdout.splitlines()[-1] == "Removed 34 B"
     assert files(with_leftovers.store) == {name for name in before if MERGED not in name}
+
+
+def test_a_version_that_an_object_of_the_work_folder_pins_is_shown_and_kept(work_folder: WorkFolder) -> None:
+    (work_folder.store / "models" / "pumps" / "latest.json").unlink()
+    (version,) = (work_folder.store / "models" / "pumps" / "versions").glob("*.json")
+    version.write_text(json.dumps({**json.loads(version.read_text()), "published": False}))
+    document = {**work_folder.document(), "status": {}}
+    work_folder.write(document)
+    unpinned = work_folder.edgetune("prune", str(work_folder.store), "--dry-run", "-o", "json")
+    work_folder.write({**document, "spec": {**document["spec"], "publish": {"pin": version.stem[:12]}}})
+
+    listed = work_folder.edgetune("list", str(work_folder.store))
+    kept = work_folder.edgetune("prune", str(work_folder.store), "--dry-run", "-o", "json")
+
+    def versions(found: str) -> list[str]:
+        return [row["version"] for row in json.loads(found)["stores"][0]["rows"] if row["what"] == "version"]
+
+    assert "pinned" in listed.stdout
+    assert (versions(unpinned.stdout), versions(kept.stdout)) == ([version.stem], [])
 
 
 def test_a_running_object_that_uses_a_named_store_is_left_alone(with_leftovers: WorkFolder) -> None:

@@ -51,6 +51,7 @@ def test_the_newest_published_version_keeps_all_stages_of_its_run_and_older_ones
     removed = prune(store, plan)
 
     assert removed.bytes == plan.bytes + documents
+    assert removed.items == [*plan.versions, *plan.outputs, *plan.copies]
     assert [(each.version, each.why) for each in plan.versions] == [(older, "not among the newest 1")]
     assert [each.use.stage for each in plan.outputs] == list(Stage)[::-1]
     assert all(each.models == (MODEL,) for each in plan.outputs)
@@ -161,7 +162,7 @@ def test_an_output_that_its_own_object_marks_again_meanwhile_is_kept_with_its_ma
     removed = prune(store, plan)
 
     assert [each.use for each in plan.outputs] == [use]
-    assert (removed.objects, keys(store)) == (0, before)
+    assert (removed.items, removed.objects, keys(store)) == ([], 0, before)
     assert is_in_use(store, use, MODEL)
 
 

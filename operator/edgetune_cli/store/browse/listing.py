@@ -10,7 +10,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.options import DEFAULT_WORK_DIR, Output, Profiles, WorkDir, read_profiles
 from edgetune_cli.output import DataFormat, print_data
 from edgetune_cli.store.browse.chosen import key_of
-from edgetune_cli.store.browse.places import Place, named_place, places_of
+from edgetune_cli.store.browse.places import Place, named_place, places_of, with_documents
 from edgetune_cli.store.commands import call_jobs, open_store, version_rows
 from edgetune_cli.store.report import aligned, state_of
 from edgetune_contract.pipeline import EDGE
@@ -53,7 +53,9 @@ def list_models(
     known = read_profiles(profiles, folder)
 
     def find() -> list[_Listed]:
-        places = places_of(folder, known) if store is None else [named_place(store, known if profiles else {})]
+        places = places_of(folder, known)
+        if store is not None:
+            places = [with_documents(named_place(store, known if profiles else {}), places)]
         return [listed for place in places for listed in _models(place)]
 
     found = call_jobs(find)

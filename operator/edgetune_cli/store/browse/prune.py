@@ -26,7 +26,7 @@ from edgetune_operator.api.status.object_status import SHORT_VERSION
 from edgetune_operator.decisions.observe import read_status
 
 if TYPE_CHECKING:
-    from edgetune_jobs.runtime.pruning import Kept, PrunePlan
+    from edgetune_jobs.runtime.pruning import Kept, Pruned, PrunePlan
     from edgetune_jobs.store.store import Store
 
 # Runs of other machines and of clusters use a bucket, those of other work folders a folder: their state is not known.
@@ -107,16 +107,16 @@ async def _prune(places: Sequence[Place], caches: Sequence[Path], folder: Path, 
         with working("Reading the stores"):
             plans = call_jobs(lambda: [_plan(place, options) for place in places if place.location is not None])
         if options.output is not DataFormat.TEXT:
-            planned = _json(plans, caches)
-            removed = _remove(plans, caches) if options.yes and not options.dry_run else None
-            print_data({**planned, "removed": removed is not None}, options.output)
-            return removed
+            folders = [(cache, _size(cache)) for cache in caches]
+            done = _remove(plans, caches) if options.yes and not options.dry_run else None
+            print_data(_json(plans, folders, done), options.output)
+            return None if done is None else done.bytes
         for line in _lines(plans, caches):
             say(line)
         is_empty = all(each.plan.is_empty for each in plans) and not caches
         if is_empty or options.dry_run or not _is_confirmed(options):
             return None
-        return _remove(plans, caches)
+        return _remove(plans, caches).bytes
 
 
 def _is_confirmed(options: _Options) -> bool:
@@ -155,15 +155,29 @@ def _kept(place: Place, keep: int, age: str) -> "Kept":
     return Kept(datetime.now(UTC) - timedelta(seconds=seconds), keep, pins, digests)
 
 
-def _remove(plans: Sequence[_PlacePlan], caches: Sequence[Path]) -> int:
+@dataclass(frozen=True)
+class _Removed:
+    """What was removed: a plan's items that are used meanwhile stay."""
+
+    stores: "Sequence[Pruned]"
+    """For each plan."""
+
+    folder_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.bytes for each in self.stores) + self.folder_bytes
+
+
+def _remove(plans: Sequence[_PlacePlan], caches: Sequence[Path]) -> _Removed:
     from edgetune_jobs.runtime.pruning import prune as prune_store
 
     with working("Removing"):
-        removed = call_jobs(lambda: sum(prune_store(each.store, each.plan).bytes for each in plans))
+        stores = call_jobs(lambda: [prune_store(each.store, each.plan) for each in plans])
+        before = sum(map(_size, caches))
         for cache in caches:
-            removed += _size(cache)
             shutil.rmtree(cache, ignore_errors=True)
-    return removed
+    return _Removed(stores, before - sum(map(_size, caches)))
 
 
 def _lines(plans: Sequence[_PlacePlan], caches: Sequence[Path]) -> Iterator[str]:
@@ -179,10 +193,13 @@ def _lines(plans: Sequence[_PlacePlan], caches: Sequence[Path]) -> Iterator[str]
         yield f"Note: {note}"
 
 
-def _rows(plan: "PrunePlan") -> Iterator[dict[str, Any]]:
+def _rows(plan: "PrunePlan", pruned: "Pruned | None" = None) -> Iterator[dict[str, Any]]:
+    """What was planned, each with whether it was removed."""
+    items = () if pruned is None else pruned.items
     for version in plan.versions:
         name = f"{version.model} {version.version[:SHORT_VERSION]}"
-        yield {"what": "version", "name": name, "version": version.version, "bytes": 0, "why": version.why}
+        row = {"what": "version", "name": name, "version": version.version, "bytes": 0, "why": version.why}
+        yield {**row, "removed": version in items}
     for output in plan.outputs:
         users = ", ".join(output.models) or "no object"
         name = f"{output.use.stage} {output.use.digest[:SHORT_VERSION]}"
@@ -192,20 +209,40 @@ def _rows(plan: "PrunePlan") -> Iterator[dict[str, Any]]:
             "digest": output.use.digest,
             "bytes": output.bytes,
             "why": f"no longer needed by {users}",
+            "removed": output in items,
         }
     for copy in plan.copies:
         name = copy.digest[:SHORT_VERSION]
         why = "copy of a base model that no output was made from"
-        yield {"what": "base", "name": name, "digest": copy.digest, "bytes": copy.bytes, "why": why}
+        row = {"what": "base", "name": name, "digest": copy.digest, "bytes": copy.bytes, "why": why}
+        yield {**row, "removed": copy in items}
 
 
-def _json(plans: Sequence[_PlacePlan], caches: Sequence[Path]) -> dict[str, Any]:
+def _json(plans: Sequence[_PlacePlan], folders: Sequence[tuple[Path, int]], done: _Removed | None) -> dict[str, Any]:
+    """What was planned and what was removed.
+
+    Args:
+        plans: what was planned.
+        folders: folders with copies, and their sizes before.
+        done: what was removed; None if nothing was to be removed.
+    """
+    removed = [None] * len(plans) if done is None else done.stores
     return {
         "stores": [
-            {"uri": each.uri, "bytes": each.plan.bytes, "rows": [*_rows(each.plan)], "notes": [*each.plan.notes]}
-            for each in plans
+            {
+                "uri": each.uri,
+                "bytes": each.plan.bytes,
+                "removedBytes": 0 if pruned is None else pruned.bytes,
+                "rows": [*_rows(each.plan, pruned)],
+                "notes": [*each.plan.notes],
+            }
+            for each, pruned in zip(plans, removed, strict=True)
         ],
-        "folders": [{"path": str(cache), "bytes": _size(cache)} for cache in caches],
+        "folders": [
+            {"path": str(path), "bytes": size, "removed": done is not None and not path.exists()}
+            for path, size in folders
+        ],
+        "removedBytes": 0 if done is None else done.bytes,
     }
 
 
