@@ -106,9 +106,10 @@ def main() -> int:
     _upload(endpoint, [*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
     manifest = run.path / "sensor-faults.yaml"
     manifest.write_text(yaml.safe_dump(demo_object(), sort_keys=False), encoding="utf-8")
-    plugin = run.programs / "kubectl-edgetune"
-    plugin.unlink(missing_ok=True)
-    plugin.symlink_to(Path(sys.executable).with_name(plugin.name))
+    for name in ("kubectl-edgetune", "kubectl_complete-edgetune"):
+        plugin = run.programs / name
+        plugin.unlink(missing_ok=True)
+        plugin.symlink_to(Path(sys.executable).with_name(name))
     print(_what_to_try(run, manifest))
     return 0
 

@@ -60,6 +60,23 @@ def test_get_lists_objects_with_scores_and_sizes(environment: dict[str, str]) ->
     assert "94.0%" in line
 
 
+def test_names_of_objects_and_namespaces_are_completed(environment: dict[str, str]) -> None:
+    folder = Path(environment["KUBECONFIG"]).parent
+    for name, module in (("kubectl-edgetune", "__main__"), ("kubectl_complete-edgetune", "completion")):
+        executable = folder / name
+        executable.write_text(f"#!{sys.executable}\nfrom edgetune_cli.kubectl.{module} import main\nmain()\n")
+        executable.chmod(0o755)
+
+    def completed(*words: str) -> list[str]:
+        command = ["kubectl", "__complete", "edgetune", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.splitlines()
+
+    assert NAME in completed("describe", "-n", "default", NAME[:5])
+    assert NAME not in completed("describe", "-n", "kube-system", NAME[:5])
+    assert "kube-system" in completed("get", "-n", "kube-s")
+
+
 def test_get_accepts_a_name_a_selector_a_context_and_a_kubeconfig(environment: dict[str, str]) -> None:
     kubeconfig = environment.pop("KUBECONFIG")
     access = ("--kubeconfig", kubeconfig, "-n", "default")

@@ -15,6 +15,7 @@ from edgetune_cli.kubectl.calls import (
     KubectlFailed,
     Name,
     Namespace,
+    complete_name,
     fail,
     given,
     read,
@@ -40,7 +41,10 @@ app = App(help="Show and steer LoraFineTunes of the current cluster.", add_compl
 
 @app.command()
 def get(
-    name: Annotated[str | None, typer.Argument(help="Name of an object; default: all.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name of an object; default: all.", show_default=False, autocompletion=complete_name),
+    ] = None,
     namespace: Namespace = None,
     all_namespaces: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False,
     selector: Annotated[str | None, typer.Option("--selector", "-l", help="Label selector, such as team=a.")] = None,

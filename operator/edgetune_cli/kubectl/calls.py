@@ -13,9 +13,32 @@ from edgetune_operator.api import names
 
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace; default: the context's.")]
-Name = Annotated[str, typer.Argument(help="Name of the LoraFineTune.", show_default=False)]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
+_COMPLETION_SECONDS = 3
+
+
+def complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of LoraFineTunes in the namespace of a command line."""
+    return _completions(context, incomplete, "get", RESOURCE, "-o", "name", option="namespace")
+
+
+def _complete_namespace(context: typer.Context, incomplete: str) -> list[str]:
+    return _completions(context, incomplete, "get", "namespaces", "-o", "name")
+
+
+def _complete_context(context: typer.Context, incomplete: str) -> list[str]:
+    return _completions(context, incomplete, "config", "get-contexts", "-o", "name")
+
+
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", "-n", help="Namespace; default: the context's.", autocompletion=_complete_namespace),
+]
+Name = Annotated[
+    str, typer.Argument(help="Name of the LoraFineTune.", show_default=False, autocompletion=complete_name)
+]
+Context = Annotated[
+    str | None, typer.Option("--context", help="Context of the kubeconfig.", autocompletion=_complete_context)
+]
 Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="Path of the kubeconfig.")]
 
 
@@ -26,6 +49,26 @@ class KubectlFailed(Exception):
 def given(**options: str | None) -> list[str]:
     """Options in kubectl's syntax, without those that have no value."""
     return [f"--{name}={value}" for name, value in options.items() if value]
+
+
+def _completions(context: typer.Context, incomplete: str, *arguments: str, option: str = "") -> list[str]:
+    """Names that kubectl prints and that begin as a word on the command line; nothing if it fails.
+
+    Args:
+        context: the command line so far.
+        incomplete: the word.
+        arguments: the call of kubectl.
+        option: a further option to take from the command line, besides the access to the cluster.
+    """
+    program = shutil.which("kubectl")
+    if program is None:
+        return []
+    names_of = (*filter(None, [option]), "context", "kubeconfig")
+    access = given(**{name: context.params.get(name) for name in names_of})
+    call = [program, *arguments, *access, f"--request-timeout={_COMPLETION_SECONDS}s"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    found = [line.rpartition("/")[2] if arguments[0] == "get" else line for line in done.stdout.splitlines()]
+    return sorted(name for name in found if name.startswith(incomplete))
 
 
 def kubectl() -> str:
