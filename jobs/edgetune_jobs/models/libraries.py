@@ -29,6 +29,8 @@ def prepare_torch() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Otherwise rows of different lengths fragment the GPU's memory.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    # tqdm reads it when it is imported. Some bars, such as that of GGUF tensors, have no other setting.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     # bitsandbytes warns for each layer and forward pass; the others repeat what the stages report.
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

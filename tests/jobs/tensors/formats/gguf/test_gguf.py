@@ -1,5 +1,8 @@
 """Models in GGUF compute nearly the same as the original model, in transformers and in llama.cpp."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,22 @@ def test_another_gguf_file_in_the_folder_is_not_the_model(tmp_path: Path) -> Non
 
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     assert gguf_loading.find_file(tmp_path) == tmp_path / "model-Q4_K_M.gguf"
+
+
+def test_a_stage_that_loads_a_model_prints_no_bars_of_libraries(tmp_path: Path) -> None:
+    folder = write_gguf(make_model(tmp_path / "model", "llama"), tmp_path / "edge").parent
+    script = (
+        "import sys, pathlib; from edgetune_jobs.models.libraries import prepare_libraries; prepare_libraries(); "
+        "import torch; from edgetune_jobs.models import loading; "
+        "loading.load_stored(pathlib.Path(sys.argv[1]), torch.device('cpu')); "
+        "loading.load_stored(pathlib.Path(sys.argv[2]), torch.device('cpu')); print('loaded')"
+    )
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "model")]
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("loaded\n", "")
 
 
 def test_a_model_is_read_once_with_the_weights_that_the_library_reads(
