@@ -71,6 +71,33 @@ def test_a_gate_on_the_score_leaves_nothing_to_warn_about(tmp_path: Path) -> Non
     assert "Warning" not in plan(tmp_path, gates={"minScore": 0.8}).stdout
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_prepare_refuses_because_this_machine_lacks_llama_cpp_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("edgetune_jobs.models.quantization.llama_cpp.is_installed", lambda: installed)
+    document = lora_fine_tune().with_spec("quantization", {"formats": ["GGUF-Q8_0", "GGUF-Q4_K_M"]}).build()
+    document["spec"]["evaluation"] = {"edge": {"memory": "1Gi"}, "gates": {"minScore": 0.5}}
+    document["metadata"] = {"name": "sensor-faults", "namespace": "team-a"}
+    (tmp_path / "object.yaml").write_text(yaml.safe_dump(document))
+    command = ["plan", "-f", str(tmp_path / "object.yaml"), "--workdir", str(tmp_path / "home")]
+
+    here = CliRunner().invoke(app, command, catch_exceptions=False)
+    in_a_cluster = CliRunner().invoke(app, [*command, "--from", str(tmp_path / "object.yaml")], catch_exceptions=False)
+
+    warnings = [line for line in here.stdout.splitlines() if line.startswith("Warning")]
+    assert [line.partition(": ")[2].partition(", which")[0] for line in warnings] == (
+        []
+        if installed
+        else [
+            "spec.quantization.formats[1]: GGUF-Q4_K_M is written by llama.cpp",
+            "spec.evaluation.edge: GGUF-Q8_0 needs llama.cpp",
+        ]
+    )
+    assert all(line.endswith("a run on this machine fails here") for line in warnings)
+    assert "Warning" not in in_a_cluster.stdout
+
+
 def test_an_outcome_other_than_a_publication_is_printed_last(tmp_path: Path) -> None:
     suspended, unknown = plan(tmp_path, suspend=True), plan(tmp_path, profile="a100")
 

@@ -1,6 +1,7 @@
 """`edgetune plan`: what changed objects would run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from edgetune_cli.store.view import open_store_view
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.spec_check import parse_spec
 
 
 class PlanFormat(StrEnum):
@@ -91,6 +93,11 @@ def plan(
 
     opened = open_store_view if store else None
     plans = call_jobs(lambda: [plan_object(each, before, profile_of, opened) for each in objects])
+    if isinstance(before, LocalRuns):
+        plans = [
+            replace(each, warnings=(*_missing_here(found), *each.warnings))
+            for each, found in zip(plans, objects, strict=True)
+        ]
     was = before.documents if isinstance(before, AppliedObjects) and not live else {}
     removed = removed_objects(was, {each.key for each in objects})
     if output is PlanFormat.MARKDOWN:
@@ -98,6 +105,21 @@ def plan(
     else:
         print_data(json_value(plans, removed), DataFormat(output.value), text_lines(plans, removed))
     raise typer.Exit(_exit_status(plans) if exit_code else ExitStatus.OK)
+
+
+def _missing_here(found: FileObject) -> tuple[str, ...]:
+    """What an object needs that this machine lacks; in a cluster, the stages run in images."""
+    from edgetune_jobs.errors import InvalidInput
+    from edgetune_jobs.evaluation.edge.budget import check_measurable
+    from edgetune_jobs.tensors.formats.suitability import check_quantizer
+
+    warnings = []
+    for check in (check_quantizer, check_measurable):
+        try:
+            check(parse_spec(found.document["spec"]).parameters)
+        except InvalidInput as error:
+            warnings.append(f"{error}: a run on this machine fails here")
+    return tuple(warnings)
 
 
 def _valid(filenames: list[str]) -> tuple[FileObject, ...]:
