@@ -20,6 +20,7 @@ from support.devices import address, pull
 from support.published import MODEL, PublishedModel
 from support.registry import OciRegistry, docker_login, running_registry
 from support.server_process import free_port
+from support.signing import make_key
 
 REPOSITORY = "team-a/sensor-faults"
 
@@ -88,6 +89,21 @@ def test_a_folder_and_an_archive_are_named_with_what_they_have(tmp_path: Path, d
     assert {path.name: fingerprint(path).sha256 for path in (tmp_path / "out").iterdir()} == {
         entry.path: entry.sha256 for entry in document.edge.all_files
     }
+
+
+def test_a_signed_model_is_named_so_and_its_signature_is_in_the_registry_too(
+    tmp_path: Path, model: PublishedModel, registry: OciRegistry
+) -> None:
+    model.signing_key = make_key(tmp_path / "key").private
+    model.publish()
+
+    said = export(source_of(tmp_path), f"oci://{registry.host}/{REPOSITORY}:v1")
+
+    manifest, _ = registry.manifest(REPOSITORY, "v1")
+    types = {layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"] for layer in manifest["layers"]}
+    assert said.strip().endswith(", signed")
+    assert types["model.sig"].endswith("doc.v1.raw")
+    assert json.loads(export(source_of(tmp_path), tmp_path / "out", "-o", "json"))["signed"] is True
 
 
 def test_a_registry_has_the_model_in_the_layout_of_modelpack(

@@ -106,6 +106,24 @@ def test_a_model_type_that_gguf_does_not_support_is_refused_in_quantize_too(tmp_
     )
 
 
+@pytest.mark.parametrize("edge_format", ALL)
+def test_a_broken_tokenizer_of_the_merged_model_is_said_to_be_there(
+    edge_format: str, tuned: Tuned, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    shutil.copytree(tuned.merged, merged)
+    (merged / "tokenizer.json").write_text("{}")
+    broken = Tuned(merged, tuned.adapter, merged)
+
+    with pytest.raises(InvalidInput) as of_merged:
+        broken.quantize(tmp_path / "edge", [edge_format])
+    with pytest.raises(InvalidInput) as of_base:
+        broken.quantize(tmp_path / "fused", [edge_format], keep=False)
+
+    assert str(of_merged.value).startswith(f"the merged model ({merged.as_uri()}): cannot load the tokenizer")
+    assert str(of_base.value).startswith("spec.baseModel.uri: s3://models/tiny: cannot load the tokenizer")
+
+
 def test_every_format_is_scored_and_the_first_is_the_edge_model(tuned: Tuned, few_rows: Path, tmp_path: Path) -> None:
     _, quantized = tuned.quantize(tmp_path / "quantize", ALL)
     parameters = tiny_parameters(quantization={"formats": ALL}, evaluation={"maxNewTokens": 4})

@@ -95,7 +95,8 @@ class PublishedModel:
 
     def _write(self, document: VersionDocument) -> tuple[VersionDocument, Publication]:
         """Publish a version, with its cards if the model has them."""
-        document, cards = with_cards(document) if self.has_cards else (document, {})
+        is_signed = self.signing_key is not None and document.published
+        document, cards = with_cards(document, is_signed=is_signed) if self.has_cards else (document, {})
         return document, self.publisher.publish(document, cards)
 
     def _made(self, stage: Stage, seed: str) -> Manifest:

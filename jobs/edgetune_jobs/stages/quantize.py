@@ -10,7 +10,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, MERGED
 from edgetune_contract.spec import EdgeFormat
 from edgetune_jobs.errors import Interrupted
 from edgetune_jobs.models import loading
-from edgetune_jobs.models.folder import LocalModelFolder
+from edgetune_jobs.models.folder import LocalModelFolder, ModelFolder
 from edgetune_jobs.models.quantization.coverage import int8_coverage, int8_linears, int8_skipped
 from edgetune_jobs.models.saving import folder_bytes, save_model, write_chat_template
 from edgetune_jobs.models.tuned_model import merge_adapter
@@ -135,7 +135,8 @@ def _write_by_library(context: StageContext, formats: Sequence[EdgeFormat], reas
         folder = context.output / EdgeFormat.BITSANDBYTES_INT8.artifact
         prompt_format = streamed_model.trained_prompt_format(context)
         save_model(edge, folder, source, prompt_format)
-        template = write_chat_template(folder, prompt_format, loading.load_tokenizer(folder))
+        tokenizer = loading.load_tokenizer(folder, _merged_source(context).label)
+        template = write_chat_template(folder, prompt_format, tokenizer)
         warnings += () if template is None else template.warnings
         sizes[EdgeFormat.BITSANDBYTES_INT8] = folder_bytes(folder)
         share = shares[EdgeFormat.BITSANDBYTES_INT8] = _written_share(context, folder)
@@ -179,12 +180,16 @@ def _write_others(
     return _write_in_stream(context, streamed, formats)
 
 
+def _merged_source(context: StageContext) -> ModelFolder:
+    """The merged model, or the base that the adapter is merged into here; its tokenizer is used."""
+    return streamed_model.model_input(context, MERGED if streamed_model.has_model(context, MERGED) else BASE)
+
+
 def _load_merged(context: StageContext, device: "torch.device") -> "tuple[PreTrainedModel, Path]":
     """The merged model, and the folder of its tokenizer."""
-    is_merged = streamed_model.has_model(context, MERGED)
-    source = streamed_model.model_input(context, MERGED if is_merged else BASE)
+    source = _merged_source(context)
     folder = source.fetch(used_files(source))
-    if is_merged:
+    if streamed_model.has_model(context, MERGED):
         return loading.load_merged(folder, device), folder
     merge_base = context.request.parameters.merge.base
     return merge_adapter(folder, context.inputs[ADAPTER], merge_base, device), folder

@@ -50,16 +50,24 @@ def export(
 
     A folder is as from_pretrained, llama.cpp, Ollama and the Hugging Face hub read it. An archive has the same bytes
     whenever it is written. A registry gets the layout of CNCF ModelPack, with the credentials of `docker login`. Every
-    file is compared with its SHA-256, and nothing is visible before the last one is there.
+    file is compared with its SHA-256, and nothing is visible before the last one is there. The signature of a signed
+    version is copied as model.sig; export does not check it: `edgetune verify --verify-key` does.
     """
     known = read_profiles(profiles, Path()) if profiles else {}
     bundle, done = call_jobs(lambda: _export(source, target, edge_format, known))
     document, name = bundle.document, bundle.edge.artifact.name
+    is_signed = bundle.signature is not None
     line = (
         f"{done} has {document.model}, version {document.version[:SHORT_VERSION]}, {name}: "
-        f"{len(bundle.entries)} files, {format_bytes(bundle.bytes)}"
+        f"{len(bundle.entries)} files, {format_bytes(bundle.bytes)}{', signed' if is_signed else ''}"
     )
-    found = {"target": done, "model": document.model, "version": document.version, "artifact": name}
+    found = {
+        "target": done,
+        "model": document.model,
+        "version": document.version,
+        "artifact": name,
+        "signed": is_signed,
+    }
     print_data({**found, "files": len(bundle.entries), "bytes": bundle.bytes}, output, [line])
 
 

@@ -240,6 +240,17 @@ def test_keys_that_verify_no_version_replace_none(
     pull(*place, device)
 
 
+def test_a_first_pull_that_fails_keeps_no_key(
+    signed: PublishedModel, key: KeyFiles, device: Path, tmp_path: Path
+) -> None:
+    refused(address(signed), device, "--verify-key", make_key(tmp_path / "other").public)
+
+    assert not (device / "trusted-keys.pem").exists()
+    pull(address(signed), device)
+    pull(address(signed), device, "--verify-key", key.public)
+    assert (device / "trusted-keys.pem").read_bytes() == key.public.read_bytes()
+
+
 def test_a_version_that_was_pulled_without_a_key_is_verified_with_its_files_when_there_is_one(
     signed: PublishedModel, key: KeyFiles, device: Path
 ) -> None:

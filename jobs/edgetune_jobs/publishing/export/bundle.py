@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from edgetune_contract.digest import signature_key
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import EdgeModel, VersionDocument
@@ -20,11 +21,15 @@ from edgetune_jobs.store.files import (
     disk_errors,
     file_list_digest,
     fingerprint,
+    fingerprint_of_bytes,
 )
 from edgetune_jobs.store.store import Store, check_content, require_model, uri_of
 
 CURRENT = "current"
 """Link in a device's folder to the version that is in use."""
+
+SIGNATURE = "model.sig"
+"""The signature of the other files, where model-signing writes it by default; its verifier leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,14 @@ class Bundle:
     place: Callable[[FileEntry, Path], None]
     """Copies a file of `entries` to a path, and compares it with its entry; raises DamagedObject if they differ."""
 
+    signature: bytes | None = None
+    """Signature of the model's files and its card; None if the version has none."""
+
     @property
     def entries(self) -> Sequence[FileEntry]:
-        """The model's files and its card, sorted by path."""
-        return sorted(self.edge.all_files, key=lambda entry: entry.path)
+        """The model's files, its card and its signature, sorted by path."""
+        signature = () if self.signature is None else (fingerprint_of_bytes(self.signature).entry(SIGNATURE),)
+        return sorted((*self.edge.all_files, *signature), key=lambda entry: entry.path)
 
     @property
     def bytes(self) -> int:
@@ -66,7 +75,8 @@ def bundle_of_store(store: Store, address: ModelAddress, edge_format: EdgeFormat
     def copy(entry: FileEntry, target: Path) -> None:
         store.download_file(keys[entry.path], target, Fingerprint.of(entry))
 
-    return Bundle(document, edge, copy)
+    signature = store.read(signature_key(document.model, document.version, edge.artifact.name))
+    return _signed(Bundle(document, edge, copy), None if signature is None else signature.data)
 
 
 def is_device_folder(folder: Path) -> bool:
@@ -99,7 +109,23 @@ def bundle_of_device(folder: Path, edge_format: EdgeFormat | None) -> Bundle:
     def copy(entry: FileEntry, target: Path) -> None:
         _copy_file(files / entry.path, target, Fingerprint.of(entry))
 
-    return Bundle(document, edge, copy)
+    signature = files.with_name(f"{files.name}.sig")
+    return _signed(Bundle(document, edge, copy), signature.read_bytes() if signature.is_file() else None)
+
+
+def _signed(bundle: Bundle, signature: bytes | None) -> Bundle:
+    """The bundle with the signature of its files, if there is one."""
+    if signature is None:
+        return bundle
+    content = signature
+
+    def place(entry: FileEntry, target: Path) -> None:
+        if entry.path == SIGNATURE:
+            target.write_bytes(content)
+        else:
+            bundle.place(entry, target)
+
+    return replace(bundle, place=place, signature=content)
 
 
 def _checked(document: VersionDocument, edge_format: EdgeFormat | None, place: str) -> EdgeModel:

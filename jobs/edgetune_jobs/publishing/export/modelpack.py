@@ -9,7 +9,7 @@ from edgetune_contract.digest import canonical_json
 from edgetune_contract.request import FileEntry
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
-from edgetune_jobs.publishing.export.bundle import Bundle
+from edgetune_jobs.publishing.export.bundle import SIGNATURE, Bundle
 from edgetune_jobs.publishing.model_card.card import CARD
 from edgetune_jobs.store.files import fingerprint_of_bytes
 from edgetune_jobs.store.sources.licence import LICENCE_FACT
@@ -89,7 +89,7 @@ def layer_of(entry: FileEntry) -> Mapping[str, Any]:
 
 
 def _media_type(path: str) -> str:
-    if path == CARD:
+    if path in (CARD, SIGNATURE):
         return _DOCUMENTATION
     return _WEIGHTS if PurePosixPath(path).suffix in (".safetensors", ".gguf") else _WEIGHTS_CONFIG
 

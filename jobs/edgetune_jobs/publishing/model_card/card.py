@@ -24,23 +24,29 @@ _TAGS: Mapping[EdgeFormat | None, tuple[str, ...]] = {
 }
 
 
-def with_cards(document: VersionDocument) -> tuple[VersionDocument, dict[str, bytes]]:
-    """The document with the cards of its edge models, and the cards by their keys in the store."""
+def with_cards(document: VersionDocument, *, is_signed: bool = False) -> tuple[VersionDocument, dict[str, bytes]]:
+    """The document with the cards of its edge models, and the cards by their keys in the store.
+
+    Args:
+        document: the version.
+        is_signed: whether it is published with a signature.
+    """
     cards: dict[str, bytes] = {}
     edges = []
     for edge in document.edges:
-        card = model_card(document, edge).encode()
+        card = model_card(document, edge, is_signed=is_signed).encode()
         cards[f"{cards_key(document.model, document.version, edge.artifact.name)}/{CARD}"] = card
         edges.append(edge.model_copy(update={"cards": (fingerprint_of_bytes(card).entry(CARD),)}))
     return document.model_copy(update={"edge": edges[0], "further_edges": tuple(edges[1:])}), cards
 
 
-def model_card(document: VersionDocument, edge: EdgeModel) -> str:
+def model_card(document: VersionDocument, edge: EdgeModel, *, is_signed: bool = False) -> str:
     """README.md of an edge model: front matter in YAML as model hubs read it, then Markdown.
 
     It has nothing that depends on when or where the version is published: it is part of the version.
     """
-    return f"---\n{_front_matter(document, edge)}---\n\n" + "\n\n".join(_sections(document, edge)) + "\n"
+    sections = [*_sections(document, edge), *(_signature() if is_signed else ())]
+    return f"---\n{_front_matter(document, edge)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _front_matter(document: VersionDocument, edge: EdgeModel) -> str:
@@ -187,6 +193,21 @@ def _provenance(document: VersionDocument, edge: EdgeModel) -> Iterator[str]:
     if libraries:
         yield f"Libraries: {', '.join(f'{escaped(name)} {escaped(number)}' for name, number in libraries.items())}."
     yield "`edgetune verify` compares the files in the store with the version."
+
+
+def _signature() -> Iterator[str]:
+    yield "## Signature"
+    yield (
+        "The version is signed. With the publisher's public key, `edgetune verify` and `edgetune pull` check it, and "
+        "take nothing that another key has signed. In a folder that `edgetune export` wrote, model-signing checks the "
+        "files without Edgetune."
+    )
+    lines = (
+        "edgetune verify …/latest.json --verify-key signing.pub",
+        "edgetune pull …/latest.json FOLDER --verify-key signing.pub",
+        "model_signing verify key . --signature model.sig --public_key signing.pub",
+    )
+    yield code_block("\n".join(lines) + "\n", "sh")
 
 
 def _parameters(document: VersionDocument, section: str) -> Mapping[str, Any]:

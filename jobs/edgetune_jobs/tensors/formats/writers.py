@@ -104,7 +104,8 @@ def _int8(
         folder = context.output / edge_format.artifact
         prompt_format = streamed_model.trained_prompt_format(context)
         streamed_model.write_companions(model, folder, prompt_format, quantization_config=quantization_config)
-        template = write_chat_template(folder, prompt_format, loading.load_tokenizer(folder))
+        tokenizer = loading.load_tokenizer(folder, model.weights.folder.label)
+        template = write_chat_template(folder, prompt_format, tokenizer)
         warnings.extend(f"{edge_format}: {each}" for each in _warnings(template))
         return writer.total_bytes + streamed_model.companion_bytes(folder)
 
@@ -170,7 +171,7 @@ def _describe(edge_format: EdgeFormat, model: StreamedModel, context: StageConte
     dtype, block = matrices_of(edge_format, model.weights.dtype)
     with refusing(edge_format, context.request.parameters):
         layout = lay_out(config, {tensor.name: tensor.shape for tensor in model.weights.tensors}, dtype, block)
-        tokenizer = loading.load_tokenizer(folder)
+        tokenizer = loading.load_tokenizer(folder, model.weights.folder.label)
         other_ends = other_eos_ids(folder, tokenizer.eos_token_id)
         vocabulary = describe_vocabulary(tokenizer, config.vocab_size, other_ends)
         if not runtime_adds_bos(PromptFormat.of(context.request.parameters.dataset), tokenizer):
@@ -178,7 +179,7 @@ def _describe(edge_format: EdgeFormat, model: StreamedModel, context: StageConte
     ends = (tokenizer.eos_token_id, *other_ends)
     longest = min(layout.context_length, max(LEAST_CONTEXT, context.request.parameters.training.max_length))
     settings = RuntimeSettings(gguf_loading.file_name(edge_format), vocabulary.add_bos, ends, longest)
-    template = write_prompts(folder, prompt_format, tokenizer, settings)
+    template = write_prompts(folder, prompt_format, tokenizer, settings, model.weights.folder.label)
     if template is not None:
         vocabulary = replace(vocabulary, chat_template=template.for_llama_cpp)
     differences = vocabulary.differences + layout.differences + _warnings(template)
@@ -228,7 +229,11 @@ def quantized_share(model: StreamedModel, quantized: Collection[str]) -> float:
 
 
 def write_prompts(
-    folder: Path, prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", settings: RuntimeSettings
+    folder: Path,
+    prompt_format: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: RuntimeSettings,
+    label: str,
 ) -> TrainedTemplate | None:
     """Write what gives a GGUF model the prompts of training: chat template and Modelfile.
 
@@ -237,12 +242,13 @@ def write_prompts(
         prompt_format: how prompts were wrapped in training.
         tokenizer: the base's.
         settings: for the Modelfile.
+        label: name in messages of the model that the tokenizer is from.
 
     Returns:
         The chat template; None if the base's stays.
     """
     template = write_chat_template(folder, prompt_format, tokenizer)
-    write_modelfile(folder, prompt_format, loading.load_tokenizer(folder), settings)
+    write_modelfile(folder, prompt_format, loading.load_tokenizer(folder, label), settings)
     return template
 
 

@@ -12,13 +12,20 @@ import pytest
 from edgetune_contract.version import VersionDocument
 from edgetune_jobs.errors import InvalidInput, StageError, TransientError
 from edgetune_jobs.publishing.addresses import ModelAddress
-from edgetune_jobs.publishing.export.bundle import Bundle, bundle_of_device, bundle_of_store, is_device_folder
+from edgetune_jobs.publishing.export.bundle import (
+    SIGNATURE,
+    Bundle,
+    bundle_of_device,
+    bundle_of_store,
+    is_device_folder,
+)
 from edgetune_jobs.publishing.export.local import export_folder, export_tar
 from edgetune_jobs.store.files import Fingerprint, fingerprint
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.store import DamagedObject
 from support.devices import address, pull
 from support.published import MODEL, PublishedModel
+from support.signing import make_key, verified_by_model_signing
 
 Export = Callable[[Bundle, Path], None]
 
@@ -72,6 +79,29 @@ def test_a_pulled_folder_is_exported_without_its_store(model: PublishedModel, tm
         export_folder(bundle_of_device(place, None), tmp_path / str(number))
         assert files_in(tmp_path / str(number)) == files_of(document)
     assert not is_device_folder(tmp_path)
+
+
+def test_a_signed_model_is_exported_with_its_signature_which_model_signing_checks(
+    model: PublishedModel, tmp_path: Path
+) -> None:
+    key = make_key(tmp_path / "key")
+    model.signing_key = key.private
+    document = model.publish()
+    pull(address(model), tmp_path / "device", "--verify-key", key.public)
+
+    export_folder(bundle_of(model), tmp_path / "from-store")
+    export_folder(bundle_of_device(tmp_path / "device", None), tmp_path / "from-device")
+    export_tar(bundle_of(model), tmp_path / "model.tar")
+
+    assert files_in(tmp_path / "from-store") == files_in(tmp_path / "from-device")
+    assert files_in(tmp_path / "from-store").keys() == files_of(document).keys() | {SIGNATURE}
+    with tarfile.open(tmp_path / "model.tar") as archive:
+        assert SIGNATURE in archive.getnames()
+    for folder in (tmp_path / "from-store", tmp_path / "from-device"):
+        code, said = verified_by_model_signing(folder, folder / SIGNATURE, key)
+        assert code == 0, said
+    (tmp_path / "from-device" / "config.json").write_text("{}")
+    assert verified_by_model_signing(tmp_path / "from-device", tmp_path / "from-device" / SIGNATURE, key)[0] == 1
 
 
 def test_an_archive_has_the_same_bytes_from_wherever_and_whenever_it_is_written(

@@ -172,6 +172,15 @@ def test_a_card_depends_on_the_version_only() -> None:
     assert model_card(earlier, earlier.edge) == model_card(later, later.edge)
 
 
+def test_a_card_says_how_to_check_a_signature_only_if_the_version_has_one() -> None:
+    made = document()
+
+    signed = model_card(made, made.edge, is_signed=True)
+
+    assert "edgetune pull …/latest.json FOLDER --verify-key signing.pub" in signed
+    assert "verify-key" not in model_card(made, made.edge)
+
+
 def test_a_document_lists_its_cards_with_size_and_sha256() -> None:
     made, cards = with_cards(document())
 

@@ -93,14 +93,14 @@ def write_gguf_lora(context: StageContext) -> WrittenAdapter:
         base, about_base = _open_base(context, prompt_format)
         layout = lay_out(base.layout.config, {tensor.name: tensor.shape for tensor in base.weights.tensors})
         streamed_model.write_companions(base, folder, prompt_format)
-        tokenizer = loading.load_tokenizer(folder)
+        tokenizer = loading.load_tokenizer(folder, base.weights.folder.label)
         ids = other_eos_ids(folder, tokenizer.eos_token_id)
         vocabulary = describe_vocabulary(tokenizer, base.layout.config.vocab_size, ids)
     longest = min(layout.context_length, max(LEAST_CONTEXT, request.parameters.training.max_length))
     ends = (tokenizer.eos_token_id, *ids)
     # The base's file, which other adapters share, has the base's chat template.
     settings = RuntimeSettings(BASE_FILE, vocabulary.add_bos, ends, longest, ADAPTER_FILE)
-    template = write_prompts(folder, prompt_format, tokenizer, settings)
+    template = write_prompts(folder, prompt_format, tokenizer, settings, base.weights.folder.label)
     about_prompts = () if template is None else template.warnings
     differences = (*about_base, *vocabulary.differences, *layout.differences, *about_prompts)
     warnings = tuple(f"{_FORMAT}: {each}" for each in differences)
