@@ -243,6 +243,8 @@ def test_keys_that_verify_no_version_replace_none(
 def test_a_first_pull_that_fails_keeps_no_key(
     signed: PublishedModel, key: KeyFiles, device: Path, tmp_path: Path
 ) -> None:
+    signed.publish()
+
     refused(address(signed), device, "--verify-key", make_key(tmp_path / "other").public)
 
     assert not (device / "trusted-keys.pem").exists()
