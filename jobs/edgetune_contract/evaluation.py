@@ -79,6 +79,11 @@ class Gates(Model):
     max_edge_bytes: ByteQuantity | None = None
     """Maximum size of the edge model, as a quantity of bytes such as 8Gi."""
 
+    @property
+    def has_one_on_the_score(self) -> bool:
+        """Whether a model that learned nothing can be refused."""
+        return any(gate is not None for gate in (self.min_score, self.min_improvement, self.max_drop))
+
 
 class EvaluationSpec(Model):
     """Scoring of the base, tuned, merged and edge model on the same rows."""

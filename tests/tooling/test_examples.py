@@ -2,18 +2,24 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from edgetune_cli.__main__ import app
+from edgetune_contract.evaluation import Gates
+from edgetune_operator.api import names
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLES = REPOSITORY / "examples"
 OBJECTS = sorted(EXAMPLES.glob("*/lora-fine-tune.yaml"))
 GENERATED = {"functions": ("train.jsonl", "eval.jsonl"), "tickets": ("train.csv", "eval.csv")}
 
@@ -34,6 +40,41 @@ def test_every_object_is_valid_has_gates_and_is_planned(path: Path, tmp_path: Pa
     assert planned.exit_code == 0, planned.output
     assert "publish" in planned.stdout
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["evaluation"]["gates"]
+
+
+def samples() -> dict[str, dict[str, Any]]:
+    """Every object that a reader may copy: of the examples, the pages and the notes of the chart, by its place."""
+    notes = (REPOSITORY / "charts" / "edgetune" / "templates" / "NOTES.txt").read_text(encoding="utf-8")
+    found = {path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8") for path in OBJECTS}
+    found["NOTES.txt"] = re.sub(r"(?m)^.*\{\{.*\n", "", notes.split("<<'YAML'\n")[1].split("YAML\n")[0])
+    for path in (REPOSITORY / "README.md", EXAMPLES / "README.md", *(REPOSITORY / "docs").glob("**/*.md")):
+        blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for number, block in enumerate(blocks):
+            found[f"{path.relative_to(REPOSITORY).as_posix()} block {number}"] = textwrap.dedent(block)
+    documents = {
+        f"{place} {number}": document
+        for place, text in found.items()
+        if f"kind: {names.KIND}" in text
+        for number, document in enumerate(yaml.safe_load_all(text))
+    }
+    return {place: document for place, document in documents.items() if document["kind"] == names.KIND}
+
+
+def test_every_object_that_a_reader_may_copy_has_a_gate_on_the_score() -> None:
+    found = samples()
+
+    assert {place.split(" ")[0] for place in found} >= {"README.md", "docs/operations.md", "NOTES.txt"}
+    gates = {place: document["spec"].get("evaluation", {}).get("gates", {}) for place, document in found.items()}
+    without = [place for place, each in gates.items() if not Gates.model_validate(each).has_one_on_the_score]
+    assert without == []
+
+
+@pytest.mark.parametrize("overlay", ["dev", "prod"])
+def test_every_overlay_of_the_gitops_example_sets_a_gate_on_the_score(overlay: str) -> None:
+    kustomization = EXAMPLES / "gitops" / "overlays" / overlay / "kustomization.yaml"
+    (patch,) = yaml.safe_load(kustomization.read_text(encoding="utf-8"))["patches"]
+
+    assert Gates.model_validate(yaml.safe_load(patch["patch"])["spec"]["evaluation"]["gates"]).has_one_on_the_score
 
 
 @pytest.mark.parametrize("name", GENERATED)

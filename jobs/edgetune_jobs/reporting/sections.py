@@ -115,7 +115,11 @@ def _gates(run: RunRecord) -> Section:
         return Section("gates", "Gates", sentences=(f"The gates cannot be shown: {error}.", *run.document.refusals))
     if table is None:
         return Section("gates", "Gates", sentences=("The spec sets no gates: any model of this run is published.",))
-    return Section("gates", "Gates", sentences=run.document.refusals, tables=(table,))
+    # That a size or a speed is limited says nothing about what was learned.
+    sentences = run.document.refusals
+    if not tables.evaluation_of(run.document).gates.has_one_on_the_score:
+        sentences = ("No gate is set on the score: a model of this run is published whatever it scores.", *sentences)
+    return Section("gates", "Gates", sentences=sentences, tables=(table,))
 
 
 def _scores(run: RunRecord, other: RunRecord | None) -> Section:
@@ -184,9 +188,12 @@ def _time(run: RunRecord) -> Section:
     gpu = tables.gpu_table(run)
     sentences: tuple[str, ...] = ()
     if run.usage is None:
+        document = run.document
+        live = f"kubectl get lft {document.model} -n {document.namespace} -o yaml | edgetune report -f /dev/stdin"
         sentences = (
-            "Attempts, and the GPU time of those that failed or were interrupted, are in the status of the object, "
-            "without which this report was made: `edgetune report -f` of the object shows them.",
+            "Attempts and wasted GPU time, which failed or interrupted attempts took, are in the status of the object, "
+            f"without which this report was made. After `edgetune run`, `edgetune report -f` of the object shows them; "
+            f"for an object of a cluster, `{live}`.",
         )
     return Section(
         "time",

@@ -29,17 +29,25 @@ class Table:
     """Whether all columns but the first have figures, which are aligned to the right."""
 
 
+def evaluation_of(document: VersionDocument) -> EvaluationSpec:
+    """How the version was evaluated.
+
+    Raises:
+        ValueError: the parameters of the document are not those of this release.
+    """
+    try:
+        return EvaluationSpec.model_validate(document.provenance.parameters.get("evaluation", {}))
+    except ValidationError as error:
+        raise ValueError("the spec of this version has fields of another release") from error
+
+
 def gate_table(document: VersionDocument) -> Table | None:
     """The gates of the spec with measured values and limits; None if the spec sets none.
 
     Raises:
         ValueError: the parameters of the document are not those of this release.
     """
-    try:
-        evaluation = EvaluationSpec.model_validate(document.provenance.parameters.get("evaluation", {}))
-    except ValidationError as error:
-        raise ValueError("the spec of this version has fields of another release") from error
-    checks = check_gates(evaluation, figures_of(document))
+    checks = check_gates(evaluation_of(document), figures_of(document))
     rows = [
         (
             check.gate,

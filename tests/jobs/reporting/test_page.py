@@ -52,6 +52,40 @@ def test_all_sections_are_on_the_page_in_their_order(page: bytes) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("gates", "said"),
+    [
+        ({}, "The spec sets no gates"),
+        ({"maxEdgeBytes": "1Gi"}, "No gate is set on the score"),
+        ({"maxEdgeBytes": "1Gi", "minImprovement": 0.05}, ""),
+    ],
+)
+def test_a_page_says_that_no_gate_is_set_on_the_score(
+    runs: tuple[RunRecord, RunRecord], gates: dict[str, object], said: str
+) -> None:
+    provenance = runs[0].document.provenance
+    parameters = {**provenance.parameters, "evaluation": {"gates": gates}}
+    document = runs[0].document.model_copy(
+        update={"provenance": provenance.model_copy(update={"parameters": parameters})}
+    )
+
+    text = Elements(render_report(replace(runs[0], document=document))).text
+
+    sentences = [each for each in ("The spec sets no gates", "No gate is set on the score") if each in text]
+    assert sentences == ([said] if said else [])
+
+
+def test_a_page_that_was_made_without_the_status_says_where_wasted_gpu_time_is(
+    runs: tuple[RunRecord, RunRecord],
+) -> None:
+    run, without = runs[0], replace(runs[0], usage=None)
+    document = run.document
+    live = f"kubectl get lft {document.model} -n {document.namespace} -o yaml | edgetune report -f /dev/stdin"
+
+    assert live in Elements(render_report(without)).text
+    assert "status of the object" not in Elements(render_report(run)).text
+
+
 def test_the_page_has_no_scripts_and_loads_nothing(page: bytes) -> None:
     elements = Elements(page)
 

@@ -26,10 +26,7 @@ def score_note(spec: LoraFineTuneSpec, scores: Scores | None) -> str:
 
 
 def _has_no_gate(spec: LoraFineTuneSpec) -> bool:
-    gates = spec.evaluation.gates
-    return not spec.publish.pin and all(
-        gate is None for gate in (gates.min_score, gates.min_improvement, gates.max_drop)
-    )
+    return not spec.publish.pin and not spec.evaluation.gates.has_one_on_the_score
 
 
 def _no_gate(spec: LoraFineTuneSpec) -> str:
