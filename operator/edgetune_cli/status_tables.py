@@ -216,7 +216,9 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
         return "checked, nothing changed" if row.name is Stage.PREPARE and row.name in ran else "already done"
     metrics = row.metrics
     if row.name is Stage.PREPARE and "trainExamples" in metrics:
-        return f"{metrics['trainExamples']:,.0f} training rows, {metrics.get('evalExamples', 0):,.0f} evaluation rows"
+        # A conversation can be several examples. Older releases did not count rows.
+        rows = metrics.get("trainRows", metrics["trainExamples"])
+        return f"{rows:,.0f} training rows, {metrics.get('evalExamples', 0):,.0f} evaluation rows"
     if row.name is Stage.TRAIN and "steps" in metrics:
         trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""

@@ -125,6 +125,7 @@ def test_warnings_are_those_of_prepare(
     checked = check(place, dataset)
 
     assert checked["warnings"] == list(prepared.warnings)
+    assert checked["trainRows"] == prepared.metrics["trainRows"] <= prepared.metrics["trainExamples"]
     assert any(words in warning for warning in checked["warnings"])
 
 

@@ -98,6 +98,7 @@ def run(context: StageContext) -> StageOutput:
     preparation = Preparation(
         text_part_of=None if text_part is None else text_part.architecture,
         workload=workload,
+        train_rows=written.train_rows,
         train=train,
         evaluation=evaluation,
         is_split_off=eval_set is None,
@@ -245,6 +246,7 @@ class _WrittenRows:
     """The rows in the files of the prepared data."""
 
     folder: Path
+    train_rows: int
     train: TokenCount
     evaluation: TokenCount
     warnings: Sequence[str]
@@ -330,4 +332,4 @@ def _write_rows(
         max_length=parameters.training.max_length,
         unused_fields=tokenizing.tokenizer.unused_fields(),
     )
-    return _WrittenRows(tokenizing.folder, train, evaluation, warnings)
+    return _WrittenRows(tokenizing.folder, len(rows.train), train, evaluation, warnings)

@@ -18,6 +18,9 @@ class Preparation:
     text_part_of: str | None
     """Architecture of the multimodal model whose text part the base is; None for a text model."""
 
+    train_rows: int
+    """Conversations can be several training examples each."""
+
     train: TokenCount
     evaluation: TokenCount
     is_split_off: bool
@@ -48,6 +51,7 @@ class Preparation:
         return {
             **base_figures(self.base, is_streamed=self.is_streamed),
             **training_figures(self.workload),
+            "trainRows": self.train_rows,
             "trainExamples": self.train.examples,
             "evalExamples": self.evaluation.examples,
             "trainTokens": self.train.kept,

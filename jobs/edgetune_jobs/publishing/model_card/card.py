@@ -145,7 +145,7 @@ def _training(document: VersionDocument) -> Iterator[tuple[str, str]]:
     yield "base", code(str(base.get("uri", ""))) + (f" at {code(str(revision))}" if revision else "")
     yield "base, SHA-256 of its files", code(provenance.resolved.base)
     for name, digest, rows in (
-        ("train", provenance.resolved.train, "trainExamples"),
+        ("train", provenance.resolved.train, "trainRows" if "trainRows" in prepared else "trainExamples"),
         ("eval", provenance.resolved.eval, "evalExamples"),
     ):
         source = dataset.get(name)
