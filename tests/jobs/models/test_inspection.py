@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from edgetune_contract.spec import LoraSpec
+from edgetune_jobs.data.row_checks import TokenLimits
 from edgetune_jobs.errors import InvalidInput
-from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers
+from edgetune_jobs.models.inspection import BaseModel, inspect_base, targeted_layers, token_limits
 from edgetune_jobs.models.skeleton import build_skeleton
 from edgetune_jobs.store.sources.source import FolderSource, SourceKind
 from edgetune_jobs.training.recipe import find_targets
@@ -312,3 +313,11 @@ def test_the_layers_of_a_mixture_that_get_an_adapter_are_known_from_its_files(
     found = {layer.name for layer in targeted_layers(inspect(folder), lora)}
 
     assert found == set(find_targets(build_skeleton(folder), lora).layers)
+
+
+def test_the_limits_of_a_multimodal_model_are_those_of_its_text_part() -> None:
+    own = {"vocab_size": 400, "max_position_embeddings": 128}
+
+    assert token_limits(own) == TokenLimits(vocabulary=400, max_positions=128)
+    assert token_limits({"vocab_size": 9, "text_config": own}) == TokenLimits(vocabulary=400, max_positions=128)
+    assert token_limits({"text_config": {}}) == TokenLimits(vocabulary=None, max_positions=None)
