@@ -145,10 +145,10 @@ def _speed(tokens_per_second: float | None) -> str:
 
 
 def row_table(data: DataReport) -> Table:
-    """The rows of training and evaluation in figures."""
+    """The examples of training and evaluation in figures; a conversation can be several."""
     kinds = (("training", data.train), ("evaluation", data.eval))
-    head = ("rows", "number", "tokens", "median", "90%", "99%", "longest", "truncated")
-    return Table("Rows, and their lengths in tokens before truncation", head, [_row_row(*kind) for kind in kinds])
+    head = ("examples", "number", "tokens", "median", "90%", "99%", "longest", "truncated")
+    return Table("Examples, and their lengths in tokens before truncation", head, [_row_row(*kind) for kind in kinds])
 
 
 def _row_row(kind: str, rows: PreparedRows) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def data_charts(data: DataReport) -> Iterator[Chart]:
     """The lengths of training and evaluation rows."""
     if data.train.histogram:
         lengths = data.train.lengths
-        caption = f"Lengths of {count(data.train.examples, 'training row')} before truncation, in tokens"
+        caption = f"Lengths of {count(data.train.examples, 'training example')} before truncation, in tokens"
         caption += f": half have at most {lengths['p50']:,}, 99% at most {lengths['p99']:,}" if "p99" in lengths else ""
         caption += f"; {data.train.truncated:,} were truncated." if data.train.truncated else "; none was truncated."
         yield Chart("tokens", "Tokens per row", caption, lambda axes: _draw_lengths(axes, data))
