@@ -18,9 +18,11 @@ define compile_constraints
 @$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras --no-annotate \
 	--custom-compile-command 'make generate' --output-file .venv/constraints.txt $(1) pyproject.toml
 @cmp -s .venv/constraints.txt constraints.txt || cp .venv/constraints.txt constraints.txt
+@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group docs --constraint constraints.txt --no-annotate \
+	--custom-compile-command 'make generate' --output-file docs/site/requirements.txt $(1)
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check generate pictures upgrade bench gpu-check sweep format clean clean-cache
+.PHONY: help demo test coverage programs e2e cluster cluster-down check docs docs-serve generate pictures upgrade bench gpu-check sweep format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +40,12 @@ help: ## List the targets
 
 .venv/dev: .venv/jobs
 	@$(UV_INSTALL) -e '.[operator,jobs,oci,dev]'
+	@touch $@
+
+# Of its own: the environment of the code and the images have none of its libraries.
+.venv/docs: .venv/uv docs/site/requirements.txt
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $@
+	@$(BIN)/uv pip install --quiet --python $@/bin/python -r docs/site/requirements.txt
 	@touch $@
 
 # Without its dependencies: only its model file is needed.
@@ -63,7 +71,7 @@ demo: .venv/jobs .venv/llama-cpp examples/sensor-faults/base ## Set up, then fin
 	@echo 'Ask it:  $(BIN)/edgetune generate --model .edgetune/device/current --prompt "Fan F-07 in hall 2: high current, 61.0 A. Diagnose."'
 	@echo 'or:      llama-server --model .edgetune/device/current/model-Q8_0.gguf'
 
-test: .venv/dev examples/sensor-faults/base ## Set up, then run all tests (15 minutes on two cores, and 5 the first time to build llama.cpp)
+test: .venv/dev .venv/docs examples/sensor-faults/base ## Set up, then run all tests (15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
 
@@ -94,6 +102,13 @@ check: .venv/dev ## Check format, lint, types, imports and generated files
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map --check
 	@PYTHONPATH=tests $(BIN)/python -m support.gpu_memory_page --check
 
+docs: .venv/docs ## Build the documentation as a site in site/, strictly: a broken link or anchor is an error
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
+	@echo "Open site/index.html: it needs no server"
+
+docs-serve: .venv/docs ## Serve the site on http://localhost:8000, and build it again when a page is saved
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs serve
+
 # constraints.txt comes first: with an old one, the requirements in pyproject.toml may not be installable.
 generate: .venv/uv ## Generate constraints.txt from pyproject.toml, CRD, field reference and golden manifests from the models, and the table of GPU memory
 	$(call compile_constraints)
@@ -103,7 +118,8 @@ generate: .venv/uv ## Generate constraints.txt from pyproject.toml, CRD, field r
 	@PYTHONPATH=tests $(BIN)/python -m support.file_map
 	@PYTHONPATH=tests $(BIN)/python -m support.gpu_memory_page
 
-pictures: .venv/dev ## Draw the picture in docs/report.md and the approved one of the tests, in Chromium (apt-get install chromium)
+pictures: .venv/dev ## Draw the pictures of the documentation and the approved one of the tests, in Chromium (apt-get install chromium)
+	@PYTHONPATH=tests $(BIN)/python -m support.terminal_picture
 	@PYTHONPATH=tests $(BIN)/python -m support.report_pages
 
 upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds of pyproject.toml: all, or PACKAGES="trl peft"
@@ -134,7 +150,7 @@ format: .venv/dev ## Format the code
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove the output of the targets, but not the environment
-	@rm -rf .edgetune examples/sensor-faults/base
+	@rm -rf .edgetune site examples/sensor-faults/base
 
 clean-cache: cluster-down ## Remove the programs, models and images that all clones on this machine share
 	@rm -rf "$${EDGETUNE_CACHE_DIR:-$${XDG_CACHE_HOME:-$$HOME/.cache}/edgetune}"

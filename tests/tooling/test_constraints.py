@@ -15,7 +15,9 @@ from packaging.utils import canonicalize_name
 from cluster.folders import REPOSITORY
 from support.constraints import constraint_lines, pins
 
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+DOCS = PYPROJECT["dependency-groups"]["docs"]
 REQUIREMENTS = {"base": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 # llama-cpp is compiled into a separate environment.
 INSTALLED = ("base", "operator", "jobs", "dev")
@@ -84,11 +86,27 @@ def test_direct_and_transitive_requirements_are_installed_in_the_constrained_ver
     assert different == {}, "run `make generate` after a change of pyproject.toml, and `make .venv/dev`"
 
 
+def test_the_requirements_of_the_site_are_one_version_of_each_within_the_bounds() -> None:
+    lines = (REPOSITORY / "docs" / "site" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    versions = {each.name: str(each.specifier).removeprefix("==") for each in pinned}
+
+    assert {str(each.specifier)[:2] for each in pinned} == {"=="}
+    for text in DOCS:
+        assert Requirement(text).specifier.contains(versions[Requirement(text).name]), "run `make generate`"
+
+
 @pytest.mark.parametrize("path", ["operator/Dockerfile", "jobs/Dockerfile", "Makefile"])
 def test_no_library_is_installed_without_the_constraints(path: str) -> None:
     found = commands(path)
     # Constraints, requirements that were compiled with them, or a single package without dependencies.
-    bound = ("constraints.txt", "-r /opt/edgetune/requirements.txt", "--no-deps", "$(UV_INSTALL)")
+    bound = (
+        "constraints.txt",
+        "-r /opt/edgetune/requirements.txt",
+        "-r docs/site/requirements.txt",
+        "--no-deps",
+        "$(UV_INSTALL)",
+    )
 
     assert found, path
     assert [each for each in found if not any(word in each for word in bound)] == []
