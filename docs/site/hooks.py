@@ -40,6 +40,7 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".json": "json", 
 _CODE = re.compile(r"^ *(`{3,}|~{3,}).*?^ *\1`*$|(`+)(?!`).*?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^()\s#]+)")
 _CELL_CODE = re.compile(r"(`+).+?\1")
+_CELL_FIELD = re.compile(r"(<td[^>]*><code>)([\w.\[\]*]+)(?=</code>)")
 _ITEM = re.compile(r"( *)((?:[-*+]|\d+\.) +)")
 _FENCE = re.compile(r" *(`{3,}|~{3,})")
 _log = logging.getLogger("mkdocs.hooks.site")
@@ -86,11 +87,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Warn, which fails a strict build, of a list or a fence that became a paragraph."""
+    """Warn, which fails a strict build, of a list or a fence that became a paragraph; let fields wrap in tables."""
     for paragraph in re.findall(r"<p>.*?</p>", html, re.DOTALL):
         if re.search(r"(^|\n) *(?:[-*] |\d+\. |```)", paragraph):
             _log.warning("%s: a list or a fence is rendered as a paragraph: %s", page.file.src_uri, paragraph[:100])
-    return html
+    return let_fields_wrap(html)
+
+
+def let_fields_wrap(html: str) -> str:
+    """Let the name of a field with which a cell begins, such as spec.lora.rank, wrap after its dots."""
+    return _CELL_FIELD.sub(lambda field: field[1] + field[2].replace(".", ".<wbr>"), html)
 
 
 def tracked_files() -> frozenset[str]:

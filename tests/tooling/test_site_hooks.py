@@ -61,6 +61,12 @@ def test_code_in_tables_has_no_backslash_before_a_pipe() -> None:
     assert HOOKS.for_python_markdown(page) == page.replace("`a\\|b` | c", "`a|b` | c")
 
 
+def test_the_name_of_a_field_wraps_after_its_dots() -> None:
+    html = "<td><code>spec.lora.rank</code></td><td>as <code>a.b</code></td>"
+
+    assert HOOKS.let_fields_wrap(html) == html.replace("spec.lora.rank", "spec.<wbr>lora.<wbr>rank")
+
+
 def test_tutorials_are_in_the_order_in_which_a_newcomer_reads_them() -> None:
     assert HOOKS.in_reading_order(["gates", "zebra", "own-data", "index"]) == ["index", "own-data", "gates", "zebra"]
 
