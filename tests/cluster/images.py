@@ -23,10 +23,10 @@ PAUSE = "localhost/edgetune-pause:test"
 OPERATOR = "localhost/edgetune-operator:test"
 JOBS = "localhost/edgetune-jobs:test"
 BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
-# Change the tag of _BASE when its content changes.
+# Change the tag of BASE when its content changes.
 _DEBIAN_RELEASE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-dev", "python3-venv")
-_BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-2"
+BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-2"
 DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -229,17 +229,17 @@ def _build_arguments(base: str) -> list[str]:
 
 def _ensure_base(store: _Store) -> str:
     """A base image with Python, built from Debian packages, because there is no registry to pull one from."""
-    if store.has(_BASE):
-        return _BASE
-    with _timed(f"building {_BASE}"), _scratch_folder() as folder:
+    if store.has(BASE):
+        return BASE
+    with _timed(f"building {BASE}"), _scratch_folder() as folder:
         root = folder / "root"
         packages = f"--include={','.join(_DEBIAN_PACKAGES)}"
         _run("nice", "debootstrap", "--variant=minbase", packages, _DEBIAN_RELEASE, str(root))
         for leftover in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc"):
             shutil.rmtree(root / leftover)
         (folder / "Dockerfile").write_text("FROM scratch\nCOPY . /\n", encoding="utf-8")
-        store.build(_BASE, "--file", folder / "Dockerfile", root)
-    return _BASE
+        store.build(BASE, "--file", folder / "Dockerfile", root)
+    return BASE
 
 
 def _build_pause(store: _Store) -> None:

@@ -17,7 +17,7 @@ from edgetune_jobs.publishing.signing.keys import PrivateKey, PublicKey
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
-_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 
 class _Part(Model):
@@ -68,7 +68,7 @@ class Statement(_Part):
 
 def write_bundle(statement: Mapping[str, Any], key: PrivateKey) -> bytes:
     """A bundle with an in-toto statement, without its `_type`, as JSON."""
-    payload = canonical_json({"_type": _STATEMENT_TYPE, **statement})
+    payload = canonical_json({"_type": STATEMENT_TYPE, **statement})
     signature = key.sign(_encoded(payload))
     return canonical_json(
         {
