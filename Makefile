@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 # For make e2e and make cluster: `node` runs on this machine, `kind` in Docker containers.
 CLUSTER := node
-CLUSTERS := PYTHONPATH=tests $(BIN)/python -m cluster --type $(CLUSTER)
+CLUSTERS := PYTHONPATH=tests:tools $(BIN)/python -m cluster --type $(CLUSTER)
 # Spinning OpenMP threads make work on shared cores about five times as slow.
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_OFFLINE := 1
@@ -22,7 +22,8 @@ define compile_constraints
 	--custom-compile-command 'make generate' --output-file docs/site/requirements.txt $(1)
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check docs docs-serve generate pictures upgrade bench gpu-check sweep format clean clean-cache
+.PHONY: help demo test coverage programs e2e cluster cluster-down check docs docs-serve generate pictures upgrade bench gpu-check sweep \
+	version release format clean clean-cache
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,8 +83,9 @@ programs: .venv/dev ## Build the Kubernetes programs once; without them, the tes
 	@PYTHONPATH=tests $(BIN)/python -c 'from cluster import binaries; binaries.build()'
 
 # Exit code 77 means that this machine cannot run a node, which is not a failure.
+# RELEASE names a folder that `make release` wrote: its images and its chart are tested, and nothing is built.
 e2e: .venv/dev ## Test the chart and the images on a cluster with a real node (Linux, root; 30 minutes the first time), or CLUSTER=kind
-	@$(CLUSTERS) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
+	@$(if $(RELEASE),EDGETUNE_RELEASE=$(abspath $(RELEASE)) )$(CLUSTERS) run $(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS) || [ $$? -eq 77 ]
 
 cluster: .venv/dev examples/sensor-faults/base ## Start such a cluster with the chart and the demo's data, and leave it running
 	@$(CLUSTERS) up
@@ -144,6 +146,14 @@ gpu-check: $(if $(WHEELS),,.venv/dev) ## Measure what only a GPU can show, in at
 sweep: .venv/dev ## Try 65 model types with QLoRA (LoRA where that is refused) and every format, and write docs/model-types.md (some minutes)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/sweep/sweep_models.py
+
+version: .venv/dev ## Write VERSION everywhere, and date what is unreleased in CHANGELOG.md
+	@PYTHONPATH=tests:tools $(BIN)/python -m release version '$(VERSION)'
+	@$(MAKE) --silent generate
+	@PYTHONPATH=tests $(BIN)/python -m support.chart
+
+release: .venv/dev ## Build images, chart, wheel, bills of materials and provenance of VERSION into dist/, signed by SIGNING_KEY (docs/releases.md)
+	@PYTHONPATH=tests:tools $(BIN)/python -m release build '$(VERSION)' --signing-key '$(SIGNING_KEY)'
 
 format: .venv/dev ## Format the code
 	@$(BIN)/ruff format .

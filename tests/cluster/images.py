@@ -18,47 +18,72 @@ from typing import IO, Any
 from cluster import binaries
 from cluster.folders import REPOSITORY, RunFolder, cache_folder
 from cluster.mounts import unmount_below
+from release.chart import CHART, repositories
 
 PAUSE = "localhost/edgetune-pause:test"
 OPERATOR = "localhost/edgetune-operator:test"
 JOBS = "localhost/edgetune-jobs:test"
+TAGS: Mapping[str, str] = {"operator": OPERATOR, "jobs": JOBS}
+"""The two images of a release, as this machine names them."""
+
 BASE_VARIABLE = "EDGETUNE_BASE_IMAGE"
+# A folder that `make release` wrote.
+RELEASE_VARIABLE = "EDGETUNE_RELEASE"
 # Change the tag of BASE when its content changes.
 _DEBIAN_RELEASE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-dev", "python3-venv")
 BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-2"
 DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
+_REF_NAME = "org.opencontainers.image.ref.name"
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def build_all() -> tuple[str, ...]:
     """Build the images that a cluster runs; layers with unchanged inputs come from the cache.
 
+    With a given release, its two images are taken as they are.
+
     Returns:
         Names of the images.
     """
+    release = given_release()
+    own = () if release else tuple(DOCKERFILES)
     with _store() as store:
-        base = os.environ.get(BASE_VARIABLE) or _ensure_base(store)
-        arguments = _build_arguments(base)
         _build_pause(store)
-        for name, dockerfile in DOCKERFILES.items():
-            with _timed(f"building {name}"):
-                # With its own name, the builder stage's layers are kept too.
-                builder = name.replace(":", "-builder:")
-                store.build(builder, "--target", "builder", "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
-                store.build(name, "--file", REPOSITORY / dockerfile, *arguments, REPOSITORY)
+        if own:
+            _build(store, own)
         store.remove_dangling()
-        names = (PAUSE, *DOCKERFILES)
         with _timed("exporting the images"):
-            for name in names:
+            for name in (PAUSE, *own):
                 store.export(name)
+    if release:
+        for image, name in TAGS.items():
+            with _timed(f"reading {name} of {release}"):
+                Layout().add(next(release.glob(f"edgetune-{image}-*.oci.tar")), name)
     Layout().prune()
-    return names
+    return (PAUSE, *DOCKERFILES)
+
+
+def given_release() -> Path | None:
+    """The folder of the release to install in place of this clone's images and chart."""
+    given = os.environ.get(RELEASE_VARIABLE)
+    return Path(given) if given else None
+
+
+def _build(store: "_Store", names: tuple[str, ...]) -> None:
+    arguments = _build_arguments(os.environ.get(BASE_VARIABLE) or _ensure_base(store))
+    for name in names:
+        file = REPOSITORY / DOCKERFILES[name]
+        with _timed(f"building {name}"):
+            # With its own name, the builder stage's layers are kept too.
+            builder = name.replace(":", "-builder:")
+            store.build(builder, "--target", "builder", "--file", file, *arguments, REPOSITORY)
+            store.build(name, "--file", file, *arguments, REPOSITORY)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The OCI layout in the cache: images as manifests and blobs, uncompressed."""
+    """The OCI layout in the cache: images as manifests and blobs, uncompressed, except those of a release."""
 
     @property
     def folder(self) -> Path:
@@ -78,6 +103,21 @@ class Layout:
         """Digests of an image's manifest, configuration and layers."""
         manifest = json.loads(self.blob(descriptor["digest"]).read_bytes())
         return [descriptor["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
+
+    def add(self, archive: Path, name: str) -> None:
+        """Give a name to the image in an OCI archive, in place of the image that has it."""
+        with tarfile.open(archive) as packed:
+            found = packed.extractfile("index.json")
+            if found is None:
+                raise LookupError(f"{archive} is not an OCI archive")
+            (descriptor,) = json.load(found)["manifests"]
+            packed.extractall(
+                self.folder, (entry for entry in packed if entry.name.startswith("blobs/")), filter="data"
+            )
+        others = [entry for entry in self._entries() if _name(entry) != name]
+        added = {**descriptor, "annotations": {_REF_NAME: name}}
+        index = {"schemaVersion": 2, "manifests": [*others, added]}
+        (self.folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
     def prune(self) -> None:
         """Remove images whose name a newer image has, and blobs that no image uses any longer."""
@@ -110,8 +150,20 @@ class ContainerImages:
         for name, descriptor in missing.items():
             with _timed(f"loading {name}"):
                 self._load(layout, name, descriptor)
+        self._pin(names, wanted, present)
         if missing:
             self._collect_garbage()
+
+    def _pin(self, names: tuple[str, ...], wanted: Mapping[str, Mapping[str, Any]], present: Mapping[str, str]) -> None:
+        """Give the images the names by digest that the packaged chart has, and take those of earlier images away."""
+        named = repositories(REPOSITORY / CHART)
+        pinned = {f"{named[image]}@{wanted[name]['digest']}": name for image, name in TAGS.items() if name in names}
+        for reference in pinned.keys() - present.keys():
+            self._ctr("images", "tag", pinned[reference], reference)
+        by_digest = tuple(f"{repository}@" for repository in named.values())
+        stale = [reference for reference in present if reference.startswith(by_digest) and reference not in pinned]
+        if stale:
+            self._ctr("images", "remove", *stale)
 
     def _collect_garbage(self) -> None:
         """Make containerd delete the content of replaced images now, as it does when an image is removed."""
@@ -269,7 +321,7 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def _name(descriptor: Mapping[str, Any]) -> str:
-    return str(descriptor.get("annotations", {}).get("org.opencontainers.image.ref.name", ""))
+    return str(descriptor.get("annotations", {}).get(_REF_NAME, ""))
 
 
 def _run(*command: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from cluster import binaries
 from cluster.controlplane import AUDIT_POLICY
 from cluster.folders import REPOSITORY, RunFolder
-from cluster.images import DOCKERFILES
+from cluster.images import DOCKERFILES, given_release
 from cluster.lifecycle import Report, write_programs
 from cluster.node import ACCELERATOR_OFFER
 from cluster.object_store import Gateway
@@ -29,6 +29,9 @@ class KindCluster:
 
     run: RunFolder
     report: Report = print
+
+    has_images_by_digest = False
+    """`kind load docker-image` keeps the tags only."""
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -57,6 +60,8 @@ class KindCluster:
 
     def build(self) -> None:
         """Build programs and images."""
+        if given_release():
+            raise RuntimeError("RELEASE is tested on a real node only: leave out CLUSTER=kind")
         binaries.build(_PROGRAMS)
         for name, dockerfile in DOCKERFILES.items():
             self.report(f"building {name}")

@@ -35,6 +35,9 @@ class Cluster:
     run: RunFolder
     report: Report = print
 
+    has_images_by_digest = True
+    """The node has its images by the names that the packaged chart has."""
+
     @property
     def network(self) -> Network:
         return Network(self.run.name)

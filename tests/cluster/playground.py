@@ -20,8 +20,8 @@ from cluster import binaries, images, object_store
 from cluster.choice import AnyCluster, cluster_of
 from cluster.folders import REPOSITORY, RunFolder
 from cluster.node import ACCELERATOR
+from release.chart import CHART, package_chart
 
-CHART = REPOSITORY / "charts" / "edgetune"
 RELEASE = "edgetune"
 RELEASE_NAMESPACE = "edgetune-system"
 CLUSTER_NAME = f"{RELEASE}-{RELEASE_NAMESPACE}"
@@ -50,22 +50,34 @@ def profile(endpoint: str) -> dict[str, Any]:
             "pathStyle": True,
             "credentialsSecret": CREDENTIALS_SECRET,
         },
-        "image": {"reference": images.JOBS, "pullPolicy": "Never"},
+        "image": {"pullPolicy": "Never"},
         "resources": {**dict.fromkeys(stages, small), "train": training},
         "workVolumeSize": "8Gi",
     }
 
 
 def chart_values(cluster: AnyCluster, profiles: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for the chart in a cluster: its images, and profiles by name."""
-    repository, tag = images.OPERATOR.rsplit(":", 1)
-    return {
+    """Values for the packaged chart, which names the cluster's images by digest: profiles by name."""
+    values: dict[str, Any] = {
         "profiles": dict(profiles),
-        "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+        "image": {"pullPolicy": "Never"},
         "operator": {"logFormat": "text"},
-        # The tag stays the same when the image changes.
-        "podAnnotations": {"playground/image": cluster.image_digest(images.OPERATOR)},
     }
+    if not cluster.has_images_by_digest:
+        values["image"] |= _by_tag(images.OPERATOR)
+        values["jobsImage"] = _by_tag(images.JOBS)
+        # The tag stays the same when the image changes.
+        values["podAnnotations"] = {"playground/image": cluster.image_digest(images.OPERATOR)}
+    return values
+
+
+def chart_package(cluster: AnyCluster) -> Path:
+    """The chart as `make release` packages it, with the cluster's images, or that of the given release."""
+    release = images.given_release()
+    if release:
+        return next(release.glob("edgetune-*.tgz"))
+    digests = {image: cluster.image_digest(name) for image, name in images.TAGS.items()}
+    return package_chart(REPOSITORY / CHART, digests, cluster.run.path, binaries.binary("helm"))
 
 
 def team_manifests(namespace: str) -> list[dict[str, Any]]:
@@ -85,11 +97,21 @@ def team_manifests(namespace: str) -> list[dict[str, Any]]:
     ]
 
 
-def install_chart(kubeconfig: Path, values: Mapping[str, Any]) -> None:
-    """Install the chart, or bring it up to date, and wait until the operator is ready."""
+def install_chart(cluster: AnyCluster, values: Mapping[str, Any]) -> None:
+    """Install the packaged chart, or bring it up to date, and wait until the operator is ready."""
+    kubeconfig = cluster.run.kubeconfig
     _apply(kubeconfig, [_restricted_namespace(RELEASE_NAMESPACE)])
     arguments = ("--namespace", RELEASE_NAMESPACE, "--values", "-", "--wait", "--timeout", _HELM_LIMIT)
-    _run("helm", kubeconfig, "upgrade", "--install", RELEASE, str(CHART), *arguments, given=json.dumps(values))
+    _run(
+        "helm",
+        kubeconfig,
+        "upgrade",
+        "--install",
+        RELEASE,
+        str(chart_package(cluster)),
+        *arguments,
+        given=json.dumps(values),
+    )
 
 
 def main() -> int:
@@ -100,7 +122,7 @@ def main() -> int:
         return 1
     run, endpoint = cluster.run, cluster.object_store.endpoint
     print("installing the chart", file=sys.stderr)
-    install_chart(run.kubeconfig, chart_values(cluster, {"default": profile(endpoint)}))
+    install_chart(cluster, chart_values(cluster, {"default": profile(endpoint)}))
     _apply(run.kubeconfig, team_manifests(TEAM))
     print("putting the demo's model and data into the bucket", file=sys.stderr)
     _upload(endpoint, [*sorted((_EXAMPLE / "base").iterdir()), _EXAMPLE / "train.jsonl", _EXAMPLE / "eval.jsonl"])
@@ -138,6 +160,11 @@ The cluster is running, and the chart is installed. Try:
 
 The output of the stages is in {run.buckets / object_store.BUCKET}.
 `make cluster-down` stops the cluster."""
+
+
+def _by_tag(name: str) -> dict[str, str]:
+    repository, tag = name.rsplit(":", 1)
+    return {"repository": repository, "tag": tag, "digest": ""}
 
 
 def _restricted_namespace(name: str) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class InstalledOperator:
     def add_profile(self, name: str, profile: Document) -> None:
         """Upgrade the release with one more profile."""
         self.values["profiles"][name] = profile
-        playground.install_chart(self.cluster.run.kubeconfig, self.values)
+        playground.install_chart(self.cluster, self.values)
 
     def helm(self, *arguments: str, values: Document | None = None) -> str:
         """Output of a helm command in the release's namespace."""
@@ -188,7 +188,7 @@ def operator(cluster: AnyCluster, kube: Kube, unsteady_gateway: Gateway, duratio
     values = playground.chart_values(cluster, {"default": profile, "slow": slow, "unsteady": unsteady})
     values["operator"]["pollSeconds"] = 1
     with durations.timed("helm install"):
-        playground.install_chart(cluster.run.kubeconfig, values)
+        playground.install_chart(cluster, values)
     return InstalledOperator(cluster, kube, values)
 
 

@@ -9,7 +9,7 @@ from cluster.choice import AnyCluster
 from cluster.processes import wait_for
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from support.chart import CHART, Manifest, parse
+from support.chart import Manifest, parse
 from support.kube import Document, Kube
 from support.live_object import LiveObject
 from support.tiny_inputs import tiny_fine_tune
@@ -37,7 +37,7 @@ def test_an_upgrade_does_not_stop_a_running_stage(operator: InstalledOperator, r
     before = [pod["metadata"]["uid"] for pod in operator.pods()]
     job = run.wait_for_job(Stage.EVALUATE)["metadata"]["uid"]
     values = {**operator.values, "operator": {"pollSeconds": 2}}
-    operator.helm("upgrade", RELEASE, str(CHART), "--values", "-", "--wait", values=values)
+    operator.helm("upgrade", RELEASE, str(playground.chart_package(operator.cluster)), "--wait", values=values)
     assert not {pod["metadata"]["uid"] for pod in operator.pods()} & set(before)
 
     status = run.wait_for_end()
@@ -68,7 +68,7 @@ def test_an_operator_for_one_namespace_continues_there_and_ignores_others(
     values = {**operator.values, "watchNamespaces": [run.namespace]}
     with team(kube) as other:
         foreign = LiveObject.apply(kube, tiny_fine_tune(s3, other))
-        playground.install_chart(cluster.run.kubeconfig, values)
+        playground.install_chart(cluster, values)
         run.patch({"evaluation": {"maxNewTokens": 12}})
         assert run.wait_for_end()["phase"] == "Succeeded"
         assert foreign.status() == {"observedGeneration": -1}, "the API server's default"

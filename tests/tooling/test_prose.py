@@ -35,7 +35,10 @@ PATTERN = re.compile(
     "|".join(rf"(?P<p{index}>\b{pattern}\b)" for index, pattern in enumerate(BETTER)).replace(" ", r"\s+"),
     re.IGNORECASE,
 )
-COVERED = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "docs", "examples", "jobs", "operator", "tests")
+COVERED = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"),
+    *("docs", "examples", "jobs", "operator", "tests", "tools"),
+)
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 
 

@@ -15,7 +15,6 @@ from release.sbom import LICENCE
 
 _BUILDERS = ("buildah", "skopeo", "debootstrap")
 _TITLES: Mapping[str, str] = {"operator": "Edgetune operator", "jobs": "Edgetune jobs"}
-TAGS: Mapping[str, str] = {"operator": built.OPERATOR, "jobs": built.JOBS}
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def built_images() -> Iterator[Mapping[str, oci.Image]]:
     with exclusive(wait=True, report=print):
         built.build_all()
         layout = built.Layout()
-        yield {name: oci.Image(layout.folder, layout.descriptor(tag)) for name, tag in TAGS.items()}
+        yield {name: oci.Image(layout.folder, layout.descriptor(tag)) for name, tag in built.TAGS.items()}
 
 
 def base_image() -> str:

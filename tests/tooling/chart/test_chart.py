@@ -276,7 +276,8 @@ def test_only_the_operator_gets_a_token(values: Values) -> None:
 def test_no_image_floats(values: Values) -> None:
     images = [container["image"] for spec in pod_specs(render(values)).values() for container in spec["containers"]]
 
-    assert images == ["ghcr.io/edgetune/operator:0.1.0"] * 2
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+    assert images == [f"ghcr.io/edgetune/operator:{version}"] * 2
 
 
 def test_every_image_can_come_from_another_registry(tmp_path: Path) -> None:
