@@ -19,6 +19,7 @@ from cluster import binaries
 from cluster.folders import REPOSITORY, RunFolder, cache_folder
 from cluster.mounts import unmount_below
 from release.chart import CHART, repositories
+from release.provenance import problems
 
 PAUSE = "localhost/edgetune-pause:test"
 OPERATOR = "localhost/edgetune-operator:test"
@@ -45,8 +46,13 @@ def build_all() -> tuple[str, ...]:
 
     Returns:
         Names of the images.
+
+    Raises:
+        RuntimeError: an image cannot be built, or the given release is damaged.
     """
     release = given_release()
+    if release and (wrong := problems(release, ())):
+        raise RuntimeError("\n".join(wrong))
     own = () if release else tuple(DOCKERFILES)
     with _store() as store:
         _build_pause(store)
@@ -59,7 +65,7 @@ def build_all() -> tuple[str, ...]:
     if release:
         for image, name in TAGS.items():
             with _timed(f"reading {name} of {release}"):
-                Layout().add(next(release.glob(f"edgetune-{image}-*.oci.tar")), name)
+                Layout().add(release_file(release, f"edgetune-{image}-*.oci.tar"), name)
     Layout().prune()
     return (PAUSE, *DOCKERFILES)
 
@@ -68,6 +74,18 @@ def given_release() -> Path | None:
     """The folder of the release to install in place of this clone's images and chart."""
     given = os.environ.get(RELEASE_VARIABLE)
     return Path(given) if given else None
+
+
+def release_file(release: Path, pattern: str) -> Path:
+    """The only file of a release whose name has a pattern.
+
+    Raises:
+        RuntimeError: there is none, or several.
+    """
+    found = list(release.glob(pattern))
+    if len(found) != 1:
+        raise RuntimeError(f"{release} has {len(found)} files {pattern} instead of one: run `make release`")
+    return found[0]
 
 
 def _build(store: "_Store", names: tuple[str, ...]) -> None:

@@ -75,7 +75,7 @@ def chart_package(cluster: AnyCluster) -> Path:
     """The chart as `make release` packages it, with the cluster's images, or that of the given release."""
     release = images.given_release()
     if release:
-        return next(release.glob("edgetune-*.tgz"))
+        return images.release_file(release, "edgetune-*.tgz")
     digests = {image: cluster.image_digest(name) for image, name in images.TAGS.items()}
     return package_chart(REPOSITORY / CHART, digests, cluster.run.path, binaries.binary("helm"))
 

@@ -211,6 +211,31 @@ def test_a_file_and_its_checksum_that_were_replaced_together_are_found_by_the_si
     assert problems(release.folder, make_key(tmp_path / "other").keys) == (distrusted,)
 
 
+def test_the_command_verifies_a_download_and_says_what_is_wrong_with_it(release: Release, tmp_path: Path) -> None:
+    folder = copy_of(release, tmp_path / "download")
+    key = ("--key", str(release.key.public))
+
+    assert command("verify", str(folder), *key) == (
+        0,
+        f"{folder}: every file is as it was released, and signed by {release.key.keys[0]}\n",
+    )
+    (folder / "constraints.txt").unlink()
+    (folder / "other").write_text("")
+    assert command("verify", str(folder), *key) == (
+        1,
+        "release: constraints.txt is missing: download it again\n"
+        "release: other is in no line of checksums.txt: remove it\n"
+        "release: provenance.sigstore.json is the provenance of other files\n",
+    )
+
+
+def test_the_command_refuses_a_release_of_a_version_that_is_not_tagged() -> None:
+    code, output = command("build", "99.0.0", "--signing-key", "none")
+
+    assert code == 1
+    assert "release: There is no tag v99.0.0: create it with" in output
+
+
 def test_the_provenance_names_commit_tag_and_every_file(release: Release) -> None:
     data = (release.folder / "provenance.sigstore.json").read_bytes()
     statement = open_bundle(data, "provenance", release.key.keys)
@@ -226,8 +251,19 @@ def test_the_provenance_names_commit_tag_and_every_file(release: Release) -> Non
     assert {each.name for each in statement.subject} == {path.name for path in release.folder.iterdir()} - own
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path("/"), env=_environment())
+def command(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of `python -m release`."""
+    path = os.pathsep.join(
+        (*(str(REPOSITORY / folder) for folder in ("tests", "tools")), os.environ.get("PYTHONPATH", ""))
+    )
+    line = [sys.executable, "-m", "release", *arguments]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(line, check=False, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def run(*line: str) -> str:
+    done = subprocess.run(line, check=False, capture_output=True, text=True, cwd=Path("/"), env=_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,6 +14,7 @@ from cluster.kind import KindCluster
 from cluster.lifecycle import Cluster
 from release import oci
 from release.images import archive_image
+from release.provenance import seal
 from support.chart import KUBERNETES_VERSION, find_helm, helm, one, parse
 from support.release import FILES, SOURCE, make_image
 
@@ -68,6 +69,27 @@ def test_kind_gets_the_same_chart_with_its_images_by_tag(tmp_path: Path) -> None
 
     assert container["image"] == images.OPERATOR
     assert of_stages == {"reference": images.JOBS, "pullPolicy": "Never"}
+
+
+def test_a_given_release_is_installed_by_its_own_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archives: dict[str, str]
+) -> None:
+    del archives  # only required to be there
+    folder = tmp_path / "dist"
+    chart = folder / "edgetune-7.8.9.tgz"
+    chart.write_bytes(b"chart")
+    seal(folder, SOURCE, "base", None)
+    monkeypatch.setenv(images.RELEASE_VARIABLE, str(folder))
+    assert playground.chart_package(NodeCluster(RunFolder(tmp_path))) == chart
+
+    chart.write_bytes(b"another chart")
+    with pytest.raises(RuntimeError, match=r"^edgetune-7\.8\.9\.tgz was changed: its SHA-256 is"):
+        images.build_all()
+    chart.unlink()
+    with pytest.raises(RuntimeError, match=r"has 0 files edgetune-\*\.tgz instead of one: run `make release`"):
+        playground.chart_package(NodeCluster(RunFolder(tmp_path)))
+    with pytest.raises(RuntimeError, match="RELEASE is tested on a real node only"):
+        DockerCluster(RunFolder(tmp_path)).build()
 
 
 @dataclass(frozen=True)
