@@ -25,9 +25,12 @@ _ENVIRONMENT = """environment:
   EDGETUNE_GPUS             number of GPUs that the stage must see; 0 uses what there is (0)
   EDGETUNE_GPU_BYTES        memory of the GPU that train will have, for prepare
   EDGETUNE_RANKS            number of processes that train together, also on one GPU or a CPU; 0: one for each GPU (0)
+  EDGETUNE_NODES            number of containers that train together, each with as many processes (1)
+  EDGETUNE_RENDEZVOUS       with several: <host>:<port> of the first one
+  JOB_COMPLETION_INDEX      with several: which of them this one is, from 0
 
 exit codes: 0 done, 10 invalid input, 11 access denied, 12 out of GPU memory, 13 training diverged,
-14 transient error, 75 stopped by a signal, other: a bug
+14 transient error, 75 stopped by a signal, 76 another node failed or is gone, other: a bug
 """
 
 

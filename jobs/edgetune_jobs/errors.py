@@ -7,7 +7,8 @@
     ├── TrainingDiverged    13  loss not finite
     ├── TransientError      14  network, store, disk: another attempt may succeed
     │   └── PeerLost            another process of the training has ended or does not answer
-    └── Interrupted         75  stopped by SIGTERM; the checkpoint is in the store
+    ├── Interrupted         75  stopped by SIGTERM; the checkpoint is in the store
+    └── NodeLost            76  another node of the training failed, was stopped or is gone
 
 A message says what happened, where, and what to do.
 """
@@ -74,11 +75,33 @@ class TransientError(StageError):
 class PeerLost(TransientError):
     """Another process of this training has ended or does not answer. Its own error, if it reports one, says why."""
 
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        """
+        Args:
+            message: what is known.
+            killed: a process of this container did not end by itself, and had to be killed.
+        """
+        super().__init__(message)
+        self.killed = killed
+
 
 class Interrupted(StageError):
     """Stopped by SIGTERM. `step` is the optimizer step of the newest checkpoint in the store, None if there is none."""
 
     exit_code = ExitCode.INTERRUPTED
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class NodeLost(StageError):
+    """Another node of the training failed, was stopped or is gone: only that node's end counts as an attempt.
+
+    `step` is that of the checkpoint with which all nodes stopped, None if they did not.
+    """
+
+    exit_code = ExitCode.PEER_LOST
 
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)

@@ -70,6 +70,10 @@ class Checkpoints(Protocol):
         none."""
         ...
 
+    def restore(self, step: int, folder: Path) -> None:
+        """Download the checkpoint of a step into `folder`."""
+        ...
+
     def read_step_size(self) -> StepSize | None:
         """The step size that an attempt left for the next one when it ran out of GPU memory."""
         ...

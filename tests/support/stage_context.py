@@ -57,6 +57,10 @@ class FolderCheckpoints:
                 return step
         return None
 
+    def restore(self, step: int, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.root / f"step-{step}", folder)
+
     def read_step_size(self) -> StepSize | None:
         return self.step_size
 

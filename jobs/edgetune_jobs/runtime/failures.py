@@ -9,7 +9,14 @@ from pathlib import Path
 from edgetune_contract.clean_up import CleanUpResult
 from edgetune_contract.request import Failure, Request, Result
 from edgetune_contract.stages import ExitCode, Stage, reason_for
-from edgetune_jobs.errors import Interrupted, ReportedBug, StageError, is_compiler_missing, is_out_of_gpu_memory
+from edgetune_jobs.errors import (
+    Interrupted,
+    NodeLost,
+    ReportedBug,
+    StageError,
+    is_compiler_missing,
+    is_out_of_gpu_memory,
+)
 from edgetune_jobs.runtime.signals import STOPPED, Stopped
 from edgetune_jobs.store.files import disk_full, is_disk_full
 
@@ -41,7 +48,7 @@ def exit_code_of(result: Result | CleanUpResult) -> int:
 
 def _judge(error: BaseException, stage: Stage) -> tuple[int, str, int | None]:
     if isinstance(error, StageError):
-        return error.exit_code, str(error), error.step if isinstance(error, Interrupted) else None
+        return error.exit_code, str(error), error.step if isinstance(error, Interrupted | NodeLost) else None
     if isinstance(error, ReportedBug):
         return BUG, str(error), None
     if isinstance(error, Stopped):

@@ -3,10 +3,11 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.store.sources.model_cache import ModelCache
 
 
@@ -48,6 +49,9 @@ class Settings:
     ranks: int = 0
     """EDGETUNE_RANKS: number of processes that train together, also on one GPU or a CPU; 0: one for each GPU."""
 
+    place: NodePlace = field(default_factory=NodePlace)
+    """EDGETUNE_NODES, EDGETUNE_RENDEZVOUS and JOB_COMPLETION_INDEX: which node of a training this container is."""
+
     signing_key: Path | None = None
     """EDGETUNE_SIGNING_KEY: PEM file with the private key, for publish; unset if nothing is signed."""
 
@@ -57,7 +61,7 @@ class Settings:
 
         Raises:
             InvalidInput: EDGETUNE_METRICS_PORT is not a port, or EDGETUNE_GPUS, EDGETUNE_RANKS, EDGETUNE_GPU_BYTES,
-                EDGETUNE_DEADLINE_SECONDS or EDGETUNE_MODEL_CACHE_BYTES not a number.
+                EDGETUNE_DEADLINE_SECONDS or EDGETUNE_MODEL_CACHE_BYTES not a number; or this is no node of a training.
         """
         port = environment.get("EDGETUNE_METRICS_PORT", "8080")
         if not port.isdecimal() or int(port) > 65535:
@@ -86,6 +90,7 @@ class Settings:
             image=environment.get("EDGETUNE_IMAGE", ""),
             gpus=int(gpus),
             ranks=int(ranks),
+            place=NodePlace.from_environment(environment),
             gpu_bytes=int(gpu_bytes) if gpu_bytes else None,
             signing_key=Path(key) if key else None,
         )

@@ -20,7 +20,7 @@ from edgetune_contract.request import FileEntry, LiveVersion, Manifest, Request,
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.times import timestamp
-from edgetune_jobs.errors import InvalidInput, TransientError
+from edgetune_jobs.errors import InvalidInput, NodeLost, TransientError
 from edgetune_jobs.evaluation.row_answers import ANSWERS
 from edgetune_jobs.models.gpus import require_gpus
 from edgetune_jobs.models.trial.process import shared_trial
@@ -28,6 +28,8 @@ from edgetune_jobs.publishing.publisher import Pointer, StorePublisher, read_don
 from edgetune_jobs.publishing.signing.signer import VersionSigner
 from edgetune_jobs.runtime.base_copies import mirror_model, mirror_uri
 from edgetune_jobs.runtime.inputs import InputGatherer, digests_of_run, with_formats
+from edgetune_jobs.runtime.nodes.group import NodeGroup, meet
+from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.outputs import StageUpload, check_artifacts, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.ranks.plan import RankPlan
@@ -50,7 +52,7 @@ _AFTER_FORMATS = (Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH)
 
 StageBody = Callable[[StageContext], StageOutput]
 Recheck = Callable[[StageContext, Mapping[str, float]], StageOutput]
-PlanOfRanks = Callable[[TrainingSpec, int, int], RankPlan | None]
+PlanOfRanks = Callable[[TrainingSpec, int, int, NodePlace], RankPlan | None]
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class StageCode:
     fields outside of its digest."""
 
     plan_ranks: PlanOfRanks | None = None
-    """train only: from spec.training, the GPUs of the container and the ranks that are set to the processes that run
-    the body; None for this one."""
+    """train only: from spec.training, the GPUs of the container, the ranks that are set and the container's place among
+    the nodes to the processes that run the body; None for this one."""
 
 
 class StageRun:
@@ -98,6 +100,9 @@ class StageRun:
         self._signing_key = settings.signing_key
         self._gpus = settings.gpus
         self._ranks = settings.ranks
+        self._place = settings.place if request.stage is Stage.TRAIN else NodePlace()
+        self._plan: RankPlan | None = None
+        self._group: NodeGroup | None = None
         self._credentials_folder = settings.credentials_folder
         self._gpu_bytes = settings.gpu_bytes
         self._cache = settings.cache
@@ -213,21 +218,47 @@ class StageRun:
         probe(self._store)
         upload = StageUpload(self._store, self._request.stage, self._digests[self._request.stage])
         try:
+            self._plan_training()
+            if self._group is not None and self._place.node:
+                return self._assist(self._group, sources, upload)
             result, files = self._work(sources, upload)
         except BaseException as error:
             with self._signals.deferred():
                 upload.clean_up(won=False)
+                reported = error if self._group is None else self._group.end(error, self._signals.event.is_set())
             # The winning attempt removes the files of all others, including those that are still uploading.
-            may_be_done = isinstance(error, TransientError) and not self._lacks_formats
+            may_be_done = isinstance(reported, TransientError | NodeLost) and not self._lacks_formats
             committed = self._read_manifest() if may_be_done else None
-            if committed is None:
+            if committed is not None:
+                return self._final_result(committed, cached=True)
+            if reported is error:
                 raise
-            return self._final_result(committed, cached=True)
+            raise reported from error
         with self._signals.deferred():
             manifest = self._manifest(result, files)
             committed = upload.commit(manifest)
+            if self._group is not None:
+                self._group.commit()
             upload.clean_up(won=committed == manifest)
             return self._final_result(committed, cached=committed != manifest)
+
+    def _plan_training(self) -> None:
+        """Decide on the ranks of a training, and begin to meet its other nodes while inputs are fetched."""
+        if self._request.stage is not Stage.TRAIN:
+            return
+        plan_ranks = self._load_code(Stage.TRAIN).plan_ranks
+        training = self._request.parameters.training
+        self._plan = plan_ranks(training, self._gpus, self._ranks, self._place) if plan_ranks else None
+        if self._plan is not None and self._plan.nodes > 1:
+            self._group = meet(self._place, self._plan.size, self._digests[Stage.TRAIN], self._image, self._deadline)
+
+    def _assist(self, group: NodeGroup, sources: Mapping[str, Source], upload: StageUpload) -> Result:
+        """Train with node 0, which stores and reports the output; a short result, once it has."""
+        self._run_body(self._context(sources, upload))
+        self._progress.say("waiting for node 0 to store the result")
+        group.wait_for_commit()
+        seconds = round(time.monotonic() - self._started, 3)
+        return Result(stage=self._request.stage, digest=self._request.digest, cached=True, seconds=seconds)
 
     def _work(self, sources: Mapping[str, Source], upload: StageUpload) -> tuple[Result, tuple[FileEntry, ...]]:
         """Run the body and store its output; the result and all files."""
@@ -340,12 +371,10 @@ class StageRun:
         return output
 
     def _train(self, context: StageContext, code: StageCode) -> StageOutput:
-        training = self._request.parameters.training
-        plan = code.plan_ranks(training, self._gpus, self._ranks) if code.plan_ranks else None
-        if plan is None:
+        if self._plan is None:
             return code.run(context)
         store = StoreOfRanks(self._digests[Stage.TRAIN], self._credentials_folder, self._access.traffic)
-        return train_in_ranks(context, plan, store)
+        return train_in_ranks(context, self._plan, store, group=self._group)
 
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)

@@ -78,6 +78,14 @@ class StoreCheckpoints:
                 return step
         return None
 
+    def restore(self, step: int, folder: Path) -> None:
+        """Download the checkpoint of a step into `folder`.
+
+        Raises:
+            DamagedObject: it is damaged, or is not there any more.
+        """
+        self._download(step, folder)
+
     def read_step_size(self) -> StepSize | None:
         """The smaller step size that an earlier attempt wrote after it ran out of GPU memory."""
         return read_model(self._store, self._step_size_key, StepSize)

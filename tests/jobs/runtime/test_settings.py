@@ -16,6 +16,7 @@ CACHE = {"EDGETUNE_MODEL_CACHE_DIR": "/cache"}
         ({"EDGETUNE_METRICS_PORT": "65536"}, "EDGETUNE_METRICS_PORT: '65536' is not a port"),
         ({"EDGETUNE_GPUS": "one"}, "EDGETUNE_GPUS: 'one' is not a number of GPUs"),
         ({"EDGETUNE_RANKS": "-1"}, "EDGETUNE_RANKS: '-1' is not a number of processes"),
+        ({"EDGETUNE_NODES": "two"}, "EDGETUNE_NODES: 'two' is not a number of nodes"),
         ({"EDGETUNE_DEADLINE_SECONDS": "1h"}, "EDGETUNE_DEADLINE_SECONDS: '1h' is not a number of seconds"),
         ({"EDGETUNE_GPU_BYTES": "80Gi"}, "EDGETUNE_GPU_BYTES: '80Gi' is not a number of bytes"),
         (CACHE, "EDGETUNE_MODEL_CACHE_BYTES: '' is not a number of bytes"),

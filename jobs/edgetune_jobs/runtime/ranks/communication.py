@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from edgetune_jobs.errors import PeerLost, is_out_of_gpu_memory
 from edgetune_jobs.models.libraries import prepare_torch
@@ -29,17 +30,19 @@ _NOT_AT_BARRIER = re.compile(r"Ranks? ([\d, ]+?) failed to pass monitoredBarrier
 class ConnectedRanks:
     """One of the ranks, connected to all others."""
 
-    def __init__(self, task: RankTask, gradients: "ProcessGroup | None", described: str) -> None:
+    def __init__(self, task: RankTask, gradients: "ProcessGroup | None", place: str, library: str) -> None:
         """
         Args:
             task: of this rank.
             gradients: group for gradients; None for that of everything else.
-            described: how many ranks there are and how they exchange gradients.
+            place: where the ranks are.
+            library: with which they exchange gradients.
         """
+        self._task = task
         self.rank = task.rank
         self.size = task.size
         self.per_device = task.per_device
-        self.described = described
+        self.described = _described(task, place, library)
         self._gradients = gradients
         self._timeout = timedelta(seconds=task.timeout_seconds)
 
@@ -92,12 +95,13 @@ class ConnectedRanks:
 
     def _described_loss(self, reason: str) -> str:
         found = _NOT_AT_BARRIER.search(reason)
-        who = f"rank {found[1]}" if found else "another rank"
+        ranks = [int(rank) for rank in found[1].split(",")] if found else []
+        who = ", ".join(map(self._task.name_of, ranks)) or f"another rank of {self.size}"
         if re.search("closed by peer|reset by peer|broken pipe", reason, re.IGNORECASE):
-            return f"{who} of {self.size} has ended"
+            return f"{who} has ended"
         if found is None and "monitoredBarrier" not in reason and "imed out" not in reason:
-            return f"{who} of {self.size} cannot be reached: {' '.join(reason.split())[:300]}"
-        return f"{who} of {self.size} did not answer within {self._timeout.total_seconds():g} s"
+            return f"{who} cannot be reached: {' '.join(reason.split())[:300]}"
+        return f"{who} did not answer within {self._timeout.total_seconds():g} s"
 
 
 def connect(task: RankTask) -> ConnectedRanks:
@@ -124,12 +128,19 @@ def connect(task: RankTask) -> ConnectedRanks:
     except (RuntimeError, TimeoutError) as error:
         raise PeerLost(f"the {task.size} ranks could not connect: {' '.join(str(error).split())[:300]}") from error
     if not torch.cuda.is_available():
-        return ConnectedRanks(task, None, f"{task.size} on this CPU, gradients by Gloo")
+        return ConnectedRanks(task, None, "on this CPU" if task.nodes == 1 else "on CPUs", "Gloo")
     if task.per_device > 1:
-        return ConnectedRanks(task, None, f"{task.size}, {task.per_device} on each GPU, gradients by Gloo")
+        return ConnectedRanks(task, None, f"{task.per_device} on each GPU", "Gloo")
     torch.cuda.set_device(0)
     gradients = distributed.new_group(backend="nccl", timeout=timeout)
-    return ConnectedRanks(task, gradients, f"{task.size}, one on each GPU, gradients by NCCL")
+    return ConnectedRanks(task, gradients, "one on each GPU", "NCCL")
+
+
+def _described(task: RankTask, place: str, library: str) -> str:
+    if task.nodes > 1:
+        return f"{task.size} on {task.nodes} nodes, {place}, gradients by {library}"
+    separator = " " if place.startswith("on ") else ", "
+    return f"{task.size}{separator}{place}, gradients by {library}"
 
 
 def _open_store(task: RankTask, timeout: timedelta) -> "Store":
@@ -137,8 +148,11 @@ def _open_store(task: RankTask, timeout: timedelta) -> "Store":
     from torch import distributed
 
     if task.rendezvous.startswith(_TCP):
-        store, _, _ = next(distributed.rendezvous(task.rendezvous, task.rank, task.size, timeout=timeout))
-        return store
+        place = urlsplit(task.rendezvous)
+        # Waiting for all ranks is left to `_check_in`, which can say who is missing.
+        return distributed.TCPStore(
+            place.hostname or "", place.port or 0, task.size, task.rank == 0, timeout, wait_for_workers=False
+        )
     # Ranks of one machine are reached by no other.
     names = [name for _, name in socket.if_nameindex() if name in _LOOPBACK]
     os.environ.update(dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), names[0]) if names else {})
@@ -156,10 +170,9 @@ def _check_in(store: "Store", task: RankTask, timeout: timedelta) -> None:
     try:
         store.wait(list(keys.values()), timeout)
     except RuntimeError as error:
-        missing = [str(rank) for rank, key in keys.items() if not store.check([key])]
+        missing = [task.name_of(rank) for rank, key in keys.items() if not store.check([key])]
         raise PeerLost(
-            f"rank {', '.join(missing) or 'of another node'} of {task.size} did not come within "
-            f"{task.timeout_seconds:g} s ({task.rendezvous})"
+            f"{', '.join(missing) or 'another rank'} did not come within {task.timeout_seconds:g} s ({task.rendezvous})"
         ) from error
 
 

@@ -33,6 +33,8 @@ class EndOfRank:
 
     rank: int
     size: int
+    """Number of ranks on all nodes."""
+
     code: int
     """Exit code; negative: the signal that killed it."""
 
@@ -72,19 +74,19 @@ class EndOfRank:
 
 
 def outcome_of(ends: Sequence[EndOfRank]) -> StageOutput:
-    """The output of rank 0 with the memory that all ranks used, or the error of the training.
+    """The output of a node's first rank with the memory that all its ranks used, or the error of the training.
 
-    The error is that of the rank that failed first by itself. The training was interrupted only if rank 0 says so,
-    which saves the checkpoint, or if a rank was stopped in its start.
+    The error is that of the rank that failed first by itself. The training was interrupted only if the first rank says
+    so, which is rank 0 that saves the checkpoint, or knows it to be saved; or if a rank was stopped in its start.
 
     Args:
-        ends: of all ranks, in the order in which they ended.
+        ends: of all ranks of a node, in the order in which they ended.
 
     Raises:
         StageError: the training failed.
         ReportedBug: a rank failed with an error of no such class.
     """
-    first = next(end for end in ends if end.rank == 0)
+    first = min(ends, key=lambda end: end.rank)
     if first.last is not None and first.last.output is not None:
         output = first.last.output.restored()
         memory = sum(end.last.memory_bytes for end in ends if end.last is not None)
@@ -104,11 +106,11 @@ def outcome_of(ends: Sequence[EndOfRank]) -> StageOutput:
     lost = first if first.lost_peer else next((end for end in ends if end.lost_peer), None)
     reason = "it ended without a result" if lost is None or lost.failure is None else lost.failure.message
     killed = f"; rank {hung} had to be killed" if hung else ""
-    raise PeerLost(f"{reason}{killed}: {_RESUMES}")
+    raise PeerLost(f"{reason}{killed}: {_RESUMES}", killed=bool(hung))
 
 
 def _error_of(own: Sequence[EndOfRank], first: EndOfRank) -> Exception:
-    """The error that the first of these ranks reported; if rank 0 reported the like, its own."""
+    """The error that the first of these ranks reported; if the node's first one reported the like, its own."""
     chosen = first if first in own and first.code == own[0].code else own[0]
     failure = chosen.failure
     assert failure is not None  # noqa: S101 - of those that reported one

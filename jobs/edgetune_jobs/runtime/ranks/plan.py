@@ -1,4 +1,4 @@
-"""How many ranks a training has in this container, and on which GPU each of them runs."""
+"""How many ranks a training has in this container and on all nodes, and on which GPU each of them runs."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from edgetune_contract.training import AUTO, TrainingSpec, gpus_that_divide, nea
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.models.gpus import count_visible_gpus
 from edgetune_jobs.models.libraries import usable_cpus
+from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.wording import count
 
 # Variables with which launchers say that a process is one of several: the libraries must see a training of one process.
@@ -29,11 +30,26 @@ _THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True)
 class RankPlan:
-    """The ranks of a training."""
+    """The ranks of a training in this container, one of `nodes` that have as many each."""
 
     size: int
+    """Number of ranks in this container."""
+
     gpus: Sequence[str] = ()
     """Names of the GPUs for CUDA_VISIBLE_DEVICES; empty on a CPU."""
+
+    node: int = 0
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        """Number of ranks on all nodes."""
+        return self.size * self.nodes
+
+    @property
+    def ranks(self) -> range:
+        """The ranks in this container."""
+        return range(self.node * self.size, (self.node + 1) * self.size)
 
     @property
     def per_device(self) -> int:
@@ -49,33 +65,35 @@ class RankPlan:
         """
         environment = {name: value for name, value in own.items() if name not in _OF_LAUNCHERS}
         if self.gpus:
-            environment[_VISIBLE] = self.gpus[rank % len(self.gpus)]
+            environment[_VISIBLE] = self.gpus[rank % self.size % len(self.gpus)]
         # prepare_torch has set it in this process, to all of its CPUs.
         threads = int(own.get(_THREADS, "").split(",")[0] or usable_cpus())
         environment[_THREADS] = str(max(1, threads // self.size))
         return environment
 
 
-def plan_ranks(training: TrainingSpec, given: int, processes: int) -> RankPlan | None:
+def plan_ranks(training: TrainingSpec, given: int, processes: int, place: NodePlace) -> RankPlan | None:
     """The ranks of a training; None if it runs in the stage's own process.
 
     Args:
         training: spec.training.
         given: number of GPUs that the container was given; 0 outside of a cluster, where it is up to the spec.
-        processes: number of ranks, if it is set; 0 otherwise.
+        processes: number of ranks in this container, if it is set; 0 otherwise.
+        place: of this container among the nodes.
 
     Raises:
         InvalidInput: the batch cannot be divided, or fewer GPUs are visible than the spec asks for.
     """
     visible = count_visible_gpus()
     size = processes or given or _asked(training, visible)
-    if training.batch_size % size:
+    plan = RankPlan(size, _names(visible), place.node, place.nodes)
+    if training.batch_size % plan.world:
         raise InvalidInput(
-            f"spec.training.batchSize: {training.batch_size} is not a multiple of the {size} processes that share each "
-            f"step; use {nearest_batch_sizes(training.batch_size, size)}"
+            f"spec.training.batchSize: {training.batch_size} is not a multiple of the {plan.world} processes that "
+            f"share each step; use {nearest_batch_sizes(training.batch_size, plan.world)}"
         )
     # With several GPUs in sight, the libraries would use all of them in one process.
-    return RankPlan(size, _names(visible)) if size > 1 or visible > 1 else None
+    return plan if plan.world > 1 or visible > 1 else None
 
 
 def _asked(training: TrainingSpec, visible: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_jobs.errors import PeerLost
+from edgetune_jobs.errors import Interrupted, PeerLost
 from edgetune_jobs.models.loading import peak_resident_bytes
 from edgetune_jobs.runtime.failures import BUG, failure_of
 from edgetune_jobs.runtime.outputs import StageUpload
@@ -66,19 +66,48 @@ def run_rank(
     task = RankTask.decode(lifeline.readline().decode())
     threading.Thread(target=_end_with_stage, args=(lifeline,), name="lifeline", daemon=True).start()
     lines = LinesOfRank(stream, task.rank)
+    _name_in_log(task)
     access = StorageAccess(task.request.store, task.credentials_folder)
     try:
         ranks = OneRank() if task.size == 1 else connect_ranks(task)
-        output = RankOutput.of(body(_context(task, access, lines, signals, ranks)))
+        output = _run(body, _context(task, access, lines, signals, ranks))
     except BaseException as error:
         failure = failure_of(error, Stage.TRAIN)
-        logger.error("rank %d of %d: %s", task.rank, task.size, failure.message, exc_info=failure.exit_code == BUG)
+        logger.error("%s", failure.message, exc_info=failure.exit_code == BUG)
         lines.write(RankMessage(failure=failure, peer_lost=isinstance(error, PeerLost)))
         return failure.exit_code
     sent, received = access.traffic.sent, access.traffic.received
     memory = peak_resident_bytes()
     lines.write(RankMessage(output=output, memory_bytes=memory, sent_bytes=sent, received_bytes=received))
     return ExitCode.DONE
+
+
+def _run(body: RankBody, context: StageContext) -> RankOutput:
+    """Run the body. All ranks are stopped after the same step, and end once rank 0 has saved the checkpoint.
+
+    Raises:
+        PeerLost: rank 0 has not.
+    """
+    try:
+        return RankOutput.of(body(context))
+    except Interrupted:
+        try:
+            context.ranks.gather(0)
+        except PeerLost:
+            if context.ranks.rank:
+                raise  # rank 0 has saved it, whatever has become of the others
+        raise
+
+
+def _name_in_log(task: RankTask) -> None:
+    """Begin each line of the log with the rank, as all ranks of a node write to the same stream."""
+
+    def name(record: logging.LogRecord) -> bool:
+        record.name = f"{task.name_of(task.rank)}: {record.name}"
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(name)
 
 
 def _end_with_stage(lifeline: BinaryIO) -> None:
@@ -101,7 +130,7 @@ def _context(
         progress=lines,
         stop=signals.event,
         deadline=task.deadline,
-        checkpoints=SharedCheckpoints(checkpoints, ranks, task.shared),
+        checkpoints=SharedCheckpoints(checkpoints, ranks, task.shared, task.first_of_node),
         ranks=ranks,
         base_copy_uri=task.base_copy_uri,
     )

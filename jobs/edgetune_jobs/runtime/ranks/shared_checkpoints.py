@@ -1,4 +1,4 @@
-"""Checkpoints of a training in several ranks: rank 0 moves them, and all ranks of the machine read its downloads."""
+"""Checkpoints of a training in several ranks: rank 0 saves and selects them, and each node downloads one once."""
 
 from pathlib import Path
 
@@ -8,34 +8,45 @@ from edgetune_jobs.stage import CheckpointCheck, Checkpoints, Ranks, StepSize
 class SharedCheckpoints:
     """The store's checkpoints as one of several ranks sees them."""
 
-    def __init__(self, checkpoints: Checkpoints, ranks: Ranks, shared: Path) -> None:
+    def __init__(self, checkpoints: Checkpoints, ranks: Ranks, shared: Path, first: int = 0) -> None:
         """
         Args:
             checkpoints: in the store.
             ranks: of the training.
-            shared: a folder that all ranks see.
+            shared: a folder that all ranks of this node see.
+            first: the lowest rank of this node.
         """
         self._checkpoints = checkpoints
         self._ranks = ranks
         self._link = shared / "checkpoint"
+        self._first = first
 
     def save(self, step: int, folder: Path) -> None:
         """Upload a checkpoint of rank 0."""
         self._checkpoints.save(step, folder)
 
     def restore_latest(self, folder: Path, check: CheckpointCheck | None = None) -> int | None:
-        """Rank 0 downloads and checks; `folder` of the others becomes a link to its folder."""
+        """Rank 0 downloads and checks, then the first rank of each node; `folder` of the others becomes a link."""
         step: int | None = None
         if self._ranks.rank == 0:
             step = self._checkpoints.restore_latest(folder, check)
-            self._link.symlink_to(folder)
         ((found, *_), *_) = self._ranks.gather(-1 if step is None else step)
         if found < 0:
             return None
-        if self._ranks.rank:
+        is_first = self._ranks.rank == self._first
+        if is_first:
+            if self._ranks.rank:
+                self._checkpoints.restore(int(found), folder)
+            self._link.symlink_to(folder)
+        self._ranks.gather(0)
+        if not is_first:
             folder.rmdir()
             folder.symlink_to(self._link)
         return int(found)
+
+    def restore(self, step: int, folder: Path) -> None:
+        """Download the checkpoint of a step."""
+        self._checkpoints.restore(step, folder)
 
     def read_step_size(self) -> StepSize | None:
         """The step size that an attempt left."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgetune_contract.stages import ExitCode
+from edgetune_jobs.runtime.nodes.group import NodeGroup
 from edgetune_jobs.runtime.ranks.outcome import EndOfRank, outcome_of
 from edgetune_jobs.runtime.ranks.plan import RankPlan
 from edgetune_jobs.runtime.ranks.task import RankMessage, RankTask
@@ -51,7 +52,10 @@ class Patience:
     """By other ranks: longer than a checkpoint takes to be saved, and than ranks load apart."""
 
     for_end: float = 10.0
-    """By this process, once one rank has failed or rank 0 is done; then the others are killed."""
+    """By this process, once one rank has failed or the first one is done; then the others are killed."""
+
+    for_saving: float = 120.0
+    """By this process, once another node is gone: rank 0 may be about to save the checkpoint with which all stop."""
 
 
 @dataclass
@@ -72,8 +76,9 @@ def train_in_ranks(
     store: StoreOfRanks,
     command: Sequence[str] = RANK_COMMAND,
     patience: Patience = Patience(),
+    group: NodeGroup | None = None,
 ) -> StageOutput:
-    """Run the stage train in several processes; the output of rank 0.
+    """Run the stage train in several processes; the output of the first one.
 
     Args:
         context: of the stage. Its checkpoints are not used: rank 0 has its own.
@@ -81,14 +86,17 @@ def train_in_ranks(
         store: of the checkpoints.
         command: starts the process of a rank.
         patience: how long is waited for ranks.
+        group: of this node and others; None if there are no others.
 
     Raises:
+        NodeLost: another node did not come.
         StageError: the training failed, with the error of the rank that failed first.
         ReportedBug: a rank failed with an error of no such class.
     """
-    supervisor = _Supervisor(context.progress, context.stop, patience.for_end)
+    rendezvous = None if group is None else group.gather(context.stop, context.progress.say)
+    supervisor = _Supervisor(context.progress, context.stop, patience, plan.world, group)
     try:
-        for task in _tasks(context, plan, store, patience.for_answers):
+        for task in _tasks(context, plan, store, patience.for_answers, rendezvous):
             supervisor.start(command, task, plan.environment(task.rank, os.environ))
         ends = supervisor.watch()
     finally:
@@ -98,20 +106,23 @@ def train_in_ranks(
     return outcome_of(ends)
 
 
-def _tasks(context: StageContext, plan: RankPlan, store: StoreOfRanks, timeout_seconds: float) -> Sequence[RankTask]:
+def _tasks(
+    context: StageContext, plan: RankPlan, store: StoreOfRanks, timeout_seconds: float, rendezvous: str | None
+) -> Sequence[RankTask]:
     shared = context.scratch / "shared"
     shared.mkdir()
     tasks = []
-    for rank in range(plan.size):
+    for rank in plan.ranks:
         scratch = context.scratch / f"rank-{rank}"
         scratch.mkdir()
         tasks.append(
             RankTask(
                 request=context.request,
                 rank=rank,
-                size=plan.size,
+                size=plan.world,
+                nodes=plan.nodes,
                 per_device=plan.per_device,
-                rendezvous=str(shared / "rendezvous"),
+                rendezvous=rendezvous or str(shared / "rendezvous"),
                 timeout_seconds=timeout_seconds,
                 inputs=dict(context.inputs),
                 output=context.output,
@@ -127,12 +138,17 @@ def _tasks(context: StageContext, plan: RankPlan, store: StoreOfRanks, timeout_s
 
 
 class _Supervisor:
-    """The processes of all ranks."""
+    """The processes of this node's ranks."""
 
-    def __init__(self, progress: Progress, stop: threading.Event, seconds_to_end: float) -> None:
+    def __init__(
+        self, progress: Progress, stop: threading.Event, patience: Patience, world: int, group: NodeGroup | None
+    ) -> None:
         self._progress = progress
-        self._seconds_to_end = seconds_to_end
+        self._patience = patience
         self._stop = stop
+        self._world = world
+        self._group = group
+        self._broken_at: float | None = None
         self._ranks: list[_Rank] = []
         self._events: queue.Queue[tuple[_Rank, bytes | None]] = queue.Queue()
 
@@ -163,7 +179,7 @@ class _Supervisor:
     def watch(self) -> Sequence[EndOfRank]:
         """Pass on progress and signals until all ranks have ended; their ends, in this order.
 
-        Once one has failed, or rank 0 is done, the others end by themselves or are killed.
+        Once one has failed, the first one is done, or another node has ended, they end by themselves or are killed.
         """
         ends: list[EndOfRank] = []
         kill_at, is_stopping = math.inf, False
@@ -171,6 +187,7 @@ class _Supervisor:
             if self._stop.is_set() and not is_stopping:
                 is_stopping = True
                 self._terminate()
+            kill_at = min(kill_at, self._end_by_others())
             if time.monotonic() >= kill_at:
                 kill_at = math.inf
                 self._kill()
@@ -184,13 +201,22 @@ class _Supervisor:
             end = self._end_of(rank)
             ends.append(end)
             # A rank that was stopped may end while rank 0 still saves the checkpoint.
-            if rank.number == 0 or end.code not in (ExitCode.DONE, ExitCode.INTERRUPTED):
-                kill_at = min(kill_at, time.monotonic() + self._seconds_to_end)
+            if rank is self._ranks[0] or end.code not in (ExitCode.DONE, ExitCode.INTERRUPTED):
+                kill_at = min(kill_at, time.monotonic() + self._patience.for_end)
         return ends
+
+    def _end_by_others(self) -> float:
+        """When the ranks are killed because another node has ended, by time.monotonic()."""
+        if self._group is None or not self._group.is_broken:
+            return math.inf
+        if self._broken_at is None:
+            self._broken_at = time.monotonic()
+        patience = self._patience
+        return self._broken_at + (patience.for_end if self._group.has_heard_why else patience.for_saving)
 
     def _end_of(self, rank: _Rank) -> EndOfRank:
         code = rank.process.returncode
-        return EndOfRank(rank.number, len(self._ranks), code, rank.last, rank.was_killed, rank.was_stopped)
+        return EndOfRank(rank.number, self._world, code, rank.last, rank.was_killed, rank.was_stopped)
 
     def _note(self, rank: _Rank, line: bytes) -> None:
         message = RankMessage.decode(line.decode())
@@ -210,7 +236,7 @@ class _Supervisor:
 
     def _kill(self) -> None:
         for rank in self._ranks:
-            if rank.process.poll() is None:
+            if rank.process.poll() is None and not rank.was_killed:
                 logger.warning("rank %d did not end by itself and is killed", rank.number)
                 rank.was_killed = True
                 rank.process.kill()

@@ -17,11 +17,14 @@ class RankTask(Model):
     request: Request
     rank: int
     size: int
+    """Number of ranks on all nodes."""
+
+    nodes: int = 1
     per_device: int
     """Number of ranks that share a GPU, or the CPU."""
 
     rendezvous: str
-    """Where the ranks find each other: the path of a file in one Pod, tcp://host:port of rank 0 elsewhere."""
+    """Where the ranks find each other: the path of a file on one node, tcp://host:port of rank 0 on several."""
 
     timeout_seconds: float
     """How long a rank waits for another one."""
@@ -42,6 +45,17 @@ class RankTask(Model):
     train_digest: str
     base_copy_uri: str | None
     credentials_folder: Path | None
+
+    @property
+    def first_of_node(self) -> int:
+        """The lowest rank of its node."""
+        return self.rank - self.rank % (self.size // self.nodes)
+
+    def name_of(self, rank: int) -> str:
+        """A rank's name in messages; on several nodes, with its node."""
+        if self.nodes == 1:
+            return f"rank {rank} of {self.size}"
+        return f"node {rank // (self.size // self.nodes)} of {self.nodes} (rank {rank})"
 
 
 class RankProgress(Model):

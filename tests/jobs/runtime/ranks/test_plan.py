@@ -4,8 +4,11 @@ import pytest
 
 from edgetune_contract.training import TrainingSpec
 from edgetune_jobs.errors import InvalidInput
+from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.ranks import plan
 from edgetune_jobs.runtime.ranks.plan import RankPlan, plan_ranks
+
+ALONE = NodePlace()
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_a_training_runs(
 ) -> None:
     see(visible, seen)
 
-    found = plan_ranks(TrainingSpec(gpus=gpus, batch_size=16), given, processes)
+    found = plan_ranks(TrainingSpec(gpus=gpus, batch_size=16), given, processes, ALONE)
 
     assert found == (None if expected is None else RankPlan(expected, [str(index) for index in range(seen)]))
 
@@ -58,7 +61,7 @@ def test_a_training_runs(
 def test_with_auto_this_machines_gpus_are_used_that_divide_the_batch(visible: pytest.MonkeyPatch) -> None:
     see(visible, 8)
 
-    found = plan_ranks(TrainingSpec(batch_size=12), 0, 0)
+    found = plan_ranks(TrainingSpec(batch_size=12), 0, 0, ALONE)
 
     assert found is not None
     assert found.size == 6
@@ -90,7 +93,7 @@ def test_what_cannot_be_shared_is_refused(
     see(visible, 4)
 
     with pytest.raises(InvalidInput) as raised:
-        plan_ranks(spec, given, 0)
+        plan_ranks(spec, given, 0, ALONE)
 
     assert str(raised.value) == message
 
@@ -99,7 +102,7 @@ def test_each_rank_sees_one_gpu_by_its_name_and_no_launchers_variables(visible: 
     see(visible, 2)
     visible.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     visible.setattr(plan, "usable_cpus", lambda: 9)
-    found = plan_ranks(TrainingSpec(), 2, 0)
+    found = plan_ranks(TrainingSpec(), 2, 0, ALONE)
     assert found is not None
 
     environments = [found.environment(rank, {"LOCAL_RANK": "3", "HOME": "/work"}) for rank in range(2)]
@@ -117,3 +120,23 @@ def test_ranks_share_the_threads_of_the_process(threads: str, expected: str) -> 
 @pytest.mark.parametrize(("ranks", "gpus", "expected"), [(2, 2, 1), (2, 1, 2), (3, 2, 2), (2, 0, 2)])
 def test_ranks_know_how_many_share_their_device(ranks: int, gpus: int, expected: int) -> None:
     assert RankPlan(ranks, [str(index) for index in range(gpus)]).per_device == expected
+
+
+def test_the_ranks_of_a_node_are_counted_over_all_nodes(visible: pytest.MonkeyPatch) -> None:
+    see(visible, 2)
+    place = NodePlace(node=1, nodes=3, host="train-0.train", port=29500)
+
+    found = plan_ranks(TrainingSpec(batch_size=12), 2, 0, place)
+
+    assert found == RankPlan(2, ("0", "1"), 1, 3)
+    assert (found.world, list(found.ranks), found.per_device) == (6, [2, 3], 1)
+    assert [found.environment(rank, {})["CUDA_VISIBLE_DEVICES"] for rank in found.ranks] == ["0", "1"]
+    with pytest.raises(InvalidInput, match="16 is not a multiple of the 6 processes that share each step; use 12 or"):
+        plan_ranks(TrainingSpec(batch_size=16), 2, 0, place)
+
+
+def test_a_node_with_one_rank_trains_in_a_process_of_its_own(visible: pytest.MonkeyPatch) -> None:
+    see(visible, 0)
+    place = NodePlace(node=0, nodes=2, host="train-0.train", port=29500)
+
+    assert plan_ranks(TrainingSpec(batch_size=4), 0, 0, place) == RankPlan(1, [], 0, 2)
