@@ -1,20 +1,14 @@
 """train as a process with two ranks: its termination message, its exit codes, and no process that is left."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from edgetune_contract.pipeline import PREPARED
-from edgetune_contract.request import Manifest, Resolved, Result, StoreLocation
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_jobs.runtime.outputs import StageUpload
-from edgetune_jobs.stage import StageOutput
 from edgetune_jobs.store.folder_store import LocalFolderStore
-from edgetune_jobs.store.sources.source import FolderSource, SourceKind
+from support.prepared_runs import prepared_runs
 from support.stage_runs import StageRuns, wait_until
-from support.tiny_runs import tiny_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -24,29 +18,10 @@ STEPS = 3
 @pytest.fixture
 def runs(tmp_path: Path, random_base: Path, few_rows: Path) -> StageRuns:
     """A run whose prepare is done."""
-    uri = random_base.as_uri()
-    runs = StageRuns(
-        folder=tmp_path,
-        store=StoreLocation(uri=(tmp_path / "store" / "team-a").as_uri()),
-        parameters=tiny_parameters(baseModel={"uri": uri}, training={"maxSteps": STEPS, "microBatchSize": 2}),
-        resolved=Resolved(base=FolderSource(uri, "spec.baseModel", SourceKind.MODEL).digest, train="1" * 64),
-        command=(sys.executable, "-m", "edgetune_jobs"),
-        environment={"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "2", "EDGETUNE_RANKS": "2"},
-    )
-    _finish_prepare(runs, few_rows)
+    training = {"maxSteps": STEPS, "microBatchSize": 2}
+    runs = prepared_runs(tmp_path, random_base, few_rows, training)
+    runs.environment["EDGETUNE_RANKS"] = "2"
     return runs
-
-
-def _finish_prepare(runs: StageRuns, prepared: Path) -> None:
-    from edgetune_contract.digest import prepared_digest
-
-    assert runs.resolved is not None
-    digest = prepared_digest(runs.parameters, runs.resolved)
-    attempt = StageUpload(LocalFolderStore(runs.store.uri), Stage.PREPARE, digest)
-    (runs.folder / PREPARED).symlink_to(prepared)
-    artifacts, files = attempt.add_artifacts(StageOutput((PREPARED,)), runs.folder)
-    result = Result(stage=Stage.PREPARE, digest=digest, artifacts=artifacts, resolved=runs.resolved)
-    attempt.commit(Manifest(result=result, files=files, created_at="2026-11-24T08:00:00Z", resolved=runs.resolved))
 
 
 def _children(pid: int) -> list[int]:

@@ -33,7 +33,7 @@ from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.outputs import StageUpload, check_artifacts, library_versions, probe
 from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.ranks.plan import RankPlan
-from edgetune_jobs.runtime.ranks.supervisor import StoreOfRanks, train_in_ranks
+from edgetune_jobs.runtime.ranks.supervisor import RANK_COMMAND, StoreOfRanks, train_in_ranks
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.usage import moved, used, without_usage
@@ -67,6 +67,9 @@ class StageCode:
     plan_ranks: PlanOfRanks | None = None
     """train only: from spec.training, the GPUs of the container, the ranks that are set and the container's place among
     the nodes to the processes that run the body; None for this one."""
+
+    rank_command: Sequence[str] = RANK_COMMAND
+    """train only: starts one of these processes."""
 
 
 class StageRun:
@@ -374,7 +377,7 @@ class StageRun:
         if self._plan is None:
             return code.run(context)
         store = StoreOfRanks(self._digests[Stage.TRAIN], self._credentials_folder, self._access.traffic)
-        return train_in_ranks(context, self._plan, store, group=self._group)
+        return train_in_ranks(context, self._plan, store, code.rank_command, group=self._group)
 
     def _serving_metrics(self) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.serving(self._metrics_port)

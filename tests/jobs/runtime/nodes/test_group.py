@@ -23,6 +23,7 @@ from edgetune_jobs.runtime.nodes.group import NodeGroup
 from edgetune_jobs.runtime.nodes.hub import Timing
 from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.nodes.words import NodeIdentity
+from support.ports import free_port
 
 TIMING = Timing(patience=20, beat=0.1, silence=2, retry=0.05, farewell=3)
 RESUMES = "all nodes resume from the newest checkpoint"
@@ -34,8 +35,7 @@ class Nodes:
     """Two nodes on this machine."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port: int = server.getsockname()[1]
+        self.port = free_port()
         self.said: list[str] = []
         self.pool = pool
         self._started: list[NodeGroup] = []

@@ -128,7 +128,7 @@ def test_the_ranks_of_a_node_are_counted_over_all_nodes(visible: pytest.MonkeyPa
 
     found = plan_ranks(TrainingSpec(batch_size=12), 2, 0, place)
 
-    assert found == RankPlan(2, ("0", "1"), 1, 3)
+    assert found == RankPlan(2, ["0", "1"], 1, 3)
     assert (found.world, list(found.ranks), found.per_device) == (6, [2, 3], 1)
     assert [found.environment(rank, {})["CUDA_VISIBLE_DEVICES"] for rank in found.ranks] == ["0", "1"]
     with pytest.raises(InvalidInput, match="16 is not a multiple of the 6 processes that share each step; use 12 or"):
