@@ -130,6 +130,7 @@ upgrade: .venv/uv ## Upgrade the libraries in constraints.txt within the bounds 
 bench: .venv/dev examples/sensor-faults/base ## Measure training, merge and quantize, bytes moved, edge models, evaluation, and the operator (docs/benchmarks.md)
 	@$(BIN)/python tests/bench/bench_train_overhead.py
 	@$(BIN)/python tests/bench/bench_padding.py
+	@$(BIN)/python tests/bench/bench_ranks.py
 	@$(BIN)/python tests/bench/bench_merge_quantize.py
 	@$(BIN)/python tests/bench/bench_bytes_moved.py
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp

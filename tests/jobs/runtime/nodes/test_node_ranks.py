@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_jobs.errors import NodeLost, TransientError
+from edgetune_jobs.errors import NodeLost, StageError, TransientError
 from edgetune_jobs.runtime.nodes.group import NodeGroup
 from edgetune_jobs.runtime.nodes.hub import Timing
 from edgetune_jobs.runtime.nodes.place import NodePlace
@@ -24,20 +24,22 @@ COMMAND = (sys.executable, str(Path(rank_faults.__file__)))
 PATIENCE = Patience(for_answers=3, for_end=1, for_saving=1)
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> list[StageOutput | BaseException]:
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> list[StageOutput | StageError]:
     """What each of two nodes with one rank reports."""
     monkeypatch.setenv(rank_faults.FAULT, fault)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     port = free_port()
     identity = NodeIdentity(digest="a" * 64, nodes=2, ranks=1, version="1", image="")
 
-    def train_on(node: int) -> StageOutput | BaseException:
+    def train_on(node: int) -> StageOutput | StageError:
         group = NodeGroup(NodePlace(node, 2, "127.0.0.1", port), identity, Timing(patience=30, farewell=10))
         context = stage_context(Stage.TRAIN, tiny_parameters(), folder / str(node), {})
         try:
             return train_in_ranks(context, RankPlan(1, (), node, 2), StoreOfRanks("a" * 64), COMMAND, PATIENCE, group)
-        except Exception as error:
-            return group.end(error, was_stopped=False)
+        except StageError as error:
+            ended = group.end(error, was_stopped=False)
+            assert isinstance(ended, StageError)
+            return ended
         finally:
             group.leave()
 
