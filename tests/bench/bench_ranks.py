@@ -96,8 +96,8 @@ def _print(runs: Mapping[int, list[_Run]], longer: _Run, steps: int, is_apart: b
         ["processes", "s a step", "lowest", "tokens/s"],
         table,
         [
-            f"each of two processes sends {a_step:,.0f} bytes a step; 4 × {parameters:,.0f} trainable parameters are "
-            f"{4 * parameters:,.0f} bytes: {a_step / (4 * parameters):.3f} times as many",
+            f"each of two processes sends {a_step:,.0f} bytes a step; 4 bytes for each of {parameters:,.0f} trainable "
+            f"parameters are {4 * parameters:,.0f}: {a_step / (4 * parameters):.3f} times as many",
             "in a network of its own" if is_apart else "beside all other traffic of the loopback device",
         ],
     )

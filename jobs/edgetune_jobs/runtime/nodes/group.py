@@ -94,6 +94,12 @@ class NodeGroup:
                     has_said = True
                     say(f"waiting for the other nodes of the {self.place.nodes}")
                 self._changed.wait(_LOOK_SECONDS)
+            self._say(phase=Phase.TRAINING)
+            self._wait(self._is_heard)
+            if self._connection is None:
+                raise NodeLost(
+                    f"{self.place.name_of(0, self._ranks)} left as the ranks were about to start: {self._why}"
+                )
             return f"tcp://{_LOOPBACK if self.place.node == 0 else self.place.host}:{self._state.port}"
 
     def wait_for_commit(self) -> None:
@@ -114,7 +120,7 @@ class NodeGroup:
     def commit(self) -> None:
         """Let the others know that the output is committed; for node 0."""
         self._say(phase=Phase.DONE)
-        self._wait(lambda: self._state.is_done)
+        self._wait(self._is_heard)
         self.leave()
 
     def end(self, error: BaseException, was_stopped: bool) -> BaseException:
@@ -124,23 +130,32 @@ class NodeGroup:
             error: with which its work ended.
             was_stopped: SIGTERM has arrived here.
         """
-        is_by_another = isinstance(error, PeerLost | NodeLost) or (isinstance(error, Interrupted) and not was_stopped)
-        self._end_with(error, ExitCode.PEER_LOST if is_by_another else None)
-        if isinstance(error, PeerLost) or (isinstance(error, Interrupted) and not was_stopped):
+        is_by_another = isinstance(error, PeerLost) or (isinstance(error, Interrupted) and not was_stopped)
+        # A rank that had to be killed may be what the others have ended for: only their words can say.
+        is_open = isinstance(error, PeerLost) and error.killed
+        if not is_open:
+            self._end_with(error, is_by_another)
+        if is_by_another:
             self._wait(lambda: self._view.have_all_ended)
         with self._changed:
             found = verdict(error, was_stopped, self._view)
-        if isinstance(error, PeerLost) and not isinstance(found, NodeLost):
-            self._end_with(found, None)
+        if is_open:
+            self._end_with(found)
+            with self._changed:
+                found = verdict(found, was_stopped, self._view)
         self.leave()
         return found
 
-    def _end_with(self, error: BaseException, code: int | None) -> None:
+    def _end_with(self, error: BaseException, is_by_another: bool = False) -> None:
         failure = failure_of(error, Stage.TRAIN)
-        code = failure.exit_code if code is None else code
-        self._say(phase=Phase.ENDED, code=code, message=failure.message, step=failure.step)
-        # Once node 0 has answered, all know it, and this node knows whose fault was first.
-        self._wait(lambda: self._connection is None or self._state.word_of(self.place.node) == self._word)
+        code = ExitCode.PEER_LOST if is_by_another else failure.exit_code
+        self._say(phase=Phase.ENDED, code=int(code), message=failure.message, step=failure.step)
+        # Then this node knows whose fault was first.
+        self._wait(self._is_heard)
+
+    def _is_heard(self) -> bool:
+        """Whether node 0 has answered the last word, so that all know it, or is gone."""
+        return self._connection is None or self._state.word_of(self.place.node) == self._word
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         with self._changed:
@@ -193,9 +208,9 @@ class NodeGroup:
                 self._send()
 
     def _stay_connected(self) -> None:
-        """Connect to node 0 and hear it; again and again until the ranks have begun."""
+        """Connect to node 0 and hear it, again and again until the ranks have started."""
         host = _LOOPBACK if self.place.node == 0 else self.place.host
-        while not (self._closed.is_set() or self._state.port or self._state.refusal):
+        while not (self._closed.is_set() or self._state.refusal or self._word.phase is Phase.TRAINING):
             try:
                 connection = socket.create_connection((host, self.place.port), timeout=_CONNECT_SECONDS)
             except OSError as error:
@@ -206,7 +221,7 @@ class NodeGroup:
             self._closed.wait(self._timing.retry)
 
     def _listen(self, connection: socket.socket) -> None:
-        connection.settimeout(self._timing.silence)
+        connection.settimeout(None if self.place.node == 0 else self._timing.silence)
         with connection, connection.makefile("rb") as lines:
             with self._changed:
                 self._connection = connection

@@ -15,6 +15,8 @@ from edgetune_jobs.runtime.nodes.words import GroupState, NodeIdentity, NodeWord
 MAX_LINE = 1 << 20
 """Bytes of the longest line that is read."""
 
+_BEFORE_TRAINING = (Phase.COMING, Phase.READY)
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -39,8 +41,8 @@ class Timing:
 class Hub:
     """Collects the nodes' words and sends all of them to each node.
 
-    A node may leave and come back until all are ready. From then on the attempt is that of exactly these processes: a
-    node that leaves is lost, and one that comes is sent away until node 0 has started again.
+    A node may leave and come back until its ranks start. If it leaves then, it is lost, and one that comes in its place
+    is sent away until node 0 has started again.
     """
 
     def __init__(self, place: NodePlace, identity: NodeIdentity, timing: Timing) -> None:
@@ -96,6 +98,8 @@ class Hub:
         connection.settimeout(self._timing.silence)
         with connection, suppress(OSError, ValueError), connection.makefile("rb") as lines:
             word = NodeWord.decode(lines.readline(MAX_LINE).decode())
+            if word.node == 0:
+                connection.settimeout(None)  # this process
             with self._admitted(word, connection) as is_in:
                 while is_in and (line := lines.readline(MAX_LINE)):
                     self._note(NodeWord.decode(line.decode()))
@@ -124,7 +128,8 @@ class Hub:
             # A node that comes once more has a new process: the earlier one is gone, with or without a farewell.
             self._lose(word.node)
             hang_up(earlier)
-        if self._state.port or not 0 <= word.node < self._place.nodes:
+        is_late = self._closed.is_set() or word.node in self._state.lost or word.phase not in _BEFORE_TRAINING
+        if is_late or not 0 <= word.node < self._place.nodes:
             return False
         self._connections[word.node] = connection
         self._change(word, owner=None if self._state.owner == word.node else self._state.owner)
@@ -139,11 +144,12 @@ class Hub:
         """Note that a node's connection has ended."""
         del self._connections[node]
         word = self._state.word_of(node)
-        if not self._state.port:
+        phase = Phase.COMING if word is None else word.phase
+        if phase is Phase.TRAINING:
+            self._state = self._state.model_copy(update={"lost": (*self._state.lost, node)})
+        elif phase in _BEFORE_TRAINING or not self._state.port:
             words = tuple(each for each in self._state.words if each.node != node)
             self._state = self._state.model_copy(update={"words": words})
-        elif word is not None and word.phase is not Phase.ENDED:
-            self._state = self._state.model_copy(update={"lost": (*self._state.lost, node)})
         self._send()
 
     def _change(self, word: NodeWord, owner: int | None) -> None:

@@ -56,7 +56,9 @@ class View:
         others = [word for word in self.state.words if word.node != self.place.node]
         fault = next((word for word in others if word.node == self.state.owner and word.is_fault), None)
         if fault is not None:
-            return NodeLost(f"{self.name_of(fault.node)} failed: {fault.message}; {RESUMES}")
+            name = self.name_of(fault.node)
+            what = fault.message if fault.message.startswith(name) else f"{name} failed: {fault.message}"
+            return NodeLost(f"{what}; {RESUMES}")
         stopped = next((word for word in others if word.is_stopped), None)
         if stopped is not None:
             return NodeLost(f"{self.name_of(stopped.node)} was {stopped.message}", stopped.step)
@@ -84,7 +86,7 @@ def verdict(error: BaseException, was_stopped: bool, view: View) -> BaseExceptio
         return error if was_stopped else (view.loss() or NodeLost(str(error), error.step))
     if isinstance(error, PeerLost):
         if error.killed and not view.is_explained:
-            return TransientError(str(error))  # its rank hangs, for which the others have ended
+            return TransientError(f"{view.name_of(view.place.node)} did not answer the others: {error}")
         return view.loss() or NodeLost(str(error))
     owner = view.state.owner
     if owner is not None and owner != view.place.node:

@@ -16,7 +16,10 @@ class Phase(StrEnum):
     """It gets its inputs."""
 
     READY = "Ready"
-    """Its ranks can start, or have."""
+    """Its ranks can start."""
+
+    TRAINING = "Training"
+    """Its ranks start: if it leaves from now on, it is lost."""
 
     DONE = "Done"
     """Node 0 only: the output is committed."""
@@ -89,7 +92,7 @@ class GroupState(Model):
     """TCP port of node 0 where the ranks find each other; 0 until all nodes are ready."""
 
     lost: tuple[int, ...] = ()
-    """Nodes whose connection ended without such a word, once all were ready."""
+    """Nodes that left while they trained."""
 
     owner: int | None = None
     """The node that first ended by a fault of its own: only it reports this fault."""

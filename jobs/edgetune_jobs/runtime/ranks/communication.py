@@ -126,7 +126,8 @@ def connect(task: RankTask) -> ConnectedRanks:
             timeout=timeout,
         )
     except (RuntimeError, TimeoutError) as error:
-        raise PeerLost(f"the {task.size} ranks could not connect: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise PeerLost(f"the {task.size} ranks could not connect{_advice(task)}: {reason}") from error
     if not torch.cuda.is_available():
         return ConnectedRanks(task, None, "on this CPU" if task.nodes == 1 else "on CPUs", "Gloo")
     if task.per_device > 1:
@@ -173,7 +174,14 @@ def _check_in(store: "Store", task: RankTask, timeout: timedelta) -> None:
         missing = [task.name_of(rank) for rank, key in keys.items() if not store.check([key])]
         raise PeerLost(
             f"{', '.join(missing) or 'another rank'} did not come within {task.timeout_seconds:g} s ({task.rendezvous})"
+            f"{_advice(task)}"
         ) from error
+
+
+def _advice(task: RankTask) -> str:
+    if task.nodes == 1:
+        return ""
+    return "; a NetworkPolicy must allow all TCP between the Pods of this Job, also on ports that Gloo and NCCL choose"
 
 
 def _copy_from(flat: "torch.Tensor", targets: "Sequence[torch.Tensor]") -> None:

@@ -25,9 +25,10 @@ from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.nodes.words import NodeIdentity
 from support.ports import free_port
 
-TIMING = Timing(patience=20, beat=0.1, silence=2, retry=0.05, farewell=3)
+TIMING = Timing(patience=60, beat=0.1, silence=60, retry=0.05, farewell=10)
 RESUMES = "all nodes resume from the newest checkpoint"
 STOPPED = Interrupted("stopped by SIGTERM after step 2 of 6; its checkpoint is in the store", 2)
+LIMIT = 50
 BEGUN = "tcp://127.0.0.1:"
 
 
@@ -58,7 +59,7 @@ class Nodes:
         """Two nodes whose ranks train."""
         groups = self.start(0), self.start(1)
         for begun in [self.gather(group) for group in groups]:
-            assert begun.result(20).startswith(BEGUN)
+            assert begun.result(LIMIT).startswith(BEGUN)
         return groups
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ def shown(error: BaseException) -> tuple[type[BaseException], str]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -92,7 +93,7 @@ def test_nodes_begin_once_all_have_their_inputs(nodes: Nodes) -> None:
     wait_until(lambda: bool(nodes.said))
 
     assert not waiting.done()
-    assert nodes.gather(late).result(20) == waiting.result(20)
+    assert nodes.gather(late).result(LIMIT) == waiting.result(LIMIT)
     assert nodes.said[0] == "waiting for the other nodes of the 2"
     assert not first.is_broken
     assert not late.is_broken
@@ -101,22 +102,23 @@ def test_nodes_begin_once_all_have_their_inputs(nodes: Nodes) -> None:
 def test_a_node_that_leaves_before_all_are_ready_may_come_back(nodes: Nodes) -> None:
     first, gone = nodes.start(0), nodes.start(1)
     waiting = nodes.gather(first)
-    assert shown(nodes.end(gone, TransientError("the disk is full")).result(10)) == (TransientError, "the disk is full")
+    full = TransientError("the disk is full")
+    assert nodes.end(gone, full).result(LIMIT) is full
 
-    assert nodes.gather(nodes.start(1)).result(20) == waiting.result(20)
+    assert nodes.gather(nodes.start(1)).result(LIMIT) == waiting.result(LIMIT)
 
 
 def test_node_0_may_start_again_while_the_others_get_their_inputs(nodes: Nodes) -> None:
     first, other = nodes.start(0), nodes.start(1)
     waiting = nodes.gather(other)
-    nodes.end(first, TransientError("the disk is full")).result(10)
+    nodes.end(first, TransientError("the disk is full")).result(LIMIT)
 
-    assert nodes.gather(nodes.start(0)).result(20) == waiting.result(20)
+    assert nodes.gather(nodes.start(0)).result(LIMIT) == waiting.result(LIMIT)
 
 
 def test_a_node_that_does_not_come_is_named(nodes: Nodes) -> None:
     with pytest.raises(NodeLost) as raised:
-        nodes.gather(nodes.start(0, replace(TIMING, patience=0.3))).result(20)
+        nodes.gather(nodes.start(0, replace(TIMING, patience=0.3))).result(LIMIT)
 
     assert str(raised.value) == (
         "node 1 of 2 (rank 1) did not come within 0.3 s: their containers have not started, or they cannot connect to "
@@ -141,7 +143,7 @@ def test_a_node_without_node_0_says_why(nodes: Nodes, host: str, reason: str) ->
     waiting = nodes.gather(nodes.start(1, replace(TIMING, patience=1), host=host))
 
     with pytest.raises(NodeLost) as raised:
-        waiting.result(20)
+        waiting.result(LIMIT)
 
     expected = f"node 0 of 2 (rank 0) did not come within 1 s: {reason.format(port=nodes.port)}"
     assert str(raised.value).startswith(expected)
@@ -152,7 +154,7 @@ def test_nobody_is_awaited_beyond_the_deadline(nodes: Nodes) -> None:
     waiting = nodes.gather(nodes.start(0, deadline=time.monotonic() + 10.5))
 
     with pytest.raises(NodeLost, match=r"^node 1 of 2 \(rank 1\) did not come within 0\.[345]\d* s"):
-        waiting.result(5)
+        waiting.result(LIMIT)
 
 
 def test_a_stop_while_nodes_wait_is_an_interruption(nodes: Nodes) -> None:
@@ -161,7 +163,7 @@ def test_a_stop_while_nodes_wait_is_an_interruption(nodes: Nodes) -> None:
     stop.set()
 
     with pytest.raises(Interrupted, match=r"^stopped by SIGTERM before the first step of this attempt$"):
-        waiting.result(20)
+        waiting.result(LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_a_stop_while_nodes_wait_is_an_interruption(nodes: Nodes) -> None:
 def test_a_node_with_another_image_is_refused_by_name(nodes: Nodes, change: dict[str, Any], difference: str) -> None:
     nodes.start(0)
     with pytest.raises(TransientError) as raised:
-        nodes.gather(nodes.start(1, **change)).result(20)
+        nodes.gather(nodes.start(1, **change)).result(LIMIT)
 
     assert str(raised.value) == (
         f"node 1 of 2 (rank 1) differs from node 0 in its {difference}; all Pods of the Job must be alike"
@@ -190,12 +192,12 @@ def test_others_end_only_after_node_0_has_committed(nodes: Nodes) -> None:
         waiting.result(0.3)
     first.commit()
 
-    assert waiting.result(10) is None
+    assert waiting.result(LIMIT) is None
 
 
 def test_others_do_not_end_well_if_node_0_ends_without_a_commit(nodes: Nodes) -> None:
     first, other = nodes.begin()
-    nodes.end(first, TransientError("the store does not answer")).result(10)
+    nodes.end(first, TransientError("the store does not answer")).result(LIMIT)
 
     with pytest.raises(NodeLost) as raised:
         other.wait_for_commit()
@@ -209,8 +211,8 @@ def test_only_the_node_with_the_fault_reports_it(nodes: Nodes, failed: int) -> N
     peer = nodes.end(groups[1 - failed], PeerLost("another rank of 2 has ended"))
     own = nodes.end(groups[failed], OutOfGpuMemory(f"rank {failed} of 2: it does not fit"))
 
-    assert shown(own.result(10)) == (OutOfGpuMemory, f"rank {failed} of 2: it does not fit")
-    assert shown(peer.result(10)) == (
+    assert shown(own.result(LIMIT)) == (OutOfGpuMemory, f"rank {failed} of 2: it does not fit")
+    assert shown(peer.result(LIMIT)) == (
         NodeLost,
         f"node {failed} of 2 (rank {failed}) failed: rank {failed} of 2: it does not fit; {RESUMES}",
     )
@@ -219,7 +221,7 @@ def test_only_the_node_with_the_fault_reports_it(nodes: Nodes, failed: int) -> N
 def test_a_fault_that_all_nodes_see_is_reported_once(nodes: Nodes) -> None:
     ends = [nodes.end(group, TrainingDiverged("the loss is nan at step 3")) for group in nodes.begin()]
 
-    kinds = sorted(type(end.result(10)).__name__ for end in ends)
+    kinds = sorted(type(end.result(LIMIT)).__name__ for end in ends)
 
     assert kinds == ["NodeLost", "TrainingDiverged"]
 
@@ -230,8 +232,8 @@ def test_only_the_node_that_was_stopped_is_interrupted(nodes: Nodes, stopped: in
     other = nodes.end(groups[1 - stopped], STOPPED)
     own = nodes.end(groups[stopped], STOPPED, was_stopped=True)
 
-    assert own.result(10) is STOPPED
-    lost = other.result(10)
+    assert own.result(LIMIT) is STOPPED
+    lost = other.result(LIMIT)
     assert isinstance(lost, NodeLost)
     assert (str(lost), lost.step) == (f"node {stopped} of 2 (rank {stopped}) was {STOPPED}", 2)
 
@@ -242,7 +244,7 @@ def test_a_node_that_is_killed_is_named(nodes: Nodes, gone: int) -> None:
     groups[gone].leave()  # as the kernel does for a process that is killed: connections end without a word
     wait_until(lambda: groups[1 - gone].is_broken)
 
-    found = nodes.end(groups[1 - gone], PeerLost("another rank of 2 has ended")).result(10)
+    found = nodes.end(groups[1 - gone], PeerLost("another rank of 2 has ended")).result(LIMIT)
 
     assert shown(found) == (
         NodeLost,
@@ -255,7 +257,7 @@ def test_a_node_that_says_nothing_any_more_is_gone(nodes: Nodes) -> None:
     first = nodes.start(0, replace(TIMING, silence=0.5))
     silent = nodes.start(1, replace(TIMING, beat=60))
     for begun in [nodes.gather(first), nodes.gather(silent)]:
-        begun.result(20)
+        begun.result(LIMIT)
 
     wait_until(lambda: first.is_broken)
 
@@ -268,10 +270,11 @@ def test_a_rank_that_hangs_is_the_fault_of_its_node(nodes: Nodes, hanging: int) 
     killed: StageError = PeerLost(f"it ended without a result; rank {hanging} had to be killed", killed=True)
     own = nodes.end(groups[hanging], killed)
 
-    assert shown(own.result(10)) == (TransientError, str(killed))
-    found = waiting.result(10)
+    name = f"node {hanging} of 2 (rank {hanging})"
+    assert shown(own.result(LIMIT)) == (TransientError, f"{name} did not answer the others: {killed}")
+    found = waiting.result(LIMIT)
     assert isinstance(found, NodeLost)
-    assert str(found).startswith(f"node {hanging} of 2 (rank {hanging}) ")
+    assert str(found) == f"{name} did not answer the others: {killed}; {RESUMES}"
 
 
 def test_a_node_that_comes_while_the_others_train_has_replaced_one_that_is_lost(nodes: Nodes) -> None:
@@ -279,7 +282,7 @@ def test_a_node_that_comes_while_the_others_train_has_replaced_one_that_is_lost(
     nodes.start(1)
 
     wait_until(lambda: first.is_broken)
-    assert "is gone without a word" in str(nodes.end(first, PeerLost("another rank of 2 has ended")).result(10))
+    assert "is gone without a word" in str(nodes.end(first, PeerLost("another rank of 2 has ended")).result(LIMIT))
     wait_until(lambda: other.is_broken)
 
 
@@ -297,4 +300,4 @@ def test_noise_on_the_port_changes_nothing(nodes: Nodes) -> None:
         with socket.create_connection(("127.0.0.1", nodes.port)) as connection:
             connection.sendall(noise)
 
-    assert nodes.gather(nodes.start(1)).result(20) == waiting.result(20)
+    assert nodes.gather(nodes.start(1)).result(LIMIT) == waiting.result(LIMIT)
