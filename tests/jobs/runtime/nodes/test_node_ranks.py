@@ -22,27 +22,30 @@ from support.tiny_runs import tiny_parameters
 
 COMMAND = (sys.executable, str(Path(rank_faults.__file__)))
 HANGS = "did not answer the others: it ended without a result; rank"
-PATIENCE = Patience(for_answers=3, for_end=1, for_saving=1)
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> list[StageOutput | StageError]:
     """What each of two nodes with one rank reports."""
     monkeypatch.setenv(rank_faults.FAULT, fault)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    patience = Patience(for_answers=5 if "hang" in fault else 120, for_end=2, for_saving=2)
     port = free_port()
     identity = NodeIdentity(digest="a" * 64, nodes=2, ranks=1, version="1", image="")
 
     def train_on(node: int) -> StageOutput | StageError:
-        group = NodeGroup(NodePlace(node, 2, "127.0.0.1", port), identity, Timing(patience=30, farewell=10))
+        group = NodeGroup(NodePlace(node, 2, "127.0.0.1", port), identity, Timing(patience=120, farewell=30))
         context = stage_context(Stage.TRAIN, tiny_parameters(), folder / str(node), {})
         try:
-            return train_in_ranks(context, RankPlan(1, (), node, 2), StoreOfRanks("a" * 64), COMMAND, PATIENCE, group)
+            output = train_in_ranks(context, RankPlan(1, (), node, 2), StoreOfRanks("a" * 64), COMMAND, patience, group)
         except StageError as error:
             ended = group.end(error, was_stopped=False)
             assert isinstance(ended, StageError)
             return ended
-        finally:
-            group.leave()
+        if node == 0:
+            group.commit()
+        else:
+            group.wait_for_commit()
+        return output
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(train_on, range(2)))
