@@ -155,8 +155,9 @@ class TrainingSpec(Model):
     balances each forward pass."""
 
     gpus: Gpus = AUTO
-    """GPUs that share the examples of each step, up to the profile's maxGpus. They change the time of a step, not its
-    losses, and batchSize must be a multiple of them. Auto: as many of those that the profile gives to train by default
+    """GPUs that share the examples of each step, on all nodes together, up to the profile's maxGpus on each of its
+    maxNodes. They change the time of a step, not its losses, and batchSize must be a multiple of them. They are on as
+    few nodes as possible, with equally many on each. Auto: as many of those that the profile gives to train by default
     as divide batchSize."""
 
     layout: Layout = Layout.PADDING_FREE

@@ -29,9 +29,14 @@ from edgetune_operator.decisions.deletion import (
     refused_clean_up,
     waiting_for_pods,
 )
-from edgetune_operator.decisions.manifests.job_manifests import change_of, render_clean_up, render_job
+from edgetune_operator.decisions.manifests.job_manifests import (
+    change_of,
+    render_clean_up,
+    render_job,
+    render_service,
+)
 from edgetune_operator.decisions.observe import Snapshot, observe, observe_events
-from edgetune_operator.decisions.plans import ChangeJob, CreateJob, DeleteJob, Plan
+from edgetune_operator.decisions.plans import ChangeJob, CreateJob, CreateService, DeleteJob, Plan
 from edgetune_operator.decisions.reporting.status import check_writable, project, project_deletion
 from edgetune_operator.decisions.state_machine import plan, refused, stalled
 
@@ -41,7 +46,7 @@ class StaleRead(Exception):
 
 
 class JobRefused(Exception):
-    """The cluster refuses a Job for a reason outside the object, which may disappear.
+    """The cluster refuses a Job, or the Service of one, for a reason outside the object, which may disappear.
 
     Attributes:
         reason: CamelCase reason for the Stalled condition.
@@ -106,6 +111,24 @@ class Cluster(Protocol):
 
         Raises:
             JobRefused: a quota, admission, or a foreign Job with the same name prevents it.
+        """
+        ...
+
+    async def has_service(self, owner: Mapping[str, Any], name: str, job: str) -> bool:
+        """Whether a Job has its Service.
+
+        Args:
+            owner: the object's metadata.
+            name: of the Service.
+            job: UID of the Job. A Service of another Job with the same name is not its own.
+        """
+        ...
+
+    async def create_service(self, service: Mapping[str, Any]) -> None:
+        """Create the Service of a Job; does nothing while there is another one with this name.
+
+        Raises:
+            JobRefused: a quota, admission, or a missing right prevents it.
         """
         ...
 
@@ -192,7 +215,7 @@ async def run_once(
     owner = await _settle_finalizer(cluster, owner, spec)
     jobs, pods = await cluster.list_jobs(owner), await cluster.list_pods(owner)
     snapshot = observe(document, jobs, pods, await cluster.read_progress(owner))
-    snapshot = await _with_queue(cluster, owner, snapshot, now)
+    snapshot = await _with_services(cluster, owner, await _with_queue(cluster, owner, snapshot, now))
     wait = silent_wait(snapshot)
     if wait is not None and wait.is_due(now):
         warnings = observe_events(await cluster.list_warnings(owner, wait.uid))
@@ -223,6 +246,13 @@ async def _with_queue(cluster: Cluster, owner: Mapping[str, Any], snapshot: Snap
         found = await cluster.read_queue(snapshot.namespace, job.queue, job.priority)
         state = None if found is None else observe_queue(found)
     return replace(snapshot, queueing=Queueing(workloads, state))
+
+
+async def _with_services(cluster: Cluster, owner: Mapping[str, Any], snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the Jobs on several nodes that have their Service."""
+    needing = [job for job in snapshot.jobs if job.needs_service]
+    served = [job.uid for job in needing if await cluster.has_service(owner, names.service_name(job.name), job.uid)]
+    return replace(snapshot, served=frozenset(served))
 
 
 async def report_failure(cluster: Cluster, key: Key, error: str, now: datetime) -> bool:
@@ -334,6 +364,8 @@ async def _act(
     for action in decided.actions:
         if isinstance(action, DeleteJob):
             await cluster.delete_job(owner, action.name)
+        elif isinstance(action, CreateService):
+            await cluster.create_service(render_service(owner, action.job, action.uid))
         elif not isinstance(spec, LoraFineTuneSpec) or not isinstance(profile, Profile):
             raise TypeError("a Job was planned without a spec and a profile")
         elif isinstance(action, ChangeJob):

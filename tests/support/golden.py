@@ -17,7 +17,7 @@ from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, 
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
-from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job, render_service
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
@@ -63,6 +63,14 @@ FULL = Profile(
     termination_grace_period_seconds=300,
     ttl_seconds_after_finished=600,
     signing=Signing(secret_name="edgetune-signing"),
+)
+NODES = Profile(
+    store=ProfileStore(uri="s3://artifacts/edgetune"),
+    resources={
+        Stage.TRAIN: Resources(requests={"cpu": "16", "nvidia.com/gpu": 8}, limits={"nvidia.com/gpu": 8}, nodes=2)
+    },
+    queue=Queue(name="team-a"),
+    pod_annotations={"kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-block"},
 )
 PROFILES: Mapping[str, Profile] = {"default": DEFAULT, "full": FULL}
 
@@ -115,7 +123,11 @@ def golden_files() -> dict[str, str]:
         for name, profile in PROFILES.items()
         for stage in Stage
     }
+    trained = job_of(Stage.TRAIN, NODES)
+    stages[f"{FOLDER}/nodes-train.yaml"] = to_yaml(trained)
     owner = lora_fine_tune().build()["metadata"]
+    service = render_service(owner, trained["metadata"]["name"], "uid-of-the-job")
+    stages[f"{FOLDER}/nodes-train-service.yaml"] = to_yaml(service)
     sizes = {model: {stage.value: _resources(job_of(stage, model=model)) for stage in Stage} for model in MODELS}
     return (
         stages

@@ -54,6 +54,7 @@ class MemoryCluster:
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.workloads: dict[str, dict[str, Any]] = {}
         self.queue: dict[str, Any] | None = None
+        self.services: dict[str, dict[str, Any]] = {}
         self.changed: list[str] = []
         self.refusal = ""
         self.progress: ProgressStatus | None = None
@@ -125,6 +126,17 @@ class MemoryCluster:
         self.start_pod(name)
         return f"uid-of-{name}"
 
+    async def has_service(self, owner: Mapping[str, Any], name: str, job: str) -> bool:  # noqa: ARG002 - as above
+        """Whether the Job has a Service of this name."""
+        owners = self.services[name]["metadata"]["ownerReferences"] if name in self.services else []
+        return job in [each["uid"] for each in owners]
+
+    async def create_service(self, service: Mapping[str, Any]) -> None:
+        """Create the Service, unless the test refuses it."""
+        if self.refusal:
+            raise JobRefused(Reason.SERVICE_REFUSED, self.refusal)
+        self.services.setdefault(service["metadata"]["name"], copy.deepcopy(dict(service)))
+
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - as above
         """Remove a Job and its Pods, or mark it as being deleted."""
         if name in self.jobs and self.deletes_slowly:
@@ -179,6 +191,7 @@ class MemoryCluster:
         for pod in self.pods_of(name):
             del self.pods[pod]
         self.jobs.pop(name, None)
+        self.services.pop(names.service_name(name), None)
 
     def remove_ended_jobs(self) -> None:
         """The time to live of ended Jobs has expired."""

@@ -97,7 +97,9 @@ class LocalCluster:
         if log.exists() and log.stat().st_size > _LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
         uid = str(uuid.uuid4())
-        manifest = {**job, "metadata": {**job["metadata"], "uid": uid, "creationTimestamp": now()}}
+        # This machine is the only node of a training.
+        spec = {key: value for key, value in job["spec"].items() if key not in ("completionMode", "completions")}
+        manifest = {**job, "spec": spec, "metadata": {**job["metadata"], "uid": uid, "creationTimestamp": now()}}
         self._progress, self.message = None, ""
         process_job = ProcessJob(
             manifest=manifest,
@@ -111,6 +113,12 @@ class LocalCluster:
         self._jobs[name] = process_job
         self._tasks[name] = asyncio.create_task(process_job.run())
         return uid
+
+    async def has_service(self, owner: Mapping[str, Any], name: str, job: str) -> bool:
+        raise TypeError(f"{owner['name']}: Job {job} runs on one machine, without Service {name}")
+
+    async def create_service(self, service: Mapping[str, Any]) -> None:
+        raise TypeError(f"a Job runs on one machine, without Service {service['metadata']['name']}")
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:  # noqa: ARG002 - one object only
         job, task = self._jobs.get(name), self._tasks.get(name)

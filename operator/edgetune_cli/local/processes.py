@@ -24,6 +24,8 @@ _LOG_LINE_LIMIT = 2**20
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_LIMIT_SECONDS = 60.0
 _PROGRESS_LINE_SECONDS = 10.0
+_OF_A_CLUSTER = ("HOME", "EDGETUNE_IMAGE", "EDGETUNE_GPUS", "EDGETUNE_NODES", "EDGETUNE_RENDEZVOUS")
+"""Variables of the container that say nothing about this machine."""
 
 
 def now() -> str:
@@ -169,8 +171,9 @@ class ProcessJob:
         for variable in container["env"]:
             name, value = variable["name"], variable["value"]
             # HOME stays the user's own, which has the credentials that a Secret has in a cluster.
-            # No image runs here, so none may be recorded in the manifest; and this machine gives what GPUs it has.
-            if name in ("HOME", "EDGETUNE_IMAGE", "EDGETUNE_GPUS") or value in secrets:
+            # No image runs here, so none may be recorded in the manifest; and this machine gives what GPUs it has, as
+            # the only node.
+            if name in _OF_A_CLUSTER or value in secrets:
                 continue
             environment[name] = str(work) if value == mounts["work"] else value
         if SIGNING_KEY_VARIABLE in environment and self.signing_key is not None:

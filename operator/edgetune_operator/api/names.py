@@ -44,6 +44,11 @@ PRICES_ANNOTATION = f"{GROUP}/prices"
 # Hash of the part of the settings that a Job keeps while it waits in a queue; the rest is changed in place.
 FIXED_SETTINGS_ANNOTATION = f"{GROUP}/fixed-settings"
 
+# Kubernetes' own, on the Pods of a Job with several nodes: the number of the Pod's node, from 0.
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
+# Kubernetes' own, on the Pods of a Job: the Job's name.
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+
 # Kueue's, on Jobs.
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
@@ -67,13 +72,28 @@ CLEAN_UP = "clean-up"
 # A Job's name becomes a label value of its Pods.
 _MAX_LABEL = 63
 _DIGEST_CHARACTERS = 10
+_HASH_CHARACTERS = 20
 _MARKED = re.compile(r"-[0-9a-f]{8}$")
 _LONGEST_SUFFIX = max(len(f"-{stage}-") for stage in Stage) + _DIGEST_CHARACTERS
 
 
 def job_name(name: str, stage: Stage, digest: str) -> str:
-    """Name of a stage's Job: a function of object, stage and digest, so that creating it is idempotent."""
+    """Name of a stage's Job: a function of object, stage and digest, so that creating it is idempotent.
+
+    That of train leaves three characters for `-<index>`, which the host name of a Pod of several has at its end.
+    """
     return f"{_shortened(name, _MAX_LABEL - _LONGEST_SUFFIX)}-{stage}-{digest[:_DIGEST_CHARACTERS]}"
+
+
+def service_name(job: str) -> str:
+    """Name of the Service through which the Pods of a Job find each other: the Job's, if a Service can have it.
+
+    The name of a Service begins with a letter, that of a Job may begin with a digit. Other names than the Job's own end
+    unlike the name of any Job, so that none has the Service of another.
+    """
+    if job[0].isalpha():
+        return job
+    return f"peers-{hashlib.sha256(job.encode()).hexdigest()[:_HASH_CHARACTERS]}"
 
 
 def clean_up_job_name(name: str, uid: str) -> str:

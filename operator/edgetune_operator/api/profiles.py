@@ -15,9 +15,10 @@ from edgetune_contract.pipeline import PIPELINE
 from edgetune_contract.request import STORE_URI, StoreLocation
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
-from edgetune_contract.training import AUTO, MOST_GPUS, TrainingSpec, gpus_that_divide
+from edgetune_contract.training import AUTO, MOST_GPUS, TrainingSpec
 from edgetune_contract.values.quantities import ByteQuantity, parse_bytes
 from edgetune_operator.api import names
+from edgetune_operator.api.gpu_split import MOST_NODES, Split, largest_split, split
 from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.suggestions import suggestion
 from edgetune_operator.api.tenants import Namespaces, Tenant
@@ -72,6 +73,9 @@ class Resources(Model):
     claims: tuple[ResourceClaim, ...] = ()
     """Claims of GPUs, one each, instead of requests."""
 
+    nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] = 1
+    """Number of Pods that share a training, each with these resources. Only for train."""
+
     @model_validator(mode="after")
     def _count_whole_gpus(self) -> Self:
         for name, count in (*self.requests.items(), *self.limits.items()):
@@ -81,8 +85,13 @@ class Resources(Model):
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs, or of slices of one, of any vendor."""
+        """Number of GPUs, or of slices of one, of any vendor, that each Pod has."""
         return count_gpus(self.requests | self.limits) + len(self.claims)
+
+    @property
+    def all_gpus(self) -> int:
+        """Number of GPUs of all Pods."""
+        return self.gpus * self.nodes
 
     @property
     def is_mixed(self) -> bool:
@@ -97,14 +106,15 @@ class Resources(Model):
         quantities = self.requests | self.limits
         return next((name for name, count in quantities.items() if count_gpus({name: count})), None)
 
-    def with_gpus(self, number: int) -> Self:
-        """The same with another number of GPUs, of those that it requests or claims."""
+    def split_as(self, found: Split) -> Self:
+        """The same with another number of Pods, and of GPUs of each, of those that it requests or claims."""
+        number = found.gpus
 
         def replaced(quantities: Quantities) -> Quantities:
             return {name: number if count_gpus({name: count}) else count for name, count in quantities.items()}
 
         counted = {"requests": replaced(self.requests), "limits": replaced(self.limits)}
-        return self.model_copy(update={**counted, "claims": self.claims[:number]})
+        return self.model_copy(update={**counted, "claims": self.claims[:number], "nodes": found.nodes})
 
 
 def count_gpus(quantities: Mapping[str, str | int]) -> int:
@@ -256,8 +266,12 @@ class Profile(Model):
     decides for itself, and without a GPU for train there is none for evaluate."""
 
     max_gpus: Annotated[int, Field(ge=1, le=MOST_GPUS)] | None = None
-    """Largest number of GPUs that spec.training.gpus can ask for. Default: as many as `resources.train` has, which a
-    training with gpus: Auto gets."""
+    """Largest number of GPUs on each node of a training. Default: as many as `resources.train` has, which a training
+    with gpus: Auto gets."""
+
+    max_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] | None = None
+    """Largest number of nodes of a training: spec.training.gpus can ask for maxGpus on each. Default: the nodes of
+    `resources.train`, on which a training with gpus: Auto runs."""
 
     gpu_memory: ByteQuantity | None = None
     """Memory of each GPU that train gets, such as 80Gi: prepare then refuses a training that cannot fit into it.
@@ -344,10 +358,31 @@ class Profile(Model):
             if resources.gpus > 1 and (stage is not Stage.TRAIN or resources.is_mixed):
                 whose = "a training uses GPUs of one kind" if stage is Stage.TRAIN else "only train uses several"
                 raise ValueError(f"resources.{stage}: {resources.gpus} GPUs, but {whose}; remove the others")
-        return self._checked_max_gpus()
+            if resources.nodes > 1 and stage is not Stage.TRAIN:
+                raise ValueError(
+                    f"resources.{stage}.nodes is {resources.nodes}, but only train uses several; set it to 1"
+                )
+        self._check_nodes(self.resources_for(Stage.TRAIN))
+        return self._checked_max_gpus(self.resources_for(Stage.TRAIN))
 
-    def _checked_max_gpus(self) -> Self:
-        training = self.resources_for(Stage.TRAIN)
+    def _check_nodes(self, training: Resources) -> None:
+        if self.max_nodes is not None and training.nodes > self.max_nodes:
+            raise ValueError(
+                f"maxNodes is {self.max_nodes}, but resources.train has {training.nodes} nodes; raise or remove it"
+            )
+        if training.nodes > 1 and max(training.gpus, 1) * training.nodes > MOST_GPUS:
+            raise ValueError(
+                f"resources.train: {training.gpus} GPUs on each of {training.nodes} nodes, but at most {MOST_GPUS} "
+                "train together"
+            )
+        several = max(training.nodes, self.max_nodes or 1) > 1
+        if several and training.gpu_kind is not None and _SLICE.fullmatch(training.gpu_kind):
+            named = "maxNodes" if training.nodes == 1 else "resources.train.nodes"
+            raise ValueError(f"{named}: the slices of a GPU cannot train together; remove it")
+        if self.max_nodes is not None and self.max_nodes > training.nodes and not training.gpus:
+            raise ValueError("maxNodes needs GPUs in resources.train, for which spec.training.gpus asks; remove it")
+
+    def _checked_max_gpus(self, training: Resources) -> Self:
         if self.max_gpus is None:
             return self
         if training.gpus > self.max_gpus:
@@ -397,19 +432,29 @@ class Profile(Model):
 
     @property
     def most_gpus(self) -> int:
-        """The largest number of GPUs that a training can ask for; 0 if train gets none."""
+        """The largest number of GPUs on each node of a training; 0 if train gets none."""
         given = self.resources_for(Stage.TRAIN).gpus
         return given if self.max_gpus is None else self.max_gpus
 
-    def for_training(self, training: TrainingSpec) -> Self:
-        """The profile with as many GPUs for train as a training asks for, or with Auto as divide its batch."""
+    @property
+    def most_nodes(self) -> int:
+        """The largest number of nodes of a training."""
+        return self.max_nodes or self.resources_for(Stage.TRAIN).nodes
+
+    def split_of(self, training: TrainingSpec) -> Split | None:
+        """GPUs and nodes of a training: those that it asks for, or with Auto as many of the profile's as divide its
+        batch; None if the profile does not give it what it asks for."""
         own = self.resources_for(Stage.TRAIN)
-        if not own.gpus:
+        if training.gpus == AUTO:
+            return largest_split(training.batch_size, own.gpus, own.nodes)
+        return split(training.gpus, self.most_gpus, self.most_nodes) if own.gpus else None
+
+    def for_training(self, training: TrainingSpec) -> Self:
+        """The profile with the GPUs and nodes for train that it gives to a training; its own if it refuses it."""
+        own, found = self.resources_for(Stage.TRAIN), self.split_of(training)
+        if found is None or found == Split(own.gpus, own.nodes):
             return self
-        gpus = gpus_that_divide(training.batch_size, own.gpus) if training.gpus == AUTO else training.gpus
-        if gpus == own.gpus:
-            return self
-        return self.model_copy(update={"resources": {**self.resources, Stage.TRAIN: own.with_gpus(gpus)}})
+        return self.model_copy(update={"resources": {**self.resources, Stage.TRAIN: own.split_as(found)}})
 
     def queue_of(self, stage: Stage) -> Queue | None:
         """The queue in which a stage waits; None if it does not."""

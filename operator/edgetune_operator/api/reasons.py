@@ -21,6 +21,7 @@ class Reason(StrEnum):
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     SOURCE_NOT_ALLOWED = "SourceNotAllowed"
     JOB_REFUSED = "JobRefused"
+    SERVICE_REFUSED = "ServiceRefused"
     JOB_NAME_TAKEN = "JobNameTaken"
 
     # Nothing is live, as far as is known.
@@ -132,6 +133,7 @@ _LASTING = (
 MAY_PASS = (BLOCKING - set(_LASTING)) | {
     UNSCHEDULABLE,
     Reason.JOB_REFUSED,
+    Reason.SERVICE_REFUSED,
     Reason.PROFILE_NOT_FOUND,
     Reason.PROFILE_NOT_ALLOWED,
 }

@@ -44,6 +44,7 @@ _CONNECTIONS = 64
 _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 _OBJECTS = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}"
 _PODS = "/api/v1/namespaces/{namespace}/pods"
+_SERVICES = "/api/v1/namespaces/{namespace}/services"
 _NAMESPACES = "/api/v1/namespaces"
 _EVENTS = "/api/v1/namespaces/{namespace}/events"
 _PATHS = {Kind.OBJECT: _OBJECTS, Kind.JOB: _JOBS, Kind.POD: _PODS}
@@ -252,6 +253,29 @@ class KubernetesCluster:
                 raise StaleRead(f"Job {name} waits no longer") from None
             raise JobRefused(refusal_reason(error), refusal) from None
         self._cache.put_job(changed)
+
+    async def has_service(self, owner: Mapping[str, Any], name: str, job: str) -> bool:
+        try:
+            found = await self.call("GET", f"{_SERVICES.format(namespace=owner['namespace'])}/{name}")
+        except ApiException as error:
+            # Without the right to look, a create says what is missing.
+            if error.status not in (_NOT_FOUND, _FORBIDDEN):
+                raise
+            return False
+        return any(each["uid"] == job for each in found["metadata"].get("ownerReferences") or [])
+
+    async def create_service(self, service: Mapping[str, Any]) -> None:
+        try:
+            await self.call("POST", _SERVICES.format(namespace=service["metadata"]["namespace"]), body=service)
+        except ApiException as error:
+            # One of an earlier Job with this name is deleted with that Job.
+            if error.status == _CONFLICT:
+                return
+            if not is_refusal(error):
+                raise
+            message = f"the cluster refuses Service {service['metadata']['name']}, without which the Pods of the Job "
+            message += f"cannot find each other: {message_of(error)}"
+            raise JobRefused(Reason.SERVICE_REFUSED, message) from None
 
     async def delete_job(self, owner: Mapping[str, Any], name: str) -> None:
         path = f"{_JOBS.format(namespace=owner['namespace'])}/{name}"

@@ -16,7 +16,7 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.manifests.job_manifests import METRICS_PORT
-from edgetune_operator.decisions.pods import controller_uid
+from edgetune_operator.decisions.pods import controller_uid, index_of
 
 _TIMEOUT_SECONDS = 2.0
 # A training sends no compressed response unless asked; nothing is decompressed here.
@@ -101,8 +101,10 @@ async def reading_progress(
 
 
 def running_train_pod(pods: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The running Pod of a training with an address; None if there is none."""
+    """The running Pod of a training with an address, of several nodes that of the first; None if there is none."""
     for pod in pods:
+        if index_of(pod):
+            continue
         stage = (pod["metadata"].get("labels") or {}).get(names.STAGE_LABEL)
         status = pod["status"]
         if stage == Stage.TRAIN and status.get("phase") == "Running" and status.get("podIP"):

@@ -22,7 +22,8 @@ from edgetune_operator.telemetry import ObjectFigures
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled", "PodReadyToStartContainers")
-_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, names.QUEUE_LABEL, names.PRIORITY_LABEL)
+_WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, names.QUEUE_LABEL, names.PRIORITY_LABEL, names.INDEX_LABEL)
+_JOB_SPEC = ("suspend", "activeDeadlineSeconds", "backoffLimit", "managedBy", "completionMode", "completions")
 _WATCHED_ANNOTATIONS = (
     names.DIGEST_ANNOTATION,
     names.RETRY_ANNOTATION,
@@ -337,7 +338,7 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
         "spec": {
-            **_picked(body.get("spec"), ("suspend", "activeDeadlineSeconds", "backoffLimit", "managedBy")),
+            **_picked(body.get("spec"), _JOB_SPEC),
             "template": {"spec": {"containers": resources}},
         },
         "status": _picked(status, kept),

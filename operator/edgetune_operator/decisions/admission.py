@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgetune_contract.access.allowed_sources import refused_sources, source_uris
+from edgetune_contract.stages import Stage
 from edgetune_contract.training import AUTO
 from edgetune_contract.values.suggestions import did_you_mean
+from edgetune_operator.api.gpu_split import nearest_numbers
 from edgetune_operator.api.profiles import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
@@ -68,13 +70,19 @@ def admit(spec: LoraFineTuneSpec | InvalidSpec, profiles: Mapping[str, Profile],
 
 def _refused_gpus(spec: LoraFineTuneSpec, profile: Profile) -> str | None:
     """Why the profile does not give a training as many GPUs; None if it does."""
-    asked, most = spec.training.gpus, profile.most_gpus
-    if asked == AUTO or asked <= most:
+    asked, each, nodes = spec.training.gpus, profile.most_gpus, profile.most_nodes
+    if asked == AUTO or profile.split_of(spec.training) is not None:
         return None
     named = f"spec.training.gpus is {asked}, but profile {spec.profile!r}"
-    if not most:
+    if not profile.resources_for(Stage.TRAIN).gpus:
         return f"{named} gives train no GPU; remove it"
-    return f"{named} allows at most {most} (maxGpus or resources.train); use {most} or less, or Auto"
+    if nodes == 1:
+        return f"{named} allows at most {each} (maxGpus or resources.train); use {each} or less, or Auto"
+    nearest = nearest_numbers(asked, spec.training.batch_size, each, nodes)
+    return (
+        f"{named} allows at most {each} on each of {nodes} nodes (maxGpus, maxNodes or resources.train), equally many "
+        f"on each; use {nearest}, or Auto"
+    )
 
 
 def _refused_priority(spec: LoraFineTuneSpec, profile: Profile) -> str | None:

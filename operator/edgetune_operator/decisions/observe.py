@@ -14,7 +14,7 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between
 from edgetune_operator.api import names
 from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import CLAIMED_GPU
+from edgetune_operator.api.profiles import CLAIMED_GPU, count_gpus
 from edgetune_operator.api.reasons import BLOCKING
 from edgetune_operator.api.spec import MAX_RETRY_TOKEN
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
@@ -111,16 +111,37 @@ class JobObservation:
     looked_for: str = ""
     """Of prepare: digest of the part of the spec for whose later stages it looks in the store."""
 
+    nodes: int = 1
+    """Number of its Pods that run at the same time."""
+
     past_deadline: bool = False
     """Whether its deadline ends the Job: its Pods are stopped, and it fails once they have ended."""
 
     @property
     def runs(self) -> bool:
         """Whether an attempt runs or may run: one that the Job counts may run even if no watch has shown it."""
+        if self.nodes > 1 and any(not pod.ended and pod.phase != "Pending" for pod in self.every_pod):
+            return True
         newest = self.pods[-1] if self.pods else None
         if newest is None or newest.ended:
             return self.active > 0 or (newest is not None and newest.exit_code == ExitCode.DONE)
         return newest.phase != "Pending"
+
+    @property
+    def every_pod(self) -> tuple[PodObservation, ...]:
+        """The Pods of all nodes and attempts."""
+        return tuple(pod for attempt in self.pods for pod in attempt.together)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of each of its Pods."""
+        return count_gpus(self.resources)
+
+    @property
+    def needs_service(self) -> bool:
+        """Whether its Pods look for each other, or will, by the host names that a Service gives them."""
+        is_live = self.state is JobState.LIVE and not self.deleting
+        return self.nodes > 1 and is_live and not self.suspended and not self.runs_elsewhere
 
     @property
     def waits_in_queue(self) -> bool:
@@ -142,8 +163,14 @@ class JobObservation:
     @property
     def result(self) -> Result | None:
         """Result of the attempt that finished the stage."""
-        results = (pod.result for pod in reversed(self.pods) if pod.exit_code == ExitCode.DONE)
-        return next((result for result in results if result is not None and result.failure is None), None)
+        pod = self.finisher
+        return pod.result if pod is not None else None
+
+    @property
+    def finisher(self) -> PodObservation | None:
+        """The Pod that finished the stage, of the first node, and says so; None if there is none."""
+        done = (pod for pod in reversed(self.every_pod) if pod.exit_code == ExitCode.DONE and not pod.index)
+        return next((pod for pod in done if pod.result is not None and pod.result.failure is None), None)
 
     @property
     def outlived(self) -> PodObservation | None:
@@ -181,6 +208,9 @@ class Snapshot:
     jobs: tuple[JobObservation, ...]
     progress: ProgressStatus | None
     queueing: Queueing = NO_QUEUE
+    served: frozenset[str] = frozenset()
+    """UIDs of the Jobs that have the Service they need."""
+
     events: tuple[EventObservation, ...] = ()
     """Warnings about the Job or Pod whose status does not say why it waits, oldest first; empty if there is none."""
 
@@ -280,6 +310,7 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations, labels = metadata.get("annotations") or {}, metadata["labels"]
     state, end = job_state(job)
+    nodes = nodes_of(job)
     return JobObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -297,7 +328,7 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         suspended=bool(spec.get("suspend")),
         reason=(end.get("reason") or "")[:MAX_REASON],
         message=(end.get("message") or "")[:MAX_MESSAGE],
-        attempts=sum(status.get(count) or 0 for count in ("failed", "succeeded", "active")),
+        attempts=_attempts(status, nodes),
         active=status.get("active") or 0,
         started_at=status.get("startTime"),
         finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
@@ -309,8 +340,21 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         priority=labels.get(names.PRIORITY_LABEL, ""),
         fixed_settings=annotations.get(names.FIXED_SETTINGS_ANNOTATION, ""),
         runs_elsewhere=spec.get("managedBy", _JOB_CONTROLLER) != _JOB_CONTROLLER,
+        nodes=nodes,
         past_deadline=any(_ends_by_deadline(each) for each in status.get("conditions") or ()),
     )
+
+
+def nodes_of(job: Mapping[str, Any]) -> int:
+    """Number of Pods of a Job that run at the same time."""
+    spec = job.get("spec") or {}
+    return (spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1
+
+
+def _attempts(status: Mapping[str, Any], nodes: int) -> int:
+    """Started attempts of a Job: Kubernetes counts the Pod that failed, and of one that runs the Pods of all nodes."""
+    failed, succeeded, active = (status.get(count) or 0 for count in ("failed", "succeeded", "active"))
+    return failed + (succeeded + active if nodes == 1 else min(succeeded + active, 1))
 
 
 def _suspended_at(status: Mapping[str, Any]) -> str | None:

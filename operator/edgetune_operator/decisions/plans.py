@@ -67,7 +67,16 @@ class ChangeJob:
     """The Job as it would be created now."""
 
 
-Action = CreateJob | DeleteJob | ChangeJob
+@dataclass(frozen=True)
+class CreateService:
+    """Create the Service through which the Pods of a Job on several nodes find each other."""
+
+    job: str
+    uid: str
+    """Of the Job, with which the Service is deleted."""
+
+
+Action = CreateJob | DeleteJob | ChangeJob | CreateService
 
 
 @dataclass(frozen=True)

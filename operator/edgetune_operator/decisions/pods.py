@@ -1,7 +1,7 @@
-"""Pods: one attempt of a stage each, as values from plain dicts."""
+"""Pods, as values from plain dicts: each an attempt of a stage, or one node's part of an attempt of a training."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -33,7 +33,7 @@ UNSPECIFIC = (None, "", "ContainerCreating", "PodInitializing")
 
 @dataclass(frozen=True)
 class PodObservation:
-    """One attempt of a stage."""
+    """One attempt of a stage; of a training on several nodes, the Pod that decides what the attempt is."""
 
     name: str
     uid: str
@@ -84,6 +84,22 @@ class PodObservation:
 
     suspended: bool = False
     """Whether it was deleted because its Job was suspended, as a queue does that takes the quota back."""
+
+    index: int = 0
+    """Number of its node, from 0. The Pod of node 0 commits the output and reports."""
+
+    peers: tuple["PodObservation", ...] = ()
+    """The Pods of the same attempt on other nodes."""
+
+    @property
+    def together(self) -> tuple["PodObservation", ...]:
+        """The Pods of all nodes of the attempt."""
+        return (self, *self.peers)
+
+    @property
+    def lost_peer(self) -> bool:
+        """Whether the attempt ended because a peer was gone, of which nothing else is known."""
+        return self.exit_code == ExitCode.PEER_LOST and self.interrupted and not self.disrupted and not self.suspended
 
     @property
     def is_left(self) -> bool:
@@ -150,7 +166,57 @@ def creation_order(item: Mapping[str, Any]) -> tuple[str, str]:
 def observe_pods(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> tuple[PodObservation, ...]:
     """A Job's attempts, oldest first, by owner reference: anybody can set labels and names."""
     own = [pod for pod in pods if controller_uid(pod, "Job") == job["metadata"]["uid"]]
-    return tuple(_pod(pod, job) for pod in sorted(own, key=creation_order))
+    found = [_pod(pod, job) for pod in sorted(own, key=creation_order)]
+    if (job.get("spec") or {}).get("completionMode") != "Indexed":
+        return tuple(found)
+    return tuple(_deciding(attempt) for attempt in _attempts_of(found))
+
+
+def _attempts_of(pods: Sequence[PodObservation]) -> Iterator[list[PodObservation]]:
+    """The Pods of an Indexed Job by attempt: an attempt has at most one Pod of each node.
+
+    A Pod that replaces one which no other Pod had met yet is an attempt of its own, beside the one that it joins.
+    """
+    attempt: list[PodObservation] = []
+    replaced: set[int] = set()
+    for pod in pods:
+        is_next = pod.index in {each.index for each in attempt}
+        if is_next or (pod.index in replaced and all(_ended_before(each, pod) for each in attempt)):
+            yield attempt
+            replaced |= {each.index for each in attempt}
+            attempt = []
+        attempt.append(pod)
+    if attempt:
+        yield attempt
+
+
+def _ended_before(pod: PodObservation, other: PodObservation) -> bool:
+    return pod.ended and pod.finished_at is not None and pod.finished_at <= (other.created_at or "")
+
+
+def _deciding(attempt: Sequence[PodObservation]) -> PodObservation:
+    """The Pod that says what an attempt is, with the others as its peers."""
+    decides = min(attempt, key=_weight)
+    return replace(decides, peers=tuple(pod for pod in attempt if pod is not decides))
+
+
+def _weight(pod: PodObservation) -> tuple[int, str, int]:
+    """Key of the Pods of an attempt: it waits for those that wait, and ends as the one does that ended it.
+
+    An attempt lives while one of its Pods does. After that, a Pod that failed by itself says more than one that was
+    stopped, and that more than one which only lost its peer.
+    """
+    return _rank(pod), pod.finished_at or "", pod.index
+
+
+def _rank(pod: PodObservation) -> int:
+    if not pod.ended:
+        waits = (pod.disrupted, pod.phase == "Pending" and pod.reason not in UNSPECIFIC, pod.phase == "Pending", True)
+        return waits.index(True)
+    is_done = pod.exit_code == ExitCode.DONE
+    fails_job = pod.exit_code in tuple(code for code in ExitCode if code.fails_job)
+    ends = (is_done and not pod.index, pod.failed and fails_job, pod.failed, pod.interrupted and not pod.lost_peer)
+    return 4 + (*ends, pod.lost_peer, True).index(True)
 
 
 def _is_stopped_by_suspension(pod: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
@@ -196,7 +262,14 @@ def _pod(pod: Mapping[str, Any], job: Mapping[str, Any]) -> PodObservation:
         ),
         failed_init=_failed_init(init),
         suspended=_is_stopped_by_suspension(pod, job),
+        index=index_of(pod),
     )
+
+
+def index_of(pod: Mapping[str, Any]) -> int:
+    """Number of a Pod's node, from 0; also for a Pod that has none."""
+    index = (pod["metadata"].get("labels") or {}).get(names.INDEX_LABEL, "")
+    return int(index) if index.isdecimal() else 0
 
 
 def _waiting_init(containers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -275,8 +275,8 @@ class RunState:
         }
         result = job.result
         if result is not None and is_whole(result, self.rows[stage], self.artifacts):
-            done = next(pod for pod in reversed(job.pods) if pod.result == result)
-            self._note_resumption(job, done.name, result.metrics.get("resumedFromStep"))
+            finisher = job.finisher.name if job.finisher is not None else ""
+            self._note_resumption(job, finisher, result.metrics.get("resumedFromStep"))
             self._succeed(stage, result, **ended)
         elif job.state is not JobState.LIVE and awaits_pod_status(job, now):
             self.awaits_pod_status = True
@@ -352,7 +352,7 @@ class RunState:
     def _follow(self, stage: Stage, job: JobObservation) -> None:
         """Update a row's attempts from its Job. For a Job that was just created, this changes nothing after `start`."""
         # A queue starts the Job, and its Pod may still wait for its node and its image.
-        has_begun = not job.queue or job.runs_elsewhere or any(pod.started_at for pod in job.pods)
+        has_begun = not job.queue or job.runs_elsewhere or any(pod.started_at for pod in job.every_pod)
         started_at = self.rows[stage].started_at or (job.started_at if has_begun else None)
         started_at = None if job.suspended else started_at
         attempts = job.attempts if job.suspended else max(job.attempts, 1)

@@ -36,7 +36,16 @@ from edgetune_operator.decisions.causes.patience import wait_of
 from edgetune_operator.decisions.causes.queueing import KUEUE_DELAY
 from edgetune_operator.decisions.manifests.stage_resources import JobSettings, resource_warnings
 from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
-from edgetune_operator.decisions.plans import Action, ChangeJob, CreateJob, DeleteJob, Outcome, Plan, View
+from edgetune_operator.decisions.plans import (
+    Action,
+    ChangeJob,
+    CreateJob,
+    CreateService,
+    DeleteJob,
+    Outcome,
+    Plan,
+    View,
+)
 from edgetune_operator.decisions.reporting.score_warnings import score_note, score_warnings
 from edgetune_operator.decisions.run_state import RunState
 
@@ -45,6 +54,9 @@ _LOOK_AT_STALLED = timedelta(seconds=60)
 _LOOK_AT_ENDED_JOB = timedelta(seconds=5)
 # The Job of an earlier object with the same name is not in the cache.
 _LOOK_AT_PENDING = timedelta(seconds=2)
+# Services are not watched: one can be deleted while its Job lives, or be left of an earlier Job for a moment.
+_LOOK_AT_SERVICE = timedelta(seconds=30)
+_LOOK_FOR_SERVICE = timedelta(seconds=2)
 
 
 _REASONS_OF_ANOTHER_JOB = (Reason.REPLACED, Reason.POD_OUTLIVED, Reason.MORE_MEMORY)
@@ -98,11 +110,18 @@ def _decide(
         run.start(stage, now)
     elif stage in jobs.current and _is_changeable(jobs.current[stage], run.settings_of(stage)):
         actions = (*actions, ChangeJob(job))
+    actions = (*actions, *_services(snapshot, run.job_name(stage)))
     reason, message = _running_reason(run, run.rows[stage])
     stuck = stuck_pod(snapshot)
     if stuck is not None and stuck.is_due(now):
         reason, message = stuck.why[0], f"{stage}: {stuck.why[1]}"
     return _plan(run, snapshot, now, actions, _view(run, snapshot, _going(run, stage, reason), reason, message, stage))
+
+
+def _services(snapshot: Snapshot, kept: str) -> tuple[CreateService, ...]:
+    """The Service of the stage's Job, if that needs one and has none."""
+    jobs = (job for job in snapshot.jobs if job.name == kept and job.needs_service)
+    return tuple(CreateService(job.name, job.uid) for job in jobs if job.uid not in snapshot.served)
 
 
 def _going(run: RunState, stage: Stage, reason: str) -> Outcome:
@@ -143,6 +162,7 @@ def _plan(run: RunState, snapshot: Snapshot, now: datetime, actions: tuple[Actio
         look_at_overdue(snapshot, now),
         run.look_at_limits(now),
         _look_at_queue(snapshot, now),
+        _look_at_service(snapshot),
         _LOOK_AT_ENDED_JOB if run.awaits_pod_status else None,
         _look_at(view.outcome, view.reason),
     )
@@ -158,6 +178,14 @@ def _look_at_silence(snapshot: Snapshot, now: datetime) -> timedelta | None:
 def _look_at_stuck_pod(snapshot: Snapshot, now: datetime) -> timedelta | None:
     stuck = stuck_pod(snapshot)
     return stuck.next_look(now) if stuck is not None else None
+
+
+def _look_at_service(snapshot: Snapshot) -> timedelta | None:
+    """Time until it is checked again that a running Job on several nodes has its Service."""
+    are_served = [job.uid in snapshot.served for job in snapshot.jobs if job.needs_service]
+    if not are_served:
+        return None
+    return _LOOK_AT_SERVICE if all(are_served) else _LOOK_FOR_SERVICE
 
 
 def _look_at_queue(snapshot: Snapshot, now: datetime) -> timedelta | None:
@@ -294,10 +322,16 @@ def _running_reason(run: RunState, row: StageStatus) -> tuple[str, str]:
 
 
 def refused(decided: Plan, reason: str, message: str, snapshot: Snapshot, now: datetime) -> Plan:
-    """The plan after the cluster refused its Job, or a change of it: what it recorded about other stages is kept.
+    """The plan after the cluster refused its Job, a change of it, or its Service: what it recorded about other stages
+    is kept.
 
-    A stage without a Job waits for one. A Job that cannot be changed keeps its place and its settings.
+    A stage without a Job waits for one. A Job that cannot be changed keeps its place and its settings. One without its
+    Service runs, and its Pods look for each other.
     """
+    if any(isinstance(action, CreateService) for action in decided.actions):
+        view = replace(decided.view, outcome=Outcome.BLOCKED, reason=reason, message=f"{decided.view.stage}: {message}")
+        kept = Plan((), view, _earliest(decided.look_again, _look_at(view.outcome, reason)))
+        return _with_patience(kept, snapshot, now)
     if any(isinstance(action, ChangeJob) for action in decided.actions):
         message = f"{decided.view.message}; {message}; it keeps its place and its settings"
         view = replace(decided.view, outcome=Outcome.BLOCKED, reason=reason, message=message)

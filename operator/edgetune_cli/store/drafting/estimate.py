@@ -174,7 +174,7 @@ def _times(parameters: Parameters, runs: EarlierRuns, profile: Profile) -> list[
     if runs.rows is None:
         return []
     tokens = trained_tokens(parameters, runs.rows.examples, runs.rows.tokens)
-    gpus = max(profile.for_training(parameters.training).resources_for(Stage.TRAIN).gpus, 1)
+    gpus = max(profile.for_training(parameters.training).resources_for(Stage.TRAIN).all_gpus, 1)
     times = []
     for speed in runs.speeds:
         together = speed.tokens_per_second * (gpus if speed.is_gpu else 1)

@@ -2,13 +2,14 @@
 
 Attempts of a stage run one after another. Their Pods' creation times come from one clock, with a resolution of one
 second; their end times come from the clocks of their nodes. The row therefore keeps the creation time of the newest
-counted Pod, and the names of the counted Pods of that second.
+counted Pod, and the names of the counted Pods of that second. An attempt on several nodes counts as one, once all of
+its Pods have ended; their times count each.
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from edgetune_contract.values.times import seconds_between
-from edgetune_operator.api.profiles import count_gpus
 from edgetune_operator.api.status.stage_status import CountedAttempts, ProgressStatus, StageStatus
 from edgetune_operator.decisions.observe import JobObservation
 from edgetune_operator.decisions.pods import PodObservation
@@ -16,7 +17,9 @@ from edgetune_operator.decisions.pods import PodObservation
 
 def uncounted_attempts(row: StageStatus, job: JobObservation) -> list[PodObservation]:
     """Attempts of a Job that ended since the last pass."""
-    return [pod for pod in job.pods if pod.ended and not _is_counted(pod, row.counted)]
+    # A Pod of one node can end before an older one of another: the older attempt is counted first.
+    ended = job.pods if job.nodes == 1 else takewhile(lambda attempt: attempt.ended, job.pods)
+    return [pod for pod in ended if pod.ended and not is_counted(pod, row.counted)]
 
 
 def count_attempts(row: StageStatus, job: JobObservation) -> StageStatus:
@@ -32,7 +35,7 @@ def count_attempts(row: StageStatus, job: JobObservation) -> StageStatus:
         "preemptions": row.preemptions + preemptions,
         "resumed_from": None if preemptions else row.resumed_from,
         "gpu_seconds": _gpu_seconds(row, job, uncounted),
-        "active_seconds": (row.active_seconds or 0.0) + _seconds(uncounted),
+        "active_seconds": (row.active_seconds or 0.0) + sum(map(_seconds, uncounted)),
         "counted": _counted(row, uncounted),
     }
     return row.model_copy(update=changes)
@@ -52,7 +55,7 @@ def count_resumption(row: StageStatus, job: JobObservation, pod: str, step: int,
         return row
     is_counted = row.preemptions > 0 and row.resumed_from is None
     # A Pod that is missing was stopped from outside and disappeared while no operator was running.
-    is_missing = not is_counted and all(known.name != before.pod for known in job.pods)
+    is_missing = not is_counted and all(known.name != before.pod for known in job.every_pod)
     changes = {
         "preemptions": row.preemptions + is_missing,
         "resumed_from": step,
@@ -61,26 +64,32 @@ def count_resumption(row: StageStatus, job: JobObservation, pod: str, step: int,
     return row.model_copy(update=changes)
 
 
-def _is_counted(pod: PodObservation, counted: CountedAttempts | None) -> bool:
+def is_counted(pod: PodObservation, counted: CountedAttempts | None) -> bool:
+    """Whether a Pod is among those that a row has counted."""
     if counted is None or pod.created_at is None:
         return False
     return pod.created_at < counted.created_at or pod.name in counted.pods
 
 
-def _counted(row: StageStatus, pods: Sequence[PodObservation]) -> CountedAttempts:
+def _counted(row: StageStatus, attempts: Sequence[PodObservation]) -> CountedAttempts:
+    pods = [pod for attempt in attempts for pod in attempt.together]
     newest = max(pod.created_at or "" for pod in pods)
     known = row.counted.pods if row.counted is not None and row.counted.created_at == newest else ()
     return CountedAttempts(created_at=newest, pods=(*known, *(pod.name for pod in pods if pod.created_at == newest)))
 
 
-def _gpu_seconds(row: StageStatus, job: JobObservation, pods: Sequence[PodObservation]) -> float | None:
+def _gpu_seconds(row: StageStatus, job: JobObservation, attempts: Sequence[PodObservation]) -> float | None:
     """GPU time in seconds: the row's and that of further attempts; None for a stage that has had no GPU."""
-    gpus = count_gpus(job.resources)
-    if not gpus:
+    if not job.gpus:
         return row.gpu_seconds
-    return (row.gpu_seconds or 0.0) + gpus * _seconds(pods)
+    return (row.gpu_seconds or 0.0) + job.gpus * sum(run_seconds(pod) for each in attempts for pod in each.together)
 
 
-def _seconds(pods: Sequence[PodObservation]) -> float:
-    """Seconds that the containers of ended attempts ran."""
-    return sum(seconds_between(pod.started_at, pod.finished_at) or 0.0 for pod in pods)
+def run_seconds(pod: PodObservation) -> float:
+    """Seconds that the container of an ended Pod ran."""
+    return seconds_between(pod.started_at, pod.finished_at) or 0.0
+
+
+def _seconds(attempt: PodObservation) -> float:
+    """Seconds of an ended attempt, of which the Pods ran at the same time."""
+    return max(map(run_seconds, attempt.together))

@@ -11,9 +11,13 @@ from datetime import datetime, timedelta
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.times import seconds_between, timestamp
 from edgetune_operator.api.gpu_use import GpuAttempt, GpuStatus, Prices, StageGpuUse
-from edgetune_operator.api.profiles import count_gpus
 from edgetune_operator.api.status.stage_status import CountedAttempts, ProgressStatus, StageStatus
-from edgetune_operator.decisions.accounting.attempts import count_attempts, uncounted_attempts
+from edgetune_operator.decisions.accounting.attempts import (
+    count_attempts,
+    is_counted,
+    run_seconds,
+    uncounted_attempts,
+)
 from edgetune_operator.decisions.causes.diagnosis import awaits_pod_status
 from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
 from edgetune_operator.decisions.pods import PodObservation
@@ -40,8 +44,9 @@ class GpuAccount:
 
     def count(self, row: StageStatus, job: JobObservation) -> StageStatus:
         """The stage's row and the account with the attempts of a Job that ended since the last pass."""
-        if count_gpus(job.resources):
-            self.used += [self._of_attempt(job, pod) for pod in uncounted_attempts(row, job) if pod.started_at]
+        if job.gpus:
+            ended = uncounted_attempts(row, job)
+            self.used += [self._of_attempt(job, each) for each in ended if any(pod.started_at for pod in each.together)]
         return count_attempts(row, job)
 
     def add_repeated(self, job: JobObservation, steps: int, before: ProgressStatus) -> None:
@@ -54,10 +59,10 @@ class GpuAccount:
         """
         left = before.total_steps - before.step
         # All GPU time of a failed attempt counts as such.
-        has_failed = any(pod.name == before.pod and pod.failed for pod in job.pods)
+        has_failed = any(each.failed and any(pod.name == before.pod for pod in each.together) for each in job.pods)
         if steps <= 0 or left <= 0 or before.eta_seconds is None or has_failed:
             return
-        if seconds := count_gpus(job.resources) * steps * before.eta_seconds / left:
+        if seconds := job.gpus * job.nodes * steps * before.eta_seconds / left:
             self.used.append(self._use(job, repeated_seconds=seconds))
 
     def settle(self, rows: Mapping[Stage, StageStatus], now: datetime) -> dict[Stage, StageStatus]:
@@ -87,45 +92,59 @@ class GpuAccount:
 
     def _unseen(self, row: StageStatus, now: datetime) -> Iterator["_Unseen"]:
         attempt = row.gpu_attempt
-        if attempt is not None and all(pod.name != attempt.pod for job in self._jobs for pod in job.pods):
-            use = self._of_unseen_attempt(attempt, row.name, now)
-            yield _Unseen(attempt.job, attempt.gpus, _began(attempt), use)
+        if attempt is not None and all(pod.name != attempt.pod for job in self._jobs for pod in job.every_pod):
+            gpus = self._unseen_gpus(attempt, row)
+            use = self._of_unseen_attempt(attempt.model_copy(update={"gpus": gpus}), row.name, now)
+            yield _Unseen(attempt.job, gpus, _began(attempt), use)
         for job in self._jobs:
             is_other = job.stage is not row.name or (attempt is not None and attempt.job == job.name)
             is_counted = row.counted is not None and row.counted.created_at >= (job.created_at or "")
             if is_other or is_counted or job.pods or job.state is JobState.LIVE or awaits_pod_status(job, now):
                 continue
-            gpus = count_gpus(job.resources)
+            gpus = job.gpus * job.nodes
             seconds = gpus * (seconds_between(job.started_at, job.finished_at) or 0.0)
             if seconds:
                 use = self._use(job, seconds, estimated_seconds=seconds)
                 yield _Unseen(job.name, gpus, job.finished_at or timestamp(now), use)
 
     def _held(self, job: JobObservation) -> GpuAttempt | None:
-        """The newest attempt of a Job, if it holds GPUs."""
-        gpus, newest = count_gpus(job.resources), job.pods[-1] if job.pods else None
-        if not gpus or newest is None or newest.ended or newest.started_at is None:
+        """The newest attempt of a Job, if it holds GPUs: of several nodes, with the Pod of the first one."""
+        running = [pod for pod in job.every_pod if not pod.ended and pod.started_at is not None]
+        if job.nodes == 1:
+            running = [pod for pod in running if pod is job.pods[-1]]
+        if not job.gpus or not running:
             return None
+        newest = min(running, key=lambda pod: pod.index)
         return GpuAttempt(
             pod=newest.name,
             job=job.name,
             profile=job.profile or self._profile,
-            gpus=gpus,
+            gpus=job.gpus * len(running),
             prices=job.prices,
             requested_at=job.pods[-2].finished_at if len(job.pods) > 1 else job.created_at,
             scheduled_at=newest.scheduled_at,
-            started_at=newest.started_at,
+            started_at=newest.started_at or "",
         )
 
-    def _of_attempt(self, job: JobObservation, pod: PodObservation) -> StageGpuUse:
-        """What an ended attempt used."""
-        gpus, seconds = count_gpus(job.resources), seconds_between(pod.started_at, pod.finished_at) or 0.0
+    def _unseen_gpus(self, attempt: GpuAttempt, row: StageStatus) -> int:
+        """The GPUs of an attempt without those of its Pods whose end is known, which count by themselves."""
+        jobs = [job for job in self._jobs if job.name == attempt.job and job.nodes > 1]
+        known = [job.gpus for job in jobs for pod in job.every_pod if _is_peer(pod, attempt, row)]
+        return max(attempt.gpus - sum(known), 1)
+
+    def _of_attempt(self, job: JobObservation, attempt: PodObservation) -> StageGpuUse:
+        """What an ended attempt used, on all of its nodes."""
+        pods, lead = attempt.together, min(attempt.together, key=lambda pod: pod.index)
+        seconds = job.gpus * sum(map(run_seconds, pods))
+        trained = run_seconds(lead) - _loading(lead, run_seconds(lead), self._reports)
+        waited = sum(seconds_between(pod.scheduled_at, pod.started_at) or 0.0 for pod in pods)
+        loading = sum(max(run_seconds(pod) - trained, 0.0) for pod in pods)
         return self._use(
             job,
-            gpus * seconds,
-            failed_seconds=gpus * seconds if pod.failed else 0.0,
-            loading_seconds=0.0 if pod.failed else gpus * _loading(pod, seconds, self._reports),
-            waiting_seconds=gpus * (seconds_between(pod.scheduled_at, pod.started_at) or 0.0),
+            seconds,
+            failed_seconds=seconds if attempt.failed else 0.0,
+            loading_seconds=0.0 if attempt.failed else job.gpus * loading,
+            waiting_seconds=job.gpus * waited,
         )
 
     def _of_unseen_attempt(self, attempt: GpuAttempt, stage: Stage, now: datetime) -> StageGpuUse:
@@ -138,7 +157,8 @@ class GpuAccount:
         if self._longest is not None:
             ends.append(timestamp(datetime.fromisoformat(_began(attempt)) + self._longest))
         for job in (job for job in self._jobs if job.name == attempt.job):
-            times = (job.finished_at, job.stopped_at, *(pod.created_at for pod in job.pods))
+            later = (pod.created_at for pod in job.every_pod if job.nodes == 1 or not _is_of(pod, attempt))
+            times = (job.finished_at, job.stopped_at, *later)
             ends += [time for time in times if time is not None]
         end = min((time for time in ends if time >= _began(attempt)), default=None)
         seconds = attempt.gpus * (seconds_between(attempt.started_at, end) or 0.0)
@@ -177,6 +197,15 @@ class _Unseen:
     """Attempts of the stage that were created until then are counted with it."""
 
     use: StageGpuUse
+
+
+def _is_of(pod: PodObservation, attempt: GpuAttempt) -> bool:
+    """Whether a Pod was there when the attempt began to run: its Pods are created at the same time."""
+    return (pod.created_at or "") <= attempt.started_at
+
+
+def _is_peer(pod: PodObservation, attempt: GpuAttempt, row: StageStatus) -> bool:
+    return _is_of(pod, attempt) and pod.started_at is not None and not is_counted(pod, row.counted)
 
 
 def _began(attempt: GpuAttempt) -> str:

@@ -138,7 +138,7 @@ def stuck_pod(snapshot: Snapshot) -> StuckPod | None:
     found = [
         StuckPod(pod, datetime.fromisoformat(since))
         for job in snapshot.jobs
-        for pod in job.pods
+        for pod in job.every_pod
         if not pod.ended or (pod.is_left and job.deleting and is_waited_for)
         if (since := pod.gone_by or (pod.finished_at if pod.disrupted else None)) is not None
     ]
@@ -200,10 +200,16 @@ def _why_by_ended_pods(job: JobObservation) -> Diagnosis:
             return Reason.JOB_RUNNING, f"the stage has ended: {reason}: {message}; waiting for the end of its Pod"
         return Reason.ATTEMPT_FAILED, f"an attempt failed and is retried: {reason}: {message}"
     reason, what = why_stopped(last)
-    failure = last.result.failure if last.result is not None else None
-    step = failure.step if failure is not None else None
+    step = last_step(last)
     checkpoint = "its newest checkpoint" if step is None else f"the checkpoint of step {step}"
     return reason, f"{what}; resumes from {checkpoint}"
+
+
+def last_step(attempt: PodObservation) -> int | None:
+    """Optimizer step of the checkpoint that an interrupted attempt wrote last; None if it reports none."""
+    results = (pod.result for pod in attempt.together)
+    failures = [result.failure for result in results if result is not None and result.failure is not None]
+    return max((failure.step for failure in failures if failure.step is not None), default=None)
 
 
 def interruptions(row: StageStatus) -> str:
@@ -224,6 +230,8 @@ def why_stopped(pod: PodObservation) -> Diagnosis:
     if pod.disrupted:
         reason, what = _KUBELET_DISRUPTIONS.get(pod.pod_reason, (Reason.INTERRUPTED, "stopped by its node"))
         return reason, f"{what}: {pod.pod_message}" if pod.pod_message else what
+    if pod.lost_peer:
+        return reason_for(ExitCode.PEER_LOST), "a Pod on another node was gone"
     return Reason.INTERRUPTED, "stopped from outside"
 
 
@@ -232,9 +240,9 @@ def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
     if job.finished_at is None or job.runs_elsewhere or job.reason == "DeadlineExceeded":
         return False
     if job.state is JobState.COMPLETE:
-        is_observed = any(pod.exit_code == ExitCode.DONE for pod in job.pods)
+        is_observed = any(pod.exit_code == ExitCode.DONE and not pod.index for pod in job.every_pod)
     else:
-        is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
+        is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.every_pod) >= job.attempts
     return not is_observed and is_recent(job.finished_at, POD_STATUS_DELAY, now)
 
 
@@ -254,7 +262,8 @@ def _outliving(job: JobObservation) -> PodObservation | None:
     """The attempt that ended the stage of a live Job whose newest Pod lives on; None if there is none."""
     if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
         return None
-    return next((pod for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), job.outlived)
+    done = (pod for pod in reversed(job.every_pod) if pod.exit_code == ExitCode.DONE and not pod.index)
+    return next(done, job.outlived)
 
 
 def look_at_overdue(snapshot: Snapshot, now: datetime) -> timedelta | None:
@@ -282,7 +291,8 @@ def why_failed(job: JobObservation, earlier: int = 0) -> Diagnosis:
     failed = [pod for pod in job.pods if pod.ended and pod.exit_code != ExitCode.DONE and not pod.disrupted]
     if not failed:
         return job.reason or Reason.JOB_FAILED, job.message or "the Job failed and no Pod is left that says why"
-    reason, message = why_ended(failed[-1])
+    # A Pod of another node may have been stopped after the one that failed.
+    reason, message = why_ended(next((pod for pod in reversed(failed) if pod.failed), failed[-1]))
     return reason, message + _counted(job, earlier)
 
 
@@ -299,7 +309,8 @@ def _counted(job: JobObservation, earlier: int) -> str:
 
 def why_unreadable(job: JobObservation) -> str:
     """What is wrong with the message of the attempt that finished a stage, in parentheses; empty if it has none."""
-    message = next((pod.message for pod in reversed(job.pods) if pod.exit_code == ExitCode.DONE), "")
+    done = (pod.message for pod in reversed(job.every_pod) if pod.exit_code == ExitCode.DONE and not pod.index)
+    message = next(done, "")
     try:
         if message:
             Result.decode(message)

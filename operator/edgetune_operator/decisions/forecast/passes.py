@@ -138,7 +138,7 @@ def forecast(
     )
     prices = profile.prices if isinstance(profile, Profile) else None
     requests = {action.request.stage: action.resources.describe(prices) for action in created} if stages.figures else {}
-    gpus = {action.request.stage: action.resources.container.gpus for action in created}
+    gpus = {action.request.stage: action.resources.container.all_gpus for action in created}
     return Forecast(
         tuple(
             replace(each, requests=requests.get(each.stage, ""), gpus=gpus.get(each.stage, 0))

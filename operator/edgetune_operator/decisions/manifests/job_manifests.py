@@ -24,6 +24,9 @@ CA_BUNDLE_DIR = "/etc/edgetune/ca"
 MODEL_CACHE_DIR = "/var/cache/edgetune/models"
 SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108 - a volume of the container
 METRICS_PORT = 8080
+RENDEZVOUS_PORT = 29500
+"""Port of the Pod of index 0 at which the processes of a training on several nodes find each other."""
+
 _CA_KEY = "ca.crt"
 _SHARED_MEMORY = "1Gi"
 _OF_JOB_ONLY = (names.QUEUE_LABEL, names.PRIORITY_LABEL)
@@ -75,8 +78,11 @@ def render_job(
     container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(seconds_left)})
     if request.stage is Stage.PREPARE and profile.gpu_memory is not None:
         container["env"].append({"name": "EDGETUNE_GPU_BYTES", "value": str(parse_bytes(profile.gpu_memory))})
-    if resources.container.gpus > 1:
+    name, nodes = names.job_name(request.name, request.stage, request.digest), resources.container.nodes
+    if resources.container.gpus > 1 or nodes > 1:
         _mount_shared_memory(container, volumes)
+    if nodes > 1:
+        container["env"] += _rendezvous(name, nodes)
     if request.stage is Stage.TRAIN:
         container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     prices = profile.prices
@@ -85,7 +91,7 @@ def render_job(
     is_look = request.stage is Stage.PREPARE
     looked_for = {names.LOOKED_FOR_ANNOTATION: recipe_digest(request.parameters)} if is_look else {}
     metadata = {
-        "name": names.job_name(request.name, request.stage, request.digest),
+        "name": name,
         "namespace": request.namespace,
         "labels": {**_labels(owner, request.stage), **_queue_labels(spec, settings.queue)},
         "annotations": {
@@ -103,7 +109,49 @@ def render_job(
     limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
     if profile.require_queue and resources.container.gpus:
         limits["suspend"] = True
-    return _job(metadata, limits, profile, container, volumes, resources.container.claims)
+    job = _job(metadata, limits, profile, container, volumes, resources.container.claims)
+    return job if nodes == 1 else _on_nodes(job, nodes)
+
+
+def _on_nodes(job: dict[str, Any], nodes: int) -> dict[str, Any]:
+    """A Job with one Pod for each node, all at the same time, whose host names the Job's Service resolves."""
+    job["spec"] |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
+    job["spec"]["template"]["spec"]["subdomain"] = names.service_name(job["metadata"]["name"])
+    return job
+
+
+def _rendezvous(job: str, nodes: int) -> list[dict[str, str]]:
+    """What the processes of a Pod need to find those of the others; Kubernetes says which index it has."""
+    address = f"{job}-0.{names.service_name(job)}:{RENDEZVOUS_PORT}"
+    return [{"name": "EDGETUNE_NODES", "value": str(nodes)}, {"name": "EDGETUNE_RENDEZVOUS", "value": address}]
+
+
+def render_service(owner: Mapping[str, Any], job: str, uid: str) -> dict[str, Any]:
+    """The Service without an address of its own that gives the Pods of a Job host names; it is deleted with the Job.
+
+    Args:
+        owner: the object's metadata.
+        job: name of the Job of its training.
+        uid: of the Job.
+    """
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": names.service_name(job),
+            "namespace": owner["namespace"],
+            "labels": _labels(owner, Stage.TRAIN),
+            # Not as a controller that blocks the deletion: that would need rights on the finalizers of Jobs.
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": uid}],
+        },
+        "spec": {
+            "clusterIP": "None",
+            # Processes look for each other before any of them could be ready.
+            "publishNotReadyAddresses": True,
+            "selector": {names.JOB_NAME_LABEL: job},
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
+        },
+    }
 
 
 def render_clean_up(owner: Mapping[str, Any], profile: Profile, request: CleanUpRequest) -> dict[str, Any]:
@@ -189,7 +237,8 @@ def _job(
         "spec": {
             **limits,
             "ttlSecondsAfterFinished": profile.ttl_seconds_after_finished,
-            # Two Pods of a Job never run at the same time: the first writes its checkpoint before the second reads it.
+            # Two Pods of a Job, or of one of its nodes, never run at the same time: the first writes its checkpoint
+            # before the second reads it.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": pod_failure_rules()},
             "template": {

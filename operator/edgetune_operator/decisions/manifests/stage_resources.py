@@ -39,12 +39,17 @@ class StageResources:
         return _bytes(self.container.limits.get(MEMORY))
 
     def describe(self, prices: Prices | None) -> str:
-        """What is requested, such as "21Gi memory, 46Gi disk, 1 GPU for 2.50 EUR an hour"."""
-        gpus = self.container.gpus
+        """What is requested, such as "21Gi memory, 46Gi disk, 1 GPU for 2.50 EUR an hour".
+
+        Memory and disk are those of each Pod, the GPUs and their price those of all.
+        """
+        gpus, nodes = self.container.all_gpus, self.container.nodes
         price = "" if prices is None else f" for {gpus * prices.gpu_hour:.2f} {prices.currency} an hour"
         named = {"memory": self.asked.get(MEMORY), "disk": self.asked.get(STORAGE)}
         parts = [f"{quantity} {what}" for what, quantity in named.items() if quantity is not None]
-        return ", ".join([*parts, *([f"{gpus} GPU{'s' if gpus > 1 else ''}{price}"] if gpus else [])])
+        on = f" on {nodes} nodes" if nodes > 1 else ""
+        asked = [f"{gpus} GPU{'s' if gpus > 1 else ''}{on}{price}"] if gpus else [f"{nodes} nodes"] * (nodes > 1)
+        return ", ".join([*parts, *asked])
 
     @property
     def asked(self) -> Mapping[str, str | int]:
@@ -66,7 +71,8 @@ def stage_resources(
     own = profile.resources_for(stage)
     memory, storage = _memory(profile, own, need, memory_doublings), _storage(profile, own, need)
     requests, limits = {**own.requests, **memory.requests, **storage}, {**own.limits, **memory.limits}
-    return StageResources(Resources(requests=requests, limits=limits, claims=own.claims), _volume(profile, need))
+    container = Resources(requests=requests, limits=limits, claims=own.claims, nodes=own.nodes)
+    return StageResources(container, _volume(profile, need))
 
 
 def profile_for_run(profile: Profile, prepare: StageStatus) -> Profile:
@@ -116,12 +122,13 @@ _CHANGEABLE = {"node_selector", "tolerations", "ttl_seconds_after_finished", "qu
 def job_settings(spec: LoraFineTuneSpec, profile: Profile, stage: Stage, resources: StageResources) -> JobSettings:
     """The settings of a stage's Job."""
     elsewhere = {"namespaces", "resources", "sizing", "evaluate_on_gpu_above", "work_volume_size", "prices", "queue"}
-    elsewhere |= {"max_gpus"}
+    elsewhere |= {"max_gpus", "max_nodes"}
     # Absent it is left out, so that waiting Jobs of an older release are not replaced.
     unknown = {name for name in ("gpu_memory", "sources", "signing") if getattr(profile, name) is None}
     unknown |= set() if profile.require_queue else {"require_queue"}
     unknown |= set() if stage is Stage.PUBLISH else {"signing"}
     unclaimed = set() if resources.container.claims else {"claims"}
+    unclaimed |= set() if resources.container.nodes > 1 else {"nodes"}
     queue = profile.queue_of(stage)
     fixed = {
         "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown | _CHANGEABLE),
