@@ -136,6 +136,8 @@ class PodBuilder:
     job_uid: str = ""
     sidecar: str = ""
     is_native: bool = False
+    node: int | None = None
+    """Completion index of a Pod of an Indexed Job."""
 
     def running(self) -> Self:
         """The container is running."""
@@ -189,6 +191,10 @@ class PodBuilder:
         """The kubelet failed the whole Pod, for example by evicting it."""
         return replace(self, phase="Failed", kubelet={"reason": reason, "message": message})
 
+    @property
+    def _index(self) -> dict[str, str]:
+        return {} if self.node is None else {names.INDEX_LABEL: str(self.node)}
+
     def build(self) -> dict[str, Any]:
         """The Pod."""
         containers = [{"name": names.CONTAINER, "state": copy.deepcopy(self.state)}] if self.state else []
@@ -200,7 +206,7 @@ class PodBuilder:
                 "namespace": NAMESPACE,
                 "uid": f"uid-of-{self.name}",
                 "creationTimestamp": self.created,
-                "labels": {names.UID_LABEL: UID},
+                "labels": {names.UID_LABEL: UID, **self._index},
                 "ownerReferences": [owner],
             },
             "status": {

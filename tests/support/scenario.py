@@ -27,6 +27,7 @@ from edgetune_operator.api.profiles import Profile, ProfileStore
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageStatus
+from edgetune_operator.decisions.observe import nodes_of
 from edgetune_operator.decisions.plans import CreateJob, DeleteJob
 from edgetune_operator.reconcile import JobRefused, Pass, run_once
 from support.builders import JobBuilder, ObjectBuilder, PodBuilder
@@ -176,11 +177,18 @@ class MemoryCluster:
         return self.now.isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def start_pod(self, job: str) -> None:
-        """The Job controller starts an attempt."""
+        """The Job controller starts an attempt: of an Indexed Job, the Pods of all nodes."""
+        nodes = nodes_of(self.jobs[job])
+        for node in range(nodes):
+            self.start_node(job, None if nodes == 1 else node)
+        self.jobs[job].setdefault("status", {"startTime": self.timestamp()})["active"] = nodes
+
+    def start_node(self, job: str, node: int | None) -> str:
+        """The Job controller starts the Pod of one node; returns its name."""
         self._pods_started += 1
         name = f"{job}-{self._pods_started}"
-        self.pods[name] = PodBuilder(job, name, self.timestamp()).running().build()
-        self.jobs[job].setdefault("status", {"startTime": self.timestamp()})["active"] = 1
+        self.pods[name] = PodBuilder(job, name, self.timestamp(), node=node).running().build()
+        return name
 
     def pods_of(self, job: str) -> list[str]:
         """Names of a Job's Pods, oldest first."""

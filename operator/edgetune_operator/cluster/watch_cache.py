@@ -16,14 +16,15 @@ from typing import Any, NamedTuple, Self
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.decisions.observe import containers_of
+from edgetune_operator.decisions.observe import containers_of, nodes_of
 from edgetune_operator.decisions.pods import controller_uid
 from edgetune_operator.telemetry import ObjectFigures
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "ownerReferences")
 _POD_CONDITIONS = ("DisruptionTarget", "PodScheduled", "PodReadyToStartContainers")
 _WATCHED_LABELS = (names.STAGE_LABEL, names.UID_LABEL, names.QUEUE_LABEL, names.PRIORITY_LABEL, names.INDEX_LABEL)
-_JOB_SPEC = ("suspend", "activeDeadlineSeconds", "backoffLimit", "managedBy", "completionMode", "completions")
+_JOB_SPEC = ("suspend", "activeDeadlineSeconds", "backoffLimit", "managedBy")
+_INDEXED_JOB_SPEC = (*_JOB_SPEC, "completionMode", "completions")
 _WATCHED_ANNOTATIONS = (
     names.DIGEST_ANNOTATION,
     names.RETRY_ANNOTATION,
@@ -338,7 +339,7 @@ def _trimmed_job(body: Mapping[str, Any]) -> dict[str, Any]:
             "annotations": _picked(metadata.get("annotations"), _WATCHED_ANNOTATIONS),
         },
         "spec": {
-            **_picked(body.get("spec"), _JOB_SPEC),
+            **_picked(body.get("spec"), _INDEXED_JOB_SPEC if nodes_of(body) > 1 else _JOB_SPEC),
             "template": {"spec": {"containers": resources}},
         },
         "status": _picked(status, kept),

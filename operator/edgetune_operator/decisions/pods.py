@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode
+from edgetune_contract.values.times import seconds_between
 from edgetune_operator.api import names
 
 POD_END_DELAY = timedelta(seconds=30)
@@ -178,12 +179,10 @@ def _attempts_of(pods: Sequence[PodObservation]) -> Iterator[list[PodObservation
     A Pod that replaces one which no other Pod had met yet is an attempt of its own, beside the one that it joins.
     """
     attempt: list[PodObservation] = []
-    replaced: set[int] = set()
     for pod in pods:
         is_next = pod.index in {each.index for each in attempt}
-        if is_next or (pod.index in replaced and all(_ended_before(each, pod) for each in attempt)):
+        if attempt and (is_next or all(_ended_before(each, pod) for each in attempt)):
             yield attempt
-            replaced |= {each.index for each in attempt}
             attempt = []
         attempt.append(pod)
     if attempt:
@@ -191,7 +190,14 @@ def _attempts_of(pods: Sequence[PodObservation]) -> Iterator[list[PodObservation
 
 
 def _ended_before(pod: PodObservation, other: PodObservation) -> bool:
-    return pod.ended and pod.finished_at is not None and pod.finished_at <= (other.created_at or "")
+    """Whether a Pod had ended when another one was created, also by how long it ran: its node's clock may differ."""
+    if not pod.ended or pod.finished_at is None or pod.finished_at > (other.created_at or ""):
+        return False
+    ran, between = (
+        seconds_between(*times) or 0.0
+        for times in ((pod.started_at, pod.finished_at), (pod.created_at, other.created_at))
+    )
+    return ran <= between
 
 
 def _deciding(attempt: Sequence[PodObservation]) -> PodObservation:

@@ -34,6 +34,8 @@ REASONS: Mapping[Reason, str] = {
     Reason.PROFILE_NOT_ALLOWED: "The namespace may not use the profile; the message lists those that it may use.",
     Reason.SOURCE_NOT_ALLOWED: "The base model or data may not be read from this namespace or with this profile.",
     Reason.JOB_REFUSED: "The cluster refuses the stage's Job; the message says why. The operator retries.",
+    Reason.SERVICE_REFUSED: "The cluster refuses the Service by which the Pods of a training on several nodes find one "
+    "another; the message says why. The operator retries.",
     Reason.JOB_NAME_TAKEN: "A Job with the name of the stage's Job exists and does not belong to the object.",
     Reason.SUCCEEDED: "The stage is done.",
     Reason.CACHED: "The stage's output was already in the store.",

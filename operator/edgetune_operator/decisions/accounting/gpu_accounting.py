@@ -14,7 +14,6 @@ from edgetune_operator.api.gpu_use import GpuAttempt, GpuStatus, Prices, StageGp
 from edgetune_operator.api.status.stage_status import CountedAttempts, ProgressStatus, StageStatus
 from edgetune_operator.decisions.accounting.attempts import (
     count_attempts,
-    is_counted,
     run_seconds,
     uncounted_attempts,
 )
@@ -93,7 +92,7 @@ class GpuAccount:
     def _unseen(self, row: StageStatus, now: datetime) -> Iterator["_Unseen"]:
         attempt = row.gpu_attempt
         if attempt is not None and all(pod.name != attempt.pod for job in self._jobs for pod in job.every_pod):
-            gpus = self._unseen_gpus(attempt, row)
+            gpus = self._unseen_gpus(attempt)
             use = self._of_unseen_attempt(attempt.model_copy(update={"gpus": gpus}), row.name, now)
             yield _Unseen(attempt.job, gpus, _began(attempt), use)
         for job in self._jobs:
@@ -126,10 +125,10 @@ class GpuAccount:
             started_at=newest.started_at or "",
         )
 
-    def _unseen_gpus(self, attempt: GpuAttempt, row: StageStatus) -> int:
+    def _unseen_gpus(self, attempt: GpuAttempt) -> int:
         """The GPUs of an attempt without those of its Pods whose end is known, which count by themselves."""
         jobs = [job for job in self._jobs if job.name == attempt.job and job.nodes > 1]
-        known = [job.gpus for job in jobs for pod in job.every_pod if _is_peer(pod, attempt, row)]
+        known = [job.gpus for job in jobs for pod in job.every_pod if _is_peer(pod, attempt)]
         return max(attempt.gpus - sum(known), 1)
 
     def _of_attempt(self, job: JobObservation, attempt: PodObservation) -> StageGpuUse:
@@ -157,7 +156,7 @@ class GpuAccount:
         if self._longest is not None:
             ends.append(timestamp(datetime.fromisoformat(_began(attempt)) + self._longest))
         for job in (job for job in self._jobs if job.name == attempt.job):
-            later = (pod.created_at for pod in job.every_pod if job.nodes == 1 or not _is_of(pod, attempt))
+            later = (pod.created_at for pod in job.every_pod if job.nodes == 1 or not _is_peer(pod, attempt))
             times = (job.finished_at, job.stopped_at, *later)
             ends += [time for time in times if time is not None]
         end = min((time for time in ends if time >= _began(attempt)), default=None)
@@ -199,13 +198,10 @@ class _Unseen:
     use: StageGpuUse
 
 
-def _is_of(pod: PodObservation, attempt: GpuAttempt) -> bool:
-    """Whether a Pod was there when the attempt began to run: its Pods are created at the same time."""
-    return (pod.created_at or "") <= attempt.started_at
-
-
-def _is_peer(pod: PodObservation, attempt: GpuAttempt, row: StageStatus) -> bool:
-    return _is_of(pod, attempt) and pod.started_at is not None and not is_counted(pod, row.counted)
+def _is_peer(pod: PodObservation, attempt: GpuAttempt) -> bool:
+    """Whether a Pod was there when the attempt began to run: the Pods of all nodes are created at the same time."""
+    has_run = pod.started_at is not None and (pod.finished_at or attempt.started_at) >= attempt.started_at
+    return has_run and (pod.created_at or "") <= attempt.started_at
 
 
 def _began(attempt: GpuAttempt) -> str:
