@@ -86,6 +86,14 @@ capabilities: {drop: [ALL]}
 {{- range .Values.profiles }}{{- if .queue }}true{{- end }}{{- end }}
 {{- end }}
 
+{{- /* Whether trainings run on several nodes: "true" or empty. */ -}}
+{{- define "edgetune.hasNodes" -}}
+{{- range .Values.profiles }}
+{{- $nodes := dig "train" "nodes" 1 (default dict .resources) }}
+{{- if or (gt (int $nodes) 1) (gt (int (default 1 .maxNodes)) 1) }}true{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Rights of the operator in the namespaces that it watches. */ -}}
 {{- define "edgetune.rules" -}}
 - apiGroups: [edgetune.dev]
@@ -122,6 +130,12 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, watch]
+{{- if include "edgetune.hasNodes" . }}
+# The Pods of a training on several nodes find each other by the host names that its Service gives them.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [create, get]
+{{- end }}
 {{- end }}
 
 {{- /* Rights on the Lease with a name. A name cannot restrict what is created. */ -}}

@@ -59,7 +59,8 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
         definitions["Resources"]["properties"][field]["patternProperties"] = numbers
     definitions["Resources"]["properties"]["claims"]["maxItems"] = MOST_GPUS
     one = {"patternProperties": {f"^({GPU_PATTERN})$": _ONE_GPU}}
-    definitions["OneGpu"] = {"properties": {"requests": one, "limits": one, "claims": {"maxItems": 1}}}
+    one_of_each = {"requests": one, "limits": one, "claims": {"maxItems": 1}, "nodes": {"maximum": 1}}
+    definitions["OneGpu"] = {"properties": one_of_each}
     of_stages = definitions["Profile"]["properties"]["resources"]["properties"]
     for stage in of_stages.keys() - {Stage.TRAIN.value}:
         of_stages[stage] = {"allOf": [of_stages[stage], {"$ref": "#/$defs/OneGpu"}]}

@@ -9,7 +9,7 @@ import yaml
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.profiles import GPU_PATTERN, InvalidProfiles, load_profiles
 from support.apiserver import BINARIES_VARIABLE
-from support.chart import CHART, PROFILE, Refused, find_helm, mounted_profiles, render
+from support.chart import CHART, CLUSTER_NAME, PROFILE, Refused, find_helm, mounted_profiles, one, render, rules
 
 pytestmark = pytest.mark.skipif(
     find_helm() is None, reason=f"no helm in ${BINARIES_VARIABLE}, the cache folder or PATH: the chart is not tested"
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.skipif(
 
 SLICE = "nvidia.com/mig-1g.5gb"
 NO_WHOLE_GPUS = "maxGpus: needs whole GPUs in the requests or limits of resources.train; remove maxGpus"
+
+NO_SLICES = ": the slices of a GPU cannot train together; remove maxNodes and resources.train.nodes"
 
 
 def claims(number: int) -> list[dict[str, str]]:
@@ -62,6 +64,25 @@ def kinds(stage: str, *names: str) -> str:
             {"resources": {"evaluate": {"limits": {"nvidia.com/gpu": 1, SLICE: 1}}}},
             kinds("evaluate", "nvidia.com/gpu", SLICE),
         ),
+        (
+            {"maxNodes": 2, **training(limits={"nvidia.com/gpu": 1}, nodes=4)},
+            "maxNodes: 2 is less than the 4 nodes of resources.train; raise or remove it",
+        ),
+        (
+            training(limits={"nvidia.com/gpu": 8}, nodes=9),
+            "resources.train.nodes: 8 GPUs on each of 9 nodes, but at most 64 train together; lower it",
+        ),
+        ({"maxNodes": 2, **training(limits={SLICE: 1})}, NO_SLICES),
+        (training(limits={SLICE: 1}, nodes=2), NO_SLICES),
+        (
+            {"maxNodes": 2, **training(limits={"cpu": 4})},
+            "maxNodes: needs GPUs in resources.train, for which spec.training.gpus asks; remove it",
+        ),
+        (
+            {"resources": {"merge": {"limits": {"cpu": 4}, "nodes": 2}}},
+            "/resources/merge/nodes': maximum: got 2, want 1",
+        ),
+        ({"maxNodes": 65}, "/maxNodes': maximum: got 65, want 64"),
         ({"resources": {"evaluate": {"claims": claims(2)}}}, "/resources/evaluate/claims': maxItems: got 2, want 1"),
         (training(claims=claims(65)), "/resources/train/claims': maxItems: got 65, want 64"),
     ],
@@ -77,8 +98,8 @@ def test_helm_and_the_operator_refuse_what_no_stage_can_use(
     with pytest.raises(Refused) as refusal:
         render({"profiles": {"default": PROFILE, "large": {**PROFILE, **profile}}})
 
-    where = "at '/profiles/large" if complaint.startswith("/") else "profiles.large."
-    assert f"{where}{complaint}" in str(refusal.value)
+    where = "at '/profiles/large" if complaint.startswith("/") else "profiles.large"
+    assert f"{where}{complaint if complaint[0] in '/:' else f'.{complaint}'}" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +121,28 @@ def test_helm_passes_on_what_a_training_can_use(profile: dict[str, Any], gpus: i
     mounted = mounted_profiles({"profiles": {"large": {**PROFILE, **profile}}}, tmp_path)["large"]
 
     assert (mounted.resources_for(Stage.TRAIN).gpus, mounted.most_gpus) == (gpus, most)
+
+
+@pytest.mark.parametrize(
+    ("profile", "nodes", "most"),
+    [
+        ({}, 1, 1),
+        ({"maxNodes": None}, 1, 1),
+        ({"maxNodes": 4}, 1, 4),
+        (training(limits={"nvidia.com/gpu": 8}, nodes=8), 8, 8),
+        ({"maxNodes": 4, **training(claims=claims(1), nodes=2)}, 2, 4),
+        (training(limits={"cpu": 4}, nodes=2), 2, 2),
+    ],
+)
+def test_helm_passes_on_nodes_and_grants_the_right_to_services_with_several(
+    profile: dict[str, Any], nodes: int, most: int, tmp_path: Path
+) -> None:
+    values = {"profiles": {"large": {**PROFILE, **profile}}}
+    mounted = mounted_profiles(values, tmp_path)["large"]
+    granted = rules(one(render(values), "ClusterRole", CLUSTER_NAME)).get(("", "services"))
+
+    assert (mounted.resources_for(Stage.TRAIN).nodes, mounted.most_nodes) == (nodes, most)
+    assert granted == ({"create", "get"} if most > 1 else None)
 
 
 def test_helm_counts_the_gpus_that_the_operator_counts() -> None:
