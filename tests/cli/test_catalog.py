@@ -17,6 +17,8 @@ CLAIM = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
         ({"gpuMemory": "80Gi"}, "1 nvidia.com/gpu (80Gi)"),
         ({"resources": {"train": {"limits": {"amd.com/gpu": 1}}}}, "1 amd.com/gpu"),
         ({"maxGpus": 8}, "1 to 8 nvidia.com/gpu"),
+        ({"maxGpus": 8, "maxNodes": 4}, "1 to 8 nvidia.com/gpu on each of 1 to 4 nodes"),
+        ({"resources": {"train": {"limits": {"x/gpu": 2}, "nodes": 2}}}, "2 x/gpu on each of 2 nodes"),
         ({"resources": {"train": {"limits": {"nvidia.com/gpu": 4}}}, "maxGpus": 4}, "4 nvidia.com/gpu"),
         ({"resources": {"train": {"claims": [CLAIM]}}, "gpuMemory": "80Gi"}, "1 by claim (80Gi)"),
         ({"resources": {"train": {}}}, ""),

@@ -65,6 +65,76 @@ def test_logs_are_those_of_the_stage_that_started_last(
     assert arguments == f"logs job/{prepare} --namespace=team-a --context=other --kubeconfig=here"
 
 
+def with_pods(folder: Path, nodes: int, gpus: int, indexes: tuple[int, ...]) -> None:
+    """Let kubectl print Pods of a training, oldest first, for get pods."""
+    env = [{"name": "EDGETUNE_NODES", "value": str(nodes)}, {"name": "EDGETUNE_GPUS", "value": str(gpus)}]
+    pods = [
+        {
+            "metadata": {
+                "name": f"pod-{number}",
+                "creationTimestamp": f"2026-11-24T08:00:0{number}Z",
+                "labels": {"batch.kubernetes.io/job-completion-index": str(index)},
+            },
+            "spec": {"containers": [{"name": "stage", "env": env}]},
+        }
+        for number, index in enumerate(indexes)
+    ]
+    (folder / "pods.json").write_text(json.dumps({"items": pods}), encoding="utf-8")
+    script = (folder / "kubectl").read_text(encoding="utf-8")
+    of_pods = f'#!/bin/sh\n[ "$2" = pods ] && exec cat "{folder}/pods.json"'
+    (folder / "kubectl").write_text(script.replace("#!/bin/sh", of_pods), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--node", "0"], "logs pod-2"),
+        (["--node", "1", "-f"], "logs pod-1 --follow"),
+        (["--rank", "1"], "logs pod-2"),
+        (["--rank", "2"], "logs pod-1"),
+        (["--rank", "3", "--node", "1"], "logs pod-1"),
+    ],
+)
+def test_logs_of_a_training_on_several_nodes_are_those_of_the_newest_pod_of_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario, options: list[str], expected: str
+) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    shown(tmp_path, monkeypatch, scenario, dump(scenario.status), "get", "sensor-faults")
+    with_pods(tmp_path, 2, 2, (0, 1, 0))
+
+    result = CliRunner().invoke(app, ["logs", "sensor-faults", *options])
+
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "arguments").read_text(encoding="utf-8").strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "indexes", "complaint"),
+    [
+        (["--node", "2"], (0, 1), "has no Pod on node 2; it has Pods on 0, 1"),
+        (["--rank", "4"], (0, 1), "--rank 4: the stage has 4 processes, from 0 to 3"),
+        (["--rank", "3", "--node", "0"], (0, 1), "--node 0: process 3 is on node 1; leave out one of the two"),
+        (["--rank", "0"], (), "has no Pod left, and with it no log"),
+    ],
+)
+def test_logs_of_a_node_that_is_not_there_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: Scenario,
+    options: list[str],
+    indexes: tuple[int, ...],
+    complaint: str,
+) -> None:
+    scenario.advance_to(Stage.TRAIN)
+    shown(tmp_path, monkeypatch, scenario, dump(scenario.status), "get", "sensor-faults")
+    with_pods(tmp_path, 2, 2, indexes)
+
+    result = CliRunner().invoke(app, ["logs", "sensor-faults", *options])
+
+    assert result.exit_code == 1
+    assert complaint in result.stderr
+
+
 def test_a_stage_that_has_not_run_has_no_logs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:

@@ -23,6 +23,7 @@ from edgetune_cli.kubectl.calls import (
     run,
 )
 from edgetune_cli.kubectl.catalog import DEFAULT_PLACE, read_catalog
+from edgetune_cli.kubectl.nodes import pod_on
 from edgetune_cli.options import App, Output
 from edgetune_cli.output import DataFormat, SafeConsole, print_data, say
 from edgetune_cli.status_tables import show_outcome, show_record
@@ -120,16 +121,28 @@ def logs(
     namespace: Namespace = None,
     stage: Annotated[Stage | None, typer.Option(help="Stage; default: the running one, or the last one.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines of the log.")] = False,
+    node: Annotated[
+        int | None, typer.Option(help="Node of a training on several, from 0.", min=0, show_default=False)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Process of a training, from 0: its node.", min=0, show_default=False)
+    ] = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print the log of a stage's Job, as long as its Pod exists."""
+    """Print the log of a stage's Job, as long as its Pod exists; of a training on several nodes, that of one of them.
+
+    The processes of a node share its log, in which each line of one of several has its rank.
+    """
     access = given(namespace=namespace, context=context, kubeconfig=kubeconfig)
     status = _status(read("get", RESOURCE, name, *access, "-o", "json"))
     row = _row(status, stage)
     if row is None:
         fail(f"{name}: {f'stage {stage} has not run yet' if stage else 'no stage has run yet'}")
-    run("logs", f"job/{row.job}", *access, *(["--follow"] if follow else []))
+    # Of several Pods of a Job, kubectl takes any.
+    has_nodes = row.name is Stage.TRAIN and (node is not None or rank is not None)
+    target = pod_on(row.job, node, rank, access) if has_nodes else f"job/{row.job}"
+    run("logs", target, *access, *(["--follow"] if follow else []))
 
 
 @app.command()

@@ -20,7 +20,7 @@ class CatalogEntry:
     name: str
     namespaces: Namespaces | None
     gpu: str
-    """GPUs of a training, such as 1 to 8 nvidia.com/gpu (80Gi); empty if it gets none."""
+    """GPUs of a training, such as 1 to 8 nvidia.com/gpu (80Gi) on each of 1 to 4 nodes; empty if it gets none."""
 
     queue: str
     sources: str
@@ -55,11 +55,14 @@ def _entry(name: str, profile: Mapping[str, Any]) -> CatalogEntry:
     memory = f" ({profile['gpuMemory']})" if profile.get("gpuMemory") else ""
     most = profile.get("maxGpus") or training.gpus
     number = f"{training.gpus} to {most}" if most > training.gpus else f"{training.gpus}"
+    nodes = profile.get("maxNodes") or training.nodes
+    several = f"{training.nodes} to {nodes}" if nodes > training.nodes else f"{training.nodes}"
+    on = f" on each of {several} nodes" if nodes > 1 else ""
     required = ", required" if profile.get("requireQueue") else ""
     return CatalogEntry(
         name=name,
         namespaces=None if namespaces is None else Namespaces.model_validate(namespaces),
-        gpu=f"{number} {training.gpu_kind or 'by claim'}{memory}" if training.gpus else "",
+        gpu=f"{number} {training.gpu_kind or 'by claim'}{memory}{on}" if training.gpus else "",
         queue=f"{queue['name']}{required}" if queue else "",
         sources="outside of the stores" if sources is None else ", ".join(sources) or "the namespace's own folder",
     )

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.names import job_name, label_value
+from edgetune_operator.api.gpu_split import MOST_NODES
+from edgetune_operator.api.names import job_name, label_value, service_name
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 # Object names that Kubernetes accepts: DNS labels separated by dots, at most 253 characters.
 object_names = st.lists(
@@ -44,6 +46,24 @@ def test_an_objects_name_becomes_a_valid_label_value(name: str) -> None:
 @given(one=object_names, other=object_names)
 def test_different_objects_have_different_label_values(one: str, other: str) -> None:
     assert (label_value(one) == label_value(other)) is (one == other)
+
+
+@given(name=object_names, digest=digests)
+def test_the_pods_of_a_training_on_the_most_nodes_have_valid_host_names(name: str, digest: str) -> None:
+    host = f"{job_name(name, Stage.TRAIN, digest)}-{MOST_NODES - 1}"
+
+    assert len(host) <= 63
+    assert DNS_LABEL.fullmatch(host)
+
+
+@given(name=object_names, digest=digests)
+def test_the_name_of_a_service_begins_with_a_letter_and_is_that_of_its_job_if_it_can_be(name: str, digest: str) -> None:
+    job = job_name(name, Stage.TRAIN, digest)
+    found = service_name(job)
+
+    assert SERVICE_NAME.fullmatch(found)
+    assert (found == job) is job[0].isalpha()
+    assert not found.startswith("peers-") or len(found) == len("peers-") + 20 or found == job
 
 
 def test_a_short_name_is_unchanged() -> None:

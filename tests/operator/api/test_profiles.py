@@ -183,6 +183,26 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                     "maxGpus: 2, resources: {train: {limits: {cpu: 4}}}",
                     ": maxGpus needs whole GPUs in the requests or limits of resources.train; remove it",
                 ),
+                (
+                    "maxNodes: 2, resources: {train: {limits: {nvidia.com/gpu: 4}, nodes: 3}}",
+                    ": maxNodes is 2, but resources.train has 3 nodes; raise or remove it",
+                ),
+                (
+                    "resources: {train: {limits: {nvidia.com/gpu: 8}, nodes: 9}}",
+                    ": resources.train: 8 GPUs on each of 9 nodes, but at most 64 train together",
+                ),
+                (
+                    "maxNodes: 2, resources: {train: {limits: {nvidia.com/mig-1g.5gb: 1}}}",
+                    ": maxNodes: the slices of a GPU cannot train together; remove it",
+                ),
+                (
+                    "maxNodes: 2, resources: {train: {limits: {cpu: 4}}}",
+                    ": maxNodes needs GPUs in resources.train, for which spec.training.gpus asks; remove it",
+                ),
+                (
+                    "resources: {merge: {limits: {cpu: 4}, nodes: 2}}",
+                    ": resources.merge.nodes is 2, but only train uses several; set it to 1",
+                ),
                 ("maxGpus: 0", ".maxGpus: Input should be greater than or equal to 1"),
                 ("sizing: {memory: {min: 8Gi, max: 4Gi}}", ".sizing.memory: min 8Gi is more than max 4Gi"),
                 ("sizing: {memory: {max: much}}", ".sizing.memory.max: String should match pattern"),

@@ -12,6 +12,7 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.cluster.client import KubernetesCluster
 from edgetune_operator.cluster.watch_cache import Cache, Kind
+from edgetune_operator.decisions.manifests.job_manifests import render_service
 from edgetune_operator.reconcile import JobRefused, StaleRead
 from support.builders import NAMESPACE, JobBuilder, lora_fine_tune
 
@@ -84,3 +85,41 @@ def test_a_refused_change_of_a_job_is_a_stale_read_only_if_the_job_waits_no_long
 
     (job,) = cluster.cache.jobs_of(lora_fine_tune().build()["metadata"])
     assert job["spec"]["suspend"] is suspend
+
+
+SERVICE = render_service(lora_fine_tune().build()["metadata"], JOB["metadata"]["name"], "uid-of-the-job")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [(SERVICE, True), ({"metadata": {"ownerReferences": [{"uid": "an earlier Job"}]}}, False), (404, False)],
+    ids=["its own", "that of an earlier Job", "none"],
+)
+def test_a_job_has_its_service_if_it_owns_it(answer: dict[str, Any] | int, expected: bool) -> None:
+    owner = lora_fine_tune().build()["metadata"]
+    found = AnsweringCluster(GET=answer).has_service(owner, SERVICE["metadata"]["name"], "uid-of-the-job")
+
+    assert asyncio.run(found) is expected
+
+
+def test_a_service_of_an_earlier_job_with_the_same_name_is_left_to_its_end() -> None:
+    asyncio.run(AnsweringCluster(POST=409).create_service(SERVICE))
+
+
+def test_a_refused_service_is_reported_with_what_it_is_for() -> None:
+    """Such as after an upgrade with Roles made by hand, which do not allow to look for Services either."""
+    cluster, owner = AnsweringCluster(GET=403, POST=403), lora_fine_tune().build()["metadata"]
+
+    assert not asyncio.run(cluster.has_service(owner, SERVICE["metadata"]["name"], "uid-of-the-job"))
+    with pytest.raises(JobRefused, match="without which the Pods of the Job cannot find each other") as refusal:
+        asyncio.run(cluster.create_service(SERVICE))
+    assert refusal.value.reason == "ServiceRefused"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_api_server_that_does_not_answer_is_not_a_refused_service(method: str) -> None:
+    cluster, owner = AnsweringCluster(GET=503, POST=503), lora_fine_tune().build()["metadata"]
+    call = cluster.has_service(owner, "any", "uid") if method == "GET" else cluster.create_service(SERVICE)
+
+    with pytest.raises(ApiException):
+        asyncio.run(call)

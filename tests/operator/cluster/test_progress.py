@@ -13,7 +13,13 @@ from edgetune_jobs.runtime.progress import ProgressUpdate, TrainingMetrics
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.stage_status import ProgressStatus
-from edgetune_operator.cluster.progress import ProgressReader, parse_metrics, read_metrics, reading_progress
+from edgetune_operator.cluster.progress import (
+    ProgressReader,
+    parse_metrics,
+    read_metrics,
+    reading_progress,
+    running_train_pod,
+)
 from edgetune_operator.cluster.watch_cache import Cache, Kind
 from support.builders import NAMESPACE, UID, JobBuilder, PodBuilder, lora_fine_tune
 from support.operator_process import free_ports
@@ -277,3 +283,12 @@ def test_metrics_that_are_invalid_in_the_status_are_ignored(figures: dict[str, s
     metrics = {"step": "3", "total_steps": "10"} | figures
 
     assert parse_metrics("".join(f"edgetune_train_{name} {value}\n" for name, value in metrics.items()), "pod") is None
+
+
+def test_of_the_pods_of_several_nodes_the_first_one_is_read() -> None:
+    other, first = train_pod(1, "node-1"), train_pod(2, "node-0")
+    other["metadata"]["labels"][names.INDEX_LABEL] = "1"
+    first["metadata"]["labels"][names.INDEX_LABEL] = "0"
+
+    assert running_train_pod([other, first]) == first
+    assert running_train_pod([other]) is None

@@ -180,3 +180,67 @@ def test_more_gpus_than_the_profile_gives_are_refused(profile: Profile, message:
 
     assert scenario.held_up == ("True", "InvalidSpec", message)
     assert scenario.cluster.created == []
+
+
+ON_NODES = PROFILE.model_copy(
+    update={
+        "resources": {Stage.TRAIN: Resources(requests={"nvidia.com/gpu": 1}, limits={"nvidia.com/gpu": 1}, nodes=2)},
+        "max_gpus": 4,
+        "max_nodes": 3,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("training", "nodes", "each"),
+    [
+        ({}, 2, 1),
+        ({"batchSize": 3}, 1, 1),
+        ({"gpus": 1}, 1, 1),
+        ({"gpus": 4}, 1, 4),
+        ({"gpus": 6, "batchSize": 6}, 2, 3),
+        ({"gpus": 9, "batchSize": 9}, 3, 3),
+        ({"gpus": 12, "batchSize": 12}, 3, 4),
+    ],
+    ids=["Auto", "as many as divide the batch", "one", "one node", "two", "three", "all"],
+)
+def test_the_gpus_of_a_training_are_on_as_few_nodes_as_possible(
+    training: dict[str, int], nodes: int, each: int
+) -> None:
+    builder = lora_fine_tune()
+    for field, value in training.items():
+        builder = builder.with_spec(f"training.{field}", value)
+    scenario = Scenario(builder, ON_NODES)
+    scenario.advance_to(Stage.TRAIN)
+
+    job = scenario.cluster.jobs[scenario.live_job]
+
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert int(container["resources"]["limits"]["nvidia.com/gpu"]) == each
+    assert (job["spec"].get("completions", 1), job["spec"].get("parallelism", 1)) == (nodes, nodes)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nearest"),
+    [(5, "4 or 10"), (20, "10")],
+    ids=["not equally many on each node", "more than all nodes have"],
+)
+def test_gpus_that_cannot_be_split_are_refused_with_the_nearest_numbers_that_can(gpus: int, nearest: str) -> None:
+    scenario = Scenario(lora_fine_tune().with_spec("training.batchSize", 20).with_spec("training.gpus", gpus), ON_NODES)
+
+    scenario.reconcile()
+
+    assert scenario.condition("Stalled") == (
+        "True",
+        "InvalidSpec",
+        f"spec.training.gpus is {gpus}, but profile 'default' allows at most 4 on each of 3 nodes (maxGpus, maxNodes "
+        f"or resources.train), equally many on each; use {nearest}, or Auto",
+    )
+
+
+def test_a_training_on_cpus_runs_on_as_many_nodes_of_the_profile_as_divide_its_batch() -> None:
+    profile = PROFILE.model_copy(update={"resources": {Stage.TRAIN: Resources(requests={"cpu": 4}, nodes=3)}})
+    scenario = Scenario(lora_fine_tune().with_spec("training.batchSize", 4), profile)
+    scenario.advance_to(Stage.TRAIN)
+
+    assert scenario.cluster.jobs[scenario.live_job]["spec"]["completions"] == 2

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Cache, Profile, Resources
-from edgetune_operator.decisions.manifests.job_manifests import pod_failure_rules
+from edgetune_operator.decisions.manifests.job_manifests import pod_failure_rules, render_service
+from edgetune_operator.decisions.manifests.stage_resources import job_settings, stage_resources
 from edgetune_operator.generate.__main__ import differences
 from support.apiserver import REPOSITORY
 from support.builders import UID, lora_fine_tune
-from support.golden import DEFAULT, FULL, PROFILES, golden_files, job_of, request_for
+from support.golden import DEFAULT, FULL, NODES, PROFILES, golden_files, job_of, request_for, spec_of
 from support.scenario import request_of
 
 GPU = "nvidia.com/gpu"
@@ -109,6 +111,49 @@ def test_a_container_knows_how_many_gpus_it_must_see() -> None:
     known = {stage: environment_of(job_of(stage, profile)).get("EDGETUNE_GPUS") for stage in Stage}
 
     assert known == {**dict.fromkeys(Stage), Stage.TRAIN: "2", Stage.EVALUATE: "1"}
+
+
+def test_only_a_training_runs_on_several_nodes() -> None:
+    modes = {stage: job_of(stage, NODES)["spec"].get("completionMode") for stage in Stage}
+
+    assert modes == {**dict.fromkeys(Stage), Stage.TRAIN: "Indexed"}
+
+
+def test_the_pods_of_several_nodes_find_the_first_one_by_the_service_of_their_job() -> None:
+    job = job_of(Stage.TRAIN, NODES)
+    name, owner = job["metadata"]["name"], lora_fine_tune().build()["metadata"]
+    service = render_service(owner, name, "uid")
+
+    assert {key: job["spec"][key] for key in ("completions", "parallelism")} == {"completions": 2, "parallelism": 2}
+    assert service["metadata"]["name"] == pod_of(job)["subdomain"] == name
+    environment = environment_of(job)
+    assert (environment["EDGETUNE_NODES"], environment["EDGETUNE_RENDEZVOUS"]) == ("2", f"{name}-0.{name}:29500")
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+
+
+def test_a_job_whose_name_begins_with_a_digit_has_a_service_with_another_name() -> None:
+    job = job_of(Stage.TRAIN, NODES, lora_fine_tune("4-bit"))
+    name, subdomain = job["metadata"]["name"], pod_of(job)["subdomain"]
+
+    assert name.startswith("4-bit-train-")
+    assert subdomain.startswith("peers-")
+    assert render_service(lora_fine_tune("4-bit").build()["metadata"], name, "uid")["metadata"]["name"] == subdomain
+    assert environment_of(job)["EDGETUNE_RENDEZVOUS"] == f"{name}-0.{subdomain}:29500"
+
+
+def test_the_price_of_a_training_is_that_of_all_nodes() -> None:
+    profile = NODES.model_copy(update={"prices": Prices(currency="EUR", gpu_hour=2)})
+    described = stage_resources(profile, Stage.TRAIN).describe(profile.prices)
+
+    assert described.endswith("16 GPUs on 2 nodes for 32.00 EUR an hour")
+
+
+def test_a_number_of_nodes_is_a_setting_that_a_waiting_job_keeps() -> None:
+    spec, one = spec_of(lora_fine_tune()), NODES.resources_for(Stage.TRAIN).model_copy(update={"nodes": 1})
+    fewer = NODES.model_copy(update={"resources": {Stage.TRAIN: one}})
+    found = [job_settings(spec, each, Stage.TRAIN, stage_resources(each, Stage.TRAIN)) for each in (NODES, fewer)]
+
+    assert found[0].fixed != found[1].fixed
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
