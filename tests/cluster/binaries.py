@@ -28,6 +28,7 @@ _OF_MODULE: Mapping[str, str] = {
 }
 # Programs of this repository, each in the folder of its module.
 _OWN: Mapping[str, Path] = {
+    "coredns": Path(__file__).with_name("coredns"),
     "gitops-engines": Path(__file__).with_name("engines"),
     "ollama-prompts": Path(__file__).with_name("ollama"),
     "registry": Path(__file__).with_name("registry"),
@@ -46,10 +47,10 @@ _TAGS: Mapping[str, str] = {"promtool": "remove_all_sd"}
 # The folder of a certificate that has no setting: not below /, except in a container, whose working directory is /.
 _LINKED: Mapping[str, str] = {"kueue": "-X sigs.k8s.io/kueue/pkg/visibility.certDir=visibility"}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager")
-OF_CLUSTER = (*_OF_MODULE, "helm", "versitygw")
+OF_CLUSTER = (*_OF_MODULE, "helm", "versitygw", "coredns")
 # Folder with programs to use in whatever version they have.
 GIVEN_VARIABLE = "EDGETUNE_KUBE_BIN"
-ALL = (*OF_CLUSTER, "kwok", "kueue", "promtool", "kubeconform", *_OWN)
+ALL = (*dict.fromkeys((*OF_CLUSTER, "kwok", "kueue", "promtool", "kubeconform", *_OWN)),)
 
 
 def binary(name: str) -> Path:

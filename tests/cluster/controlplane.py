@@ -33,6 +33,7 @@ _USERS = {
 }
 # Enough for Jobs to complete without a scheduler and without nodes.
 _LIGHT_CONTROLLERS = (
+    "endpointslice-controller",
     "garbage-collector-controller",
     "job-controller",
     "namespace-controller",

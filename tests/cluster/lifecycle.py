@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster import binaries, images
 from cluster.controlplane import ControlPlane, Listeners
+from cluster.dns import ClusterDns
 from cluster.folders import RunFolder
 from cluster.mounts import unmount_below
 from cluster.network import NODE_ADDRESS, Network
@@ -23,6 +24,7 @@ _DAEMONS = (
     "versitygw",
     "containerd",
     "kube-proxy",
+    "coredns",
     "kubelet",
 )
 Report = Callable[[str], None]
@@ -103,6 +105,7 @@ class Cluster:
         self.node.start_containerd()
         images.ContainerImages(self.run).load(names)
         self.node.start_kube_proxy()
+        ClusterDns(self.plane, NODE_ADDRESS).start()
         self.node.start_kubelet()
 
     def down(self, *, keep_logs: bool = False, keep_images: bool = True) -> None:

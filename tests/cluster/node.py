@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster import binaries
 from cluster.cgroups import Cgroups
 from cluster.controlplane import POD_NETWORK, ControlPlane
+from cluster.dns import DOMAIN
 from cluster.folders import RunFolder
 from cluster.images import PAUSE
 from cluster.mounts import unmount_below
@@ -249,7 +250,8 @@ state = "{self.run.path / "state"}"
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": cgroup,
             "enforceNodeAllocatable": ["pods"],
-            "clusterDomain": "cluster.local",
+            "clusterDomain": DOMAIN,
+            "clusterDNS": [NODE_ADDRESS],
             "resolvConf": "",
             "containerRuntimeEndpoint": f"unix://{self.run.containerd_socket}",
             "podLogsDir": str(self.run.logs / "pods"),

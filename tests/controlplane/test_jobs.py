@@ -6,11 +6,12 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.gpu_split import MOST_NODES
 from edgetune_operator.api.profiles import Profile, ResourceClaim, Resources
-from edgetune_operator.decisions.manifests.job_manifests import render_clean_up
+from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_service
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune
-from support.golden import DEFAULT, FULL, PROFILES, clean_up_request, job_of
+from support.golden import DEFAULT, FULL, NODES, PROFILES, clean_up_request, job_of
 
 DRY_RUN = "dryRun=All&fieldValidation=Strict"
 
@@ -80,3 +81,20 @@ def test_the_api_server_accepts_a_training_that_claims_its_gpu(apiserver: ApiSer
     assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "l4"}]
     assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
     assert {"name": "EDGETUNE_GPUS", "value": "1"} in pod["containers"][0]["env"]
+
+
+@pytest.mark.parametrize("name", ["sensor-faults", "4-bit", "9" * 43, "a" * 63])
+def test_the_api_server_accepts_a_training_on_the_most_nodes_and_its_service(
+    apiserver: ApiServer, restricted_namespace: str, name: str
+) -> None:
+    most = Resources(requests={"cpu": 1}, nodes=MOST_NODES)
+    profile = NODES.model_copy(update={"resources": {Stage.TRAIN: most}})
+    job = job_of(Stage.TRAIN, profile, lora_fine_tune(name))
+    service = render_service(lora_fine_tune(name).build()["metadata"], job["metadata"]["name"], "uid")
+
+    accepted = apiserver.request("POST", f"/apis/batch/v1/namespaces/{restricted_namespace}/jobs?{DRY_RUN}", job)
+    served = apiserver.request("POST", f"/api/v1/namespaces/{restricted_namespace}/services?{DRY_RUN}", service)
+
+    assert accepted.accepted, accepted.message
+    assert accepted.body["spec"]["completions"] == MOST_NODES
+    assert served.accepted, served.message

@@ -408,3 +408,52 @@ def test_other_stages_wait_in_no_queue_and_users_cannot_invent_a_priority(new_te
 
     assert stalled == ("spec.priority: profile 'default' does not offer 'emergency'; use one of low, high, unknown")
     assert not {names.QUEUE_LABEL, names.PRIORITY_LABEL} & job["metadata"]["labels"].keys()
+
+
+def test_two_trainings_on_two_nodes_with_room_for_one_are_admitted_one_after_the_other(new_team: NewTeam) -> None:
+    first, second = new_team(), new_team()
+    add_cluster_queue(first.kube, first.namespace, gpus=2)
+    for team in (first, second):
+        team.add_queue(first.namespace)
+    first.submit(profile="nodes")
+    running = first.run_on_nodes(2)
+
+    waiting = second.submit(profile="nodes")
+    message = second.wait_for_words("Reconciling", "Queued", "insufficient unused quota")
+    pods = second.kube.list("v1", "Pod", second.namespace, f"{names.STAGE_LABEL}={Stage.TRAIN}")
+    services = [team.kube.get("v1", "Service", team.namespace, team.job_name) for team in (first, second)]
+    for pod in running:
+        first.finish_pod(first.training, pod)
+    admitted = second.run_on_nodes(2)
+
+    assert message.endswith("insufficient unused quota for nvidia.com/gpu in flavor l4, 2 more needed")
+    assert (waiting["spec"]["suspend"], pods) == (True, [])
+    assert [service is not None for service in services] == [True, False]
+    assert len(admitted) == 2
+
+
+def test_a_training_on_more_nodes_than_its_queue_has_gpus_says_so(new_team: NewTeam) -> None:
+    team = new_team()
+    add_cluster_queue(team.kube, team.namespace, gpus=1)
+    team.add_queue(team.namespace)
+    team.submit(profile="nodes")
+
+    message = team.wait_for_words("Stalled", "QueueTooSmall", "can never admit this stage")
+
+    assert "2 > 1" in message
+
+
+def test_a_preempted_training_on_two_nodes_is_one_preemption(new_team: NewTeam) -> None:
+    team = new_team()
+    add_cluster_queue(team.kube, team.namespace, gpus=2)
+    team.add_queue(team.namespace)
+    team.submit(profile="nodes")
+    running = team.run_on_nodes(2)
+    team.set_active(active=False)
+    for pod in running:
+        team.stop(pod)
+    team.set_active(active=True)
+    team.run_on_nodes(2)
+
+    team.wait(lambda _: team.row(Stage.TRAIN).get("preemptions") == 1, "one preemption")
+    assert team.row(Stage.TRAIN)["attempts"] == 1

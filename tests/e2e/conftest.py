@@ -28,6 +28,7 @@ from support.versitygw import S3Server
 _ORDER = (
     "test_images",
     "test_disruptions",
+    "test_nodes",
     "test_missing_secret",
     "test_finished_object",
     "test_deletion",

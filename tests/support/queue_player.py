@@ -15,7 +15,10 @@ from support.stage_player import STORE, StagePlayer
 
 QUEUE = "gpu"
 PRIORITIES = ("low", "high")
-QUEUED_PROFILES = {"default": {"store": STORE, "queue": {"name": QUEUE, "priorities": [*PRIORITIES, "unknown"]}}}
+QUEUED_PROFILES = {
+    "default": {"store": STORE, "queue": {"name": QUEUE, "priorities": [*PRIORITIES, "unknown"]}},
+    "nodes": {"store": STORE, "queue": {"name": QUEUE}, "resources": {"train": {"limits": {GPU: 1}, "nodes": 2}}},
+}
 
 
 def add_flavor(kube: Kube) -> None:
@@ -68,6 +71,11 @@ class QueuePlayer(StagePlayer):
         return self.jobs(Stage.TRAIN)[-1]
 
     @property
+    def job_name(self) -> str:
+        """Name of the training's Job."""
+        return str(self.training["metadata"]["name"])
+
+    @property
     def workload(self) -> dict[str, Any]:
         """The Workload of the training's Job, once Kueue has made it."""
         selector = f"kueue.x-k8s.io/job-uid={self.training['metadata']['uid']}"
@@ -92,6 +100,23 @@ class QueuePlayer(StagePlayer):
         self.end_pod(pod, pod_running())
         self.wait_for_phase("Training")
         return pod
+
+    def run_on_nodes(self, nodes: int) -> list[dict[str, Any]]:
+        """The training's Pods run, one for each node; returns them."""
+        selector = f"{names.STAGE_LABEL}={Stage.TRAIN}"
+        found: list[dict[str, Any]] = []
+
+        def are_there() -> bool:
+            pods = self.kube.list("v1", "Pod", self.namespace, selector)
+            found[:] = [pod for pod in pods if pod["status"]["phase"] == "Pending" and not _is_deleted(pod)]
+            return len(found) == nodes
+
+        assert wait_for(are_there, LIMIT_SECONDS), f"{len(found)} Pods; status: {self.object.get('status')}"
+        for pod in found:
+            self.bind(pod)
+            self.end_pod(pod, pod_running())
+        self.wait_for_phase("Training")
+        return found
 
     def stop(self, pod: dict[str, Any], step: int = 40) -> None:
         """The training's Pod, which is being deleted, writes its checkpoint and ends."""

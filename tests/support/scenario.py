@@ -190,6 +190,22 @@ class MemoryCluster:
         self.pods[name] = PodBuilder(job, name, self.timestamp(), node=node).running().build()
         return name
 
+    def change_pod(self, name: str, change: Any) -> None:
+        """Change a Pod with a method of PodBuilder."""
+        metadata = self.pods[name]["metadata"]
+        job, index = metadata["ownerReferences"][0]["name"], metadata["labels"].get(names.INDEX_LABEL)
+        node = None if index is None else int(index)
+        builder = PodBuilder(job, name, metadata["creationTimestamp"], now=self.timestamp(), node=node)
+        self.pods[name] = change(builder).build()
+
+    def has_ended(self, pod: str) -> bool:
+        """Whether a Pod has ended."""
+        return self.pods[pod]["status"]["phase"] in ("Succeeded", "Failed")
+
+    def newest_pods(self, job: str) -> list[str]:
+        """Names of the Pods of a Job's newest attempt: one for each node."""
+        return self.pods_of(job)[-nodes_of(self.jobs[job]) :]
+
     def pods_of(self, job: str) -> list[str]:
         """Names of a Job's Pods, oldest first."""
         return [name for name, pod in self.pods.items() if pod["metadata"]["ownerReferences"][0]["name"] == job]
@@ -330,11 +346,12 @@ class Scenario:
             self.let_pass(timedelta(minutes=1))
 
     def end_pod(self, ending: Any, name: str = "") -> None:
-        """Change the newest Pod of the live Job, or of the one with this name, with a method of PodBuilder."""
+        """Change the newest Pod of the live Job, or of the one with this name, with a method of PodBuilder; of a Job on
+        several nodes, those Pods of the newest attempt that have not ended."""
         job = name or self.live_job
-        pod = self.cluster.pods_of(job)[-1]
-        created = self.cluster.pods[pod]["metadata"]["creationTimestamp"]
-        self.cluster.pods[pod] = ending(PodBuilder(job, pod, created, now=self.cluster.timestamp())).build()
+        newest = self.cluster.newest_pods(job)
+        for pod in [each for each in newest if len(newest) == 1 or not self.cluster.has_ended(each)]:
+            self.cluster.change_pod(pod, ending)
 
     def end_job(self, ending: Any, name: str = "") -> None:
         """Change the live Job, or the one with this name, with a method of JobBuilder."""
@@ -352,7 +369,8 @@ class Scenario:
     def evict(self) -> None:
         """The live Job's Pod is evicted and gone; the Job controller starts another."""
         job = self.live_job
-        del self.cluster.pods[self.cluster.pods_of(job)[-1]]
+        for pod in self.cluster.newest_pods(job):
+            del self.cluster.pods[pod]
         self.cluster.start_pod(job)
 
     def simulated_result(self, request: Request) -> Result:

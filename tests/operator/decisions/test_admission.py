@@ -222,11 +222,11 @@ def test_the_gpus_of_a_training_are_on_as_few_nodes_as_possible(
 
 @pytest.mark.parametrize(
     ("gpus", "nearest"),
-    [(5, "4 or 10"), (20, "10")],
+    [(5, "3 or 6"), (30, "6")],
     ids=["not equally many on each node", "more than all nodes have"],
 )
 def test_gpus_that_cannot_be_split_are_refused_with_the_nearest_numbers_that_can(gpus: int, nearest: str) -> None:
-    scenario = Scenario(lora_fine_tune().with_spec("training.batchSize", 20).with_spec("training.gpus", gpus), ON_NODES)
+    scenario = Scenario(lora_fine_tune().with_spec("training.batchSize", 30).with_spec("training.gpus", gpus), ON_NODES)
 
     scenario.reconcile()
 

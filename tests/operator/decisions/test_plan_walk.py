@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
-from edgetune_operator.api.profiles import ProfileStore, Queue
+from edgetune_operator.api.profiles import ProfileStore, Queue, Resources
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.plans import CreateJob, Outcome
@@ -43,9 +43,11 @@ class ClusterUnavailable(Exception):
 class Walk(RuleBasedStateMachine):
     """One object, its Jobs and Pods, and everybody who changes them."""
 
+    profile = PROFILE
+
     def __init__(self) -> None:
         super().__init__()
-        self.scenario = Scenario(lora_fine_tune())
+        self.scenario = Scenario(lora_fine_tune(), self.profile)
         self.tokens = 0
 
     @property
@@ -136,6 +138,22 @@ class Walk(RuleBasedStateMachine):
         self.scenario.fail(code, "it did not work")
 
     @precondition(lambda self: self.has_running_pod())
+    @rule(code=st.sampled_from(FAILURES), node=st.integers(0, 1))
+    def one_of_several_nodes_fails(self, code: ExitCode, node: int) -> None:
+        pods = self.cluster.newest_pods(self.scenario.live_job)
+        if len(pods) > 1 and not self.cluster.has_ended(pods[node]):
+            self.cluster.change_pod(pods[node], lambda pod: pod.ended(code))
+
+    @precondition(lambda self: self.has_running_pod())
+    @rule()
+    def the_other_nodes_end(self) -> None:
+        """Those of an attempt that has lost one; then the Job controller starts the next attempt."""
+        pods = self.cluster.newest_pods(self.scenario.live_job)
+        if any(self.cluster.has_ended(pod) for pod in pods) and len(pods) > 1:
+            self.scenario.end_pod(lambda pod: pod.ended(ExitCode.PEER_LOST))
+            self.cluster.start_pod(self.scenario.live_job)
+
+    @precondition(lambda self: self.has_running_pod())
     @rule()
     def the_pod_is_evicted(self) -> None:
         self.scenario.evict()
@@ -157,21 +175,19 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def pending_pods_are_scheduled(self) -> None:
-        for name, pod in self.cluster.pods.items():
-            if pod["status"]["phase"] == "Pending":
-                job = pod["metadata"]["ownerReferences"][0]["name"]
-                self.cluster.pods[name] = PodBuilder(job, name, pod["metadata"]["creationTimestamp"]).running().build()
+        for name in [name for name, pod in self.cluster.pods.items() if pod["status"]["phase"] == "Pending"]:
+            self.cluster.change_pod(name, PodBuilder.running)
 
     @rule(queue=st.sampled_from(["", "gpu"]), store=st.sampled_from(["s3://artifacts/edgetune", "s3://copied"]))
     def the_platform_team_changes_the_profile(self, queue: str, store: str) -> None:
         changes = {"queue": Queue(name=queue) if queue else None, "store": ProfileStore(uri=store)}
-        self.scenario.profiles = {"default": PROFILE.model_copy(update=changes)}
+        self.scenario.profiles = {"default": self.profile.model_copy(update=changes)}
 
     @rule()
     def the_job_controller_catches_up(self) -> None:
         for name in self.cluster.live_jobs():
-            phases = [self.cluster.pods[pod]["status"]["phase"] for pod in self.cluster.pods_of(name)]
-            if phases[-1:] == ["Succeeded"]:
+            phases = {self.cluster.pods[pod]["status"]["phase"] for pod in self.cluster.newest_pods(name)}
+            if phases == {"Succeeded"}:
                 self.scenario.end_job(lambda job: job.complete(self.cluster.timestamp()), name)
 
     @rule()
@@ -262,6 +278,7 @@ class Walk(RuleBasedStateMachine):
                 return done.plan.view.outcome
             self.pending_pods_are_scheduled()
             if self.has_running_pod():
+                self.the_other_nodes_end()
                 self.scenario.finish()
             self.the_job_controller_catches_up()
         raise AssertionError(f"no end: {done.plan.view.reason}: {done.plan.view.message}")
@@ -269,6 +286,16 @@ class Walk(RuleBasedStateMachine):
 
 Walk.TestCase.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
 TestWalk = pytest.mark.timeout(300)(Walk.TestCase)
+
+
+class WalkOnNodes(Walk):
+    """The same with a training on two nodes."""
+
+    profile = PROFILE.model_copy(update={"resources": {Stage.TRAIN: Resources(limits={"nvidia.com/gpu": 1}, nodes=2)}})
+
+
+WalkOnNodes.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestWalkOnNodes = pytest.mark.timeout(300)(WalkOnNodes.TestCase)
 
 
 def test_the_request_of_a_job_is_the_one_that_was_planned() -> None:
