@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,8 @@ from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.object_status import ArtifactStatus, LoraFineTuneStatus, Sizes
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
+from edgetune_operator.decisions.observe import nodes_of
+from support.golden import NODES, job_of
 
 KEY = Key("team-a", "sensor-faults")
 
@@ -54,6 +57,19 @@ def test_a_concurrent_run_of_an_object_is_refused_with_the_lock_holders_process(
         ObjectBusy, match=r"team-a/sensor-faults: another run \(process \d+\) is working on this object"
     ):
         asyncio.run(twice())
+
+
+def test_this_machine_is_the_only_node_of_a_training(tmp_path: Path) -> None:
+    async def created() -> list[dict[str, Any]]:
+        job = job_of(Stage.TRAIN, NODES)
+        job["spec"]["template"]["spec"]["containers"][0]["command"] = ["true"]
+        async with LocalCluster(tmp_path, KEY) as cluster:
+            await cluster.create_job(job)
+            return await cluster.list_jobs({})
+
+    (found,) = asyncio.run(created())
+
+    assert nodes_of(found) == 1
 
 
 def test_a_lock_that_outlives_its_run_is_distinguished_from_a_concurrent_run(tmp_path: Path) -> None:

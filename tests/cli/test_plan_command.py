@@ -237,6 +237,24 @@ def test_more_gpus_than_before_shorten_a_training_and_leave_its_gpu_time(
     assert estimated["cost"] == {"EUR": cost}
 
 
+def test_the_gpus_of_all_nodes_are_planned(tmp_path: Path) -> None:
+    train = {"limits": {"nvidia.com/gpu": 2}, "nodes": 2}
+    profile = {"store": {"uri": "s3://b/p"}, "resources": {"train": train}, "maxNodes": 4}
+    profile |= {"prices": {"currency": "EUR", "gpuHour": 9.0}}
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))
+    older = yaml.safe_load(TRAINED)
+    older["status"].pop("store", None)
+    older["status"]["stages"][1]["metrics"] |= {"worldSize": 4}
+    newer = yaml.safe_dump(older).replace("maxSteps: 100", "maxSteps: 200\n    gpus: 8")
+
+    done = compare(tmp_path, yaml.safe_dump(older), newer, "--profiles", str(tmp_path / "profiles.yaml"), "-o", "json")
+
+    (planned,) = json.loads(done.stdout)["objects"]
+    (stage,) = (each for each in planned["stages"] if each["stage"] == "train")
+    assert stage["gpus"] == 8
+    assert stage["estimated"]["gpuSeconds"] == 8 * stage["estimated"]["seconds"]
+
+
 def test_the_cost_is_at_the_prices_of_the_profile(tmp_path: Path) -> None:
     profile = {"store": {"uri": "s3://b/p"}, "prices": {"currency": "EUR", "gpuHour": 2.0}}
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))

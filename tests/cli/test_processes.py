@@ -48,8 +48,8 @@ def test_exit_0_completes_the_job_and_the_termination_message_arrives(tmp_path: 
     assert [(pod.exit_code, pod.message) for pod in job.pods] == [(0, "all done")]
 
 
-@pytest.mark.parametrize("name", ["EDGETUNE_IMAGE", "EDGETUNE_GPUS"])
-def test_a_process_of_this_machine_gets_no_image_name_and_no_number_of_gpus(
+@pytest.mark.parametrize("name", ["EDGETUNE_IMAGE", "EDGETUNE_GPUS", "EDGETUNE_NODES", "EDGETUNE_RENDEZVOUS"])
+def test_a_process_of_this_machine_gets_no_image_name_and_no_number_of_gpus_and_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv(name, raising=False)

@@ -17,10 +17,10 @@ from support.apiserver import BINARIES_VARIABLE, ApiServer, running_with_crd
 from support.attacks import ATTACKS
 from support.attacks.attack import Attack, Attacker, Existing, RefusedBy, Target
 from support.attacks.by_users import own_job, own_pod
-from support.attacks.with_token import stage_job
+from support.attacks.with_token import job_on_nodes, service, stage_job
 from support.builders import NAMESPACE, ObjectBuilder, lora_fine_tune
 from support.chart import find_helm
-from support.golden import PROFILES, clean_up_request
+from support.golden import NODES, PROFILES, clean_up_request
 from support.kube import Reply
 from support.policies import Cluster, installed_policies
 from support.scenario import PROFILE, Scenario
@@ -34,7 +34,7 @@ BY_POLICY = "ValidatingAdmissionPolicy 'edgetune-edgetune-system-{}' with bindin
 VALUES = {
     "profiles": {
         name: profile.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        for name, profile in PROFILES.items()
+        for name, profile in {**PROFILES, "nodes": NODES}.items()
     },
 }
 
@@ -64,6 +64,13 @@ def test_every_job_of_a_stage_is_accepted(cluster: Cluster, profile: str, stage:
     reply = cluster.create(cluster.operator, stage_job(profile, stage))
 
     assert reply.accepted, reply.message
+
+
+@pytest.mark.parametrize("job", ["", "4-bit-train-0123456789"], ids=["its name", "a digit"])
+def test_the_job_of_a_training_on_several_nodes_and_its_service_are_accepted(cluster: Cluster, job: str) -> None:
+    replies = [cluster.create(cluster.operator, each) for each in (job_on_nodes(), service(job))]
+
+    assert [reply.message for reply in replies if not reply.accepted] == []
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -6,8 +6,10 @@ from typing import Any
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.decisions.manifests.job_manifests import render_service
 from support.attacks.attack import Attack, Attacker, Document, Existing, RefusedBy, Target
-from support.golden import PROFILES, job_of
+from support.builders import lora_fine_tune
+from support.golden import NODES, PROFILES, job_of
 
 
 def stage_job(profile: str = "full", stage: Stage = Stage.TRAIN) -> Document:
@@ -30,6 +32,16 @@ def changed(path: str, value: Any) -> Callable[[Document], None]:
             node[last] = value
 
     return apply
+
+
+def job_on_nodes() -> Document:
+    """The Job of a training on several nodes, as the operator creates it."""
+    return copy.deepcopy(job_of(Stage.TRAIN, NODES))
+
+
+def service(job: str = "") -> Document:
+    """The Service of that Job, or of another."""
+    return render_service(lora_fine_tune().build()["metadata"], job or job_on_nodes()["metadata"]["name"], "uid")
 
 
 POD = "spec/template/spec"
@@ -127,6 +139,24 @@ _JOBS: dict[str, tuple[Callable[[Document], object], str]] = {
 }
 
 
+_SERVICES: dict[str, Callable[[Document], object]] = {
+    "an address of its own": lambda found: found["spec"].pop("clusterIP"),
+    "an address from outside": changed("spec/externalIPs", ["192.0.2.1"]),
+    "a port of each node": changed("spec", {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}),
+    "a name elsewhere": changed("spec", {"type": "ExternalName", "externalName": "example.com"}),
+    "the Pods of others": changed("spec/selector", {"app": "bank"}),
+    "no owner": changed("metadata/ownerReferences", []),
+    "the name of another": changed("metadata/name", "bank"),
+    "a Job of others": changed("metadata/ownerReferences/0/name", "bank"),
+}
+
+
+def _service(change: Callable[[Document], object]) -> Document:
+    document = service()
+    change(document)
+    return document
+
+
 def _job(change: Callable[[Document], object]) -> Document:
     job = stage_job()
     change(job)
@@ -174,6 +204,14 @@ WITH_TOKEN = (
         {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": None}}},
         "a Job stays in a queue",
         existing=Existing.STAGE_JOB,
+    ),
+    *(
+        _attack(
+            f"a Service with {name}",
+            _service(change),
+            "the operator may only create Services without an address, for the Pods of the training that owns them",
+        )
+        for name, change in _SERVICES.items()
     ),
     _attack("a Lease of others", _LEASE, "the operator may only write its own Leases", namespace="kube-system"),
     _attack(
