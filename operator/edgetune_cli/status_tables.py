@@ -288,7 +288,7 @@ def _speed_table(edge: EdgeMeasurement) -> Table:
 
 
 def _gpu_table(gpu: GpuStatus) -> Table:
-    figures = ("GPU time", "failed", "repeated", "loading", "estimated", "waiting", "cost")
+    figures = ("GPU time", "failed", "repeated", "loading", "lost peers", "estimated", "waiting", "cost")
     table = _table("\nGPU time", "of", *figures)
     rows = {"this run": gpu.run, "all runs": gpu.total}
     rows |= {f"{row.stage}, profile {row.profile or 'others'}": row for row in gpu.stages}
@@ -298,6 +298,7 @@ def _gpu_table(gpu: GpuStatus) -> Table:
             use.failed_seconds,
             use.repeated_seconds,
             use.loading_seconds,
+            use.lost_peer_seconds,
             use.estimated_seconds,
             use.waiting_seconds,
         )

@@ -17,7 +17,7 @@ from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
 
-WASTE_CAUSES = ("failed", "repeated", "loading", "waiting")
+WASTE_CAUSES = ("failed", "repeated", "loading", "lost_peer", "waiting")
 """Kinds of GPU time without progress; see `GpuUse`."""
 
 _MOVED = ("downloaded", "uploaded", "cached")

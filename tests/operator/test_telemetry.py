@@ -146,7 +146,7 @@ def test_gpu_time_is_that_of_the_status_and_survives_a_restart(scenario: Counted
     assert (at_first, running) == ({TRAINING: 0}, {TRAINING: 1})
     assert scenario.shown("gpu_seconds_total") == {TRAINING: 130}
     waste = {cause: scenario.shown("gpu_waste_seconds_total")[f"{TRAINING} {cause}"] for cause in WASTE_CAUSES}
-    assert waste == {"failed": 100, "repeated": 0, "loading": 0, "waiting": 0}
+    assert waste == {"failed": 100, "repeated": 0, "loading": 0, "lost_peer": 0, "waiting": 0}
     assert scenario.shown("gpu_estimated_seconds_total") == {TRAINING: 0}
     assert scenario.shown("gpu_cost_total") == {f"{TRAINING} EUR": 1.3}
 

@@ -167,7 +167,7 @@ def _gpu_time(use: GpuUse) -> "GpuTime":
         seconds=use.seconds,
         failed=use.failed_seconds,
         repeated=use.repeated_seconds,
-        loading=use.loading_seconds,
+        loading=use.loading_seconds + use.lost_peer_seconds,  # both are trainings outside of their steps
         waiting=use.waiting_seconds,
         estimated=use.estimated_seconds,
         cost=use.cost,

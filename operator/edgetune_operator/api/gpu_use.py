@@ -43,6 +43,9 @@ class GpuUse(Model):
     loading_seconds: GpuSeconds = 0.0
     """Part of it: trainings that did not fail, before their first step and after their last one."""
 
+    lost_peer_seconds: GpuSeconds = 0.0
+    """Part of it: Pods of an attempt on several nodes that did not fail, after the first of them had been stopped."""
+
     waiting_seconds: GpuSeconds = 0.0
     """Not part of it: Pods that held GPUs before their container started, such as during the pull of an image."""
 

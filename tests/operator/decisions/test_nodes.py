@@ -216,6 +216,7 @@ def test_gpu_time_and_cost_count_the_pods_of_all_nodes(training: Scenario) -> No
     assert row.active_seconds == pytest.approx(row.gpu_seconds / 4, abs=10)
     assert gpu.total.cost == {"EUR": pytest.approx(row.gpu_seconds / 1000)}
     assert gpu.total.failed_seconds == 0
+    assert gpu.total.lost_peer_seconds == 2 * 10
 
 
 def test_gpu_time_of_all_nodes_is_lost_with_the_one_that_failed(training: Scenario) -> None:
@@ -225,6 +226,7 @@ def test_gpu_time_of_all_nodes_is_lost_with_the_one_that_failed(training: Scenar
 
     assert gpu is not None
     assert gpu.total.failed_seconds == gpu.total.seconds > 0
+    assert gpu.total.lost_peer_seconds == 0
 
 
 def test_repeated_steps_cost_the_gpus_of_all_nodes(training: Scenario) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from edgetune_contract.stages import Stage
+from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between, timestamp
 from edgetune_operator.api.gpu_use import GpuAttempt, GpuStatus, Prices, StageGpuUse
 from edgetune_operator.api.status.stage_status import CountedAttempts, ProgressStatus, StageStatus
@@ -135,14 +135,17 @@ class GpuAccount:
         """What an ended attempt used, on all of its nodes."""
         pods, lead = attempt.together, min(attempt.together, key=lambda pod: pod.index)
         seconds = job.gpus * sum(map(run_seconds, pods))
-        trained = run_seconds(lead) - _loading(lead, run_seconds(lead), self._reports)
         waited = sum(seconds_between(pod.scheduled_at, pod.started_at) or 0.0 for pod in pods)
-        loading = sum(max(run_seconds(pod) - trained, 0.0) for pod in pods)
+        if attempt.failed:
+            return self._use(job, seconds, failed_seconds=seconds, waiting_seconds=job.gpus * waited)
+        alone = {pod.name: _seconds_without_peer(pod, attempt) for pod in pods}
+        together = {pod.name: run_seconds(pod) - alone[pod.name] for pod in pods}
+        trained = together[lead.name] - _loading(lead, together[lead.name], self._reports)
         return self._use(
             job,
             seconds,
-            failed_seconds=seconds if attempt.failed else 0.0,
-            loading_seconds=0.0 if attempt.failed else job.gpus * loading,
+            loading_seconds=job.gpus * sum(max(ran - trained, 0.0) for ran in together.values()),
+            lost_peer_seconds=job.gpus * sum(alone.values()),
             waiting_seconds=job.gpus * waited,
         )
 
@@ -196,6 +199,14 @@ class _Unseen:
     """Attempts of the stage that were created until then are counted with it."""
 
     use: StageGpuUse
+
+
+def _seconds_without_peer(pod: PodObservation, attempt: PodObservation) -> float:
+    """Seconds that a Pod of an interrupted attempt ran after the first of its Pods had ended."""
+    first = min((each.finished_at for each in attempt.together if each.finished_at is not None), default=None)
+    if attempt.exit_code == ExitCode.DONE or first is None:
+        return 0.0
+    return min(max(seconds_between(first, pod.finished_at) or 0.0, 0.0), run_seconds(pod))
 
 
 def _is_peer(pod: PodObservation, attempt: GpuAttempt) -> bool:
