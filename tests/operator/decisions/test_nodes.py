@@ -328,3 +328,18 @@ def test_a_changed_number_of_nodes_leaves_a_running_training_alone(training: Sce
 
     assert training.reconcile().plan.actions == ()
     assert training.row(Stage.TRAIN).state is StageState.RUNNING
+
+
+def test_the_end_of_a_failed_job_is_awaited_although_earlier_attempts_had_as_many_pods(training: Scenario) -> None:
+    lose(training, {0: ended(training, ExitCode.PEER_LOST), 1: ended(training, ExitCode.TRANSIENT)}, failed=1)
+    job = training.live_job
+    endings = [ended(training, code) for code in (ExitCode.PEER_LOST, ExitCode.OUT_OF_GPU_MEMORY)]
+    training.end_job(lambda each: each.failed("BackoffLimitExceeded", attempts=2, at=training.cluster.timestamp()))
+    training.reconcile()
+    before = training.row(Stage.TRAIN).state
+    for pod, ending in zip(training.cluster.newest_pods(job), endings, strict=True):
+        training.cluster.change_pod(pod, ending)
+    training.reconcile()
+
+    assert before is StageState.RUNNING
+    assert training.row(Stage.TRAIN).reason == "OutOfGpuMemory"

@@ -74,3 +74,19 @@ def test_on_openshift_the_cluster_chooses_the_user_of_pods_and_its_dns_is_allowe
     for policy in policies:
         assert [port["port"] for port in policy["egress"][0]["ports"]] == [53, 53, 5353, 5353]
     assert ("edgetune.dev", "lorafinetunes/finalizers") in rules(one(manifests, "ClusterRole", CLUSTER_NAME))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_pods_of_trainings_reach_each_other_if_a_profile_has_several_nodes(nodes: int) -> None:
+    profile = {**PROFILE, "resources": {"train": {"limits": {"nvidia.com/gpu": 1}, "nodes": nodes}}}
+    manifests = render({"watchNamespaces": ["team-a"], "profiles": {"default": profile}})
+
+    policy = one(manifests, "NetworkPolicy", "edgetune-train")["spec"]
+
+    peers = [{"podSelector": policy["podSelector"]}]
+    all_ports = [{"protocol": "TCP"}]
+    several = nodes > 1
+    assert policy["policyTypes"] == ["Ingress", *["Egress"] * several]
+    assert policy.get("egress", []) == [{"ports": all_ports, "to": peers}] * several
+    assert policy["ingress"][:-1] == [{"ports": all_ports, "from": peers}] * several
+    assert policy["ingress"][-1]["ports"] == [{"port": 8080, "protocol": "TCP"}]

@@ -242,7 +242,9 @@ def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
     if job.state is JobState.COMPLETE:
         is_observed = any(pod.exit_code == ExitCode.DONE and not pod.index for pod in job.every_pod)
     else:
-        is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.every_pod) >= job.attempts
+        # Of several nodes, Kubernetes counts the Pods that failed by themselves.
+        ended = [pod for pod in job.every_pod if pod.ended and (pod.failed or job.nodes == 1)]
+        is_observed = sum(pod.exit_code != ExitCode.DONE for pod in ended) >= job.attempts
     return not is_observed and is_recent(job.finished_at, POD_STATUS_DELAY, now)
 
 
