@@ -176,6 +176,10 @@ class ControlPlane:
         """Whether the API server serves and has created the namespace default, the last thing that objects need."""
         return self.kubectl("get", "namespace", "default") is not None
 
+    def is_healthy(self) -> bool:
+        """Whether the API server has done everything that it does at its start."""
+        return self.kubectl("get", "--raw", "/healthz") == "ok"
+
     def kubectl(self, *arguments: str) -> str | None:
         """Output of kubectl as the administrator; None if it fails."""
         command = [*self.prefix, str(binaries.binary("kubectl")), f"--kubeconfig={self.kubeconfig()}"]
@@ -191,6 +195,8 @@ class ControlPlane:
         self._daemon(name).start([*self.prefix, binaries.binary(name), *arguments])
 
     def _start_controllers(self, arguments: Sequence[str]) -> None:
+        # They give up after ten seconds, in which the API server has not made its roles on a loaded machine.
+        self._daemon("kube-apiserver").wait_until(self.is_healthy, _START_LIMIT_SECONDS)
         self._start(
             "kube-controller-manager",
             [

@@ -27,6 +27,7 @@ def training(player: StagePlayer, operator: Operator) -> StagePlayer:
     operator.ensure(WITH_NODES)
     player.apply(profile="nodes")
     player.finish(Stage.PREPARE)
+    assert wait_for(lambda: bool(player.jobs(Stage.TRAIN)), LIMIT_SECONDS), player.object.get("status")
     return player
 
 
