@@ -102,7 +102,8 @@ class Request(Model):
     """prepare and publish only: whether publish signs what it publishes, and is done only once that is signed."""
 
     source_revision: Annotated[str, Field(max_length=MAX_REVISION)] | None = None
-    """publish only: the Git commit that the object comes from, for the provenance. It is in no digest."""
+    """train and publish only: the Git commit that the object comes from, for the provenance and the tracker. It is in
+    no digest."""
 
     @property
     def formats(self) -> tuple[EdgeFormat, ...]:

@@ -22,6 +22,8 @@ from edgetune_jobs.store.sources.source import Source
 if TYPE_CHECKING:
     import torch
 
+    from edgetune_jobs.reporting.run_record import RunRecord
+
 BASE_SCORES_FILE = "scores.json"
 """File in the input or output folder base-scores."""
 
@@ -253,6 +255,9 @@ class StageContext:
 
     publisher: Publisher | None = None
     """publish only."""
+
+    track: "Callable[[RunRecord], None]" = lambda _: None
+    """publish only: sends the run of a version to the tracker, if there is one. Never raises."""
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     """evaluate only: bytes of the candidates of formats Auto, by artifact. Each is only downloaded when it is looked up

@@ -16,6 +16,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import ObjectBusy
 from edgetune_cli.local.objects import ObjectFolder
 from edgetune_cli.local.session import DeletionStopped, Ended, delete_object, run_object
+from edgetune_cli.local.tracking import with_tracking
 from edgetune_cli.options import DEFAULT_WORK_DIR, App, Output, Profiles, WorkDir, read_object, read_profiles
 from edgetune_cli.output import DataFormat, SafeConsole, print_data, say, verbosity
 from edgetune_cli.status_tables import ProgressView, local_path, show_outcome
@@ -70,6 +71,10 @@ def run(
         Path | None,
         typer.Option(help="PEM file with the private key that signs what is published.", show_default=False),
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(help="MLflow server that tracks the run. Default: MLFLOW_TRACKING_URI.", show_default=False),
+    ] = None,
 ) -> None:
     """Run an object on this machine, with the same decisions, stages and status as in a cluster.
 
@@ -79,6 +84,7 @@ def run(
     folder = workdir.resolve()
     name = parse_spec(document["spec"]).profile
     usable = with_signing_key(read_profiles(profiles, folder), name, signing_key)
+    usable = with_tracking(usable, name, mlflow, os.environ)
     try:
         with ProgressView(SafeConsole(stderr=True, quiet=verbosity.quiet)) as progress:
             ended = asyncio.run(run_object(document, folder, usable, progress, signing_key))

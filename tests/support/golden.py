@@ -17,6 +17,7 @@ from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, 
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
+from edgetune_operator.api.tracking import Mlflow, Tracking
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job, render_service
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml
@@ -63,6 +64,13 @@ FULL = Profile(
     termination_grace_period_seconds=300,
     ttl_seconds_after_finished=600,
     signing=Signing(secret_name="edgetune-signing"),
+    tracking=Tracking(
+        mlflow=Mlflow(
+            uri="https://mlflow.example.internal:8443/mlflow",
+            experiment="edge models",
+            credentials_secret="edgetune-mlflow",
+        )
+    ),
 )
 NODES = Profile(
     store=ProfileStore(uri="s3://artifacts/edgetune"),

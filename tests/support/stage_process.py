@@ -24,9 +24,12 @@ from edgetune_jobs.runtime import process
 from edgetune_jobs.runtime.stage_run import StageBody, StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
 from edgetune_jobs.tensors.formats.candidates import Candidates
+from edgetune_jobs.training.step_log import METRICS, StepLog, StepMetrics
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
 OFFLINE = "HF_HUB_OFFLINE"
+KILL_AT, STOP_AT, STEP_SECONDS = "EDGETUNE_TEST_KILL_AT", "EDGETUNE_TEST_STOP_AT", "EDGETUNE_TEST_STEP_SECONDS"
+LOGGED_STEPS = 9
 ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
 INPUTS = {
     Stage.PREPARE: [],
@@ -153,6 +156,41 @@ def train_until_stopped(context: StageContext) -> StageOutput:
     raise AssertionError("the training was not stopped")
 
 
+def train_with_log(context: StageContext) -> StageOutput:
+    """Train LOGGED_STEPS steps with a checkpoint after each second one, and metrics.jsonl in the adapter.
+
+    EDGETUNE_TEST_KILL_AT and EDGETUNE_TEST_STOP_AT name a step after which the process is killed or interrupted.
+    """
+    checkpoints = context.checkpoints
+    if checkpoints is None:
+        raise AssertionError("train got no checkpoints")
+    log, resumed = StepLog(context.scratch / METRICS), context.scratch / "resume"
+    done = checkpoints.restore_latest(resumed) or 0
+    if done:
+        log.restore_from(resumed)
+    context.progress.say("training")
+    for step in range(done + 1, LOGGED_STEPS + 1):
+        rate, norm = 1e-3 / step, 0.5 + step
+        figures = {"learningRate": rate, "gradientNorm": norm, "tokensPerSecond": 100.0}
+        context.progress.update(step, LOGGED_STEPS, "steps", loss=1 / step, **figures)
+        validation = 2 / step if step % 2 == 0 else None
+        log.add(StepMetrics(step, step / 10, 1 / step, rate, norm, 100.0, validation))
+        if step % 2 == 0:
+            folder = context.scratch / f"step-{step}"
+            folder.mkdir()
+            log.save_to(folder)
+            checkpoints.save(step, folder)
+        time.sleep(float(os.environ.get(STEP_SECONDS, "0")))
+        if str(step) == os.environ.get(KILL_AT):
+            context.progress.say("waiting to be killed")
+            time.sleep(60)
+        if str(step) == os.environ.get(STOP_AT):
+            raise Interrupted(f"stopped after step {step}", step)
+    output = work(context)
+    log.save_to(context.output / "adapter")
+    return output
+
+
 def swallow_the_signal(context: StageContext) -> StageOutput:
     """Finish the work despite a signal."""
     context.progress.say("hanging")
@@ -204,6 +242,7 @@ BEHAVIOURS: dict[str, StageBody] = {
     "hang": hang,
     "hang_and_clean_up": hang_and_clean_up,
     "train_until_stopped": train_until_stopped,
+    "train_with_log": train_with_log,
     "swallow_the_signal": swallow_the_signal,
     "too_long": too_long,
     "other_artifacts": other_artifacts,

@@ -41,6 +41,10 @@ class TrainingStep(_Kept):
     gradient_norm: float | None = None
     validation_loss: float | None = None
     attempt: int = 1
+    time: float | None = None
+    """Seconds since 1970; None in lines of older releases."""
+
+    tokens_per_second: float | None = None
 
 
 class LengthBucket(_Kept):

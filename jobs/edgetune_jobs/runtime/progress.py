@@ -6,7 +6,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TextIO
@@ -46,12 +46,12 @@ class LineProgress:
         self,
         stage: Stage,
         stream: TextIO,
-        listener: Listener | None = None,
+        listeners: Sequence[Listener] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stage = stage
         self._stream = stream
-        self._listener = listener
+        self._listeners = list(listeners)
         self._clock = clock
         self._lock = threading.Lock()
         self._unwritten: ProgressUpdate | None = None
@@ -65,12 +65,16 @@ class LineProgress:
         """
         named = {to_camel(name): float(value) for name, value in figures.items()}
         snapshot = ProgressUpdate(done, total, unit, self._eta(done, total, unit) | named)
-        if self._listener is not None:
-            self._listener.observe(snapshot)
+        for listener in self._listeners:
+            listener.observe(snapshot)
         with self._lock:
             self._unwritten = snapshot
             if done >= total or self._clock() >= self._next_line_at:
                 self._flush()
+
+    def add_listener(self, listener: Listener) -> None:
+        """Let another listener get the updates from now on."""
+        self._listeners.append(listener)
 
     def say(self, message: str) -> None:
         """Report what the stage starts now, in a few words."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.store.sources.model_cache import ModelCache
+from edgetune_jobs.tracking.settings import TrackingSettings
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Settings:
     signing_key: Path | None = None
     """EDGETUNE_SIGNING_KEY: PEM file with the private key, for publish; unset if nothing is signed."""
 
+    tracking: TrackingSettings | None = None
+    """EDGETUNE_MLFLOW_URI and the variables beside it: where train and publish track the run; None for nowhere."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
         """Settings with their defaults.
@@ -93,6 +97,7 @@ class Settings:
             place=NodePlace.from_environment(environment),
             gpu_bytes=int(gpu_bytes) if gpu_bytes else None,
             signing_key=Path(key) if key else None,
+            tracking=TrackingSettings.from_environment(environment),
         )
 
 

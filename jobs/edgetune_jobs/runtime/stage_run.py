@@ -45,6 +45,7 @@ from edgetune_jobs.store.sources.source import Source
 from edgetune_jobs.store.store import PreconditionFailed
 from edgetune_jobs.tensors.formats import candidates
 from edgetune_jobs.tensors.text_model import is_multimodal, text_model
+from edgetune_jobs.tracking.attempt import AttemptTracking
 from edgetune_jobs.training.checkpoints import StoreCheckpoints
 
 # Stages whose digests cover the formats of the edge model.
@@ -112,7 +113,8 @@ class StageRun:
         self._deadline = None if settings.deadline_seconds is None else self._started + settings.deadline_seconds
         self._metrics_port = settings.metrics_port if request.stage is Stage.TRAIN else 0
         self._metrics = TrainingMetrics(request.namespace, request.name) if self._metrics_port else None
-        self._progress = LineProgress(request.stage, stream, self._metrics)
+        self._progress = LineProgress(request.stage, stream, [self._metrics] if self._metrics else [])
+        self._tracking = AttemptTracking(settings.tracking, request)
         self._access = StorageAccess(request.store, settings.credentials_folder)
         self._store = self._access.open_store()
 
@@ -136,7 +138,8 @@ class StageRun:
         if done is not None:
             self._mirror_base(sources)
             return self._final_result(self._recheck(done, sources), cached=True)
-        return self._execute(sources)
+        result = self._execute(sources)
+        return result.model_copy(update={"warnings": (*result.warnings, *self._tracking.warnings)})
 
     def _check_sources(self) -> None:
         """Refuse what the namespace may not read, as the operator does before it creates the Job."""
@@ -328,6 +331,7 @@ class StageRun:
             sources=sources,
             base_copy_uri=gatherer.base_copy_uri() if gatherer and request.stage is Stage.TRAIN else None,
             publisher=self._publisher() if request.stage is Stage.PUBLISH else None,
+            track=self._tracking.send_version,
             sizes=gatherer.sizes if gatherer else {},
             discard=gatherer.discard if gatherer else lambda _: None,
         )
@@ -365,7 +369,9 @@ class StageRun:
         if context.inputs or context.models:  # the message about them would remain for the seconds of the imports
             self._progress.say("importing the libraries")
         if self._request.stage is Stage.TRAIN:
-            with self._serving_metrics(), self._signals.deferred():  # on a signal, it writes a checkpoint and returns
+            tracking = self._tracking.following(self._digests[Stage.PUBLISH], self._progress.add_listener)
+            # On a signal, it writes a checkpoint and returns.
+            with self._serving_metrics(), self._signals.deferred(), tracking:
                 output = self._train(context, code)
         else:
             output = code.run(context)

@@ -39,6 +39,7 @@ def run(context: StageContext) -> StageOutput:
     context.progress.say("writing the report")
     reported = with_report(document, manifests, publisher.read_file)
     publication = publisher.publish(reported.document, {**files, **reported.files})
+    context.track(reported.run)
     return StageOutput(publication=publication, warnings=reported.warnings)
 
 

@@ -25,6 +25,7 @@ from edgetune_jobs.models.quantization.coverage import Coverage, check_method, h
 from edgetune_jobs.stage import StageContext, StageOutput, StepSize
 from edgetune_jobs.training import recipe
 from edgetune_jobs.training.adapter_folder import adapted_base, write_adapter_folder
+from edgetune_jobs.training.event_file import write_event_file
 from edgetune_jobs.training.memory.activations import Activations, measure_activations
 from edgetune_jobs.training.memory.out_of_memory import out_of_memory
 from edgetune_jobs.training.memory.step_fit import StepFit, fit_step
@@ -325,6 +326,7 @@ def _save(context: StageContext, setup: _Setup, training: _Training, resumed_fro
     best = _put_back_best(training)
     write_adapter_folder(context, trainer.model, record)
     training.log.save_to(context.output / ADAPTER)
+    write_event_file(training.log.path, context.output / ADAPTER)
     weights = adapter_layers.read_adapter_weights(context.output / ADAPTER)
     warnings = (*adapter_layers.check_learned(weights, state.global_step), *training.warnings)
     metrics = {

@@ -322,7 +322,7 @@ class StepWatch(TrainerCallback):
         # The state is saved in every checkpoint; with the log of all steps, it would grow without bound.
         del state.log_history[1:-LOSS_WINDOW]
         self.has_stepped = True
-        self._report(state, logs)
+        speed = self._report(state, logs)
         self._log.add(
             StepMetrics(
                 step=state.global_step,
@@ -330,6 +330,7 @@ class StepWatch(TrainerCallback):
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 gradient_norm=logs.get("grad_norm"),
+                tokens_per_second=speed,
                 validation_loss=self._validate(model, state),
             )
         )
@@ -340,22 +341,26 @@ class StepWatch(TrainerCallback):
         if self._validation is not None and self._validation.wants_stop:
             control.should_training_stop = True
 
-    def _report(self, state: TrainerState, logs: dict[str, float]) -> None:
+    def _report(self, state: TrainerState, logs: dict[str, float]) -> float:
         now = time.monotonic()
         self.tokens = logs["num_tokens"]
         self._recent.append((now, self.tokens))
         (first_time, first_tokens), (last_time, last_tokens) = self._recent[0], self._recent[-1]
+        speed = (last_tokens - first_tokens) / max(last_time - first_time, 1e-9)
+        gradient_norm = {"gradientNorm": logs["grad_norm"]} if "grad_norm" in logs else {}
         self._progress.update(
             state.global_step,
             state.max_steps,
             "steps",
             loss=logs["loss"],
             learningRate=logs["learning_rate"],
+            **gradient_norm,
             resumedFromStep=self._resumed_from,
             startTimeSeconds=self._start_time,
-            tokensPerSecond=(last_tokens - first_tokens) / max(last_time - first_time, 1e-9),
+            tokensPerSecond=speed,
             **self._validation_figures,
         )
+        return speed
 
     def _validate(self, model: Any, state: TrainerState) -> float | None:
         if self._validation is None:
@@ -363,7 +368,7 @@ class StepWatch(TrainerCallback):
         loss = self._validation.after_step(model, state.global_step, state.max_steps)
         if loss is not None:
             self._progress.say(f"validation loss {loss:.4f} after step {state.global_step}")
-            self._validation_figures = {"validationLoss": loss}
+            self._validation_figures = {"validationLoss": loss, "validationStep": state.global_step}
             # The time of an evaluation is none of the training's speed.
             self._recent.clear()
             self._recent.append((time.monotonic(), self.tokens))

@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 METRICS = "metrics.jsonl"
@@ -22,16 +23,22 @@ class StepMetrics:
     gradient_norm: float | None
     """Before clipping; infinite where FP16 loss scaling skipped the step."""
 
+    tokens_per_second: float
+    """Over the last steps."""
+
     validation_loss: float | None = None
     """Mean over the evaluation rows' completion tokens after this step, in nats; None if it was not measured."""
+
+    time: float = field(default_factory=time.time)
+    """When the step was done, in seconds since 1970."""
 
 
 class StepLog:
     """The figures of all steps of one training, in order: a resumed attempt continues after the checkpoint's last step.
 
-    A line is {"step", "epoch", "loss", "learningRate", "gradientNorm", "attempt"} and, where it was measured,
-    "validationLoss". Figures that are not finite are null. Attempts are counted from 1; one that ended before its first
-    checkpoint is not counted, because none of its steps is kept.
+    A line is {"step", "epoch", "loss", "learningRate", "gradientNorm", "attempt", "time", "tokensPerSecond"} and,
+    where it was measured, "validationLoss". Figures that are not finite are null. Attempts are counted from 1; one that
+    ended before its first checkpoint is not counted, because none of its steps is kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,6 +59,8 @@ class StepLog:
             "learningRate": _finite(metrics.learning_rate),
             "gradientNorm": _finite(metrics.gradient_norm),
             "attempt": self._attempt,
+            "time": round(metrics.time, 3),
+            "tokensPerSecond": _finite(round(metrics.tokens_per_second, 2)),
         }
         if metrics.validation_loss is not None:
             values["validationLoss"] = _finite(metrics.validation_loss)

@@ -22,6 +22,7 @@ from edgetune_operator.api.gpu_split import MOST_NODES, Split, largest_split, sp
 from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.suggestions import suggestion
 from edgetune_operator.api.tenants import Namespaces, Tenant
+from edgetune_operator.api.tracking import Tracking
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
 
 Quantities = dict[str, str | int]
@@ -255,6 +256,9 @@ class Profile(Model):
     store: ProfileStore
     signing: Signing | None = None
     """Key that signs published versions. Default: they are not signed."""
+
+    tracking: Tracking | None = None
+    """Where train and publish send parameters, curves, scores and addresses. Default: nowhere."""
 
     image: Image = Image()
     resources: dict[Stage, Resources] = {}

@@ -22,6 +22,7 @@ from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.object_status import ArtifactStatus, PublicationStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageState, StageStatus
+from edgetune_operator.api.tracking import TRACKED_STAGES
 from edgetune_operator.decisions.accounting.attempts import count_resumption
 from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
 from edgetune_operator.decisions.accounting.limits import look_at_limits, why_given_up
@@ -475,6 +476,7 @@ class RunState:
         """The complete request of a stage."""
         publishes, pins = stage is Stage.PUBLISH, stage is Stage.PUBLISH and bool(self.spec.publish.pin)
         signs = self._profile.signing is not None and (stage is Stage.PREPARE or (publishes and not pins))
+        tracks = self._profile.tracking is not None and stage in TRACKED_STAGES and not pins
         return Request(
             namespace=self._snapshot.namespace,
             name=self._snapshot.name,
@@ -485,5 +487,5 @@ class RunState:
             allowed_sources=self._profile.sources,
             resolved=None if stage is Stage.PREPARE else self.resolved,
             sign=True if signs else None,
-            source_revision=(self._snapshot.source_revision or None) if signs and publishes else None,
+            source_revision=(self._snapshot.source_revision or None) if tracks or (signs and publishes) else None,
         )

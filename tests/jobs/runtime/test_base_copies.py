@@ -25,7 +25,7 @@ from support.multimodal import make_multimodal, read_config
 from support.versitygw import S3Server
 
 URI = "hf://acme/tiny"
-PROGRESS = LineProgress(Stage.PREPARE, io.StringIO(), None)
+PROGRESS = LineProgress(Stage.PREPARE, io.StringIO())
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_prometheus_can_connect_over_ipv4_and_ipv6(free_port: int, host: str) ->
 
 def test_updates_without_a_line_reach_the_metrics(free_port: int, scrape: Callable[[], str]) -> None:
     metrics = TrainingMetrics("team-a", "sensor-faults")
-    progress = LineProgress(Stage.TRAIN, io.StringIO(), metrics, Clock())
+    progress = LineProgress(Stage.TRAIN, io.StringIO(), [metrics], Clock())
     with metrics.serving(free_port):
         for step in range(1, 8):
             progress.update(step, 10, "steps", loss=math.nan)

@@ -12,6 +12,7 @@ from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
 from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, ResourceClaim, Resources, Signing
 from edgetune_operator.api.spec import LoraFineTuneSpec
+from edgetune_operator.api.tracking import TRACKED_STAGES, Mlflow
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
 from edgetune_operator.decisions.manifests.stage_resources import StageResources, job_settings, stage_resources
 
@@ -19,6 +20,8 @@ WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
 SIGNING_DIR = "/var/run/secrets/edgetune/signing"
 SIGNING_VOLUME = "signing-key"
+TRACKING_DIR = "/var/run/secrets/edgetune/tracking"
+TRACKING_VOLUME = "tracking-credentials"
 SIGNING_KEY_VARIABLE = "EDGETUNE_SIGNING_KEY"
 CA_BUNDLE_DIR = "/etc/edgetune/ca"
 MODEL_CACHE_DIR = "/var/cache/edgetune/models"
@@ -74,6 +77,8 @@ def render_job(
         _mount_cache(profile.cache, request.namespace, container, volumes)
     if profile.signing is not None and request.stage is Stage.PUBLISH and request.sign:
         _mount_signing_key(profile.signing, container, volumes)
+    if profile.tracking is not None and request.stage in TRACKED_STAGES:
+        _add_tracking(profile.tracking.mlflow, container, volumes)
     seconds_left = max(spec.active_deadline_seconds - round(active_before), 1)
     container["env"].append({"name": "EDGETUNE_DEADLINE_SECONDS", "value": str(seconds_left)})
     if request.stage is Stage.PREPARE and profile.gpu_memory is not None:
@@ -335,6 +340,19 @@ def _mount_signing_key(signing: Signing, container: dict[str, Any], volumes: lis
     items = [{"key": signing.key, "path": signing.key}]
     secret = {"secretName": signing.secret_name, "items": items, "defaultMode": 0o440}
     volumes.append({"name": SIGNING_VOLUME, "secret": secret})
+
+
+def _add_tracking(mlflow: Mlflow, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
+    """Name the tracker, and mount its credentials. The Pod also starts without them: a tracker stops no training."""
+    container["env"].append({"name": "EDGETUNE_MLFLOW_URI", "value": mlflow.uri})
+    if mlflow.experiment is not None:
+        container["env"].append({"name": "EDGETUNE_MLFLOW_EXPERIMENT", "value": mlflow.experiment})
+    if mlflow.credentials_secret is None:
+        return
+    container["env"].append({"name": "EDGETUNE_TRACKING_CREDENTIALS_DIR", "value": TRACKING_DIR})
+    container["volumeMounts"].append({"name": TRACKING_VOLUME, "mountPath": TRACKING_DIR, "readOnly": True})
+    secret = {"secretName": mlflow.credentials_secret, "optional": True, "defaultMode": 0o440}
+    volumes.append({"name": TRACKING_VOLUME, "secret": secret})
 
 
 def _mount_cache(cache: Cache, namespace: str, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:

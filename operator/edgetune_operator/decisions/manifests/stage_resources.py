@@ -12,6 +12,7 @@ from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.stage_status import RequestedResources, StageState, StageStatus
+from edgetune_operator.api.tracking import TRACKED_STAGES
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape, Need, need_of
 
 MEMORY, STORAGE = "memory", "ephemeral-storage"
@@ -124,9 +125,10 @@ def job_settings(spec: LoraFineTuneSpec, profile: Profile, stage: Stage, resourc
     elsewhere = {"namespaces", "resources", "sizing", "evaluate_on_gpu_above", "work_volume_size", "prices", "queue"}
     elsewhere |= {"max_gpus", "max_nodes"}
     # Absent it is left out, so that waiting Jobs of an older release are not replaced.
-    unknown = {name for name in ("gpu_memory", "sources", "signing") if getattr(profile, name) is None}
+    unknown = {name for name in ("gpu_memory", "sources", "signing", "tracking") if getattr(profile, name) is None}
     unknown |= set() if profile.require_queue else {"require_queue"}
     unknown |= set() if stage is Stage.PUBLISH else {"signing"}
+    unknown |= set() if stage in TRACKED_STAGES else {"tracking"}
     unclaimed = set() if resources.container.claims else {"claims"}
     unclaimed |= set() if resources.container.nodes > 1 else {"nodes"}
     queue = profile.queue_of(stage)

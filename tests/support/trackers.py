@@ -1,0 +1,226 @@
+"""MLflow and TensorBoard for tests: installed once in an environment of their own in the cache, and run as processes.
+
+PYTHONPATH=tests python -m support.trackers      installs them if needed; `make test` runs this first
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.folders import cache_folder, locked
+
+_REQUIREMENTS = ("mlflow==3.17.2", "tensorboard==2.20.0")
+_COMPLETE, _FAILED = "complete", "failed"
+_DATABASE = "empty.db"
+_INSTALL_LIMIT_SECONDS = 300
+_START_LIMIT_SECONDS = 180
+# Reads a folder; writes {tag: [[step, wall time, value], …]} of its event files.
+_READ_EVENTS = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1]).Reload()
+tags = events.Tags()["scalars"]
+json.dump({tag: [[e.step, e.wall_time, e.value] for e in events.Scalars(tag)] for tag in tags}, sys.stdout)
+"""
+# Found before a test sets HOME, below which the cache is.
+_FOLDER = cache_folder() / f"trackers-{'-'.join(_REQUIREMENTS).replace('==', '-')}"
+
+
+def install() -> None:
+    """Install both if needed. If that fails, the reason is stored for the tests that are then skipped."""
+    with locked(_FOLDER.parent, _FOLDER.name):
+        if (_FOLDER / _COMPLETE).is_file():
+            return
+        print(f"installing {' and '.join(_REQUIREMENTS)} into {_FOLDER}, once", file=sys.stderr, flush=True)
+        failed = _install()
+        _FOLDER.mkdir(exist_ok=True)
+        if failed is None:
+            (_FOLDER / _COMPLETE).touch()
+        else:
+            print(f"cannot install them: {failed}; their tests are skipped", file=sys.stderr, flush=True)
+            (_FOLDER / _FAILED).write_text(failed)
+
+
+def _install() -> str | None:
+    """Install both; the last line of the error if it fails."""
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+    python = _FOLDER / "bin" / "python"
+    for command in (
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(_FOLDER)],
+        [uv, "pip", "install", "--quiet", "--python", str(python), *_REQUIREMENTS],
+        # An empty database, which each server begins with: to create it takes longer than to start.
+        [str(python), "-m", "mlflow", "db", "upgrade", f"sqlite:///{_FOLDER / _DATABASE}"],
+    ):
+        done = subprocess.run(
+            command,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_INSTALL_LIMIT_SECONDS,
+        )
+        if done.returncode != 0:
+            return next(reversed(done.stderr.strip().splitlines()), f"{command[0]} ended with {done.returncode}")
+    return None
+
+
+def _python() -> Path:
+    """The interpreter with both; without it, the test is skipped with the reason."""
+    if not (_FOLDER / _COMPLETE).is_file():
+        failed = _FOLDER / _FAILED
+        reason = failed.read_text() if failed.is_file() else "not installed yet; `make test` installs it"
+        pytest.skip(f"{' and '.join(_REQUIREMENTS)} are not available: {reason}")
+    return _FOLDER / "bin" / "python"
+
+
+def read_event_files(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """Step, wall time and value of each scalar of the event files in a folder, as TensorBoard reads them."""
+    done = subprocess.run(
+        [str(_python()), "-c", _READ_EVENTS, str(folder)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return {tag: [(step, at, value) for step, at, value in events] for tag, events in json.loads(done.stdout).items()}
+
+
+@dataclass(frozen=True)
+class RunOnServer:
+    """A run as the server has it."""
+
+    id: str
+    name: str
+    status: str
+    parameters: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """Latest values."""
+
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MlflowServerProcess:
+    """A running MLflow server."""
+
+    uri: str
+
+    def runs(self, experiment: str) -> list[RunOnServer]:
+        """All runs of an experiment."""
+        found = self._get(f"experiments/get-by-name?experiment_name={experiment}")["experiment"]["experiment_id"]
+        answer = self._post("runs/search", {"experiment_ids": [found]})
+        return [_run(each) for each in answer.get("runs", [])]
+
+    def run(self, experiment: str) -> RunOnServer:
+        """The only run of an experiment."""
+        (run,) = self.runs(experiment)
+        return run
+
+    def history(self, run: RunOnServer, metric: str) -> list[tuple[int, float]]:
+        """Step and value of every entry, in the order of the steps."""
+        answer = self._get(f"metrics/get-history?run_id={run.id}&metric_key={metric}")
+        return sorted((each.get("step", 0), each["value"]) for each in answer.get("metrics", []))
+
+    def everything(self) -> str:
+        """All runs of all experiments, as text."""
+        experiments = self._post("experiments/search", {"max_results": 1000})["experiments"]
+        ids = [each["experiment_id"] for each in experiments]
+        return json.dumps([experiments, self._post("runs/search", {"experiment_ids": ids})])
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._answer(urllib.request.Request(f"{self.uri}/api/2.0/mlflow/{path}"))  # noqa: S310 - own URL
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        url = f"{self.uri}/api/2.0/mlflow/{path}"
+        return self._answer(urllib.request.Request(url, json.dumps(body).encode(), headers))  # noqa: S310 - own URL
+
+    def _answer(self, request: urllib.request.Request) -> dict[str, Any]:
+        answer: dict[str, Any] = json.load(urllib.request.urlopen(request, timeout=30))  # noqa: S310 - own URL
+        return answer
+
+
+def _run(found: Mapping[str, Any]) -> RunOnServer:
+    data = found["data"]
+    return RunOnServer(
+        id=found["info"]["run_id"],
+        name=found["info"]["run_name"],
+        status=found["info"]["status"],
+        parameters={each["key"]: each["value"] for each in data.get("params", [])},
+        metrics={each["key"]: each["value"] for each in data.get("metrics", [])},
+        tags={each["key"]: each["value"] for each in data.get("tags", [])},
+    )
+
+
+@contextmanager
+def running_mlflow(folder: Path) -> Iterator[MlflowServerProcess]:
+    """An MLflow server with its database below `folder`, until the block ends. If it is not installed, the test is
+    skipped."""
+    python, port = _python(), _free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_FOLDER / _DATABASE, folder / "mlflow.db")
+    command = [str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
+    with (folder / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *stores], stdout=log, stderr=log, env=_environment(), cwd=folder, start_new_session=True
+        )
+    try:
+        _wait_until_ready(process, f"http://127.0.0.1:{port}/health", folder / "mlflow.log")
+        server = MlflowServerProcess(f"http://127.0.0.1:{port}")
+        server.everything()  # its first answers take long
+        yield server
+    finally:
+        _end_group(process)
+
+
+def _environment() -> dict[str, str]:
+    """Environment variables for MLflow, in which nothing of this process's libraries is."""
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}
+    return {**own, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """End the server with its workers, which are a group of their own."""
+    if process.poll() is None:
+        os.killpg(process.pid, 15)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_LIMIT_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"MLflow ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(url, timeout=1)  # noqa: S310 - own URL
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"MLflow did not answer within {_START_LIMIT_SECONDS} s:\n{log.read_text()}")
+
+
+if __name__ == "__main__":
+    install()
