@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ _DEBIAN_RELEASE = "bookworm"
 _DEBIAN_PACKAGES = ("ca-certificates", "python3", "python3-dev", "python3-venv")
 BASE = f"localhost/edgetune-python:{_DEBIAN_RELEASE}-2"
 DOCKERFILES: Mapping[str, str] = {OPERATOR: "operator/Dockerfile", JOBS: "jobs/Dockerfile"}
+_STAGE = re.compile(r"^FROM .* AS (\S+)$", re.MULTILINE)
 _REF_NAME = "org.opencontainers.image.ref.name"
 _AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 
@@ -93,9 +95,10 @@ def _build(store: "_Store", names: tuple[str, ...]) -> None:
     for name in names:
         file = REPOSITORY / DOCKERFILES[name]
         with _timed(f"building {name}"):
-            # With its own name, the builder stage's layers are kept too.
-            builder = name.replace(":", "-builder:")
-            store.build(builder, "--target", "builder", "--file", file, *arguments, REPOSITORY)
+            # With names of their own, the layers of earlier stages are kept too.
+            for stage in _STAGE.findall(file.read_text(encoding="utf-8")):
+                named = name.replace(":", f"-{stage}:")
+                store.build(named, "--target", stage, "--file", file, *arguments, REPOSITORY)
             store.build(name, "--file", file, *arguments, REPOSITORY)
 
 
