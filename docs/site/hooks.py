@@ -185,16 +185,17 @@ def parts(markdown: str) -> Iterator[tuple[bool, str]]:
 def for_python_markdown(markdown: str) -> str:
     """Markdown of GitHub as Python-Markdown reads it.
 
-    What is in a list is indented by four spaces a level, instead of as many as its marker has. In a table, code has no
-    backslashes before |.
+    What is in a list is indented by four spaces a level, instead of as many as its marker has, and an item that follows
+    a paragraph has a blank line before it. In a table, code has no backslashes before |.
     """
-    lines, columns, fence = list[str](), list[int](), ""
+    lines, columns, fence, after_paragraph = list[str](), list[int](), "", True
     for line in markdown.splitlines():
         indent = len(line) - len(line.lstrip(" "))
         if fence:
             lines.append(" " * 4 * len(columns) + line[min(indent, columns[-1] if columns else 0) :])
             fence = "" if line.strip().startswith(fence) else fence
             continue
+        is_in_list = bool(columns)
         # A line that only wraps a paragraph of the list may have any indent.
         while columns and line.strip() and indent < columns[-1] and not (wraps(lines) and not _ITEM.match(line)):
             columns.pop()
@@ -202,7 +203,16 @@ def for_python_markdown(markdown: str) -> str:
         rest = line[min(indent, columns[-1] if columns else 0) :]
         if rest.startswith("|"):
             rest = _CELL_CODE.sub(lambda code: code[0].replace("\\|", "|"), rest)
+        if (
+            item
+            and after_paragraph
+            and wraps(lines)
+            and (is_in_list or not item[2][0].isdigit() or item[2].startswith("1."))
+        ):
+            lines.append("")
         lines.append(" " * 4 * len(columns) + rest if line.strip() else "")
+        # An item of one paragraph may be followed by the next one at once.
+        after_paragraph = not item and (after_paragraph or not line.strip())
         if item:
             columns.append(len(item[0]))
         elif opened := _FENCE.match(line):

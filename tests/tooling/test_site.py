@@ -53,7 +53,7 @@ def test_no_page_makes_a_browser_load_anything_from_the_network(built: Path, pag
 
 @needs_mkdocs
 def test_the_build_fails_on_broken_links_and_on_lists_that_python_markdown_does_not_see(tmp_path: Path) -> None:
-    page = "# Title\n\n[a](missing.md) [b](#missing) [c](../missing)\n\nText\n- no list\n"
+    page = "# Title\n\n[a](missing.md) [b](#missing) [c](../missing)\n\nText\n2. no list\n"
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "broken.md").write_text(page, encoding="utf-8")
     settings = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[0]

@@ -45,7 +45,10 @@ def test_links_in_code_are_left_as_they_are() -> None:
     ("page", "indented"),
     [
         ("- a\n  b\n\n  ```\n  x:\n    y\n  ```\n", "- a\n    b\n\n    ```\n    x:\n      y\n    ```\n"),
-        ("1. a\n\n   ```\n   x\n   ```\n2. b\n", "1. a\n\n    ```\n    x\n    ```\n2. b\n"),
+        ("1. a\n\n   ```\n   x\n   ```\n2. b\n", "1. a\n\n    ```\n    x\n    ```\n\n2. b\n"),
+        ("Text\n- a\n- b\n", "Text\n\n- a\n- b\n"),
+        ("- a\n\n  b\n- c\n- d\n", "- a\n\n    b\n\n- c\n- d\n"),
+        ("In the year\n1986. End\n", "In the year\n1986. End\n"),
         ("- a\n  - b\n    c\n- d\n", "- a\n    - b\n        c\n- d\n"),
         ("- a\n\nText\n\n    code\n", "- a\n\nText\n\n    code\n"),
         ("```\n- a\n  b\n```\n", "```\n- a\n  b\n```\n"),
