@@ -41,6 +41,7 @@ SITE_PACKAGES = "opt/venv/lib/python3.11/site-packages"
 FILES: Mapping[str, bytes] = {
     "etc/os-release": b'PRETTY_NAME="Debian GNU/Linux 12"\nID=debian\nVERSION_ID="12"\n',
     "var/lib/dpkg/status": DPKG_STATUS,
+    f"{SITE_PACKAGES}/edgetune-{VERSION}.dist-info/METADATA": dist_info("edgetune", VERSION),
     f"{SITE_PACKAGES}/kopf-1.45.2.dist-info/METADATA": dist_info("kopf", "1.45.2", "License-Expression: MIT"),
     f"{SITE_PACKAGES}/torch-2.13.0.dist-info/METADATA": dist_info("torch", "2.13.0", "License: BSD-3-Clause"),
 }

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from release import oci
 from release.chart import CHART, package_chart, repositories
 from release.checks import Source
 from release.images import archive_image
-from release.installed import packages_of_image, packages_of_wheel, requirements_of_wheel
+from release.installed import Package, packages_of_image, packages_of_wheel, requirements_of_wheel
 from release.provenance import seal, sha256_of
 from release.python_packages import build_python_packages, metadata_of
 from release.sbom import Described, write_sbom
@@ -63,7 +63,7 @@ def build_release(source: Source, images: Images, programs: Programs, key: Priva
         target: folder of the release.
 
     Raises:
-        RuntimeError: a program fails.
+        RuntimeError: a program fails, or an image has another version.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
@@ -106,5 +106,17 @@ def _add_images(source: Source, tree: Path, images: Images, draft: Path) -> dict
         digests[name] = archive_image(name, image, source, f"{repository}:{source.version}", archive)
         sha256 = digests[name].partition(":")[2]
         described = Described(repository, source.version, sha256, is_image=True, made=source.committed_at)
-        write_sbom(described, packages_of_image(image), draft / f"edgetune-{name}-{source.version}.cdx.json")
+        packages = packages_of_image(image)
+        _check_version(name, packages, source.version)
+        write_sbom(described, packages, draft / f"edgetune-{name}-{source.version}.cdx.json")
     return digests
+
+
+def _check_version(image: str, packages: Iterable[Package], version: str) -> None:
+    """Check that an image has the release, and not what an earlier build left."""
+    found = [package.version for package in packages if package.name == "edgetune"]
+    if found != [version]:
+        raise RuntimeError(
+            f"the image {image} has edgetune {' and '.join(found) or 'nowhere'} instead of {version}: build it from "
+            "the tagged commit"
+        )

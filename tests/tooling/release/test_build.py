@@ -24,7 +24,7 @@ from release.chart import CHART
 from release.provenance import problems
 from support.chart import KUBERNETES_VERSION, PROFILE, find_helm, helm, one, parse
 from support.constraints import pins
-from support.release import FILES, VERSION, git, make_image, make_repository, released_files
+from support.release import FILES, SITE_PACKAGES, VERSION, dist_info, git, make_image, make_repository, released_files
 from support.signing import KeyFiles, make_key
 
 IMAGES = ("operator", "jobs")
@@ -116,12 +116,27 @@ def test_the_bill_of_an_image_has_its_python_and_debian_packages(release: Releas
     found = {each["purl"]: each.get("licenses") for each in bill["components"]}
     assert found == {
         "pkg:deb/debian/libc6@2.36-9%2Bdeb12u9?arch=amd64&distro=debian-12&upstream=glibc": None,
+        "pkg:pypi/edgetune@7.8.9": None,
         "pkg:pypi/kopf@1.45.2": [{"license": {"id": "MIT"}}],
         "pkg:pypi/torch@2.13.0": [{"license": {"id": "BSD-3-Clause"}}],
     }
     subject = bill["metadata"]["component"]
     assert (subject["name"], subject["version"]) == (f"ghcr.io/edgetune/{image}", VERSION)
     assert bill["metadata"]["timestamp"] == "2026-11-05T12:30:00+00:00"
+
+
+def test_images_of_another_version_are_refused_and_the_old_release_stays(release: Release, tmp_path: Path) -> None:
+    older = {**FILES, f"{SITE_PACKAGES}/edgetune-{VERSION}.dist-info/METADATA": dist_info("edgetune", "7.8.8")}
+    images = {name: make_image(tmp_path / name, older) for name in IMAGES}
+    repository, key = release.folder.parent, release.key.private
+    before = sorted(path.name for path in release.folder.iterdir())
+    source = checks.check(repository, VERSION, str(key))
+    programs = Programs(Path(str(find_helm())), Path(str(UV)))
+
+    with pytest.raises(RuntimeError, match=r"the image operator has edgetune 7\.8\.8 instead of 7\.8\.9: build it"):
+        build_release(source, Images(images, "base"), programs, read_private_key(key), release.folder)
+
+    assert sorted(path.name for path in release.folder.iterdir()) == before
 
 
 def test_the_bill_of_the_wheel_has_what_it_brings_and_no_tools_of_development(release: Release) -> None:
