@@ -19,10 +19,10 @@ from support.versitygw import S3Server
 from .conftest import Durations, InstalledOperator, team
 
 pytestmark = pytest.mark.e2e
-STEPS = 60
+STEPS = 120
 EVERY_STEPS = 10
-# Twice the digits in which sums over two processes differ from those of one.
-TOLERANCE = 1e-4
+# Sums over two processes round otherwise than those over one, and the differences grow from step to step.
+TOLERANCES = {"loss": 1e-3, "gradientNorm": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Trainings:
 @pytest.fixture(scope="module")
 def trainings(kube: Kube, s3: S3Server, operator: InstalledOperator, durations: Durations) -> Iterator[Trainings]:
     profile = playground.profile(operator.cluster.object_store.endpoint)
-    own = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "700m", "memory": "6Gi"}}
+    own = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "500m", "memory": "6Gi"}}
     profile["resources"]["train"] = own
     several = copy.deepcopy(profile)
     several["resources"]["train"]["nodes"] = 2
@@ -69,10 +69,10 @@ def trainings(kube: Kube, s3: S3Server, operator: InstalledOperator, durations: 
 
 
 def test_two_nodes_have_the_losses_and_gradient_norms_of_one_process(trainings: Trainings) -> None:
-    for field in ("loss", "gradientNorm"):
+    for field, tolerance in TOLERANCES.items():
         found, expected = ([step[field] for step in steps] for steps in (trainings.together, trainings.alone))
         assert len(found) == STEPS
-        assert found == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE), field
+        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance), field
 
 
 def test_the_eviction_of_one_pod_is_one_preemption_that_loses_at_most_one_step(trainings: Trainings) -> None:
