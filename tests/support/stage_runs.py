@@ -67,13 +67,13 @@ class RunningStage:
                 return
         raise AssertionError(f"the process ended without the line {text!r}: {self.wait()}")
 
-    def wait(self) -> Ended:
+    def wait(self, limit_seconds: float = _LIMIT_SECONDS) -> Ended:
         """Wait for the end of the process; kill it after a time limit."""
         # `communicate` would not see lines in the buffer that `wait_for` reads.
         stdout, stderr = self.process.stdout, self.process.stderr
         if stdout is None or stderr is None:
             raise AssertionError("the process has no stdout or no stderr")
-        killer = threading.Timer(_LIMIT_SECONDS, self.process.kill)
+        killer = threading.Timer(limit_seconds, self.process.kill)
         killer.start()
         with ThreadPoolExecutor(1) as thread:
             errors = thread.submit(stderr.read)
