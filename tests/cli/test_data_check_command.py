@@ -116,6 +116,24 @@ def test_the_tokenizer_of_the_base_adds_what_the_model_really_learns(folder: Pat
     assert "without the base model's chat template" in check("train.jsonl", "--format", "Chat").stdout
 
 
+def test_calls_of_functions_are_shown_without_a_chat_template() -> None:
+    call = {"type": "function", "function": {"name": "read_sensor", "arguments": {"machine": "F-41"}}}
+    messages = [
+        {"role": "user", "content": "Is F-41 too hot?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "108"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    other = [{"role": "user", "content": "Is F-42 too hot?"}, *messages[1:]]
+    Path("train.jsonl").write_text(jsonl([{"messages": messages}, {"messages": other}]))
+
+    shown = check("train.jsonl", "--format", "Chat").stdout
+
+    assert 'learned  assistant: {"name": "read_sensor", "arguments": {"machine": "F-41"}}\n' in shown
+    assert "prompt   tool: 108\n" in shown
+    assert "learned  assistant: Yes.\n" in shown
+
+
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
 def test_colours_are_for_terminals_that_want_them(no_color: str, coloured: bool) -> None:
     Path("train.jsonl").write_text(jsonl(instruction_rows(4)))

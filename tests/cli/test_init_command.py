@@ -99,6 +99,7 @@ def test_own_data_is_left_as_it_is() -> None:
     done = edgetune("init", "--name", "tickets", "--train", "rows.jsonl")
 
     assert done.stdout.splitlines() == ["tickets.yaml"]
+    assert "put your rows" not in done.stderr
     assert Path("rows.jsonl").read_text() == "{}\n"
 
 

@@ -70,7 +70,7 @@ def retry(name: Name, namespace: Namespace = None, context: Context = None, kube
     access = given(namespace=namespace, context=context, kubeconfig=kubeconfig)
     token = f"kubectl {timestamp(datetime.now(UTC))}"
     change = {"metadata": {"annotations": {names.RETRY_REQUESTED_ANNOTATION: token}}}
-    _patch(name, access, change, "a retry is requested", f"f:{names.RETRY_REQUESTED_ANNOTATION}")
+    _patch(name, access, change, "will be retried", f"f:{names.RETRY_REQUESTED_ANNOTATION}")
 
 
 def suspend(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:

@@ -1,8 +1,9 @@
 """`edgetune data check`: what prepare would say about data, with an example as the model learns it."""
 
+import json
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -286,11 +287,17 @@ def _plain_spans(prompt_format: Any, example: "Example") -> "tuple[Sequence[Span
         plain = prompt_format.model_copy(update={"template": f"{{{INSTRUCTION}}}"}) if is_text else prompt_format
         return TextRenderer(plain).render(example), ""
     turns = [
-        Span(f"{turn.role}: {turn.content}\n", is_learned=turn.role == "assistant" and turn.is_learned)
+        Span(f"{turn.role}: {_said(turn.content, turn.fields)}\n", turn.role == "assistant" and turn.is_learned)
         for turn in example.prompt
     ]
-    spans = (*turns, Span(f"assistant: {example.response}", is_learned=True))
+    spans = (*turns, Span(f"assistant: {_said(example.response, example.response_fields)}", is_learned=True))
     return spans, "without the base model's chat template: name its folder with --model"
+
+
+def _said(content: str, fields: Mapping[str, Any]) -> str:
+    """A message's text and its calls of functions, each as JSON."""
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in fields.get("tool_calls") or ()]
+    return " ".join([content, *calls] if content else calls)
 
 
 def _json(found: _Found) -> dict[str, Any]:

@@ -208,10 +208,8 @@ def _write(folder: Path, answers: Answers, text: str) -> None:
     place = folder / f"{answers.name}.yaml"
     if "://" not in answers.base and not (folder / answers.base).exists():
         note(f"Put a base model into {folder / answers.base}: config.json, tokenizer and .safetensors files")
-    note(
-        f"Next: put your rows into {folder / answers.train}, then\n"
-        f"  edgetune data check -f {place}\n  edgetune plan -f {place}\n  edgetune run -f {place}"
-    )
+    first = f" put your rows into {folder / answers.train}, then" if answers.train in files else ""
+    note(f"Next:{first}\n  edgetune data check -f {place}\n  edgetune plan -f {place}\n  edgetune run -f {place}")
 
 
 def object_text(answers: Answers) -> str:
