@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ def make_tiny_base(
     seed: int = 0,
     tied: bool = False,
     dtype: str = "float32",
+    lines: Sequence[str] = (),
 ) -> Path:
     """Write a base model into `folder`: byte-level BPE tokenizer, Llama architecture, safetensors in `dtype`.
 
     It is pre-trained on log lines (about 11 s with the defaults), so that it can learn a task from a few hundred
     examples. With `pretrain_steps=0` it is random, for tests that do not need learning. Each set of options is made
     once and cached.
+
+    `lines` are the texts of tokenizer and pre-training, in place of log lines.
 
     All sizes are multiples of 64, because 4-bit inference of bitsandbytes fails with others on some CPUs.
     """
@@ -43,6 +47,7 @@ def make_tiny_base(
         "seed": seed,
         "tied": tied,
         "dtype": dtype,
+        "lines": list(lines),
     }
     cached = _cache_folder(options)
     with locked(cached.parent, cached.name):
@@ -64,11 +69,21 @@ def _cache_folder(options: dict[str, Any]) -> Path:
     return cache_folder() / "tiny-base" / name
 
 
-def _make(folder: Path, *, hidden: int, layers: int, pretrain_steps: int, seed: int, tied: bool, dtype: str) -> None:
+def _make(
+    folder: Path,
+    *,
+    hidden: int,
+    layers: int,
+    pretrain_steps: int,
+    seed: int,
+    tied: bool,
+    dtype: str,
+    lines: list[str],
+) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    lines = tiny_data.corpus(20_000 if pretrain_steps else 2_000, seed + 1)
+    lines = lines or tiny_data.corpus(20_000 if pretrain_steps else 2_000, seed + 1)
     tokenizer = _make_tokenizer(lines)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
