@@ -1,7 +1,7 @@
 """train on two nodes, each a process as in a Pod, with one store: equal to one process, one failure for one fault."""
 
 import json
-import sys
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from edgetune_contract.request import Manifest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.manifests import read_manifest
-from support import node_stage
-from support.node_stage import FAULT
+from support.node_stage import COMMAND, FAULT
 from support.ports import free_port
 from support.prepared_runs import prepared_runs
 from support.stage_runs import Ended, RunningStage, StageRuns
@@ -39,7 +38,9 @@ class Nodes:
 
     def __init__(self, runs: StageRuns) -> None:
         self.runs = runs
-        runs.command = (sys.executable, str(Path(node_stage.__file__)))
+        runs.command = COMMAND
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        runs.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         runs.environment["OMP_NUM_THREADS"] = "1"
 
     def start(self, node: int, port: int, **environment: str) -> RunningStage:

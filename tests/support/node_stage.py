@@ -1,7 +1,7 @@
 """The stage train on one of several nodes, with ranks that fail as a test asks.
 
-python node_stage.py         the stage's process; environment: EDGETUNE_TEST_FAULT, "<rank> <fault> <step>" or empty
-python node_stage.py rank    the process of a rank
+python -m support.node_stage         the stage's process; environment: EDGETUNE_TEST_FAULT, "<rank> <fault> <step>"
+python -m support.node_stage rank    the process of a rank
 """
 
 import os
@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from edgetune_contract.stages import Stage
@@ -19,6 +18,8 @@ from edgetune_jobs.runtime.stage_run import StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
 
 FAULT = "EDGETUNE_TEST_FAULT"
+# Not by its path: modules of this folder would then hide libraries of the same name.
+COMMAND = (sys.executable, "-m", "support.node_stage")
 
 
 def _stage_process() -> int:
@@ -82,7 +83,7 @@ def _fail_in_step(context: StageContext, fault: str, step: str) -> None:
 
 def load_code(stage: Stage) -> StageCode:
     """The code of the stage with ranks that fail."""
-    return replace(load_stage_code(stage), run=body, rank_command=(sys.executable, str(Path(__file__)), "rank"))
+    return replace(load_stage_code(stage), run=body, rank_command=(*COMMAND, "rank"))
 
 
 if __name__ == "__main__":
