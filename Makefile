@@ -74,6 +74,7 @@ demo: .venv/jobs .venv/llama-cpp examples/sensor-faults/base ## Set up, then fin
 
 test: .venv/dev .venv/docs examples/sensor-faults/base ## Set up, then run all tests (15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp
+	@PYTHONPATH=tests $(BIN)/python -m support.trackers
 	@$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder --durations 50 $(PYTEST_ARGS)
 
 coverage: .venv/dev examples/sensor-faults/base ## Run all tests and print how much of the code they run (takes half as long again)

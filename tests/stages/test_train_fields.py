@@ -311,6 +311,7 @@ def test_the_adapter_is_portable_and_has_a_card_of_its_own_and_no_pickles(run: R
         "adapter_model.safetensors",
         "chat_template.jinja",
         "edgetune.json",
+        "events.out.tfevents.edgetune",
         "generation_config.json",
         "metrics.jsonl",
         "tokenizer.json",

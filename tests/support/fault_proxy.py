@@ -72,6 +72,9 @@ class FaultProxy:
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of each request, in the order of arrival."""
 
+    authorizations: set[str] = field(default_factory=set)
+    """All headers Authorization; empty for a request without one."""
+
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def record(self, method: str, path: str) -> Fault | None:
@@ -116,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < length:  # the client was killed
             self.close_connection = True
             return
+        self.server.proxy.authorizations.add(self.headers.get("Authorization", ""))
         fault = self.server.proxy.record(self.command, self.path)
         if fault is None:
             self._answer(*self._forward(body))

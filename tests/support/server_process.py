@@ -21,13 +21,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+def running(command: Sequence[str], url: str, log: Path, limit_seconds: float = START_LIMIT_SECONDS) -> Iterator[None]:
     """Run a server until the block ends, which begins when it answers.
 
     Args:
         command: starts the server.
         url: a URL that it answers, even if it refuses a request without credentials.
         log: file for what it prints.
+        limit_seconds: it must answer within this time.
 
     Raises:
         RuntimeError: it ended; with its log.
@@ -36,15 +37,15 @@ def running(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait_until_it_answers(process, url, log)
+        _wait_until_it_answers(process, url, log, limit_seconds)
         yield
     finally:
         process.kill()  # after SIGTERM, some wait for clients that keep their connections
         process.wait()
 
 
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_SECONDS
+def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Path, limit_seconds: float) -> None:
+    deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}:\n{log.read_text()}")
@@ -56,4 +57,4 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", url: str, log: Pa
             time.sleep(0.05)
         else:
             return
-    raise TimeoutError(f"{url} did not answer within {START_LIMIT_SECONDS} s:\n{log.read_text()}")
+    raise TimeoutError(f"{url} did not answer within {limit_seconds:g} s:\n{log.read_text()}")

@@ -28,7 +28,7 @@ from edgetune_jobs.training.step_log import METRICS, StepLog, StepMetrics
 
 BEHAVIOUR = "EDGETUNE_TEST_BEHAVIOUR"
 OFFLINE = "HF_HUB_OFFLINE"
-KILL_AT, STOP_AT, STEP_SECONDS = "EDGETUNE_TEST_KILL_AT", "EDGETUNE_TEST_STOP_AT", "EDGETUNE_TEST_STEP_SECONDS"
+KILL_AT = "EDGETUNE_TEST_KILL_AT"
 LOGGED_STEPS = 9
 ARTIFACT_BYTES = "EDGETUNE_TEST_ARTIFACT_BYTES"
 INPUTS = {
@@ -159,7 +159,7 @@ def train_until_stopped(context: StageContext) -> StageOutput:
 def train_with_log(context: StageContext) -> StageOutput:
     """Train LOGGED_STEPS steps with a checkpoint after each second one, and metrics.jsonl in the adapter.
 
-    EDGETUNE_TEST_KILL_AT and EDGETUNE_TEST_STOP_AT name a step after which the process is killed or interrupted.
+    After the step that EDGETUNE_TEST_KILL_AT names, it waits to be killed.
     """
     checkpoints = context.checkpoints
     if checkpoints is None:
@@ -180,12 +180,9 @@ def train_with_log(context: StageContext) -> StageOutput:
             folder.mkdir()
             log.save_to(folder)
             checkpoints.save(step, folder)
-        time.sleep(float(os.environ.get(STEP_SECONDS, "0")))
         if str(step) == os.environ.get(KILL_AT):
             context.progress.say("waiting to be killed")
             time.sleep(60)
-        if str(step) == os.environ.get(STOP_AT):
-            raise Interrupted(f"stopped after step {step}", step)
     output = work(context)
     log.save_to(context.output / "adapter")
     return output

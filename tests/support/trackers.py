@@ -4,12 +4,9 @@ PYTHONPATH=tests python -m support.trackers      installs them if needed; `make 
 """
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,12 +18,15 @@ from typing import Any
 import pytest
 
 from cluster.folders import cache_folder, locked
+from support.server_process import free_port, running
 
 _REQUIREMENTS = ("mlflow==3.17.2", "tensorboard==2.20.0")
 _COMPLETE, _FAILED = "complete", "failed"
+# Nothing of this process's libraries, and no telemetry.
+_CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONWARNINGS", "MLFLOW_DISABLE_TELEMETRY=true", "DO_NOT_TRACK=true")
 _DATABASE = "empty.db"
 _INSTALL_LIMIT_SECONDS = 300
-_START_LIMIT_SECONDS = 180
+_START_LIMIT_SECONDS = 300
 # Reads a folder; writes {tag: [[step, wall time, value], …]} of its event files.
 _READ_EVENTS = """
 import json, sys
@@ -34,6 +34,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 events = EventAccumulator(sys.argv[1]).Reload()
 tags = events.Tags()["scalars"]
 json.dump({tag: [[e.step, e.wall_time, e.value] for e in events.Scalars(tag)] for tag in tags}, sys.stdout)
+"""
+# The application and the database of `mlflow server` in one process: that command starts three, each of which imports
+# for many seconds.
+_SERVE = """
+import sys
+from mlflow.server.handlers import initialize_backend_stores
+from mlflow.server import app
+_, port, database, files = sys.argv
+initialize_backend_stores(database, default_artifact_root=files)
+app.run(host="127.0.0.1", port=int(port), threaded=True)
 """
 # Found before a test sets HOME, below which the cache is.
 _FOLDER = cache_folder() / f"trackers-{'-'.join(_REQUIREMENTS).replace('==', '-')}"
@@ -62,11 +72,10 @@ def _install() -> str | None:
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(_FOLDER)],
         [uv, "pip", "install", "--quiet", "--python", str(python), *_REQUIREMENTS],
         # An empty database, which each server begins with: to create it takes longer than to start.
-        [str(python), "-m", "mlflow", "db", "upgrade", f"sqlite:///{_FOLDER / _DATABASE}"],
+        [*_CLEAN, str(python), "-m", "mlflow", "db", "upgrade", f"sqlite:///{_FOLDER / _DATABASE}"],
     ):
         done = subprocess.run(
             command,
-            env=_environment(),
             capture_output=True,
             text=True,
             check=False,
@@ -116,8 +125,11 @@ class MlflowServerProcess:
     uri: str
 
     def runs(self, experiment: str) -> list[RunOnServer]:
-        """All runs of an experiment."""
-        found = self._get(f"experiments/get-by-name?experiment_name={experiment}")["experiment"]["experiment_id"]
+        """All runs of an experiment; none before it exists."""
+        try:
+            found = self._get(f"experiments/get-by-name?experiment_name={experiment}")["experiment"]["experiment_id"]
+        except urllib.error.HTTPError:
+            return []
         answer = self._post("runs/search", {"experiment_ids": [found]})
         return [_run(each) for each in answer.get("runs", [])]
 
@@ -166,60 +178,13 @@ def _run(found: Mapping[str, Any]) -> RunOnServer:
 def running_mlflow(folder: Path) -> Iterator[MlflowServerProcess]:
     """An MLflow server with its database below `folder`, until the block ends. If it is not installed, the test is
     skipped."""
-    python, port = _python(), _free_port()
+    python, port = _python(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_FOLDER / _DATABASE, folder / "mlflow.db")
-    command = [str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "files")]
-    with (folder / "mlflow.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *stores], stdout=log, stderr=log, env=_environment(), cwd=folder, start_new_session=True
-        )
-    try:
-        _wait_until_ready(process, f"http://127.0.0.1:{port}/health", folder / "mlflow.log")
-        server = MlflowServerProcess(f"http://127.0.0.1:{port}")
-        server.everything()  # its first answers take long
-        yield server
-    finally:
-        _end_group(process)
-
-
-def _environment() -> dict[str, str]:
-    """Environment variables for MLflow, in which nothing of this process's libraries is."""
-    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONWARNINGS")}
-    return {**own, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """End the server with its workers, which are a group of their own."""
-    if process.poll() is None:
-        os.killpg(process.pid, 15)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"MLflow ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            urllib.request.urlopen(url, timeout=1)  # noqa: S310 - own URL
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise TimeoutError(f"MLflow did not answer within {_START_LIMIT_SECONDS} s:\n{log.read_text()}")
+    serve = [str(python), "-c", _SERVE, str(port), f"sqlite:///{folder / 'mlflow.db'}", str(folder / "files")]
+    uri = f"http://127.0.0.1:{port}"
+    with running([*_CLEAN, *serve], f"{uri}/health", folder / "mlflow.log", _START_LIMIT_SECONDS):
+        yield MlflowServerProcess(uri)
 
 
 if __name__ == "__main__":

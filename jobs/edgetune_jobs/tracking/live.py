@@ -68,14 +68,18 @@ class Destination:
 class LiveTracker:
     """Sends the steps of one attempt. Its thread begins with the first step."""
 
-    def __init__(self, destination: Destination, interval: float = _INTERVAL_SECONDS) -> None:
+    def __init__(
+        self, destination: Destination, interval: float = _INTERVAL_SECONDS, pause: float = _FIRST_PAUSE_SECONDS
+    ) -> None:
         """
         Args:
             destination: where to send.
             interval: shortest time between two calls, in seconds.
+            pause: after the first failed call, in seconds; it doubles with each further one.
         """
         self._destination = destination
         self._interval = interval
+        self._pause = pause
         self._waiting: deque[list[Metric]] = deque(maxlen=_MOST_STEPS)
         self._changed = threading.Condition()
         self._closing = False
@@ -157,7 +161,7 @@ class LiveTracker:
                     return
                 if failures == 1:
                     logger.warning("%s; it is tried again", self._destination.warning(str(error)))
-            pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
+            pause = min(self._pause * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, self._interval if failures == 0 else pause)
 

@@ -11,7 +11,7 @@ from urllib3.exceptions import HTTPError
 
 from edgetune_jobs.tracking.settings import TrackingSettings
 
-_CONNECT_SECONDS, _ANSWER_SECONDS = 3.0, 5.0
+_CONNECT_SECONDS = 3.0
 _LARGEST_ANSWER = 32 * 2**20
 _LONGEST_REASON = 200
 # Too early, too many requests, and what servers and proxies answer while they start.
@@ -86,15 +86,17 @@ class MlflowServer:
             with self._session.request(
                 method,
                 f"{self._settings.uri}/api/2.0/mlflow/{path}",
-                timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+                timeout=(_CONNECT_SECONDS, self._settings.answer_seconds),
                 # Credentials are for the address that was given, and for no other.
                 allow_redirects=False,
                 stream=True,
                 **content,
             ) as response:
                 text = response.raw.read(_LARGEST_ANSWER, decode_content=True)
-        except (requests.RequestException, HTTPError, OSError) as error:
-            raise TrackerFailed(self._cleaned(_words_for(error)), is_final=False) from None
+        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            raise TrackerFailed(
+                self._cleaned(_words_for(error, self._settings.answer_seconds)), is_final=False
+            ) from None
         return self._parsed(response, text)
 
     def _parsed(self, response: requests.Response, text: bytes) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class MlflowServer:
         return self._settings.without_secrets(" ".join(text.split()))[:_LONGEST_REASON]
 
 
-def _words_for(error: Exception) -> str:
+def _words_for(error: Exception, answer_seconds: float) -> str:
     """Why no answer came, without the library's repetition of the address."""
     match error:
         case requests.exceptions.SSLError():
@@ -129,7 +131,7 @@ def _words_for(error: Exception) -> str:
         case requests.exceptions.ConnectTimeout():
             return f"it cannot be reached within {_CONNECT_SECONDS:g} s"
         case requests.exceptions.Timeout() | requests.exceptions.ReadTimeout():
-            return f"it did not answer within {_ANSWER_SECONDS:g} s"
+            return f"it did not answer within {answer_seconds:g} s"
         case requests.exceptions.ProxyError():
             return "its proxy cannot be reached"
         case requests.exceptions.ConnectionError():

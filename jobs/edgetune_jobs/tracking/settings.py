@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class TrackingSettings:
     token: str = field(default="", repr=False)
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
+    answer_seconds: float = 5.0
+    """How long an answer may take."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "TrackingSettings | None":
@@ -40,8 +43,10 @@ class TrackingSettings:
         def secret(name: str) -> str:
             if not folder:
                 return environment.get(name, "")
-            path = Path(folder) / name
-            return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+            # The Secret may lack it, or may not exist.
+            with suppress(OSError, ValueError):
+                return (Path(folder) / name).read_text(encoding="utf-8").strip()
+            return ""
 
         return cls(
             uri=uri,
@@ -53,15 +58,17 @@ class TrackingSettings:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be sent to this address; None if it is one of a server."""
-        if _URI.fullmatch(self.uri):
-            return None
-        return "its address is not that of a server: use http:// or https://, and give credentials apart from it"
+        """Why nothing can be sent; None if nothing speaks against it."""
+        if not _URI.fullmatch(self.uri):
+            return "its address is not that of a server: use http:// or https://, and give credentials apart from it"
+        if not (self.token.isascii() and self.token.isprintable()):
+            return f"{TOKEN} has characters that no token has: copy it again"
+        return None
 
     @property
     def shown_uri(self) -> str:
         """The address without what may be a password in it."""
-        return re.sub(r"//[^/]*@", "//…@", self.uri)
+        return re.sub(r"//[^/]*@", "//…@", re.sub(r"[?#].*", "", self.uri))
 
     def without_secrets(self, text: str) -> str:
         """A text in which the secrets are replaced, also in the answer of a server that repeats them."""

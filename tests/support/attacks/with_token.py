@@ -101,11 +101,19 @@ _JOBS: dict[str, tuple[Callable[[Document], object], str]] = {
     "all variables of a Secret": (changed(f"{CONTAINER}/envFrom", [{"secretRef": {"name": "x"}}]), VARIABLE),
     "another Secret": (changed(f"{POD}/volumes/1/secret/secretName", "registry-key"), f"{VOLUME}work, s3-credentials"),
     "the signing key in another stage than publish": (
-        changed(f"{POD}/volumes/5", {"name": "signing-key", "secret": {"secretName": "edgetune-signing"}}),
+        changed(f"{POD}/volumes/6", {"name": "signing-key", "secret": {"secretName": "edgetune-signing"}}),
         VOLUME,
     ),
     "another Secret as the signing key": (
-        changed(f"{POD}/volumes/5", {"name": "signing-key", "secret": {"secretName": "registry-key"}}),
+        changed(f"{POD}/volumes/6", {"name": "signing-key", "secret": {"secretName": "registry-key"}}),
+        VOLUME,
+    ),
+    "the tracker's credentials in a stage that sends nothing": (
+        changed("metadata/labels/edgetune.dev~stage", "merge"),
+        VOLUME,
+    ),
+    "another Secret as the tracker's credentials": (
+        changed(f"{POD}/volumes/4/secret/secretName", "registry-key"),
         VOLUME,
     ),
     "another ConfigMap": (changed(f"{POD}/volumes/2/configMap/name", "others"), VOLUME),
@@ -117,7 +125,7 @@ _JOBS: dict[str, tuple[Callable[[Document], object], str]] = {
     ),
     "a projected token": (
         changed(
-            f"{POD}/volumes/5",
+            f"{POD}/volumes/6",
             {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
         ),
         VOLUME,

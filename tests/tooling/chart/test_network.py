@@ -49,6 +49,7 @@ def test_the_traffic_of_stages_is_restricted_by_default_where_the_namespaces_are
     stores = {
         "default": {"store": {"uri": "s3://a", "endpoint": "http://minio.minio:9000"}},
         "plain": {"store": {"uri": "s3://a", "endpoint": "http://minio"}},
+        "tracked": {"store": {"uri": "s3://a"}, "tracking": {"mlflow": {"uri": "http://mlflow.mlflow:5000/mlflow"}}},
         "secure": {
             "store": {"uri": "s3://a", "endpoint": "https://minio"},
             "env": {"HTTPS_PROXY": "http://proxy:3128"},
@@ -57,7 +58,7 @@ def test_the_traffic_of_stages_is_restricted_by_default_where_the_namespaces_are
     stages = one(render({"watchNamespaces": ["team-a"], "profiles": stores}), "NetworkPolicy", "edgetune-stages")
 
     egress = stages["spec"]["egress"]
-    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 443, 9000, 80, 3128]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 443, 9000, 80, 3128, 5000]
     everywhere = render({"profiles": stores})
     assert [each for each in everywhere if each["kind"] == "NetworkPolicy"] == []
 
