@@ -179,7 +179,7 @@ def test_describe_shows_gpu_time_waste_and_cost_of_the_object_and_its_runs(
     result, _ = shown(tmp_path, monkeypatch, scenario, dump(scenario.status), "describe", "sensor-faults")
 
     lines = [line.split() for line in result.stdout.splitlines()]
-    hours = ["3.00", "h", "1.00", "h", *["0.00", "h"] * 4, "6.01", "EUR"]
+    hours = ["3.00", "h", "1.00", "h", *["0.00", "h"] * 5, "6.01", "EUR"]
     assert ["this", "run", *hours] in lines
     assert ["train,", "profile", "default", *hours] in lines
     assert any(line[-4:] == ["3.00", "h", "6.01", "EUR"] and "Succeeded" in line for line in lines)

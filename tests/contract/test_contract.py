@@ -36,8 +36,8 @@ def test_the_stages_run_in_the_designs_order() -> None:
 
 def test_exit_codes_determine_what_the_job_controller_does() -> None:
     assert [code for code in ExitCode if code.fails_job] == [ExitCode.INVALID, ExitCode.DENIED, ExitCode.DIVERGED]
-    assert [code for code in ExitCode if code.is_ignored] == [ExitCode.INTERRUPTED]
-    assert {int(code) for code in ExitCode} == {0, 10, 11, 12, 13, 14, 75}
+    assert [code for code in ExitCode if code.is_ignored] == [ExitCode.INTERRUPTED, ExitCode.PEER_LOST]
+    assert {int(code) for code in ExitCode} == {0, 10, 11, 12, 13, 14, 75, 76}
 
 
 def test_an_exit_code_outside_the_contract_is_a_bug() -> None:

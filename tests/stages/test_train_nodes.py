@@ -16,8 +16,8 @@ from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.manifests import read_manifest
 from support.node_stage import COMMAND, FAULT
-from support.ports import free_port
 from support.prepared_runs import prepared_runs
+from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 from support.tiny_runs import train
 

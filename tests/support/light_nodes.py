@@ -1,7 +1,7 @@
 """The stage train on one of several nodes, without torch: its ranks meet in a folder and compute nothing.
 
-python light_nodes.py         the stage's process; environment: EDGETUNE_TEST_FAULT, "<rank> <fault>" or empty
-python light_nodes.py rank    the process of a rank
+python -m support.light_nodes         the stage's process; environment: EDGETUNE_TEST_FAULT, "<rank> <fault>" or empty
+python -m support.light_nodes rank    the process of a rank
 
 For every other stage, it is stage_process.py.
 """
@@ -23,6 +23,7 @@ from edgetune_jobs.runtime.stage_run import StageCode
 from edgetune_jobs.stage import OneRank, StageContext, StageOutput
 from support import stage_process
 
+COMMAND = (sys.executable, "-m", "support.light_nodes")
 FAULT = "EDGETUNE_TEST_FAULT"
 FOLDER = "EDGETUNE_TEST_FOLDER"
 """Folder in which the ranks of all nodes meet."""
@@ -112,7 +113,7 @@ def load_code(stage: Stage) -> StageCode:
     return StageCode(
         stage_process.work,
         plan_ranks=lambda _training, _given, _processes, place: RankPlan(1, (), place.node, place.nodes),
-        rank_command=(sys.executable, str(Path(__file__)), "rank"),
+        rank_command=(*COMMAND, "rank"),
     )
 
 

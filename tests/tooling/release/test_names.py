@@ -12,6 +12,8 @@ from release.chart import CHART, repositories
 NAMES = repositories(REPOSITORY / CHART)
 # Behind a registry or a placeholder for one; not in a URL.
 _IMAGE = re.compile(r"(?<![\w./-])(?P<registry>[A-Za-z0-9.-]+)/(?P<name>edgetune[-/](?:operator|jobs))\b")
+# In the values for clusters of cloud providers.
+_CLOUDS = ("123456789012.dkr.ecr.eu-central-1.amazonaws.com",)
 _PLACES = ("README.md", "CONTRIBUTING.md", "Makefile", "docs", "examples", "operator", "jobs", "charts", "tools")
 
 
@@ -31,7 +33,7 @@ def test_every_mention_of_an_image_has_the_name_of_the_chart() -> None:
     found = set(mentioned())
 
     assert [each for each in found if each[2] not in allowed] == []
-    assert {registry for _, registry, _ in found} <= registries | {"REGISTRY", "registry.example.com"}
+    assert {registry for _, registry, _ in found} <= registries | {"REGISTRY", "registry.example.com", *_CLOUDS}
     assert {path for path, _, _ in found} >= {
         "charts/edgetune/values.yaml",
         "docs/operations.md",

@@ -23,7 +23,7 @@ from edgetune_jobs.runtime.nodes.group import NodeGroup
 from edgetune_jobs.runtime.nodes.hub import Timing
 from edgetune_jobs.runtime.nodes.place import NodePlace
 from edgetune_jobs.runtime.nodes.words import NodeIdentity
-from support.ports import free_port
+from support.server_process import free_port
 
 TIMING = Timing(patience=60, beat=0.1, silence=60, retry=0.05, farewell=10)
 RESUMES = "all nodes resume from the newest checkpoint"

@@ -16,7 +16,7 @@ from edgetune_jobs.runtime.ranks.plan import RankPlan
 from edgetune_jobs.runtime.ranks.supervisor import Patience, StoreOfRanks, train_in_ranks
 from edgetune_jobs.stage import StageOutput
 from support import rank_faults
-from support.ports import free_port
+from support.server_process import free_port
 from support.stage_context import stage_context
 from support.tiny_runs import tiny_parameters
 

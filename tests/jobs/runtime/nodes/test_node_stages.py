@@ -1,7 +1,6 @@
 """A stage on two nodes as processes, as in two Pods with one store: exit codes, termination messages, the commit."""
 
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from edgetune_jobs.store.manifests import read_manifest
 from support import light_nodes
 from support.light_nodes import FAULT, FOLDER, WORK
 from support.local_runs import new_runs
-from support.ports import free_port
+from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 
 RESUMES = "all nodes resume from the newest checkpoint"
@@ -56,7 +55,8 @@ class Nodes:
 @pytest.fixture
 def nodes(tmp_path: Path) -> Nodes:
     runs = new_runs(tmp_path)
-    runs.command = (sys.executable, str(Path(light_nodes.__file__)))
+    runs.command = light_nodes.COMMAND
+    runs.environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     runs.run_up_to(Stage.PREPARE)
     return Nodes(runs, tmp_path)
 
