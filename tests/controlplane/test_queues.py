@@ -440,7 +440,7 @@ def test_a_training_on_more_nodes_than_its_queue_has_gpus_says_so(new_team: NewT
 
     message = team.wait_for_words("Stalled", "QueueTooSmall", "can never admit this stage")
 
-    assert "2 > 1" in message
+    assert "request (2) > maximum capacity (1)" in message
 
 
 def test_a_preempted_training_on_two_nodes_is_one_preemption(new_team: NewTeam) -> None:

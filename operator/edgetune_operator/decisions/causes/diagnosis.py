@@ -244,7 +244,7 @@ def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
     else:
         # Of several nodes, Kubernetes counts the Pods that failed by themselves.
         ended = [pod for pod in job.every_pod if pod.ended and (pod.failed or job.nodes == 1)]
-        is_observed = sum(pod.exit_code != ExitCode.DONE for pod in ended) >= job.attempts
+        is_observed = sum(pod.exit_code != ExitCode.DONE for pod in ended) >= _attempts(job)
     return not is_observed and is_recent(job.finished_at, POD_STATUS_DELAY, now)
 
 
@@ -304,8 +304,15 @@ def why_past_deadline(job: JobObservation) -> Diagnosis:
     return Reason.DEADLINE_EXCEEDED, message
 
 
+def _attempts(job: JobObservation) -> int:
+    """Attempts of an ended Job. If the policy for Pod failures ends it, it also counts the Pods that it stops then."""
+    if job.nodes == 1 or job.reason != "PodFailurePolicy":
+        return job.attempts
+    return max(sum(pod.failed for pod in job.pods), 1)
+
+
 def _counted(job: JobObservation, earlier: int) -> str:
-    attempts = earlier + job.attempts
+    attempts = earlier + _attempts(job)
     return f" (attempt {attempts}, spec.retryLimit was {earlier + (job.backoff_limit or 0)})" if attempts > 1 else ""
 
 
