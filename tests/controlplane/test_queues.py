@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,9 @@ def test_a_waiting_training_keeps_its_place_over_an_edit_a_new_image_and_a_new_n
     running = holder.run()
     before = first.submit()
     workload = first.workload
+    # Kueue queues Workloads of the same second in the order of their uids.
+    created = datetime.fromisoformat(workload["metadata"]["creationTimestamp"])
+    assert wait_for(lambda: datetime.now(UTC) > created + timedelta(seconds=1), 5)
     second.submit()
 
     first.apply(retryLimit=7)
