@@ -144,7 +144,8 @@ def test_a_training_that_is_evicted_and_killed_on_two_nodes_and_one_equals_one_t
 @pytest.mark.parametrize(
     ("fault", "code", "owner", "message"),
     [
-        ("1 memory 1", ExitCode.OUT_OF_GPU_MEMORY, 1, "rank 1 of 2: "),
+        # Of every size: smaller ones are tried first, in the same processes.
+        ("1 memory 1", ExitCode.INVALID, 1, "rank 1 of 2: the GPU ran out of memory with a micro-batch of 1 example"),
         ("1 infinite 2", ExitCode.DIVERGED, None, "the gradient norm is (inf|nan) at step 2 of 6"),
     ],
     ids=["out of memory", "infinite"],
