@@ -86,7 +86,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return for_python_markdown(point_links(markdown, source, uri, tracked))
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 (MkDocs names the arguments)
     """Warn, which fails a strict build, of a list or a fence that became a paragraph; let fields wrap in tables."""
     for paragraph in re.findall(r"<p>.*?</p>", html, re.DOTALL):
         if re.search(r"(^|\n) *(?:[-*] |\d+\. |```)", paragraph):

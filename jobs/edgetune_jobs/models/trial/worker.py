@@ -75,7 +75,7 @@ def _load_libraries() -> None:
     """Load what every model needs, which takes seconds, before the first limit: no model is to blame for it."""
     prepare_libraries()
     import peft  # noqa: F401 - for later calls
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - for later calls
 
     AutoConfig.for_model("llama")
 
