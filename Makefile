@@ -62,7 +62,7 @@ examples/sensor-faults/base: .venv/jobs .venv/smollm2
 # In a folder of its own, so that a test without llama.cpp finds none.
 .venv/llama-cpp: .venv/jobs
 	@echo "Building llama.cpp, which takes some minutes"
-	@CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF' $(UV_INSTALL) --no-deps --target $@ llama-cpp-python diskcache \
+	@CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/jobs/llama-cpp.cmake' $(UV_INSTALL) --no-deps --target $@ llama-cpp-python diskcache \
 		|| { echo "llama.cpp was not built: it needs a C++ compiler (apt-get install g++)"; rm -rf $@; exit 1; }
 	@touch $@
 

@@ -4,22 +4,30 @@ PYTHONPATH=tests python -m support.llama_cpp      builds it if needed; `make tes
 """
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.folders import cache_folder, locked
+from cluster.folders import REPOSITORY
+from support.cached_environment import CachedEnvironment
 from support.constraints import CONSTRAINTS, pins
 
 _VERSION = pins()["llama-cpp-python"]
-_COMPLETE, _FAILED = "complete", "failed"
-_BUILD_LIMIT_SECONDS = 1800
+# Portable code, because the cache may be copied to another machine.
+_CMAKE = "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF"
+_ENVIRONMENT = CachedEnvironment(
+    f"llama-cpp-python-{_VERSION}",
+    ("llama-cpp-python",),
+    options=("--constraint", str(CONSTRAINTS)),
+    variables={
+        "CMAKE_ARGS": f"{_CMAKE} -DCMAKE_PROJECT_llama.cpp_INCLUDE={REPOSITORY / 'jobs/llama-cpp.cmake'}",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "2",
+    },
+    needs="g++",
+)
 _RUN_LIMIT_SECONDS = 120
 # Reads {"model", "lora", "texts", "prompts", "chats", "maxNewTokens", "context"}; writes {"tokens", "logits",
 # "answers", "chats", "template"}. The tokens of a chat are those that llama.cpp's handler of chats evaluates.
@@ -97,7 +105,7 @@ def run_llama_cpp(
         "context": context,
     }
     done = subprocess.run(
-        [str(_python()), "-c", _SCRIPT],
+        [str(_ENVIRONMENT.python()), "-c", _SCRIPT],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -117,63 +125,12 @@ def install_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def packages_of_llama_cpp() -> Path:
     """The site-packages folder with llama_cpp, for interpreters of this version."""
-    return next((_python().parent.parent / "lib").glob("python*/site-packages"))
+    return next((_ENVIRONMENT.python().parent.parent / "lib").glob("python*/site-packages"))
 
 
 def build() -> None:
-    """Build llama.cpp if needed. If the build fails, the reason is stored for the tests that are then skipped."""
-    folder = _folder()
-    with locked(folder.parent, folder.name):
-        if (folder / _COMPLETE).is_file():
-            return
-        print(f"building llama.cpp into {folder}; this takes some minutes, once", file=sys.stderr, flush=True)
-        failed = _build(folder)
-        folder.mkdir(exist_ok=True)
-        if failed is None:
-            (folder / _COMPLETE).touch()
-        else:
-            print(f"cannot build llama.cpp: {failed}; its tests are skipped", file=sys.stderr, flush=True)
-            (folder / _FAILED).write_text(failed)
-
-
-def _python() -> Path:
-    """The interpreter with llama.cpp; without it, the test is skipped with the reason."""
-    folder = _folder()
-    if not (folder / _COMPLETE).is_file():
-        failed = folder / _FAILED
-        reason = failed.read_text() if failed.is_file() else "not built yet; `make test` builds it"
-        pytest.skip(f"llama-cpp-python {_VERSION} is not available: {reason}")
-    return folder / "bin" / "python"
-
-
-def _folder() -> Path:
-    return cache_folder() / f"llama-cpp-python-{_VERSION}"
-
-
-def _build(folder: Path) -> str | None:
-    """Build llama.cpp; the last line of the error if it fails."""
-    python = folder / "bin" / "python"
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    if shutil.which("cc") is None and shutil.which("gcc") is None:
-        return "no C compiler"
-    # Portable code, because the cache may be copied to another machine.
-    options = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
-    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--constraint", str(CONSTRAINTS)]
-    for command in (
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-        ["nice", *install, "llama-cpp-python"],
-    ):
-        done = subprocess.run(
-            command,
-            env={**os.environ, **options},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_BUILD_LIMIT_SECONDS,
-        )
-        if done.returncode != 0:
-            return next(reversed(done.stderr.strip().splitlines()), f"{command[0]} ended with {done.returncode}")
-    return None
+    """Build llama.cpp if needed, which takes some minutes."""
+    _ENVIRONMENT.install()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ PYTHONPATH=tests python -m support.trackers      installs them if needed; `make 
 import json
 import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -15,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cluster.folders import cache_folder, locked
+from support.cached_environment import CachedEnvironment
 from support.server_process import free_port, running
 
 _REQUIREMENTS = ("mlflow==3.17.2", "tensorboard==2.20.0")
-_COMPLETE, _FAILED = "complete", "failed"
+_ENVIRONMENT = CachedEnvironment(
+    f"trackers-{'-'.join(_REQUIREMENTS).replace('==', '-')}", _REQUIREMENTS, limit_seconds=300
+)
 # Nothing of this process's libraries, and no telemetry.
 _CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONWARNINGS", "MLFLOW_DISABLE_TELEMETRY=true", "DO_NOT_TRACK=true")
 _DATABASE = "empty.db"
-_INSTALL_LIMIT_SECONDS = 300
 _START_LIMIT_SECONDS = 300
 # Reads a folder; writes {tag: [[step, wall time, value], …]} of its event files.
 _READ_EVENTS = """
@@ -38,67 +36,29 @@ json.dump({tag: [[e.step, e.wall_time, e.value] for e in events.Scalars(tag)] fo
 # The application and the database of `mlflow server` in one process: that command starts three, each of which imports
 # for many seconds.
 _SERVE = """
-import sys
 from mlflow.server.handlers import initialize_backend_stores
 from mlflow.server import app
 _, port, database, files = sys.argv
 initialize_backend_stores(database, default_artifact_root=files)
 app.run(host="127.0.0.1", port=int(port), threaded=True)
 """
-# Found before a test sets HOME, below which the cache is.
-_FOLDER = cache_folder() / f"trackers-{'-'.join(_REQUIREMENTS).replace('==', '-')}"
 
 
 def install() -> None:
-    """Install both if needed. If that fails, the reason is stored for the tests that are then skipped."""
-    with locked(_FOLDER.parent, _FOLDER.name):
-        if (_FOLDER / _COMPLETE).is_file():
-            return
-        print(f"installing {' and '.join(_REQUIREMENTS)} into {_FOLDER}, once", file=sys.stderr, flush=True)
-        failed = _install()
-        _FOLDER.mkdir(exist_ok=True)
-        if failed is None:
-            (_FOLDER / _COMPLETE).touch()
-        else:
-            print(f"cannot install them: {failed}; their tests are skipped", file=sys.stderr, flush=True)
-            (_FOLDER / _FAILED).write_text(failed)
-
-
-def _install() -> str | None:
-    """Install both; the last line of the error if it fails."""
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    python = _FOLDER / "bin" / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(_FOLDER)],
-        [uv, "pip", "install", "--quiet", "--python", str(python), *_REQUIREMENTS],
-        # An empty database, which each server begins with: to create it takes longer than to start.
-        [*_CLEAN, str(python), "-m", "mlflow", "db", "upgrade", f"sqlite:///{_FOLDER / _DATABASE}"],
-    ):
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_INSTALL_LIMIT_SECONDS,
-        )
-        if done.returncode != 0:
-            return next(reversed(done.stderr.strip().splitlines()), f"{command[0]} ended with {done.returncode}")
-    return None
-
-
-def _python() -> Path:
-    """The interpreter with both; without it, the test is skipped with the reason."""
-    if not (_FOLDER / _COMPLETE).is_file():
-        failed = _FOLDER / _FAILED
-        reason = failed.read_text() if failed.is_file() else "not installed yet; `make test` installs it"
-        pytest.skip(f"{' and '.join(_REQUIREMENTS)} are not available: {reason}")
-    return _FOLDER / "bin" / "python"
+    """Install both if needed, with an empty database, which each server begins with: to create it takes longer than to
+    start."""
+    python, database = _ENVIRONMENT.folder / "bin" / "python", _ENVIRONMENT.folder / _DATABASE
+    _ENVIRONMENT.install([*_CLEAN, str(python), "-m", "mlflow", "db", "upgrade", f"sqlite:///{database}"])
 
 
 def read_event_files(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
     """Step, wall time and value of each scalar of the event files in a folder, as TensorBoard reads them."""
     done = subprocess.run(
-        [str(_python()), "-c", _READ_EVENTS, str(folder)], capture_output=True, text=True, check=False, timeout=120
+        [str(_ENVIRONMENT.python()), "-c", _READ_EVENTS, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return {tag: [(step, at, value) for step, at, value in events] for tag, events in json.loads(done.stdout).items()}
@@ -178,9 +138,9 @@ def _run(found: Mapping[str, Any]) -> RunOnServer:
 def running_mlflow(folder: Path) -> Iterator[MlflowServerProcess]:
     """An MLflow server with its database below `folder`, until the block ends. If it is not installed, the test is
     skipped."""
-    python, port = _python(), free_port()
+    python, port = _ENVIRONMENT.python(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_FOLDER / _DATABASE, folder / "mlflow.db")
+    shutil.copyfile(_ENVIRONMENT.folder / _DATABASE, folder / "mlflow.db")
     serve = [str(python), "-c", _SERVE, str(port), f"sqlite:///{folder / 'mlflow.db'}", str(folder / "files")]
     uri = f"http://127.0.0.1:{port}"
     with running([*_CLEAN, *serve], f"{uri}/health", folder / "mlflow.log", _START_LIMIT_SECONDS):
