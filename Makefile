@@ -22,7 +22,7 @@ define compile_constraints
 	--custom-compile-command 'make generate' --output-file docs/site/requirements.txt $(1)
 endef
 
-.PHONY: help demo test coverage programs e2e cluster cluster-down check docs docs-serve generate pictures upgrade bench gpu-check sweep \
+.PHONY: help demo llama-cpp test coverage programs e2e cluster cluster-down check docs docs-serve generate pictures upgrade bench gpu-check sweep \
 	version release format clean clean-cache
 
 help: ## List the targets
@@ -59,18 +59,21 @@ examples/sensor-faults/base: .venv/jobs .venv/smollm2
 	@$(BIN)/python examples/make_base.py $@
 	@touch $@
 
-# In a folder of its own, so that a test without llama.cpp finds none.
-.venv/llama-cpp: .venv/jobs
-	@echo "Building llama.cpp, which takes some minutes"
-	@CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/jobs/llama-cpp.cmake' $(UV_INSTALL) --no-deps --target $@ llama-cpp-python diskcache \
-		|| { echo "llama.cpp was not built: it needs a C++ compiler (apt-get install g++)"; rm -rf $@; exit 1; }
+.venv/llama-cpp: .venv/jobs jobs/llama-cpp.cmake
+	@echo "Compiling llama.cpp (2 to 4 minutes on two cores); docs/tutorials/own-data.md is a good read meanwhile"
+	@CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/jobs/llama-cpp.cmake' \
+		$(UV_INSTALL) -e '.[jobs,llama-cpp]' \
+		|| { echo "llama.cpp was not compiled: it needs a C++ compiler (apt-get install g++)"; exit 1; }
 	@touch $@
 
-demo: .venv/jobs .venv/llama-cpp examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model, and pull it into a folder
-	@PYTHONPATH=$(CURDIR)/.venv/llama-cpp $(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
+llama-cpp: .venv/llama-cpp ## Compile llama.cpp into .venv, so that local runs load, score and measure GGUF models in it
+
+demo: .venv/llama-cpp examples/sensor-faults/base ## Set up, then fine-tune, quantize, score and publish a real model, and pull it into a folder
+	@$(BIN)/edgetune run -f examples/sensor-faults/lora-fine-tune.yaml
 	@$(BIN)/edgetune pull .edgetune/store/default/models/sensor-faults/latest.json .edgetune/device
 	@echo 'Ask it:  $(BIN)/edgetune generate --model .edgetune/device/current --prompt "Fan F-07 in hall 2: high current, 61.0 A. Diagnose."'
-	@echo 'or:      llama-server --model .edgetune/device/current/model-Q8_0.gguf'
+	@echo 'Or serve .edgetune/device/current/model-Q8_0.gguf with llama.cpp or Ollama (docs/tutorials/devices.md)'
+	@echo 'Your own model: export PATH="$$PWD/.venv/bin:$$PATH", then edgetune init (docs/tutorials/own-data.md)'
 
 test: .venv/dev .venv/docs examples/sensor-faults/base ## Set up, then run all tests (15 minutes on two cores, and 5 the first time to build llama.cpp)
 	@PYTHONPATH=tests $(BIN)/python -m support.llama_cpp

@@ -14,7 +14,7 @@ from hypothesis import settings
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.s3.store import S3Store
 from edgetune_jobs.store.store import Store
-from support import tiny_data
+from support import llama_cpp, tiny_data
 from support.fault_proxy import FaultProxy, running_proxy
 from support.tiny_model import make_tiny_base
 from support.versitygw import S3Server, running_server
@@ -25,7 +25,9 @@ settings.load_profile("shared-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what OpenMP reads when torch is imported, here and in child processes; let both end at Ctrl-C."""
+    """Set what OpenMP reads when torch is imported, here and in child processes; let both end at Ctrl-C; hide llama.cpp
+    from them."""
+    llama_cpp.hide()
     # A shell ignores SIGINT in what it starts in the background, and child processes would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,8 @@ before it:
     quantize          = H(merge or train, merge.base, formats, outlierThreshold, importanceMatrix)
                         with formats Auto, those that prepare found
     evaluate          = H(quantize, evaluation data, options, cores and memory of the edge budget;
-                          with formats Auto also all other limits, by which it chooses)
+                          with formats Auto also all other limits, by which it chooses;
+                          runtimes of formats that are not installed)
     publish           = H(evaluate, gates, the model's name), or with publish.pin H(pin, the model's name)
 
 Each also covers the versions of its own stage and of all earlier ones (`STAGE_VERSIONS`). Labels, resources, node
@@ -122,6 +123,7 @@ def _stage_inputs(stage: Stage, parameters: Parameters, resolved: Resolved, name
                 **models,
                 **_evaluation_inputs(parameters, resolved),
                 **_limits_of_choice(parameters),
+                **({"missingRuntimes": resolved.missing_runtimes} if resolved.missing_runtimes else {}),
             }
         case Stage.PUBLISH:
             return {

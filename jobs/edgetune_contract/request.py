@@ -65,10 +65,14 @@ class Resolved(Model):
     """With quantization.formats Auto: those that quantize writes. They have all that gates.maxEdgeBytes does not
     exclude, and those that an earlier run with a larger limit has written too."""
 
+    missing_runtimes: Annotated[tuple[str, ...], Field(min_length=1, max_length=4)] | None = None
+    """Runtimes of the spec's formats that are not installed where prepare ran. evaluate then neither loads nor measures
+    models in them, and runs again where they are."""
+
     @property
     def content(self) -> Self:
         """The digests alone."""
-        return self.model_copy(update={"possible": None, "formats": None})
+        return self.model_copy(update={"possible": None, "formats": None, "missing_runtimes": None})
 
 
 def edge_formats(parameters: Parameters, resolved: Resolved | None) -> tuple[EdgeFormat, ...]:

@@ -1,6 +1,7 @@
 """`edgetune versions` and `edgetune verify`, on folders and a real S3 server."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,18 @@ def test_a_model_that_cannot_be_read_exits_with_2(place: Place) -> None:
         code, output = place.run(*arguments)
         assert code == 2, output
         assert text in output
+
+
+def test_a_command_whose_libraries_are_missing_says_which_and_how_to_install_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.model.publish()
+    monkeypatch.setitem(sys.modules, "edgetune_jobs.evaluation.text_generation", None)
+
+    code, output = place.run("generate", "-m", f"{place.uri}/latest.json", "-p", "x")
+
+    assert code == 2, output
+    assert "which is not installed here: in a checkout of Edgetune, `pip install '.[jobs]'`" in output
 
 
 def test_without_credentials_the_message_says_what_to_set(

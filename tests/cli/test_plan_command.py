@@ -98,6 +98,24 @@ def test_what_prepare_refuses_because_this_machine_lacks_llama_cpp_is_a_warning(
     assert "Warning" not in in_a_cluster.stdout
 
 
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_format_that_its_runtime_cannot_load_on_this_machine_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("edgetune_jobs.models.quantization.llama_cpp.is_installed", lambda: installed)
+    document = lora_fine_tune().with_spec("quantization", {"formats": ["GGUF-Q8_0", "BitsAndBytesInt8"]}).build()
+    document["spec"]["evaluation"] = {"gates": {"minScore": 0.5}}
+    document["metadata"] = {"name": "sensor-faults", "namespace": "team-a"}
+    (tmp_path / "object.yaml").write_text(yaml.safe_dump(document))
+
+    command = ["plan", "-f", str(tmp_path / "object.yaml"), "--workdir", str(tmp_path / "home")]
+    lines = CliRunner().invoke(app, command, catch_exceptions=False).stdout.splitlines()
+
+    why = ": llama.cpp is not installed: `make llama-cpp`"
+    warnings = [line.partition(why)[0] for line in lines if "runtime" in line]
+    assert warnings == ([] if installed else ["Warning: edge-gguf-q8_0 is not loaded by its runtime here"])
+
+
 def test_an_outcome_other_than_a_publication_is_printed_last(tmp_path: Path) -> None:
     suspended, unknown = plan(tmp_path, suspend=True), plan(tmp_path, profile="a100")
 

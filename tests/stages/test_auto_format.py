@@ -1,6 +1,7 @@
 """evaluate chooses the edge model among candidates that quantize wrote, by what it measures on this CPU."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ RESOLVED = Resolved(
 @pytest.fixture
 def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp for this process, and for those that measure and score."""
+    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
     monkeypatch.syspath_prepend(packages_of_llama_cpp())
     monkeypatch.setenv("PYTHONPATH", str(packages_of_llama_cpp()))
 

@@ -4,7 +4,9 @@ PYTHONPATH=tests python -m support.llama_cpp      builds it if needed; `make tes
 """
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ _ENVIRONMENT = CachedEnvironment(
     needs="g++",
 )
 _RUN_LIMIT_SECONDS = 120
+_WITHOUT = Path(__file__).with_name("without_llama_cpp")
 # Reads {"model", "lora", "texts", "prompts", "chats", "maxNewTokens", "context"}; writes {"tokens", "logits",
 # "answers", "chats", "template"}. The tokens of a chat are those that llama.cpp's handler of chats evaluates.
 _SCRIPT = """
@@ -117,9 +120,26 @@ def run_llama_cpp(
     return answer
 
 
+def hide() -> None:
+    """Make llama.cpp impossible to import, here and in child processes, also if `make llama-cpp` has installed it: a
+    test chooses whether it has it."""
+    sys.modules["llama_cpp"] = None  # type: ignore[assignment]
+    if str(_WITHOUT) not in _paths():
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(_WITHOUT), *_paths()])
+
+
+def python_path_with_llama_cpp() -> str:
+    """PYTHONPATH for child processes that have llama.cpp."""
+    return os.pathsep.join([str(packages_of_llama_cpp()), *(path for path in _paths() if path != str(_WITHOUT))])
+
+
+def _paths() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
 def install_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make llama.cpp importable in the processes that stages start, and let stages know."""
-    monkeypatch.setenv("PYTHONPATH", str(packages_of_llama_cpp()))
+    monkeypatch.setenv("PYTHONPATH", python_path_with_llama_cpp())
     monkeypatch.setattr("edgetune_jobs.models.quantization.llama_cpp.is_installed", lambda: True)
 
 

@@ -1,11 +1,10 @@
 """The tutorials of a laptop, followed with a tiny model: what a reader types, and what the page says is printed."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from support.llama_cpp import packages_of_llama_cpp
+from support.llama_cpp import python_path_with_llama_cpp
 from support.tutorials import NewReader, Reader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -41,6 +40,6 @@ def test_a_tutorial_about_the_trained_model(page: str, reader: Reader) -> None:
 
 
 def test_choosing_a_format(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{packages_of_llama_cpp()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", python_path_with_llama_cpp())
 
     reader.follow("formats.md")

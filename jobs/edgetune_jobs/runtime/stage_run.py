@@ -21,6 +21,7 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.times import timestamp
 from edgetune_jobs.errors import InvalidInput, NodeLost, TransientError
+from edgetune_jobs.evaluation.edge.runtimes import missing_runtimes
 from edgetune_jobs.evaluation.row_answers import ANSWERS
 from edgetune_jobs.models.gpus import require_gpus
 from edgetune_jobs.models.trial.process import shared_trial
@@ -157,6 +158,7 @@ class StageRun:
             base=sources[BASE].digest,
             train=sources["train"].digest,
             eval=evaluation.digest if evaluation else None,
+            missing_runtimes=missing_runtimes(self._request.parameters.quantization.formats),
         )
 
     @property

@@ -258,6 +258,12 @@ def call_jobs(call: Callable[[], Answer]) -> Answer:
         return call()
     except StageError as error:
         fail(str(error), ExitStatus.UNUSABLE_INPUT)
+    except ModuleNotFoundError as error:
+        fail(
+            f"this command needs {error.name}, which is not installed here: in a checkout of Edgetune, "
+            "`pip install '.[jobs]'` installs all libraries that it needs",
+            ExitStatus.UNUSABLE_INPUT,
+        )
     except OSError as error:
         fail(": ".join(filter(None, (error.filename, error.strerror or str(error)))), ExitStatus.UNUSABLE_INPUT)
 

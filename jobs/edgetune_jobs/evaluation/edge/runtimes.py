@@ -42,6 +42,12 @@ def missing_runtime(edge_format: EdgeFormat) -> str | None:
     return None
 
 
+def missing_runtimes(formats: Sequence[EdgeFormat]) -> tuple[str, ...] | None:
+    """Names of the runtimes of formats that could be installed here and are not; None if there are none."""
+    is_missing = any(RUNTIMES.get(each) is Runtime.LLAMA_CPP for each in formats) and not llama_cpp.is_installed()
+    return (Runtime.LLAMA_CPP.value,) if is_missing else None
+
+
 def why_not_runnable(edge_format: EdgeFormat) -> str | None:
     """Why this image cannot measure a format, and what to do; None if it can."""
     if edge_format not in RUNTIMES:

@@ -7,8 +7,8 @@ PACKAGE = "llama-cpp-python"
 """Name of the distribution."""
 
 HOW_TO_INSTALL = (
-    "in the checkout of Edgetune, `pip install '.[llama-cpp]'` compiles it in some minutes; a jobs image has it unless "
-    "it was built with other EXTRAS"
+    "`make llama-cpp` in a checkout of Edgetune, or `pip install llama-cpp-python`, compiles it in some minutes; a "
+    "jobs image has it unless it was built with other EXTRAS"
 )
 """Advice if it is missing."""
 

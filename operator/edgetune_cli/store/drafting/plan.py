@@ -111,14 +111,18 @@ def _missing_here(found: FileObject) -> tuple[str, ...]:
     """What an object needs that this machine lacks; in a cluster, the stages run in images."""
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.evaluation.edge.budget import check_measurable
+    from edgetune_jobs.evaluation.edge.runtimes import missing_runtime
     from edgetune_jobs.tensors.formats.suitability import check_quantizer
 
-    warnings = []
+    warnings, parameters = [], parse_spec(found.document["spec"]).parameters
     for check in (check_quantizer, check_measurable):
         try:
-            check(parse_spec(found.document["spec"]).parameters)
+            check(parameters)
         except InvalidInput as error:
             warnings.append(f"{error}: a run on this machine fails here")
+    if not warnings:
+        missing = ((each, missing_runtime(each)) for each in parameters.quantization.formats)
+        warnings += [f"{each.artifact} is not loaded by its runtime here: {why}" for each, why in missing if why]
     return tuple(warnings)
 
 
