@@ -118,4 +118,6 @@ def no_signature(place: str, document: VersionDocument) -> PullError:
 
 def _not_installed(error: ImportError) -> PullError:
     package = str(error.name).partition(".")[0]
-    return PullError(f"signatures cannot be checked without {package}: run `pip install 'edgetune[pull]'`")
+    return PullError(
+        f"signatures cannot be checked without {package}: run `pip install '.[pull]'` in a checkout of Edgetune"
+    )

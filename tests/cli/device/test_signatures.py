@@ -361,5 +361,5 @@ def test_without_cryptography_a_device_says_what_to_install(
     done = run("--verify-key", key.public)
     assert (done.returncode, done.stderr.strip()) == (
         2,
-        "signatures cannot be checked without cryptography: run `pip install 'edgetune[pull]'`",
+        "signatures cannot be checked without cryptography: run `pip install '.[pull]'` in a checkout of Edgetune",
     )
