@@ -142,8 +142,8 @@ def test_a_format_that_this_image_cannot_run_is_refused_before_any_model_is_scor
 
     with pytest.raises(
         InvalidInput,
-        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 needs llama\.cpp, which is not installed: in the checkout of "
-        r"Edgetune, `pip install '\.\[llama-cpp\]'` .*; or remove spec\.evaluation\.edge$",
+        match=r"^spec\.evaluation\.edge: GGUF-Q8_0 needs llama\.cpp, which is not installed: `make llama-cpp` in a "
+        r"checkout of Edgetune, or .*; or remove spec\.evaluation\.edge$",
     ):
         check_measurable(parameters)
 
