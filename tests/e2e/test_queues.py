@@ -164,7 +164,8 @@ def test_a_deleted_object_is_cleaned_up_under_a_held_queue(s3: S3Server, teams: 
     urgent.wait_until_gone()
 
     assert not s3.object_path(adapter).exists()
-    assert len(urgent.events("CleanedUp")) == 1
+    # Events are sent behind the pass that removes the finalizer.
+    assert wait_for(lambda: len(urgent.events("CleanedUp")) == 1, 30)
 
 
 def test_the_training_completes_from_its_checkpoint_and_has_lost_no_step(kube: Kube, teams: Teams) -> None:
