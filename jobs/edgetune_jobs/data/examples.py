@@ -137,7 +137,7 @@ class RowParser:
             if getattr(self._names, role) not in row.fields:
                 raise InvalidRow(self._missing(role, row.fields))
         names = [getattr(self._names, role) for role in self._required]
-        texts = [text(f"{name!r}", row.value.get(name)) for name in names]
+        texts = [_learned(name, row.value.get(name)) for name in names]
         prompt = tuple(Message(USER, each) for each in texts[:-1])
         return Example(row.place, prompt, texts[-1], keywords, self._columns(row, row.value))
 
@@ -184,6 +184,17 @@ def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | No
     by_lower_case = {name.lower(): name for name in found[:_MOST_COMPARED]}
     others = (by_lower_case[name] for name in _KNOWN_AS[field] if name in by_lower_case)
     return nearest(getattr(names, field), found, similarity=0.75) or next(others, None)
+
+
+def _learned(name: str, value: object) -> str:
+    """The text of a column.
+
+    Raises:
+        InvalidRow: the value is none; how nested values are to be written is not decided here, so the user does.
+    """
+    if isinstance(value, Mapping | list):
+        raise InvalidRow(f"{name!r} is {kind(value)}, not a string; write it as a string, such as its JSON text")
+    return text(f"{name!r}", value)
 
 
 def _keywords(name: str, value: object) -> tuple[str, ...]:

@@ -77,9 +77,15 @@ def test_fields_have_the_names_in_the_spec() -> None:
         ({"instruction": None, "response": "b"}, "'instruction' is empty"),
         ({"instruction": "a", "response": " \n"}, "'response' is empty"),
         ({"instruction": 5, "response": "b"}, "'instruction' is a number, not a string"),
-        ({"instruction": "a", "response": ["b"]}, "'response' is a list, not a string"),
+        (
+            {"instruction": "a", "response": ["b"]},
+            "'response' is a list, not a string; write it as a string, such as its JSON text",
+        ),
         ({"instruction": "a", "response": True}, "'response' is a boolean, not a string"),
-        ({"instruction": "a", "response": {"b": 1}}, "'response' is an object, not a string"),
+        (
+            {"instruction": "a", "response": {"b": 1}},
+            "'response' is an object, not a string; write it as a string, such as its JSON text",
+        ),
         ({"instruction": "a", "response": b"b"}, "'response' is of type bytes, not a string"),
         ({"instruction": "a\x00", "response": "b"}, "'instruction' contains a NUL character"),
         (
