@@ -81,6 +81,27 @@ def test_other_evaluation_data_takes_the_place_of_that_of_the_object(folder: Pat
     assert check("-f", "object.yaml", "--eval", "missing.jsonl").exit_code != 0
 
 
+def test_a_wrong_path_of_the_base_is_a_warning_and_one_of_the_data_an_error_with_all_that_is_missing(
+    folder: Path,
+) -> None:
+    make_base(folder / "base")
+    (folder / "train.jsonl").write_text(jsonl(instruction_rows(20)))
+    write_object()
+    Path("object.yaml").write_text(Path("object.yaml").read_text().replace("./base", "./bas"))
+
+    without_base = check("-f", "object.yaml")
+    as_json = found("-f", "object.yaml")
+    Path("object.yaml").write_text(Path("object.yaml").read_text().replace("train.jsonl", "trian.jsonl"))
+    without_both = check("-f", "object.yaml")
+
+    no_base = f"spec.baseModel.uri: {folder}/bas does not exist; did you mean 'base'?"
+    no_data = f"spec.dataset.train.uri: {folder}/trian.jsonl does not exist; did you mean 'train.jsonl'?"
+    assert without_base.exit_code == 0
+    assert f"Warning: {no_base}: a run fails here\n" in without_base.stdout
+    assert as_json["warnings"][-1] == f"{no_base}: a run fails here"
+    assert (without_both.exit_code, without_both.stderr.splitlines()) == (2, [no_base, no_data])
+
+
 def test_the_example_shows_the_prompt_and_what_is_learned() -> None:
     Path("train.jsonl").write_text(jsonl(instruction_rows(4)))
 
@@ -161,7 +182,8 @@ def test_colours_are_for_terminals_that_want_them(no_color: str, coloured: bool)
     ("arguments", "message"),
     [
         ((), "give either FILE (a path or an s3:// URI) or -f FILE.yaml"),
-        (("missing.jsonl",), "missing.jsonl does not exist"),
+        (("missing.jsonl",), "missing.jsonl does not exist; correct the URI or add the files"),
+        (("object.yaml",), "object.yaml is not data; did you mean -f object.yaml?"),
         (("http://host/train.jsonl",), "http://host/train.jsonl is not the address of data"),
         (("train.jsonl", "--model", "missing"), "--model missing: has none of tokenizer.json"),
     ],

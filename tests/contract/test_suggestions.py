@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgetune_contract.values.suggestions import did_you_mean, nearest
+from edgetune_contract.values.suggestions import did_you_mean, missing_path, nearest
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,17 @@ def test_only_a_text_can_be_meant_as_another_one(value: object) -> None:
 def test_names_of_a_hostile_file_are_not_all_compared() -> None:
     assert nearest("x" * 10**6, ["x" * 10**6]) is None
     assert nearest("rank", [f"field{number}" for number in range(10**5)] + ["rank"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbours", "end"),
+    [
+        ("trian.jsonl", ["eval.jsonl", "train.jsonl"], "; did you mean 'train.jsonl'?"),
+        ("train.json", ["train.jsonl"], "; did you mean 'train.jsonl'?"),
+        ("bas", ["base", "train.jsonl"], "; did you mean 'base'?"),
+        ("train.jsonl", ["eval.jsonl"], "; correct the URI or add the files"),
+        ("train.jsonl", [], "; correct the URI or add the files"),
+    ],
+)
+def test_a_path_with_nothing_behind_it_may_be_meant_as_a_neighbour(name: str, neighbours: list[str], end: str) -> None:
+    assert missing_path(f"/data/{name}", name, neighbours) == f"/data/{name} does not exist{end}"

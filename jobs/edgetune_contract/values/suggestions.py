@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 # Names of a hostile file could number millions, and comparing each of them takes microseconds.
 _MOST_COMPARED = 100
@@ -32,6 +33,23 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name, such as "; did you mean 'rank'?"; empty if no known name is alike."""
     meant = nearest(name, known)
     return "" if meant is None else f"; did you mean {meant!r}?"
+
+
+def missing_path(shown: object, name: str, neighbours: Iterable[str]) -> str:
+    """The message about a path with nothing behind it: the neighbour that was probably meant, or else what to do.
+
+    Args:
+        shown: the path or URI as the message names it.
+        name: last part of the path.
+        neighbours: names of the files and folders that are there instead.
+    """
+    # Without their suffixes: train.jsonl and eval.jsonl have most letters in common.
+    alike = [each for each in islice(neighbours, _MOST_COMPARED) if nearest(_stem(name), [_stem(each)])]
+    return f"{shown} does not exist{did_you_mean(name, alike) or '; correct the URI or add the files'}"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 def _comparable(name: str) -> str:

@@ -1,14 +1,15 @@
 """Access to storage: from URIs and credentials to stores and sources."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from edgetune_contract.pipeline import BASE
 from edgetune_contract.request import Request, StoreLocation
 from edgetune_contract.spec import BaseModelSpec, DataSource
-from edgetune_jobs.errors import BASE_FIELD
+from edgetune_jobs.errors import BASE_FIELD, InvalidInput
 from edgetune_jobs.store.s3.traffic import Traffic
 from edgetune_jobs.store.sources.source import FolderSource, Source, SourceKind, check_pin
 from edgetune_jobs.store.store import Store
@@ -88,16 +89,24 @@ def open_sources(access: StorageAccess, request: Request, folder: Path) -> dict[
     """The sources of prepare: base, train, and eval if the spec has one, checked against the spec's pins.
 
     Raises:
-        InvalidInput: there is nothing at a URI, or its content is not the pinned one.
+        InvalidInput: there is nothing at a URI, of which all are named, or the content is not the pinned one.
     """
-    parameters = request.parameters
-    base = access.open_base(parameters.base_model, folder / BASE)
-    if not parameters.base_model.is_on_hub:
-        check_pin(base, BASE_FIELD, parameters.base_model.revision)
-    sources = {BASE: base}
-    for name, data in (("train", parameters.dataset.train), ("eval", parameters.dataset.eval)):
+    base, dataset = request.parameters.base_model, request.parameters.dataset
+    openers: dict[str, Callable[[], Source]] = {BASE: lambda: access.open_base(base, folder / BASE)}
+    fields, pins = {BASE: BASE_FIELD}, {BASE: "" if base.is_on_hub else base.revision}
+    for name, data in (("train", dataset.train), ("eval", dataset.eval)):
         if data is not None:
-            field = f"spec.dataset.{name}"
-            sources[name] = access.open_data(data, field, folder / name)
-            check_pin(sources[name], field, data.revision)
+            fields[name], pins[name] = f"spec.dataset.{name}", data.revision
+            openers[name] = partial(access.open_data, data, fields[name], folder / name)
+    sources: dict[str, Source] = {}
+    problems: list[str] = []
+    for name, opener in openers.items():
+        try:
+            sources[name] = opener()
+        except InvalidInput as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidInput("\n".join(problems))
+    for name, source in sources.items():
+        check_pin(source, fields[name], pins[name])
     return sources

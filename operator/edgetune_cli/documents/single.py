@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from edgetune_contract.values.suggestions import did_you_mean
+from edgetune_contract.values.suggestions import missing_path
 from edgetune_operator.api.spec_check import Problem, check_object
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
 
@@ -79,8 +79,8 @@ def missing_paths(document: Any) -> tuple[Problem, ...]:
     for field, node in _sources(document):
         path = Path(unquote(urlsplit(node["uri"]).path)) if node["uri"].startswith("file:///") else None
         if path is not None and not _exists(path):
-            meant = did_you_mean(path.name, _neighbours(path))
-            problems.append(Problem(path=f"spec.{field}.uri", message=f"{path} does not exist{meant}"))
+            message = missing_path(path, path.name, _neighbours(path))
+            problems.append(Problem(path=f"spec.{field}.uri", message=message))
     return tuple(problems)
 
 

@@ -104,6 +104,22 @@ def test_a_base_that_does_not_exist_is_named_with_its_field(runs: StageRuns) -> 
     assert message == "spec.baseModel.uri: file:///nowhere/at/all does not exist; correct the URI or add the files"
 
 
+def test_all_that_does_not_exist_is_reported_at_once_with_the_names_that_were_probably_meant(runs: StageRuns) -> None:
+    (runs.folder / "base").mkdir(exist_ok=True)
+    (runs.folder / "eval.jsonl").write_text("{}")
+    here = runs.folder.as_uri()
+    runs.parameters = parameters(
+        runs.folder, baseModel={"uri": f"{here}/bas"}, dataset={"train": {"uri": f"{here}/trian.jsonl"}}
+    )
+
+    message = failed(runs.run(Stage.PREPARE), 10, "InvalidInput")
+
+    assert message.splitlines() == [
+        f"spec.baseModel.uri: {here}/bas does not exist; did you mean 'base'?",
+        f"spec.dataset.train.uri: {here}/trian.jsonl does not exist; did you mean 'train.jsonl'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

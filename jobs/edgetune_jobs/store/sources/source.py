@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from edgetune_contract.request import FileEntry
+from edgetune_contract.values.suggestions import missing_path
 from edgetune_jobs.errors import AccessDenied, InvalidInput
 from edgetune_jobs.store.files import (
     FileState,
@@ -162,8 +163,10 @@ class FolderSource:
         self._entries: dict[str, FileEntry] = {}
         self._read_at: dict[str, FileState] = {}
         if not paths:
-            problem = "has no files" if path.is_dir() else "does not exist"
-            raise InvalidInput(f"{field}.uri: {uri} {problem}; correct the URI or add the files")
+            problem = f"{uri} has no files; correct the URI or add the files"
+            if not path.is_dir():
+                problem = missing_path(uri, path.name, _names_beside(path))
+            raise InvalidInput(f"{field}.uri: {problem}")
         unreadable = [_readable(path) for path in self._paths if path != _readable(path)]
         if unreadable:
             raise InvalidInput(f"{field}.uri: the file name {unreadable[0]} in {uri} is not UTF-8; rename the file")
@@ -281,6 +284,13 @@ class ListedFolder(FolderSource):
 
     def _entry(self, path: str) -> FileEntry:
         return FileEntry(path=path, bytes=self._state(path).bytes, sha256=_NOT_HASHED)
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        return sorted(_readable(name) for name in os.listdir(path.parent))
+    except (OSError, ValueError):  # ValueError: an encoded zero byte
+        return []
 
 
 def _readable(path: str) -> str:

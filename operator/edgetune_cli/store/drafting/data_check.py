@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from edgetune_cli.documents.single import missing_paths
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import local_profile
-from edgetune_cli.options import App, Output, Profiles, read_object, read_profiles, require_profile
+from edgetune_cli.options import App, Output, Profiles, meant_filename, read_object, read_profiles, require_profile
 from edgetune_cli.output import DataFormat, SafeConsole, print_data, say, working
 from edgetune_cli.status_tables import local_path
 from edgetune_cli.store.commands import call_jobs
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 data_app = App(help="Check data sets.", add_completion=False)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_BASE_URI = "spec.baseModel.uri"
 _LONGEST_SHOWN = 2_000
 _LEARNED, _PROMPT = "learned", "prompt"
 
@@ -47,6 +49,9 @@ class _Wanted:
     location: StoreLocation
     model: Path | None
     """Folder of a base model with a tokenizer; None if there is none here."""
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Messages about paths of the object with nothing behind them, by field."""
 
 
 @dataclass
@@ -105,6 +110,8 @@ def check(
     Reads the rows as prepare does; with a base model's tokenizer also counts tokens. Exits with 0 if all rows can be
     used, 1 if one cannot, or 2 if a file cannot be read.
     """
+    if filename is None and (meant := meant_filename(file)):
+        fail(f"{file} is not data{meant}", ExitStatus.UNUSABLE_INPUT)
     if (file is None) == (filename is None):
         fail("give either FILE (a path or an s3:// URI) or -f FILE.yaml", ExitStatus.UNUSABLE_INPUT)
     wanted = _of_object(filename, profiles) if filename is not None else _of_file(str(file), profiles)
@@ -113,10 +120,15 @@ def check(
         changes["eval"] = _source(evaluation)
     dataset = wanted.dataset.model_copy(update=changes)
     folder = wanted.model if model is None else model
+    replaced = "spec.dataset.eval.uri" if evaluation is not None else ""
+    missing = {path: f"{path}: {message}" for path, message in wanted.missing.items() if path != replaced}
+    if any(path != _BASE_URI for path in missing):
+        fail("\n".join(missing.values()), ExitStatus.UNUSABLE_INPUT)
     if model is not None and not _has_tokenizer(model):
         fail(f"--model {model}: has none of {', '.join(_TOKENIZER_FILES)}", ExitStatus.UNUSABLE_INPUT)
     with working("Reading the data"):
         found = call_jobs(lambda: _check(_Wanted(dataset, wanted.training, wanted.location, folder)))
+    found.warnings += [f"{message}: a run fails here" for message in missing.values()]
     if output is DataFormat.TEXT:
         _print(found)
     else:
@@ -130,7 +142,9 @@ def _of_object(filename: Path, profiles: Path | None) -> _Wanted:
     profile = require_profile(filename, spec.profile, read_profiles(profiles, Path().resolve()))
     location = profile.store.for_namespace(document["metadata"].get("namespace", "default"))
     base = local_path(spec.base_model.uri) if spec.base_model.uri.startswith("file://") else None
-    return _Wanted(spec.dataset, spec.training, location, base if base is not None and _has_tokenizer(base) else None)
+    model = base if base is not None and _has_tokenizer(base) else None
+    missing = {problem.path: problem.message for problem in missing_paths(document)}
+    return _Wanted(spec.dataset, spec.training, location, model, missing)
 
 
 def _of_file(file: str, profiles: Path | None) -> _Wanted:
