@@ -4,7 +4,8 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 from edgetune_cli.documents.single import UnusableFile, load_object
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import local_profile
+from edgetune_cli.local.objects import DEFAULT_WORK_DIR as DEFAULT_WORK_DIR  # noqa: PLC0414 - for the commands
 from edgetune_cli.output import DataFormat, shown_logging, verbosity
 from edgetune_contract.values.suggestions import did_you_mean, nearest
 from edgetune_operator.api.profiles import InvalidProfiles, Profile, load_profiles
@@ -22,7 +24,6 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 # A local run can read files, and trusts this machine's certificate authorities.
 _HERE: Mapping[str, Any] = {"allow_file_uris": True, "ca_bundle_config_map": None}
-DEFAULT_WORK_DIR = Path(".edgetune")
 
 WorkDir = Annotated[
     Path, typer.Option("--workdir", help="Folder for objects, store, logs and temporary files.", envvar="EDGETUNE_HOME")
@@ -37,6 +38,7 @@ Output = Annotated[DataFormat, typer.Option("--output", "-o", help="Output forma
 
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and problems only.")]
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what happens inside.")]
+_OBJECT_SUFFIXES = (".yaml", ".yml")
 _UNKNOWN_CHOICE = re.compile(r"(?P<value>'.*'|\".*\") is not one of (?P<choices>.*)\.", re.DOTALL)
 
 
@@ -66,15 +68,32 @@ class App(typer.Typer):
 
 class _SuggestingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
+        arguments = [*ctx._protected_args, *ctx.args]  # noqa: SLF001 - parsing removes them
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")
+            error.message = error.message.removeprefix("Value error, ") or _meant_filename(error, arguments)
             if unknown := _UNKNOWN_CHOICE.fullmatch(error.message):
                 choices = re.findall(r"'([^']*)'", unknown["choices"])
                 meant = nearest(unknown["value"][1:-1], choices)
                 error.message += f" Did you mean {meant!r}?" if meant else ""
             raise
+
+
+def meant_filename(argument: str | None) -> str:
+    """The end of a message about an argument that should follow -f; empty if it is not the name of an object's file."""
+    is_file = argument is not None and argument.endswith(_OBJECT_SUFFIXES) and "://" not in argument
+    return f"; did you mean -f {argument}?" if is_file else ""
+
+
+def _meant_filename(error: Any, arguments: Sequence[str]) -> str:
+    """What to add to the message that -f is missing: the argument that is probably its value."""
+    if "-f" not in getattr(error.param, "opts", ()):
+        return ""
+    valued = {name for each in error.ctx.command.params if not getattr(each, "is_flag", True) for name in each.opts}
+    free = [each for before, each in pairwise(arguments) if before not in valued]
+    meant = next(filter(None, map(meant_filename, free)), "")
+    return meant.removeprefix("; ").replace("did", "Did", 1)
 
 
 def _with_verbosity(function: Callable[..., None]) -> Callable[..., None]:

@@ -136,3 +136,19 @@ def test_quiet_leaves_out_notes_and_keeps_results_and_problems(tmp_path: Path) -
     assert quiet.stderr == ""
     assert "does not exist" in problem.stderr
     assert problem.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["run", "delete", "validate", "plan", "estimate", "report"])
+@pytest.mark.parametrize("arguments", [("home.yaml",), ("home.yaml", "-q")])
+def test_a_file_without_its_option_is_said_to_belong_after_it(name: str, arguments: tuple[str, ...]) -> None:
+    done = RUNNER.invoke(app, [name, *arguments], env={"COLUMNS": "200"})
+
+    assert done.exit_code == 2
+    assert "Missing option '--filename' / '-f'. Did you mean -f home.yaml?" in done.stderr
+
+
+def test_a_missing_option_without_a_file_gets_no_suggestion() -> None:
+    done = RUNNER.invoke(app, ["run", "--profiles", "profiles.yaml"], env={"COLUMNS": "200"})
+
+    assert "Missing option '--filename' / '-f'." in done.stderr
+    assert "mean" not in done.stderr

@@ -51,6 +51,20 @@ def test_before_the_first_run_every_stage_has_a_line_and_nothing_is_written(
     assert not (tmp_path / "home" / "objects").exists()
 
 
+def test_a_work_folder_beside_the_object_is_named_if_the_object_was_run_there(tmp_path: Path) -> None:
+    plan(tmp_path)
+    before = plan(tmp_path).stderr
+    document = yaml.safe_load((tmp_path / "object.yaml").read_text())
+    key = Key("team-a", "sensor-faults")
+    ObjectFolder(tmp_path / ".edgetune" / "objects").apply(key, document["spec"], retry="")
+
+    done = plan(tmp_path)
+
+    hint = f"run it first, or give --workdir {tmp_path}/.edgetune, where it was run"
+    assert before == ""
+    assert done.stderr.strip() == f"team-a/sensor-faults was not run in {tmp_path}/home: {hint}"
+
+
 def test_requests_are_said_to_be_those_in_a_cluster(tmp_path: Path) -> None:
     """A run on this machine requests nothing."""
     ran = Scenario(lora_fine_tune())

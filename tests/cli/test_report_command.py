@@ -112,7 +112,8 @@ def test_a_model_without_versions_has_no_report(home: Home, tmp_path: Path) -> N
     done = home.report("--workdir", str(tmp_path / "empty"))
 
     assert done.exit_code == 2
-    assert "has no versions: a report needs a run that has reached publish" in done.stderr
+    message = f"has no versions: a report needs a run that has reached publish; {MODEL} was not run in {tmp_path}/empty"
+    assert f"{message}: run it first, or give its work folder with --workdir" in done.stderr
 
 
 def test_a_folder_in_place_of_the_file_is_named(home: Home, tmp_path: Path) -> None:

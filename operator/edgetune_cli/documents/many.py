@@ -17,7 +17,7 @@ from edgetune_operator.api.spec_check import check_object
 from edgetune_operator.api.yaml_files import OutOfBounds, YamlDocument, parse_yaml, split_yaml
 
 STANDARD_INPUT = "-"
-_SHOWN_INPUT = "stdin"
+SHOWN_INPUT = "stdin"
 _SUFFIXES = (".yaml", ".yml", ".json")
 # A rendered folder may have CustomResourceDefinitions of many megabytes; only documents of this group are parsed.
 _MAX_BYTES = 64 * 2**20
@@ -122,7 +122,7 @@ def read_contents(sources: Sequence[str]) -> Contents:
 def _texts(source: str) -> Iterator[tuple[str, str]]:
     """Names and contents of the files of a source."""
     if source == STANDARD_INPUT:
-        yield _SHOWN_INPUT, _decoded(Path(_SHOWN_INPUT), sys.stdin.buffer.read(_MAX_BYTES + 1))
+        yield SHOWN_INPUT, _decoded(Path(SHOWN_INPUT), sys.stdin.buffer.read(_MAX_BYTES + 1))
         return
     path = Path(source)
     try:

@@ -12,6 +12,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.yaml_files import read_yaml, yaml_text
 
+DEFAULT_WORK_DIR = Path(".edgetune")
 _LONGEST_FILE_NAME = 200
 
 
@@ -94,6 +95,25 @@ class ObjectFolder:
         else:
             self.write(key, document)
         return document
+
+
+def not_run(folder: Path, name: str = "", nearby: Path | None = None) -> str:
+    """Why a work folder does not have what a command needs, and what to do.
+
+    Args:
+        folder: absolute path of the work folder.
+        name: of the object; empty if no object was run there.
+        nearby: another work folder, where the object was run.
+    """
+    what = f"{name} was not run in {folder}: run it first" if name else f"nothing was run in {folder}: run an object first"
+    place = "its work folder with --workdir" if nearby is None else f"--workdir {nearby}, where it was run"
+    return f"{what}, or give {place}"
+
+
+def nearby_run(filename: Path, key: Key) -> Path | None:
+    """The default work folder of the file's folder, or of one above it, in which an object was run; None if none is."""
+    folders = (each / DEFAULT_WORK_DIR for each in filename.resolve().parents)
+    return next((each for each in folders if ObjectFolder(each / "objects").path(key).is_file()), None)
 
 
 def _new_object(key: Key) -> dict[str, Any]:

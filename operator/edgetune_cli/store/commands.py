@@ -17,6 +17,7 @@ from edgetune_cli.options import (
     Output,
     Profiles,
     WorkDir,
+    meant_filename,
     read_object,
     read_profiles,
     require_profile,
@@ -223,7 +224,7 @@ def _of_model(model: str, profiles: Mapping[str, Profile]) -> tuple[StoreLocatio
 
         address = parse_address(model)
         if not isinstance(address, ModelAddress):
-            fail(f"{model} is not a model: give …/models/NAME", ExitStatus.UNUSABLE_INPUT)
+            fail(f"{model} is not a model: give …/models/NAME{meant_filename(model)}", ExitStatus.UNUSABLE_INPUT)
         return location_of(address.root, profiles), address.name
 
     return call_jobs(parse)

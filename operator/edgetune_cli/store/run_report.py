@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetune_cli.exits import ExitStatus, fail
-from edgetune_cli.local.objects import ObjectFolder
+from edgetune_cli.local.objects import ObjectFolder, nearby_run, not_run
 from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, WorkDir, read_object, read_profiles
 from edgetune_cli.output import note, say, working
 from edgetune_cli.store.commands import call_jobs, location_of_object, open_store
@@ -78,8 +78,12 @@ def report(
     key = Key(document["metadata"].get("namespace", "default"), document["metadata"]["name"])
     location = location_of_object(filename, document, read_profiles(profiles, folder))
     status = _status(document, folder, key)
+    is_elsewhere = status is None and location.uri.startswith("file://")
+    hint = f"; {not_run(folder, key.name, nearby_run(filename, key))}" if is_elsewhere else ""
     with working("Reading the store"):
-        made = call_jobs(lambda: _make(location, key.name, (version, compare), status, with_images=png is not None))
+        made = call_jobs(
+            lambda: _make(location, key.name, (version, compare), status, hint, with_images=png is not None)
+        )
     if png is not None:
         _write_images(png, made.images)
     if page == _STDOUT:
@@ -97,33 +101,45 @@ def _make(
     name: str,
     versions: tuple[str, str],
     status: LoraFineTuneStatus | None,
+    hint: str,
     *,
     with_images: bool,
 ) -> _Made:
-    """The report; `versions` are the first digits of its version and of the one to compare it with, or empty."""
+    """The report; `versions` are the first digits of its version and of the one to compare it with, or empty.
+
+    Raises:
+        InvalidInput: there is no such version; `hint` is the end of the message if there is none at all.
+    """
+    from edgetune_jobs.errors import InvalidInput
     version, compare = versions
     from edgetune_jobs.reporting.page import charts_of, render_report
     from edgetune_jobs.reporting.stored_run import read_stored_run
+    from edgetune_jobs.store.store import uri_of
 
     store = open_store(location)
     document = _find(store, name, version, status)
+    if document is None:
+        place = uri_of(store, f"models/{name}")
+        raise InvalidInput(f"{place} has no versions: a report needs a run that has reached publish{hint}")
     run = read_stored_run(store, document, _usage(status, document))
-    other = read_stored_run(store, _find(store, name, compare, None, "--compare")) if compare else None
+    compared = _find(store, name, compare, None, "--compare") if compare else None
+    other = read_stored_run(store, compared) if compared else None
     images = {f"{chart.name}.png": chart.png() for chart in charts_of(run, other)} if with_images else {}
     return _Made(document.version, render_report(run, other), images)
 
 
 def _find(
     store: "Store", name: str, digits: str, status: LoraFineTuneStatus | None, option: str = "--version"
-) -> VersionDocument:
+) -> VersionDocument | None:
     """The version that was asked for; otherwise that of the object's newest run, or the newest one in the store.
 
+    Returns:
+        None if the store has no version.
+
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is none with these digits.
     """
-    from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.publishing.versions import Versions
-    from edgetune_jobs.store.store import uri_of
 
     versions = Versions(store, name)
     if digits:
@@ -131,12 +147,7 @@ def _find(
     publication = status.publication if status else None
     if publication is not None and (document := versions.read(publication.version)) is not None:
         return document
-    newest = next((each.document for each in versions.all() if each.document is not None), None)
-    if newest is None:
-        raise InvalidInput(
-            f"{uri_of(store, f'models/{name}')} has no versions: a report needs a run that has reached publish"
-        )
-    return newest
+    return next((each.document for each in versions.all() if each.document is not None), None)
 
 
 def _status(document: Mapping[str, Any], folder: Path, key: Key) -> LoraFineTuneStatus | None:

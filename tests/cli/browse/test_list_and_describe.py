@@ -88,6 +88,7 @@ def test_the_only_object_needs_no_name_and_is_printed_whole_as_yaml(
     ("arguments", "message"),
     [
         (("pump",), "pump was not run in {folder} (there: team-a/pumps); did you mean 'pumps'?"),
+        (("pumps.yaml",), "pumps.yaml was not run in {folder} (there: team-a/pumps); did you mean -f pumps.yaml?"),
         (("pumps", "-n", "team-b"), "pumps was not run in {folder} (there: team-a/pumps); did you mean 'pumps'?"),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from edgetune_cli.exits import ExitStatus, fail
-from edgetune_cli.local.objects import ObjectFolder
-from edgetune_cli.options import DEFAULT_WORK_DIR, read_object
+from edgetune_cli.local.objects import ObjectFolder, nearby_run, not_run
+from edgetune_cli.options import DEFAULT_WORK_DIR, meant_filename, read_object
 from edgetune_contract.values.suggestions import did_you_mean
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
@@ -74,9 +74,9 @@ def choose(name: str | None, filename: Path | None, namespace: str | None, workd
         message = f"several objects were run in {folder}: {known}; give the name of one, or its namespace with -n"
         fail(message, ExitStatus.UNUSABLE_INPUT)
     if not objects:
-        message = f"nothing was run in {folder}: run an object first, or give its work folder with --workdir"
-        fail(message, ExitStatus.UNUSABLE_INPUT)
-    meant = did_you_mean(name, [key.name for key in objects])
+        nearby = nearby_run(filename, key) if filename is not None else None
+        fail(f"{not_run(folder, nearby=nearby)}{meant_filename(name)}", ExitStatus.UNUSABLE_INPUT)
+    meant = meant_filename(name) or did_you_mean(name, [key.name for key in objects])
     message = f"{name or 'no object'} was not run in {folder} (there: {known}){meant}"
     fail(message, ExitStatus.UNUSABLE_INPUT)
     return None

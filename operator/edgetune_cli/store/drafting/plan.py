@@ -1,6 +1,6 @@
 """`edgetune plan`: what changed objects would run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from edgetune_cli.documents.many import STANDARD_INPUT, FileObject, read_contents
+from edgetune_cli.documents.many import SHOWN_INPUT, STANDARD_INPUT, FileObject, read_contents
 from edgetune_cli.documents.single import UnusableFile
 from edgetune_cli.documents.validate_command import Filenames, read_files
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import local_profile
+from edgetune_cli.local.objects import nearby_run, not_run
 from edgetune_cli.options import DEFAULT_WORK_DIR, Profiles, WorkDir, read_profiles
-from edgetune_cli.output import DataFormat, print_data, say
+from edgetune_cli.output import DataFormat, note, print_data, say
 from edgetune_cli.planning.before import AppliedObjects, LocalRuns, NotReadable, finished_objects, live_objects
 from edgetune_cli.planning.planner import ObjectPlan, plan_object, removed_objects
 from edgetune_cli.planning.reports import json_value, markdown_lines, text_lines
@@ -94,6 +95,7 @@ def plan(
     opened = open_store_view if store else None
     plans = call_jobs(lambda: [plan_object(each, before, profile_of, opened) for each in objects])
     if isinstance(before, LocalRuns):
+        _note_runs_elsewhere(objects, before)
         plans = [
             replace(each, warnings=(*_missing_here(found), *each.warnings))
             for each, found in zip(plans, objects, strict=True)
@@ -105,6 +107,14 @@ def plan(
     else:
         print_data(json_value(plans, removed), DataFormat(output.value), text_lines(plans, removed))
     raise typer.Exit(_exit_status(plans) if exit_code else ExitStatus.OK)
+
+
+def _note_runs_elsewhere(objects: Sequence[FileObject], runs: LocalRuns) -> None:
+    """Say why an object that was run counts as one that never was."""
+    for each in objects:
+        nearby = None if runs.read(each.key) or each.file == SHOWN_INPUT else nearby_run(Path(each.file), each.key)
+        if nearby is not None:
+            note(not_run(runs.folder, each.title, nearby))
 
 
 def _missing_here(found: FileObject) -> tuple[str, ...]:
