@@ -121,6 +121,7 @@ def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[St
         status: the object's status.
         ran: stages that this run executed; the others were already done.
     """
+    status = _of_this_run(status)
     console.print(_stage_table(status, ran))
     if status.scores is not None:
         console.print(_score_table(status))
@@ -134,6 +135,33 @@ def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[St
     for warning in status.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
     _show_answers(console, status)
+
+
+def _of_this_run(status: LoraFineTuneStatus) -> LoraFineTuneStatus:
+    """The status without what an earlier run left of the stages after one that failed or was stopped.
+
+    A pinned version is published whatever the stages before it say.
+    """
+    names = [row.name for row in status.stages]
+    done = (StageState.SUCCEEDED, StageState.SKIPPED)
+    first = next((index for index, row in enumerate(status.stages) if row.state not in done), len(names))
+    unreached = set(names[first + 1 :])
+    if not unreached or (status.publication is not None and status.publication.pinned):
+        return status
+    has_old_scores = Stage.EVALUATE in unreached and status.scores is not None
+    reached = {warning for row in status.stages if row.name not in unreached for warning in row.warnings}
+    pending = {"state": StageState.PENDING}
+    changes: dict[str, Any] = {
+        "stages": tuple(
+            row.model_copy(update=pending) if row.name in unreached and row.state is StageState.SUCCEEDED else row
+            for row in status.stages
+        ),
+        "artifacts": tuple(each for each in status.artifacts if each.stage not in unreached),
+        "warnings": tuple(each for each in status.warnings if each in reached or not has_old_scores),
+    }
+    if Stage.EVALUATE in unreached:
+        changes |= {"scores": None, "edge": None, "candidates": ()}
+    return status.model_copy(update=changes)
 
 
 def show_record(console: Console, status: LoraFineTuneStatus) -> None:

@@ -1,6 +1,7 @@
 """The tables at the end of a run."""
 
 import io
+from typing import Any
 
 import pytest
 
@@ -19,3 +20,49 @@ def test_a_conversation_of_several_examples_is_counted_as_one_row(metrics: dict[
     show_outcome(SafeConsole(file=printed, width=120), status, frozenset({Stage.PREPARE}))
 
     assert "30 training rows, 3 evaluation rows" in printed.getvalue()
+
+
+def after_an_earlier_run(**prepare: Any) -> LoraFineTuneStatus:
+    """The status of an object that was published, and whose prepare has now another state."""
+    others = [{"name": stage, "state": "Succeeded"} for stage in Stage if stage not in (Stage.PREPARE, Stage.MERGE)]
+    scores = {"examples": 96, "base": 0.0, "tuned": 1.0, "details": {"base": {"loss": 4.7}, "edge": {"loss": 0.01}}}
+    artifact = {"stage": "train", "name": "adapter", "uri": "file:///adapter", "bytes": 23_100_000}
+    return LoraFineTuneStatus.model_validate(
+        {
+            "stages": [{"name": "prepare", **prepare}, *others[:1], {"name": "merge", "state": "Skipped"}, *others[1:]],
+            "scores": scores,
+            "artifacts": [{**artifact, "sha256": "0" * 64}],
+            "warnings": ["the rows are few", "training gained nothing"],
+        }
+    )
+
+
+def shown(status: LoraFineTuneStatus, ran: frozenset[Stage]) -> str:
+    printed = io.StringIO()
+    show_outcome(SafeConsole(file=printed, width=120), status, ran)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "what"),
+    [
+        ({"state": "Failed", "reason": "InvalidInput", "warnings": ["the rows are few"]}, "failed: InvalidInput"),
+        ({"state": "Running", "warnings": ["the rows are few"]}, "running"),
+    ],
+)
+def test_a_run_that_fails_or_is_stopped_shows_nothing_of_an_earlier_one(prepare: dict[str, Any], what: str) -> None:
+    printed = shown(after_an_earlier_run(**prepare), frozenset({Stage.PREPARE}))
+
+    stages = {line.split()[0]: " ".join(line.split()[1:]) for line in printed.splitlines() if line.split()}
+    assert stages["prepare"] == what
+    assert [stages[stage] for stage in ("train", "quantize", "evaluate", "publish")] == ["pending"] * 4
+    assert stages["merge"] == "skipped"
+    assert [word for word in ("Scores", "gained", "23.1 MB", "already done") if word in printed] == []
+    assert "Warning: the rows are few" in printed
+
+
+def test_a_run_that_repeats_nothing_shows_the_scores_of_the_earlier_one() -> None:
+    printed = shown(after_an_earlier_run(state="Succeeded"), frozenset({Stage.PREPARE}))
+
+    assert [word for word in ("Scores", "Training gained", "23.1 MB", "already done") if word not in printed] == []
+    assert "Warning: training gained nothing" in printed
