@@ -104,7 +104,8 @@ def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batche
         "spec.activeDeadlineSeconds ends the stage in at most 0 s; raise it, lower spec.evaluation.maxExamples ("
         in str(raised.value)
     )
-    assert [(update["done"], update["total"]) for update in progress.updates] == [(1, 64), (2, 64)]
+    counted = [(update["done"], update["total"], update["unit"]) for update in progress.updates]
+    assert counted == [(4, 192, "rows of 3 models"), (8, 192, "rows of 3 models")]
 
 
 def test_scoring_with_time_left_ends(

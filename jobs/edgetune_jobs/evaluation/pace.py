@@ -1,7 +1,9 @@
-"""The pace of a training, or of a pass over the evaluation rows: whether it ends before the stage's deadline."""
+"""The pace of a training, or of passes over the evaluation rows: how long they take, and whether that is too long."""
 
 import time
 from collections.abc import Callable
+from math import nan
+from statistics import fmean
 
 OnBatch = Callable[[int, float], None]
 """(rows, share) -> None: called after each batch of a pass with the rows that it finished, and the expected share of
@@ -56,6 +58,51 @@ class Pace:
         needed = (now - began) * (1 - share) / (share - before)
         left = max(self._deadline - now, 0.0)
         return (needed, left) if needed > left else None
+
+
+class TimeLeft:
+    """The expected time until several models have answered the same rows.
+
+    It counts seconds of models, not rows: a row takes far longer to be answered than to get a loss.
+    """
+
+    def __init__(self, models: int, passes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            models: number of models.
+            passes: over the rows of each; the last one takes most of the time.
+            clock: returns seconds.
+        """
+        self._models, self._passes, self._clock = models, passes, clock
+        self._took: list[float] = []
+        self._began: float | None = None
+        self._pass_began, self._passes_begun = 0.0, 0
+
+    def begin_model(self) -> None:
+        """The next model is loaded; the one before is done."""
+        now = self._clock()
+        if self._began is not None:
+            self._took.append(now - self._began)
+        self._began, self._passes_begun = now, 0
+
+    def begin_pass(self, passes: int = 1) -> None:
+        """A pass begins, or so many passes in one."""
+        self._pass_began = self._clock()
+        self._passes_begun += passes
+
+    def seconds(self, share: float) -> float:
+        """Expected seconds to the end of the last model; NaN before the first model's last pass.
+
+        Args:
+            share: share of the pass that is done, 0 to 1; 0 if it is unknown.
+        """
+        now, began = self._clock(), self._began
+        is_known = self._passes_begun >= self._passes and share > 0
+        if began is None or not (is_known or self._took):
+            return nan
+        takes = self._pass_began - began + (now - self._pass_began) / share if is_known else fmean(self._took)
+        further = self._models - len(self._took) - 1
+        return max(takes - (now - began), 0.0) + max(further, 0) * fmean([*self._took, takes])
 
 
 def late_message(work: str, units: str, needed: float, left: float) -> str:

@@ -5,6 +5,7 @@ With an edge budget, also measure base and edge models on the CPU, each in a pro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -27,7 +28,7 @@ from edgetune_jobs.evaluation.edge.loading_check import Loaded, check_loading, r
 from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
 from edgetune_jobs.evaluation.edge.runtimes import RUNTIMES, Runtime
 from edgetune_jobs.evaluation.edge.scoring_process import Row
-from edgetune_jobs.evaluation.pace import OnBatch, Pace, is_hopeless, late_message
+from edgetune_jobs.evaluation.pace import OnBatch, Pace, TimeLeft, is_hopeless, late_message
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization import int8_inference
 from edgetune_jobs.models.tuned_model import load_tuned
@@ -75,6 +76,11 @@ class _Evaluation:
 
     drafts: list[list[int]] | None = None
     """Answers of the last model that training made, as token ids: the next one probably gives most of them too."""
+
+    @cached_property
+    def time_left(self) -> TimeLeft:
+        """The time that all models still take."""
+        return TimeLeft(self.models_to_score, self._passes)
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
         """Load a model in transformers, score it on all rows, and free its memory."""
@@ -156,6 +162,7 @@ class _Evaluation:
 
     def _begin(self, name: str, tokenizer_folder: Path) -> "PreTrainedTokenizerBase":
         self.context.progress.say(f"scoring the {name} model")
+        self.time_left.begin_model()
         return loading.load_tokenizer(tokenizer_folder, BASE_FIELD if name in (BASE, TUNED) else f"the {name} model")
 
     def _record(
@@ -197,12 +204,13 @@ class _Evaluation:
     def _pass_of(self, name: str, passes: int = 1) -> OnBatch:
         """What to do after each batch of a pass, in which each row counts for so many passes."""
         pace = Pace(self.context.deadline)
+        self.time_left.begin_pass(passes)
 
         def advance(rows: int, share: float) -> None:
             self.rows_done += passes * rows
-            # Each row counts once, however many models answer it.
-            done = self.rows_done // (self.models_to_score * self._passes)
-            self.context.progress.update(done, len(self.rows), "rows")
+            done, total = self.rows_done // self._passes, len(self.rows) * self.models_to_score
+            unit = f"rows of {count(self.models_to_score, 'model')}"
+            self.context.progress.update(done, total, unit, eta_seconds=self.time_left.seconds(share))
             if self.context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
             late = pace.seconds_too_many(share)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgetune_jobs.evaluation.pace import Pace, expected_tokens, is_hopeless
+from edgetune_jobs.evaluation.pace import Pace, TimeLeft, expected_tokens, is_hopeless
 
 
 @dataclass
@@ -74,3 +74,40 @@ def test_answers_of_which_none_has_ended_are_expected_to_have_the_maximum_length
     assert expected_tokens(64, ended=0, decoded=0) == 64
     assert expected_tokens(64, ended=0, decoded=500) == 64
     assert expected_tokens(64, ended=3, decoded=3) == 1
+
+
+def test_the_time_of_models_is_that_of_their_answers_and_never_of_the_quick_pass_before() -> None:
+    """Loading takes 10 s, the losses of all rows 2 s, all answers 40 s: 52 s a model."""
+    clock = Clock()
+    left = TimeLeft(models=5, passes=2, clock=clock)
+    found = []
+    for _ in range(5):
+        left.begin_model()
+        clock.now += 10
+        left.begin_pass()
+        clock.now += 2
+        found.append(left.seconds(1.0))
+        left.begin_pass()
+        for share in (0.25, 0.5, 0.75, 1.0):
+            clock.now += 10
+            found.append(left.seconds(share))
+
+    assert found[0] != found[0]  # unknown: no answer has been measured yet
+    assert found[1:5] == pytest.approx([238, 228, 218, 208])
+    assert found[1:] == sorted(found[1:], reverse=True)
+    assert found[-1] == pytest.approx(0)
+
+
+def test_the_time_of_models_is_unknown_without_a_share_and_then_that_of_the_models_before() -> None:
+    clock = Clock()
+    left = TimeLeft(models=2, passes=2, clock=clock)
+    left.begin_model()
+    left.begin_pass(passes=2)
+    clock.now += 30
+    unknown = left.seconds(0.0)
+    left.begin_model()
+    left.begin_pass(passes=2)
+    clock.now += 10
+
+    assert unknown != unknown
+    assert left.seconds(0.0) == pytest.approx(20)
