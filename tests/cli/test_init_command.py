@@ -64,22 +64,144 @@ def test_the_object_has_gates_and_the_format_for_the_device() -> None:
     assert spec["quantization"]["formats"] == ["GGUF-Q8_0"]
 
 
-def test_the_questions_are_asked_on_a_terminal(folder: Path) -> None:
+def answer(folder: Path, answers: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `edgetune init` on a terminal with these lines typed."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "edgetune_cli", "init"]
     with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         os.close(theirs)
-        os.write(ours, b"tickets\ns3://models/small\n\nchat\nserver\n")
-        output, questions = process.communicate(timeout=60)
+        os.write(ours, answers.encode())
+        output, questions = process.communicate(timeout=120)
     os.close(ours)
+    return process.returncode, output.decode(), questions.decode()
 
-    assert process.returncode == 0, questions
-    assert output.decode().split() == ["tickets.yaml", "train.jsonl"]
+
+def test_the_questions_are_asked_on_a_terminal(folder: Path) -> None:
+    code, output, questions = answer(folder, "tickets\ns3://models/small\n\nchat\nserver\n")
+
+    assert code == 0, questions
+    assert output.split() == ["tickets.yaml", "train.jsonl"]
     for question in ("Name of the model", "Base model", "Training data", "What is a row", "Where will it run"):
-        assert questions.decode().count(question) == 1
+        assert questions.count(question) == 1
     spec = written()["spec"]
     assert (spec["baseModel"]["uri"], spec["dataset"]["format"]) == ("s3://models/small", "Chat")
     assert spec["quantization"]["formats"] == ["CompressedTensorsW8A8"]
+
+
+def test_a_wrong_answer_is_asked_for_again_and_the_others_are_kept(folder: Path) -> None:
+    (folder / "rows.jsonl").write_text('{"instruction": "a", "response": "b"}\n')
+    (folder / "taken.yaml").write_text("")
+    answers = [
+        "My Home",
+        "taken",
+        "home",
+        "http://host/model",
+        "./base",
+        "row.jsonl",
+        "rows.jsonl",
+        "rows",
+        "",
+        "phone",
+    ]
+
+    code, output, questions = answer(folder, "\n".join([*answers, "board", ""]))
+
+    assert code == 0, questions
+    assert output.split() == ["home.yaml"]
+    counts = {
+        "Name of the model": 3,
+        "Base model: a": 2,
+        "Training data": 2,
+        "What is a row (": 2,
+        "Where will it run (": 2,
+    }
+    assert {question: questions.count(question) for question in counts} == counts
+    for problem in (
+        "metadata.name: must be at most 253 lower-case letters",
+        "taken.yaml exists, and nothing is overwritten",
+        "spec.baseModel.uri: ",
+        "row.jsonl does not exist; did you mean 'rows.jsonl'?",
+        "What is a row: 'rows' is none of instruction, chat, text",
+        "Where will it run: 'phone' is none of cpu, board, server",
+    ):
+        assert problem in questions
+    assert written("home")["spec"]["quantization"]["formats"] == ["GGUF-Q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "dataset"),
+    [
+        (
+            "rows.jsonl",
+            '{"prompt": "a", "completion": "b"}\n',
+            {"format": "Instruction", "fields": {"instruction": "prompt", "response": "completion"}},
+        ),
+        ("rows.csv", "Question,answer\na,b\n", {"fields": {"instruction": "Question", "response": "answer"}}),
+        ("rows.json", '[{"text": "a", "label": "b"}]', {"fields": {"instruction": "text", "response": "label"}}),
+        ("rows.jsonl", '{"instruction": "a", "input": "c", "output": "b"}', {"fields": {"response": "output"}}),
+        ("rows.jsonl", '{"instruction": "a", "response": "b"}', {"format": "Instruction"}),
+        ("rows.jsonl", '{"messages": []}', {"format": "Chat"}),
+        ("rows.jsonl", '{"conversations": []}', {"format": "Chat"}),
+        ("rows.jsonl", '{"body": "a"}', {"format": "Text", "fields": {"text": "body"}}),
+        ("rows.jsonl", "no JSON", {"format": "Instruction"}),
+    ],
+)
+def test_columns_of_the_data_are_written_where_it_is_plain_which_is_which(
+    name: str, rows: str, dataset: dict[str, Any]
+) -> None:
+    Path(name).write_text(rows)
+
+    done = edgetune("init", "--name", "tickets", "--train", name)
+
+    assert done.exit_code == 0, done.output
+    found = written()["spec"]["dataset"]
+    assert {key: found.get(key) for key in ("format", "fields")} == {"format": "Instruction", "fields": None} | dataset
+
+
+def test_columns_of_parquet_and_of_a_folder_are_read_too(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "rows").mkdir()
+    pq.write_table(pa.table({"query": ["a"], "target": ["b"]}), folder / "rows" / "train.parquet")
+
+    edgetune("init", "--name", "tickets", "--train", "rows")
+
+    assert written()["spec"]["dataset"]["fields"] == {"instruction": "query", "response": "target"}
+
+
+def test_columns_of_which_it_is_not_plain_are_named_in_a_comment() -> None:
+    Path("rows.jsonl").write_text(json.dumps({"site": 1, "a\nb: {c": 2, "true": 3}))
+
+    done = edgetune("init", "--name", "tickets", "--train", "rows.jsonl")
+
+    lines = [line.strip() for line in Path("tickets.yaml").read_text().splitlines()]
+    assert done.exit_code == 0, done.output
+    assert "# Say which columns are meant. The data has: site, a\\nb: {c, true" in lines
+    assert "# fields: {instruction: question, response: answer}" in lines
+    assert "fields" not in written()["spec"]["dataset"]
+
+
+def test_the_comments_on_fields_and_template_are_valid_lines() -> None:
+    edgetune("init", "--name", "tickets")
+    text = Path("tickets.yaml").read_text()
+    Path("tickets.yaml").write_text(text.replace("# fields:", "fields:").replace("# template:", "template:"))
+
+    dataset = written()["spec"]["dataset"]
+    assert dataset["fields"] == {"instruction": "question", "response": "answer"}
+    assert dataset["template"] == "### Instruction:\n{instruction}\n\n### Response:\n"
+    assert edgetune("validate", "-f", "tickets.yaml").exit_code == 0
+
+
+def test_data_with_a_typo_in_its_name_gets_no_sample_rows(folder: Path) -> None:
+    Path("train.jsonl").write_text("{}\n")
+
+    done = edgetune("init", "--name", "tickets", "--train", "tran.jsonl")
+    in_another_folder = edgetune("init", "new", "--name", "tickets", "--train", "tran.jsonl")
+
+    assert (done.exit_code, done.stderr.strip()) == (2, "tran.jsonl does not exist; did you mean 'train.jsonl'?")
+    assert "did you mean 'train.jsonl'?" in in_another_folder.stderr
+    assert [path.name for path in folder.iterdir()] == ["train.jsonl"]
 
 
 def test_nothing_is_overwritten() -> None:

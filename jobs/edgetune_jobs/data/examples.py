@@ -17,7 +17,7 @@ from edgetune_jobs.errors import InvalidInput
 from edgetune_jobs.wording import some
 
 # Common names of these fields in other data sets, suggested if a field is missing and no similar name exists.
-_KNOWN_AS: Mapping[str, tuple[str, ...]] = {
+KNOWN_AS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("prompt", "question", "input", "query"),
     "response": ("completion", "output", "answer", "target"),
     "messages": ("conversation", "dialog"),
@@ -182,7 +182,7 @@ class RowParser:
 def _nearest(field: str, names: DatasetFields, found: Sequence[str]) -> str | None:
     """The name in `found` that probably stands for a field: spelled alike, or common in other data sets."""
     by_lower_case = {name.lower(): name for name in found[:_MOST_COMPARED]}
-    others = (by_lower_case[name] for name in _KNOWN_AS[field] if name in by_lower_case)
+    others = (by_lower_case[name] for name in KNOWN_AS[field] if name in by_lower_case)
     return nearest(getattr(names, field), found, similarity=0.75) or next(others, None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -16,32 +16,21 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.output import note, say, working
 from edgetune_cli.store.commands import call_jobs
 from edgetune_cli.store.digest import revision_of
+from edgetune_cli.store.drafting.object_text import Answers, Device, object_text
 from edgetune_contract.request import StoreLocation
-from edgetune_contract.spec import HUB_SCHEME, EdgeFormat, RowFormat
-from edgetune_contract.values.suggestions import did_you_mean
+from edgetune_contract.spec import HUB_SCHEME, RowFormat
+from edgetune_contract.values.suggestions import did_you_mean, missing_path
 from edgetune_operator.api.spec_check import check_object
-from edgetune_operator.api.yaml_files import parse_yaml, yaml_text
+from edgetune_operator.api.yaml_files import parse_yaml
 
 _DEFAULT_BASE = "./base"
 _DEFAULT_DATA = "./train.jsonl"
 _SUFFIX = ".jsonl"
 _LONGEST_NAME = 63
 _UNUSABLE = ExitStatus.UNUSABLE_INPUT
+_ANY_COMMIT = "0" * 40
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
-
-class Device(StrEnum):
-    """Where the model will run."""
-
-    CPU = "cpu"
-    BOARD = "board"
-    SERVER = "server"
-
-
-_FORMATS: Mapping[Device, tuple[EdgeFormat, str]] = {
-    Device.CPU: (EdgeFormat.BITSANDBYTES_INT8, "transformers on a CPU or GPU"),
-    Device.BOARD: (EdgeFormat.GGUF_Q8_0, "llama.cpp on a board or a laptop"),
-    Device.SERVER: (EdgeFormat.COMPRESSED_TENSORS_W8A8, "vLLM on a GPU"),
-}
 
 _ROWS: Mapping[RowFormat, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     RowFormat.INSTRUCTION: (
@@ -79,19 +68,6 @@ _ROWS: Mapping[RowFormat, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Answers:
-    """The answers to the five questions, and what follows from them."""
-
-    name: str
-    base: str
-    revision: str
-    train: str
-    row_format: RowFormat
-    device: Device
-    min_score: float
-
-
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder for the files.")] = Path(),
     name: Annotated[str | None, typer.Option(help="Name of the model.", show_default=False)] = None,
@@ -118,25 +94,150 @@ def init(
     On a terminal it asks for what the options leave out: name, base model, data, format of the rows, device. Elsewhere
     it uses defaults. The object has gates, so that no model is published whatever it scores.
     """
-    ask = _question if sys.stdin.isatty() else _default
-    default_name = _as_name(folder.resolve().name)
-    answers = Answers(
-        name=name or ask("Name of the model", default_name),
-        base=base or ask("Base model: a folder, hf://organization/name or s3://…", _DEFAULT_BASE),
-        revision=revision or "",
-        train=train or ask("Training data: a file, a folder or s3://…", _DEFAULT_DATA),
-        row_format=row_format or _choice(ask, "What is a row", RowFormat),
-        device=device or _choice(ask, "Where will it run", Device),
-        min_score=min_score,
-    )
-    answers = replace(answers, base=_seen_from(folder, answers.base), train=_seen_from(folder, answers.train))
-    if answers.base.startswith(HUB_SCHEME) and not answers.revision:
-        answers = _pinned(answers)
+    given = {"name": name, "base": base, "train": train, "row_format": row_format, "device": device}
+    name_of_folder = _as_name(folder.resolve().name)
+    answers = Answers(name_of_folder, _DEFAULT_BASE, revision or "", _DEFAULT_DATA, min_score=min_score)
+    # Options first: after a wrong one, no answer is lost.
+    for question in sorted(_QUESTIONS, key=lambda each: given[each.answer] is None):
+        value = given[question.answer]
+        answers = _asked(question, folder, answers) if value is None else _given(question, folder, answers, value)
     text = object_text(answers)
-    problems = check_object(_as_in_a_run(text, folder))
-    if problems:
-        fail("\n".join(map(str, problems)), ExitStatus.UNUSABLE_INPUT)
+    if problems := check_object(_as_in_a_run(text, folder)):
+        fail("\n".join(map(str, problems)), _UNUSABLE)
     _write(folder, answers, text)
+
+
+class _Unusable(Exception):
+    """An answer that cannot be used; the message says why."""
+
+
+def _given(question: "_Question", folder: Path, answers: Answers, value: str) -> Answers:
+    """The answers with one more; exits with an error if it cannot be used."""
+    try:
+        return question.accept(folder, answers, value)
+    except _Unusable as error:
+        fail(str(error), _UNUSABLE)
+
+
+def _asked(question: "_Question", folder: Path, answers: Answers) -> Answers:
+    """The answers with one more: on a terminal asked for until it can be used, elsewhere the default."""
+    default = str(question.default(answers))
+    if not sys.stdin.isatty():
+        return _given(question, folder, answers, default)
+    while True:
+        value = str(typer.prompt(question.text, default=default, err=True)).strip()
+        try:
+            return question.accept(folder, answers, value)
+        except _Unusable as error:
+            say(str(error), fg=typer.colors.RED, err=True)
+        except typer.Exit:  # the hub does not have it, or does not answer, which was said
+            continue
+
+
+def _with_name(folder: Path, answers: Answers, value: str) -> Answers:
+    changed = replace(answers, name=value)
+    _check(folder, changed, "metadata.name")
+    path = folder / f"{value}.yaml"
+    if path.exists():
+        raise _Unusable(f"{path} exists, and nothing is overwritten: name another model or folder")
+    return changed
+
+
+def _with_base(folder: Path, answers: Answers, value: str) -> Answers:
+    changed = replace(answers, base=_seen_from(folder, value))
+    is_pinned = not changed.base.startswith(HUB_SCHEME) or changed.revision
+    _check(folder, changed if is_pinned else replace(changed, revision=_ANY_COMMIT), "spec.baseModel")
+    return changed if is_pinned else _pinned(changed)
+
+
+def _with_train(folder: Path, answers: Answers, value: str) -> Answers:
+    changed = replace(answers, train=_seen_from(folder, value))
+    _check(folder, changed, "spec.dataset.train")
+    if "://" in changed.train:
+        return changed
+    data = folder / changed.train
+    if data.exists():
+        return replace(changed, columns=_columns(data))
+    beside = [each.name for place in (data, Path(value)) for each in _files_beside(place)]
+    message = missing_path(data, data.name, beside)
+    if "did you mean" in message:
+        raise _Unusable(message)
+    if data.suffix != _SUFFIX:
+        raise _Unusable(f"{data} does not exist; name a file that ends in {_SUFFIX} to get sample rows")
+    return changed
+
+
+def _files_beside(path: Path) -> list[Path]:
+    return sorted(each for each in path.parent.iterdir() if each.is_file()) if path.parent.is_dir() else []
+
+
+def _columns(data: Path) -> tuple[str, ...]:
+    """Names of the columns of the first row; empty if there is none that can be read: `data check` says why."""
+    from edgetune_jobs.data.columns import columns_of
+
+    try:
+        return call_jobs(lambda: columns_of(data))
+    except typer.Exit:
+        return ()
+
+
+def _check(folder: Path, answers: Answers, field: str) -> None:
+    """
+    Raises:
+        _Unusable: the object would have problems in this field.
+    """
+    problems = check_object(_as_in_a_run(object_text(answers), folder))
+    if found := [str(problem) for problem in problems if problem.path.startswith(field)]:
+        raise _Unusable("\n".join(found))
+
+
+def _choice(text: str, choices: type[_Choice], value: str) -> _Choice:
+    """One of a few values, in upper or lower case."""
+    values = {each.value.lower(): each for each in choices}
+    if value.lower() not in values:
+        raise _Unusable(f"{text}: {value!r} is none of {', '.join(values)}{did_you_mean(value, values)}")
+    return values[value.lower()]
+
+
+def _probable_format(answers: Answers) -> RowFormat:
+    from edgetune_jobs.data.columns import probable_format
+
+    return probable_format(answers.columns)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question, and how its answer is checked."""
+
+    answer: str
+    """Name of the option."""
+
+    text: str
+    default: Callable[[Answers], str]
+    accept: Callable[[Path, Answers, str], Answers]
+    """The answers with this one; raises _Unusable if it cannot be used."""
+
+
+_ROWS_TEXT, _DEVICE_TEXT = "What is a row", "Where will it run"
+_QUESTIONS = (
+    _Question("name", "Name of the model", lambda answers: answers.name, _with_name),
+    _Question(
+        "base", "Base model: a folder, hf://organization/name or s3://…", lambda answers: answers.base, _with_base
+    ),
+    _Question("train", "Training data: a file, a folder or s3://…", lambda answers: answers.train, _with_train),
+    _Question(
+        "row_format",
+        f"{_ROWS_TEXT} ({', '.join(RowFormat)})",
+        _probable_format,
+        lambda _, answers, value: replace(answers, row_format=_choice(_ROWS_TEXT, RowFormat, value)),
+    ),
+    _Question(
+        "device",
+        f"{_DEVICE_TEXT} ({', '.join(Device)})",
+        lambda answers: answers.device,
+        lambda _, answers, value: replace(answers, device=_choice(_DEVICE_TEXT, Device, value)),
+    ),
+)
 
 
 def _seen_from(folder: Path, place: str) -> str:
@@ -144,26 +245,6 @@ def _seen_from(folder: Path, place: str) -> str:
     if "://" in place or (folder / place).exists() or not Path(place).exists():
         return place
     return str(Path(place).resolve())
-
-
-def _question(text: str, default: str) -> str:
-    answer: str = typer.prompt(text, default=default, err=True)
-    return answer.strip()
-
-
-def _default(_: str, default: str) -> str:
-    return default
-
-
-def _choice(ask: Callable[[str, str], str], text: str, choices: type[StrEnum]) -> Any:
-    """One of a few values, in upper or lower case."""
-    values = {each.value.lower(): each for each in choices}
-    default = next(iter(choices)).value
-    answer = ask(f"{text} ({', '.join(each.value for each in choices)})", default)
-    if answer.lower() not in values:
-        meant = did_you_mean(answer, values)
-        fail(f"{text}: {answer!r} is none of {', '.join(values)}{meant}", ExitStatus.UNUSABLE_INPUT)
-    return values[answer.lower()]
 
 
 def _pinned(answers: Answers) -> Answers:
@@ -191,8 +272,6 @@ def _write(folder: Path, answers: Answers, text: str) -> None:
     files = {f"{answers.name}.yaml": text}
     data = folder / answers.train
     if "://" not in answers.train and not data.exists():
-        if data.suffix != _SUFFIX:
-            fail(f"{data} does not exist; name a file that ends in {_SUFFIX} to get sample rows", _UNUSABLE)
         files[answers.train] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _ROWS[answers.row_format])
     existing = [str(folder / name) for name in files if (folder / name).exists()]
     if existing:
@@ -210,63 +289,3 @@ def _write(folder: Path, answers: Answers, text: str) -> None:
         note(f"Put a base model into {folder / answers.base}: config.json, tokenizer and .safetensors files")
     first = f" put your rows into {folder / answers.train}, then" if answers.train in files else ""
     note(f"Next:{first}\n  edgetune data check -f {place}\n  edgetune plan -f {place}\n  edgetune run -f {place}")
-
-
-def object_text(answers: Answers) -> str:
-    """The YAML of the object, with comments."""
-    edge_format, where = _FORMATS[answers.device]
-    revision = f"\n    revision: {answers.revision}" if answers.revision else ""
-    template = _TEXT_GATES if answers.row_format is RowFormat.TEXT else _SCORE_GATES
-    gates = template.format(min_score=f"{answers.min_score:g}")
-    return f"""# {answers.name}: run it with `edgetune run -f {answers.name}.yaml`. All fields: docs/reference.md
-apiVersion: edgetune.dev/v1alpha1
-kind: LoraFineTune
-metadata:
-  name: {_quoted(answers.name)}
-spec:
-  # A folder in the layout of Hugging Face, hf://organization/name with the commit as revision, or s3://bucket/prefix.
-  baseModel:
-    uri: {_quoted(answers.base)}{revision}
-  dataset:
-    # {_FORMAT_COMMENTS[answers.row_format]}
-    format: {answers.row_format}
-    train:
-      uri: {_quoted(answers.train)}
-    # Rows to score the models on. Without eval, so many percent of the training rows are held out.
-    evalSplitPercent: 10
-  # The adapter: a higher rank and AllLinear learn more, and take more memory.
-  lora:
-    rank: 16
-    alpha: 32
-    targetModules: AllLinear
-  training:
-    epochs: 3
-    learningRate: 0.0002 # a small model needs more, such as 0.001
-    batchSize: 16
-    maxLength: 1024 # tokens; longer rows are truncated
-  quantization:
-    formats: [{edge_format}] # {where}
-  evaluation:
-    maxNewTokens: 64
-{gates}"""
-
-
-_FORMAT_COMMENTS: Mapping[RowFormat, str] = {
-    RowFormat.INSTRUCTION: "A row is {instruction, response}; expected_keyword lists what a right answer contains.",
-    RowFormat.CHAT: "A row is {messages: [{role, content}, …]}; all answers of the assistant are learned.",
-    RowFormat.TEXT: "A row is {text}, all of which is learned.",
-}
-_SCORE_GATES = """    # A model is published only if these hold. A score is a share of keywords, or of equal answers.
-    gates:
-      minScore: {min_score}
-      minImprovement: 0.05 # the tuned model is better than the base by 5 percentage points
-      maxDrop: 0.05 # merging and quantization cost at most 5 percentage points
-"""
-_TEXT_GATES = """    # Models of plain text have no score for a gate: look at the losses before you use one.
-    gates: {{}}
-"""
-
-
-def _quoted(text: str) -> str:
-    """A text as a scalar of YAML, such as 'true' for the name true."""
-    return json.dumps(text) if " " in text else yaml_text([text]).removeprefix("- ").strip()
