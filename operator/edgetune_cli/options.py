@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from edgetune_cli.documents.single import UnusableFile, load_object
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.local.cluster import local_profile
-from edgetune_cli.local.objects import DEFAULT_WORK_DIR as DEFAULT_WORK_DIR  # noqa: PLC0414 - for the commands
+from edgetune_cli.local.objects import DEFAULT_WORK_DIR as DEFAULT_WORK_DIR
 from edgetune_cli.output import DataFormat, shown_logging, verbosity
 from edgetune_contract.values.suggestions import did_you_mean, nearest
 from edgetune_operator.api.profiles import InvalidProfiles, Profile, load_profiles
@@ -68,7 +68,7 @@ class App(typer.Typer):
 
 class _SuggestingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        arguments = [*ctx._protected_args, *ctx.args]  # noqa: SLF001 - parsing removes them
+        arguments = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:

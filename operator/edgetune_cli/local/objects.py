@@ -105,9 +105,9 @@ def not_run(folder: Path, name: str = "", nearby: Path | None = None) -> str:
         name: of the object; empty if no object was run there.
         nearby: another work folder, where the object was run.
     """
-    what = f"{name} was not run in {folder}: run it first" if name else f"nothing was run in {folder}: run an object first"
+    what, which = (f"{name} was not", "it") if name else ("nothing was", "an object")
     place = "its work folder with --workdir" if nearby is None else f"--workdir {nearby}, where it was run"
-    return f"{what}, or give {place}"
+    return f"{what} run in {folder}: run {which} first, or give {place}"
 
 
 def nearby_run(filename: Path, key: Key) -> Path | None:

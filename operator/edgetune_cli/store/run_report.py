@@ -111,6 +111,7 @@ def _make(
         InvalidInput: there is no such version; `hint` is the end of the message if there is none at all.
     """
     from edgetune_jobs.errors import InvalidInput
+
     version, compare = versions
     from edgetune_jobs.reporting.page import charts_of, render_report
     from edgetune_jobs.reporting.stored_run import read_stored_run

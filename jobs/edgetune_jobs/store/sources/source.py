@@ -288,7 +288,7 @@ class ListedFolder(FolderSource):
 
 def _names_beside(path: Path) -> list[str]:
     try:
-        return sorted(_readable(name) for name in os.listdir(path.parent))
+        return sorted(_readable(each.name) for each in path.parent.iterdir())
     except (OSError, ValueError):  # ValueError: an encoded zero byte
         return []
 
