@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgetune_jobs.evaluation.drafts import continues, cut, is_finished
+from edgetune_jobs.evaluation.drafts import continues, cut, is_finished, loop
 from edgetune_jobs.evaluation.inference import (
     TokenIds,
     in_batches,
@@ -111,6 +111,7 @@ class _Decoding:
         self._report()
         while rows := self._unfinished():
             self._decode(rows, steps)
+            self.check([loop(answer, room) for answer, room in zip(self._answers, self._rooms, strict=True)])
             steps *= 2
         return [self._answers[first] for first in self._first]
 

@@ -6,6 +6,9 @@ place where it chooses another token, then that token: only the rest has to be d
 
 from collections.abc import Collection, Sequence
 
+# As often must an answer end in the same tokens to be taken for a loop.
+_REPEATS = 3
+
 
 def agreement(draft: Sequence[int], choices: Sequence[int]) -> list[int]:
     """First tokens of a greedy answer: those of the draft that the model chooses too, and the first other choice.
@@ -16,6 +19,20 @@ def agreement(draft: Sequence[int], choices: Sequence[int]) -> list[int]:
     """
     agreed = next((at for at, token in enumerate(draft) if choices[at] != token), len(draft))
     return list(choices[: agreed + 1])
+
+
+def loop(answer: Sequence[int], most: int) -> list[int]:
+    """A draft for an answer that repeats itself: continued by the tokens that it repeats, up to `most` tokens and four
+    times its length, as the draft may be wrong. Empty for any other answer.
+
+    A base model that nothing has taught to end often answers in a loop.
+    """
+    for period in range(1, len(answer) // _REPEATS + 1):
+        repeated = list(answer[-period:])
+        if list(answer[-_REPEATS * period :]) == repeated * _REPEATS:
+            missing = min(most, 4 * len(answer)) - len(answer)
+            return [*answer, *(repeated * (missing // period + 1))[:missing]]
+    return []
 
 
 def cut(answer: Sequence[int], ends: Collection[int], most: int) -> list[int]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edgetune_jobs.evaluation import decoding, inference
+from edgetune_jobs.evaluation.drafts import loop
 from support.position_tables import WITH_POSITION_TABLES, model_of_type
 
 PROMPTS = [[5, 9, 30], [7], [40, 41, 42, 43, 44, 45, 46, 47], [300, 301], [9, 9, 9, 9, 9], [7]]
@@ -74,6 +75,33 @@ def test_an_answer_that_a_draft_has_is_not_decoded(
     monkeypatch.setattr(model, "generate", None)
 
     assert answers(model, tokenizer, PROMPTS, drafts=expected) == expected
+
+
+@pytest.mark.usefixtures("short_rounds")
+def test_an_answer_that_repeats_itself_is_decoded_up_to_the_third_time(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [one_by_one(model, prompt, set(), 96) for prompt in PROMPTS]
+    assert any(loop(answer[:48], 96) == answer for answer in expected), "none of the answers repeats itself"
+    decoded, generate = [0], model.generate
+
+    def counted(**options: Any) -> Any:
+        decoded[-1] += len(options["input_ids"]) * options["max_new_tokens"]
+        return generate(**options)
+
+    monkeypatch.setattr(model, "generate", counted)
+    assert answers(model, tokenizer, PROMPTS, max_new_tokens=96) == expected
+
+    decoded.append(0)
+    monkeypatch.setattr(decoding, "loop", lambda *_: [])
+    assert answers(model, tokenizer, PROMPTS, max_new_tokens=96) == expected
+    assert decoded[0] < decoded[1]
+
+
+def test_a_loop_is_continued_up_to_four_times_its_length() -> None:
+    assert loop([8, 5, 6, 5, 6, 5, 6], 12) == [8, 5, 6, 5, 6, 5, 6, 5, 6, 5, 6, 5]
+    assert len(loop([7, 7, 7], 100)) == 12
+    assert loop([5, 6, 5, 6], 12) == loop([5, 6, 5, 6, 5, 6, 9], 12) == []
 
 
 def test_equal_prompts_are_answered_once(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
