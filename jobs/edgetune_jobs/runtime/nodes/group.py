@@ -179,7 +179,8 @@ class NodeGroup:
 
     def _described_absence(self, missing: list[int], patience: float) -> str:
         place = self.place
-        if self._connection is None:
+        if self._connection is None or place.node in missing:
+            # Not even this node is among those that node 0 knows.
             missing, why = [0], self._why
         else:
             why = (
@@ -216,7 +217,10 @@ class NodeGroup:
             except OSError as error:
                 self._why = _why_not_connected(error, self.place)
             else:
-                self._why = f"node 0 at {self.place.address} is still ending its earlier attempt"
+                self._why = (
+                    f"{self.place.address} accepts connections and does not answer: node 0 is still ending its earlier "
+                    "attempt, or its process hangs"
+                )
                 self._listen(connection)
             self._closed.wait(self._timing.retry)
 

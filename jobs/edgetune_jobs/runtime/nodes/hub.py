@@ -102,7 +102,7 @@ class Hub:
                 connection.settimeout(None)  # this process
             with self._admitted(word, connection) as is_in:
                 while is_in and (line := lines.readline(MAX_LINE)):
-                    self._note(NodeWord.decode(line.decode()))
+                    self._note(NodeWord.decode(line.decode()), connection)
 
     @contextmanager
     def _admitted(self, word: NodeWord, connection: socket.socket) -> Iterator[bool]:
@@ -128,15 +128,24 @@ class Hub:
             # A node that comes once more has a new process: the earlier one is gone, with or without a farewell.
             self._lose(word.node)
             hang_up(earlier)
-        is_late = self._closed.is_set() or word.node in self._state.lost or word.phase not in _BEFORE_TRAINING
+        is_late = self._closed.is_set() or self._has_left(word.node) or word.phase not in _BEFORE_TRAINING
         if is_late or not 0 <= word.node < self._place.nodes:
             return False
         self._connections[word.node] = connection
         self._change(word, owner=None if self._state.owner == word.node else self._state.owner)
         return True
 
-    def _note(self, word: NodeWord) -> None:
+    def _has_left(self, node: int) -> bool:
+        """Whether a node has trained in this attempt and does no more: it is gone, or has said how it ended."""
+        state, word = self._state, self._state.word_of(node)
+        has_ended = word is not None and word.phase is Phase.ENDED
+        return node in state.lost or (state.port != 0 and has_ended)
+
+    def _note(self, word: NodeWord, connection: socket.socket) -> None:
         with self._changed:
+            # Another process of the node may have come since: the words that were still on their way are void.
+            if self._connections.get(word.node) is not connection:
+                return
             owner = self._state.owner
             self._change(word, owner=word.node if owner is None and word.is_fault else owner)
 
@@ -157,8 +166,10 @@ class Hub:
         words = tuple(sorted((*others, word), key=lambda each: each.node))
         is_ready = len(words) == self._place.nodes and all(each.phase is Phase.READY for each in words)
         port = self._state.port or (_free_port() if is_ready else 0)
-        self._state = self._state.model_copy(update={"words": words, "owner": owner, "port": port})
-        self._send()
+        state = self._state.model_copy(update={"words": words, "owner": owner, "port": port})
+        if state != self._state:  # with 64 nodes, answers to mere signs of life would be a megabyte a second
+            self._state = state
+            self._send()
 
     def _send(self) -> None:
         line = self._state.line()

@@ -65,8 +65,8 @@ class View:
         lost = self.state.lost if self.is_connected else (0,)
         if lost:
             return NodeLost(
-                f"{self.name_of(lost[0])} is gone without a word: its container was killed, or its machine or the "
-                f"network between them failed; {RESUMES}"
+                f"{self.name_of(lost[0])} is gone without a word: its container was killed or hangs, or its "
+                f"machine or the network between them failed; {RESUMES}"
             )
         ended = next((word for word in others if word.phase is Phase.ENDED), None)
         return None if ended is None else NodeLost(f"{self.name_of(ended.node)} ended: {ended.message}")

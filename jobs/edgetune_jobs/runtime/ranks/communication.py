@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+_LONGEST_REASON = 300
 _LOOPBACK = ("lo", "lo0")
 _TCP = "tcp://"
 _NOT_AT_BARRIER = re.compile(r"Ranks? ([\d, ]+?) failed to pass monitoredBarrier")
+# Gloo waits for the address of a rank under a key of the store that ends with its number.
+_WITHOUT_ADDRESS = re.compile(r"wait timeout after \S+ keys: \S+/(\d+)\b")
 
 
 class ConnectedRanks:
@@ -100,7 +103,7 @@ class ConnectedRanks:
         if re.search("closed by peer|reset by peer|broken pipe", reason, re.IGNORECASE):
             return f"{who} has ended"
         if found is None and "monitoredBarrier" not in reason and "imed out" not in reason:
-            return f"{who} cannot be reached: {' '.join(reason.split())[:300]}"
+            return f"{who} cannot be reached: {' '.join(reason.split())[:_LONGEST_REASON]}"
         return f"{who} did not answer within {self._timeout.total_seconds():g} s"
 
 
@@ -118,6 +121,9 @@ def connect(task: RankTask) -> ConnectedRanks:
     try:
         store = _open_store(task, timeout)
         _check_in(store, task, timeout)
+    except (RuntimeError, TimeoutError) as error:  # with several nodes, the store is in the process of rank 0
+        raise PeerLost(_described_absence(task, 0 if task.rank else None, error)) from error
+    try:
         distributed.init_process_group(
             "gloo",
             store=distributed.PrefixStore("ranks", store),
@@ -126,8 +132,8 @@ def connect(task: RankTask) -> ConnectedRanks:
             timeout=timeout,
         )
     except (RuntimeError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise PeerLost(f"the {task.size} ranks could not connect{_advice(task)}: {reason}") from error
+        found = _WITHOUT_ADDRESS.search(str(error))
+        raise PeerLost(_described_absence(task, int(found[1]) if found else None, error)) from error
     if not torch.cuda.is_available():
         return ConnectedRanks(task, None, "on this CPU" if task.nodes == 1 else "on CPUs", "Gloo")
     if task.per_device > 1:
@@ -142,6 +148,14 @@ def _described(task: RankTask, place: str, library: str) -> str:
         return f"{task.size} on {task.nodes} nodes, {place}, gradients by {library}"
     separator = " " if place.startswith("on ") else ", "
     return f"{task.size}{separator}{place}, gradients by {library}"
+
+
+def _described_absence(task: RankTask, missing: int | None, error: Exception) -> str:
+    """Why the ranks could not connect, by the rank that did not come, if that is known."""
+    reason = " ".join(str(error).split())[:_LONGEST_REASON]
+    if missing is None:
+        return f"the {task.size} ranks could not connect{_advice(task)}: {reason}"
+    return f"{task.name_of(missing)} did not connect within {task.timeout_seconds:g} s{_advice(task)}: {reason}"
 
 
 def _open_store(task: RankTask, timeout: timedelta) -> "Store":

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgetune_contract.stages import ExitCode
 from edgetune_jobs.errors import (
     Interrupted,
     NodeLost,
@@ -22,7 +23,7 @@ from edgetune_jobs.errors import (
 from edgetune_jobs.runtime.nodes.group import NodeGroup
 from edgetune_jobs.runtime.nodes.hub import Timing
 from edgetune_jobs.runtime.nodes.place import NodePlace
-from edgetune_jobs.runtime.nodes.words import NodeIdentity
+from edgetune_jobs.runtime.nodes.words import GroupState, NodeIdentity, NodeWord, Phase
 from support.server_process import free_port
 
 TIMING = Timing(patience=60, beat=0.1, silence=60, retry=0.05, farewell=10)
@@ -248,8 +249,8 @@ def test_a_node_that_is_killed_is_named(nodes: Nodes, gone: int) -> None:
 
     assert shown(found) == (
         NodeLost,
-        f"node {gone} of 2 (rank {gone}) is gone without a word: its container was killed, or its machine or the "
-        f"network between them failed; {RESUMES}",
+        f"node {gone} of 2 (rank {gone}) is gone without a word: its container was killed or hangs, or its "
+        f"machine or the network between them failed; {RESUMES}",
     )
 
 
@@ -284,6 +285,69 @@ def test_a_node_that_comes_while_the_others_train_has_replaced_one_that_is_lost(
     wait_until(lambda: first.is_broken)
     assert "is gone without a word" in str(nodes.end(first, PeerLost("another rank of 2 has ended")).result(LIMIT))
     wait_until(lambda: other.is_broken)
+
+
+def test_a_node_that_comes_once_its_predecessor_has_failed_waits_for_the_next_attempt(nodes: Nodes) -> None:
+    first, failed = nodes.begin()
+    nodes.end(failed, OutOfGpuMemory("rank 1 of 2: it does not fit")).result(LIMIT)
+    waiting = nodes.gather(nodes.start(1))
+
+    with pytest.raises(TimeoutError):
+        waiting.result(0.5)
+    assert first.is_broken
+    found = nodes.end(first, PeerLost("another rank of 2 has ended")).result(LIMIT)
+    assert str(found) == f"node 1 of 2 (rank 1) failed: rank 1 of 2: it does not fit; {RESUMES}"
+    assert nodes.gather(nodes.start(0)).result(LIMIT) == waiting.result(LIMIT)
+
+
+def test_words_of_an_earlier_process_of_a_node_are_void(nodes: Nodes) -> None:
+    first = nodes.start(0)
+    waiting = nodes.gather(first)
+    identity = NodeIdentity(digest="a" * 64, nodes=2, ranks=1, version="1", image="jobs:1")
+    ended = NodeWord(node=1, identity=identity, phase=Phase.ENDED, code=ExitCode.INVALID, message="of the earlier one")
+    with socket.create_connection(("127.0.0.1", nodes.port)) as earlier:
+        earlier.sendall(NodeWord(node=1, identity=identity).line())
+        heard = earlier.makefile("rb")
+        while GroupState.decode(heard.readline().decode()).word_of(1) is None:
+            pass
+        earlier.sendall(ended.line().rstrip())  # without its end, it is read once the connection ends
+        other = nodes.start(1)
+        while heard.readline():
+            pass
+
+    assert nodes.gather(other).result(LIMIT) == waiting.result(LIMIT)
+    nodes.end(other, PeerLost("node 0 of 2 (rank 0) did not answer in 3 s"))
+    own = nodes.end(first, PeerLost("it ended without a result; rank 0 had to be killed", killed=True))
+    assert type(own.result(LIMIT)) is TransientError, "it is not explained by the earlier process"
+
+
+def test_a_sign_of_life_is_no_news_for_the_others(nodes: Nodes) -> None:
+    nodes.start(0, replace(TIMING, beat=60))
+    identity = NodeIdentity(digest="a" * 64, nodes=2, ranks=1, version="1", image="jobs:1")
+    with socket.create_connection(("127.0.0.1", nodes.port)) as connection:
+        connection.settimeout(0.3)
+        heard = connection.makefile("rb")
+        connection.sendall(NodeWord(node=1, identity=identity).line())
+        while GroupState.decode(heard.readline().decode()).word_of(1) is None:
+            pass
+
+        connection.sendall(NodeWord(node=1, identity=identity).line())
+
+        with pytest.raises(TimeoutError):
+            heard.readline()
+
+
+def test_a_node_0_that_hangs_is_named_although_it_accepts_connections(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.1", nodes.port)):
+        waiting = nodes.gather(nodes.start(1, replace(TIMING, patience=1)))
+
+        with pytest.raises(NodeLost) as raised:
+            waiting.result(LIMIT)
+
+    assert str(raised.value) == (
+        f"node 0 of 2 (rank 0) did not come within 1 s: 127.0.0.1:{nodes.port} accepts connections and does not "
+        "answer: node 0 is still ending its earlier attempt, or its process hangs"
+    )
 
 
 def test_a_port_in_use_is_named(nodes: Nodes) -> None:
