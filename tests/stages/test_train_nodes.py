@@ -17,6 +17,7 @@ from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.manifests import read_manifest
 from support.node_stage import COMMAND, FAULT
 from support.prepared_runs import prepared_runs
+from support.node_conditions import CLOCK, WAIT
 from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 from support.tiny_runs import train
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
 ADAPTER_TOLERANCE = 1e-3
 STEPS = 6
+TEN_MINUTES = 600
 # Four processes that each load torch, on cores that other work may share.
 LIMIT_SECONDS = 300
 TRAINING = {"maxSteps": STEPS, "batchSize": 6, "microBatchSize": 3, "maxLength": 256}
@@ -47,10 +49,11 @@ class Nodes:
         place = {"EDGETUNE_NODES": "2", "JOB_COMPLETION_INDEX": str(node), "EDGETUNE_RENDEZVOUS": f"127.0.0.1:{port}"}
         return self.runs.start(Stage.TRAIN, **place, **environment)
 
-    def run(self, fault: str = "") -> Sequence[Ended]:
-        """Both nodes to their end; node 1 starts first."""
+    def run(self, fault: str = "", seconds_ahead: int = 0) -> Sequence[Ended]:
+        """Both nodes to their end; node 1 starts first, and its clock is ahead."""
         port = free_port()
-        started = [self.start(node, port, **{FAULT: fault}) for node in (1, 0)]
+        clocks = {1: {CLOCK: str(seconds_ahead)}, 0: {}}
+        started = [self.start(node, port, **{FAULT: fault}, **clock) for node, clock in clocks.items()]
         return [stage.wait(LIMIT_SECONDS) for stage in reversed(started)]
 
     def run_alone(self, fault: str) -> Ended:
@@ -97,7 +100,7 @@ def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Te
 def test_a_training_that_is_evicted_and_killed_on_two_nodes_and_one_equals_one_that_is_not(
     nodes: Nodes, tmp_path: Path, random_base: Path, few_rows: Path
 ) -> None:
-    evicted = nodes.run("1 stop 2")
+    evicted = nodes.run("1 stop 2", seconds_ahead=TEN_MINUTES)
     saved = "stopped by SIGTERM after step 2 of 6; its checkpoint is in the store, and the next attempt resumes from it"
     assert ends(evicted) == [(76, f"node 1 of 2 (rank 1) was {saved}"), (75, saved)], evicted
     assert [each.result.failure and each.result.failure.reason for each in evicted] == ["PeerLost", "Interrupted"]
@@ -113,7 +116,7 @@ def test_a_training_that_is_evicted_and_killed_on_two_nodes_and_one_equals_one_t
     assert killed[0].failure.startswith(GONE), killed
     assert nodes.manifest() is None
 
-    first, other = nodes.run()
+    first, other = nodes.run(seconds_ahead=-TEN_MINUTES)
     assert (first.exit_code, other.exit_code) == (0, 0), (first, other)
     assert first.result.metrics["resumedFromStep"] == 4
     assert first.result.metrics["worldSize"] == 2
@@ -161,6 +164,27 @@ def test_a_fault_is_reported_by_one_node(
     assert message.split(" (")[0] in found[reporting].failure
     name = f"node {reporting} of 2 (rank {reporting}) failed: {found[reporting].failure}"
     assert found[1 - reporting].failure.startswith(name), found
+
+
+def test_a_node_that_hangs_in_mid_training_is_named_and_the_next_attempt_resumes(nodes: Nodes) -> None:
+    checkpoint = nodes.runs.parameters.training.checkpoint.model_copy(update={"every_steps": 1})
+    training = nodes.runs.parameters.training.model_copy(update={"checkpoint": checkpoint})
+    nodes.runs.parameters = nodes.runs.parameters.model_copy(update={"training": training})
+    port = free_port()
+    first, frozen = [nodes.start(node, port, **{FAULT: "1 freeze 3", WAIT: "5"}) for node in range(2)]
+
+    found = first.wait(LIMIT_SECONDS)
+
+    assert (found.exit_code, found.failure.partition(",")[0]) == (ExitCode.PEER_LOST, f"{GONE} or hangs"), found
+    assert found.result.failure is not None
+    assert found.result.failure.reason == "PeerLost"
+    frozen.thaw()
+    assert frozen.wait(LIMIT_SECONDS).exit_code == ExitCode.PEER_LOST
+
+    resumed, other = nodes.run()
+
+    assert (resumed.exit_code, other.exit_code) == (0, 0), (resumed, other)
+    assert resumed.result.metrics["resumedFromStep"] == 2
 
 
 def test_a_node_whose_peer_does_not_come_names_it(nodes: Nodes) -> None:

@@ -1,6 +1,7 @@
 """train as a process with two ranks: its termination message, its exit codes, and no process that is left."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_two_ranks_finish_the_stage(runs: StageRuns) -> None:
     assert finished.result.facts["ranks"].startswith("2 on this CPU, gradients by Gloo; the most memory is")
     assert [artifact.name for artifact in finished.result.artifacts] == ["adapter"]
     assert runs.leftovers() == []
+
+
+def test_ranks_on_cpus_need_no_shared_memory(runs: StageRuns) -> None:
+    """A container has 64 MiB at /dev/shm by default; here, other processes have used them up."""
+    in_namespace = ("unshare", "--mount", "sh", "-c")
+    fill = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ! head -c 65m /dev/zero >/dev/shm/full 2>/dev/null"
+    if subprocess.run([*in_namespace, fill], check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs in a namespace of its own needs root")
+    runs.command = (*in_namespace, f'{fill}; exec "$@"', "sh", *runs.command)
+
+    finished = runs.start(Stage.TRAIN).wait(300)
+
+    assert finished.exit_code == ExitCode.DONE, finished.stderr
+    assert finished.result.metrics["worldSize"] == 2
 
 
 def test_sigterm_stops_both_ranks_after_the_same_step_with_one_checkpoint(runs: StageRuns) -> None:

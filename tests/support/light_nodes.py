@@ -22,6 +22,7 @@ from edgetune_jobs.runtime.ranks.task import RankTask
 from edgetune_jobs.runtime.stage_run import StageCode
 from edgetune_jobs.stage import OneRank, StageContext, StageOutput
 from support import stage_process
+from support.node_conditions import apply_conditions
 
 COMMAND = (sys.executable, "-m", "support.light_nodes")
 FAULT = "EDGETUNE_TEST_FAULT"
@@ -104,6 +105,9 @@ def _fail(fault: str) -> None:
     if fault == "kill":
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "freeze":
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def load_code(stage: Stage) -> StageCode:
@@ -118,6 +122,7 @@ def load_code(stage: Stage) -> StageCode:
 
 
 if __name__ == "__main__":
+    apply_conditions()
     if sys.argv[1:] == ["rank"]:
         signals, stream = _take_over()
         _end(run_rank(signals, stream.buffer, sys.stdin.buffer, body, LightRanks))

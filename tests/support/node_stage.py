@@ -16,6 +16,7 @@ from edgetune_jobs.__main__ import run_process, run_rank_process
 from edgetune_jobs.runtime.process import load_stage_code
 from edgetune_jobs.runtime.stage_run import StageCode
 from edgetune_jobs.stage import StageContext, StageOutput
+from support.node_conditions import apply_conditions
 
 FAULT = "EDGETUNE_TEST_FAULT"
 # Not by its path: modules of this folder would then hide libraries of the same name.
@@ -39,6 +40,12 @@ def _kill(_trainer: Any, _context: StageContext) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _freeze(_trainer: Any, _context: StageContext) -> None:
+    """Halt all processes of this node, as a machine that hangs does; their connections stay open."""
+    os.kill(_stage_process(), signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _make_infinite(trainer: Any, _context: StageContext) -> None:
     next(each for each in trainer.model.parameters() if each.requires_grad).grad[0, 0] = float("inf")
 
@@ -52,6 +59,7 @@ def _run_out_of_memory(_trainer: Any, _context: StageContext) -> None:
 FAULTS: Mapping[str, Callable[[Any, StageContext], None]] = {
     "stop": _stop,
     "kill": _kill,
+    "freeze": _freeze,
     "infinite": _make_infinite,
     "memory": _run_out_of_memory,
 }
@@ -87,6 +95,7 @@ def load_code(stage: Stage) -> StageCode:
 
 
 if __name__ == "__main__":
+    apply_conditions()
     if sys.argv[1:] == ["rank"]:
         run_rank_process(body)
     run_process(load_code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -66,6 +67,13 @@ class RunningStage:
             if text in line:
                 return
         raise AssertionError(f"the process ended without the line {text!r}: {self.wait()}")
+
+    def thaw(self) -> None:
+        """Let the process and its children run again that were stopped by SIGSTOP."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        for each in (pid, *map(int, children.split())):
+            os.kill(each, signal.SIGCONT)
 
     def wait(self, limit_seconds: float = _LIMIT_SECONDS) -> Ended:
         """Wait for the end of the process; kill it after a time limit."""

@@ -13,9 +13,11 @@ import torch
 
 from bench.gpu_check.goals import GOALS, print_goals
 from bench.gpu_check.inputs import Inputs, shape_of_8b
+from bench.gpu_check.ranks import only_gpu
 from bench.gpu_check.runner import Outcome, Step, read_results, run_steps
 from bench.gpu_check.steps import all_steps
 from cluster.folders import REPOSITORY
+from edgetune_jobs.runtime.ranks.plan import RankPlan
 
 CHECK = [sys.executable, str(REPOSITORY / "tests/bench/gpu_check")]
 
@@ -55,6 +57,14 @@ def test_without_a_gpu_nothing_runs_and_the_rehearsal_is_named(tmp_path: Path) -
     assert done.stderr == (
         "CUDA sees no GPU on this machine; --device cpu --scale 100 rehearses the steps without one\n"
     )
+
+
+def test_both_ranks_share_the_gpu_that_this_process_sees() -> None:
+    assert only_gpu({}) == ("0",)
+    assert only_gpu({"CUDA_VISIBLE_DEVICES": "GPU-8f2a,GPU-17c0"}) == ("GPU-8f2a",)
+    shared = RankPlan(2, only_gpu({"CUDA_VISIBLE_DEVICES": "3"}))
+    assert shared.per_device == 2, "so that Gloo carries the gradients"
+    assert [shared.environment(rank, {})["CUDA_VISIBLE_DEVICES"] for rank in shared.ranks] == ["3", "3"]
 
 
 def test_a_folder_without_wheels_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def run(context: StageContext) -> StageOutput:
         is_split_off=eval_set is None,
         is_streamed=_is_streamed(source, parameters),
         fits=common_fits(workload, train.kept / train.examples, context.gpu_bytes),
+        gpu_bytes=context.gpu_bytes,
         warnings=(*about_base, *written.warnings, *unchecked, *bound_warning(workload)),
     )
     write_report(written.folder, preparation.report())
@@ -148,11 +149,11 @@ def recheck(context: StageContext, known: Mapping[str, float]) -> StageOutput:
         _rehearse(base, _load_tokenizer(base), context)
     is_streamed = _is_streamed(context.sources[BASE], parameters)
     workload = _workload(base, coverage, parameters, longest, context.gpu_bytes)
-    mean = known["trainTokens"] / known["trainExamples"]
+    fits = common_fits(workload, known["trainTokens"] / known["trainExamples"], context.gpu_bytes)
     return StageOutput(
         # The manifest may be from a release that reported fewer figures.
         metrics={**base_figures(base, is_streamed=is_streamed), **training_figures(workload)},
-        facts={**training_facts(workload, common_fits(workload, mean, context.gpu_bytes)), **candidates.facts},
+        facts={**training_facts(workload, fits, context.gpu_bytes), **candidates.facts},
         possible=candidates.possible,
     )
 

@@ -7,7 +7,7 @@ from edgetune_contract.spec import Parameters
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.models.inspection import BaseModel
 from edgetune_jobs.training.memory.estimate import Workload
-from edgetune_jobs.training.memory.gpu_fit import GpuFit, describe_fits
+from edgetune_jobs.training.memory.gpu_fit import GpuFit, describe_fits, describe_largest_base
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Preparation:
 
     fits: Sequence[GpuFit]
     """How the training fits into GPU memories."""
+
+    gpu_bytes: int | None
+    """Memory of the GPU that train will have; None if it is not known."""
 
     warnings: Sequence[str]
 
@@ -64,7 +67,7 @@ class Preparation:
 
     def facts(self) -> dict[str, str]:
         """The base's architecture, that of the multimodal model that it is a part of, and what fits into a GPU."""
-        return {**self._architecture, **training_facts(self.workload, self.fits)}
+        return {**self._architecture, **training_facts(self.workload, self.fits, self.gpu_bytes)}
 
     @property
     def _architecture(self) -> dict[str, str]:
@@ -118,9 +121,15 @@ def training_figures(workload: Workload) -> dict[str, float]:
     }
 
 
-def training_facts(workload: Workload, fits: Sequence[GpuFit]) -> dict[str, str]:
-    """What depends on them in words: the micro-batch size by GPU memory, and whether its estimate is measured."""
-    return {"microBatchSizes": describe_fits(fits), "activations": workload.activations.described}
+def training_facts(workload: Workload, fits: Sequence[GpuFit], gpu_bytes: int | None) -> dict[str, str]:
+    """What depends on them in words: the micro-batch size by GPU memory, whether its estimate is measured, and the
+    largest base that fits the GPU of the profile, if that is known."""
+    largest = "" if gpu_bytes is None else describe_largest_base(workload, gpu_bytes)
+    return {
+        "microBatchSizes": describe_fits(fits),
+        "activations": workload.activations.described,
+        **({"largestBase": largest} if largest else {}),
+    }
 
 
 def bound_warning(workload: Workload) -> list[str]:

@@ -5,6 +5,7 @@ python -m bench.gpu_check.ranks      the process of a rank
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -44,10 +45,11 @@ def two_ranks(inputs: "Inputs") -> "Figures":
         progress=progress,
     )
     paths = [str(_REPOSITORY / name) for name in ("tests", "jobs", "operator")]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
     command = (sys.executable, "-m", "bench.gpu_check.ranks")
-    plan = RankPlan(_RANKS, ("0",) if inputs.on_gpu else ())
+    plan = RankPlan(_RANKS, only_gpu(os.environ) if inputs.on_gpu else ())
     with patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(paths)}):
-        output = train_in_ranks(context, plan, StoreOfRanks("0" * 64), command, Patience(for_answers=60))
+        output = train_in_ranks(context, plan, StoreOfRanks("0" * 64), command, Patience(for_answers=120))
     losses = [update["loss"] for update in progress.updates]
     return {
         "ranks": output.facts["ranks"],
@@ -58,6 +60,11 @@ def two_ranks(inputs: "Inputs") -> "Figures":
         "tokensPerSecondAlone": round(speed_alone, 1),
         "peakMemoryBytes": output.metrics["peakMemoryBytes"],
     }
+
+
+def only_gpu(environment: Mapping[str, str]) -> Sequence[str]:
+    """Name of the GPU that both ranks share: that on which this process computes. NCCL would refuse two on one GPU."""
+    return (environment.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0],)
 
 
 if __name__ == "__main__":

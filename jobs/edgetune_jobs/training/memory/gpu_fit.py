@@ -97,6 +97,34 @@ def least_bytes(workload: Workload) -> int:
     return _smallest(workload).total + _LEAST_LIBRARY_BYTES
 
 
+def largest_base(workload: Workload, gpu_bytes: int) -> int | None:
+    """Parameters of the largest base in NF4 that fits: one like this with more or fewer layers, and its adapter.
+
+    Several GPUs change nothing: each holds the whole model.
+
+    Args:
+        workload: the training.
+        gpu_bytes: memory of each GPU.
+
+    Returns:
+        The estimate; None if there is none, because the activations are not known, or nothing of the base is quantized.
+    """
+    if not workload.activations.is_measured or not workload.coverage.quantized:
+        return None
+    memory = _smallest(_changed_method(workload))
+    fixed = memory.logits + memory.dequantized + _LEAST_LIBRARY_BYTES
+    return max(0, round(workload.base.parameters * (gpu_bytes - fixed) / (memory.total + _LEAST_LIBRARY_BYTES - fixed)))
+
+
+def describe_largest_base(workload: Workload, gpu_bytes: int) -> str:
+    """The largest base that fits, such as "about 63 billion parameters in NF4 fit 40 GiB"; empty if it is not known."""
+    parameters = largest_base(workload, gpu_bytes)
+    if not parameters:
+        return ""
+    unit, name = (10**9, "billion") if parameters >= 10**9 else (10**6, "million")
+    return f"about {float(f'{parameters / unit:.2g}'):g} {name} parameters in NF4 fit {format_gib(gpu_bytes)}"
+
+
 def check_gpu(workload: Workload, gpu_bytes: int, given_by: str = "gpuMemory in the profile") -> None:
     """Refuse a training that cannot fit into the GPU's memory.
 
@@ -143,7 +171,9 @@ def _advice(workload: Workload, gpu_bytes: int) -> str:
     larger = f"a profile whose GPU has {format_gib(_rounded_up(least_bytes(workload)))} or more"
     changes = _smallest_changes(workload, gpu_bytes)
     if not changes:
-        return f"use {larger}, or a smaller base model"
+        limit = describe_largest_base(workload, gpu_bytes)
+        smaller = f"a smaller base model ({limit})" if limit else "a smaller base model"
+        return f"use {larger}, or {smaller}; several GPUs make no larger model fit, because each holds all of it"
     return f"set {' and '.join(changes)}, or use {larger}"
 
 
@@ -188,7 +218,11 @@ def _optimize(workload: Workload) -> tuple[str, Workload] | None:
 def _quantize(workload: Workload) -> tuple[str, Workload] | None:
     if workload.parameters.method is Method.QLORA or not workload.coverage.quantized:
         return None
-    return "spec.method to QLoRA", replace(workload, parameters=_with(workload.parameters, method=Method.QLORA))
+    return "spec.method to QLoRA", _changed_method(workload)
+
+
+def _changed_method(workload: Workload) -> Workload:
+    return replace(workload, parameters=_with(workload.parameters, method=Method.QLORA))
 
 
 def _longest_that_fits(workload: Workload, gpu_bytes: int) -> int:

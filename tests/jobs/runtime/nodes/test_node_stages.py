@@ -1,6 +1,8 @@
 """A stage on two nodes as processes, as in two Pods with one store: exit codes, termination messages, the commit."""
 
+import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from edgetune_jobs.store.manifests import read_manifest
 from support import light_nodes
 from support.light_nodes import FAULT, FOLDER, WORK
 from support.local_runs import new_runs
+from support.node_conditions import WAIT
 from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 
@@ -56,7 +59,8 @@ class Nodes:
 def nodes(tmp_path: Path) -> Nodes:
     runs = new_runs(tmp_path)
     runs.command = light_nodes.COMMAND
-    runs.environment["PYTHONPATH"] = str(Path(__file__).parents[3])
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+    runs.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     runs.run_up_to(Stage.PREPARE)
     return Nodes(runs, tmp_path)
 
@@ -104,6 +108,25 @@ def test_a_node_whose_processes_are_all_killed_is_named(nodes: Nodes) -> None:
 
     assert codes(found) == [ExitCode.PEER_LOST, -signal.SIGKILL], found
     assert found[0].failure.startswith("node 1 of 2 (rank 1) is gone without a word: its container was killed"), found
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_node_whose_processes_all_hang_is_named_within_a_bounded_time(nodes: Nodes, frozen: int) -> None:
+    began = time.monotonic()
+    stages = nodes.start(f"{frozen} freeze", **{WAIT: "2"})
+
+    found = stages[1 - frozen].wait(30)
+
+    assert found.exit_code == ExitCode.PEER_LOST, found
+    assert found.failure.startswith(
+        f"node {frozen} of 2 (rank {frozen}) is gone without a word: its container was killed or hangs, or its machine "
+        "or the network between them failed"
+    ), found
+    assert time.monotonic() - began < 30
+    stages[frozen].thaw()
+    late = stages[frozen].wait(30)
+    assert late.exit_code == ExitCode.PEER_LOST, late
+    assert nodes.manifest() is None
 
 
 def test_nobody_succeeds_if_node_0_is_killed_before_the_commit(nodes: Nodes) -> None:

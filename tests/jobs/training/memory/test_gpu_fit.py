@@ -19,7 +19,9 @@ from edgetune_jobs.training.memory.gpu_fit import (
     check_gpu,
     common_fits,
     describe_fits,
+    describe_largest_base,
     fit_gpu,
+    largest_base,
     least_bytes,
 )
 from support.base_folder import make_base
@@ -107,8 +109,32 @@ def test_what_cannot_fit_is_refused_with_the_smallest_change(
 
 
 def test_a_base_that_is_too_large_itself_asks_for_another_gpu(base: BaseModel) -> None:
-    with pytest.raises(InvalidInput, match=r": use a profile whose GPU has 16 GiB or more, or a smaller base model$"):
-        check_gpu(workload(base), 4 * GIB)
+    with pytest.raises(InvalidInput) as refused:
+        check_gpu(workload(base, gpus=8), 4 * GIB)
+
+    assert str(refused.value).endswith(
+        ": use a profile whose GPU has 16 GiB or more, or a smaller base model (about 4.3 billion parameters in NF4 fit "
+        "4 GiB); several GPUs make no larger model fit, because each holds all of it"
+    )
+
+
+def test_the_largest_base_just_fits_whatever_the_number_of_gpus_and_the_method(base: BaseModel) -> None:
+    limit = largest_base(workload(base), 40 * GIB)
+
+    assert limit is not None
+    assert 6 * 8e9 < limit < 8 * 8e9
+    assert largest_base(workload(base), least_bytes(workload(base))) == base.parameters
+    assert largest_base(workload(base, gpus=8), 40 * GIB) == limit
+    assert largest_base(workload(base, method="LoRA"), 40 * GIB) == limit
+    assert describe_largest_base(workload(base), GIB // 2) == ""
+
+
+def test_a_limit_that_nobody_knows_is_not_stated(base: BaseModel) -> None:
+    unmeasured = replace(workload(base), activations=replace(ACTIVATIONS, problem="its operations depend on numbers"))
+    unquantized = replace(workload(base), coverage=replace(COVERAGE, quantized=0))
+
+    assert largest_base(unmeasured, 40 * GIB) is None
+    assert largest_base(unquantized, 40 * GIB) is None
 
 
 def test_the_least_that_fits_is_not_refused(base: BaseModel) -> None:
