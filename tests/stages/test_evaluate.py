@@ -81,6 +81,35 @@ def test_every_row_has_the_scores_and_answers_of_all_models_also_of_a_base_that_
     assert kept[0] == kept[1]
 
 
+def test_models_that_are_scored_side_by_side_have_the_scores_and_answers_of_one_after_the_other(
+    random_base: Path, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    models = inputs | {"base": random_base, "merged": random_base, "edge-bnb-int8": random_base}
+    progress, parameters = RecordedProgress(), tiny_parameters(evaluation={"maxNewTokens": 8})
+    alone = stage_context(Stage.EVALUATE, parameters, tmp_path / "alone", models)
+    side_by_side = stage_context(Stage.EVALUATE, parameters, tmp_path / "side-by-side", models, progress=progress)
+
+    expected, found = evaluate.run(alone), evaluate.run(side_by_side, ["cpu", "cpu"])
+
+    assert found.scores == expected.scores
+    assert found.facts == {**expected.facts, "device": f"{expected.facts['device']}, one model at a time on each of 2"}
+    assert found.metrics.keys() == expected.metrics.keys()
+    for name in ("evaluation/row_scores.jsonl", "evaluation/answers.jsonl", "base-scores/scores.json"):
+        assert (side_by_side.output / name).read_bytes() == (alone.output / name).read_bytes()
+    assert progress.updates[-1] == {"done": 8, "total": 8, "unit": "rows"}
+    assert sorted(progress.said) == [f"scoring the {name} model" for name in ("base", "edge", "merged", "tuned")]
+
+
+def test_a_model_that_fails_beside_others_ends_the_stage_as_it_does_alone(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    parameters = tiny_parameters(evaluation={"maxNewTokens": 1, "models": ["Edge", "Tuned"]})
+    context = stage_context(Stage.EVALUATE, parameters, tmp_path / "evaluate", inputs)
+
+    with pytest.raises(TrainingDiverged, match=r"^the loss of the (tuned|edge) model .* is nan: .* lower spec"):
+        evaluate.run(context, ["cpu", "cpu"])
+
+
 def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batches(
     random_base: Path,
     many_rows: Path,

@@ -15,9 +15,9 @@ from edgetune_contract.request import Manifest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_jobs.store.folder_store import LocalFolderStore
 from edgetune_jobs.store.manifests import read_manifest
+from support.node_conditions import CLOCK, WAIT
 from support.node_stage import COMMAND, FAULT
 from support.prepared_runs import prepared_runs
-from support.node_conditions import CLOCK, WAIT
 from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 from support.tiny_runs import train

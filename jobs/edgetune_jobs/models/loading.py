@@ -40,6 +40,14 @@ def choose_device() -> "torch.device":
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def device_names() -> list[str]:
+    """Names for torch.device of all visible GPUs, or of the CPU without any."""
+    prepare_libraries()
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else ["cpu"]
+
+
 def resolve_precision(requested: Precision, device: "torch.device") -> Precision:
     """The requested precision, or for Auto the best one that the hardware supports: BF16, FP16 or FP32.
 

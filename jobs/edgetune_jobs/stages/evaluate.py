@@ -1,22 +1,22 @@
-"""evaluate: score base, tuned, merged and edge model on the same held-out rows, one at a time.
+"""evaluate: score base, tuned, merged and edge model on the same held-out rows, one at a time on each GPU.
 
 With an edge budget, also measure base and edge models on the CPU, each in a process of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from edgetune_contract.evaluation import ScoredModel
 from edgetune_contract.pipeline import ADAPTER, BASE, BASE_SCORES, EDGE, EVALUATION, MERGED, PREPARED, TUNED
-from edgetune_contract.request import ModelScores
+from edgetune_contract.request import ModelScores, Request
 from edgetune_contract.spec import EdgeFormat, MergeBase, RowFormat
 from edgetune_contract.training import Precision
 from edgetune_jobs.data.prepared_data import EVAL
@@ -29,6 +29,7 @@ from edgetune_jobs.evaluation.edge.runtime_scores import score_in_llama_cpp
 from edgetune_jobs.evaluation.edge.runtimes import RUNTIMES, Runtime
 from edgetune_jobs.evaluation.edge.scoring_process import Row
 from edgetune_jobs.evaluation.pace import OnBatch, Pace, TimeLeft, is_hopeless, late_message
+from edgetune_jobs.evaluation.side_by_side import Job, Report, run_side_by_side
 from edgetune_jobs.models import loading
 from edgetune_jobs.models.quantization import int8_inference
 from edgetune_jobs.models.tuned_model import load_tuned
@@ -77,10 +78,44 @@ class _Evaluation:
     drafts: list[list[int]] | None = None
     """Answers of the last model that training made, as token ids: the next one probably gives most of them too."""
 
+    peak_bytes: int = 0
+    """Largest peak memory of the processes that scored models side by side."""
+
+    devices: int = 1
+    """Number of devices on which models were scored."""
+
     @cached_property
     def time_left(self) -> TimeLeft:
         """The time that all models still take."""
         return TimeLeft(self.models_to_score, self._passes)
+
+    def score_side_by_side(self, names: Sequence[str], devices: Sequence[str]) -> None:
+        """Score models as `score` does, each in a process of its own on a free device."""
+        context, done = self.context, dict[str, int]()
+        self.devices = len(devices)
+
+        def arguments(name: str) -> tuple[object, ...]:
+            used = (BASE, ADAPTER, _edge_artifacts(context).get(name, name))
+            folders = {each: context.inputs[each] for each in used if each in context.inputs}
+            return name, context.request, folders, context.scratch, context.deadline, self.rows, self.drafts
+
+        def advance(name: str, rows: int) -> None:
+            done[name] = rows
+            self.rows_done = self._passes * sum(done.values())
+            context.progress.update(sum(done.values()), self._rows_to_score, self._unit)
+
+        def take(name: str, found: "_ScoredApart") -> None:
+            self.scores[name], self.seconds[name] = found.scores, found.seconds
+            self.peak_bytes = max(self.peak_bytes, found.peak_bytes)
+            self.position_limit = found.position_limit
+            if found.answers is not None:
+                self.answers[name] = found.answers
+            self.drafts = found.drafts or self.drafts
+
+        jobs = [Job(name, score_apart, partial(arguments, name)) for name in names]
+        run_side_by_side(
+            jobs, devices, on_done=advance, say=context.progress.say, on_value=take, is_stopped=context.stop.is_set
+        )
 
     def score(self, name: str, tokenizer_folder: Path, load: "Callable[[], PreTrainedModel]") -> None:
         """Load a model in transformers, score it on all rows, and free its memory."""
@@ -144,7 +179,8 @@ class _Evaluation:
         if device.type == "cpu" and in_llama_cpp:
             self.score_in_llama_cpp(name, artifact)
         else:
-            self.score(name, self.context.inputs[artifact], _loader(self.context.inputs[artifact], device))
+            folder = self.context.inputs[artifact]
+            self.score(name, folder, _loader(folder, device))
 
     def name_edge(self, chosen: EdgeFormat | None) -> None:
         """Name the chosen candidate as the edge model. The scores of the others are in the table of candidates."""
@@ -201,6 +237,14 @@ class _Evaluation:
         """How often each row counts for the progress: once for its loss, once for its answer."""
         return 1 if self.rows.is_text else 2
 
+    @property
+    def _rows_to_score(self) -> int:
+        return len(self.rows) * self.models_to_score
+
+    @property
+    def _unit(self) -> str:
+        return f"rows of {count(self.models_to_score, 'model')}"
+
     def _pass_of(self, name: str, passes: int = 1) -> OnBatch:
         """What to do after each batch of a pass, in which each row counts for so many passes."""
         pace = Pace(self.context.deadline)
@@ -208,9 +252,8 @@ class _Evaluation:
 
         def advance(rows: int, share: float) -> None:
             self.rows_done += passes * rows
-            done, total = self.rows_done // self._passes, len(self.rows) * self.models_to_score
-            unit = f"rows of {count(self.models_to_score, 'model')}"
-            self.context.progress.update(done, total, unit, eta_seconds=self.time_left.seconds(share))
+            done, eta = self.rows_done // self._passes, self.time_left.seconds(share)
+            self.context.progress.update(done, self._rows_to_score, self._unit, eta_seconds=eta)
             if self.context.stop.is_set():
                 raise Interrupted("stopped by SIGTERM while scoring; the next attempt starts scoring again")
             late = pace.seconds_too_many(share)
@@ -237,13 +280,62 @@ class _Evaluation:
             self.context.progress.say(message)
 
 
-def run(context: StageContext) -> StageOutput:
+@dataclass(frozen=True)
+class _ScoredApart:
+    """What a process of its own found of one model."""
+
+    scores: ModelScores
+    answers: list[str] | None
+    drafts: list[list[int]] | None
+    seconds: float
+    position_limit: int | None
+    peak_bytes: int
+
+
+def score_apart(
+    report: Report,
+    device_name: str,
+    name: str,
+    request: Request,
+    inputs: Mapping[str, Path],
+    scratch: Path,
+    deadline: float | None,
+    rows: _Rows,
+    drafts: list[list[int]] | None,
+) -> _ScoredApart:
+    """Score one model in this process, which another one has started; the arguments are those of its evaluation."""
+    import torch
+
+    loading.choose_device()  # sets up the libraries
+    device = torch.device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    no_files: Any = None  # scoring writes none
+    context = StageContext(request, inputs, scratch, no_files, scratch, report, deadline=deadline)
+    evaluation = _Evaluation(context, rows, models_to_score=1, drafts=drafts)
+    evaluation.score(name, *_model_of(name, context, device))
+    return _ScoredApart(
+        evaluation.scores[name],
+        evaluation.answers.get(name),
+        None if name == BASE else evaluation.drafts,
+        evaluation.seconds[name],
+        evaluation.position_limit,
+        loading.peak_memory_bytes(device),
+    )
+
+
+def run(context: StageContext, devices: Sequence[str] = ()) -> StageOutput:
     """Score base, adapter, merged (if kept) and edge models on the rows of input prepared; artifact `evaluation`.
 
     The edge model in the spec's first format has the name edge; further ones have their artifacts' names. On a CPU,
     GGUF is scored in llama.cpp if it is installed, otherwise in transformers, which dequantizes its blocks. llama.cpp
     rounds activations to 8 bits too, so answers of the two may differ in single tokens. The base's scores come from
     the input base-scores if there is one; otherwise they are computed and written to output/base-scores.
+
+    Args:
+        context: of the stage.
+        devices: names of the devices to use, on each of which one model is scored at a time. Default: all GPUs that
+            are visible, or the CPU. Candidates of formats Auto are scored one after the other, until one is chosen.
 
     Raises:
         InvalidInput: a model does not load, also in the runtime it is for, there are no rows, the base's loss is not
@@ -256,32 +348,46 @@ def run(context: StageContext) -> StageOutput:
     rows = _read_rows(context)
     models = context.request.parameters.evaluation.models
     known = _read_base_scores(context) if ScoredModel.BASE in models else None
-    kept = context.inputs.get(MERGED) if ScoredModel.MERGED in models else None
     edges = _edge_artifacts(context)
-    needs_base = ScoredModel.BASE in models and known is None
-    count_of_models = needs_base + (ScoredModel.TUNED in models) + (kept is not None) + len(context.request.formats)
+    names = [BASE] * (ScoredModel.BASE in models and known is None) + [TUNED] * (ScoredModel.TUNED in models)
+    names += [MERGED] * (ScoredModel.MERGED in models and MERGED in context.inputs)
+    count_of_models = len(names) + len(context.request.formats)
     evaluation = _Evaluation(context, rows, models_to_score=count_of_models)
     loaded = check_loading(context, budget.median_prompt(rows.prompt_ids, rows.completion_ids))
-    base, adapter = context.inputs[BASE], context.inputs[ADAPTER]
     if known is not None:
         evaluation.scores[BASE] = known
         if (answers := row_answers.read_base_answers(context.inputs[BASE_SCORES], len(rows))) is not None:
             evaluation.answers[BASE] = answers
-    if needs_base:
-        dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
-        evaluation.score(BASE, base, lambda: loading.load_base(base, dtype, device))
+    is_auto, devices = context.request.parameters.quantization.is_auto, devices or loading.device_names()
+    if len(devices) > 1:
+        in_llama_cpp = loaded.in_llama_cpp if device.type == "cpu" else ()
+        apart = () if is_auto else [name for name, artifact in edges.items() if artifact not in in_llama_cpp]
+        evaluation.score_side_by_side([*names, *apart], devices)
+    for name in names:
+        if name not in evaluation.scores:
+            evaluation.score(name, *_model_of(name, context, device))
+    if BASE in names:
         _write_base_scores(context.output / BASE_SCORES, evaluation)
-    if ScoredModel.TUNED in models:
-        evaluation.score(TUNED, base, lambda: _load_tuned(base, adapter, device))
-    if kept is not None:
-        evaluation.score(MERGED, kept, _loader(kept, device))
-    if context.request.parameters.quantization.is_auto:
+    if is_auto:
         return _choose(evaluation, device)
     for name, artifact in edges.items():
-        with required_to_run(context, artifact):
-            evaluation.score_edge(name, artifact, device, in_llama_cpp=artifact in loaded.in_llama_cpp)
+        if name not in evaluation.scores:
+            with required_to_run(context, artifact):
+                evaluation.score_edge(name, artifact, device, in_llama_cpp=artifact in loaded.in_llama_cpp)
     _write_rows(context.output / EVALUATION, evaluation)
     return _report(evaluation, device, budget.measure_models(context, evaluation.prompt), loaded)
+
+
+def _model_of(name: str, context: StageContext, device: "torch.device") -> "tuple[Path, Callable[[], PreTrainedModel]]":
+    """Folder of a model's tokenizer, and what loads the model."""
+    base = context.inputs[BASE]
+    if name == BASE:
+        dtype = loading.dtype_of(loading.resolve_precision(Precision.AUTO, device))
+        return base, partial(loading.load_base, base, dtype, device)
+    if name == TUNED:
+        return base, partial(_load_tuned, base, context.inputs[ADAPTER], device)
+    folder = context.inputs[_edge_artifacts(context).get(name, name)]
+    return folder, _loader(folder, device)
 
 
 def _choose(evaluation: _Evaluation, device: "torch.device") -> StageOutput:
@@ -395,7 +501,9 @@ def _report(evaluation: _Evaluation, device: "torch.device", measured: budget.Me
     known = evaluation.scores
     scores = scoring.compare(known, len(evaluation.rows))
     metrics = {f"{name}Seconds": seconds for name, seconds in evaluation.seconds.items()}
-    metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": loading.peak_memory_bytes(device)}
-    facts = {"device": loading.describe_device(device), "decoding": "greedy", "loaded": loaded.facts}
+    peak = max(loading.peak_memory_bytes(device), evaluation.peak_bytes)
+    metrics |= {"examples": len(evaluation.rows), "peakMemoryBytes": peak}
+    side_by_side = f", one model at a time on each of {evaluation.devices}" if evaluation.devices > 1 else ""
+    facts = {"device": loading.describe_device(device) + side_by_side, "decoding": "greedy", "loaded": loaded.facts}
     warnings = (*evaluation.shortened_answers(), *loaded.warnings, *measured.warnings)
     return StageOutput((EVALUATION,), metrics, facts, warnings, scores=scores, edge=measured.measurement)

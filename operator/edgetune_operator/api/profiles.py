@@ -205,6 +205,10 @@ class Sizing(Model):
     """Whether stages request ephemeral storage. false for a queue or a quota that does not know this resource."""
 
 
+ON_SEVERAL_GPUS = (Stage.TRAIN, Stage.EVALUATE)
+"""Stages that use several GPUs: train together for each step, evaluate one for each model."""
+
+
 class Cache(Model):
     """A volume on which stages keep the files of base models, so that each is read from the store once."""
 
@@ -347,20 +351,20 @@ class Profile(Model):
             quantities = resources.requests | resources.limits
             several = [name for name, count in quantities.items() if count_gpus({name: count}) > 1]
             for name in several:
-                if stage is not Stage.TRAIN:
+                if stage not in ON_SEVERAL_GPUS:
                     raise ValueError(
-                        f"resources.{stage}: {name} is {quantities[name]}, but only train uses several GPUs; set it to "
-                        "1"
+                        f"resources.{stage}: {name} is {quantities[name]}, but only train and evaluate use several "
+                        "GPUs; set it to 1"
                     )
                 if _SLICE.fullmatch(name):
                     raise ValueError(
-                        f"resources.{stage}: {name} is {quantities[name]}, but the slices of a GPU cannot train "
-                        "together; set it to 1"
+                        f"resources.{stage}: {name} is {quantities[name]}, but a process sees only one slice of a GPU; "
+                        "set it to 1"
                     )
             if resources.gpus > MOST_GPUS:
                 raise ValueError(f"resources.{stage}: {resources.gpus} GPUs, but at most {MOST_GPUS} train together")
-            if resources.gpus > 1 and (stage is not Stage.TRAIN or resources.is_mixed):
-                whose = "a training uses GPUs of one kind" if stage is Stage.TRAIN else "only train uses several"
+            if resources.gpus > 1 and (stage not in ON_SEVERAL_GPUS or resources.is_mixed):
+                whose = "a stage uses GPUs of one kind" if resources.is_mixed else "only train and evaluate use several"
                 raise ValueError(f"resources.{stage}: {resources.gpus} GPUs, but {whose}; remove the others")
             if resources.nodes > 1 and stage is not Stage.TRAIN:
                 raise ValueError(

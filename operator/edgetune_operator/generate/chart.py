@@ -13,6 +13,7 @@ from edgetune_operator.api import names
 from edgetune_operator.api.profiles import (
     CA_VARIABLES,
     GPU_PATTERN,
+    ON_SEVERAL_GPUS,
     OWN_LABEL_PREFIX,
     OWN_VARIABLE_PREFIX,
     OWN_VARIABLES,
@@ -59,11 +60,12 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
         definitions["Resources"]["properties"][field]["patternProperties"] = numbers
     definitions["Resources"]["properties"]["claims"]["maxItems"] = MOST_GPUS
     one = {"patternProperties": {f"^({GPU_PATTERN})$": _ONE_GPU}}
-    one_of_each = {"requests": one, "limits": one, "claims": {"maxItems": 1}, "nodes": {"maximum": 1}}
-    definitions["OneGpu"] = {"properties": one_of_each}
+    definitions["OneNode"] = {"properties": {"nodes": {"maximum": 1}}}
+    definitions["OneGpu"] = {"properties": {"requests": one, "limits": one, "claims": {"maxItems": 1}}}
     of_stages = definitions["Profile"]["properties"]["resources"]["properties"]
     for stage in of_stages.keys() - {Stage.TRAIN.value}:
-        of_stages[stage] = {"allOf": [of_stages[stage], {"$ref": "#/$defs/OneGpu"}]}
+        limits = ["OneNode"] if stage in ON_SEVERAL_GPUS else ["OneNode", "OneGpu"]
+        of_stages[stage] = {"allOf": [of_stages[stage], *({"$ref": f"#/$defs/{each}"} for each in limits)]}
     definitions["Cache"]["oneOf"] = [{"required": [name]} for name in ("hostPath", "persistentVolumeClaim")]
     profile = definitions["Profile"]
     env, labels = profile["properties"]["env"], profile["properties"]["podLabels"]

@@ -163,17 +163,22 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                 ),
                 ("env: {HF_HUB_OFFLINE: '0'}", ": env: HF_HUB_OFFLINE is reserved: the operator sets it; remove it"),
                 (
-                    "resources: {evaluate: {requests: {nvidia.com/gpu: 1, nvidia.com/mig-1g.5gb: 2}}}",
-                    ": resources.evaluate: nvidia.com/mig-1g.5gb is 2, but only train uses several GPUs; set it to 1",
+                    "resources: {merge: {requests: {nvidia.com/gpu: 2}}}",
+                    ": resources.merge: nvidia.com/gpu is 2, but only train and evaluate use several GPUs; set it to 1",
+                ),
+                (
+                    "resources: {evaluate: {requests: {nvidia.com/mig-1g.5gb: 2}}}",
+                    ": resources.evaluate: nvidia.com/mig-1g.5gb is 2, but a process sees only one slice of a GPU; set "
+                    "it to 1",
                 ),
                 (
                     "resources: {train: {limits: {nvidia.com/mig-1g.5gb: 2}}}",
-                    ": resources.train: nvidia.com/mig-1g.5gb is 2, but the slices of a GPU cannot train together; "
-                    "set it to 1",
+                    ": resources.train: nvidia.com/mig-1g.5gb is 2, but a process sees only one slice of a GPU; set it "
+                    "to 1",
                 ),
                 (
                     "resources: {train: {limits: {nvidia.com/gpu: 1, amd.com/gpu: 1}}}",
-                    ": resources.train: 2 GPUs, but a training uses GPUs of one kind; remove the others",
+                    ": resources.train: 2 GPUs, but a stage uses GPUs of one kind; remove the others",
                 ),
                 (
                     "maxGpus: 2, resources: {train: {limits: {nvidia.com/gpu: 4}}}",

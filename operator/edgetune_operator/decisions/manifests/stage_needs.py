@@ -130,7 +130,7 @@ def need_of(stage: Stage, shape: ModelShape, parameters: Parameters, *, gpus: in
             return Need(_weights_memory(stage, shape, parameters), _weights_storage(stage, shape, parameters))
         case Stage.EVALUATE:
             return Need(
-                _evaluate_memory(shape, parameters, has_gpu=gpus > 0),
+                _evaluate_memory(shape, parameters, gpus),
                 _evaluate_storage(shape, parameters),
                 _evaluate_gpu_memory(shape, parameters) if gpus else 0,
             )
@@ -177,14 +177,16 @@ def _needs_quantizer(stage: Stage, parameters: Parameters) -> bool:
 _GGUF = (*(each for each in EdgeFormat if each.file_type is not None), EdgeFormat.GGUF_LORA)
 
 
-def _evaluate_memory(shape: ModelShape, parameters: Parameters, *, has_gpu: bool) -> int:
+def _evaluate_memory(shape: ModelShape, parameters: Parameters, gpus: int) -> int:
     gguf = [each for each in _formats(parameters) if each in _GGUF]
     is_measured = parameters.evaluation.edge is not None
     # Speed is measured in a process of its own.
     measuring = is_measured * _LIBRARIES
-    if has_gpu:
+    if gpus:
         on_cpu = 4 if gguf else 2 * is_measured
-        return _gpu_host_memory(shape) + measuring + on_cpu * shape.parameters
+        # With several GPUs, each has a process of its own beside that of the stage.
+        processes = gpus * _gpu_host_memory(shape) + _CUDA_LIBRARIES * (gpus > 1)
+        return processes + measuring + on_cpu * shape.parameters
     # llama.cpp, which has written a K-quant, reads it too.
     is_unpacked = any(not each.is_k_quant for each in gguf)
     weights = shape.parameters * (8 if is_unpacked else 2) + 2 * shape.largest_tensor

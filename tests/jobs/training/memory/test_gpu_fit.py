@@ -113,8 +113,8 @@ def test_a_base_that_is_too_large_itself_asks_for_another_gpu(base: BaseModel) -
         check_gpu(workload(base, gpus=8), 4 * GIB)
 
     assert str(refused.value).endswith(
-        ": use a profile whose GPU has 16 GiB or more, or a smaller base model (about 4.3 billion parameters in NF4 fit "
-        "4 GiB); several GPUs make no larger model fit, because each holds all of it"
+        ": use a profile whose GPU has 16 GiB or more, or a smaller base model (about 4.3 billion parameters in NF4 "
+        "fit 4 GiB); several GPUs make no larger model fit, because each holds all of it"
     )
 
 

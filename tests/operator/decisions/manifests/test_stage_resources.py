@@ -68,6 +68,17 @@ def test_each_gpu_of_a_training_needs_memory_of_its_own() -> None:
     assert (four.memory, four.storage) == (4 * one.memory, one.storage)
 
 
+def test_each_gpu_of_an_evaluation_needs_memory_beside_that_of_the_stage() -> None:
+    shape, parameters = ModelShape.of(MODELS[LARGE]), spec_of(lora_fine_tune()).parameters
+    assert shape is not None
+
+    one, four = (need_of(Stage.EVALUATE, shape, parameters, gpus=gpus) for gpus in (1, 4))
+
+    assert one is not None and four is not None  # noqa: PT018 - for the type checker
+    assert 4 * one.memory < four.memory < 5 * one.memory
+    assert (four.gpu_memory, four.storage) == (one.gpu_memory, one.storage)
+
+
 def test_a_model_that_is_streamed_needs_little_at_any_size() -> None:
     assert {model: need(Stage.MERGE, model) for model in MODELS} == {
         "SmolLM2-135M": (2, 2),
