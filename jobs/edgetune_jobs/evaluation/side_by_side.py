@@ -6,7 +6,6 @@ state while they load a model.
 
 import multiprocessing
 import os
-import pickle
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -138,7 +137,8 @@ def _receive(running: _Running) -> tuple[str, Any]:
             "profile"
         ) from error
     if kind == "error":
-        raise pickle.loads(value)  # noqa: S301 - from a process that this one has started
+        error_class, text = value
+        raise error_class(text)
     return kind, value
 
 
@@ -152,15 +152,15 @@ def _work(
     try:
         message = ("value", function(Report(connection), device, *arguments))
     except Exception as error:  # noqa: BLE001 - the other process raises it
-        message = ("error", pickle.dumps(_portable(error)))
+        message = ("error", _portable(error))
     connection.send(message)
 
 
-def _portable(error: Exception) -> Exception:
-    """An error that another process can raise."""
+def _portable(error: Exception) -> tuple[type[Exception], str]:
+    """Class and message of the error that the stage's process raises."""
     if isinstance(error, StageError):
-        return error
+        return type(error), str(error)
     if is_out_of_gpu_memory(error):
-        return RuntimeError(f"CUDA out of memory: {error}")
+        return RuntimeError, f"CUDA out of memory: {error}"
     lines = "".join(traceback.format_exception(error)).rstrip()
-    return ReportedBug(f"this is a bug in Edgetune; report it with this traceback:\n{lines}")
+    return ReportedBug, f"this is a bug in Edgetune; report it with this traceback:\n{lines}"

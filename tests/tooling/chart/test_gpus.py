@@ -83,7 +83,11 @@ def kinds(stage: str, *names: str) -> str:
             "/resources/merge/nodes': maximum: got 2, want 1",
         ),
         ({"maxNodes": 65}, "/maxNodes': maximum: got 65, want 64"),
-        ({"resources": {"evaluate": {"claims": claims(2)}}}, "/resources/evaluate/claims': maxItems: got 2, want 1"),
+        ({"resources": {"merge": {"claims": claims(2)}}}, "/resources/merge/claims': maxItems: got 2, want 1"),
+        (
+            {"resources": {"evaluate": {"limits": {"nvidia.com/gpu": 2}, "nodes": 2}}},
+            "/resources/evaluate/nodes': maximum: got 2, want 1",
+        ),
         (training(claims=claims(65)), "/resources/train/claims': maxItems: got 65, want 64"),
     ],
 )
@@ -115,6 +119,8 @@ def test_helm_and_the_operator_refuse_what_no_stage_can_use(
         ({"maxGpus": 1, **training()}, 0, 1),
         (training(claims=claims(4)), 4, 4),
         ({"resources": {"evaluate": {"limits": {SLICE: 1}}, "merge": {"claims": claims(1)}}}, 1, 1),
+        ({"resources": {"evaluate": {"limits": {"nvidia.com/gpu": 4}}}}, 1, 1),
+        ({"resources": {"evaluate": {"claims": claims(4)}}}, 1, 1),
     ],
 )
 def test_helm_passes_on_what_a_training_can_use(profile: dict[str, Any], gpus: int, most: int, tmp_path: Path) -> None:
