@@ -98,14 +98,15 @@ def outcome_of(ends: Sequence[EndOfRank]) -> StageOutput:
         raise _error_of(own, first)
     silent = [end for end in ends if end.failure is None and not end.was_killed and end.code]
     died = next((end for end in silent if not end.was_stopped_in_start), None)
+    hung = ", ".join(str(end.rank) for end in ends if end.was_killed)
+    killed = f"; rank {hung} had to be killed" if hung else ""
     if died is not None:
-        raise TransientError(_words_for(died))
+        # NCCL aborts a rank that waits for another one in vain: then the one that was killed matters.
+        raise TransientError(f"{_words_for(died)}{killed if died.code == -signal.SIGABRT else ''}; {_RESUMES}")
     if silent:
         raise Interrupted("stopped by SIGTERM before the first step of this attempt")
-    hung = ", ".join(str(end.rank) for end in ends if end.was_killed)
     lost = first if first.lost_peer else next((end for end in ends if end.lost_peer), None)
     reason = "it ended without a result" if lost is None or lost.failure is None else lost.failure.message
-    killed = f"; rank {hung} had to be killed" if hung else ""
     raise PeerLost(f"{reason}{killed}: {_RESUMES}", killed=bool(hung))
 
 
@@ -127,8 +128,8 @@ def _words_for(died: EndOfRank) -> str:
     if died.code == -signal.SIGKILL:
         return (
             f"{died.name} was killed (SIGKILL), probably because the container ran out of memory: raise the memory of "
-            f"the stage train in the profile if it happens again; {_RESUMES}"
+            "the stage train in the profile if it happens again"
         )
     if died.code < 0:
-        return f"{died.name} was ended by {signal.Signals(-died.code).name}; {_RESUMES}"
-    return f"{died.name} ended with exit code {died.code} and no report; its log says why; {_RESUMES}"
+        return f"{died.name} was ended by {signal.Signals(-died.code).name}"
+    return f"{died.name} ended with exit code {died.code} and no report; its log says why"

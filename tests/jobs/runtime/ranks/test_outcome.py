@@ -87,3 +87,12 @@ def test_a_sigterm_from_elsewhere_is_no_interruption() -> None:
     for found in errors_of(end(1, ENDED_BY_STOP, was_stopped=False), end(0, LOST)):
         assert type(found) is TransientError
         assert str(found).startswith("rank 1 of 2 was ended by SIGTERM")
+
+
+def test_a_rank_that_hangs_is_named_beside_one_that_nccl_has_aborted() -> None:
+    for found in errors_of(end(0, -signal.SIGABRT), end(1, KILLED, was_killed=True)):
+        assert type(found) is TransientError
+        assert str(found) == (
+            "rank 0 of 2 was ended by SIGABRT; rank 1 had to be killed; the next attempt resumes from the newest "
+            "checkpoint"
+        )
