@@ -44,7 +44,7 @@ def test_two_ranks_finish_the_stage(runs: StageRuns) -> None:
 
 
 def test_ranks_on_cpus_need_no_shared_memory(runs: StageRuns) -> None:
-    """A container has 64 MiB at /dev/shm by default; here, other processes have used them up."""
+    """A container has 64 MiB at /dev/shm by default; here, other files fill them."""
     in_namespace = ("unshare", "--mount", "sh", "-c")
     fill = "mount -t tmpfs -o size=64m tmpfs /dev/shm && ! head -c 65m /dev/zero >/dev/shm/full 2>/dev/null"
     if subprocess.run([*in_namespace, fill], check=False, capture_output=True).returncode:

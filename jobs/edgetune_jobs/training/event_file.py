@@ -1,6 +1,7 @@
 """The curves of a training as an event file, which TensorBoard reads."""
 
 import json
+import time
 from pathlib import Path
 
 from edgetune_jobs.training.curves import FIGURES, VALIDATION_LOSS
@@ -16,17 +17,21 @@ def write_event_file(log: Path, folder: Path) -> Path:
         log: metrics.jsonl.
         folder: gets the file.
     """
-    from tensorboardX import FileWriter
+    # Not FileWriter: its queue needs a semaphore, for which a full /dev/shm has no room.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import scalar
 
     temporary = folder / "event-file"
-    writer = FileWriter(str(temporary))
+    temporary.mkdir()
+    writer = EventsWriter(str(temporary / "run"))
     names = {**FIGURES, "validationLoss": VALIDATION_LOSS}
     for line in log.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         for figure, name in names.items():
             if values.get(figure) is not None:
-                writer.add_summary(scalar(name, values[figure]), values["step"], values.get("time"))
+                summary, moment = scalar(name, values[figure]), values.get("time") or time.time()
+                writer.write_event(Event(summary=summary, step=values["step"], wall_time=moment))
     writer.close()
     # The library puts the name of this machine into that of the file.
     (written,) = temporary.iterdir()

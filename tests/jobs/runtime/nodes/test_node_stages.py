@@ -16,10 +16,12 @@ from edgetune_jobs.store.manifests import read_manifest
 from support import light_nodes
 from support.light_nodes import FAULT, FOLDER, WORK
 from support.local_runs import new_runs
-from support.node_conditions import WAIT
+from support.node_conditions import CLOCK, WAIT
 from support.server_process import free_port
 from support.stage_runs import Ended, RunningStage, StageRuns
 
+# On cores that other work may share.
+LIMIT_SECONDS = 120
 RESUMES = "all nodes resume from the newest checkpoint"
 STOPPED = "stopped by SIGTERM after step 3 of 6; its checkpoint is in the store"
 
@@ -85,6 +87,17 @@ def test_both_nodes_succeed_once_node_0_has_committed_and_it_may_start_again(nod
         assert again.result.artifacts == manifest.result.artifacts
 
 
+@pytest.mark.parametrize("seconds_ahead", [600, -600])
+def test_clocks_that_are_ten_minutes_apart_change_nothing(nodes: Nodes, tmp_path: Path, seconds_ahead: int) -> None:
+    port, meeting = free_port(), str(tmp_path)
+    stages = [
+        nodes.start_one(node, port, **{FOLDER: meeting, CLOCK: str(node * seconds_ahead), WAIT: "20"})
+        for node in range(2)
+    ]
+
+    assert codes([stage.wait() for stage in stages]) == [0, 0]
+
+
 @pytest.mark.parametrize("node", [0, 1])
 def test_the_node_that_is_stopped_is_interrupted_and_the_other_has_lost_it(nodes: Nodes, node: int) -> None:
     stages = nodes.start("- wait")
@@ -115,16 +128,16 @@ def test_a_node_whose_processes_all_hang_is_named_within_a_bounded_time(nodes: N
     began = time.monotonic()
     stages = nodes.start(f"{frozen} freeze", **{WAIT: "2"})
 
-    found = stages[1 - frozen].wait(30)
+    found = stages[1 - frozen].wait(LIMIT_SECONDS)
 
     assert found.exit_code == ExitCode.PEER_LOST, found
     assert found.failure.startswith(
         f"node {frozen} of 2 (rank {frozen}) is gone without a word: its container was killed or hangs, or its machine "
         "or the network between them failed"
     ), found
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < LIMIT_SECONDS, "two seconds of silence, two to end, and words that nobody answers"
     stages[frozen].thaw()
-    late = stages[frozen].wait(30)
+    late = stages[frozen].wait(LIMIT_SECONDS)
     assert late.exit_code == ExitCode.PEER_LOST, late
     assert nodes.manifest() is None
 
