@@ -51,7 +51,7 @@ def test_ranks_on_cpus_need_no_shared_memory(runs: StageRuns) -> None:
         pytest.skip("mounting a tmpfs in a namespace of its own needs root")
     runs.command = (*in_namespace, f'{fill}; exec "$@"', "sh", *runs.command)
 
-    finished = runs.start(Stage.TRAIN).wait(300)
+    finished = runs.start(Stage.TRAIN).wait(540)
 
     assert finished.exit_code == ExitCode.DONE, finished.stderr
     assert finished.result.metrics["worldSize"] == 2
