@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BASE_SCORES_FILE = "scores.json"
 """File in the input or output folder base-scores."""
 
+LARGEST_BASE = "largestBase"
+"""Fact of prepare that depends on the profile: it is absent where the profile does not know the memory of its GPU."""
+
 
 class Progress(Protocol):
     """Reports how far a stage is."""

@@ -1,6 +1,7 @@
 """prepare, from sources to the prepared data and its report."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -354,6 +355,15 @@ def test_the_micro_batch_that_fits_is_reported_by_gpu_memory(workplace: Workplac
     assert output.facts["activations"] == "measured"
     assert [fit["gpuBytes"] // 2**30 for fit in fits] == [16, 24, 40, 48, 80, 141]
     assert {(fit["fits"], fit["largestMicroBatchSize"]) for fit in fits} == {(True, 16)}
+
+
+def test_the_largest_base_is_reported_for_the_gpu_of_the_profile(workplace: Workplace) -> None:
+    prepared, _ = workplace.run()
+
+    found = prepare.recheck(replace(workplace.context(), gpu_bytes=40 * 2**30), prepared.metrics)
+
+    assert "largestBase" not in prepared.facts
+    assert re.fullmatch(r"about [\d.e+]+ billion parameters in NF4 fit 40 GiB", found.facts["largestBase"]), found.facts
 
 
 def test_an_estimate_by_a_bound_is_named_and_refuses_nothing(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from edgetune_jobs.runtime.ranks.supervisor import RANK_COMMAND, StoreOfRanks, t
 from edgetune_jobs.runtime.settings import Settings
 from edgetune_jobs.runtime.signals import StopSignals
 from edgetune_jobs.runtime.usage import moved, used, without_usage
-from edgetune_jobs.stage import BASE_SCORES_FILE, OutputFiles, StageContext, StageOutput
+from edgetune_jobs.stage import BASE_SCORES_FILE, LARGEST_BASE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
 from edgetune_jobs.store.artifact_uses import Use, Uses
 from edgetune_jobs.store.manifests import read_manifest
@@ -308,8 +308,9 @@ class StageRun:
         upload = StageUpload(self._store, result.stage, result.digest)
         found = recheck(self._context(sources, upload), result.metrics)
         self._take_candidates(found)
-        # A spec with formats Auto and one with a list share the prepared data, but only the first has candidates.
-        facts = {name: fact for name, fact in result.facts.items() if name != candidates.FACT}
+        # A spec with formats Auto and one with a list share the prepared data, but only the first has candidates; and
+        # profiles share them of which only some know the memory of their GPU.
+        facts = {name: fact for name, fact in result.facts.items() if name not in (candidates.FACT, LARGEST_BASE)}
         new = {"metrics": {**result.metrics, **found.metrics}, "facts": {**facts, **found.facts}}
         return done.model_copy(update={"result": result.model_copy(update=new)})
 

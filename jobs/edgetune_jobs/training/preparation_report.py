@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from edgetune_contract.spec import Parameters
 from edgetune_jobs.data.token_lengths import TokenCount
 from edgetune_jobs.models.inspection import BaseModel
+from edgetune_jobs.stage import LARGEST_BASE
 from edgetune_jobs.training.memory.estimate import Workload
 from edgetune_jobs.training.memory.gpu_fit import GpuFit, describe_fits, describe_largest_base
 
@@ -128,7 +129,7 @@ def training_facts(workload: Workload, fits: Sequence[GpuFit], gpu_bytes: int | 
     return {
         "microBatchSizes": describe_fits(fits),
         "activations": workload.activations.described,
-        **({"largestBase": largest} if largest else {}),
+        **({LARGEST_BASE: largest} if largest else {}),
     }
 
 
