@@ -70,6 +70,7 @@ def test_this_machine_is_the_only_node_of_a_training(tmp_path: Path) -> None:
     (found,) = asyncio.run(created())
 
     assert nodes_of(found) == 1
+    assert found["spec"]["backoffLimit"] == job_of(Stage.TRAIN)["spec"]["backoffLimit"]
 
 
 def test_a_lock_that_outlives_its_run_is_distinguished_from_a_concurrent_run(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.profiles import Profile, ProfileStore
 from edgetune_operator.api.status.stage_status import ProgressStatus
+from edgetune_operator.decisions.observe import nodes_of
 
 _LOG_BYTES = 2**20
 """A run begins a new log where the last one is longer; of the older ones, the last is kept."""
@@ -99,6 +100,7 @@ class LocalCluster:
         uid = str(uuid.uuid4())
         # This machine is the only node of a training.
         spec = {key: value for key, value in job["spec"].items() if key not in ("completionMode", "completions")}
+        spec["backoffLimit"] //= nodes_of(job)
         manifest = {**job, "spec": spec, "metadata": {**job["metadata"], "uid": uid, "creationTimestamp": now()}}
         self._progress, self.message = None, ""
         process_job = ProcessJob(

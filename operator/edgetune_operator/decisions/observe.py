@@ -78,7 +78,7 @@ class JobObservation:
 
     message: str
     attempts: int
-    """Started Pods in the Job's status, without those that its failure policy ignores."""
+    """Started attempts by the Job's status, without those that its failure policy ignores."""
 
     active: int
     """Pending and running Pods in the Job's status."""
@@ -131,6 +131,11 @@ class JobObservation:
     def every_pod(self) -> tuple[PodObservation, ...]:
         """The Pods of all nodes and attempts."""
         return tuple(pod for attempt in self.pods for pod in attempt.together)
+
+    @property
+    def retry_limit(self) -> int:
+        """How many attempts may fail and be followed by another one; see `job_manifests.backoff_limit`."""
+        return (self.backoff_limit or 0) // self.nodes
 
     @property
     def gpus(self) -> int:
@@ -310,7 +315,7 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     annotations, labels = metadata.get("annotations") or {}, metadata["labels"]
     state, end = job_state(job)
-    nodes = nodes_of(job)
+    nodes, attempts = nodes_of(job), observe_pods(job, pods)
     return JobObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -328,11 +333,11 @@ def _job(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> JobObserv
         suspended=bool(spec.get("suspend")),
         reason=(end.get("reason") or "")[:MAX_REASON],
         message=(end.get("message") or "")[:MAX_MESSAGE],
-        attempts=_attempts(status, nodes),
+        attempts=_attempts(status, nodes, attempts),
         active=status.get("active") or 0,
         started_at=status.get("startTime"),
         finished_at=status.get("completionTime") or end.get("lastTransitionTime"),
-        pods=observe_pods(job, pods),
+        pods=attempts,
         stopped_at=metadata.get("deletionTimestamp") or _suspended_at(status),
         profile=annotations.get(names.PROFILE_ANNOTATION, "")[:MAX_PROFILE],
         prices=_prices(annotations.get(names.PRICES_ANNOTATION)),
@@ -351,10 +356,12 @@ def nodes_of(job: Mapping[str, Any]) -> int:
     return (spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1
 
 
-def _attempts(status: Mapping[str, Any], nodes: int) -> int:
-    """Started attempts of a Job: Kubernetes counts the Pod that failed, and of one that runs the Pods of all nodes."""
+def _attempts(status: Mapping[str, Any], nodes: int, attempts: Sequence[PodObservation]) -> int:
+    """Started attempts of a Job. Kubernetes counts its Pods, of which one attempt on several nodes has many."""
     failed, succeeded, active = (status.get(count) or 0 for count in ("failed", "succeeded", "active"))
-    return failed + (succeeded + active if nodes == 1 else min(succeeded + active, 1))
+    if nodes == 1:
+        return failed + succeeded + active
+    return failed - sum(attempt.failed_beside for attempt in attempts) + min(succeeded + active, 1)
 
 
 def _suspended_at(status: Mapping[str, Any]) -> str | None:

@@ -98,6 +98,11 @@ class PodObservation:
         return (self, *self.peers)
 
     @property
+    def failed_beside(self) -> int:
+        """Number of Pods that failed by themselves besides the first one, as when all run out of memory."""
+        return max(sum(pod.failed for pod in self.together) - 1, 0)
+
+    @property
     def lost_peer(self) -> bool:
         """Whether the attempt ended because a peer was gone, of which nothing else is known."""
         return self.exit_code == ExitCode.PEER_LOST and self.interrupted and not self.disrupted and not self.suspended

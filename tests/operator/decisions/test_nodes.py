@@ -109,6 +109,49 @@ def test_one_incident_is_one_failed_attempt_with_the_reason_of_the_pod_that_fail
     assert row.message == "an attempt failed and is retried: TransientError: it ended with 14"
 
 
+def test_pods_that_fail_at_the_same_time_are_one_failed_attempt(training: Scenario) -> None:
+    transient = ended(training, ExitCode.TRANSIENT)
+    lose(training, {0: transient, 1: transient}, failed=2)
+
+    assert training.row(Stage.TRAIN).attempts == 2
+    assert training.row(Stage.TRAIN).state is StageState.RUNNING
+
+
+def test_a_training_is_retried_as_often_as_its_limit_says_however_many_pods_fail() -> None:
+    profile = PROFILE.model_copy(update={"resources": {Stage.TRAIN: ON_TWO_NODES}})
+    scenario = Scenario(lora_fine_tune().with_spec("retryLimit", 1), profile)
+    scenario.advance_to(Stage.TRAIN)
+    transient = ended(scenario, ExitCode.TRANSIENT)
+    limit = scenario.cluster.jobs[scenario.live_job]["spec"]["backoffLimit"]
+    lose(scenario, {0: transient, 1: transient}, failed=2)
+    before = scenario.row(Stage.TRAIN).state
+    change(scenario, 1, transient)
+    scenario.reconcile()
+    ending = scenario.row(Stage.TRAIN).state
+    change(scenario, 0, ended(scenario, ExitCode.PEER_LOST))
+    scenario.reconcile()
+
+    row = scenario.row(Stage.TRAIN)
+    # The Job counts Pods, and allows all of them in the first attempt and one of them in the last one.
+    assert limit == 3
+    assert (before, ending) == (StageState.RUNNING, StageState.RUNNING)
+    assert (row.state, row.attempts) == (StageState.FAILED, 2)
+    assert row.message == "it ended with 14 (attempt 2, spec.retryLimit was 1)"
+    assert scenario.cluster.live_jobs() == []
+
+
+def test_a_job_that_also_counts_the_pods_that_it_stops_says_how_many_attempts_failed(training: Scenario) -> None:
+    lose(training, {0: ended(training, ExitCode.PEER_LOST), 1: ended(training, ExitCode.TRANSIENT)}, failed=1)
+    change(training, 1, ended(training, ExitCode.TRANSIENT))
+    change(training, 0, ended(training, ExitCode.INTERRUPTED))
+    training.end_job(lambda each: each.failed("BackoffLimitExceeded", attempts=4, at=training.cluster.timestamp()))
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).state is StageState.FAILED
+    assert training.row(Stage.TRAIN).message == "it ended with 14 (attempt 2, spec.retryLimit was 3)"
+
+
 def test_a_failure_that_cannot_pass_says_more_than_what_the_other_nodes_report(training: Scenario) -> None:
     change(training, 0, ended(training, ExitCode.PEER_LOST))
     change(training, 1, ended(training, ExitCode.DIVERGED))

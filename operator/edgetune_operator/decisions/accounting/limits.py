@@ -11,7 +11,12 @@ from edgetune_operator.api import names
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.status.stage_status import StageStatus
 from edgetune_operator.decisions.accounting.attempts import is_counted, run_seconds
-from edgetune_operator.decisions.causes.diagnosis import last_step, why_ended, why_past_deadline
+from edgetune_operator.decisions.causes.diagnosis import (
+    last_step,
+    why_ended,
+    why_not_continued,
+    why_past_deadline,
+)
 from edgetune_operator.decisions.causes.queueing import Diagnosis
 from edgetune_operator.decisions.observe import JobObservation
 from edgetune_operator.decisions.pods import PodObservation
@@ -37,6 +42,8 @@ def why_given_up(job: JobObservation, row: StageStatus, max_gpu_seconds: int | N
     exceeded = next((why_ended(pod) for pod in job.every_pod if pod.exceeded_storage), None)
     if exceeded is not None:
         return exceeded
+    if (exhausted := why_not_continued(job, row.failed_before)) is not None:
+        return exhausted
     if _lost_peers(job) >= MAX_LOST_PEERS:
         return _why_peers_are_lost(job)
     running = _running_seconds(job, now)

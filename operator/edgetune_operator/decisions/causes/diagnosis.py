@@ -241,10 +241,10 @@ def awaits_pod_status(job: JobObservation, now: datetime) -> bool:
         return False
     if job.state is JobState.COMPLETE:
         is_observed = any(pod.exit_code == ExitCode.DONE and not pod.index for pod in job.every_pod)
+    elif job.nodes > 1:
+        is_observed = bool(job.pods) and job.pods[-1].failed
     else:
-        # Of several nodes, Kubernetes counts the Pods that failed by themselves.
-        ended = [pod for pod in job.every_pod if pod.ended and (pod.failed or job.nodes == 1)]
-        is_observed = sum(pod.exit_code != ExitCode.DONE for pod in ended) >= _attempts(job)
+        is_observed = sum(pod.ended and pod.exit_code != ExitCode.DONE for pod in job.pods) >= job.attempts
     return not is_observed and is_recent(job.finished_at, POD_STATUS_DELAY, now)
 
 
@@ -305,15 +305,13 @@ def why_past_deadline(job: JobObservation) -> Diagnosis:
 
 
 def _attempts(job: JobObservation) -> int:
-    """Attempts of an ended Job. If the policy for Pod failures ends it, it also counts the Pods that it stops then."""
-    if job.nodes == 1 or job.reason != "PodFailurePolicy":
-        return job.attempts
-    return max(sum(pod.failed for pod in job.pods), 1)
+    """Attempts of a Job that failed. One on several nodes also counts the Pods that it stops when it fails."""
+    return job.attempts if job.nodes == 1 else max(sum(attempt.failed for attempt in job.pods), 1)
 
 
 def _counted(job: JobObservation, earlier: int) -> str:
     attempts = earlier + _attempts(job)
-    return f" (attempt {attempts}, spec.retryLimit was {earlier + (job.backoff_limit or 0)})" if attempts > 1 else ""
+    return f" (attempt {attempts}, spec.retryLimit was {earlier + job.retry_limit})" if attempts > 1 else ""
 
 
 def why_unreadable(job: JobObservation) -> str:
@@ -337,17 +335,34 @@ def why_not_retried(pod: PodObservation, job: JobObservation, earlier: int) -> D
     reason, message = why_ended(pod)
     if pod.exit_code in tuple(code for code in ExitCode if code.fails_job):
         return reason, message
-    return (reason, message + _counted(job, earlier)) if failed_attempts(job) > (job.backoff_limit or 0) else None
+    return (reason, message + _counted(job, earlier)) if failed_attempts(job) > job.retry_limit else None
+
+
+def why_not_continued(job: JobObservation, earlier: int) -> Diagnosis | None:
+    """Why a live Job on several nodes starts no further attempt; None if it may. The Job counts its Pods.
+
+    Args:
+        job: the Job.
+        earlier: failed attempts of the Jobs that it replaced.
+    """
+    failed = [attempt for attempt in job.pods if attempt.failed]
+    if job.nodes == 1 or not failed or len(failed) <= job.retry_limit:
+        return None
+    reason, message = why_ended(failed[-1])
+    return reason, message + _counted(job, earlier)
 
 
 def failed_attempts(job: JobObservation) -> int:
     """Failed attempts of a live Job, whose status may count the next one already, or not yet count the last one."""
-    waits = bool(job.pods) and _waits(job.pods[-1])
-    return max(job.attempts - waits, sum(pod.failed for pod in job.pods))
+    return max(job.attempts - _newest_waits(job), sum(pod.failed for pod in job.pods))
 
 
-def _waits(pod: PodObservation) -> bool:
-    return not pod.ended and pod.phase == "Pending"
+def _newest_waits(job: JobObservation) -> bool:
+    """Whether the newest attempt has not begun, on one of its nodes or on all."""
+    newest = job.pods[-1] if job.pods else None
+    if newest is None or newest.ended:
+        return False
+    return newest.phase == "Pending" or len(newest.together) < job.nodes
 
 
 def why_outlived(pod: PodObservation) -> Diagnosis:
@@ -367,7 +382,7 @@ def killed_at_memory_limit(job: JobObservation, earlier: int) -> PodObservation 
         job: the Job.
         earlier: failed attempts of the Jobs that it replaced.
     """
-    pods = job.pods[:-1] if job.pods and _waits(job.pods[-1]) else job.pods
+    pods = job.pods[:-1] if _newest_waits(job) else job.pods
     last = pods[-1] if pods else None
     if last is None or not last.exceeded_memory or job.outlived is not None:
         return None

@@ -110,12 +110,23 @@ def render_job(
         },
         "ownerReferences": [_owner_reference(owner)],
     }
-    retries = max(spec.retry_limit - failed_before, 0)
-    limits = {"backoffLimit": retries, "activeDeadlineSeconds": spec.active_deadline_seconds}
+    limits = {
+        "backoffLimit": backoff_limit(max(spec.retry_limit - failed_before, 0), nodes),
+        "activeDeadlineSeconds": spec.active_deadline_seconds,
+    }
     if profile.require_queue and resources.container.gpus:
         limits["suspend"] = True
     job = _job(metadata, limits, profile, container, volumes, resources.container.claims)
     return job if nodes == 1 else _on_nodes(job, nodes)
+
+
+def backoff_limit(retries: int, nodes: int) -> int:
+    """Pods of a Job that may fail: in each attempt but the last one all of them, and then all but one.
+
+    The Job counts Pods. An attempt on several nodes may have several that fail by themselves, such as all of them when
+    the store does not answer; the operator counts it once (`limits.why_given_up`).
+    """
+    return retries * nodes + nodes - 1
 
 
 def _on_nodes(job: dict[str, Any], nodes: int) -> dict[str, Any]:
