@@ -119,6 +119,29 @@ def test_one_incident_counts_once_and_says_which_pod_failed(training: StagePlaye
     assert training.row(Stage.TRAIN)["attempts"] == 2
 
 
+def test_pods_that_fail_at_the_same_time_are_one_attempt_and_the_limit_of_retries_counts_attempts(
+    player: StagePlayer, operator: Operator
+) -> None:
+    operator.ensure(WITH_NODES)
+    player.apply(profile="nodes", retryLimit=1)
+    player.finish(Stage.PREPARE)
+    first = pods_on(player)
+    for pod in first.values():
+        end(player, pod, ExitCode.TRANSIENT, "the store does not answer")
+    second = pods_on(player, *(pod["metadata"]["name"] for pod in first.values()))
+    wait_for_job(player, failed=2, active=2)
+    row = player.row(Stage.TRAIN)
+    end(player, second[1], ExitCode.TRANSIENT, "the store does not answer")
+    end(player, second[0], ExitCode.TRANSIENT, "the store does not answer")
+
+    status = player.wait_for_phase("Failed")["status"]
+
+    failed = next(each for each in status["stages"] if each["name"] == "train")
+    assert (row["state"], row["attempts"]) == ("Running", 2)
+    assert (failed["reason"], failed["attempts"]) == ("TransientError", 2)
+    assert failed["message"] == "the store does not answer (attempt 2, spec.retryLimit was 1)"
+
+
 def test_a_failure_that_cannot_pass_ends_the_job_on_all_nodes(training: StagePlayer) -> None:
     pods = pods_on(training)
     for pod in pods.values():

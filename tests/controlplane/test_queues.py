@@ -23,7 +23,7 @@ from edgetune_operator.generate.crd import custom_resource_definition
 from support.apiserver import BINARIES_VARIABLE
 from support.kube import LIMIT_SECONDS, Kube, install_crd
 from support.operator_process import service_account_kubeconfig
-from support.queue_player import QUEUED_PROFILES, QueuePlayer, add_cluster_queue, add_flavor
+from support.queue_player import QUEUED_PROFILES, RACK, QueuePlayer, add_cluster_queue, add_flavor, add_racks
 from support.stage_player import Operator
 
 PROGRAMS = ("etcd", "kube-apiserver", "kubectl", "kueue", "helm")
@@ -445,6 +445,38 @@ def test_a_training_on_more_nodes_than_its_queue_has_gpus_says_so(new_team: NewT
     message = team.wait_for_words("Stalled", "QueueTooSmall", "can never admit this stage")
 
     assert "request (2) > maximum capacity (1)" in message
+
+
+def test_the_pods_of_a_training_on_several_nodes_run_in_the_rack_that_has_room(new_team: NewTeam) -> None:
+    team = new_team()
+    add_racks(team.kube, "racks", {"rack-a": 1, "rack-b": 2})
+    add_cluster_queue(team.kube, team.namespace, gpus=3, flavor="racks")
+    team.add_queue(team.namespace)
+    team.submit(profile="rack")
+
+    hosts: list[str] = []
+
+    def are_free_to_run() -> bool:
+        pods = team.kube.list("v1", "Pod", team.namespace, f"{names.STAGE_LABEL}={Stage.TRAIN}")
+        free = [pod["spec"] for pod in pods if not pod["spec"].get("schedulingGates")]
+        hosts[:] = sorted(pod.get("nodeSelector", {}).get("kubernetes.io/hostname", "") for pod in free)
+        return len(hosts) == 2
+
+    assert wait_for(are_free_to_run, LIMIT_SECONDS), team.object["status"]
+    assert hosts == ["rack-b-0", "rack-b-1"]
+
+
+def test_a_training_for_which_no_rack_has_room_says_so(new_team: NewTeam) -> None:
+    team = new_team()
+    add_racks(team.kube, "small-racks", {"rack-c": 1, "rack-d": 1})
+    add_cluster_queue(team.kube, team.namespace, gpus=2, flavor="small-racks")
+    team.add_queue(team.namespace)
+    job = team.submit(profile="rack")
+
+    message = team.wait_for_words("Reconciling", "Queued", "topology")
+
+    assert job["spec"]["template"]["metadata"]["annotations"] == {"kueue.x-k8s.io/podset-required-topology": RACK}
+    assert message.endswith('topology "small-racks" allows to fit only 1 out of 2 pod(s)')
 
 
 def test_a_preempted_training_on_two_nodes_is_one_preemption(new_team: NewTeam) -> None:

@@ -13,7 +13,7 @@ from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Queue, Resources, Signing
+from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Queue, Resources, Signing, Topology
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
@@ -77,8 +77,7 @@ NODES = Profile(
     resources={
         Stage.TRAIN: Resources(requests={"cpu": "16", "nvidia.com/gpu": 8}, limits={"nvidia.com/gpu": 8}, nodes=2)
     },
-    queue=Queue(name="team-a"),
-    pod_annotations={"kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/topology-block"},
+    queue=Queue(name="team-a", topology=Topology(required="cloud.provider.com/topology-block")),
 )
 PROFILES: Mapping[str, Profile] = {"default": DEFAULT, "full": FULL}
 

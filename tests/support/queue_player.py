@@ -15,9 +15,12 @@ from support.stage_player import STORE, StagePlayer
 
 QUEUE = "gpu"
 PRIORITIES = ("low", "high")
+RACK = "cloud.provider.com/topology-rack"
+_ON_TWO_NODES = {"train": {"limits": {GPU: 1}, "nodes": 2}}
 QUEUED_PROFILES = {
     "default": {"store": STORE, "queue": {"name": QUEUE, "priorities": [*PRIORITIES, "unknown"]}},
-    "nodes": {"store": STORE, "queue": {"name": QUEUE}, "resources": {"train": {"limits": {GPU: 1}, "nodes": 2}}},
+    "nodes": {"store": STORE, "queue": {"name": QUEUE}, "resources": _ON_TWO_NODES},
+    "rack": {"store": STORE, "queue": {"name": QUEUE, "topology": {"required": RACK}}, "resources": _ON_TWO_NODES},
 }
 
 
@@ -27,6 +30,29 @@ def add_flavor(kube: Kube) -> None:
     for value, name in enumerate(PRIORITIES):
         manifest = {"apiVersion": API_VERSION, "kind": "WorkloadPriorityClass", "metadata": {"name": name}}
         kube.apply({**manifest, "value": 100 * value, "description": name})
+
+
+def add_racks(kube: Kube, flavor: str, racks: Mapping[str, int]) -> None:
+    """A flavor of GPUs whose nodes, with one GPU each, are in racks.
+
+    Args:
+        kube: the administrator.
+        flavor: its name, which its Topology has too.
+        racks: number of nodes by rack.
+    """
+    levels = [{"nodeLabel": RACK}, {"nodeLabel": "kubernetes.io/hostname"}]
+    topology = {"apiVersion": API_VERSION, "kind": "Topology", "metadata": {"name": flavor}}
+    kube.apply({**topology, "spec": {"levels": levels}})
+    manifest = {"apiVersion": API_VERSION, "kind": "ResourceFlavor", "metadata": {"name": flavor}}
+    kube.apply({**manifest, "spec": {"nodeLabels": {"flavor": flavor}, "topologyName": flavor}})
+    for name, rack in ((f"{rack}-{number}", rack) for rack, count in racks.items() for number in range(count)):
+        labels = {"flavor": flavor, RACK: rack, "kubernetes.io/hostname": name}
+        kube.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}})
+        room = {"cpu": "64", "memory": "512Gi", "ephemeral-storage": "512Gi", "pods": "100", GPU: "1"}
+        ready = [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]
+        kube.set_status("v1", "Node", None, name, {"capacity": room, "allocatable": room, "conditions": ready})
+        # The API server gives each new node the taint not-ready.
+        kube.merge("v1", "Node", None, name, {"spec": {"taints": []}})
 
 
 def add_cluster_queue(kube: Kube, name: str, gpus: int = 1, flavor: str = "l4", **spec: Any) -> None:

@@ -53,6 +53,16 @@ JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
+# Kueue's, on the Pods of a Job.
+REQUIRED_TOPOLOGY_ANNOTATION = "kueue.x-k8s.io/podset-required-topology"
+PREFERRED_TOPOLOGY_ANNOTATION = "kueue.x-k8s.io/podset-preferred-topology"
+# Kueue accepts one of them.
+TOPOLOGY_ANNOTATIONS = (
+    REQUIRED_TOPOLOGY_ANNOTATION,
+    PREFERRED_TOPOLOGY_ANNOTATION,
+    "kueue.x-k8s.io/podset-unconstrained-topology",
+)
+
 # On the object, set by the operator for deletionPolicy Delete; removed once the artifacts are removed.
 FINALIZER = f"{GROUP}/artifacts"
 

@@ -178,6 +178,34 @@ class Bounds(Model):
         return most if self.min is None else max(most, parse_bytes(self.min))
 
 
+NodeLabel = Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=63)]
+"""Name of a node's label, as long as Kueue allows it."""
+
+
+class Topology(Model):
+    """Level of the cluster's Topology at which Kueue keeps the Pods of a training on several nodes together."""
+
+    required: NodeLabel | None = None
+    """Label of the level within which all Pods must run, such as cloud.provider.com/topology-rack: the training waits
+    until they fit."""
+
+    preferred: NodeLabel | None = None
+    """Label of the level within which all Pods run if they fit; otherwise within a higher one, or anywhere."""
+
+    @model_validator(mode="after")
+    def _check_one_level(self) -> Self:
+        if (self.required is None) == (self.preferred is None):
+            raise ValueError("topology needs either required or preferred")
+        return self
+
+    @property
+    def annotation(self) -> dict[str, str]:
+        """Kueue's annotation of the Pods."""
+        if self.required is not None:
+            return {names.REQUIRED_TOPOLOGY_ANNOTATION: self.required}
+        return {names.PREFERRED_TOPOLOGY_ANNOTATION: self.preferred or ""}
+
+
 class Queue(Model):
     """A Kueue queue in which stages wait for their quota."""
 
@@ -190,6 +218,9 @@ class Queue(Model):
 
     priorities: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = ()
     """Kueue WorkloadPriorityClasses that users can select with spec.priority."""
+
+    topology: Topology | None = None
+    """Where the Pods of a training on several nodes run. Default: anywhere."""
 
 
 class Sizing(Model):
@@ -405,6 +436,13 @@ class Profile(Model):
     def _check_queue(self) -> Self:
         if self.require_queue and not self.queue:
             raise ValueError("requireQueue needs queue: without one, nothing would admit the Jobs")
+        if self.queue is not None and self.queue.topology is not None:
+            for annotation in names.TOPOLOGY_ANNOTATIONS:
+                if annotation in self.pod_annotations:
+                    raise ValueError(
+                        f"podAnnotations: {annotation} conflicts with queue.topology, which sets one; remove one of the "
+                        "two"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ _GPU_COUNT = {"type": ["string", "integer"], "minimum": 0, "maximum": MOST_GPUS,
 # Of the schemas that reject every value, Helm reports a constant best: "at '<path>': value must be '<constant>'".
 _RESERVED = {"const": "left out: the operator sets it"}
 _IN_THE_CA_BUNDLE = {"const": "left out: caBundleConfigMap sets it"}
+_OF_THE_QUEUE = {"const": "left out: queue.topology sets one"}
 
 
 def values_schema(root: Path) -> str:
@@ -67,6 +68,7 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
         limits = ["OneNode"] if stage in ON_SEVERAL_GPUS else ["OneNode", "OneGpu"]
         of_stages[stage] = {"allOf": [of_stages[stage], *({"$ref": f"#/$defs/{each}"} for each in limits)]}
     definitions["Cache"]["oneOf"] = [{"required": [name]} for name in ("hostPath", "persistentVolumeClaim")]
+    definitions["Topology"]["oneOf"] = [{"required": [name]} for name in ("required", "preferred")]
     profile = definitions["Profile"]
     env, labels = profile["properties"]["env"], profile["properties"]["podLabels"]
     own_variables = f"^({'|'.join(OWN_VARIABLES)}|{OWN_VARIABLE_PREFIX}.*)$"
@@ -77,7 +79,12 @@ def _add_what_validators_check(definitions: dict[str, Any]) -> None:
     definitions["LabelSelector"]["minProperties"] = 1
     is_required = {"properties": {"requireQueue": {"const": True}}, "required": ["requireQueue"]}
     has_queue = {"properties": {"queue": {"not": {"type": "null"}}}, "required": ["queue"]}
-    profile["allOf"] = [{"if": is_required, "then": has_queue}]
+    topology = {"type": "object", "properties": {"topology": {"type": "object"}}, "required": ["topology"]}
+    has_topology = {"properties": {"queue": topology}, "required": ["queue"]}
+    without = {
+        "properties": {"podAnnotations": {"properties": dict.fromkeys(names.TOPOLOGY_ANNOTATIONS, _OF_THE_QUEUE)}}
+    }
+    profile["allOf"] = [{"if": is_required, "then": has_queue}, {"if": has_topology, "then": without}]
     sources = profile["properties"]["sources"]["anyOf"][0]
     sources["items"] = {"if": sources["items"], "else": {"const": SOURCE_FORMS}}
     bundle = {"type": "string", "minLength": 1}

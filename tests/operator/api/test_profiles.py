@@ -221,6 +221,21 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                     "caBundleConfigMap: ca, env: {SSL_CERT_FILE: /x}",
                     ": env: SSL_CERT_FILE conflicts with caBundleConfigMap, which sets it; remove one of the two",
                 ),
+                ("queue: {name: gpu, topology: {}}", ".queue.topology: topology needs either required or preferred"),
+                (
+                    "queue: {name: gpu, topology: {required: a, preferred: b}}",
+                    ".queue.topology: topology needs either required or preferred",
+                ),
+                (
+                    "queue: {name: gpu, topology: {required: the rack}}",
+                    ".queue.topology.required: String should match pattern",
+                ),
+                (
+                    "queue: {name: gpu, topology: {required: rack}}, "
+                    "podAnnotations: {kueue.x-k8s.io/podset-preferred-topology: rack}",
+                    ": podAnnotations: kueue.x-k8s.io/podset-preferred-topology conflicts with queue.topology, which "
+                    "sets one; remove one of the two",
+                ),
                 (
                     "podLabels: {edgetune.dev/uid: x}",
                     ": podLabels: edgetune.dev/uid is reserved: the operator sets it; remove it",

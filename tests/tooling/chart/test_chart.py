@@ -210,6 +210,15 @@ def test_an_invalid_value_is_refused_with_its_path(values: Values, complaint: st
             {"resources": {"train": {"limits": {"nvidia.com/mig-1g.5gb": 2}}}},
             "/resources/train/limits/nvidia.com~1mig-1g.5gb': maximum: got 2, want 1",
         ),
+        ({"queue": {"name": "gpu", "topology": {"required": "the rack"}}}, "/queue"),
+        ({"queue": {"name": "gpu", "topology": {"required": "rack", "preferred": "rack"}}}, "/queue"),
+        (
+            {
+                "queue": {"name": "gpu", "topology": {"required": "rack"}},
+                "podAnnotations": {"kueue.x-k8s.io/podset-required-topology": "rack"},
+            },
+            "/podAnnotations/kueue.x-k8s.io~1podset-required-topology': value must be 'left out: queue.topology sets one'",
+        ),
         ({"sizing": {"memory": {"max": "1.5Gi"}}}, "/sizing/memory/max"),
         ({"workVolumeSize": "much"}, "/workVolumeSize"),
         ({"cache": {"size": "1Ti"}}, "/cache"),

@@ -10,11 +10,24 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import CA_VARIABLES, Cache, Profile, ResourceClaim, Resources, Signing
+from edgetune_operator.api.profiles import (
+    CA_VARIABLES,
+    Cache,
+    Profile,
+    ResourceClaim,
+    Resources,
+    Signing,
+    Topology,
+)
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.tracking import TRACKED_STAGES, Mlflow
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
-from edgetune_operator.decisions.manifests.stage_resources import StageResources, job_settings, stage_resources
+from edgetune_operator.decisions.manifests.stage_resources import (
+    StageResources,
+    job_settings,
+    stage_resources,
+    topology_of,
+)
 
 WORK_DIR = "/work"
 CREDENTIALS_DIR = "/var/run/secrets/edgetune/s3"
@@ -117,7 +130,7 @@ def render_job(
     if profile.require_queue and resources.container.gpus:
         limits["suspend"] = True
     job = _job(metadata, limits, profile, container, volumes, resources.container.claims)
-    return job if nodes == 1 else _on_nodes(job, nodes)
+    return job if nodes == 1 else _on_nodes(job, nodes, topology_of(profile, request.stage, nodes))
 
 
 def backoff_limit(retries: int, nodes: int) -> int:
@@ -129,10 +142,13 @@ def backoff_limit(retries: int, nodes: int) -> int:
     return retries * nodes + nodes - 1
 
 
-def _on_nodes(job: dict[str, Any], nodes: int) -> dict[str, Any]:
+def _on_nodes(job: dict[str, Any], nodes: int, topology: Topology | None) -> dict[str, Any]:
     """A Job with one Pod for each node, all at the same time, whose host names the Job's Service resolves."""
     job["spec"] |= {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes}
-    job["spec"]["template"]["spec"]["subdomain"] = names.service_name(job["metadata"]["name"])
+    metadata, pod = job["spec"]["template"]["metadata"], job["spec"]["template"]["spec"]
+    pod["subdomain"] = names.service_name(job["metadata"]["name"])
+    if topology is not None:
+        metadata["annotations"] = {**metadata.get("annotations", {}), **topology.annotation}
     return job
 
 

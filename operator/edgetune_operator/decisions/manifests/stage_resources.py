@@ -9,7 +9,7 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources
+from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources, Topology
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.stage_status import RequestedResources, StageState, StageStatus
 from edgetune_operator.api.tracking import TRACKED_STAGES
@@ -132,7 +132,9 @@ def job_settings(spec: LoraFineTuneSpec, profile: Profile, stage: Stage, resourc
     unclaimed = set() if resources.container.claims else {"claims"}
     unclaimed |= set() if resources.container.nodes > 1 else {"nodes"}
     queue = profile.queue_of(stage)
+    topology = topology_of(profile, stage, resources.container.nodes)
     fixed = {
+        **({} if topology is None else {"topology": topology.annotation}),
         "profile": profile.model_dump(mode="json", exclude=elsewhere | unknown | _CHANGEABLE),
         "resources": resources.container.model_dump(mode="json", exclude=unclaimed),
         "workVolumeSize": resources.volume,
@@ -151,6 +153,12 @@ def job_settings(spec: LoraFineTuneSpec, profile: Profile, stage: Stage, resourc
         queue="" if queue is None else queue.name,
         priority=priority.get("priority", ""),
     )
+
+
+def topology_of(profile: Profile, stage: Stage, nodes: int) -> Topology | None:
+    """Where the Pods of a stage on this number of nodes run; None if its queue does not say it, or there is one Pod."""
+    queue = profile.queue_of(stage)
+    return queue.topology if queue is not None and nodes > 1 else None
 
 
 def _hash(settings: Mapping[str, object]) -> str:

@@ -12,7 +12,16 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Cache, Profile, Resources
+from edgetune_operator.api.profiles import (
+    CA_VARIABLES,
+    JOB_VARIABLES,
+    OWN_VARIABLES,
+    Cache,
+    Profile,
+    Queue,
+    Resources,
+    Topology,
+)
 from edgetune_operator.decisions.manifests.job_manifests import pod_failure_rules, render_service
 from edgetune_operator.decisions.manifests.stage_resources import job_settings, stage_resources
 from edgetune_operator.generate.__main__ import differences
@@ -152,6 +161,33 @@ def test_a_number_of_nodes_is_a_setting_that_a_waiting_job_keeps() -> None:
     spec, one = spec_of(lora_fine_tune()), NODES.resources_for(Stage.TRAIN).model_copy(update={"nodes": 1})
     fewer = NODES.model_copy(update={"resources": {Stage.TRAIN: one}})
     found = [job_settings(spec, each, Stage.TRAIN, stage_resources(each, Stage.TRAIN)) for each in (NODES, fewer)]
+
+    assert found[0].fixed != found[1].fixed
+
+
+@pytest.mark.parametrize(
+    ("topology", "annotation"),
+    [
+        (Topology(required="rack"), {"kueue.x-k8s.io/podset-required-topology": "rack"}),
+        (Topology(preferred="rack"), {"kueue.x-k8s.io/podset-preferred-topology": "rack"}),
+    ],
+)
+def test_a_queue_is_asked_to_keep_the_pods_of_a_training_together(
+    topology: Topology, annotation: dict[str, str]
+) -> None:
+    queue, mine = Queue(name="gpu", topology=topology), {"sidecar.istio.io/inject": "false"}
+    profile = NODES.model_copy(update={"queue": queue, "pod_annotations": mine})
+    on_one_node = DEFAULT.model_copy(update={"queue": queue})
+
+    assert job_of(Stage.TRAIN, profile)["spec"]["template"]["metadata"]["annotations"] == {**mine, **annotation}
+    assert profile.pod_annotations == {"sidecar.istio.io/inject": "false"}
+    assert "annotations" not in job_of(Stage.TRAIN, on_one_node)["spec"]["template"]["metadata"]
+    assert job_of(Stage.MERGE, profile)["spec"]["template"]["metadata"]["annotations"] == mine
+
+
+def test_a_topology_is_a_setting_that_a_waiting_job_keeps() -> None:
+    spec, anywhere = spec_of(lora_fine_tune()), NODES.model_copy(update={"queue": Queue(name="team-a")})
+    found = [job_settings(spec, each, Stage.TRAIN, stage_resources(each, Stage.TRAIN)) for each in (NODES, anywhere)]
 
     assert found[0].fixed != found[1].fixed
 
