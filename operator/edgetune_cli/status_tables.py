@@ -239,7 +239,8 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
     if row.state is StageState.FAILED:
         return f"failed: {row.reason}"
     if row.state is not StageState.SUCCEEDED:
-        return row.state.value.lower()
+        speed = status.progress.tokens_per_second if status.progress and status.progress.stage is row.name else None
+        return f"{row.state.value.lower()}{_processes(row, speed)}"
     if row.cached or row.name not in ran:
         return "checked, nothing changed" if row.name is Stage.PREPARE and row.name in ran else "already done"
     metrics = row.metrics
@@ -251,7 +252,8 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
         trainable, total = metrics.get("trainableParameters"), metrics.get("totalParameters")
         share = f", {trainable / total:.2%} of the parameters" if trainable and total else ""
         loss = metrics.get("loss", float("nan"))
-        return f"{metrics['steps']:.0f} steps{_chosen_step(metrics)}, loss {loss:.3f}{share}"
+        together = _processes(row, metrics.get("tokensPerSecond"))
+        return f"{metrics['steps']:.0f} steps{_chosen_step(metrics)}, loss {loss:.3f}{share}{together}"
     if row.name is Stage.QUANTIZE and status.resolved is not None and status.resolved.formats is not None:
         return f"{len(status.resolved.formats)} candidates written"
     if row.name is Stage.QUANTIZE and "quantizedShare" in metrics:
@@ -261,6 +263,17 @@ def _what_happened(row: StageStatus, status: LoraFineTuneStatus, ran: frozenset[
     if row.name is Stage.PUBLISH and status.publication is not None:
         return "published" if status.publication.published else "refused by the gates"
     return "done"
+
+
+def _processes(row: StageStatus, tokens_per_second: float | None) -> str:
+    """The processes of a training, with their speed and efficiency as far as known; empty for one process."""
+    together = row.parallelism
+    if together is None:
+        return ""
+    efficiency = together.efficiency
+    of_one = f" (each process at {efficiency:.0%} of one that trains alone)" if efficiency is not None else ""
+    speed = f", {tokens_per_second:,.0f} tokens/s{of_one}" if tokens_per_second else ""
+    return f", {together.processes} processes{together.where}{speed}"
 
 
 def _score_table(status: LoraFineTuneStatus) -> Table:

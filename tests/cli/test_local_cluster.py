@@ -15,7 +15,7 @@ from edgetune_contract.results.measurement import EdgeMeasurement, ModelSpeed
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
 from edgetune_operator.api.status.object_status import ArtifactStatus, LoraFineTuneStatus, Sizes
-from edgetune_operator.api.status.stage_status import StageState, StageStatus
+from edgetune_operator.api.status.stage_status import Parallelism, ProgressStatus, StageState, StageStatus
 from edgetune_operator.decisions.observe import nodes_of
 from support.golden import NODES, job_of
 
@@ -112,6 +112,25 @@ def test_the_speed_of_each_model_is_shown_with_the_machine_that_measured_it() ->
     lines = [line.split() for line in text.splitlines()]
     assert ["base", "1,234.6", "9.9", "250", "ms", "1.2", "GB", "700", "MB"] in lines
     assert ["edge", "-", "-", "-", "2.0", "GB", "-"] in lines
+
+
+def test_the_processes_of_a_training_are_shown_with_their_speed_and_efficiency() -> None:
+    together = Parallelism(processes=16, nodes=2, efficiency=0.914)
+    metrics = {"steps": 10.0, "loss": 0.5, "tokensPerSecond": 14000.0, "worldSize": 16.0}
+    row = StageStatus(name=Stage.TRAIN, state=StageState.SUCCEEDED, metrics=metrics, parallelism=together)
+    progress = ProgressStatus(stage=Stage.TRAIN, step=1, total_steps=10, tokens_per_second=13000)
+    running = StageStatus(name=Stage.TRAIN, state=StageState.RUNNING, parallelism=together)
+    console = Console(markup=False, record=True, width=160)
+
+    show_outcome(console, LoraFineTuneStatus(stages=(row,)), frozenset({Stage.TRAIN}))
+    show_outcome(console, LoraFineTuneStatus(stages=(running,), progress=progress), frozenset({Stage.TRAIN}))
+
+    text = console.export_text()
+    assert (
+        "10 steps, loss 0.500, 16 processes on 2 nodes, 14,000 tokens/s (each process at 91% of one that trains alone)"
+        in text
+    )
+    assert "running, 16 processes on 2 nodes, 13,000 tokens/s" in text
 
 
 def test_every_edge_format_is_shown_with_its_size_and_scores() -> None:

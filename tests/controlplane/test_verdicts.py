@@ -115,6 +115,7 @@ def test_kubectl_get_has_the_columns_of_the_design(apiserver: ApiServer) -> None
         "Adapter",
         "Edge-size",
         "Version",
+        "Processes",
         "Note",
         "Age",
     ]

@@ -26,6 +26,7 @@ from edgetune_operator.api.tracking import TRACKED_STAGES
 from edgetune_operator.decisions.accounting.attempts import count_resumption
 from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
 from edgetune_operator.decisions.accounting.limits import look_at_limits, why_given_up
+from edgetune_operator.decisions.accounting.parallelism import recipe_of, with_job, with_result
 from edgetune_operator.decisions.causes.diagnosis import (
     awaits_pod_status,
     failed_attempts,
@@ -182,7 +183,8 @@ class RunState:
         what is known of the memory that this digest needs."""
         row = self.rows[stage]
         doublings = row.memory_doublings if row.digest == digest else 0
-        kept = {"counted": row.counted, "gpu_attempt": row.gpu_attempt, "memory_doublings": doublings}
+        kept: dict[str, object] = {"counted": row.counted, "gpu_attempt": row.gpu_attempt}
+        kept |= {"memory_doublings": doublings, "one_process": row.one_process}
         self.rows[stage] = StageStatus(name=stage, digest=digest).model_copy(update=kept)
 
     def _rekey(self, resolved: Resolved) -> None:
@@ -318,7 +320,8 @@ class RunState:
     def _retry_by_another_job(self, stage: Stage, job: JobObservation, pod: PodObservation, why: Diagnosis) -> None:
         """The stage's next Job has the retries that are left, and twice the memory if that was missing."""
         row = self.rows[stage]
-        failed = row.failed_before + failed_attempts(job) - pod.interrupted
+        # Of one node, the Job's status counts the Pod that lives on.
+        failed = row.failed_before + failed_attempts(job) - (pod.interrupted and job.nodes == 1)
         changes = {"reason": why[0], "message": why[1], "failed_before": failed, "attempts": failed}
         changes |= {"state": StageState.PENDING, "started_at": None}
         self._update(stage, memory_doublings=row.memory_doublings + pod.exceeded_memory, **changes)
@@ -361,6 +364,8 @@ class RunState:
         asked = requested(job.resources)
         seen = {"job": job.name, "started_at": started_at, "looked_for": job.looked_for}
         self._update(stage, attempts=attempts, requested=asked, **seen)
+        if stage is Stage.TRAIN:
+            self.rows[stage] = with_job(self.rows[stage], job)
         self.rows[stage] = self.gpus.count(self.rows[stage], job)
         progress = self._snapshot.progress
         if progress is not None and progress.stage is stage:
@@ -409,6 +414,9 @@ class RunState:
             warnings=result.warnings,
             **ended,
         )
+        if stage is Stage.TRAIN:
+            recipe = recipe_of(self.spec.parameters, self.resolved)
+            self.rows[stage] = with_result(self.rows[stage], result, recipe)
         self._take_outputs(result)
         if stage is Stage.PREPARE and result.resolved is not None:
             self.resolved = result.resolved

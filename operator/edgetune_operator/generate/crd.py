@@ -228,6 +228,6 @@ def _printer_columns() -> Iterable[dict[str, Any]]:
     for name, field in columns.items():
         yield {"name": name, "type": "string", "jsonPath": f".status.{field}"}
     # Priority 1: shown by `kubectl get -o wide`.
-    for name, field in (("Version", "version"), ("Note", "note")):
+    for name, field in (("Version", "version"), ("Processes", "processes"), ("Note", "note")):
         yield {"name": name, "type": "string", "jsonPath": f".status.display.{field}", "priority": 1}
     yield {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}

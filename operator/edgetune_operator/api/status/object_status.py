@@ -186,6 +186,9 @@ class Display(Model):
     version: Annotated[str, Field(max_length=16)] = ""
     """First digits of the live version."""
 
+    processes: Annotated[str, Field(max_length=MAX_DISPLAY)] = ""
+    """Number of processes of the training and of their nodes, such as 16 on 2 nodes; empty for one process."""
+
     note: Annotated[str, Field(max_length=MAX_DISPLAY)] = ""
     """What the scores do not say: that no gate is set on them, that training gained nothing. The warnings say more."""
 

@@ -51,6 +51,43 @@ class RequestedResources(Model):
     """Ephemeral storage: the work volume and the logs."""
 
 
+class Parallelism(Model):
+    """The processes of a training that share the examples of each step."""
+
+    processes: Annotated[int, Field(ge=2, le=4096)]
+    """Number of processes on all nodes: one for each GPU."""
+
+    nodes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Number of nodes, each with a Pod; absent if the output was already in the store."""
+
+    efficiency: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """Tokens per second of each process, divided by those of one that trains alone. Absent until the training is done,
+    and if this object has trained in no single process with this base, device and settings."""
+
+    @property
+    def described(self) -> str:
+        """Such as "16 on 2 nodes"."""
+        return f"{self.processes}{self.where}"
+
+    @property
+    def where(self) -> str:
+        """Such as " on 2 nodes"; empty for one node."""
+        return f" on {self.nodes} nodes" if self.nodes is not None and self.nodes > 1 else ""
+
+
+class OneProcess(Model):
+    """Speed of a training in one process."""
+
+    tokens_per_second: Annotated[float, Field(gt=0, le=1e12)]
+    """Training tokens per second."""
+
+    device: Text
+    """Its device, as the stage names it."""
+
+    recipe: Annotated[str, Field(max_length=64)]
+    """SHA-256 over what decides its speed: the base, and settings of lora and training."""
+
+
 class StageStatus(Model):
     """One stage of the current run."""
 
@@ -104,6 +141,13 @@ class StageStatus(Model):
 
     requested: RequestedResources | None = None
     """What the stage's Job requests. The metrics usedMemoryBytes and usedStorageBytes have what it used."""
+
+    parallelism: Parallelism | None = None
+    """Of train: the processes that share its steps; absent for one process. The metric tokensPerSecond, and that of
+    progress, count the tokens of all of them."""
+
+    one_process: OneProcess | None = None
+    """Of train: speed of the object's newest training in one process, which an edit of the spec does not reset."""
 
     started_at: Timestamp | None = None
     """When the stage started (RFC 3339)."""

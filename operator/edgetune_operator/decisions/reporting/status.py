@@ -279,6 +279,7 @@ def _display(view: View, sizes: Sizes | None) -> Display:
         adapter_size=format_bytes(sizes.adapter_bytes) if sizes else "",
         edge_size=format_bytes(sizes.edge_bytes) if sizes else "",
         version=view.live.version[:SHORT_VERSION] if view.live else "",
+        processes=next((each.parallelism.described for each in view.rows if each.parallelism is not None), ""),
         note=view.note,
     )
 
