@@ -287,6 +287,18 @@ def test_the_gpus_of_all_nodes_are_planned(tmp_path: Path) -> None:
     assert stage["estimated"]["gpuSeconds"] == 8 * stage["estimated"]["seconds"]
 
 
+def test_all_gpus_of_a_training_whose_memory_is_not_known_are_shown(tmp_path: Path) -> None:
+    profile = {"store": {"uri": "s3://b/p"}, "resources": {"train": {"limits": {"nvidia.com/gpu": 2}, "nodes": 2}}}
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))
+    new = yaml.safe_load(TRAINED)
+    new.pop("status")
+
+    done = compare(tmp_path, "", yaml.safe_dump(new), "--profiles", str(tmp_path / "profiles.yaml"), "-o", "markdown")
+
+    (train,) = (line for line in done.stdout.splitlines() if line.startswith("| train "))
+    assert train.endswith("| 4 GPUs |")
+
+
 def test_the_cost_is_at_the_prices_of_the_profile(tmp_path: Path) -> None:
     profile = {"store": {"uri": "s3://b/p"}, "prices": {"currency": "EUR", "gpuHour": 2.0}}
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))

@@ -69,7 +69,7 @@ def markdown_lines(plans: Sequence[ObjectPlan], removed: Removed) -> Iterator[st
 
 def _row(plan: ObjectPlan, line: StageForecast) -> str:
     action = f"**{line.action.value}**" if line in plan.running else line.action.value
-    requests = line.requests or ("1 GPU" if line.gpus else "")
+    requests = line.requests or (f"{line.gpus} GPU{'s' if line.gpus > 1 else ''}" if line.gpus else "")
     cells = (line.stage.value, action, _plain(line.why), _takes(plan.estimates.get(line.stage)), requests)
     return f"| {' | '.join(cells)} |"
 
