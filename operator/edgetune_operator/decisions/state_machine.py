@@ -23,7 +23,7 @@ from datetime import datetime, timedelta
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.reasons import BLOCKING, UNSCHEDULABLE, Reason
+from edgetune_operator.api.reasons import BLOCKING, MAY_PASS, UNSCHEDULABLE, Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec
 from edgetune_operator.api.spec_warnings import spec_warnings
@@ -32,7 +32,7 @@ from edgetune_operator.api.status.stage_status import StageState, StageStatus
 from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
 from edgetune_operator.decisions.admission import Refusal
 from edgetune_operator.decisions.causes.diagnosis import look_at_overdue, silent_wait, stuck_pod
-from edgetune_operator.decisions.causes.patience import wait_of
+from edgetune_operator.decisions.causes.patience import known_wait, wait_of
 from edgetune_operator.decisions.causes.queueing import KUEUE_DELAY
 from edgetune_operator.decisions.manifests.stage_resources import JobSettings, resource_warnings
 from edgetune_operator.decisions.observe import JobObservation, JobState, Snapshot
@@ -134,12 +134,21 @@ def _going(run: RunState, stage: Stage, reason: str) -> Outcome:
 
 def _with_patience(decided: Plan, snapshot: Snapshot, now: datetime) -> Plan:
     """The plan with the time that is left for what may pass by itself, and a pass when that is over."""
-    is_held_up = decided.view.outcome in (Outcome.BLOCKED, Outcome.STALLED)
-    wait = wait_of(decided.view.reason, snapshot.generation, snapshot.previous, now) if is_held_up else None
-    view = replace(decided.view, wait=wait)
+    view = decided.view
+    if _awaits_pods(view, snapshot):
+        return replace(decided, view=replace(view, wait=known_wait(snapshot.generation, snapshot.previous, now)))
+    is_held_up = view.outcome in (Outcome.BLOCKED, Outcome.STALLED)
+    wait = wait_of(view.reason, snapshot.generation, snapshot.previous, now) if is_held_up else None
+    view = replace(view, wait=wait)
     return replace(
         decided, view=view, look_again=_earliest(decided.look_again, wait.left if view.is_patient and wait else None)
     )
+
+
+def _awaits_pods(view: View, snapshot: Snapshot) -> bool:
+    """Whether Pods of the stage's Job are not observed yet, such as after a start of the operator: they may wait."""
+    jobs = (job for job in snapshot.jobs if job.stage is view.stage and job.state is JobState.LIVE)
+    return view.outcome is Outcome.RUNNING and any(job.active and not job.pods for job in jobs)
 
 
 def _is_changeable(job: JobObservation, settings: JobSettings) -> bool:
@@ -328,15 +337,9 @@ def refused(decided: Plan, reason: str, message: str, snapshot: Snapshot, now: d
     A stage without a Job waits for one. A Job that cannot be changed keeps its place and its settings. One without its
     Service runs, and its Pods look for each other.
     """
-    if any(isinstance(action, CreateService) for action in decided.actions):
-        view = replace(decided.view, outcome=Outcome.BLOCKED, reason=reason, message=f"{decided.view.stage}: {message}")
-        kept = Plan((), view, _earliest(decided.look_again, _look_at(view.outcome, reason)))
-        return _with_patience(kept, snapshot, now)
-    if any(isinstance(action, ChangeJob) for action in decided.actions):
-        message = f"{decided.view.message}; {message}; it keeps its place and its settings"
-        view = replace(decided.view, outcome=Outcome.BLOCKED, reason=reason, message=message)
-        kept = Plan((), view, _earliest(decided.look_again, _look_at(view.outcome, reason)))
-        return _with_patience(kept, snapshot, now)
+    for kind, kept in ((CreateService, ""), (ChangeJob, "; it keeps its place and its settings")):
+        if any(isinstance(action, kind) for action in decided.actions):
+            return _with_patience(_held_up(decided, reason, message + kept), snapshot, now)
     waiting = {
         "state": StageState.PENDING,
         "job": "",
@@ -355,6 +358,16 @@ def refused(decided: Plan, reason: str, message: str, snapshot: Snapshot, now: d
     view = replace(view, outcome=outcome, reason=reason, message=message, rows=rows, progress=None)
     held_up = Plan((), view, _earliest(decided.look_again, _look_at(outcome, reason)))
     return _with_patience(held_up, snapshot, now)
+
+
+def _held_up(decided: Plan, reason: str, message: str) -> Plan:
+    """The plan of a Job that stays as it is. A reason for which somebody must act already is not replaced."""
+    view = decided.view
+    must_act = view.outcome is Outcome.BLOCKED and view.reason not in MAY_PASS
+    before = f"{view.stage}:" if view.outcome is Outcome.RUNNING else f"{view.message};"
+    held_up = view.reason if must_act else reason
+    view = replace(view, outcome=Outcome.BLOCKED, reason=held_up, message=f"{before} {message}")
+    return Plan((), view, _earliest(decided.look_again, _look_at(view.outcome, reason)))
 
 
 def stalled(snapshot: Snapshot, reason: str, message: str, now: datetime) -> Plan:

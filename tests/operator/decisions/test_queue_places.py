@@ -11,7 +11,7 @@ from edgetune_operator.decisions.reporting.events import transitions
 from support.builders import lora_fine_tune
 from support.queueing import QUEUED, admit, suspend
 from support.scenario import PROFILE, Scenario, created, request_of
-from support.workloads import INSUFFICIENT, pending
+from support.workloads import INSUFFICIENT, TOO_SMALL, pending
 
 
 @pytest.fixture
@@ -201,3 +201,18 @@ def test_a_refused_change_of_a_waiting_job_is_said_until_it_is_accepted(scenario
     assert look_again is not None
     assert scenario.cluster.changed == [name]
     assert (scenario.condition("Stalled"), scenario.status.phase) == (None, Phase.QUEUED)
+
+
+def test_a_refused_change_does_not_hide_that_a_queue_can_never_admit_the_job(scenario: Scenario) -> None:
+    suspend(scenario, pending(TOO_SMALL))
+    scenario.cluster.refusal = "no such node pool"
+    scenario.profiles = {"default": QUEUED.model_copy(update={"node_selector": {"gpu": "l4"}})}
+
+    scenario.reconcile()
+
+    assert scenario.held_up is not None
+    _, reason, message = scenario.held_up
+    assert reason == "QueueTooSmall"
+    assert scenario.status.phase is Phase.STALLED
+    assert "can never admit this stage" in message
+    assert message.endswith("; no such node pool; it keeps its place and its settings")

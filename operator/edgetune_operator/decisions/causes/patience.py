@@ -53,8 +53,16 @@ def wait_of(reason: str, generation: int, previous: LoraFineTuneStatus, now: dat
     """
     if reason not in MAY_PASS:
         return None
+    return known_wait(generation, previous, now) or _wait(timestamp(now), now)
+
+
+def known_wait(generation: int, previous: LoraFineTuneStatus, now: datetime) -> Wait | None:
+    """The wait that an earlier pass has recorded for this generation; None without one. Arguments as above."""
     is_known = previous.waiting_since is not None and previous.observed_generation == generation
-    since = previous.waiting_since if is_known and previous.waiting_since else timestamp(now)
+    return _wait(previous.waiting_since, now) if is_known and previous.waiting_since else None
+
+
+def _wait(since: str, now: datetime) -> Wait:
     left = PATIENCE - (now - datetime.fromisoformat(since))
     return Wait(since, min(max(left, timedelta(0)), PATIENCE))
 

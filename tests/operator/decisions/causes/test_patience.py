@@ -65,6 +65,21 @@ def test_a_pod_that_fits_no_node_has_five_minutes(scenario: Scenario) -> None:
     assert_patient_for_five_minutes(scenario, "Unschedulable")
 
 
+def test_a_restart_that_sees_the_job_before_its_pod_does_not_begin_the_time_again(scenario: Scenario) -> None:
+    scenario.end_pod(lambda pod: pod.waiting("ImagePullBackOff", "the kubelet's words"))
+    scenario.reconcile()
+    since, pods = scenario.status.waiting_since, dict(scenario.cluster.pods)
+
+    scenario.cluster.pods.clear()
+    scenario.reconcile()
+    between = scenario.status.phase
+    scenario.cluster.pods |= pods
+    scenario.reconcile()
+
+    assert between == "Preparing"
+    assert scenario.status.waiting_since == since is not None
+
+
 def test_a_late_profile_has_five_minutes() -> None:
     scenario = Scenario(lora_fine_tune(), profile=None)
 
