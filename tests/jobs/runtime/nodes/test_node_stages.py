@@ -116,6 +116,18 @@ def test_the_node_that_is_stopped_is_interrupted_and_the_other_has_lost_it(nodes
     assert nodes.runs.leftovers() == []
 
 
+def test_a_queue_that_stops_all_nodes_at_once_gets_one_checkpoint_of_all(nodes: Nodes) -> None:
+    stages = nodes.start("- wait")
+    stages[0].wait_for(WORK)
+    for stage in stages:
+        stage.process.send_signal(signal.SIGTERM)
+
+    found = [stage.wait() for stage in stages]
+
+    failures = [each.result.failure for each in found]
+    assert [failure and (failure.exit_code, failure.step) for failure in failures] == [(75, 3), (75, 3)], found
+
+
 def test_a_node_whose_processes_are_all_killed_is_named(nodes: Nodes) -> None:
     found = nodes.run("1 kill")
 
