@@ -108,6 +108,7 @@ def test_one_incident_counts_once_and_says_which_pod_failed(training: StagePlaye
     end(training, pods[1], ExitCode.TRANSIENT, "the store does not answer")
     following = pods_on(training, *(pod["metadata"]["name"] for pod in pods.values()))
     wait_for_job(training, failed=1, active=2)
+    training.wait(lambda _: training.row(Stage.TRAIN)["attempts"] == 2, "the second attempt is counted")
     row = training.row(Stage.TRAIN)
 
     for pod in following.values():
@@ -130,14 +131,15 @@ def test_pods_that_fail_at_the_same_time_are_one_attempt_and_the_limit_of_retrie
         end(player, pod, ExitCode.TRANSIENT, "the store does not answer")
     second = pods_on(player, *(pod["metadata"]["name"] for pod in first.values()))
     wait_for_job(player, failed=2, active=2)
-    row = player.row(Stage.TRAIN)
+    player.wait(lambda _: player.row(Stage.TRAIN)["attempts"] == 2, "the second attempt is counted")
+    between = player.row(Stage.TRAIN)["state"]
     end(player, second[1], ExitCode.TRANSIENT, "the store does not answer")
     end(player, second[0], ExitCode.TRANSIENT, "the store does not answer")
 
     status = player.wait_for_phase("Failed")["status"]
 
     failed = next(each for each in status["stages"] if each["name"] == "train")
-    assert (row["state"], row["attempts"]) == ("Running", 2)
+    assert between == "Running"
     assert (failed["reason"], failed["attempts"]) == ("TransientError", 2)
     assert failed["message"] == "the store does not answer (attempt 2, spec.retryLimit was 1)"
 

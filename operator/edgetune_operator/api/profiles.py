@@ -436,13 +436,12 @@ class Profile(Model):
     def _check_queue(self) -> Self:
         if self.require_queue and not self.queue:
             raise ValueError("requireQueue needs queue: without one, nothing would admit the Jobs")
-        if self.queue is not None and self.queue.topology is not None:
-            for annotation in names.TOPOLOGY_ANNOTATIONS:
-                if annotation in self.pod_annotations:
-                    raise ValueError(
-                        f"podAnnotations: {annotation} conflicts with queue.topology, which sets one; remove one of the "
-                        "two"
-                    )
+        has_topology = self.queue is not None and self.queue.topology is not None
+        for annotation in names.TOPOLOGY_ANNOTATIONS:
+            if has_topology and annotation in self.pod_annotations:
+                raise ValueError(
+                    f"podAnnotations: {annotation} conflicts with queue.topology, which sets one; remove one of the two"
+                )
         return self
 
     @model_validator(mode="after")

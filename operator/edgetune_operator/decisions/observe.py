@@ -179,10 +179,15 @@ class JobObservation:
 
     @property
     def outlived(self) -> PodObservation | None:
-        """The last attempt of a live Job, if its stage's container has ended and its Pod lives on."""
-        newest = self.pods[-1] if self.pods else None
-        is_outlived = newest is not None and newest.exit_code is not None and newest.is_alive
-        return newest if is_outlived and self.state is JobState.LIVE and not self.deleting else None
+        """The last attempt of a live Job, if its stage's container has ended and its Pod lives on.
+
+        Of several nodes, the Pod that lives on: the Job starts the Pods of the others again, which wait for it.
+        """
+        if self.state is not JobState.LIVE or self.deleting:
+            return None
+        attempts = self.pods if self.nodes == 1 else [attempt for attempt in self.pods if attempt.ended]
+        last = attempts[-1].together if attempts else ()
+        return next((pod for pod in last if pod.exit_code is not None and pod.is_alive), None)
 
 
 @dataclass(frozen=True)
@@ -361,7 +366,10 @@ def _attempts(status: Mapping[str, Any], nodes: int, attempts: Sequence[PodObser
     failed, succeeded, active = (status.get(count) or 0 for count in ("failed", "succeeded", "active"))
     if nodes == 1:
         return failed + succeeded + active
-    return failed - sum(attempt.failed_beside for attempt in attempts) + min(succeeded + active, 1)
+    counted = failed - sum(attempt.surplus for attempt in attempts) + min(succeeded + active, 1)
+    # Pods can be observed before the Job has counted them.
+    continues = any(not attempt.failed and not attempt.interrupted for attempt in attempts)
+    return max(counted, sum(attempt.failed for attempt in attempts) + continues)
 
 
 def _suspended_at(status: Mapping[str, Any]) -> str | None:

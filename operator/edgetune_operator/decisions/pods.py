@@ -98,9 +98,10 @@ class PodObservation:
         return (self, *self.peers)
 
     @property
-    def failed_beside(self) -> int:
-        """Number of Pods that failed by themselves besides the first one, as when all run out of memory."""
-        return max(sum(pod.failed for pod in self.together) - 1, 0)
+    def surplus(self) -> int:
+        """Number of failed Pods that its Job counts beside the attempt: all but one, and all while it has not ended."""
+        failed = sum(pod.failed for pod in self.together)
+        return max(failed - self.ended, 0)
 
     @property
     def lost_peer(self) -> bool:

@@ -14,7 +14,7 @@ from edgetune_operator.api.status.stage_status import ProgressStatus, StageState
 from edgetune_operator.decisions.accounting.limits import MAX_LOST_PEERS
 from edgetune_operator.decisions.plans import CreateService
 from support.builders import PodBuilder, failed_result, lora_fine_tune
-from support.scenario import PROFILE, Scenario
+from support.scenario import PROFILE, Scenario, deleted
 
 ON_TWO_NODES = Resources(requests={"nvidia.com/gpu": 2}, limits={"nvidia.com/gpu": 2}, nodes=2)
 Ending = Callable[[PodBuilder], PodBuilder]
@@ -109,12 +109,57 @@ def test_one_incident_is_one_failed_attempt_with_the_reason_of_the_pod_that_fail
     assert row.message == "an attempt failed and is retried: TransientError: it ended with 14"
 
 
+@pytest.mark.parametrize("is_started", [True, False], ids=["a new Pod waits for it", "no new Pod yet"])
+def test_a_pod_that_outlives_the_loss_of_its_peer_is_replaced_with_its_job(
+    training: Scenario, is_started: bool
+) -> None:
+    job, lost = training.live_job, ended(training, ExitCode.PEER_LOST, step=40)
+    training.let_pass(timedelta(seconds=100))
+    change(training, 1, evicted)
+    change(training, 0, lambda pod: lost(pod).outlived_by("istio-proxy"))
+    if is_started:
+        training.cluster.start_node(job, 1)
+    training.let_pass(timedelta(seconds=30))
+
+    replaced = training.reconcile()
+    condition = training.condition("Reconciling")
+    training.reconcile()
+
+    assert [name for name, _ in deleted(replaced)] == [job]
+    assert condition is not None
+    assert condition[1] == "PodOutlivedStage"
+    assert "its Pod is still running container istio-proxy" in condition[2]
+    row = training.row(Stage.TRAIN)
+    assert (row.state, row.attempts, row.preemptions) == (StageState.RUNNING, 1, 1)
+
+
 def test_pods_that_fail_at_the_same_time_are_one_failed_attempt(training: Scenario) -> None:
     transient = ended(training, ExitCode.TRANSIENT)
     lose(training, {0: transient, 1: transient}, failed=2)
 
     assert training.row(Stage.TRAIN).attempts == 2
     assert training.row(Stage.TRAIN).state is StageState.RUNNING
+
+
+def test_a_pod_that_fails_while_another_one_runs_is_part_of_their_attempt(training: Scenario) -> None:
+    change(training, 1, ended(training, ExitCode.TRANSIENT))
+    training.cluster.jobs[training.live_job]["status"] |= {"failed": 1, "active": 1}
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).attempts == 1
+
+
+def test_pods_that_are_seen_before_their_job_counts_them_take_no_attempt_away(training: Scenario) -> None:
+    transient = ended(training, ExitCode.TRANSIENT)
+    lose(training, {0: transient, 1: transient}, failed=2)
+    training.let_pass(timedelta(seconds=100))
+    for node in (0, 1):
+        change(training, node, transient)
+
+    training.reconcile()
+
+    assert training.row(Stage.TRAIN).attempts == 2
 
 
 def test_a_training_is_retried_as_often_as_its_limit_says_however_many_pods_fail() -> None:
@@ -386,3 +431,14 @@ def test_the_end_of_a_failed_job_is_awaited_although_earlier_attempts_had_as_man
 
     assert before is StageState.RUNNING
     assert training.row(Stage.TRAIN).reason == "OutOfGpuMemory"
+
+
+def test_the_status_says_how_many_processes_train_and_on_how_many_nodes(training: Scenario) -> None:
+    training.reconcile()
+
+    together, display = training.row(Stage.TRAIN).parallelism, training.status.display
+
+    assert together is not None
+    assert (together.processes, together.nodes, together.efficiency) == (4, 2, None)
+    assert display is not None
+    assert display.processes == "4 on 2 nodes"

@@ -217,7 +217,8 @@ def test_an_invalid_value_is_refused_with_its_path(values: Values, complaint: st
                 "queue": {"name": "gpu", "topology": {"required": "rack"}},
                 "podAnnotations": {"kueue.x-k8s.io/podset-required-topology": "rack"},
             },
-            "/podAnnotations/kueue.x-k8s.io~1podset-required-topology': value must be 'left out: queue.topology sets one'",
+            "/podAnnotations/kueue.x-k8s.io~1podset-required-topology': value must be 'left out: queue.topology sets "
+            "one'",
         ),
         ({"sizing": {"memory": {"max": "1.5Gi"}}}, "/sizing/memory/max"),
         ({"workVolumeSize": "much"}, "/workVolumeSize"),

@@ -257,12 +257,13 @@ def overdue(job: JobObservation, now: datetime) -> PodObservation | None:
     ended = _outliving(job)
     if ended is None or (ended.finished_at is not None and is_recent(ended.finished_at, POD_END_DELAY, now)):
         return None
-    return job.pods[-1]
+    return ended if ended.is_alive else next(pod for pod in reversed(job.every_pod) if pod.is_alive)
 
 
 def _outliving(job: JobObservation) -> PodObservation | None:
     """The attempt that ended the stage of a live Job whose newest Pod lives on; None if there is none."""
-    if job.state is not JobState.LIVE or job.deleting or not job.pods or not job.pods[-1].is_alive:
+    newest = job.pods[-1:] if job.nodes == 1 else job.every_pod
+    if job.state is not JobState.LIVE or job.deleting or not any(pod.is_alive for pod in newest):
         return None
     done = (pod for pod in reversed(job.every_pod) if pod.exit_code == ExitCode.DONE and not pod.index)
     return next(done, job.outlived)
@@ -345,15 +346,16 @@ def why_not_continued(job: JobObservation, earlier: int) -> Diagnosis | None:
         job: the Job.
         earlier: failed attempts of the Jobs that it replaced.
     """
-    failed = [attempt for attempt in job.pods if attempt.failed]
-    if job.nodes == 1 or not failed or len(failed) <= job.retry_limit:
+    if job.nodes == 1 or failed_attempts(job) <= job.retry_limit:
         return None
-    reason, message = why_ended(failed[-1])
+    reason, message = why_ended([attempt for attempt in job.pods if attempt.failed][-1])
     return reason, message + _counted(job, earlier)
 
 
 def failed_attempts(job: JobObservation) -> int:
     """Failed attempts of a live Job, whose status may count the next one already, or not yet count the last one."""
+    if job.nodes > 1:
+        return sum(attempt.failed for attempt in job.pods)
     return max(job.attempts - _newest_waits(job), sum(pod.failed for pod in job.pods))
 
 
