@@ -96,7 +96,7 @@ def test_models_that_are_scored_side_by_side_have_the_scores_and_answers_of_one_
     assert found.metrics.keys() == expected.metrics.keys()
     for name in ("evaluation/row_scores.jsonl", "evaluation/answers.jsonl", "base-scores/scores.json"):
         assert (side_by_side.output / name).read_bytes() == (alone.output / name).read_bytes()
-    assert progress.updates[-1] == {"done": 8, "total": 8, "unit": "rows"}
+    assert progress.updates[-1] == {"done": 32, "total": 32, "unit": "rows of 4 models"}
     assert sorted(progress.said) == [f"scoring the {name} model" for name in ("base", "edge", "merged", "tuned")]
 
 
