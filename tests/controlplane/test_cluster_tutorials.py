@@ -73,7 +73,7 @@ def reader(
         reader.follow("cluster.md")
     yield reader
     team.kube.delete(*OBJECT, TEAM, "sensor-faults")
-    for namespace in (TEAM, "minio", "edgetune-system"):
+    for namespace in (TEAM, "s3", "edgetune-system"):
         team.kube.delete("v1", "Namespace", None, namespace)
 
 
