@@ -4,7 +4,8 @@
 
 Each line has `tools`, the functions as JSON schemas, and `messages`: a question, the call, what the function returned,
 and the answer. All rows have the same tools, which therefore travel with the model. The evaluation rows have machines
-and questions that no training row has.
+and questions that no training row has. Only the last answer of a row is scored, so each conversation is there twice: up
+to its call, and whole.
 
 The rows depend only on SEED. The script needs only the standard library.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 SEED = 11
 TRAIN_ROWS = 400
-EVAL_ROWS = 64
+EVAL_CONVERSATIONS = 32
 
 
 def _function(name: str, description: str) -> dict[str, Any]:
@@ -90,6 +91,10 @@ def _conversation(name: str, machine: str, question: str, generator: random.Rand
     ]
 
 
+def _up_to_the_call(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"messages": row["messages"][:2]}
+
+
 def write(path: Path, content: list[dict[str, Any]]) -> None:
     """Write one JSON object per line, in UTF-8."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
@@ -99,7 +104,8 @@ def main(folder: Path) -> None:
     """Write both files into `folder`."""
     generator = random.Random(SEED)  # noqa: S311 - sample data, no secrets
     write(folder / "train.jsonl", rows(TRAIN_ROWS, TRAIN, generator))
-    write(folder / "eval.jsonl", rows(EVAL_ROWS, EVAL, generator))
+    evaluation = rows(EVAL_CONVERSATIONS, EVAL, generator)
+    write(folder / "eval.jsonl", [part for row in evaluation for part in (_up_to_the_call(row), row)])
 
 
 if __name__ == "__main__":

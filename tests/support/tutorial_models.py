@@ -3,7 +3,7 @@
 The text of a tutorial is for SmolLM2-135M, Qwen2.5-0.5B and Llama 3 8B. In the tests:
 
 - examples/sensor-faults/base is a model of 0.6 million parameters that has read tickets, but knows no queue of any;
-- the hub is a server on this machine, whose only model is a random one with a chat template that knows tools;
+- for chats, it is a random one, which a server on this machine in place of the hub has too;
 - ./llama-3-8b has the configuration and the tensor headers of Llama 3 8B, and no values;
 - `shrink` sets the training of every object to what a tiny model learns from in seconds, few rows to score, and gates
   on scores that it can hold.
@@ -28,12 +28,6 @@ from support.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer
 
 EXAMPLES = REPOSITORY / "examples"
 _HUB_MODEL, _HUB_COMMIT = "Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775"
-_TOOLS_TEMPLATE = (
-    "{% if tools %}System: {% for tool in tools %}{{ tool | tojson }} {% endfor %}</s>{% endif %}"
-    "{% for message in messages %}{{ message.role }}: {{ message.content or '' }}"
-    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}</s>"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 def shrink(document: dict[str, Any]) -> None:
@@ -85,12 +79,20 @@ def write_llama_headers(folder: Path) -> None:
         file.truncate(8 + len(header) + sum(2 * math.prod(shape) for shape in shapes.values()))
 
 
-@contextmanager
-def hub_with_a_chat_model(folder: Path) -> Iterator[FakeHub]:
-    """A hub that answers for Qwen2.5-0.5B-Instruct with a tiny random model."""
+def write_chat_base(folder: Path) -> None:
+    """A random base with the special tokens of ChatML, and a chat template that knows no tools."""
     text = (EXAMPLES / "functions" / "train.jsonl").read_text(encoding="utf-8")
     make_tiny_base(folder, pretrain_steps=0, lines=text.splitlines())
-    (folder / "chat_template.jinja").write_text(_TOOLS_TEMPLATE, encoding="utf-8")
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace("</s>", "<|im_end|>"), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+@contextmanager
+def hub_with_the_chat_base(base: Path) -> Iterator[FakeHub]:
+    """A hub that answers for Qwen2.5-0.5B-Instruct with a tiny base and the chat template of examples/functions."""
+    files = {path.name: path.read_bytes() for path in base.iterdir()}
+    files["chat_template.jinja"] = (EXAMPLES / "functions" / "chat_template.jinja").read_bytes()
     with running_hub(_HUB_MODEL, _HUB_COMMIT, files) as hub:
         yield hub

@@ -103,3 +103,11 @@ def test_no_question_about_a_function_is_in_both_files_and_every_call_has_its_fu
         return {row["messages"][0]["content"] for row in rows}
 
     assert not questions("train.jsonl") & questions("eval.jsonl")
+
+
+def test_half_of_the_scored_answers_are_calls() -> None:
+    rows = [
+        json.loads(line) for line in (EXAMPLES / "functions" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+
+    assert Counter("tool_calls" in row["messages"][-1] for row in rows) == {True: 32, False: 32}

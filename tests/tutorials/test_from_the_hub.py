@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from support.tutorial_models import hub_with_a_chat_model, write_llama_headers
+from support.tutorial_models import hub_with_the_chat_base, write_chat_base, write_llama_headers
 from support.tutorials import NewReader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_chat_data_with_tools(new_reader: NewReader, tmp_path: Path) -> None:
-    with hub_with_a_chat_model(tmp_path / "model") as hub:
+    base = tmp_path / "base"
+    write_chat_base(base)
+    with hub_with_the_chat_base(base) as hub:
         # The hub's client raises warnings; pytest's filter for them does not apply to the processes.
-        reader = new_reader(HF_ENDPOINT=hub.endpoint, PYTHONWARNINGS="ignore")
+        reader = new_reader(base=base, HF_ENDPOINT=hub.endpoint, PYTHONWARNINGS="ignore")
         reader.follow("chat-with-tools.md")
 
     assert "model.safetensors" in hub.fetched
