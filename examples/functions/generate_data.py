@@ -45,8 +45,22 @@ class Wording:
 
 TRAIN = Wording(
     numbers=range(1, 60),
-    sensor=("How is {} running?", "Is {} too hot?", "What do the sensors of {} show?", "Check {} for me."),
-    service=("When was {} serviced?", "Is {} due for service?", "How old is the oil in {}?"),
+    sensor=(
+        "How is {} running?",
+        "Is {} too hot?",
+        "What do the sensors of {} show?",
+        "Check {} for me.",
+        "How much does {} shake?",
+        "A reading of {}, please.",
+    ),
+    service=(
+        "When was {} serviced?",
+        "Is {} due for service?",
+        "How old is the oil in {}?",
+        "Has a technician looked after {} this year?",
+        "When was the last service of {}?",
+        "On what date was {} maintained?",
+    ),
 )
 EVAL = Wording(
     numbers=range(60, 100),
@@ -74,14 +88,14 @@ def rows(count: int, wording: Wording, generator: random.Random) -> list[dict[st
 def _conversation(name: str, machine: str, question: str, generator: random.Random) -> list[dict[str, Any]]:
     if name == "read_sensor":
         heat, vibration = generator.randint(40, 130), round(generator.uniform(0.5, 12), 1)
-        found: dict[str, Any] = {"temperature": heat, "vibration": vibration}
-        verdict = "too hot" if heat > 90 else "within its limits"
-        answer = f"{machine} has {heat} °C and vibrates with {vibration} mm/s: it is {verdict}."
+        state = "too hot" if heat > 90 else "within its limits"
+        found: dict[str, Any] = {"temperature": heat, "vibration": vibration, "state": state}
+        answer = f"{machine} has {heat} °C and vibrates with {vibration} mm/s: it is {state}."
     else:
         days = generator.randint(5, 400)
-        found = {"days": days}
-        verdict = "it is due" if days > 180 else "it is not due"
-        answer = f"{machine} was serviced {days} days ago: {verdict}."
+        state = "due" if days > 180 else "not due"
+        found = {"days": days, "state": state}
+        answer = f"{machine} was serviced {days} days ago: it is {state}."
     call = {"type": "function", "function": {"name": name, "arguments": {"machine": machine}}}
     return [
         {"role": "user", "content": question},
