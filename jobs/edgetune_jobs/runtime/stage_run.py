@@ -20,7 +20,7 @@ from edgetune_contract.request import FileEntry, LiveVersion, Manifest, Request,
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import TrainingSpec
 from edgetune_contract.values.times import timestamp
-from edgetune_jobs.errors import InvalidInput, NodeLost, TransientError
+from edgetune_jobs.errors import Interrupted, InvalidInput, NodeLost, TransientError
 from edgetune_jobs.evaluation.edge.runtimes import missing_runtimes
 from edgetune_jobs.evaluation.row_answers import ANSWERS
 from edgetune_jobs.models.gpus import require_gpus
@@ -36,7 +36,7 @@ from edgetune_jobs.runtime.progress import LineProgress, TrainingMetrics
 from edgetune_jobs.runtime.ranks.plan import RankPlan
 from edgetune_jobs.runtime.ranks.supervisor import RANK_COMMAND, StoreOfRanks, train_in_ranks
 from edgetune_jobs.runtime.settings import Settings
-from edgetune_jobs.runtime.signals import StopSignals
+from edgetune_jobs.runtime.signals import Stopped, StopSignals
 from edgetune_jobs.runtime.usage import moved, used, without_usage
 from edgetune_jobs.stage import BASE_SCORES_FILE, LARGEST_BASE, OutputFiles, StageContext, StageOutput
 from edgetune_jobs.store.access import StorageAccess, open_sources
@@ -139,7 +139,7 @@ class StageRun:
         if done is not None:
             self._mirror_base(sources)
             return self._final_result(self._recheck(done, sources), cached=True)
-        result = self._execute(sources)
+        result = self._tracked(lambda: self._execute(sources))
         return result.model_copy(update={"warnings": (*result.warnings, *self._tracking.warnings)})
 
     def _check_sources(self) -> None:
@@ -249,6 +249,18 @@ class StageRun:
                 self._group.commit()
             upload.clean_up(won=committed == manifest)
             return self._final_result(committed, cached=committed != manifest)
+
+    def _tracked(self, execute: Callable[[], Result]) -> Result:
+        """Execute the stage; the tracker hears that it begins, and if it ends without its output."""
+        if self._place.node:  # node 0 speaks for all
+            return execute()
+        self._tracking.begin(self._digests.get(Stage.PUBLISH, ""))
+        try:
+            return execute()
+        except BaseException as error:
+            with self._signals.deferred():
+                self._tracking.end(stopped=isinstance(error, Stopped | Interrupted | NodeLost))
+            raise
 
     def _plan_training(self) -> None:
         """Decide on the ranks of a training, and begin to meet its other nodes while inputs are fetched."""

@@ -2,6 +2,7 @@
 
     train      a thread sends the figures of each step                       ► the run is RUNNING
     publish    sends the steps that are missing, scores, sizes and addresses ► the run is FINISHED
+    each stage from train on that ends without its output                    ► the run is FAILED or KILLED
 
 A tracker changes no result: what goes wrong ends in one warning, and takes a few seconds at most.
 

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from edgetune_contract.request import Request
-from edgetune_jobs.errors import Interrupted
+from edgetune_contract.stages import Stage
 from edgetune_jobs.tracking.settings import TrackingSettings
 
 if TYPE_CHECKING:
     from edgetune_jobs.reporting.run_record import RunRecord
     from edgetune_jobs.tracking.live import Destination, LiveTracker
+    from edgetune_jobs.tracking.status import RunStatus
 
 
 class AttemptTracking:
@@ -22,10 +23,37 @@ class AttemptTracking:
             settings: the tracker; None for none.
             request: of the stage.
         """
-        self._settings = settings
+        # prepare does not know the version yet, and a pin makes none.
+        self._settings = None if request.stage is Stage.PREPARE or request.is_pin else settings
         self._request = request
+        self._status: RunStatus | None = None
         self.warnings: tuple[str, ...] = ()
         """What could not be sent. They are about this attempt, so that no manifest has them."""
+
+    def begin(self, version: str) -> None:
+        """The stage begins to work.
+
+        Args:
+            version: digest of the version that publish will write.
+        """
+        destination = self._destination(version)
+        if destination is None:
+            return
+        from edgetune_jobs.tracking.status import RunStatus
+
+        self._status = RunStatus(destination)
+        if self._request.stage is not Stage.TRAIN:  # which counts an attempt with its first step
+            self._status.resume()
+
+    def end(self, *, stopped: bool) -> None:
+        """The stage ended without its output.
+
+        Args:
+            stopped: by a signal, or because another node of the training was.
+        """
+        # A tracker that has just failed is not waited for a second time.
+        if self._status is not None and not self.warnings:
+            self._status.end(stopped=stopped)
 
     @contextmanager
     def following(self, version: str, listen: "Callable[[LiveTracker], None]") -> Iterator[None]:
@@ -45,10 +73,8 @@ class AttemptTracking:
         listen(tracker)
         try:
             yield
-        except BaseException as error:
-            tracker.close(failed=not isinstance(error, Interrupted))
-            raise
-        self.warnings = tracker.close()
+        finally:
+            self.warnings = tracker.close()
 
     def send_version(self, run: "RunRecord") -> None:
         """Send what is known of a version that was published or refused."""

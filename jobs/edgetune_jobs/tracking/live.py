@@ -60,6 +60,14 @@ class Destination:
         """
         return MlflowRun.open(MlflowServer(self.settings), self.experiment, self.key, started)
 
+    def find(self) -> MlflowRun | None:
+        """The run; None if there is none.
+
+        Raises:
+            TrackerFailed: the server refused a call or did not answer.
+        """
+        return MlflowRun.find(MlflowServer(self.settings), self.experiment, self.key)
+
     def warning(self, reason: str) -> str:
         """A sentence about what was not sent."""
         return self.settings.without_secrets(f"MLflow at {self.settings.shown_uri}: {reason}")
@@ -83,9 +91,6 @@ class LiveTracker:
         self._waiting: deque[list[Metric]] = deque(maxlen=_MOST_STEPS)
         self._changed = threading.Condition()
         self._closing = False
-        self._failed = False
-        """Whether the attempt ended with an error that is not an interruption; set by `close`."""
-
         self._thread: threading.Thread | None = None
         self._run: MlflowRun | None = None
         self._known: set[int] = set()
@@ -120,17 +125,12 @@ class LiveTracker:
             metrics.append(Metric(VALIDATION_LOSS, figures["validationLoss"], validated, now))
         return [metric for metric in metrics if isfinite(metric.value)]
 
-    def close(self, *, failed: bool = False, seconds: float = END_SECONDS) -> tuple[str, ...]:
-        """Send what waits, for this many seconds at most; warnings about what was not sent.
-
-        Args:
-            failed: whether the attempt ended with an error that is not an interruption.
-            seconds: the limit.
-        """
+    def close(self, seconds: float = END_SECONDS) -> tuple[str, ...]:
+        """Send what waits, for this many seconds at most; warnings about what was not sent."""
         if self._thread is None:
             return ()
         with self._changed:
-            self._closing, self._failed = True, failed
+            self._closing = True
             self._changed.notify()
         self._thread.join(seconds)
         lost = len(self._waiting) + self._dropped
@@ -152,7 +152,6 @@ class LiveTracker:
                 self._send()
                 failures, self._failure = 0, None
                 if closing and not self._waiting:
-                    self._end()
                     return
             except TrackerFailed as error:
                 failures += 1
@@ -186,7 +185,3 @@ class LiveTracker:
             self._known = run.steps_of(LOSS)
             self._run = run
         return self._run
-
-    def _end(self) -> None:
-        if self._failed and self._run is not None:
-            self._run.set_status("FAILED", time.time())

@@ -13,7 +13,7 @@ from edgetune_contract.version import VersionDocument
 from edgetune_jobs.reporting.run_record import RunRecord, TrainingStep
 from edgetune_jobs.reporting.tables import gate_table
 from edgetune_jobs.tracking.live import Destination
-from edgetune_jobs.tracking.runs import Metric, MlflowRun
+from edgetune_jobs.tracking.runs import FINISHED, Metric, MlflowRun
 from edgetune_jobs.tracking.server import TrackerFailed
 from edgetune_jobs.training.curves import FIGURES, VALIDATION_LOSS
 
@@ -67,7 +67,7 @@ def _send(destination: Destination, run: RunRecord, store: StoreLocation) -> Non
     tracked.log(_missing_steps(tracked, run), destination.parameters)
     tracked.log_latest(dict(_figures(run)), now)
     tracked.log(tags=_tags(run.document, store))
-    tracked.set_status("FINISHED", time.time())
+    tracked.set_status(FINISHED, time.time())
 
 
 def _missing_steps(tracked: MlflowRun, run: RunRecord) -> list[Metric]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from edgetune_jobs.tracking.server import EXISTS, NOT_FOUND, MlflowServer, TrackerFailed
 
 _RUN, _ATTEMPTS = "edgetune.run", "edgetune.attempts"
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 # Limits of a log-batch call, and of the oldest servers for the length of a value.
 _MOST_METRICS, _MOST_PARAMETERS, _MOST_TAGS = 1000, 100, 100
 _LONGEST_PARAMETER, _LONGEST_TAG = 500, 5000
@@ -73,6 +74,9 @@ class MlflowRun:
         data = found.get("data", {})
         self._server = server
         self._id = str(found["info"]["run_id"])
+        self.status = str(found["info"]["status"])
+        """As it was when the run was found."""
+
         self._parameters = {each["key"] for each in data.get("params", ())}
         self._latest = {each["key"]: each.get("value") for each in data.get("metrics", ())}
         self._tags = {each["key"]: each["value"] for each in data.get("tags", ())}
@@ -91,15 +95,9 @@ class MlflowRun:
             TrackerFailed: the server refused a call or did not answer.
         """
         experiment_id = _experiment(server, experiment)
-        search = {
-            "experiment_ids": [experiment_id],
-            "filter": f"tags.`{_RUN}` = '{key.tag}'",
-            "order_by": ["attributes.start_time ASC"],
-            "max_results": 1,
-        }
-        runs = _field(server.post("runs/search", search), "runs", list, [])
-        if runs:
-            return _of_answer(server, runs[0])
+        found = cls._find_in(server, experiment_id, key)
+        if found is not None:
+            return found
         created = {
             "experiment_id": experiment_id,
             "start_time": round(started * 1000),
@@ -107,6 +105,32 @@ class MlflowRun:
             "tags": _pairs(key.tags),
         }
         return _of_answer(server, _field(server.post("runs/create", created), "run", dict))
+
+    @classmethod
+    def find(cls, server: MlflowServer, experiment: str, key: RunKey) -> "MlflowRun | None":
+        """The run of a version; None if there is none. Nothing is created.
+
+        Raises:
+            TrackerFailed: the server refused a call or did not answer.
+        """
+        try:
+            experiment_id = _id_of(server.get("experiments/get-by-name", experiment_name=experiment))
+        except TrackerFailed as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise
+        return cls._find_in(server, experiment_id, key)
+
+    @classmethod
+    def _find_in(cls, server: MlflowServer, experiment_id: str, key: RunKey) -> "MlflowRun | None":
+        search = {
+            "experiment_ids": [experiment_id],
+            "filter": f"tags.`{_RUN}` = '{key.tag}'",
+            "order_by": ["attributes.start_time ASC"],
+            "max_results": 1,
+        }
+        runs = _field(server.post("runs/search", search), "runs", list, [])
+        return _of_answer(server, runs[0]) if runs else None
 
     def has(self, metric: str) -> bool:
         """Whether there is a value of a metric."""
@@ -140,7 +164,7 @@ class MlflowRun:
         known = self._tags.get(_ATTEMPTS, "0")
         count = int(known) + 1 if known.isdecimal() else 1
         self.log(parameters=parameters, tags={_ATTEMPTS: str(count)})
-        self.set_status("RUNNING")
+        self.set_status(RUNNING)
 
     def log(
         self,
@@ -179,7 +203,7 @@ class MlflowRun:
         """Set the run's status.
 
         Args:
-            status: RUNNING, FINISHED or FAILED.
+            status: RUNNING, FINISHED, FAILED or KILLED.
             ended: when it ended, in seconds since 1970; None if it has not.
 
         Raises:

@@ -8,8 +8,11 @@ from edgetune_contract.access.tracking import MLFLOW_URI
 from edgetune_contract.schema import Model
 from edgetune_contract.stages import Stage
 
-TRACKED_STAGES = (Stage.TRAIN, Stage.PUBLISH)
-"""Stages that send what they know."""
+TRACKED_STAGES = tuple(stage for stage in Stage if stage is not Stage.PREPARE)
+"""Stages that say when a run fails or is stopped. prepare does not know its version yet."""
+
+RECORDING_STAGES = (Stage.TRAIN, Stage.PUBLISH)
+"""Stages that begin a run, and send figures."""
 
 
 class Mlflow(Model):
@@ -24,7 +27,7 @@ class Mlflow(Model):
 
     credentials_secret: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """Secret in the object's namespace with MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD. Only the Pods of train and publish mount it, and run without it if it does not exist."""
+    MLFLOW_TRACKING_PASSWORD. The Pods of all stages but prepare mount it, and run without it if it does not exist."""
 
 
 class Tracking(Model):

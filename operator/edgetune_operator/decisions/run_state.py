@@ -22,7 +22,7 @@ from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.object_status import ArtifactStatus, PublicationStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageState, StageStatus
-from edgetune_operator.api.tracking import TRACKED_STAGES
+from edgetune_operator.api.tracking import RECORDING_STAGES
 from edgetune_operator.decisions.accounting.attempts import count_resumption
 from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
 from edgetune_operator.decisions.accounting.limits import look_at_limits, why_given_up
@@ -484,7 +484,7 @@ class RunState:
         """The complete request of a stage."""
         publishes, pins = stage is Stage.PUBLISH, stage is Stage.PUBLISH and bool(self.spec.publish.pin)
         signs = self._profile.signing is not None and (stage is Stage.PREPARE or (publishes and not pins))
-        tracks = self._profile.tracking is not None and stage in TRACKED_STAGES and not pins
+        tracks = self._profile.tracking is not None and stage in RECORDING_STAGES and not pins
         return Request(
             namespace=self._snapshot.namespace,
             name=self._snapshot.name,

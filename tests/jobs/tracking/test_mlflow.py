@@ -1,6 +1,7 @@
 """Runs on a real MLflow server: every step once, whatever happens, and all that the document of a version says."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgetune_jobs.tracking.parameters import flat_parameters
 from edgetune_jobs.tracking.published import track_version
 from edgetune_jobs.tracking.runs import RunKey
 from edgetune_jobs.tracking.settings import TrackingSettings
+from edgetune_jobs.tracking.status import RunStatus
 from support.broken_trackers import closed_port
 from support.fault_proxy import Fault, running_proxy
 from support.reported_runs import PARAMETERS, STEPS, fixed_runs
@@ -64,8 +66,6 @@ class Tracked:
         record: RunRecord,
         steps: Sequence[int],
         uri: str | None = None,
-        *,
-        failed: bool = False,
     ) -> tuple[str, ...]:
         """Train some steps as an attempt; its warnings."""
         tracker = LiveTracker(self.destination(uri or server.uri, record), interval=0.02, pause=0.02)
@@ -80,7 +80,10 @@ class Tracked:
             tracker.observe(ProgressUpdate(step, STEPS, "steps", figures))
         if uri != AWAY:
             wait_until(lambda: self.steps(server)[-1:] == [steps[-1]], f"step {steps[-1]} is on the server", 120)
-        return tracker.close(failed=failed, seconds=120)
+        return tracker.close(seconds=120)
+
+    def status(self, server: MlflowServerProcess, record: RunRecord) -> RunStatus:
+        return RunStatus(self.destination(server.uri, record))
 
     def publish(self, server: MlflowServerProcess, record: RunRecord) -> tuple[str, ...]:
         return track_version(self.destination(server.uri, record), record, self.store, seconds=200)
@@ -227,12 +230,55 @@ def test_lost_answers_and_a_server_that_is_away_for_a_while_double_no_step_and_l
     assert sum("runs/create" in path for _, path in proxy.requests) == 1, "the run was found after the lost answer"
 
 
-def test_a_training_that_fails_is_a_failed_run_until_its_next_attempt(
+def test_a_stage_that_fails_or_is_stopped_ends_its_run_until_one_works_again(
     tracked: Tracked, mlflow: MlflowServerProcess, versions: tuple[RunRecord, RunRecord]
 ) -> None:
-    tracked.train(mlflow, versions[0], range(1, 4), failed=True)
-    assert mlflow.run(tracked.name).status == "FAILED"
+    record = versions[0]
+    tracked.train(mlflow, record, range(1, 4))
+    for stopped, status in ((False, "FAILED"), (True, "KILLED")):
+        tracked.status(mlflow, record).end(stopped=stopped, seconds=120)
+        assert mlflow.run(tracked.name).status == status
 
-    tracked.train(mlflow, versions[0], range(1, 6))
+        again = tracked.status(mlflow, record)
+        again.resume()
+        wait_until(lambda: mlflow.run(tracked.name).status == "RUNNING", "the run is RUNNING again", 120)
+
+    tracked.status(mlflow, record).end(stopped=False, seconds=120)
+    tracked.train(mlflow, record, range(1, 6))
     run = mlflow.run(tracked.name)
     assert (run.status, run.tags["edgetune.attempts"]) == ("RUNNING", "2")
+
+
+def test_a_stage_that_fails_begins_no_run_and_leaves_one_that_is_finished(
+    tracked: Tracked, mlflow: MlflowServerProcess, versions: tuple[RunRecord, RunRecord]
+) -> None:
+    tracked.status(mlflow, versions[0]).end(stopped=False, seconds=120)
+    assert mlflow.runs(tracked.name) == []
+
+    tracked.publish(mlflow, versions[0])
+    for record in versions:
+        tracked.status(mlflow, record).end(stopped=False, seconds=120)
+    assert mlflow.run(tracked.name).status == "FINISHED"
+
+
+def test_the_status_is_set_last_by_the_end_of_a_stage(
+    tracked: Tracked, mlflow: MlflowServerProcess, versions: tuple[RunRecord, RunRecord]
+) -> None:
+    """The stage fails while its beginning is still on the way to the server."""
+    tracked.train(mlflow, versions[0], range(1, 4))
+    tracked.status(mlflow, versions[0]).end(stopped=True, seconds=120)
+    has_ended = threading.Event()
+
+    def hold() -> None:
+        has_ended.wait(1)
+
+    with running_proxy(mlflow.uri) as proxy:
+        proxy.faults += [
+            Fault("POST", "runs/update", times=1, before_forwarding=hold),
+            Fault("POST", "runs/update", after_forwarding=has_ended.set),
+        ]
+        status = RunStatus(tracked.destination(proxy.endpoint, versions[0]))
+        status.resume()
+        status.end(stopped=False, seconds=120)
+
+    assert mlflow.run(tracked.name).status == "FAILED"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edgetune_contract.request import StoreLocation
+from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from support.broken_trackers import hanging
 from support.fault_proxy import running_proxy
@@ -73,11 +75,58 @@ def test_a_killed_training_continues_its_run_and_the_token_is_in_the_header_and_
     assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
 
 
-def steps_on(mlflow: MlflowServerProcess) -> list[int]:
-    return [step for run in mlflow.runs(EXPERIMENT) for step, _ in mlflow.history(run, "train/loss")]
+def steps_on(mlflow: MlflowServerProcess, experiment: str = EXPERIMENT) -> list[int]:
+    return [step for run in mlflow.runs(experiment) for step, _ in mlflow.history(run, "train/loss")]
 
 
-def test_a_server_that_hangs_adds_seconds_to_train_and_publish_and_no_more(tmp_path: Path) -> None:
+def test_a_stage_after_the_training_that_fails_or_is_stopped_ends_the_run_until_it_works_again(
+    tmp_path: Path, mlflow: MlflowServerProcess
+) -> None:
+    runs = StageRuns(tmp_path, *inputs_of(tmp_path), name="valves")
+    runs.run(Stage.PREPARE)
+    runs.environment["EDGETUNE_MLFLOW_URI"] = mlflow.uri
+
+    def status() -> str:
+        return mlflow.run("team-a/valves").status
+
+    assert [tracked(runs, Stage.TRAIN).exit_code, status()] == [0, "RUNNING"]
+    assert [runs.run(Stage.MERGE, **{BEHAVIOUR: "memory"}).exit_code, status()] == [14, "FAILED"]
+    hanging_merge = runs.start(Stage.MERGE, **{BEHAVIOUR: "hang"})
+    hanging_merge.wait_for("hanging")
+    wait_until(lambda: status() == "RUNNING", "the run is RUNNING again", 60)
+    hanging_merge.process.terminate()
+    assert [hanging_merge.wait().exit_code, status()] == [75, "KILLED"]
+    ended = [runs.run(stage) for stage in (Stage.MERGE, Stage.QUANTIZE, Stage.EVALUATE, Stage.PUBLISH)]
+
+    assert [each.exit_code for each in ended] == [0] * 4, [each.stderr for each in ended]
+    assert [each.result.warnings for each in ended] == [("few rows",)] * 3 + [()]
+    assert status() == "FINISHED"
+
+
+def test_a_training_that_is_stopped_is_a_killed_run_with_the_steps_of_its_checkpoint(
+    tmp_path: Path, mlflow: MlflowServerProcess
+) -> None:
+    runs = StageRuns(tmp_path, *inputs_of(tmp_path), name="fans")
+    runs.run(Stage.PREPARE)
+    runs.environment |= {"EDGETUNE_MLFLOW_URI": mlflow.uri, BEHAVIOUR: "train_until_stopped"}
+    stopped = runs.start(Stage.TRAIN)
+    wait_until(lambda: bool(steps_on(mlflow, "team-a/fans")), "a step is on the server", 60)
+    stopped.process.terminate()
+    failure = stopped.wait().result.failure
+
+    assert failure is not None
+    assert mlflow.run("team-a/fans").status == "KILLED"
+    assert failure.step is not None
+    assert steps_on(mlflow, "team-a/fans") == list(range(1, failure.step + 1))
+
+
+def inputs_of(folder: Path) -> tuple[StoreLocation, Parameters]:
+    """Store and parameters of new runs."""
+    runs = new_runs(folder)
+    return runs.store, runs.parameters
+
+
+def test_a_server_that_hangs_adds_seconds_to_a_stage_and_no_more(tmp_path: Path) -> None:
     runs = new_runs(tmp_path)
     runs.run_up_to(Stage.EVALUATE)
     shutil.rmtree(tmp_path / "store" / "team-a" / "stages" / "train")
@@ -86,7 +135,11 @@ def test_a_server_that_hangs_adds_seconds_to_train_and_publish_and_no_more(tmp_p
         runs.environment["EDGETUNE_MLFLOW_URI"] = uri
         trained = timed(runs, Stage.TRAIN)
         published = timed(runs, Stage.PUBLISH)
+        shutil.rmtree(tmp_path / "store" / "team-a" / "stages" / "merge")
+        failed, seconds = timed(runs, Stage.MERGE, exit_code=14, **{BEHAVIOUR: "memory"})
 
+    assert seconds < 30
+    assert f"MLflow at {uri}: it did not answer within 5 s" in failed.stderr
     train, publish = trained[0].result, published[0].result
     assert trained[1] - train.seconds < 30
     few_rows, warning = train.warnings
@@ -101,8 +154,8 @@ def test_a_server_that_hangs_adds_seconds_to_train_and_publish_and_no_more(tmp_p
     assert version_at_pointer(runs) == publish.publication.version
 
 
-def timed(runs: StageRuns, stage: Stage) -> tuple[Ended, float]:
+def timed(runs: StageRuns, stage: Stage, exit_code: int = 0, **environment: str) -> tuple[Ended, float]:
     started = time.monotonic()
-    ended = runs.run(stage)
-    assert ended.exit_code == 0, ended.stderr
+    ended = runs.run(stage, **environment)
+    assert ended.exit_code == exit_code, ended.stderr
     return ended, time.monotonic() - started

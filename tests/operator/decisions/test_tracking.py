@@ -51,12 +51,12 @@ def test_train_and_publish_know_the_commit_which_is_in_no_digest() -> None:
     assert [each.digest for each in tracked.values()] == [each.digest for each in untracked.values()]
 
 
-def test_only_the_pods_of_train_and_publish_have_the_address_and_the_credentials() -> None:
+def test_the_pods_of_all_stages_that_know_the_version_have_the_address_and_the_credentials() -> None:
     profile = with_tracking(DEFAULT, experiment="edge models", credentials_secret="edgetune-mlflow")
     jobs = {stage: job_of(stage, profile) for stage in Stage}
 
     tracked = [stage for stage, job in jobs.items() if "EDGETUNE_MLFLOW_URI" in variables_of(job)]
-    assert tracked == [Stage.TRAIN, Stage.PUBLISH]
+    assert tracked == [stage for stage in Stage if stage is not Stage.PREPARE]
     assert [stage for stage, job in jobs.items() if "edgetune-mlflow" in str(job)] == tracked
     for stage in tracked:
         variables, pod = variables_of(jobs[stage]), jobs[stage]["spec"]["template"]["spec"]
@@ -74,7 +74,7 @@ def test_without_credentials_there_is_no_volume() -> None:
     assert "EDGETUNE_MLFLOW_EXPERIMENT" not in variables_of(job)
 
 
-def test_another_tracker_replaces_only_waiting_jobs_of_train_and_publish() -> None:
+def test_another_tracker_replaces_only_waiting_jobs_that_have_its_address() -> None:
     profiles = [with_tracking(DEFAULT, experiment=name) for name in ("one", "other")]
 
     def settings(stage: Stage, profile: Profile) -> str:
@@ -82,8 +82,8 @@ def test_another_tracker_replaces_only_waiting_jobs_of_train_and_publish() -> No
 
     changed = [stage for stage in Stage if len({settings(stage, profile) for profile in profiles}) == 2]
 
-    assert changed == [Stage.TRAIN, Stage.PUBLISH]
-    assert settings(Stage.MERGE, profiles[0]) == settings(Stage.MERGE, DEFAULT)
+    assert changed == [stage for stage in Stage if stage is not Stage.PREPARE]
+    assert settings(Stage.PREPARE, profiles[0]) == settings(Stage.PREPARE, DEFAULT)
 
 
 @pytest.mark.parametrize(
