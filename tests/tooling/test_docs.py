@@ -137,3 +137,10 @@ def test_every_file_in_the_architecture_exists() -> None:
             path = REPOSITORY / name if "/" in name else folder / name
             assert path.exists(), name
             folder = path if path.is_dir() else path.parent
+
+
+def test_times_in_the_pages_have_the_form_that_the_commands_print() -> None:
+    pages = [each for folder in ("docs", "examples") for each in (REPOSITORY / folder).rglob("*.md")]
+    wrong = [str(each) for each in pages if "+00:00" in each.read_text(encoding="utf-8")]
+
+    assert wrong == []
