@@ -1,6 +1,7 @@
 """`edgetune estimate`, on a base of zeros and on the manifests of earlier runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_earlier_runs_give_the_tokens_and_the_time_on_each_device(tmp_path: Path
     assert [row["microBatchSize"] for row in found["microBatches"]] == [1, 2, 4]
     assert all(row["bytesAllLayersRecomputed"] < row["bytes"] for row in found["microBatches"])
     assert found["leastBytes"]["total"] == found["microBatches"][0]["bytesAllLayersRecomputed"]
+    assert found["refusedBelowBytes"] == found["leastBytes"]["total"] - 2**29
 
 
 def test_the_prices_of_the_profile_give_the_cost(tmp_path: Path, base: Path) -> None:
@@ -171,6 +173,10 @@ def test_what_cannot_fit_into_the_gpu_is_said_with_exit_code_1(tmp_path: Path, b
     assert done.exit_code == 1
     assert "spec.training needs at least 0.5 GiB of GPU memory for examples of 256 tokens" in done.stderr
     assert "the GPU has 0.5 GiB (--gpu-memory): use a profile whose GPU has 16 GiB or more" in done.stderr
+    assert "CUDA's libraries 0.5 GiB), and the GPU has" in done.stderr
+    least = re.search(r"^CUDA's libraries take less on some GPUs: .* is refused below (\S+) GiB$", done.stdout, re.M)
+    assert least is not None
+    assert float(least[1]) == pytest.approx(0.5, abs=0.05), "as the message says"
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def _largest_parts(memory: TrainingMemory) -> str:
         "the base model": memory.base + memory.dequantized,
         "adapter and optimizer": memory.adapter + memory.optimizer,
         "activations and logits": memory.activations + memory.logits,
+        "CUDA's libraries": _LEAST_LIBRARY_BYTES,
     }
     return ", ".join(f"{name} {format_gib(count)}" for name, count in parts.items())
 

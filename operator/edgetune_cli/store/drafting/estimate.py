@@ -90,7 +90,7 @@ def _estimate(
     """
     from edgetune_jobs.errors import InvalidInput
     from edgetune_jobs.store.access import StorageAccess
-    from edgetune_jobs.training.memory.gpu_fit import LIBRARY_BYTES, check_gpu, common_fits, fit_gpu
+    from edgetune_jobs.training.memory.gpu_fit import LIBRARY_BYTES, check_gpu, common_fits, fit_gpu, least_bytes
 
     access = StorageAccess(location, credentials_folder=None)
     with tempfile.TemporaryDirectory(prefix="edgetune-estimate-") as scratch:
@@ -115,6 +115,7 @@ def _estimate(
         "activationsAreMeasured": workload.activations.is_measured,
         "activations": workload.activations.described,
         "leastBytes": {**asdict(least), "libraries": LIBRARY_BYTES, "total": least.total + LIBRARY_BYTES},
+        "refusedBelowBytes": least_bytes(workload) if workload.activations.is_measured else None,
         "microBatches": _micro_batches(workload),
         "gpus": [fit.described() for fit in fits],
         "time": _times(parameters, runs, profile),
@@ -203,6 +204,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"The activations are {found['activations']}"
     yield ""
     yield from _parts(found["leastBytes"])
+    if (refused := found["refusedBelowBytes"]) is not None:
+        yield f"CUDA's libraries take less on some GPUs: a training is refused below {_gib(refused)}"
     yield ""
     yield from _table(
         ("micro-batch", "no layer recomputed", "all layers recomputed"),
