@@ -124,7 +124,8 @@ def show_outcome(console: Console, status: LoraFineTuneStatus, ran: frozenset[St
     status = _of_this_run(status)
     console.print(_stage_table(status, ran))
     if status.scores is not None:
-        console.print(_score_table(status))
+        if (table := _score_table(status)).row_count:
+            console.print(table)
         console.print(_score_sentence(status), highlight=False)
     if status.candidates:
         console.print(candidate_table(status.candidates))
@@ -277,24 +278,43 @@ def _processes(row: StageStatus, tokens_per_second: float | None) -> str:
 
 
 def _score_table(status: LoraFineTuneStatus) -> Table:
-    scores, sizes = status.scores, status.sizes
+    scores = status.scores
+    if scores is None or not scores.details:
+        return _short_score_table(status)
     table = _table("\nScores", "model", "size", "keyword recall", "exact match", "loss")
-    further = {artifact.name: artifact.bytes for artifact in _outputs(Stage.QUANTIZE, status)}
-    for model in (*SCORED_MODELS, *further):
-        details = scores.details.get(model) if scores else None
+    for model in (*SCORED_MODELS, *_further_sizes(status)):
+        details = scores.details.get(model)
         if details is None:
             continue
-        size = further.get(model)
-        if size is None and sizes is not None:
-            size = getattr(sizes, f"{ADAPTER if model == TUNED else model}_bytes")
         table.add_row(
             model,
-            format_bytes(size),
+            format_bytes(_size_of(model, status)),
             format_share(details.keyword_recall) or "-",
             format_share(details.exact_match) or "-",
             f"{details.loss:.3f}" if details.loss is not None else "-",
         )
     return table
+
+
+def _short_score_table(status: LoraFineTuneStatus) -> Table:
+    """Of an evaluation that was found in the store, the status may have too little space for more than each score."""
+    table = _table("\nScores", "model", "size", "score")
+    for model in SCORED_MODELS:
+        if (score := getattr(status.scores, model, None)) is not None:
+            table.add_row(model, format_bytes(_size_of(model, status)), format_share(score))
+    return table
+
+
+def _further_sizes(status: LoraFineTuneStatus) -> Mapping[str, int]:
+    """Bytes of the outputs of quantize by their names, which further edge formats have as models too."""
+    return {artifact.name: artifact.bytes for artifact in _outputs(Stage.QUANTIZE, status)}
+
+
+def _size_of(model: str, status: LoraFineTuneStatus) -> int | None:
+    size = _further_sizes(status).get(model)
+    if size is None and status.sizes is not None:
+        return getattr(status.sizes, f"{ADAPTER if model == TUNED else model}_bytes")  # type: ignore[no-any-return]
+    return size
 
 
 def _score_sentence(status: LoraFineTuneStatus) -> str:

@@ -66,3 +66,19 @@ def test_a_run_that_repeats_nothing_shows_the_scores_of_the_earlier_one() -> Non
 
     assert [word for word in ("Scores", "Training gained", "23.1 MB", "already done") if word not in printed] == []
     assert "Warning: training gained nothing" in printed
+
+
+def test_scores_without_figures_by_model_are_a_table_too() -> None:
+    """The figures did not fit into the result of prepare, which found the evaluation in the store."""
+    scores = {"base": 0.1, "tuned": 0.9, "edge": 0.875, "examples": 80}
+    sizes = {"baseBytes": 270_000_000, "adapterBytes": 23_000_000, "edgeBytes": 148_000_000}
+    status = LoraFineTuneStatus.model_validate({"scores": scores, "sizes": sizes})
+    printed = io.StringIO()
+
+    show_outcome(SafeConsole(file=printed, width=120), status, frozenset())
+
+    lines = [line.split() for line in printed.getvalue().splitlines()]
+    assert ["model", "size", "score"] in lines
+    assert ["base", "270", "MB", "10.0%"] in lines
+    assert ["tuned", "23.0", "MB", "90.0%"] in lines
+    assert ["edge", "148", "MB", "87.5%"] in lines

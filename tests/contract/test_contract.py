@@ -94,9 +94,30 @@ def test_facts_and_warnings_of_later_stages_are_left_out_first() -> None:
 
 def test_figures_of_later_stages_are_left_out_before_any_of_their_results() -> None:
     """A revert needs no GPU: the evaluation of a large model has one, and its result must not be what is left out."""
-    uri = (
-        "s3://company-artifacts/edgetune/research-team-a/stages/quantize/" + DIGEST + "/43e72831c8629910/edge-bnb-int8"
-    )
+    scores, result = done_before(prefix="research-team-a")
+
+    sent = Result.decode(result.encode().decode())
+
+    assert len(result._to_json()) > MAX_RESULT_BYTES
+    assert [each.stage for each in sent.done] == list(Stage)[1:]
+    assert [each.artifacts for each in sent.done] == [each.artifacts for each in result.done]
+    assert sent.metrics == result.metrics
+    evaluated = sent.done[3]
+    assert evaluated.metrics == {"quantizedShare": 0.75}
+    assert evaluated.scores == scores
+
+
+def test_scores_by_model_of_an_earlier_evaluation_are_left_out_after_the_figures() -> None:
+    scores, result = done_before(prefix="p" * 240)
+
+    evaluated = Result.decode(result.encode().decode()).done[3]
+
+    assert evaluated.scores == scores.model_copy(update={"details": {}})
+
+
+def done_before(prefix: str) -> tuple[Scores, Result]:
+    """The scores in the store, and the result of a prepare that finds all later stages there."""
+    uri = f"s3://company-artifacts/edgetune/{prefix}/stages/quantize/" + DIGEST + "/43e72831c8629910/edge-bnb-int8"
     artifact = Artifact(name="edge-bnb-int8", uri=uri, bytes=10**10, sha256=DIGEST)
     metrics = {f"someLongerFigure{index}": 0.7448556370000006 for index in range(9)} | {"quantizedShare": 0.75}
     details = {name: ModelScores(keyword_recall=0.9, exact_match=0.9, loss=1.66) for name in ("base", "tuned", "edge")}
@@ -112,17 +133,7 @@ def test_figures_of_later_stages_are_left_out_before_any_of_their_results() -> N
         )
         for stage in list(Stage)[1:]
     )
-    result = Result(stage=Stage.PREPARE, digest=DIGEST, artifacts=(artifact,), metrics=metrics, done=later)
-
-    sent = Result.decode(result.encode().decode())
-
-    assert len(result._to_json()) > MAX_RESULT_BYTES
-    assert [each.stage for each in sent.done] == list(Stage)[1:]
-    assert [each.artifacts for each in sent.done] == [each.artifacts for each in later]
-    assert sent.metrics == metrics
-    evaluated = sent.done[3]
-    assert evaluated.metrics == {"quantizedShare": 0.75}
-    assert evaluated.scores == scores.model_copy(update={"details": {}})
+    return scores, Result(stage=Stage.PREPARE, digest=DIGEST, artifacts=(artifact,), metrics=metrics, done=later)
 
 
 @pytest.mark.parametrize("length", [100, 1024])

@@ -18,10 +18,10 @@ _DIGITS = 4
 def shortened(result: "Result", kept_metrics: tuple[str, ...]) -> Iterator["Result"]:
     """The result, then shorter and shorter ones.
 
-    Parts are left out in this order: facts and warnings of later stages; their figures; results of later stages, the
-    last one first (each costs one short Job that finds its manifest); facts; warnings, the last one first (their number
-    replaces them); the notes of candidates; runtimes and further digits of the scores by model; candidates; the speeds
-    of further edge formats, and their scores.
+    Parts are left out in this order: facts and warnings of later stages; their figures; their scores by model, of which
+    the score of each model stays; results of later stages, the last one first (each costs one short Job that finds its
+    manifest); facts; warnings, the last one first (their number replaces them); the notes of candidates; runtimes and
+    further digits of the scores by model; candidates; the speeds of further edge formats, and their scores.
 
     Args:
         result: the result of a stage.
@@ -31,6 +31,8 @@ def shortened(result: "Result", kept_metrics: tuple[str, ...]) -> Iterator["Resu
     brief = tuple(each.model_copy(update={"facts": {}, "warnings": ()}) for each in result.done)
     yield result.model_copy(update={"done": brief})
     brief = tuple(_without_figures(each, kept_metrics) for each in brief)
+    yield result.model_copy(update={"done": brief})
+    brief = tuple(_without_details(each) for each in brief)
     for kept in range(len(brief), -1, -1):
         yield result.model_copy(update={"done": brief[:kept]})
     shortest = result
@@ -85,9 +87,13 @@ def _without_further_formats(scores: "Scores | None") -> "Scores | None":
 
 
 def _without_figures(result: "Result", kept_metrics: tuple[str, ...]) -> "Result":
-    scores = result.scores.model_copy(update={"details": {}}) if result.scores is not None else None
     metrics = {name: value for name, value in result.metrics.items() if name in kept_metrics}
-    return result.model_copy(update={"metrics": metrics, "scores": scores})
+    return result.model_copy(update={"metrics": metrics, "scores": _with_few_digits(result.scores)})
+
+
+def _without_details(result: "Result") -> "Result":
+    scores = result.scores.model_copy(update={"details": {}}) if result.scores is not None else None
+    return result.model_copy(update={"scores": scores})
 
 
 def without_repeated_folders(encoded: bytes) -> bytes:
