@@ -1,12 +1,13 @@
 """`edgetune`: run, plan, validate and delete, and the commands on models in a store."""
 
 import asyncio
+import io
 import os
 import signal
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -147,15 +148,24 @@ def main() -> None:
     """Entry point of the `edgetune` command."""
     # As Ctrl-C, so that temporary folders are removed; the first process of a container ignores it otherwise.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal or a file of another encoding than UTF-8
     try:
         app(prog_name="edgetune")
+    except OSError as error:  # what reads and writes files names them; this is a full disk behind standard output
+        print(f"edgetune: {error.filename or 'standard output'}: {error.strerror or error}", file=sys.stderr)
+        _end_at_once(ExitStatus.UNUSABLE_INPUT)
     except SystemExit as ended:
         if ended.code != ExitStatus.STOPPED:
             raise
         sys.stdout.flush()
-        sys.stderr.flush()
         # All is closed. Python would wait for the threads that transfer a file, which may take minutes.
-        os._exit(ExitStatus.STOPPED)
+        _end_at_once(ExitStatus.STOPPED)
+
+
+def _end_at_once(status: ExitStatus) -> NoReturn:
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _stored(folder: Path, document: dict[str, Any]) -> dict[str, Any] | None:

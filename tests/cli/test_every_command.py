@@ -152,3 +152,61 @@ def test_a_missing_option_without_a_file_gets_no_suggestion() -> None:
 
     assert "Missing option '--filename' / '-f'." in done.stderr
     assert "mean" not in done.stderr
+
+
+def ended(home: Path, command: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """A line of a shell in which `edgetune` is installed."""
+    environment = {**os.environ, "PATH": f"{home}/bin:{os.environ['PATH']}", "HOME": str(home), **variables}
+    return subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, check=False, timeout=120, cwd=home
+    )
+
+
+def test_a_full_disk_behind_standard_output_is_one_line_and_no_traceback(home: Path) -> None:
+    done = ended(home, "edgetune list -o json > /dev/full")
+
+    assert done.returncode == 2
+    assert done.stderr == "edgetune: standard output: No space left on device\n"
+
+
+def test_a_pipe_that_is_closed_early_is_silent(home: Path) -> None:
+    (home / "many.yaml").write_text("kind: LoraFineTune\n---\n" * 3000)
+
+    done = ended(home, "edgetune validate -f many.yaml | head -1")
+
+    assert done.stdout.startswith("many.yaml:1: ")
+    assert done.stderr == ""
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_another_one(home: Path) -> None:
+    done = ended(home, "edgetune versions -h", PYTHONIOENCODING="ascii")
+
+    assert done.returncode == 0
+    assert "?/models/NAME in a store" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\x00",
+        "foo: [",
+        "[1, 2]",
+        "",
+        "metadata: 7",
+        "metadata: {name: pumps}",
+        "metadata: {name: 7, namespace: default}",
+        "metadata: {name: pumps, namespace: default}\nspec: 3",
+        "metadata: {name: pumps, namespace: default}\nstatus: [1]",
+    ],
+)
+@pytest.mark.parametrize("command", [["list"], ["describe", "pumps"], ["logs", "pumps"], ["prune", "--dry-run"]])
+def test_a_file_that_no_run_has_written_is_no_object_of_the_work_folder(
+    tmp_path: Path, command: list[str], written: str
+) -> None:
+    path = tmp_path / "objects" / "default" / "pumps.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(written)
+
+    done = RUNNER.invoke(app, [*command, "--workdir", str(tmp_path)], catch_exceptions=False)
+
+    assert done.exit_code == (0 if command[0] == "prune" else 2)

@@ -18,10 +18,10 @@ from support.trackers import MlflowServerProcess, RunOnServer, running_mlflow
 
 pytestmark = pytest.mark.slow
 
-STEPS = 150
+STEPS = 300
 CURVES = ("train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second")
 _EXPERIMENT = "tickets"
-_LIMIT_SECONDS = 300
+_LIMIT_SECONDS = 900
 OBJECT = {
     "apiVersion": "edgetune.dev/v1alpha1",
     "kind": "LoraFineTune",

@@ -9,7 +9,7 @@ import yaml
 
 from edgetune_contract.values.suggestions import missing_path
 from edgetune_operator.api.spec_check import Problem, check_object
-from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
+from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml, syntax_problem
 
 _URI_FIELDS = (("baseModel",), ("dataset", "train"), ("dataset", "eval"))
 
@@ -63,7 +63,7 @@ def _load_documents(path: Path) -> list[Any]:
     except OutOfBounds as error:
         raise UnusableFile(path, (str(error),)) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UnusableFile(path, (f"is not valid YAML: {' '.join(str(error).split())}",)) from None
+        raise UnusableFile(path, (syntax_problem(error),)) from None
 
 
 def resolve_relative_uris(document: Any, folder: Path) -> None:

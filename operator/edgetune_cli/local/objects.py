@@ -139,4 +139,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         # The file can be written again: every stage finds its manifest in the store.
         return None
     document = documents[0] if documents else None
-    return document if isinstance(document, dict) and "metadata" in document else None
+    return document if _is_object(document) else None
+
+
+def _is_object(document: Any) -> bool:
+    """Whether it is an object as `write` has written it, and not what somebody else has put there."""
+    metadata = document.get("metadata") if isinstance(document, dict) else None
+    is_named = isinstance(metadata, dict) and all(isinstance(metadata.get(each), str) for each in ("name", "namespace"))
+    return is_named and all(isinstance(document.get(each, {}), dict) for each in ("spec", "status"))

@@ -23,7 +23,7 @@ from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.suggestions import suggestion
 from edgetune_operator.api.tenants import Namespaces, Tenant
 from edgetune_operator.api.tracking import Tracking
-from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
+from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml, syntax_problem
 
 Quantities = dict[str, str | int]
 # Fractions of a GPU do not count, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
@@ -541,7 +541,7 @@ def load_profiles(path: Path) -> dict[str, Profile]:
     except OutOfBounds as error:
         raise InvalidProfiles(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidProfiles(f"{path}: not valid YAML: {error}") from None
+        raise InvalidProfiles(f"{path}: {syntax_problem(error)}") from None
 
 
 def _problem(item: ErrorDetails) -> str:

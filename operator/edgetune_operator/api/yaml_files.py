@@ -25,6 +25,13 @@ class OutOfBounds(yaml.YAMLError):
     """The file is larger than any that Edgetune reads; the message is a predicate."""
 
 
+def syntax_problem(error: Exception) -> str:
+    """What is wrong with a text that is not YAML, in one line, with its line as far as the parser knows it."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}: " if mark is not None else ""
+    return f"{place}is not valid YAML: {problem or ' '.join(str(error).split())}"
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML as kubectl reads it: 2e-4 is a number, and duplicate keys are refused."""
 

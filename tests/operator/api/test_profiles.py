@@ -242,13 +242,13 @@ def test_whole_gpus_are_counted_but_not_shares_of_their_memory(resources: dict[s
                 ),
             )
         ),
-        ("profiles: [", "not valid YAML: while parsing"),
+        ("profiles: [", "line 1: is not valid YAML: expected the node content"),
         (
             "a: &a [x, x]\n"
             + "".join(f"{n}: &{n} [{f'*{p}, ' * 9}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)),
             "has more than 50,000 values, which include those that aliases repeat",
         ),
-        ("profiles: {default: {}, default: {}}", "not valid YAML: duplicate key 'default'"),
+        ("profiles: {default: {}, default: {}}", "line 1: is not valid YAML: duplicate key 'default'"),
         ("", "the document: Input should be a valid dictionary"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_name(tmp_path: Path) -> Non
     path = tmp_path / "latin.yaml"
     path.write_bytes("profiles: é".encode("latin-1"))
 
-    with pytest.raises(InvalidProfiles, match=r"latin\.yaml: not valid YAML"):
+    with pytest.raises(InvalidProfiles, match=r"latin\.yaml: is not valid YAML"):
         load_profiles(path)
 
 

@@ -14,7 +14,7 @@ from edgetune_cli.output import DataFormat, note, print_data
 from edgetune_contract.access.allowed_sources import AllowedSource
 from edgetune_contract.values.suggestions import did_you_mean
 from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml
+from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml, syntax_problem
 
 OBJECT_ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
 """On the objects of the namespace's own folder."""
@@ -121,4 +121,4 @@ def _read_profile(path: Path, name: str) -> Profile:
     except OutOfBounds as error:
         fail(f"{path}: {error}", ExitStatus.UNUSABLE_INPUT)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        fail(f"{path}: not valid YAML: {error}", ExitStatus.UNUSABLE_INPUT)
+        fail(f"{path}: {syntax_problem(error)}", ExitStatus.UNUSABLE_INPUT)
