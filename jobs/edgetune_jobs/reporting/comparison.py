@@ -61,9 +61,9 @@ def _figures(run: RunRecord, other: RunRecord) -> Iterator[tuple[str, ...]]:
     yield from _line(title, *speeds, "{:,.1f}".format, "{:+,.1f}".format, is_gain=True)
     memory = edge.peak_memory_bytes, before.peak_memory_bytes
     yield from _line("peak memory of edge", *memory, _bytes, _byte_difference)
-    for title, stage in (("training", Stage.TRAIN), ("evaluation", Stage.EVALUATE)):
+    for title, stage in (("train", Stage.TRAIN), ("evaluate", Stage.EVALUATE)):
         seconds = _seconds(run, stage), _seconds(other, stage)
-        yield from _line(f"duration of {title}", *seconds, format_duration, _seconds_difference)
+        yield from _line(f"duration of the stage {title}", *seconds, format_duration, _seconds_difference)
 
 
 def _seconds(run: RunRecord, stage: Stage) -> float | None:

@@ -120,6 +120,7 @@ def test_two_versions_are_compared_by_figures_parameters_and_rows(runs: tuple[Ru
     assert by_title["score of tuned"] == ("99.0%", "99.0%", "the same")
     assert by_title["loss of edge"] == ("0.012", "0.060", "-0.048, better")
     assert by_title["size of edge"] == ("167 MB", "167 MB", "the same")
+    assert by_title["duration of the stage train"][0] == "20 min 5 s", "loading too, unlike the figure of the training"
     assert [tuple(row) for row in differing.rows] == [("lora.rank", "16", "8")]
     assert compared_rows(*runs) == (
         "Both versions kept the answers to 12 common rows: the edge model of this version scores higher on 3 of them "
