@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 STEPS = 6
 TRAINING = {"maxSteps": STEPS, "batchSize": 6, "microBatchSize": 3, "maxLength": 256}
 EXPERIMENT = "team-a/sensor-faults"
-_LIMIT_SECONDS = 900
+_LIMIT_SECONDS = 300
 
 
 @pytest.fixture
