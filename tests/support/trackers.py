@@ -36,6 +36,7 @@ json.dump({tag: [[e.step, e.wall_time, e.value] for e in events.Scalars(tag)] fo
 # The application and the database of `mlflow server` in one process: that command starts three, each of which imports
 # for many seconds.
 _SERVE = """
+import sys
 from mlflow.server.handlers import initialize_backend_stores
 from mlflow.server import app
 _, port, database, files = sys.argv

@@ -27,6 +27,9 @@ class AttemptTracking:
         self._settings = None if request.stage is Stage.PREPARE or request.is_pin else settings
         self._request = request
         self._status: RunStatus | None = None
+        self._has_failed = False
+        """Whether the tracker has just failed: it is not waited for a second time."""
+
         self.warnings: tuple[str, ...] = ()
         """What could not be sent. They are about this attempt, so that no manifest has them."""
 
@@ -51,8 +54,7 @@ class AttemptTracking:
         Args:
             stopped: by a signal, or because another node of the training was.
         """
-        # A tracker that has just failed is not waited for a second time.
-        if self._status is not None and not self.warnings:
+        if self._status is not None and not self._has_failed:
             self._status.end(stopped=stopped)
 
     @contextmanager
@@ -75,6 +77,7 @@ class AttemptTracking:
             yield
         finally:
             self.warnings = tracker.close()
+            self._has_failed = tracker.has_failed
 
     def send_version(self, run: "RunRecord") -> None:
         """Send what is known of a version that was published or refused."""

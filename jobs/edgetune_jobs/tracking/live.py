@@ -125,6 +125,11 @@ class LiveTracker:
             metrics.append(Metric(VALIDATION_LOSS, figures["validationLoss"], validated, now))
         return [metric for metric in metrics if isfinite(metric.value)]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last call failed; a call that only takes long has not."""
+        return self._failure is not None
+
     def close(self, seconds: float = END_SECONDS) -> tuple[str, ...]:
         """Send what waits, for this many seconds at most; warnings about what was not sent."""
         if self._thread is None:
