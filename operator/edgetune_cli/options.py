@@ -18,7 +18,7 @@ from edgetune_cli.local.cluster import local_profile
 from edgetune_cli.local.objects import DEFAULT_WORK_DIR as DEFAULT_WORK_DIR
 from edgetune_cli.output import DataFormat, shown_logging, verbosity
 from edgetune_contract.values.suggestions import did_you_mean, nearest
-from edgetune_operator.api.profiles import InvalidProfiles, Profile, load_profiles
+from edgetune_operator.api.profiles.profile import InvalidProfiles, Profile, load_profiles
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 

@@ -16,7 +16,7 @@ from edgetune_contract.pipeline import ADAPTER, BASE, EDGE, EVALUATION, SCORED_M
 from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.units import format_bytes, format_cost, format_hours, format_points, format_share
-from edgetune_operator.api.gpu_use import GpuStatus
+from edgetune_operator.api.profiles.gpu_use import GpuStatus
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.status.object_status import SHORT_VERSION, ArtifactStatus, LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState, StageStatus

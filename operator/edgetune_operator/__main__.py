@@ -6,7 +6,7 @@ import sys
 import kopf
 
 from edgetune_contract.values.text import escaped
-from edgetune_operator.api.profiles import InvalidProfiles, load_profiles
+from edgetune_operator.api.profiles.profile import InvalidProfiles, load_profiles
 from edgetune_operator.process.settings import parse_settings
 from edgetune_operator.process.watches import Watcher
 

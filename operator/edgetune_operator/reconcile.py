@@ -8,12 +8,12 @@ from typing import Any, Protocol
 from edgetune_contract.stages import INTERNAL_ERROR
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec, parse_deletion_terms, parse_spec
 from edgetune_operator.api.status.stage_status import ProgressStatus
-from edgetune_operator.api.tenants import Tenant
 from edgetune_operator.decisions.accounting.gpu_accounting import accounted
 from edgetune_operator.decisions.admission import Refusal, admit, find_profile, needs_labels
 from edgetune_operator.decisions.causes.diagnosis import silent_wait

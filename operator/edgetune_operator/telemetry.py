@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from edgetune_contract.pipeline import SCORED_MODELS
 from edgetune_contract.request import Scores
 from edgetune_contract.values.times import seconds_between
-from edgetune_operator.api.gpu_use import GpuAttempt, GpuStatus, StageGpuUse
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.profiles.gpu_use import GpuAttempt, GpuStatus, StageGpuUse
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from edgetune_cli.kubectl.__main__ import app
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Queue
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.queue import Queue
 from edgetune_operator.decisions.reporting.status import dump
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario

@@ -6,8 +6,8 @@ import pytest
 import typer
 
 from edgetune_cli.local.tracking import with_tracking
-from edgetune_operator.api.profiles import Profile, ProfileStore
-from edgetune_operator.api.tracking import Mlflow, Tracking
+from edgetune_operator.api.profiles.profile import Profile, ProfileStore
+from edgetune_operator.api.profiles.tracking import Mlflow, Tracking
 
 PLAIN = Profile(store=ProfileStore(uri="file:///store"))
 OPTION, VARIABLE, OWN = "http://option:5000", "http://variable:5000", "http://profile:5000"

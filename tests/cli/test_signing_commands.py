@@ -12,7 +12,7 @@ from edgetune_cli.__main__ import app
 from edgetune_contract.digest import pointer_key, signatures_key, version_key
 from edgetune_jobs.publishing.publisher import encode
 from edgetune_jobs.store.folder_store import LocalFolderStore
-from edgetune_operator.api.profiles import Signing
+from edgetune_operator.api.profiles.profile import Signing
 from support.builders import lora_fine_tune
 from support.process_jobs import process_job
 from support.published import MODEL, REVISION, PublishedModel

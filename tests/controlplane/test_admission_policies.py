@@ -11,7 +11,7 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.tenants import Namespaces
+from edgetune_operator.api.profiles.tenants import Namespaces
 from edgetune_operator.decisions.manifests.job_manifests import change_of, render_clean_up
 from support.apiserver import BINARIES_VARIABLE, ApiServer, running_with_crd
 from support.attacks import ATTACKS

@@ -6,8 +6,9 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_split import MOST_NODES
-from edgetune_operator.api.profiles import Profile, ResourceClaim, Resources
+from edgetune_operator.api.profiles.gpu_split import MOST_NODES
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.resources import ResourceClaim, Resources
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_service
 from support.apiserver import ApiServer
 from support.builders import NAMESPACE, lora_fine_tune

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.gpu_use import Prices
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.profiles.gpu_use import Prices
 from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.reconcile import Pass
 from edgetune_operator.telemetry import OBJECT_METRICS, WASTE_CAUSES, ObjectFigures, count_stages

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cluster.binaries import find
-from edgetune_operator.api.profiles import Profile, load_profiles
+from edgetune_operator.api.profiles.profile import Profile, load_profiles
 from edgetune_operator.generate.__main__ import run
 from support.apiserver import BINARIES_VARIABLE, REPOSITORY
 

@@ -19,7 +19,7 @@ from edgetune_contract.request import Resolved
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Queue
+from edgetune_operator.api.profiles.queue import Queue
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.reconcile import JobRefused, report_failure, run_once
 from support.builders import lora_fine_tune

@@ -12,12 +12,14 @@ from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.digest import prepare_digest, stage_digests
 from edgetune_contract.request import Request, Resolved
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Cache, Image, Profile, ProfileStore, Queue, Resources, Signing, Topology
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.profile import Cache, Image, Profile, ProfileStore, Signing
+from edgetune_operator.api.profiles.queue import Queue, Topology
+from edgetune_operator.api.profiles.resources import Resources
+from edgetune_operator.api.profiles.tracking import Mlflow, Tracking
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
-from edgetune_operator.api.tracking import Mlflow, Tracking
 from edgetune_operator.decisions.manifests.job_manifests import render_clean_up, render_job, render_service
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, profile_for_run, stage_resources
 from edgetune_operator.generate.__main__ import run, to_yaml

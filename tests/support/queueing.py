@@ -1,7 +1,7 @@
 """Simulates what Kueue does to the live Job of a scenario."""
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.profiles import Queue
+from edgetune_operator.api.profiles.queue import Queue
 from support.builders import failed_result
 from support.scenario import PROFILE, Scenario
 from support.workloads import INSUFFICIENT, PREEMPTED, pending, workload

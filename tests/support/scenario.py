@@ -23,7 +23,7 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile, ProfileStore
+from edgetune_operator.api.profiles.profile import Profile, ProfileStore
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageStatus

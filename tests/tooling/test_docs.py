@@ -7,7 +7,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode
 from edgetune_operator import telemetry
-from edgetune_operator.api.profiles import DEFAULT_RESOURCES, Image, Profile, ProfileStore
+from edgetune_operator.api.profiles.profile import Image, Profile, ProfileStore
+from edgetune_operator.api.profiles.resources import DEFAULT_RESOURCES
 from edgetune_operator.api.reasons import BLOCKING, Reason
 from edgetune_operator.api.spec_check import check_object
 from edgetune_operator.decisions.accounting.limits import MAX_INTERRUPTIONS

@@ -47,7 +47,7 @@ PLACES: Mapping[str, Place] = {
     "Chart.yaml": Place(Path("charts/edgetune/Chart.yaml"), "version: "),
     "Chart.yaml (appVersion)": Place(Path("charts/edgetune/Chart.yaml"), 'appVersion: "', '"'),
     "profiles.py (default image)": Place(
-        Path("operator/edgetune_operator/api/profiles.py"), '    reference: str = "ghcr.io/edgetune/jobs:', '"'
+        Path("operator/edgetune_operator/api/profiles/profile.py"), '    reference: str = "ghcr.io/edgetune/jobs:', '"'
     ),
 }
 """Each place by the name that messages give it."""

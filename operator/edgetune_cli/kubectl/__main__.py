@@ -29,9 +29,9 @@ from edgetune_cli.output import DataFormat, SafeConsole, print_data, say
 from edgetune_cli.status_tables import show_outcome, show_record
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
-from edgetune_operator.api.tenants import Tenant
 
 _SCORES = ("BASE", "TUNED", "EDGE")
 _COLUMNS = ("NAMESPACE", "NAME", "PHASE", "PROGRESS", *_SCORES, "ADAPTER", "EDGE SIZE", "NOTE", "MESSAGE")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.profiles import DEFAULT_RESOURCES, Resources
-from edgetune_operator.api.tenants import Namespaces, Tenant
+from edgetune_operator.api.profiles.resources import DEFAULT_RESOURCES, Resources
+from edgetune_operator.api.profiles.tenants import Namespaces, Tenant
 
 DEFAULT_PLACE = "edgetune-system/edgetune-catalog"
 """Namespace and name of the ConfigMap of a release named edgetune in the namespace edgetune-system."""

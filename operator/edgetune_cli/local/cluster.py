@@ -16,7 +16,7 @@ from edgetune_cli.local.processes import ProcessJob, now
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile, ProfileStore
+from edgetune_operator.api.profiles.profile import Profile, ProfileStore
 from edgetune_operator.api.status.stage_status import ProgressStatus
 from edgetune_operator.decisions.observe import nodes_of
 

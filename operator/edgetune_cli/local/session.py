@@ -16,7 +16,7 @@ from edgetune_cli.status_tables import ProgressView
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.decisions.deletion import finalizers_wanted

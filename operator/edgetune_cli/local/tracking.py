@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.output import SafeConsole
-from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.tracking import Mlflow, Tracking
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tracking import Mlflow, Tracking
 
 URI, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
 _NO_SERVER = "is not the address of a server: use http:// or https://, without user and password"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.profiles.gpu_use import Prices
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState
 

@@ -12,10 +12,10 @@ from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.spec import DeletionPolicy, LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
-from edgetune_operator.api.tenants import Tenant
 from edgetune_operator.decisions.admission import admit
 from edgetune_operator.decisions.forecast.explanation import ForecastAction, StageForecast
 from edgetune_operator.decisions.forecast.passes import Forecast, StoreView, forecast

@@ -27,7 +27,7 @@ from edgetune_cli.store.report import report, version_lines
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.spec_check import parse_spec
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from edgetune_cli.store.commands import call_jobs
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.spec import HUB_SCHEME, DataSource
 from edgetune_contract.values.suggestions import did_you_mean
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from edgetune_jobs.store.sources.source import Source

@@ -12,7 +12,7 @@ from edgetune_cli.options import Output, Profiles, read_profiles
 from edgetune_cli.output import DataFormat, note, print_data, say
 from edgetune_cli.store.commands import call_jobs, location_of
 from edgetune_contract.values.units import format_bytes
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.status.object_status import SHORT_VERSION
 
 if TYPE_CHECKING:

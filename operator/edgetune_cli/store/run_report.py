@@ -16,8 +16,8 @@ from edgetune_cli.output import note, say, working
 from edgetune_cli.store.commands import call_jobs, location_of_object, open_store
 from edgetune_contract.request import StoreLocation
 from edgetune_contract.version import VersionDocument
-from edgetune_operator.api.gpu_use import GpuUse
 from edgetune_operator.api.names import Key
+from edgetune_operator.api.profiles.gpu_use import GpuUse
 from edgetune_operator.api.status.object_status import SHORT_VERSION, LoraFineTuneStatus
 from edgetune_operator.decisions.observe import read_status
 

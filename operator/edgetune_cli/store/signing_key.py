@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.store.commands import call_jobs
-from edgetune_operator.api.profiles import Profile, Signing
+from edgetune_operator.api.profiles.profile import Profile, Signing
 
 # In a local run, the file replaces it.
 _NO_SECRET = Signing(secret_name="this-machine")  # noqa: S106 - names no Secret

@@ -7,12 +7,12 @@ from edgetune_contract.access.allowed_sources import refused_sources, source_uri
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import AUTO
 from edgetune_contract.values.suggestions import did_you_mean
-from edgetune_operator.api.gpu_split import nearest_numbers
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.gpu_split import nearest_numbers
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec
-from edgetune_operator.api.tenants import Tenant
 
 
 @dataclass(frozen=True)

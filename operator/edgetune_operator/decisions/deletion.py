@@ -37,7 +37,7 @@ from edgetune_contract.clean_up import CleanUpRequest, CleanUpResult
 from edgetune_contract.stages import ExitCode
 from edgetune_contract.values.times import is_recent
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import DeletionPolicy, DeletionTerms, LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec

@@ -13,8 +13,8 @@ from edgetune_contract.request import MAX_REVISION, Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import CLAIMED_GPU, count_gpus
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.resources import CLAIMED_GPU, count_gpus
 from edgetune_operator.api.reasons import BLOCKING
 from edgetune_operator.api.spec import MAX_RETRY_TOKEN
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus

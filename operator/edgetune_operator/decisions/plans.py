@@ -8,7 +8,7 @@ from edgetune_contract.request import Request, Resolved, Scores
 from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_use import StageGpuUse
+from edgetune_operator.api.profiles.gpu_use import StageGpuUse
 from edgetune_operator.api.status.object_status import ArtifactStatus, LiveStatus, PublicationStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageStatus
 from edgetune_operator.decisions.causes.patience import Wait

@@ -17,12 +17,12 @@ from edgetune_contract.request import Request, Resolved, Result
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between, timestamp
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tracking import RECORDING_STAGES
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.object_status import ArtifactStatus, PublicationStatus
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageState, StageStatus
-from edgetune_operator.api.tracking import RECORDING_STAGES
 from edgetune_operator.decisions.accounting.attempts import count_resumption
 from edgetune_operator.decisions.accounting.gpu_accounting import GpuAccount
 from edgetune_operator.decisions.accounting.limits import look_at_limits, why_given_up

@@ -22,7 +22,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.reasons import BLOCKING, MAY_PASS, UNSCHEDULABLE, Reason
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec

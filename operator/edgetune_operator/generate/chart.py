@@ -10,17 +10,15 @@ from edgetune_contract.access.allowed_sources import SOURCE_FORMS
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import MOST_GPUS
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import (
+from edgetune_operator.api.profiles.profile import (
     CA_VARIABLES,
-    GPU_PATTERN,
-    ON_SEVERAL_GPUS,
     OWN_LABEL_PREFIX,
     OWN_VARIABLE_PREFIX,
     OWN_VARIABLES,
-    SLICE_PATTERN,
     VARIABLE_PATTERN,
     Profile,
 )
+from edgetune_operator.api.profiles.resources import GPU_PATTERN, ON_SEVERAL_GPUS, SLICE_PATTERN
 
 CRD_PATH = "charts/edgetune/files/crd.yaml"
 VALUES_SCHEMA_PATH = "charts/edgetune/values.schema.json"

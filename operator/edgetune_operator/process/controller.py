@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from edgetune_operator import telemetry
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.cluster.watch_cache import Cache
 from edgetune_operator.decisions.observe import read_status

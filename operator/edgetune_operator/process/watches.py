@@ -14,7 +14,7 @@ from prometheus_client import start_http_server
 
 from edgetune_operator.api import names
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.cluster.client import OWNED, connect
 from edgetune_operator.cluster.lease_store import KubernetesLeases
 from edgetune_operator.cluster.leases import Ownership

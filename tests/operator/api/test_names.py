@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_split import MOST_NODES
 from edgetune_operator.api.names import job_name, label_value, service_name
+from edgetune_operator.api.profiles.gpu_split import MOST_NODES
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -7,14 +7,8 @@ import pytest
 from edgetune_contract.access.s3_service import ChecksumMode
 from edgetune_contract.stages import Stage
 from edgetune_contract.training import TrainingSpec
-from edgetune_operator.api.profiles import (
-    DEFAULT_RESOURCES,
-    InvalidProfiles,
-    Profile,
-    ProfileStore,
-    Resources,
-    load_profiles,
-)
+from edgetune_operator.api.profiles.profile import InvalidProfiles, Profile, ProfileStore, load_profiles
+from edgetune_operator.api.profiles.resources import DEFAULT_RESOURCES, Resources
 
 
 def write(folder: Path, text: str) -> Path:

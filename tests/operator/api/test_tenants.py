@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from edgetune_operator.api.tenants import LabelSelector, Namespaces, Tenant
+from edgetune_operator.api.profiles.tenants import LabelSelector, Namespaces, Tenant
 
 LABELS = {"team": "a", "gpu": "yes"}
 

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.profiles import Profile, ProfileStore, Queue, Resources
-from edgetune_operator.api.tenants import LabelSelector, Namespaces
+from edgetune_operator.api.profiles.profile import Profile, ProfileStore
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.resources import Resources
+from edgetune_operator.api.profiles.tenants import LabelSelector, Namespaces
 from support.builders import lora_fine_tune
 from support.deletion import Deletion, published_with_delete
 from support.scenario import PROFILE, Scenario, request_of

@@ -6,9 +6,9 @@ from edgetune_contract.request import Artifact
 from edgetune_contract.results.candidates import Candidate
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.edge_model import edge_artifact
-from edgetune_operator.api.tenants import Tenant
 from edgetune_operator.decisions.admission import admit
 from edgetune_operator.decisions.forecast.passes import forecast
 from edgetune_operator.decisions.observe import observe

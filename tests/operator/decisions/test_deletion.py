@@ -9,7 +9,7 @@ import pytest
 from edgetune_contract.clean_up import CleanUpRequest
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import ProfileStore
+from edgetune_operator.api.profiles.profile import ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus, Phase
 from edgetune_operator.api.status.stage_status import StageState

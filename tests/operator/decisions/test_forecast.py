@@ -9,11 +9,12 @@ import pytest
 from edgetune_contract.digest import sha256_of
 from edgetune_contract.request import Request, Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import ProfileStore, Queue
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.profile import ProfileStore
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.tenants import Tenant
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import InvalidSpec, parse_spec
-from edgetune_operator.api.tenants import Tenant
 from edgetune_operator.decisions.admission import admit
 from edgetune_operator.decisions.forecast.passes import Forecast, forecast
 from edgetune_operator.decisions.observe import observe

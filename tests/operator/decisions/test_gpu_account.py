@@ -8,8 +8,8 @@ import pytest
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_use import MAX_GPU_ROWS, GpuStatus, GpuUse, Prices, StageGpuUse
-from edgetune_operator.api.profiles import Resources
+from edgetune_operator.api.profiles.gpu_use import MAX_GPU_ROWS, GpuStatus, GpuUse, Prices, StageGpuUse
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.object_status import HistoryEntry
 from edgetune_operator.api.status.stage_status import ProgressStatus
 from support.builders import PodBuilder, lora_fine_tune

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.profiles import Resources
+from edgetune_operator.api.profiles.resources import Resources
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, TICK, Scenario
 

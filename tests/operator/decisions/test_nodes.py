@@ -8,8 +8,8 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Resources
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageState
 from edgetune_operator.decisions.accounting.limits import MAX_LOST_PEERS
 from edgetune_operator.decisions.plans import CreateService

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.profiles import Resources
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.stage_status import Parallelism, StageStatus
 from support.builders import lora_fine_tune
 from support.scenario import PROFILE, Scenario

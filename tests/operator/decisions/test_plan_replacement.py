@@ -6,7 +6,8 @@ import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Image, Profile, ProfileStore, Resources
+from edgetune_operator.api.profiles.profile import Image, Profile, ProfileStore
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.stage_status import StageState
 from support.builders import PodBuilder, lora_fine_tune
 from support.scenario import PROFILE, Scenario, created, deleted, run_again

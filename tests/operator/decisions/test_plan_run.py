@@ -6,7 +6,7 @@ from edgetune_contract.digest import prepare_digest, sha256_of
 from edgetune_contract.request import MAX_RESULT_BYTES, Result
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile, ProfileStore
+from edgetune_operator.api.profiles.profile import Profile, ProfileStore
 from edgetune_operator.api.spec_check import parse_spec
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageState
 from edgetune_operator.decisions.plans import Outcome

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edgetune_contract.stages import INTERNAL_ERROR, ExitCode, Stage
-from edgetune_operator.api.profiles import ProfileStore, Queue, Resources
+from edgetune_operator.api.profiles.profile import ProfileStore
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.plans import CreateJob, Outcome

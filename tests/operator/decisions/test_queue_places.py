@@ -4,7 +4,8 @@ import pytest
 
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Image, ProfileStore, Queue
+from edgetune_operator.api.profiles.profile import Image, ProfileStore
+from edgetune_operator.api.profiles.queue import Queue
 from edgetune_operator.api.status.object_status import Phase
 from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.reporting.events import transitions

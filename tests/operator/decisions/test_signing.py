@@ -7,7 +7,7 @@ import pytest
 from edgetune_contract.request import MAX_REVISION, Request
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Signing
+from edgetune_operator.api.profiles.profile import Signing
 from edgetune_operator.decisions.manifests.job_manifests import SIGNING_DIR
 from support.builders import ObjectBuilder, lora_fine_tune
 from support.golden import DEFAULT, job_of

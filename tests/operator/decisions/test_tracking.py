@@ -7,8 +7,8 @@ import pytest
 from edgetune_contract.request import Request
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile
-from edgetune_operator.api.tracking import Mlflow, Tracking
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.tracking import Mlflow, Tracking
 from edgetune_operator.decisions.manifests.job_manifests import TRACKING_DIR, TRACKING_VOLUME
 from support.builders import ObjectBuilder, lora_fine_tune
 from support.golden import DEFAULT, job_of

@@ -10,15 +10,9 @@ import yaml
 from edgetune_contract.access.allowed_sources import SOURCE_FORMS
 from edgetune_contract.stages import Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import (
-    Image,
-    InvalidProfiles,
-    Profile,
-    ProfileStore,
-    Queue,
-    Resources,
-    load_profiles,
-)
+from edgetune_operator.api.profiles.profile import Image, InvalidProfiles, Profile, ProfileStore, load_profiles
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.decisions.manifests.job_manifests import (
     RESTRICTED_CONTAINER,
     RESTRICTED_POD,

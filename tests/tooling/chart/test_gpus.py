@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.profiles import GPU_PATTERN, InvalidProfiles, load_profiles
+from edgetune_operator.api.profiles.profile import InvalidProfiles, load_profiles
+from edgetune_operator.api.profiles.resources import GPU_PATTERN
 from support.apiserver import BINARIES_VARIABLE
 from support.chart import CHART, CLUSTER_NAME, PROFILE, Refused, find_helm, mounted_profiles, one, render, rules
 

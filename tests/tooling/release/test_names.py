@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 
 from cluster.folders import REPOSITORY
-from edgetune_operator.api.profiles import Image
+from edgetune_operator.api.profiles.profile import Image
 from release import versions
 from release.chart import CHART, repositories
 
@@ -40,7 +40,7 @@ def test_every_mention_of_an_image_has_the_name_of_the_chart() -> None:
         "docs/releases.md",
         "jobs/Dockerfile",
         "operator/Dockerfile",
-        "operator/edgetune_operator/api/profiles.py",
+        "operator/edgetune_operator/api/profiles/profile.py",
     }
 
 

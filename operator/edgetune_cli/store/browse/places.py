@@ -10,7 +10,7 @@ from edgetune_cli.status_tables import local_path
 from edgetune_cli.store.browse.chosen import key_of
 from edgetune_cli.store.commands import location_of
 from edgetune_contract.request import StoreLocation
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 
 
 @dataclass

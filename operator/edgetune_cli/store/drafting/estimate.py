@@ -28,8 +28,8 @@ from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_contract.values.units import format_cost
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.spec_check import parse_spec
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from edgetune_cli.planning.reports import json_value, markdown_lines, text_lines
 from edgetune_cli.store.commands import call_jobs
 from edgetune_cli.store.view import open_store_view
 from edgetune_operator.api.names import Key
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.spec_check import parse_spec
 

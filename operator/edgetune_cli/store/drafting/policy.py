@@ -13,7 +13,7 @@ from edgetune_cli.exits import ExitStatus, fail
 from edgetune_cli.output import DataFormat, note, print_data
 from edgetune_contract.access.allowed_sources import AllowedSource
 from edgetune_contract.values.suggestions import did_you_mean
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml, syntax_problem
 
 OBJECT_ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")

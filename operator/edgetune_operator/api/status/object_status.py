@@ -11,7 +11,7 @@ from edgetune_contract.results.candidates import MAX_CANDIDATES, Candidate
 from edgetune_contract.results.measurement import EdgeMeasurement
 from edgetune_contract.schema import LARGEST, Count, Model, Uri
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_use import GpuStatus, GpuUse
+from edgetune_operator.api.profiles.gpu_use import GpuStatus, GpuUse
 from edgetune_operator.api.spec import MAX_RETRY_TOKEN, RetryToken
 from edgetune_operator.api.status.stage_status import ProgressStatus, StageStatus, Text, Timestamp
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from edgetune_contract.schema import Count, Model, Name
 from edgetune_contract.stages import Stage
-from edgetune_operator.api.gpu_use import GpuAttempt
+from edgetune_operator.api.profiles.gpu_use import GpuAttempt
 
 MAX_TEXT = 32_768
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import seconds_between, timestamp
-from edgetune_operator.api.gpu_use import GpuAttempt, GpuStatus, Prices, StageGpuUse
+from edgetune_operator.api.profiles.gpu_use import GpuAttempt, GpuStatus, Prices, StageGpuUse
 from edgetune_operator.api.status.stage_status import CountedAttempts, ProgressStatus, StageStatus
 from edgetune_operator.decisions.accounting.attempts import (
     count_attempts,

@@ -14,7 +14,7 @@ from edgetune_contract.request import Failure, Publication, Request, Result, Sco
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.times import timestamp
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import Profile
+from edgetune_operator.api.profiles.profile import Profile
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.object_status import LoraFineTuneStatus
 from edgetune_operator.api.status.stage_status import StageState

@@ -10,17 +10,11 @@ from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_contract.values.quantities import parse_bytes
 from edgetune_operator.api import names
-from edgetune_operator.api.profiles import (
-    CA_VARIABLES,
-    Cache,
-    Profile,
-    ResourceClaim,
-    Resources,
-    Signing,
-    Topology,
-)
+from edgetune_operator.api.profiles.profile import CA_VARIABLES, Cache, Profile, Signing
+from edgetune_operator.api.profiles.queue import Topology
+from edgetune_operator.api.profiles.resources import ResourceClaim, Resources
+from edgetune_operator.api.profiles.tracking import TRACKED_STAGES, Mlflow
 from edgetune_operator.api.spec import LoraFineTuneSpec
-from edgetune_operator.api.tracking import TRACKED_STAGES, Mlflow
 from edgetune_operator.decisions.deletion import CLEAN_UP_RETRIES, CLEAN_UP_SECONDS
 from edgetune_operator.decisions.manifests.stage_resources import (
     StageResources,

@@ -8,11 +8,13 @@ from edgetune_contract.pipeline import stages_of
 from edgetune_contract.spec import Parameters
 from edgetune_contract.stages import Stage
 from edgetune_contract.values.quantities import parse_bytes
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import Bounds, Profile, Quantities, Resources, Topology
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.queue import Topology
+from edgetune_operator.api.profiles.resources import Bounds, Quantities, Resources
+from edgetune_operator.api.profiles.tracking import TRACKED_STAGES
 from edgetune_operator.api.spec import LoraFineTuneSpec
 from edgetune_operator.api.status.stage_status import RequestedResources, StageState, StageStatus
-from edgetune_operator.api.tracking import TRACKED_STAGES
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape, Need, need_of
 
 MEMORY, STORAGE = "memory", "ephemeral-storage"

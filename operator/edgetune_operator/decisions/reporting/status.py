@@ -11,7 +11,7 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.values.text import escaped
 from edgetune_contract.values.times import timestamp
 from edgetune_contract.values.units import format_bytes, format_share
-from edgetune_operator.api.gpu_use import GpuStatus, GpuUse
+from edgetune_operator.api.profiles.gpu_use import GpuStatus, GpuUse
 from edgetune_operator.api.reasons import Reason
 from edgetune_operator.api.status.edge_model import edge_artifact
 from edgetune_operator.api.status.object_status import (

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.profiles import Resources
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.causes.diagnosis import silent_wait
 from edgetune_operator.decisions.observe import observe

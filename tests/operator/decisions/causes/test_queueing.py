@@ -5,7 +5,9 @@ from datetime import timedelta
 import pytest
 
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.profiles import Profile, Queue, Resources
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.api.status.object_status import Phase
 from edgetune_operator.api.status.stage_status import StageState
 from edgetune_operator.decisions.reporting.events import transitions

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from edgetune_contract.request import Request
 from edgetune_contract.stages import ExitCode, Stage
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_use import Prices
-from edgetune_operator.api.profiles import (
-    CA_VARIABLES,
-    JOB_VARIABLES,
-    OWN_VARIABLES,
-    Cache,
-    Profile,
-    Queue,
-    Resources,
-    Topology,
-)
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.profile import CA_VARIABLES, JOB_VARIABLES, OWN_VARIABLES, Cache, Profile
+from edgetune_operator.api.profiles.queue import Queue, Topology
+from edgetune_operator.api.profiles.resources import Resources
 from edgetune_operator.decisions.manifests.job_manifests import pod_failure_rules, render_service
 from edgetune_operator.decisions.manifests.stage_resources import job_settings, stage_resources
 from edgetune_operator.generate.__main__ import differences

@@ -8,7 +8,8 @@ import pytest
 
 from edgetune_contract.request import Result
 from edgetune_contract.stages import ExitCode, Stage
-from edgetune_operator.api.profiles import Bounds, Profile, Resources, Sizing
+from edgetune_operator.api.profiles.profile import Profile
+from edgetune_operator.api.profiles.resources import Bounds, Resources, Sizing
 from edgetune_operator.api.status.stage_status import StageState, StageStatus
 from edgetune_operator.decisions.manifests.stage_needs import ModelShape, need_of
 from edgetune_operator.decisions.manifests.stage_resources import known_needs, resource_warnings, stage_resources

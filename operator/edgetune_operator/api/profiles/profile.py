@@ -1,7 +1,6 @@
 """Profiles: settings of the platform team, which users select by name."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,29 +17,26 @@ from edgetune_contract.stages import Stage
 from edgetune_contract.training import AUTO, MOST_GPUS, TrainingSpec
 from edgetune_contract.values.quantities import ByteQuantity, parse_bytes
 from edgetune_operator.api import names
-from edgetune_operator.api.gpu_split import MOST_NODES, Split, largest_split, split
-from edgetune_operator.api.gpu_use import Prices
+from edgetune_operator.api.profiles.gpu_split import MOST_NODES, Split, largest_split, split
+from edgetune_operator.api.profiles.gpu_use import Prices
+from edgetune_operator.api.profiles.queue import Queue
+from edgetune_operator.api.profiles.resources import (
+    DEFAULT_RESOURCES,
+    ON_SEVERAL_GPUS,
+    Resources,
+    Sizing,
+    count_gpus,
+    is_slice,
+    with_gpu,
+)
+from edgetune_operator.api.profiles.tenants import Namespaces, Tenant
+from edgetune_operator.api.profiles.tracking import Tracking
 from edgetune_operator.api.suggestions import suggestion
-from edgetune_operator.api.tenants import Namespaces, Tenant
-from edgetune_operator.api.tracking import Tracking
 from edgetune_operator.api.yaml_files import OutOfBounds, read_yaml, syntax_problem
-
-Quantities = dict[str, str | int]
-# Fractions of a GPU do not count, such as nvidia.com/gpumem, volcano.sh/gpu-memory or gpu.intel.com/memory.max.
-SLICE_PATTERN = r"[^/]+/mig-.+"
-"""Names of resources that are slices of a GPU."""
-
-GPU_PATTERN = rf"[^/]+/gpu|{SLICE_PATTERN}|gpu\.intel\.com/(i915|xe)"
-"""Names of resources that count as GPUs."""
-
-CLAIMED_GPU = "resource.k8s.io/gpu"
-"""Name under which the GPUs count that a container claims instead of requesting them."""
 
 VARIABLE_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
 """Names of environment variables."""
 
-_GPU = re.compile(GPU_PATTERN)
-_SLICE = re.compile(SLICE_PATTERN)
 _VARIABLE = re.compile(VARIABLE_PATTERN)
 CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """Variables in which the S3 client, requests and other libraries look for a CA bundle."""
@@ -54,73 +50,6 @@ OWN_VARIABLES = (*JOB_VARIABLES, "HF_HUB_OFFLINE")
 OWN_VARIABLE_PREFIX = "EDGETUNE_"
 OWN_LABEL_PREFIX = f"{names.GROUP}/"
 """Prefix of the labels by which the operator finds its Pods, besides names.MANAGED_BY_LABEL."""
-
-
-class ResourceClaim(Model):
-    """A GPU that a stage claims by dynamic resource allocation (Kubernetes 1.34 and later)."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-    """Name in the Pod."""
-
-    resource_claim_template_name: Annotated[str, Field(min_length=1, max_length=253)]
-    """ResourceClaimTemplate in the object's namespace."""
-
-
-class Resources(Model):
-    """Kubernetes resources of one container."""
-
-    requests: Quantities = {}
-    limits: Quantities = {}
-    claims: tuple[ResourceClaim, ...] = ()
-    """Claims of GPUs, one each, instead of requests."""
-
-    nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] = 1
-    """Number of Pods that share a training, each with these resources. Only for train."""
-
-    @model_validator(mode="after")
-    def _count_whole_gpus(self) -> Self:
-        for name, count in (*self.requests.items(), *self.limits.items()):
-            if _GPU.fullmatch(name) and not str(count).isdecimal():
-                raise ValueError(f"{name} must be a whole number, is {count!r}")
-        return self
-
-    @property
-    def gpus(self) -> int:
-        """Number of GPUs, or of slices of one, of any vendor, that each Pod has."""
-        return count_gpus(self.requests | self.limits) + len(self.claims)
-
-    @property
-    def all_gpus(self) -> int:
-        """Number of GPUs of all Pods."""
-        return self.gpus * self.nodes
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether its GPUs are of several kinds."""
-        quantities = self.requests | self.limits
-        kinds = sum(count_gpus({name: count}) > 0 for name, count in quantities.items())
-        return kinds + bool(self.claims) > 1
-
-    @property
-    def gpu_kind(self) -> str | None:
-        """Name of the resource that its GPUs are; None without a GPU."""
-        quantities = self.requests | self.limits
-        return next((name for name, count in quantities.items() if count_gpus({name: count})), None)
-
-    def split_as(self, found: Split) -> Self:
-        """The same with another number of Pods, and of GPUs of each, of those that it requests or claims."""
-        number = found.gpus
-
-        def replaced(quantities: Quantities) -> Quantities:
-            return {name: number if count_gpus({name: count}) else count for name, count in quantities.items()}
-
-        counted = {"requests": replaced(self.requests), "limits": replaced(self.limits)}
-        return self.model_copy(update={**counted, "claims": self.claims[:number], "nodes": found.nodes})
-
-
-def count_gpus(quantities: Mapping[str, str | int]) -> int:
-    """Number of GPUs, or of slices of one, among the resources that a container requests."""
-    return sum(int(count) for name, count in quantities.items() if _GPU.fullmatch(name) and str(count).isdecimal())
 
 
 class Image(Model):
@@ -157,89 +86,6 @@ class Signing(Model):
     """Key of the Secret that has the private key: ECDSA in PEM, without a passphrase."""
 
 
-class Bounds(Model):
-    """Smallest and largest quantity that a stage may request or use."""
-
-    min: ByteQuantity | None = None
-    """Default: none."""
-
-    max: ByteQuantity | None = None
-    """Default: none."""
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.min is not None and self.max is not None and parse_bytes(self.min) > parse_bytes(self.max):
-            raise ValueError(f"min {self.min} is more than max {self.max}")
-        return self
-
-    def clamp(self, count: int) -> int:
-        """The number of bytes within the bounds."""
-        most = count if self.max is None else min(count, parse_bytes(self.max))
-        return most if self.min is None else max(most, parse_bytes(self.min))
-
-
-NodeLabel = Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=63)]
-"""Name of a node's label, as long as Kueue allows it."""
-
-
-class Topology(Model):
-    """Level of the cluster's Topology at which Kueue keeps the Pods of a training on several nodes together."""
-
-    required: NodeLabel | None = None
-    """Label of the level within which all Pods must run, such as cloud.provider.com/topology-rack: the training waits
-    until they fit."""
-
-    preferred: NodeLabel | None = None
-    """Label of the level within which all Pods run if they fit; otherwise within a higher one, or anywhere."""
-
-    @model_validator(mode="after")
-    def _check_one_level(self) -> Self:
-        if (self.required is None) == (self.preferred is None):
-            raise ValueError("topology needs either required or preferred")
-        return self
-
-    @property
-    def annotation(self) -> dict[str, str]:
-        """Kueue's annotation of the Pods."""
-        if self.required is not None:
-            return {names.REQUIRED_TOPOLOGY_ANNOTATION: self.required}
-        return {names.PREFERRED_TOPOLOGY_ANNOTATION: self.preferred or ""}
-
-
-class Queue(Model):
-    """A Kueue queue in which stages wait for their quota."""
-
-    name: Annotated[str, Field(min_length=1, max_length=63)]
-    """LocalQueue in the object's namespace, set as the label kueue.x-k8s.io/queue-name."""
-
-    stages: tuple[Stage, ...] | None = None
-    """Stages that wait in the queue. Default: train, and each other stage that requests a GPU. The clean-up of a
-    deleted object never waits."""
-
-    priorities: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = ()
-    """Kueue WorkloadPriorityClasses that users can select with spec.priority."""
-
-    topology: Topology | None = None
-    """Where the Pods of a training on several nodes run. Default: anywhere."""
-
-
-class Sizing(Model):
-    """Bounds of what stages request for a model of its size, where `resources` does not fix it. Equal bounds fix it."""
-
-    memory: Bounds = Bounds()
-    """Bounds of the memory that a stage requests, and of its limit."""
-
-    storage: Bounds = Bounds()
-    """Bounds of the ephemeral storage that a stage requests, and of the size limit of its work volume."""
-
-    request_storage: bool = True
-    """Whether stages request ephemeral storage. false for a queue or a quota that does not know this resource."""
-
-
-ON_SEVERAL_GPUS = (Stage.TRAIN, Stage.EVALUATE)
-"""Stages that use several GPUs: train together for each step, evaluate one for each model."""
-
-
 class Cache(Model):
     """A volume on which stages keep the files of base models, so that each is read from the store once."""
 
@@ -258,31 +104,6 @@ class Cache(Model):
         if (self.host_path is None) == (self.persistent_volume_claim is None):
             raise ValueError("cache needs either hostPath or persistentVolumeClaim")
         return self
-
-
-# prepare and publish hold no weights. The memory of the others follows the size of the model.
-_LIGHT = Resources(requests={"cpu": "500m", "memory": "1Gi"}, limits={"memory": "4Gi"})
-_WEIGHTS = Resources(requests={"cpu": "2"})
-_TRAINING = Resources(requests={"cpu": "4"})
-_WITHOUT_GPU: Mapping[Stage, Resources] = {
-    Stage.PREPARE: _LIGHT,
-    Stage.TRAIN: _TRAINING,
-    Stage.MERGE: _WEIGHTS,
-    Stage.QUANTIZE: _WEIGHTS,
-    Stage.EVALUATE: _WEIGHTS,
-    Stage.PUBLISH: _LIGHT,
-}
-
-
-def _with_gpu(resources: Resources, kind: str = "nvidia.com/gpu") -> Resources:
-    gpu: Quantities = {kind: 1}
-    return Resources(requests=resources.requests | gpu, limits=resources.limits | gpu)
-
-
-# Only stages that always need a GPU; `Profile.for_base` adds those that need one for a large base.
-DEFAULT_RESOURCES: Mapping[Stage, Resources] = {
-    stage: _with_gpu(resources) if PIPELINE[stage].wants_gpu else resources for stage, resources in _WITHOUT_GPU.items()
-}
 
 
 class Profile(Model):
@@ -387,7 +208,7 @@ class Profile(Model):
                         f"resources.{stage}: {name} is {quantities[name]}, but only train and evaluate use several "
                         "GPUs; set it to 1"
                     )
-                if _SLICE.fullmatch(name):
+                if is_slice(name):
                     raise ValueError(
                         f"resources.{stage}: {name} is {quantities[name]}, but a process sees only one slice of a GPU; "
                         "set it to 1"
@@ -415,7 +236,7 @@ class Profile(Model):
                 "train together"
             )
         several = max(training.nodes, self.max_nodes or 1) > 1
-        if several and training.gpu_kind is not None and _SLICE.fullmatch(training.gpu_kind):
+        if several and training.gpu_kind is not None and is_slice(training.gpu_kind):
             named = "maxNodes" if training.nodes == 1 else "resources.train.nodes"
             raise ValueError(f"{named}: the slices of a GPU cannot train together; remove it")
         if self.max_nodes is not None and self.max_nodes > training.nodes and not training.gpus:
@@ -428,7 +249,7 @@ class Profile(Model):
             raise ValueError(
                 f"maxGpus is {self.max_gpus}, but resources.train has {training.gpus} GPUs; raise or remove maxGpus"
             )
-        if self.max_gpus > 1 and (training.gpu_kind is None or _SLICE.fullmatch(training.gpu_kind)):
+        if self.max_gpus > 1 and (training.gpu_kind is None or is_slice(training.gpu_kind)):
             raise ValueError("maxGpus needs whole GPUs in the requests or limits of resources.train; remove it")
         return self
 
@@ -472,7 +293,7 @@ class Profile(Model):
         if kind is None or size is None or size <= parse_bytes(self.evaluate_on_gpu_above):
             return self
         large = {stage for stage, definition in PIPELINE.items() if definition.wants_gpu_if_large}
-        added = {stage: _with_gpu(DEFAULT_RESOURCES[stage], kind) for stage in large - self.resources.keys()}
+        added = {stage: with_gpu(DEFAULT_RESOURCES[stage], kind) for stage in large - self.resources.keys()}
         return self.model_copy(update={"resources": {**self.resources, **added}})
 
     @property
