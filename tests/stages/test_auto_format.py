@@ -10,6 +10,7 @@ from edgetune_contract.request import Resolved
 from edgetune_contract.results.candidates import PossibleFormat
 from edgetune_contract.spec import EdgeFormat
 from edgetune_contract.stages import Stage
+from edgetune_jobs.evaluation import scored_models
 from edgetune_jobs.evaluation.edge.child_process import CannotRun, OutOfMemory
 from edgetune_jobs.models.inspection import inspect_base
 from edgetune_jobs.models.loading import load_tokenizer
@@ -120,7 +121,7 @@ def test_a_candidate_that_llama_cpp_cannot_score_is_not_chosen(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(evaluate, "score_in_llama_cpp", fail)
+    monkeypatch.setattr(scored_models, "score_in_llama_cpp", fail)
     size = sum(each.stat().st_size for each in inputs["edge-gguf-q8_0"].iterdir())
 
     output = evaluated(inputs, tmp_path, gates={"maxEdgeBytes": str(size)})

@@ -10,6 +10,7 @@ import pytest
 from edgetune_contract.request import ModelScores
 from edgetune_contract.stages import Stage
 from edgetune_jobs.errors import InvalidInput, TrainingDiverged
+from edgetune_jobs.evaluation import scored_models
 from edgetune_jobs.stages import evaluate
 from support.edge_models import set_weight
 from support.stage_context import RecordedProgress, stage_context
@@ -117,7 +118,7 @@ def test_scoring_that_cannot_end_before_the_deadline_ends_after_its_first_batche
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluate, "_BATCH_SIZE", 8)
+    monkeypatch.setattr(scored_models, "_BATCH_SIZE", 8)
     parameters = tiny_parameters(evaluation={"maxNewTokens": 8})
     models = {"base": random_base, "prepared": many_rows, "edge-bnb-int8": random_base}
     progress = RecordedProgress()
