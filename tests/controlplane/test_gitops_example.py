@@ -100,6 +100,8 @@ def test_an_overlay_is_applied_and_published_and_applying_it_again_writes_nothin
 
     assert difference == ""
     assert again["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    # kubectl reads the object twice, and the operator writes its status for the edit.
+    environment.wait(lambda found: found["status"]["observedGeneration"] == 2, "the edit is observed")
     # As an action of Argo CD does: no engine reverts a field that Git does not have.
     assert engine.diff(manifests) == ""
     assert managers(before) == {(manager, "Apply", ""), ("edgetune", "Update", "status")}

@@ -110,6 +110,7 @@ def run_llama_cpp(
     done = subprocess.run(
         [str(_ENVIRONMENT.python()), "-c", _SCRIPT],
         input=json.dumps(request),
+        env={**os.environ, "PYTHONPATH": python_path_with_llama_cpp()},
         capture_output=True,
         text=True,
         check=False,

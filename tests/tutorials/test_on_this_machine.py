@@ -1,5 +1,6 @@
 """The tutorials of a laptop, followed with a tiny model: what a reader types, and what the page says is printed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
-def trained(tickets_base: Path, new_reader: NewReader, tmp_path_factory: pytest.TempPathFactory) -> tuple[Reader, Path]:
+def trained(
+    tickets_base: Path, new_reader: NewReader, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Reader, Path]]:
     """A reader who has followed own-data.md, and a copy of what it left, with which all other tutorials here begin."""
     reader = new_reader(base=tickets_base)
-    reader.follow("own-data.md")
-    saved = tmp_path_factory.mktemp("saved") / "edgetune"
-    reader.save(saved)
-    return reader, saved
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", python_path_with_llama_cpp())  # as after `make demo`
+        reader.follow("own-data.md")
+        saved = tmp_path_factory.mktemp("saved") / "edgetune"
+        reader.save(saved)
+        yield reader, saved
 
 
 @pytest.fixture
@@ -39,7 +44,5 @@ def test_a_tutorial_about_the_trained_model(page: str, reader: Reader) -> None:
     reader.follow(page)
 
 
-def test_choosing_a_format(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", python_path_with_llama_cpp())
-
+def test_choosing_a_format(reader: Reader) -> None:
     reader.follow("formats.md")

@@ -109,7 +109,7 @@ _JOBS: dict[str, tuple[Callable[[Document], object], str]] = {
         VOLUME,
     ),
     "the tracker's credentials in a stage that sends nothing": (
-        changed("metadata/labels/edgetune.dev~stage", "merge"),
+        changed("metadata/labels/edgetune.dev~stage", "prepare"),
         VOLUME,
     ),
     "another Secret as the tracker's credentials": (

@@ -197,8 +197,8 @@ def test_an_invalid_value_is_refused_with_its_path(values: Values, complaint: st
             "/resources/train/limits/nvidia.com~1gpu': maximum: got 65, want 64",
         ),
         (
-            {"resources": {"evaluate": {"limits": {"nvidia.com/gpu": 2}}}},
-            "/resources/evaluate/limits/nvidia.com~1gpu': maximum: got 2, want 1",
+            {"resources": {"merge": {"limits": {"nvidia.com/gpu": 2}}}},
+            "/resources/merge/limits/nvidia.com~1gpu': maximum: got 2, want 1",
         ),
         (
             {"resources": {"train": {"limits": {"nvidia.com/mig-1g.5gb": 2}}}},

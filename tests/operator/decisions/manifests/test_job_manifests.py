@@ -318,10 +318,8 @@ def test_each_namespace_has_a_folder_of_its_own_in_the_cache_of_base_models() ->
     environment = environment_of(manifest)
     assert (mount["mountPath"], mount["subPath"]) == (environment["EDGETUNE_MODEL_CACHE_DIR"], "team-a")
     assert environment["EDGETUNE_MODEL_CACHE_BYTES"] == str(500 * 2**30)
-    assert pod_of(manifest)["volumes"][-1] == {
-        "name": "model-cache",
-        "persistentVolumeClaim": {"claimName": "model-cache"},
-    }
+    (volume,) = (each for each in pod_of(manifest)["volumes"] if each["name"] == "model-cache")
+    assert volume["persistentVolumeClaim"] == {"claimName": "model-cache"}
 
 
 def test_a_stage_that_merges_on_the_fly_reads_the_base_too() -> None:
