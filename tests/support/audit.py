@@ -80,7 +80,7 @@ def _request(event: dict[str, Any]) -> Request | None:
         return None
     subresource = f"/{reference['subresource']}" if "subresource" in reference else ""
     return Request(
-        user=event["user"]["username"],
+        user=event["user"].get("username", ""),
         verb=event["verb"],
         resource=reference["resource"] + subresource,
         name=reference.get("name", ""),
