@@ -313,7 +313,7 @@ def _further_sizes(status: LoraFineTuneStatus) -> Mapping[str, int]:
 def _size_of(model: str, status: LoraFineTuneStatus) -> int | None:
     size = _further_sizes(status).get(model)
     if size is None and status.sizes is not None:
-        return getattr(status.sizes, f"{ADAPTER if model == TUNED else model}_bytes")  # type: ignore[no-any-return]
+        size = getattr(status.sizes, f"{ADAPTER if model == TUNED else model}_bytes")
     return size
 
 

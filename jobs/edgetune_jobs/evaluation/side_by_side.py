@@ -90,9 +90,8 @@ def run_side_by_side(
         while waiting or running:
             while waiting and free:
                 running.append(_start(waiting.pop(0), free.pop(0)))
-            by_connection = {each.connection: each for each in running}
-            for connection in wait(list(by_connection), timeout=_LOOK_SECONDS):
-                each = by_connection[connection]  # type: ignore[index]
+            ready = wait([each.connection for each in running], timeout=_LOOK_SECONDS)
+            for each in [each for each in running if each.connection in ready]:
                 kind, value = _receive(each)
                 if kind == "done":
                     on_done(each.job.name, value)

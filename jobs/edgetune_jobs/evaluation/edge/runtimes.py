@@ -44,8 +44,8 @@ def missing_runtime(edge_format: EdgeFormat) -> str | None:
 
 def missing_runtimes(formats: Sequence[EdgeFormat]) -> tuple[str, ...] | None:
     """Names of the runtimes of formats that could be installed here and are not; None if there are none."""
-    is_missing = any(RUNTIMES.get(each) is Runtime.LLAMA_CPP for each in formats) and not llama_cpp.is_installed()
-    return (Runtime.LLAMA_CPP.value,) if is_missing else None
+    missing = {RUNTIMES[each].value for each in formats if each in RUNTIMES and missing_runtime(each) is not None}
+    return tuple(sorted(missing)) or None
 
 
 def why_not_runnable(edge_format: EdgeFormat) -> str | None:
